@@ -1,0 +1,162 @@
+"""Every error of the library, in one tree.
+
+    TorchParamsError
+    ├── SelectorError (ValueError)
+    │   ├── SelectorSyntaxError      the text is not a selector; knows the column
+    │   └── NoMatch (LookupError)    a part of the selector hits nothing
+    ├── UnknownName (KeyError)       a name that the table does not hold
+    ├── SourceError
+    │   ├── UnsupportedSource (TypeError)   nothing here lists the parameters of such a thing
+    │   ├── FileFormatError (ValueError)    the file is not what its format says
+    │   │   ├── TruncatedFile               it ends before its own description does
+    │   │   ├── TrailingBytes               it goes on after its own description ends
+    │   │   └── SizeMismatch                two statements of one size disagree
+    │   ├── LimitExceeded (ValueError)      legal, and beyond a limit of `torchparams.limits`
+    │   └── NotReadable (ValueError)        listed, but its values cannot be read here
+    ├── MissingDependency (ImportError)     an optional package is needed for this
+    ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
+    ├── WriteError (OSError)                the disk said no; the target is as it was
+    └── MismatchError (ValueError)          two sets of parameters do not fit each other
+
+A message says what is wrong, where, what exists instead, and what to do, in that order and in
+one line: a terminal shows it as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class TorchParamsError(Exception):
+    """The root of the tree.
+
+    Args:
+        what: What is wrong, without a full stop.
+        where: The file, byte offset, tensor or column it is wrong at.
+        exists: What there is instead.
+        hint: What to do.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        exists: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.exists = exists
+        self.hint = hint
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        tail = [part.rstrip(".") for part in (self.exists, self.hint) if part]
+        return ". ".join([head.rstrip("."), *tail]) + ("." if tail else "")
+
+
+class SelectorError(TorchParamsError, ValueError):
+    """A selector that cannot be used."""
+
+
+class SelectorSyntaxError(SelectorError):
+    """The text is not a selector; `column` (from 1) is where it stops being one."""
+
+    def __init__(self, text: str, column: int, expected: str, *, hint: str | None = None) -> None:
+        found = repr(text[column - 1]) if column <= len(text) else "the end"
+        super().__init__(
+            f"expected {expected}, found {found}",
+            where=f"selector {text!r}, column {column}",
+            hint=hint,
+        )
+        self.text, self.column, self.expected = text, column, expected
+        self.add_note(f"    {text}\n    {' ' * (column - 1)}^")
+
+
+class NoMatch(SelectorError, LookupError):
+    """A branch of the selector hits nothing."""
+
+
+class UnknownName(TorchParamsError, KeyError):
+    """A name that the table does not hold."""
+
+    @classmethod
+    def among(cls, name: str, names: Iterable[str], where: str | None = None) -> UnknownName:
+        """The error for `name`, with the nearest of `names`."""
+        known = list(names)
+        near = nearest(name, known)
+        return cls(
+            f"no parameter is named {name!r}",
+            where=where,
+            exists=f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(known)} names",
+        )
+
+    __str__ = TorchParamsError.__str__  # KeyError would print the repr
+
+
+class SourceError(TorchParamsError):
+    """Something whose parameters cannot be listed or read."""
+
+
+class UnsupportedSource(SourceError, TypeError):
+    """Nothing here lists the parameters of such a thing."""
+
+
+class FileFormatError(SourceError, ValueError):
+    """The file is not what its format says."""
+
+
+class TruncatedFile(FileFormatError):
+    """The file ends before its own description does."""
+
+
+class TrailingBytes(FileFormatError):
+    """The file goes on after its own description ends."""
+
+
+class SizeMismatch(FileFormatError):
+    """Two statements of one size disagree."""
+
+
+class LimitExceeded(SourceError, ValueError):
+    """Legal, and beyond a limit of `torchparams.limits`."""
+
+
+class NotReadable(SourceError, ValueError):
+    """A tensor that is listed, but whose values cannot be read here."""
+
+
+class MissingDependency(TorchParamsError, ImportError):
+    """An optional package is needed for this."""
+
+
+class PlanError(TorchParamsError, ValueError):
+    """What is to be written would collide, lose something, or not fit."""
+
+
+class WriteError(TorchParamsError, OSError):
+    """Writing failed; the target is as it was before."""
+
+
+class MismatchError(TorchParamsError, ValueError):
+    """Two sets of parameters do not fit each other."""
+
+
+def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
+    """The `count` names most like `name`, best first; empty when none is like it."""
+    # difflib is quadratic in the length of a name and linear in the count of names; a table of
+    # 50,000 names is narrowed first to those that share a component with what was asked for.
+    if len(names) > 2_000:
+        wanted = set(name.split("."))
+        ranked = sorted(names, key=lambda other: -len(wanted.intersection(other.split("."))))
+        names = ranked[:500]
+    return difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+
+
+def shorten(text: str, width: int = 80) -> str:
+    """`text` in at most `width` characters and on one line, for a message."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,110 @@
+"""What is known of one parameter without reading its values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchparams.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The memory that a tensor is a view of.
+
+    Attributes:
+        key: Equal for tensors that share memory, within one source.
+        offset: Where the tensor starts, in elements.
+        stride: Distance between neighbours along each dimension, in elements.
+        nbytes: Size of the whole storage, in bytes.
+    """
+
+    key: str
+    offset: int
+    stride: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a tensor's bytes lie: `[start, stop)` of `file`.
+
+    For a view, the range is that of the view's first to last byte.
+    """
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """One row of the table: a named parameter, described without its values.
+
+    Attributes:
+        name: The canonical name: of a live model, without the components that wrappers add.
+        shape: Sizes of the dimensions; None for a lazy parameter that has none yet.
+        dtype: The element type; compares equal to torch's spelling, as in `dtype == "bfloat16"`.
+        numel: Count of elements.
+        nbytes: Bytes of the elements, laid out contiguously.
+        device: torch's spelling; `file` for a checkpoint, `meta` for a tensor without values.
+        kind: `parameter`, `buffer`, or `tensor` where the source does not tell them apart.
+        requires_grad: Whether autograd computes its gradient; None where nothing is recorded.
+        module: Qualified class name of the owner; None for files and mappings.
+        raw_name: The name as the source spells it.
+        aliases: Other names of the same tensor.
+        storage: The memory it is a view of; None where every tensor owns its bytes.
+        location: Where its bytes lie in a file; None for live tensors.
+        bases: The owner's class and its base classes, for `[module=…]` and the words `:norm`
+            and `:embedding`.
+
+    >>> import torchparams as tp
+    >>> import numpy as np
+    >>> tp.of({"w": np.zeros((2, 3), np.float32)}).info("w").numel
+    6
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: DType
+    numel: int
+    nbytes: int
+    device: str
+    kind: str
+    requires_grad: bool | None = None
+    module: str | None = None
+    raw_name: str = ""
+    aliases: tuple[str, ...] = ()
+    storage: Storage | None = None
+    location: Location | None = None
+    bases: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def ndim(self) -> int | None:
+        """Count of dimensions; None for a lazy parameter."""
+        return None if self.shape is None else len(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON takes it: the rows of `torchparams ls --json`."""
+        row: dict[str, Any] = {
+            "name": self.name,
+            "shape": None if self.shape is None else list(self.shape),
+            "dtype": str(self.dtype),
+            "numel": self.numel,
+            "nbytes": self.nbytes,
+            "device": self.device,
+            "kind": self.kind,
+            "requires_grad": self.requires_grad,
+            "module": self.module,
+            "raw_name": self.raw_name or self.name,
+            "aliases": list(self.aliases),
+            "storage": None,
+            "location": None,
+        }
+        if self.storage is not None:
+            s = self.storage
+            row["storage"] = {"key": s.key, "offset": s.offset, "stride": list(s.stride), "nbytes": s.nbytes}
+        if self.location is not None:
+            at = self.location
+            row["location"] = {"file": at.file, "start": at.start, "stop": at.stop}
+        return row

@@ -1,0 +1,31 @@
+"""Every limit, in one place: what a file may ask of the reader before it is refused.
+
+A limit guards memory or time against a file that nobody vouches for. Each can be raised by
+assigning to the module's attribute.
+"""
+
+from __future__ import annotations
+
+HEADER_BYTES = 100_000_000
+"""Longest safetensors header, in bytes; the format's own limit."""
+
+INDEX_BYTES = 100_000_000
+"""Longest index of a sharded checkpoint, in bytes."""
+
+PICKLE_BYTES = 256 << 20
+"""Longest `data.pkl` (inflated) or legacy pickle, in bytes."""
+
+PICKLE_OPERATIONS = 50_000_000
+"""Most operations that one pickle may run."""
+
+NESTING = 1_000
+"""Deepest nesting of containers that is listed."""
+
+EXPANDED_ELEMENTS = 1 << 28
+"""Most elements of a view with a zero stride (an expanded tensor) that may be materialised."""
+
+INFLATED_BYTES = 1 << 32
+"""Most bytes that one compressed member of a zip may inflate to."""
+
+ALIASES = 100_000
+"""Most further names that the shared modules of one network may give its tensors."""

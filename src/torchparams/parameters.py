@@ -1,0 +1,358 @@
+"""The table: an ordered mapping of names to tensors, live or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import SelectorError, UnknownName
+from torchparams.info import ParameterInfo
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_bytes,
+    human_count,
+    human_shape,
+    plural,
+    to_html,
+    to_text,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from torchparams.selectors import Explanation, Selector
+    from torchparams.sources.base import Source
+
+ROWS_SHOWN = 40
+"""Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
+
+
+class Parameters(Mapping[str, Any]):
+    """Named parameters of one source: an ordered mapping, name → tensor.
+
+    A table of a live model reads the model anew at every use, and so does a selection of one: it is
+    never stale. Called, a table gives what `nn.Module.parameters()` gives.
+
+    Made by `torchparams.of`; `select`, `|`, `&`, `-` and `~` make smaller ones of the same source.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> params = tp.of({"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)})
+    >>> params.select("**.bias").names
+    ['fc.bias']
+    >>> len(params), params.numel, params.nbytes
+    (2, 8, 32)
+    """
+
+    __slots__ = ("_cache", "_selector", "_source")
+
+    def __init__(self, source: Source, selector: Selector | None = None) -> None:
+        self._source = source
+        self._selector = selector
+        self._cache: Mapping[str, ParameterInfo] | None = None
+
+    # --- the table -------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Source:
+        """Where the parameters live."""
+        return self._source
+
+    @property
+    def selector(self) -> Selector | None:
+        """What chose them from the source; None for all of it."""
+        return self._selector
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the source says of itself beside its tensors."""
+        return self._source.metadata
+
+    @property
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """Every parameter's record, by canonical name, in order."""
+        infos = self._source.infos()
+        if self._selector is None:
+            return infos
+        if self._cache is not None and not self._source.live:
+            return self._cache
+        names = self._selector.names(infos.values())
+        # The order is the source's, whatever the order of the selector's terms.
+        chosen = {name: info for name, info in infos.items() if name in names}
+        if not self._source.live:
+            self._cache = chosen
+        return chosen
+
+    def info(self, name: str) -> ParameterInfo:
+        """The record of the parameter `name`, under any of its spellings.
+
+        Raises:
+            UnknownName: No parameter of this table is named so.
+        """
+        return self.infos[self._name(name)]
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
+
+        A view without a copy where the bytes allow; such a view is read-only or private to this process.
+
+        Raises:
+            UnknownName: No parameter of this table is named so.
+            NotReadable: Its values cannot be had.
+        """
+        return self._source.numpy(self._name(name))
+
+    @property
+    def names(self) -> list[str]:
+        """The canonical names, in order."""
+        return list(self._keys())
+
+    @property
+    def numel(self) -> int:
+        """Count of elements of all parameters together; a tied tensor counts once."""
+        return sum(info.numel for info in self.infos.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters together, each laid out contiguously; a tied tensor counts once."""
+        return sum(info.nbytes for info in self.infos.values())
+
+    # --- a mapping -------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        return self._source.value(self._name(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self._name(name)  # type: ignore[arg-type]  # anything may be asked for
+        except (UnknownName, TypeError):
+            return False
+        return True
+
+    def __call__(self, recurse: bool = True) -> Iterator[Any]:
+        """PyTorch's iterator: the tensors, in the order of `nn.Module.parameters(recurse)`."""
+        for _, tensor in self.named_parameters(recurse=recurse):
+            yield tensor
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Any]]:
+        """Names and tensors, with the meaning of `nn.Module.named_parameters`; names are canonical.
+
+        Args:
+            prefix: Put before every name, with a dot.
+            recurse: Also those of submodules; False gives only the names without a dot.
+            remove_duplicate: A tied tensor once; False gives it under its aliases too.
+        """
+        dot = prefix + "." if prefix else ""
+        chosen = None if self._selector is None else self._keys()
+        for name, tied_to, tensor in self._source.walk(recurse=recurse, remove_duplicate=remove_duplicate):
+            if chosen is None or tied_to in chosen:
+                yield dot + name, tensor
+
+    def _keys(self) -> Mapping[str, Any]:
+        """Something with the names as its keys, the cheapest there is."""
+        return self._source.keys() if self._selector is None else self.infos
+
+    def _name(self, name: str) -> str:
+        keys = self._keys()
+        if name in keys:
+            return name
+        if not isinstance(name, str):
+            raise TypeError(f"a parameter's name is a str, not {type(name).__name__}: {name!r}")
+        try:
+            canonical = self._source.resolve(name)
+        except UnknownName:
+            raise UnknownName.among(name, keys, self._source.label) from None
+        if canonical not in keys:
+            raise UnknownName(
+                f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
+            )
+        return canonical
+
+    # --- selections ------------------------------------------------------------------------
+
+    def select(self, selector: object, *, strict: bool = True) -> Parameters:
+        """The parameters that `selector` hits, as a table of the same source.
+
+        Args:
+            selector: Text in the selector language, a `Selector`, or a callable on `ParameterInfo`.
+            strict: Refuse a selector of which any union branch hits nothing.
+
+        Raises:
+            SelectorSyntaxError: The text is not a selector.
+            NoMatch: A branch hits nothing.
+        """
+        from torchparams.selectors import Selector
+
+        chosen = Selector.of(selector)
+        if strict:
+            chosen.names(self.infos.values(), strict=True, where=self._source.label)
+        return Parameters(self._source, chosen if self._selector is None else self._selector & chosen)
+
+    def explain(self, selector: object) -> Explanation:
+        """Which term of `selector` hits which parameter, and how many each; it prints as a table."""
+        from torchparams.selectors import Selector
+
+        return Selector.of(selector).explain(self.infos.values())
+
+    def filter(self, keep: Callable[[ParameterInfo], bool]) -> Parameters:
+        """The parameters whose record `keep` accepts."""
+        return self.select(keep, strict=False)
+
+    def _combine(self, other: object, how: Callable[[Selector, Selector], Selector]) -> Parameters:
+        from torchparams.selectors import Selector
+
+        if not isinstance(other, Parameters):
+            return NotImplemented
+        if other._source is not self._source:
+            raise SelectorError(
+                "these are selections of two sources",
+                where=f"{self._source.label} and {other._source.label}",
+                hint="combine selections that were made from one table; compare two sources with torchparams.diff",
+            )
+        everything = Selector.everything()
+        return Parameters(self._source, how(self._selector or everything, other._selector or everything))
+
+    # Mapping has no set operators on itself (its views have), so nothing is overridden here.
+    def __or__(self, other: object) -> Parameters:
+        return self._combine(other, lambda a, b: a | b)
+
+    def __and__(self, other: object) -> Parameters:
+        return self._combine(other, lambda a, b: a & b)
+
+    def __sub__(self, other: object) -> Parameters:
+        return self._combine(other, lambda a, b: a & ~b)
+
+    def __invert__(self) -> Parameters:
+        from torchparams.selectors import Selector
+
+        return Parameters(self._source, ~(self._selector or Selector.everything()))
+
+    # Two tables are equal when they are the same view of the same source: comparing values is `diff`.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Parameters):
+            return NotImplemented
+        return self._source is other._source and self._selector == other._selector
+
+    def __hash__(self) -> int:
+        return hash((id(self._source), self._selector))
+
+    # --- print -----------------------------------------------------------------------------
+
+    def report(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Report:
+        """The table as a report: what printing shows.
+
+        Args:
+            limit: Most rows to show; None for all.
+            sort: A column to order by (`name`, `numel`, `nbytes`, `dtype`, `shape`), `-` before it for descending;
+                None for the source's order.
+        """
+        infos = list(self.infos.values())
+        return Report(
+            (
+                Text(f"{self._source.label} ({self._source.format})", "title"),
+                table_of(sort_infos(infos, sort), limit),
+                Text(total_of(infos), "dim"),
+            )
+        )
+
+    def __repr__(self) -> str:
+        try:
+            return to_text(self.report())
+        except Exception as error:  # a repr never raises: a debugger may show a half-built model
+            return f"<Parameters of {self._source.label}: {type(error).__name__}: {error}>"
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def sort_infos(infos: list[ParameterInfo], by: str | None) -> list[ParameterInfo]:
+    """`infos` in the order of one of their attributes, descending with `-` before its name."""
+    if by is None:
+        return infos
+    key = by.removeprefix("-")
+    if key not in SORT_KEYS:
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
+    return sorted(infos, key=SORT_KEYS[key], reverse=by.startswith("-"))
+
+
+SORT_KEYS: dict[str, Callable[[ParameterInfo], Any]] = {
+    "name": lambda info: info.name,
+    "numel": lambda info: info.numel,
+    "nbytes": lambda info: info.nbytes,
+    "dtype": lambda info: str(info.dtype),
+    "shape": lambda info: info.shape or (),
+    "module": lambda info: info.module or "",
+}
+
+
+def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
+    """Rows for `infos`; columns that say nothing of any of them are left out."""
+    live = any(info.requires_grad is not None for info in infos)
+    modules = any(info.module is not None for info in infos)
+    kinds = len({info.kind for info in infos}) > 1
+    columns = [
+        Column("name", style="name", shrink=True),
+        Column("shape"),
+        Column("dtype", style="dtype"),
+        Column("numel", right=True, style="number"),
+        Column("size", right=True),
+        *([Column("kind")] if kinds else []),
+        *([Column("trainable")] if live else []),
+        *([Column("module", style="dim", shrink=True)] if modules else []),
+    ]
+
+    def row(info: ParameterInfo) -> Row:
+        tied = f" = {', '.join(info.aliases)}" if info.aliases else ""
+        trainable = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}[info.requires_grad]
+        return Row(
+            (
+                info.name + tied,
+                human_shape(info.shape),
+                str(info.dtype),
+                f"{info.numel:,}",
+                human_bytes(info.nbytes),
+                *([info.kind] if kinds else []),
+                *([trainable] if live else []),
+                *([(info.module or "").rpartition(".")[2]] if modules else []),
+            )
+        )
+
+    # Rows that will not be shown are not made: a table of 100,000 parameters prints at once.
+    if limit is None or len(infos) <= limit:
+        return Table(tuple(columns), tuple(map(row, infos)))
+    head = (limit + 1) // 2
+    shown = [*map(row, infos[:head]), *map(row, infos[len(infos) - (limit - head) :])]
+    gap = cut(range(len(infos)), limit, "parameters")[head]  # type: ignore[arg-type]  # only its count is used
+    return Table(tuple(columns), (*shown[:head], gap, *shown[head:]))
+
+
+def total_of(infos: list[ParameterInfo]) -> str:
+    """The line under a table: tensors, parameters, bytes, trainable share."""
+    numel = sum(info.numel for info in infos)
+    parts = [
+        plural(len(infos), "tensor"),
+        f"{human_count(numel)} parameters" if numel >= 1000 else plural(numel, "parameter"),
+        human_bytes(sum(info.nbytes for info in infos)),
+    ]
+    counted = [info for info in infos if info.requires_grad is not None]
+    if counted:
+        trainable = sum(info.numel for info in counted if info.requires_grad)
+        parts.append(f"{trainable / numel:.1%} trainable" if numel else "nothing trainable")
+    tied = sum(len(info.aliases) for info in infos)
+    if tied:
+        parts.append(plural(tied, "tied name"))
+    return " · ".join(parts)

@@ -1,0 +1,1 @@
+"""Sources: each lists named parameters and reads their values."""

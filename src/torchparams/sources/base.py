@@ -1,0 +1,303 @@
+"""What a source is, which file formats there are, and how the right one is found.
+
+A **source** lists named parameters and reads their values. To add a file format, write one module
+beside this one with a `Source` in it and add a row to `FORMATS`; its tests subclass
+`torchparams.testing.SourceTests`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
+from torchparams.info import Location, ParameterInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class Source(ABC):
+    """Named parameters, wherever they live.
+
+    A source never reads a value to list, and never reads one tensor to give another. Its methods
+    may be called from several threads at once.
+
+    Attributes:
+        label: What tables and messages call it: a path as the user wrote it, or a class name.
+        format: The kind of source: `module`, `mapping`, or a file format's name.
+        live: Whether the next listing may differ from this one.
+    """
+
+    label: str
+    format: str
+    live: bool = False
+
+    @abstractmethod
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """Canonical name → record, in the source's own order.
+
+        A source that is not live gives the same mapping every time. The mapping may build its
+        records as they are asked for; its length and names cost nothing.
+        """
+
+    def keys(self) -> Mapping[str, Any]:
+        """A mapping whose keys are the canonical names, in order; cheaper than `infos` where that is not free."""
+        return self.infos()
+
+    def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
+        """Name, canonical name and value of every parameter, with the meaning of `nn.Module.named_parameters`.
+
+        The two names differ for aliases, which are given only without `remove_duplicate`.
+        """
+        for name, info in self.infos().items():
+            for given in (name, *(() if remove_duplicate else info.aliases)):
+                if recurse or "." not in given:
+                    yield given, name, self.value(name)
+
+    @abstractmethod
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The values of the tensor with the canonical name `name`, in its own shape.
+
+        A view of the bytes where they lie whenever that is possible (then it is read-only or
+        private: writing to it never changes a file), else an array of its own. Types that numpy
+        lacks come as ml_dtypes' types, sub-byte types unpacked to an element a byte.
+
+        Raises:
+            NotReadable: The values cannot be had: a meta tensor, an opaque type.
+            LimitExceeded: They are larger than a limit allows.
+        """
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The values as a torch tensor, without a copy where possible."""
+        from torchparams.sources._totorch import from_numpy
+
+        info = self.infos()[name]
+        return from_numpy(self.numpy(name), info)
+
+    def value(self, name: str) -> Any:
+        """What `params[name]` gives: the tensor itself where there is one, else one that is read."""
+        return self.tensor(name)
+
+    def span(self, name: str) -> Location | None:
+        """The byte range that holds exactly this tensor's elements, or None.
+
+        In it they lie in C order, contiguous, little-endian, uncompressed: such a range can be
+        scanned in blocks, compared and copied from file to file without knowing the tensor.
+        """
+        return None
+
+    def resolve(self, name: str) -> str:
+        """The canonical name for any spelling of it: canonical, raw, or an alias.
+
+        Raises:
+            UnknownName: The source has no such parameter.
+        """
+        infos = self.infos()
+        if name in infos:
+            return name
+        for info in infos.values():
+            if name == info.raw_name or name in info.aliases:
+                return info.name
+        raise UnknownName.among(name, infos, self.label)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the source says of itself beside its tensors: safetensors' `__metadata__`, a checkpoint's other entries."""
+        return NO_METADATA
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it is read from, none for a source in memory."""
+        return ()
+
+    def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
+        """Path, size and modification time (ns) of every file: equal while nobody has written to them."""
+        stats = ((path, os.stat(path)) for path in self.files)
+        return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+    def close(self) -> None:
+        """Let go of open files. Arrays that were given out stay valid."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A file format: how it is recognised and who reads it.
+
+    Attributes:
+        name: What messages call it.
+        suffixes: How its files usually end; only for messages, never for recognition.
+        sniff: Whether a file with this head (its first 512 bytes) and this size is one.
+        opener: `module:callable` of `(path: str, inner: str | None) -> Source`, imported when it is needed;
+            `inner` is the text after `#` in the target.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[bytes, int], bool]
+    opener: str
+
+    def open(self, path: str, inner: str | None) -> Source:
+        """The source that reads `path`."""
+        module, _, attribute = self.opener.partition(":")
+        source: Source = getattr(importlib.import_module(module), attribute)(path, inner)
+        return source
+
+
+def _is_legacy(head: bytes, size: int) -> bool:
+    # A legacy file starts with the pickle of torch's magic number: PROTO n, LONG1 of 10 bytes.
+    return head[:1] == b"\x80" and b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head[:32]
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    # Eight bytes of header length, then JSON, which may start with white space. A length beyond
+    # the file or the limit is still this format's: its reader says what is wrong with it.
+    return head[8:].lstrip(b" \t\r\n")[:1] == b"{"
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "torch zip",
+        (".pt", ".pth", ".bin", ".ckpt"),
+        lambda head, size: head[:4] in (b"PK\x03\x04", b"PK\x05\x06"),
+        "torchparams.sources._torchzip:open_torch_zip",
+    ),
+    Format(
+        "torch legacy",
+        (".pt", ".pth", ".bin"),
+        _is_legacy,
+        "torchparams.sources._legacy:open_legacy",
+    ),
+    Format(
+        "torch tar",
+        (".pt", ".tar"),
+        lambda head, size: head[257:262] == b"ustar" or head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages"),
+        "torchparams.sources._legacy:refuse_tar",
+    ),
+    Format(
+        "pickle",
+        (".pkl", ".pt"),
+        lambda head, size: head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"),
+        "torchparams.sources._legacy:open_plain_pickle",
+    ),
+    Format(
+        "sharded index",
+        (".index.json",),
+        lambda head, size: head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{",
+        "torchparams.sources._sharded:open_index",
+    ),
+    Format(
+        "safetensors",
+        (".safetensors",),
+        _is_safetensors,
+        "torchparams.sources._safetensors:open_safetensors",
+    ),
+)
+
+
+def open_source(x: object, *, buffers: bool = False) -> Source:
+    """The source for anything that has parameters.
+
+    Args:
+        x: A live `nn.Module`, a mapping of names to tensors or arrays, a `Source`, or a path:
+            a file, a directory of shards, or either with `#inner` for a mapping inside it.
+        buffers: List a live model's buffers too.
+
+    Raises:
+        UnsupportedSource: Nothing here lists the parameters of such a thing.
+        FileFormatError: The file is of no known format, or breaks the rules of its own.
+    """
+    if isinstance(x, Source):
+        return x
+    if isinstance(x, str | os.PathLike):
+        return open_path(os.fspath(x))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.nn.Module):
+        from torchparams.sources._module import ModuleSource
+
+        return ModuleSource(x, buffers=buffers)
+    if isinstance(x, Mapping):
+        from torchparams.sources._mapping import MappingSource
+
+        return MappingSource(x)
+    raise UnsupportedSource(
+        f"a {type(x).__module__}.{type(x).__qualname__} has no parameters to list",
+        exists="a source is an nn.Module, a mapping of tensors, or the path of a checkpoint",
+        hint=_unsupported_hint(x),
+    )
+
+
+def _unsupported_hint(x: object) -> str | None:
+    if callable(x) and getattr(x, "__name__", "") in ("parameters", "named_parameters"):
+        return "pass the model itself"
+    if hasattr(x, "state_dict"):
+        return "pass its state_dict()"
+    if isinstance(x, list | tuple) or hasattr(x, "__next__"):
+        return "a list of tensors has no names: pass the model, or dict(model.named_parameters())"
+    return None
+
+
+def open_path(target: str) -> Source:
+    """The source that reads the file or directory `target`, which may end in `#inner`."""
+    path, inner = split_target(target)
+    if os.path.isdir(path):
+        from torchparams.sources._sharded import open_directory
+
+        return open_directory(path, inner)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise SourceError("no such file or directory", where=path, hint=_neighbours(path)) from None
+    except OSError as error:
+        raise SourceError(error.strerror or str(error), where=path) from None
+    if size == 0:
+        raise FileFormatError("the file is empty", where=path)
+    for fmt in FORMATS:
+        if fmt.sniff(head, size):
+            return fmt.open(path, inner)
+    # Too damaged to be recognised, or none of ours: the format that its name claims says what is wrong.
+    for fmt in FORMATS:
+        if path.endswith(fmt.suffixes):
+            return fmt.open(path, inner)
+    raise FileFormatError(
+        f"not a checkpoint that is known here: it starts with {head[:8]!r}",
+        where=path,
+        exists="known are " + ", ".join(fmt.name for fmt in FORMATS if fmt.name != "torch tar"),
+    )
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """A target's path and the text after `#`; a file whose own name holds `#` is found first."""
+    if "#" not in target or os.path.exists(target):
+        return target, None
+    path, _, inner = target.rpartition("#")
+    while "#" in path and not os.path.exists(path):
+        path, _, more = path.rpartition("#")
+        inner = f"{more}#{inner}"
+    return path, inner
+
+
+def _neighbours(path: str) -> str | None:
+    from torchparams.errors import nearest
+
+    folder, name = os.path.split(path)
+    try:
+        there = sorted(os.listdir(folder or "."))
+    except OSError:
+        return f"the directory {folder} does not exist either"
+    near = nearest(name, there)
+    if not near:
+        return None
+    return "did you mean " + " or ".join(os.path.join(folder, n) for n in near) + "?"
