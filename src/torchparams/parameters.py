@@ -279,6 +279,31 @@ class Parameters(Mapping[str, Any]):
         return to_html(self.report())
 
 
+def of(x: object, *, buffers: bool = False) -> Parameters:
+    """The table of anything that has parameters.
+
+    Args:
+        x: A live `nn.Module`; a mapping of names to tensors or arrays; the path of a checkpoint (safetensors,
+            torch zip, torch legacy), of a directory of shards or of its index; a path with `#inner` for a mapping
+            nested in a checkpoint; a `Source`; a `Parameters`, which is given back.
+        buffers: List the buffers of a live model too. Other sources list everything they hold.
+
+    Raises:
+        UnsupportedSource: `x` is none of these.
+        SourceError: The file cannot be read, or is not what its format says.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> tp.of({"w": np.zeros(3)}).info("w").dtype
+    'float64'
+    """
+    if isinstance(x, Parameters):
+        return x
+    from torchparams.sources.base import open_source
+
+    return Parameters(open_source(x, buffers=buffers))
+
+
 def sort_infos(infos: list[ParameterInfo], by: str | None) -> list[ParameterInfo]:
     """`infos` in the order of one of their attributes, descending with `-` before its name."""
     if by is None:

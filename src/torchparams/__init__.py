@@ -1,0 +1,65 @@
+"""The parameter system for PyTorch networks.
+
+One table of named parameters, whether the network is an `nn.Module` in memory or a checkpoint on disk:
+
+>>> import numpy as np
+>>> import torchparams as tp
+>>> params = tp.of({"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)})
+>>> params.info("fc.weight").shape
+(2, 3)
+>>> params.select("**.bias").names
+['fc.bias']
+
+Every public name is imported from its module when it is first used: `import torchparams` costs
+next to nothing, and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchparams import errors as errors
+    from torchparams import limits as limits
+    from torchparams import testing as testing
+    from torchparams.dtypes import DType as DType
+    from torchparams.errors import TorchParamsError as TorchParamsError
+    from torchparams.info import ParameterInfo as ParameterInfo
+    from torchparams.module import Module as Module
+    from torchparams.parameters import Parameters as Parameters
+    from torchparams.parameters import of as of
+    from torchparams.selectors import Selector as Selector
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DType": "torchparams.dtypes",
+    "Module": "torchparams.module",
+    "ParameterInfo": "torchparams.info",
+    "Parameters": "torchparams.parameters",
+    "Selector": "torchparams.selectors",
+    "TorchParamsError": "torchparams.errors",
+    "of": "torchparams.parameters",
+}
+_MODULES = ("errors", "limits", "testing")
+
+__all__ = [  # noqa: PLE0604, RUF022  # built from the table above, which a test holds against the imports
+    *_HOMES,
+    *_MODULES,
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
