@@ -1,0 +1,695 @@
+"""Conformance suites for those who add a source or an engine, and the references they are held against.
+
+This is the one module that imports pytest. A source's tests subclass `SourceTests`, say in data what the
+source can hold, and write one method that makes a source from arrays; everything that
+`torchparams.sources.base.Source` promises is then tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import struct
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import torchparams as tp
+from torchparams.dtypes import ALL, DType
+from torchparams.errors import NotReadable, TorchParamsError, UnknownName
+from torchparams.info import ParameterInfo
+from torchparams.sources.base import NO_METADATA, Source
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, Any]
+
+NUMPY_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name)
+"""Every element type that numpy or ml_dtypes has."""
+
+TORCH_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name and dtype.torch_name)
+"""Every element type that both numpy (or ml_dtypes) and torch have."""
+
+SAFETENSORS_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.code)
+"""Every element type of the safetensors format."""
+
+_BIG = 1 << 20  # bytes of a tensor that may not be read by accident
+_SLACK = 1 << 18  # bytes that listing, reading something small, or printing may read or allocate
+
+
+class MemorySource(Source):
+    """Arrays in memory: the simplest source there is, and the reference for the others.
+
+    Args:
+        tensors: Name → array. An array that stands under several names is one entry with aliases.
+        metadata: What `metadata` gives.
+        label: What tables and messages call it.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> from torchparams.testing import MemorySource
+    >>> tp.of(MemorySource({"w": np.ones((2, 3), np.float32)})).numel
+    6
+    """
+
+    format = "memory"
+
+    def __init__(
+        self, tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, label: str = "memory"
+    ) -> None:
+        self.label = label
+        self._metadata = NO_METADATA if metadata is None else MappingProxyType(dict(metadata))
+        self._arrays: dict[str, Array] = {}
+        names: dict[int, list[str]] = {}
+        for name, array in tensors.items():
+            names.setdefault(id(array), []).append(name)
+        infos: dict[str, ParameterInfo] = {}
+        for first, *others in names.values():
+            array = tensors[first]
+            dtype = DType.of(array.dtype)
+            self._arrays[first] = array.view()
+            self._arrays[first].flags.writeable = False
+            infos[first] = ParameterInfo(
+                name=first,
+                shape=array.shape,
+                dtype=dtype,
+                numel=array.size,
+                nbytes=dtype.nbytes(array.size),
+                device="cpu",
+                kind="tensor",
+                raw_name=first,
+                aliases=tuple(others),
+            )
+        self._infos = MappingProxyType(infos)
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """The records, in the order of the mapping."""
+        return self._infos
+
+    def numpy(self, name: str) -> Array:
+        """The array itself, as a read-only view."""
+        return self._arrays[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor with a copy of the values."""
+        return to_torch(self._arrays[name])
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the source was made with."""
+        return self._metadata
+
+
+class SourceTests:
+    """The contract of `torchparams.sources.base.Source`, as tests.
+
+    Subclass it in a test module under a name that starts with `Test`, write `make`, and set the attributes that
+    differ. Nothing here may be turned off; an attribute says what the source can hold, and both answers are tested.
+
+    Attributes:
+        dtypes: The element types that it holds, in torch's spelling.
+        torch_dtypes: Those that `Source.tensor` gives.
+        names: Names that it can hold, besides plain ones.
+        order: Whether the listing has the order of the mapping that the source was made from; if not, only the
+            set of the names is compared.
+        ties: Whether one array under two names is one entry with an alias. If not, it is two entries.
+        strides: Whether the record's `storage` keeps an array's strides and the memory it shares.
+        spans: Whether `span` knows the bytes of a contiguous tensor.
+        metadata: Whether `make` can store metadata, texts under names.
+        kind, device, requires_grad: What the records say.
+
+    >>> from torchparams.testing import MemorySource, SourceTests
+    >>> class TestMemory(SourceTests):
+    ...     ties = metadata = True
+    ...     device = "cpu"
+    ...
+    ...     def make(self, folder, tensors, metadata=None):
+    ...         return MemorySource(tensors, metadata)
+    """
+
+    dtypes: tuple[str, ...] = NUMPY_DTYPES
+    torch_dtypes: tuple[str, ...] = TORCH_DTYPES
+    names: tuple[str, ...] = ("", ".", "a..b", "a b", "a/b", "#a", "ü", "重み", "a\nb", 'a"b\\', "module.a", "*", "0")
+    order: bool = True
+    ties: bool = False
+    strides: bool = False
+    spans: bool = False
+    metadata: bool = False
+    kind: str = "tensor"
+    device: str = "file"
+    requires_grad: bool | None = None
+
+    def make(self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Source:
+        """A source of `tensors`, in their order.
+
+        Args:
+            folder: An empty directory for files.
+            tensors: Name → array; ml_dtypes' types where numpy has none. An array may be strided, and may stand
+                under two names. `to_torch` makes the torch tensor for one.
+            metadata: Texts to store beside the tensors; given only where the attribute `metadata` is set.
+        """
+        raise NotImplementedError
+
+    # A class may take part in parametrisation; an attribute of a subclass can be used in no other way.
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run the tests that ask for a dtype or a name once for each that the source holds."""
+        for argument, values in (("dtype", self.dtypes), ("torch_dtype", self.torch_dtypes), ("odd_name", self.names)):
+            if argument in metafunc.fixturenames:
+                metafunc.parametrize(argument, values, ids=[ascii(value) for value in values])
+
+    # --- listing ---------------------------------------------------------------------------
+
+    def test_names_and_order(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        assert set(source.infos()) == set(tensors)
+        assert list(source.keys()) == list(source.infos())
+        if self.order:
+            assert list(source.infos()) == list(tensors)
+
+    def test_records_agree_with_the_arrays(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        for name, info in source.infos().items():
+            array = tensors[name]
+            assert isinstance(info, ParameterInfo)
+            assert (info.name, info.raw_name or name) == (name, name)
+            assert info.shape == array.shape
+            assert all(type(size) is int for size in info.shape)
+            assert info.ndim == array.ndim
+            assert type(info.dtype) is DType
+            assert info.dtype == DType.of(array.dtype)
+            assert (info.numel, info.nbytes) == (array.size, array.nbytes)
+            assert (info.kind, info.device, info.requires_grad) == (self.kind, self.device, self.requires_grad)
+            assert info.aliases == ()
+            assert hash(info) == hash(dataclasses.replace(info))
+            assert info == dataclasses.replace(info)
+            json.dumps(info.to_json())
+
+    def test_records_are_frozen(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, _few())
+        for info in source.infos().values():
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                info.name = "other"  # type: ignore[misc]  # this is what is tested
+
+    def test_records_know_the_dtype(self, tmp_path: Path, dtype: str) -> None:
+        array = sample(dtype, (4, 2))
+        info = self.make(tmp_path, {"a": array}).infos()["a"]
+        assert info.dtype == dtype
+        assert info.nbytes == 8 * DType.of(dtype).bits // 8
+
+    def test_a_table_of_nothing(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, {})
+        assert len(source.infos()) == 0
+        assert list(source.walk()) == []
+        assert len(tp.of(source)) == tp.of(source).numel == 0
+
+    def test_listing_again(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, _few())
+        assert dict(source.infos()) == dict(source.infos())
+        if not source.live:
+            assert source.infos() is source.infos()
+
+    def test_any_name(self, tmp_path: Path, odd_name: str) -> None:
+        arrays = {odd_name: sample("float32", (2, 3), 1), "other": sample("float32", (3,), 2)}
+        source = self.make(tmp_path, arrays)
+        assert set(source.infos()) == set(arrays)
+        assert source.infos()[odd_name].name == odd_name
+        assert source.resolve(odd_name) == odd_name
+        assert_identical(source.numpy(odd_name), arrays[odd_name])
+        repr(tp.of(source))
+
+    def test_metadata(self, tmp_path: Path) -> None:
+        if self.metadata:
+            stored = {"format": "pt", "note": "ü\n", "": ""}
+            assert dict(self.make(tmp_path, _few(), stored).metadata) == stored
+        else:
+            assert isinstance(self.make(tmp_path, _few()).metadata, Mapping)
+
+    # --- values ----------------------------------------------------------------------------
+
+    def test_values(self, tmp_path: Path, dtype: str) -> None:
+        bits = DType.of(dtype).bits
+        shapes: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (8,), (3, 5), (4, 2, 1), (0,), (2, 0, 3), (16, 9))
+        # A file pads nothing: elements of less than a byte come in numbers that fill whole ones.
+        fit = [shape for shape in shapes if math.prod(shape) * bits % 8 == 0]
+        tensors = {f"t{i}": sample(dtype, shape, i) for i, shape in enumerate(fit)}
+        source = self.make(tmp_path, tensors)
+        for name, array in tensors.items():
+            assert_identical(source.numpy(name), array, f"{dtype} {array.shape}")
+
+    def test_not_a_number_and_infinity(self, tmp_path: Path) -> None:
+        bits = np.array([0x7FC00000, 0xFFC00001, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 1], np.uint32)
+        source = self.make(tmp_path, {"a": bits.view(np.float32)})
+        assert source.numpy("a").view(np.uint32).tolist() == bits.tolist()
+
+    def test_tensors(self, tmp_path: Path, torch_dtype: str) -> None:
+        import torch
+
+        tensors = {"scalar": sample(torch_dtype, ()), "matrix": sample(torch_dtype, (5, 3)), "none": sample(torch_dtype, (0, 2))}
+        source = self.make(tmp_path, tensors)
+        for name, array in tensors.items():
+            tensor = source.tensor(name)
+            assert isinstance(tensor, torch.Tensor)
+            assert str(tensor.dtype) == f"torch.{torch_dtype}"
+            assert tuple(tensor.shape) == array.shape
+            assert _torch_bytes(tensor) == array.tobytes()
+
+    def test_dtypes_that_torch_lacks(self, tmp_path: Path) -> None:
+        for dtype in (DType.of(dtype) for dtype in self.dtypes):
+            if dtype.torch_name is None:
+                (tmp_path / dtype).mkdir()
+                source = self.make(tmp_path / dtype, {"a": sample(dtype, (8,))})
+                with pytest.raises(NotReadable, match=dtype):
+                    source.tensor("a")
+
+    def test_walking(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        walked = [(name, canonical) for name, canonical, _ in source.walk()]
+        assert walked == [(name, name) for name in source.infos()]
+        flat = [name for name, _, _ in source.walk(recurse=False)]
+        assert flat == [name for name in source.infos() if "." not in name]
+        for name, _, value in source.walk():
+            assert tuple(value.shape) == tensors[name].shape
+
+    def test_arrays_in_any_layout(self, tmp_path: Path) -> None:
+        base = sample("float32", (6, 8))
+        tensors = {
+            "transposed": base.T,
+            "rows": base[::2],
+            "columns": base[:, 3],
+            "part": base[1:3, 2:7],
+            "fortran": np.asfortranarray(sample("int16", (3, 4), 1)),
+            "expanded": np.broadcast_to(sample("float64", (1, 3), 2), (4, 3)),
+        }
+        source = self.make(tmp_path, tensors)
+        for name, array in tensors.items():
+            assert_identical(source.numpy(name), array, name)
+            assert source.infos()[name].nbytes == array.nbytes
+            storage = source.infos()[name].storage
+            if self.strides:
+                assert storage is not None, name
+                assert storage.stride == tuple(step // array.itemsize for step in array.strides), name
+            span = source.span(name)
+            if span is not None:
+                assert span.stop - span.start == array.nbytes, name
+
+    def test_a_big_tensor(self, tmp_path: Path) -> None:
+        big = sample("float32", (1 << 10, 1 << 9))
+        source = self.make(tmp_path, {"before": sample("int64", (3,)), "big": big, "after": sample("int64", (3,))})
+        assert_identical(source.numpy("big"), big)
+
+    def test_one_array_under_two_names(self, tmp_path: Path) -> None:
+        array = sample("float32", (4, 3))
+        equal = array.copy()
+        source = self.make(tmp_path, {"a.w": array, "other": equal, "b.w": array})
+        params = tp.of(source)
+        assert_identical(source.numpy("a.w"), array)
+        if not self.ties:
+            assert set(source.infos()) == {"a.w", "other", "b.w"}
+            assert_identical(source.numpy("b.w"), array)
+            assert params.numel == 36
+            return
+        assert list(source.infos()) == ["a.w", "other"]
+        assert source.infos()["a.w"].aliases == ("b.w",)
+        assert source.infos()["other"].aliases == ()
+        assert source.resolve("b.w") == "a.w"
+        assert params.numel == 24
+        assert "b.w" in params
+        assert params.info("b.w") is params.info("a.w") or params.info("b.w") == params.info("a.w")
+        assert_identical(params.numpy("b.w"), array)
+        given = [(name, canonical) for name, canonical, _ in source.walk(remove_duplicate=False)]
+        assert sorted(given) == [("a.w", "a.w"), ("b.w", "a.w"), ("other", "other")]
+
+    # --- reading no more than was asked for --------------------------------------------------
+
+    def test_listing_reads_no_values(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, _big_between())
+        with _limited(_SLACK):
+            assert len(source.infos()) == 3
+            repr(tp.of(source))
+            tp.of(source)._repr_html_()
+            assert tp.of(source).numel > 0
+
+    def test_printing_never_asks_for_values(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = self.make(tmp_path, _few())
+
+        def never(*args: object) -> Any:
+            raise AssertionError("a value was asked for")
+
+        for method in ("numpy", "tensor", "value"):
+            monkeypatch.setattr(type(source), method, never)
+        assert "Error" not in repr(tp.of(source))
+        assert "<table>" in tp.of(source)._repr_html_()
+
+    def test_reading_one_tensor_reads_no_other(self, tmp_path: Path) -> None:
+        tensors = _big_between()
+        source = self.make(tmp_path, tensors)
+        source.infos()
+        with _limited(_SLACK):
+            values = source.numpy("small")
+        assert_identical(values, tensors["small"])
+        with _limited(_SLACK):
+            tensor = source.value("small")
+        assert tuple(tensor.shape) == tensors["small"].shape
+
+    # --- names that are not there ------------------------------------------------------------
+
+    def test_unknown_names(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, {"encoder.weight": sample("float32", (2,)), "head": sample("float32", (2,))})
+        assert source.resolve("head") == "head"
+        with pytest.raises(UnknownName) as caught:
+            source.resolve("encoder.wieght")
+        assert str(caught.value) == (
+            f"{source.label}: no parameter is named 'encoder.wieght'. did you mean 'encoder.weight'?."
+        ) or "did you mean 'encoder.weight'?" in str(caught.value)
+        assert str(caught.value).startswith(source.label)
+        with pytest.raises(UnknownName, match="there are 2 names"):
+            source.resolve("zzzzzzzz")
+        with pytest.raises(KeyError):
+            tp.of(source)["zzzzzzzz"]
+
+    # --- files -------------------------------------------------------------------------------
+
+    def test_spans(self, tmp_path: Path, dtype: str) -> None:
+        tensors = {"a": sample(dtype, (8,), 1), "b": sample(dtype, (4, 6), 2), "none": sample(dtype, (0, 3), 3)}
+        source = self.make(tmp_path, tensors)
+        for name, array in tensors.items():
+            span = source.span(name)
+            if self.spans:
+                assert span is not None
+            if span is None:
+                continue
+            assert span.file in source.files
+            assert span.stop - span.start == source.infos()[name].nbytes
+            with open(span.file, "rb") as file:
+                file.seek(span.start)
+                stored = file.read(span.stop - span.start)
+            assert stored == element_bytes(array)
+            location = source.infos()[name].location
+            assert location is not None
+            assert location.file == span.file
+            assert location.start <= span.start <= span.stop <= location.stop
+
+    def test_locations(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, _few())
+        for info in source.infos().values():
+            if info.location is not None:
+                assert info.location.file in source.files
+                assert 0 <= info.location.start <= info.location.stop <= os.path.getsize(info.location.file)
+
+    def test_fingerprint(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, _few())
+        before = source.fingerprint()
+        assert before == source.fingerprint()
+        assert [path for path, _, _ in before] == list(source.files)
+        for path in source.files:
+            before = source.fingerprint()
+            with open(path, "ab") as file:
+                file.write(b"\0")
+            assert source.fingerprint() != before
+            before = source.fingerprint()
+            stat = os.stat(path)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+            assert source.fingerprint() != before
+
+    def test_writing_to_values_changes_no_file(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        if not source.files:
+            return
+        contents = [Path(path).read_bytes() for path in source.files]
+        for name in source.infos():
+            values = source.numpy(name)
+            if values.flags.writeable and values.size:
+                values.view(np.uint8)[...] = 1
+            tensor = source.tensor(name)
+            if tensor.numel():
+                tensor.zero_()
+        assert [Path(path).read_bytes() for path in source.files] == contents
+        for name, array in tensors.items():
+            assert_identical(source.numpy(name), array, "reading again gives what the file holds")
+            assert _torch_bytes(source.tensor(name)) == array.tobytes()
+
+    def test_closing(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        values = {name: source.numpy(name) for name in source.infos()}
+        source.close()
+        source.close()
+        for name, array in values.items():
+            assert_identical(array, tensors[name])
+        assert set(source.infos()) == set(tensors)
+        for name in tensors:
+            try:
+                again = source.numpy(name)
+            except TorchParamsError:
+                continue
+            assert_identical(again, tensors[name])
+
+    # --- threads -----------------------------------------------------------------------------
+
+    def test_threads(self, tmp_path: Path) -> None:
+        tensors = {f"t{i}": sample("float32", (i % 7, 3), i) for i in range(24)}
+        source = self.make(tmp_path, tensors)
+        failures: list[BaseException] = []
+        together = threading.Barrier(6)
+
+        def read(shift: int) -> None:
+            try:
+                together.wait()
+                names = list(source.infos())
+                for name in names[shift:] + names[:shift]:
+                    assert_identical(source.numpy(name), tensors[name])
+                    assert source.span(name) == source.span(name)
+                    assert tuple(source.value(name).shape) == tensors[name].shape
+            except BaseException as failure:  # a thread has nowhere else to leave it
+                failures.append(failure)
+
+        threads = [threading.Thread(target=read, args=(4 * i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+    # --- the table on top --------------------------------------------------------------------
+
+    def test_the_table(self, tmp_path: Path) -> None:
+        tensors = _few()
+        source = self.make(tmp_path, tensors)
+        params = tp.of(source)
+        assert tp.of(params) is params
+        assert params.source is source
+        assert len(params) == len(tensors)
+        assert list(params) == params.names == list(params.keys()) == list(source.infos())
+        assert set(params.names) == set(tensors)
+        assert all(name in params for name in tensors)
+        assert "zzz" not in params
+        assert params.get("zzz") is None
+        assert params.numel == sum(array.size for array in tensors.values())
+        assert params.nbytes == sum(array.nbytes for array in tensors.values())
+        assert params.metadata is source.metadata or dict(params.metadata) == dict(source.metadata)
+        for name, value in params.items():
+            assert tuple(value.shape) == tensors[name].shape
+            assert params.info(name) == source.infos()[name]
+            assert_identical(params.numpy(name), tensors[name])
+        assert [tuple(value.shape) for value in params()] == [tensors[name].shape for name in params]
+        assert [name for name, _ in params.named_parameters(prefix="p")] == [f"p.{name}" for name in params]
+        text = repr(params)
+        assert text.startswith(f"{source.label} ({source.format})".replace("\n", "\\n")[:20])
+        assert all(name in text for name in tensors)
+
+    def test_selecting(self, tmp_path: Path) -> None:
+        tensors = _few()
+        params = tp.of(self.make(tmp_path, tensors))
+        matrices = params.filter(lambda info: info.ndim == 2)
+        assert matrices.names == [name for name in params if tensors[name].ndim == 2]
+        rest = params - matrices
+        assert rest.names == [name for name in params if tensors[name].ndim != 2]
+        assert (matrices | rest).names == params.names
+        assert (matrices & rest).names == []
+        assert (~matrices).names == rest.names
+        assert matrices.numel + rest.numel == params.numel
+        for name in rest:
+            assert name not in matrices
+            with pytest.raises(KeyError):
+                matrices[name]
+        weights = params.select("**.weight")
+        assert weights.names == [name for name in params if name.endswith(".weight")]
+        assert {name: weights.numpy(name).tobytes() for name in weights} == {
+            name: array.tobytes() for name, array in tensors.items() if name.endswith(".weight")
+        }
+
+
+# --- what the suites are made of ---------------------------------------------------------------
+
+
+def sample(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
+    """An array with every kind of bit pattern that `dtype` has: NaN, infinities, zeros of both signs, subnormals.
+
+    Args:
+        dtype: An element type that numpy or ml_dtypes has, in any spelling.
+        shape: The array's shape.
+        seed: Arrays of different seeds differ.
+
+    >>> from torchparams.testing import sample
+    >>> sample("bfloat16", (2, 3)).dtype.name
+    'bfloat16'
+    """
+    kind = DType.of(dtype)
+    count = math.prod(shape)
+    draw = np.random.default_rng((seed, count))
+    if kind == "bool":
+        return draw.integers(0, 2, count, np.uint8).view(np.bool_).reshape(shape)
+    if kind.bits < 8:
+        return draw.integers(0, 1 << kind.bits, count, np.uint8).view(kind.numpy).reshape(shape)
+    return draw.integers(0, 256, count * kind.itemsize, np.uint8).view(kind.numpy).reshape(shape)
+
+
+def element_bytes(array: Array) -> bytes:
+    """The elements in C order, little-endian, packed without gaps: what a safetensors file holds of them.
+
+    Elements of less than a byte follow each other from the lowest bit of the first byte on, so that the first of
+    two 4-bit elements is in the low half of their byte.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import element_bytes
+    >>> element_bytes(np.array([1, 2], ">i2"))
+    b'\\x01\\x00\\x02\\x00'
+    """
+    bits = DType.of(array.dtype).bits
+    if bits >= 8:
+        return array.astype(array.dtype.newbyteorder("<")).tobytes() if sys.byteorder == "big" or (
+            array.dtype.byteorder == ">"
+        ) else array.tobytes()
+    whole = 0
+    for i, code in enumerate(array.tobytes()):
+        whole |= (code & ((1 << bits) - 1)) << (i * bits)
+    return whole.to_bytes((array.size * bits + 7) // 8, "little")
+
+
+def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file of `tensors`, in their order, written in the plainest way.
+
+    Raises:
+        KeyError: The format has no such element type.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import safetensors_bytes
+    >>> safetensors_bytes({"w": np.array([7], np.uint8)})[8:]
+    b'{"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}    \\x07'
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    data = b""
+    parts: list[bytes] = []
+    start = 0
+    for name, array in tensors.items():
+        data = element_bytes(array)
+        parts.append(data)
+        header[name] = {
+            "dtype": DType.of(array.dtype).code,
+            "shape": list(array.shape),
+            "data_offsets": [start, start + len(data)],
+        }
+        start += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+
+
+def to_torch(array: Array) -> torch.Tensor:
+    """A torch tensor with the array's values and strides, of a copy of the memory they lie in.
+
+    Raises:
+        NotReadable: torch has no such element type.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import to_torch
+    >>> to_torch(np.zeros((2, 3), np.float32).T).stride()
+    (1, 3)
+    """
+    import torch
+
+    dtype = DType.of(array.dtype)
+    wanted = dtype.torch
+    strides = [step // max(array.itemsize, 1) for step in array.strides]
+    if array.size == 0:
+        return torch.empty(array.shape, dtype=wanted)
+    extent = 1 + sum((size - 1) * step for size, step in zip(array.shape, strides, strict=True))
+    flat = np.lib.stride_tricks.as_strided(array, (extent,), (array.itemsize,))
+    memory = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8).view(wanted)
+    return memory.as_strided(array.shape, strides)
+
+
+def assert_identical(array: Array, expected: Array, what: str = "") -> None:
+    """Fail unless both have one dtype, one shape and the same bits."""
+    assert isinstance(array, np.ndarray), what
+    assert array.dtype == expected.dtype, what
+    assert array.shape == expected.shape, what
+    assert array.tobytes() == expected.tobytes(), what
+
+
+def _few() -> dict[str, Array]:
+    return {
+        "fc.weight": sample("float32", (4, 3), 1),
+        "fc.bias": sample("float32", (4,), 2),
+        "encoder.0.weight": sample("float16", (2, 5), 3),
+        "scale": sample("float64", (), 4),
+        "steps": sample("int64", (1,), 5),
+        "mask": sample("bool", (3, 3), 6),
+        "none": sample("float32", (0, 3), 7),
+    }
+
+
+def _big_between() -> dict[str, Array]:
+    return {
+        "big1": sample("float32", (_BIG // 4,), 1),
+        "small": sample("float32", (3, 5), 2),
+        "big2": sample("float32", (_BIG // 4,), 3),
+    }
+
+
+def _torch_bytes(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+@contextmanager
+def _limited(nbytes: int) -> Iterator[None]:
+    """Fail when the block reads or allocates more than `nbytes`.
+
+    Reads are those that the process made through system calls, as Linux counts them; a page of a mapped file that
+    is touched is in neither count, and touching is the caller's own doing.
+    """
+    before = _bytes_read()
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= nbytes, f"{peak} bytes were allocated"
+    assert _bytes_read() - before <= nbytes, "more was read than was asked for"
+
+
+def _bytes_read() -> int:
+    try:
+        with open("/proc/self/io", encoding="ascii") as file:
+            return int(file.readline().split()[1])
+    except OSError:  # not Linux: what is allocated is still limited
+        return 0
