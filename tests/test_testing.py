@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torchparams.sources.base import Source
 from torchparams.testing import Array, MemorySource, SourceTests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 class TestMemory(SourceTests):
     ties = metadata = True
     device = "cpu"
 
-    def make(self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Source:
+    def make(
+        self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+    ) -> MemorySource:
         return MemorySource(tensors, metadata)
