@@ -12,7 +12,9 @@
     │   │   ├── TrailingBytes               it goes on after its own description ends
     │   │   └── SizeMismatch                two statements of one size disagree
     │   ├── LimitExceeded (ValueError)      legal, and beyond a limit of `torchparams.limits`
-    │   └── NotReadable (ValueError)        listed, but its values cannot be read here
+    │   ├── NotReadable (ValueError)        listed, but its values cannot be read here
+    │   └── HalfBuilt (AttributeError)      a module whose __init__ has not called that of nn.Module
+    ├── ReadOnlyTable (TypeError)           a table is looked at; what it shows is changed elsewhere
     ├── MissingDependency (ImportError)     an optional package is needed for this
     ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
     ├── WriteError (OSError)                the disk said no; the target is as it was
@@ -63,17 +65,33 @@ class SelectorError(TorchParamsError, ValueError):
 
 
 class SelectorSyntaxError(SelectorError):
-    """The text is not a selector; `column` (from 1) is where it stops being one."""
+    """The text is not a selector; `column` (from 1) is where it stops being one.
 
-    def __init__(self, text: str, column: int, expected: str, *, hint: str | None = None) -> None:
-        found = repr(text[column - 1]) if column <= len(text) else "the end"
+    Args:
+        text: The whole selector.
+        column: Where it is wrong, from 1; one past its length where it ends too soon.
+        expected: What could stand there.
+        found: What stands there, where that is more than the one character.
+        hint: What to write.
+    """
+
+    def __init__(
+        self, text: str, column: int, expected: str, *, found: str | None = None, hint: str | None = None
+    ) -> None:
+        if found is None:
+            found = repr(text[column - 1]) if column <= len(text) else "the end"
         super().__init__(
             f"expected {expected}, found {found}",
-            where=f"selector {text!r}, column {column}",
+            where=f"selector {shorten(repr(text), 160)}, column {column}",
             hint=hint,
         )
         self.text, self.column, self.expected = text, column, expected
-        self.add_note(f"    {text}\n    {' ' * (column - 1)}^")
+        # The caret stands below its character: only the line that holds it is shown, and of a long one a window.
+        line = text.rfind("\n", 0, column - 1) + 1
+        left = max(line, column - 60)
+        shown = shorten(text[left : column + 60].partition("\n")[0], 120)
+        before = shorten(text[left : column - 1], 120)
+        self.add_note(f"    {shown}\n    {' ' * len(before)}^")
 
 
 class NoMatch(SelectorError, LookupError):
@@ -127,6 +145,14 @@ class LimitExceeded(SourceError, ValueError):
 
 class NotReadable(SourceError, ValueError):
     """A tensor that is listed, but whose values cannot be read here."""
+
+
+class HalfBuilt(SourceError, AttributeError):
+    """A module whose `__init__` has not called that of `nn.Module`, so that it cannot hold parameters yet."""
+
+
+class ReadOnlyTable(TorchParamsError, TypeError):
+    """A table is looked at; what it shows is changed elsewhere."""
 
 
 class MissingDependency(TorchParamsError, ImportError):

@@ -28,4 +28,14 @@ INFLATED_BYTES = 1 << 32
 """Most bytes that one compressed member of a zip may inflate to."""
 
 ALIASES = 100_000
-"""Most further names that the shared modules of one network may give its tensors."""
+"""Most further names that are listed of the tied tensors of one network.
+
+Modules that are shared within shared modules give a tensor exponentially many. Beyond the limit each tied tensor lists
+some of its names, at least one; all of them are still accepted.
+"""
+
+SELECTOR_NESTING = 64
+"""Deepest nesting of parentheses, complements and braces in a selector."""
+
+NAME_CHARACTERS = 1 << 26
+"""Most characters that all names in one file may have together, shared parts counted once for each path."""
