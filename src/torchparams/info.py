@@ -58,6 +58,7 @@ class ParameterInfo:
         location: Where its bytes lie in a file; None for live tensors.
         bases: The owner's class and its base classes, for `[module=…]` and the words `:norm`
             and `:embedding`.
+        persistent: Whether a state dict holds it; False for a buffer registered with `persistent=False`.
 
     >>> import torchparams as tp
     >>> import numpy as np
@@ -79,6 +80,7 @@ class ParameterInfo:
     storage: Storage | None = None
     location: Location | None = None
     bases: tuple[str, ...] = field(default=(), repr=False)
+    persistent: bool = True
 
     @property
     def ndim(self) -> int | None:
@@ -99,6 +101,7 @@ class ParameterInfo:
             "module": self.module,
             "raw_name": self.raw_name or self.name,
             "aliases": list(self.aliases),
+            "persistent": self.persistent,
             "storage": None,
             "location": None,
         }
@@ -139,6 +142,7 @@ def file_tensor(
     draft.requires_grad = draft.module = draft.storage = None
     draft.aliases = draft.bases = ()
     draft.location = location
+    draft.persistent = True
     draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
     return draft  # type: ignore[return-value]  # it is one now
 
@@ -166,3 +170,4 @@ class _ParameterInfoDraft:
     storage: None
     location: _LocationDraft
     bases: tuple[()]
+    persistent: bool

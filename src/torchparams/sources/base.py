@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -96,19 +96,39 @@ class Source(ABC):
         """
         return None
 
-    def resolve(self, name: str) -> str:
-        """The canonical name for any spelling of it: canonical, raw, or an alias.
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Canonical name and value of every entry, or of `names`; each value is read when its turn comes."""
+        for name in self.keys() if names is None else names:
+            yield name, self.value(name)
 
-        Raises:
-            UnknownName: The source has no such parameter.
-        """
+    def info(self, name: str) -> ParameterInfo:
+        """The record of the canonical name `name`; cheaper than `infos` where that makes them all."""
+        return self.infos()[name]
+
+    def takes(self, name: str) -> bool:
+        """Whether `value`, `tensor` and `numpy` take `name` as it is; they take at least every canonical name."""
+        return name in self.infos()
+
+    def find(self, name: str) -> str | None:
+        """The canonical name for any spelling of it: canonical, raw, or an alias; None where there is no such tensor."""
         infos = self.infos()
         if name in infos:
             return name
         for info in infos.values():
             if name == info.raw_name or name in info.aliases:
                 return info.name
-        raise UnknownName.among(name, infos, self.label)
+        return None
+
+    def resolve(self, name: str) -> str:
+        """What `find` gives, or an error that names the nearest.
+
+        Raises:
+            UnknownName: The source has no such parameter.
+        """
+        found = self.find(name)
+        if found is None:
+            raise UnknownName.among(name, self.keys(), self.label)
+        return found
 
     @property
     def metadata(self) -> Mapping[str, Any]:
