@@ -1,0 +1,233 @@
+"""The bytes of a file: read, mapped, and seen as arrays.
+
+Shared by the readers of every file format.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import NotReadable, SourceError, TruncatedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from torchparams.dtypes import DType
+
+    Array = np.ndarray[Any, Any]
+
+OWN_MAPPING = 1 << 20
+"""From this size on, in bytes, writable memory is a private mapping of the file; below it, a copy is cheaper."""
+
+_MOST_DIMENSIONS = 64  # numpy's own limit
+
+
+class FileBytes:
+    """A file's bytes, by range.
+
+    It is looked at when this is made and opened anew when its bytes are wanted; a file that was written to or
+    replaced in between is refused, as what was learnt of it no longer holds. Threads may share one.
+
+    Args:
+        path: The file, as the user wrote it.
+
+    Attributes:
+        size: Bytes in the file.
+
+    Raises:
+        SourceError: There is no such file, it may not be read, or it is not a regular file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _open(path) as file:
+            about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise SourceError("not a regular file", where=path)
+        self.size = about.st_size
+        self._written = about.st_mtime_ns
+        self._map: memoryview | None = None
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)`, read; they must lie within the file."""
+        with self._reopen() as file:
+            file.seek(start)
+            data: bytes = file.read(stop - start)
+        if len(data) != stop - start:
+            raise self._shrunk(start + len(data))
+        return data
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes `[start, stop)` where they lie, read-only: nothing is read until it is touched."""
+        if start == stop:
+            return memoryview(b"")
+        view = self._map
+        if view is None:
+            # Two threads may both get here; then one mapping more exists for as long as its user needs it.
+            with self._reopen() as file:
+                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            self._map = view
+        # Touching a mapped page that is behind the end of a file that was cut ends the process.
+        now = view.obj.size()  # type: ignore[attr-defined]  # the obj of a memoryview of a mmap is that mmap
+        if now < self.size:
+            raise self._shrunk(now)
+        return view[start:stop]
+
+    def own(self, start: int, stop: int, alignment: int = 1) -> Any:
+        """The bytes `[start, stop)` in memory that may be written to and is nobody else's: the file never changes.
+
+        Args:
+            start, stop: The range.
+            alignment: The address of the first byte is a multiple of this.
+        """
+        if stop - start >= OWN_MAPPING and start % alignment == 0:
+            page = start - start % mmap.ALLOCATIONGRANULARITY
+            with self._reopen() as file:
+                try:
+                    private = mmap.mmap(file.fileno(), stop - page, access=mmap.ACCESS_COPY, offset=page)
+                    return memoryview(private)[start - page :]
+                except OSError:
+                    pass  # a process may have only so many mappings
+        return bytearray(self.view(start, stop))
+
+    def close(self) -> None:
+        """Forget the mapping; it ends with the last array that is a view of it."""
+        self._map = None
+
+    def _reopen(self) -> Any:
+        file = _open(self.path)
+        about = os.fstat(file.fileno())
+        if (about.st_size, about.st_mtime_ns) != (self.size, self._written):
+            file.close()
+            raise SourceError(
+                "the file was written to since it was listed", where=self.path, hint="open it anew to see what it holds"
+            )
+        return file
+
+    def _shrunk(self, size: int) -> TruncatedFile:
+        return TruncatedFile(
+            f"the file was cut to {size} bytes since it was listed, when it had {self.size}", where=self.path
+        )
+
+
+def _open(path: str) -> Any:
+    # O_NONBLOCK: opening a named pipe that nobody writes to would wait for ever.
+    try:
+        return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)), "rb")
+    except OSError as error:
+        raise SourceError(error.strerror or str(error), where=path) from None
+
+
+def as_array(
+    buffer: Any,
+    dtype: DType,
+    shape: tuple[int, ...],
+    *,
+    offset: int = 0,
+    stride: Sequence[int] | None = None,
+    byteorder: str = "little",
+    where: str | None = None,
+) -> Array:
+    """The elements that lie in a buffer, as an array: a view where the machine's byte order and numpy allow it.
+
+    Args:
+        buffer: Bytes; the array is read-only if they are.
+        dtype: The element type.
+        shape: The array's shape.
+        offset: Where the first element starts, in bytes. It need not be aligned.
+        stride: Distances between neighbours along each dimension, in elements; None for C order. Zero is legal.
+            Elements of less than a byte come in C order only.
+        byteorder: `little` or `big`: how elements of several bytes are stored.
+        where: The file and the tensor, for messages.
+
+    Raises:
+        NotReadable: Neither numpy nor ml_dtypes has such a type or such an array.
+    """
+    import numpy as np
+
+    try:
+        kind = dtype.numpy
+    except NotReadable as error:
+        error.where = where
+        raise
+    try:
+        if 0 in shape:
+            return np.empty(shape, kind)
+        if dtype.bits < 8:
+            return unpack(np.frombuffer(buffer, np.uint8, offset=offset), dtype, shape)
+        strides = None if stride is None else [step * dtype.itemsize for step in stride]
+        if byteorder == sys.byteorder or dtype.itemsize == 1:
+            return np.ndarray(shape, kind, buffer, offset, strides)
+        # ml_dtypes know no byte order but the machine's: swap plain integers, and the two halves of a complex apart.
+        width = dtype.itemsize // (2 if dtype.kind == "complex" else 1)
+        parts = dtype.itemsize // width
+        steps = None if strides is None else [*strides, width]
+        plain = np.ndarray((*shape, parts), f"u{width}", buffer, offset, steps)
+        return plain.byteswap().view(kind)[..., 0]
+    except ValueError as error:
+        # numpy refuses more than 64 dimensions, and sizes whose product overflows even where one of them is 0.
+        about = f"{len(shape)} dimensions" if len(shape) > _MOST_DIMENSIONS else f"the shape {list(shape)}"
+        raise NotReadable(f"numpy has no arrays of {about}: {error}", where=where) from None
+
+
+def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """Elements of 4 or 6 bits, each put into a byte of its own: ml_dtypes' layout.
+
+    They follow each other from the lowest bit of the first byte on. So the first of two 4-bit elements is the low
+    half of its byte, as in the OCP Microscaling formats, ONNX and `torch.float4_e2m1fn_x2`; elements of 6 bits take
+    three bytes for four. No other order of 6-bit elements is in use, but no standard fixes it either.
+
+    Args:
+        packed: The bytes, as uint8, of at least as many elements as `shape` has.
+        dtype: The element type.
+        shape: The array's shape.
+    """
+    import numpy as np
+
+    numel = 1
+    for size in shape:
+        numel *= size
+    nbytes = dtype.nbytes(numel)
+    groups = -(-nbytes // 3) if dtype.bits == 6 else nbytes
+    if dtype.bits == 6 and nbytes % 3:
+        packed = np.concatenate([packed[:nbytes], np.zeros(groups * 3 - nbytes, np.uint8)])
+    if dtype.bits == 4:
+        codes = np.empty((groups, 2), np.uint8)
+        np.bitwise_and(packed[:nbytes], 0xF, out=codes[:, 0])
+        np.right_shift(packed[:nbytes], 4, out=codes[:, 1])
+    else:
+        a, b, c = packed[: groups * 3].reshape(groups, 3).T
+        codes = np.empty((groups, 4), np.uint8)
+        np.bitwise_and(a, 0x3F, out=codes[:, 0])
+        np.bitwise_or(a >> 6, (b & 0xF) << 2, out=codes[:, 1])
+        np.bitwise_or(b >> 4, (c & 0x3) << 4, out=codes[:, 2])
+        np.right_shift(c, 2, out=codes[:, 3])
+    return codes.reshape(-1)[:numel].reshape(shape).view(dtype.numpy)
+
+
+def pack(array: Array, dtype: DType) -> Array:
+    """What `unpack` takes: the elements of `array` in C order, packed, as uint8; the last byte is filled with zeros."""
+    import numpy as np
+
+    per, into = (2, 1) if dtype.bits == 4 else (4, 3)
+    codes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    nbytes = dtype.nbytes(codes.size)
+    short = -codes.size % per
+    if short:
+        codes = np.concatenate([codes, np.zeros(short, np.uint8)])
+    groups = codes.reshape(-1, per)
+    packed = np.empty((len(groups), into), np.uint8)
+    if dtype.bits == 4:
+        packed[:, 0] = groups[:, 0] & 0xF | groups[:, 1] << 4
+    else:
+        a, b, c, d = (groups & 0x3F).T
+        packed[:, 0] = a | b << 6
+        packed[:, 1] = b >> 2 | c << 4
+        packed[:, 2] = c >> 4 | d << 2
+    return packed.reshape(-1)[:nbytes]
