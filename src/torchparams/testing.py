@@ -611,10 +611,9 @@ def element_bytes(array: Array) -> bytes:
     if bits >= 8:
         order = array.dtype.byteorder
         return (array.byteswap() if order == ">" or (order == "=" and sys.byteorder == "big") else array).tobytes()
-    whole = 0
-    for i, code in enumerate(array.tobytes()):
-        whole |= (code & ((1 << bits) - 1)) << (i * bits)
-    return whole.to_bytes((array.size * bits + 7) // 8, "little")
+    codes = np.frombuffer(array.tobytes(), np.uint8)
+    per_element = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :bits]
+    return np.packbits(per_element, bitorder="little").tobytes()
 
 
 def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:

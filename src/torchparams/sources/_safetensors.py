@@ -300,7 +300,9 @@ def _strict(header: bytes, file: FileBytes) -> Header:
         numel = _numel(shape, dtype, where)
         offsets = _sizes(entry["data_offsets"], "data_offsets", where)
         if len(offsets) != 2:
-            raise FileFormatError(f"its data_offsets are {len(offsets)} numbers, not 2", where=where)
+            raise FileFormatError(
+                f"its data_offsets hold {len(offsets)} number{'s' * (len(offsets) != 1)}, not 2", where=where
+            )
         start, stop = offsets
         if stop < start:
             raise FileFormatError(f"its data_offsets [{start}, {stop}] end before they start", where=where)
@@ -391,7 +393,6 @@ def _check_tiling(infos: dict[str, ParameterInfo], base: int, file: FileBytes) -
         )
     if base + end < file.size:
         raise TrailingBytes(
-            f"the tensors end at byte {base + end}, and the file at byte {file.size}: "
-            f"{file.size - base - end} bytes belong to none",
+            f"the tensors end at byte {base + end}, and the file at byte {file.size}: the rest belongs to none",
             where=file.path,
         )
