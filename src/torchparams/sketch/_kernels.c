@@ -1,0 +1,928 @@
+/* The kernels of the sketch: counting bit patterns, and exact sums of wide values.
+ *
+ * What every function computes is defined in kernels.py, in NumPy; nothing here may give another
+ * result. Every sum is exact, so the order of the additions, the width of the vectors and the way
+ * a tensor is cut into blocks cannot show.
+ *
+ * A tally is one block of memory that the caller owns (`size()` bytes, zeros to begin with):
+ *
+ *   update(tally, kind, data, mark)   counts `data`; the global interpreter lock is released
+ *   finish(tally, kind)               gives the result and leaves the tally as it was at the start
+ */
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "patterns are counted as they lie in files, little-endian: other machines use the NumPy definition"
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define INLINE static __forceinline
+#define UNLIKELY(x) (x)
+#endif
+
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#define X86 1
+#else
+#define X86 0
+#endif
+
+#include <float.h>
+/* The vector path needs IEEE doubles without excess precision, and the vector extensions. */
+#if defined(__GNUC__) && defined(FLT_EVAL_METHOD) && (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
+#define VECTORS 1
+#else
+#define VECTORS 0
+#endif
+
+enum kind { P8, P16, F32, F64, I32, U32, I64, U64, KINDS };
+
+enum {
+    BLOCK = 8192,        /* elements that stay in the first-level cache from one loop to the next */
+    SUBTABLES = 4,       /* so that equal neighbours do not wait for each other's counter */
+    CODES = 1 << 19,     /* float64 has the longest code: sign, 11 of exponent, 7 of mantissa */
+    STRIDE = CODES + 192, /* subtables that do not start at the same place in a page */
+    SUM_LIMBS = 72,      /* 32 bits each: float64 needs 2098 bits and room to grow */
+    SQUARE_LIMBS = 140,
+    GROUP = 16,          /* neighbouring codes that share one mark */
+};
+
+#if VECTORS
+typedef uint64_t u2 __attribute__((vector_size(16)));
+#endif
+
+typedef union {
+    uint64_t v[2];
+#if VECTORS
+    u2 both;
+#endif
+} pair;
+
+typedef struct {
+    uint64_t low, high;
+} wide;
+
+typedef struct {
+    wide sum, square;
+} bin64;
+
+typedef struct {
+    uint64_t zeros, posinf, neginf;
+    uint64_t min_key, max_key; /* of finite values, in the order of unsigned integers; valid if finite */
+    uint64_t finite;           /* whether there was one */
+    uint64_t everywhere;       /* counters were touched without a mark */
+    uint64_t held32, held64;   /* values in the bins */
+    int64_t sum[SUM_LIMBS], abs[SUM_LIMBS], square[SQUARE_LIMBS];
+    uint64_t tail[256]; /* bytes without a partner: P8 counts pairs */
+    uint8_t marks[CODES / GROUP];
+    uint64_t high[CODES];
+    uint8_t low[SUBTABLES * STRIDE];
+    pair bins32[SUBTABLES][512]; /* sums and squares of mantissas, by sign and exponent */
+    bin64 bins64[4096];
+    uint32_t codes[CODES]; /* where finish() collects */
+    uint64_t counts[CODES];
+} tally;
+
+static const int code_bits[KINDS] = {16, 16, 16, 19, 16, 16, 16, 16};
+static const int item_size[KINDS] = {1, 2, 4, 8, 4, 4, 8, 8};
+
+/* --- counting ---------------------------------------------------------------------------------
+ *
+ * A counter is a byte, so that the counters in use fit the first-level cache: one that overflows
+ * adds 256 to its wide partner. Subtables keep equal neighbours apart, and cost cache; for data
+ * that is spread over all patterns one table is twice as fast as four, for constant data four
+ * are four times as fast as one.
+ */
+
+INLINE void count(tally *t, int table, size_t code)
+{
+    if (UNLIKELY(!++t->low[(size_t)table * STRIDE + code]))
+        t->high[code] += 256;
+}
+
+INLINE uint64_t load64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+INLINE uint32_t load32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+INLINE unsigned load16(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return v;
+}
+
+INLINE int all_equal(const uint8_t *data, size_t nbytes, size_t size)
+{
+    return nbytes > 64 * size && memcmp(data, data + size, nbytes - size) == 0;
+}
+
+/* Whether 64 samples of `n` codes, one every `step` bytes from `data`, lie in many different places. */
+static int spread_out(const uint8_t *data, size_t n, size_t size)
+{
+    uint8_t seen[1024] = {0};
+    int places = 0;
+    size_t step = n / 64 * size;
+    if (n < 1024)
+        return 0;
+    for (int i = 0; i < 64; i++) {
+        uint8_t *place = &seen[load16(data + i * step) >> 6];
+        places += !*place;
+        *place = 1;
+    }
+    return places > 40;
+}
+
+/* The codes are the 16 bits at `data`, `data + size`, … */
+INLINE void count_codes(tally *t, const uint8_t *data, size_t n, size_t size, int tables)
+{
+    const uint8_t *end = data + n * size, *last = end - n % 8 * size;
+    for (; data != last; data += 8 * size) {
+        unsigned code[8];
+        for (int k = 0; k < 8; k++)
+            code[k] = load16(data + (size_t)k * size);
+        for (int k = 0; k < 8; k++)
+            count(t, k % tables, code[k]);
+    }
+    for (; data != end; data += size)
+        count(t, 0, load16(data));
+}
+
+INLINE void count_block(tally *t, const uint8_t *data, size_t n, size_t size)
+{
+    if (spread_out(data, n, size))
+        count_codes(t, data, n, size, 1);
+    else
+        count_codes(t, data, n, size, SUBTABLES);
+}
+
+static void update_p16(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    for (size_t i = 0; i < n; i += 2 * BLOCK) {
+        size_t m = n - i < 2 * BLOCK ? n - i : 2 * BLOCK;
+        const uint8_t *p = data + 2 * i;
+        if (all_equal(p, 2 * m, 2))
+            t->high[load16(p)] += m;
+        else
+            count_block(t, p, m, 2);
+        if (mark)
+            for (size_t j = 0; j < m; j++)
+                t->marks[load16(p + 2 * j) / GROUP] = 1;
+    }
+}
+
+static void update_p8(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    /* One counter for two neighbours: half the work, the same counts once finish() parts them. */
+    update_p16(t, data, n / 2, mark);
+    if (n & 1)
+        t->tail[data[n - 1]]++;
+}
+
+/* --- exact sums -------------------------------------------------------------------------------
+ *
+ * A sum is a fixed-point number of many 32-bit limbs, each in an int64 with 31 bits to spare, in
+ * units of the smallest subnormal (of its square, for squares).
+ */
+
+INLINE void add_unsigned(int64_t *limbs, int position, uint64_t value)
+{
+    int k = position >> 5, s = position & 31;
+    uint64_t low = (value & 0xffffffff) << s, high = (value >> 32) << s;
+    limbs[k] += (int64_t)(low & 0xffffffff);
+    limbs[k + 1] += (int64_t)(low >> 32) + (int64_t)(high & 0xffffffff);
+    limbs[k + 2] += (int64_t)(high >> 32);
+}
+
+INLINE void subtract_unsigned(int64_t *limbs, int position, uint64_t value)
+{
+    int k = position >> 5, s = position & 31;
+    uint64_t low = (value & 0xffffffff) << s, high = (value >> 32) << s;
+    limbs[k] -= (int64_t)(low & 0xffffffff);
+    limbs[k + 1] -= (int64_t)(low >> 32) + (int64_t)(high & 0xffffffff);
+    limbs[k + 2] -= (int64_t)(high >> 32);
+}
+
+INLINE void add_signed(int64_t *limbs, int position, int64_t value)
+{
+    if (value < 0)
+        subtract_unsigned(limbs, position, 0 - (uint64_t)value);
+    else
+        add_unsigned(limbs, position, (uint64_t)value);
+}
+
+static void carry(int64_t *limbs, int n)
+{
+    for (int i = 0; i + 1 < n; i++) {
+        uint64_t low = (uint64_t)limbs[i] & 0xffffffff;
+        /* exact: what is left is a multiple of 2^32 */
+        limbs[i + 1] += (limbs[i] - (int64_t)low) / 4294967296;
+        limbs[i] = (int64_t)low;
+    }
+}
+
+static void carry_all(tally *t)
+{
+    carry(t->sum, SUM_LIMBS);
+    carry(t->abs, SUM_LIMBS);
+    carry(t->square, SQUARE_LIMBS);
+}
+
+INLINE void see_finite(tally *t, uint64_t low, uint64_t high)
+{
+    if (!t->finite || low < t->min_key)
+        t->min_key = low;
+    if (!t->finite || high > t->max_key)
+        t->max_key = high;
+    t->finite = 1;
+}
+
+/* --- float32 ----------------------------------------------------------------------------------
+ *
+ * x = m·2^(e-150), m an integer of 24 bits. Where the exponents of a block span at most 21 and
+ * none is subnormal, 256 values add exactly in a double, in any order, and so do their squares
+ * once each is split in a multiple of 2^(2E-43) and the rest (E the greatest exponent):
+ *   sum      256·2^(E+1) <= 2^53·2^(Emin-23)
+ *   upper    256·2^(2E+2) <= 2^53·2^(2E-43)
+ *   rest     256·2^(2E-44) <= 2^53·2^(2·Emin-46)
+ * Other blocks are added as integers, mantissas of one exponent together.
+ */
+
+enum {
+    UNIT32 = 149,
+    SPAN32 = 21,
+    HOLD32 = 1 << 16, /* squares of 48 bits that 64 bits hold */
+};
+
+typedef struct {
+    int32_t min, max;  /* of the keys: bits, of negative values those below the sign inverted */
+    uint32_t smallest; /* of the magnitudes' bits less 1: zero is the greatest */
+    uint32_t zeros;
+} range32;
+
+INLINE int32_t key32(uint32_t bits)
+{
+    return (int32_t)(bits ^ ((uint32_t)((int32_t)bits >> 31) >> 1));
+}
+
+INLINE uint32_t bits32(int32_t key)
+{
+    return (uint32_t)key ^ ((uint32_t)(key >> 31) >> 1);
+}
+
+INLINE range32 range_f32(const uint8_t *data, size_t n)
+{
+    int32_t min = INT32_MAX, max = INT32_MIN;
+    uint32_t smallest = UINT32_MAX, zeros = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = load32(data + 4 * i), magnitude = bits & 0x7fffffff;
+        int32_t key = key32(bits);
+        min = key < min ? key : min;
+        max = key > max ? key : max;
+        smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest;
+        zeros += magnitude == 0;
+    }
+    range32 r = {min, max, smallest, zeros};
+    return r;
+}
+
+#if VECTORS
+INLINE double power_of_two(int e)
+{
+    uint64_t bits = (uint64_t)(e + 1023) << 52;
+    double d;
+    memcpy(&d, &bits, 8);
+    return d;
+}
+
+/* Adds `n` values, a multiple of WIDTH·CHAINS, which are
+ * zero or have an exponent, not biased, in [low, high]; high - low <= SPAN32. */
+#define DEFINE_SUMS_F32(NAME, WIDTH, CHAINS)                                                         \
+    typedef double NAME##_d __attribute__((vector_size(8 * WIDTH)));                                 \
+    typedef int64_t NAME##_l __attribute__((vector_size(8 * WIDTH)));                                \
+    typedef float NAME##_f __attribute__((vector_size(4 * WIDTH)));                                  \
+                                                                                                     \
+    INLINE int64_t NAME##_total(const NAME##_d *lanes, double scale)                                 \
+    {                                                                                                \
+        int64_t sum = 0;                                                                             \
+        for (int j = 0; j < CHAINS; j++)                                                             \
+            for (int k = 0; k < WIDTH; k++)                                                          \
+                sum += (int64_t)(lanes[j][k] * scale);                                               \
+        return sum;                                                                                  \
+    }                                                                                                \
+                                                                                                     \
+    INLINE void NAME(tally *t, const uint8_t *data, size_t n, int low, int high)                     \
+    {                                                                                                \
+        double c = 1.5 * power_of_two(2 * high - 43 + 52), scale = power_of_two(23 - low);           \
+        size_t most = 256 * WIDTH * CHAINS;                                                          \
+        for (size_t i = 0; i < n; i += most) {                                                       \
+            NAME##_d sum[CHAINS] = {{0}}, abs[CHAINS] = {{0}}, upper[CHAINS] = {{0}}, rest[CHAINS] = {{0}}; \
+            const uint8_t *end = data + 4 * (n - i < most ? n - i : most);                           \
+            while (data < end)                                                                       \
+                for (int j = 0; j < CHAINS; j++, data += 4 * WIDTH) {                                \
+                    NAME##_f narrow;                                                                 \
+                    memcpy(&narrow, data, 4 * WIDTH);                                                \
+                    NAME##_d x = __builtin_convertvector(narrow, NAME##_d);                          \
+                    NAME##_d square = x * x, split = (square + c) - c;                               \
+                    sum[j] += x;                                                                     \
+                    abs[j] += (NAME##_d)((NAME##_l)x & INT64_MAX);                                   \
+                    upper[j] += split;                                                               \
+                    rest[j] += square - split;                                                       \
+                }                                                                                    \
+            add_signed(t->sum, UNIT32 + low - 23, NAME##_total(sum, scale));                         \
+            add_signed(t->abs, UNIT32 + low - 23, NAME##_total(abs, scale));                         \
+            add_signed(t->square, 2 * UNIT32 + 2 * high - 43, NAME##_total(upper, power_of_two(43 - 2 * high))); \
+            add_signed(t->square, 2 * UNIT32 + 2 * low - 46, NAME##_total(rest, power_of_two(46 - 2 * low)));    \
+        }                                                                                            \
+    }
+
+DEFINE_SUMS_F32(sums_f32_16, 2, 2)
+DEFINE_SUMS_F32(sums_f32_32, 4, 2)
+DEFINE_SUMS_F32(sums_f32_64, 8, 2)
+#endif
+
+INLINE void add_pair(pair *sum, const pair *term)
+{
+#if VECTORS
+    sum->both += term->both;
+#else
+    sum->v[0] += term->v[0];
+    sum->v[1] += term->v[1];
+#endif
+}
+
+INLINE uint32_t mantissa32(uint32_t bits)
+{
+    return (bits & 0x7fffff) | ((bits & 0x7f800000) ? 0x800000 : 0);
+}
+
+static void add_bin32(tally *t, unsigned bin, uint64_t sum, uint64_t square)
+{
+    unsigned e = bin & 255;
+    int position = e ? (int)e - 1 : 0;
+    add_unsigned(t->abs, position, sum);
+    (bin & 256 ? subtract_unsigned : add_unsigned)(t->sum, position, sum);
+    add_unsigned(t->square, 2 * position, square);
+}
+
+static void flush_f32(tally *t)
+{
+    if (!t->held32)
+        return;
+    for (unsigned b = 0; b < 512; b++) {
+        for (int j = 1; j < SUBTABLES; j++)
+            add_pair(&t->bins32[0][b], &t->bins32[j][b]);
+        if (t->bins32[0][b].v[0] && (b & 255) != 255)
+            add_bin32(t, b, t->bins32[0][b].v[0], t->bins32[0][b].v[1]);
+    }
+    memset(t->bins32, 0, sizeof t->bins32);
+    t->held32 = 0;
+}
+
+/* Any block of at most HOLD32 elements. */
+INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n)
+{
+    pair terms[512];
+    uint16_t bin[512];
+    if (t->held32 + n > HOLD32)
+        flush_f32(t);
+    t->held32 += n;
+    for (size_t i = 0; i < n; i += 512) {
+        size_t m = n - i < 512 ? n - i : 512, j = 0;
+        for (size_t k = 0; k < m; k++) {
+            uint32_t bits = load32(data + 4 * (i + k)), mantissa = mantissa32(bits);
+            terms[k].v[0] = mantissa;
+            terms[k].v[1] = (uint64_t)mantissa * mantissa;
+            bin[k] = (uint16_t)(bits >> 23);
+        }
+        for (; j + SUBTABLES <= m; j += SUBTABLES)
+            for (size_t k = 0; k < SUBTABLES; k++)
+                add_pair(&t->bins32[k][bin[j + k]], &terms[j + k]);
+        for (; j < m; j++)
+            add_pair(&t->bins32[0][bin[j]], &terms[j]);
+    }
+}
+
+INLINE void scan_nonfinite_f32(tally *t, const uint8_t *data, size_t n)
+{
+    int32_t min = INT32_MAX, max = INT32_MIN;
+    uint32_t posinf = 0, neginf = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = load32(data + 4 * i);
+        int32_t key = key32(bits);
+        int32_t skip = -(int32_t)((bits & 0x7fffffff) >= 0x7f800000);
+        int32_t low = (key & ~skip) | (INT32_MAX & skip), high = (key & ~skip) | (INT32_MIN & skip);
+        min = low < min ? low : min;
+        max = high > max ? high : max;
+        posinf += bits == 0x7f800000;
+        neginf += bits == 0xff800000;
+    }
+    t->posinf += posinf;
+    t->neginf += neginf;
+    if (min <= max)
+        see_finite(t, (uint32_t)min ^ 0x80000000, (uint32_t)max ^ 0x80000000);
+}
+
+INLINE void equal_f32(tally *t, uint32_t bits, size_t n)
+{
+    uint32_t magnitude = bits & 0x7fffffff, key = (uint32_t)key32(bits) ^ 0x80000000;
+    uint64_t m = mantissa32(bits);
+    t->high[bits >> 16] += n;
+    if (magnitude < 0x7f800000) {
+        see_finite(t, key, key);
+        add_bin32(t, bits >> 23, m * n, m * m * n);
+    }
+    t->zeros += magnitude == 0 ? n : 0;
+    t->posinf += bits == 0x7f800000 ? n : 0;
+    t->neginf += bits == 0xff800000 ? n : 0;
+}
+
+INLINE void block_f32(tally *t, const uint8_t *data, size_t n, const int level)
+{
+    if (all_equal(data, 4 * n, 4)) {
+        equal_f32(t, load32(data), n);
+        return;
+    }
+    count_block(t, data + 2, n, 4);
+    range32 r = range_f32(data, n);
+    uint32_t a = bits32(r.min) & 0x7fffffff, b = bits32(r.max) & 0x7fffffff, greatest = a > b ? a : b;
+    t->zeros += r.zeros;
+    if (greatest >= 0x7f800000)
+        scan_nonfinite_f32(t, data, n);
+    else
+        see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
+    size_t done = 0;
+#if VECTORS
+    int low = (int)((r.smallest + 1) >> 23), high = (int)(greatest >> 23);
+    if (high < 255 && low > 0 && high - low <= SPAN32) {
+        done = n & ~(size_t)31;
+        (level == 2 ? sums_f32_64 : level == 1 ? sums_f32_32 : sums_f32_16)(t, data, done, low - 127, high - 127);
+    }
+#endif
+    if (greatest && done < n)
+        sums_f32_by_exponent(t, data + 4 * done, n - done);
+}
+
+INLINE void update_f32(tally *t, const uint8_t *data, size_t n, int mark, const int level)
+{
+    for (size_t i = 0; i < n; i += BLOCK) {
+        size_t m = n - i < BLOCK ? n - i : BLOCK;
+        const uint8_t *p = data + 4 * i;
+        block_f32(t, p, m, level);
+        if (i / BLOCK % 1024 == 1023)
+            carry_all(t);
+        if (mark)
+            for (size_t j = 0; j < m; j++)
+                t->marks[load16(p + 4 * j + 2) / GROUP] = 1;
+    }
+}
+
+/* --- float64 ----------------------------------------------------------------------------------
+ *
+ * Mantissas of one exponent are added together, in 128 bits; 2^20 squares of 106 bits fit.
+ */
+
+INLINE void add_wide(wide *sum, uint64_t low, uint64_t high)
+{
+    uint64_t before = sum->low;
+    sum->low = before + low;
+    sum->high += high + (sum->low < before);
+}
+
+INLINE wide multiply(uint64_t a, uint64_t b)
+{
+    wide product;
+#ifdef __SIZEOF_INT128__
+    unsigned __int128 p = (unsigned __int128)a * b;
+    product.low = (uint64_t)p;
+    product.high = (uint64_t)(p >> 64);
+#else
+    uint64_t al = a & 0xffffffff, ah = a >> 32, bl = b & 0xffffffff, bh = b >> 32;
+    uint64_t ll = al * bl, lh = al * bh, hl = ah * bl;
+    uint64_t middle = (ll >> 32) + (lh & 0xffffffff) + (hl & 0xffffffff);
+    product.low = (middle << 32) | (ll & 0xffffffff);
+    product.high = ah * bh + (lh >> 32) + (hl >> 32) + (middle >> 32);
+#endif
+    return product;
+}
+
+enum { HOLD64 = 1 << 20 }; /* squares of 106 bits that 128 bits hold */
+
+INLINE uint64_t mantissa64(uint64_t bits)
+{
+    return (bits & 0xfffffffffffff) | ((bits << 1) >> 53 ? 0x10000000000000 : 0);
+}
+
+static void flush_f64(tally *t)
+{
+    if (!t->held64)
+        return;
+    for (unsigned b = 0; b < 4096; b++) {
+        wide sum = t->bins64[b].sum, square = t->bins64[b].square;
+        unsigned e = b & 2047;
+        int position = e ? (int)e - 1 : 0;
+        if (e == 2047 || !(sum.low | sum.high))
+            continue;
+        add_unsigned(t->abs, position, sum.low);
+        add_unsigned(t->abs, position + 64, sum.high);
+        (b & 2048 ? subtract_unsigned : add_unsigned)(t->sum, position, sum.low);
+        (b & 2048 ? subtract_unsigned : add_unsigned)(t->sum, position + 64, sum.high);
+        add_unsigned(t->square, 2 * position, square.low);
+        add_unsigned(t->square, 2 * position + 64, square.high);
+    }
+    memset(t->bins64, 0, sizeof t->bins64);
+    t->held64 = 0;
+}
+
+INLINE uint64_t order64(uint64_t bits)
+{
+    return bits ^ ((uint64_t)((int64_t)bits >> 63) | 0x8000000000000000);
+}
+
+static void block_f64(tally *t, const uint8_t *data, size_t n, int tables)
+{
+    uint64_t min = UINT64_MAX, max = 0, zeros = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits = load64(data + 8 * i), magnitude = bits & INT64_MAX, m = mantissa64(bits), key = order64(bits);
+        count(t, (int)(i & (size_t)(tables - 1)), bits >> 45);
+        zeros += magnitude == 0;
+        if (magnitude < 0x7ff0000000000000) {
+            min = key < min ? key : min;
+            max = key > max ? key : max;
+        }
+        wide square = multiply(m, m);
+        bin64 *bin = &t->bins64[bits >> 52];
+        add_wide(&bin->sum, m, 0);
+        add_wide(&bin->square, square.low, square.high);
+        t->posinf += bits == 0x7ff0000000000000;
+        t->neginf += bits == 0xfff0000000000000;
+    }
+    t->zeros += zeros;
+    if (min <= max)
+        see_finite(t, min, max);
+}
+
+static void update_f64(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    for (size_t i = 0; i < n; i += BLOCK) {
+        size_t m = n - i < BLOCK ? n - i : BLOCK;
+        const uint8_t *p = data + 8 * i;
+        if (t->held64 + m > HOLD64)
+            flush_f64(t);
+        t->held64 += m;
+        block_f64(t, p, m, spread_out(p + 6, m, 8) ? 1 : SUBTABLES);
+        if (i / BLOCK % 1024 == 1023)
+            carry_all(t);
+        if (mark)
+            for (size_t j = 0; j < m; j++)
+                t->marks[load64(p + 8 * j) >> 45 >> 4] = 1;
+    }
+}
+
+/* --- integers of 32 and 64 bits ---------------------------------------------------------------
+ *
+ * The code of a magnitude: itself below 256, else its exponent and 7 bits below its first; with
+ * the sign around 2^15, so that the codes stand in the order of the values.
+ */
+
+INLINE int first_bit(uint64_t v)
+{
+#ifdef __GNUC__
+    return 63 - __builtin_clzll(v);
+#else
+    int e = 0;
+    while (v >>= 1)
+        e++;
+    return e;
+#endif
+}
+
+INLINE unsigned magnitude_code(uint64_t v)
+{
+    int shift = first_bit(v | 128) - 7;
+    return ((unsigned)shift << 7) + (unsigned)(v >> shift);
+}
+
+/* `sign` is 0 or all ones; `key` orders values as unsigned integers. */
+#define DEFINE_INTEGERS(NAME, LOAD, SIZE, SIGN, KEY)                                                 \
+    static void NAME(tally *t, const uint8_t *data, size_t n, int mark)                              \
+    {                                                                                                \
+        for (size_t i = 0; i < n; i += BLOCK) {                                                      \
+            size_t m = n - i < BLOCK ? n - i : BLOCK;                                                \
+            uint64_t sum[2] = {0, 0}, abs[2] = {0, 0}, square[4] = {0, 0, 0, 0};                     \
+            uint64_t min = UINT64_MAX, max = 0, zeros = 0;                                           \
+            for (size_t j = 0; j < m; j++, data += SIZE) {                                           \
+                uint64_t v = LOAD(data), sign = SIGN, magnitude = (v ^ sign) - sign, key = KEY;      \
+                unsigned code = (magnitude_code(magnitude) ^ (unsigned)sign) - (unsigned)sign + 32768; \
+                wide p = multiply(magnitude, magnitude);                                             \
+                count(t, (int)(j % SUBTABLES), code & 0xffff);                                       \
+                if (mark)                                                                            \
+                    t->marks[(code & 0xffff) / GROUP] = 1;                                           \
+                min = key < min ? key : min;                                                         \
+                max = key > max ? key : max;                                                         \
+                zeros += v == 0;                                                                     \
+                abs[0] += magnitude & 0xffffffff;                                                    \
+                abs[1] += magnitude >> 32;                                                           \
+                sum[0] += magnitude & 0xffffffff & sign;                                             \
+                sum[1] += (magnitude >> 32) & sign;                                                  \
+                square[0] += p.low & 0xffffffff;                                                     \
+                square[1] += p.low >> 32;                                                            \
+                square[2] += p.high & 0xffffffff;                                                    \
+                square[3] += p.high >> 32;                                                           \
+            }                                                                                        \
+            for (int k = 0; k < 2; k++) {                                                            \
+                add_unsigned(t->abs, 32 * k, abs[k]);                                                \
+                add_unsigned(t->sum, 32 * k, abs[k]);                                                \
+                /* what was negative: once to take it out, once to take it away */                   \
+                subtract_unsigned(t->sum, 32 * k, 2 * sum[k]);                                       \
+            }                                                                                        \
+            for (int k = 0; k < 4; k++)                                                              \
+                add_unsigned(t->square, 32 * k, square[k]);                                          \
+            t->zeros += zeros;                                                                       \
+            see_finite(t, min, max);                                                                 \
+            if (i / BLOCK % 1024 == 1023)                                                            \
+                carry_all(t);                                                                        \
+        }                                                                                            \
+    }
+
+#define SIGN_OF(v) ((uint64_t)((int64_t)(v) >> 63))
+DEFINE_INTEGERS(update_i32, (uint64_t)(int64_t)(int32_t)load32, 4, SIGN_OF(v), v ^ 0x8000000000000000)
+DEFINE_INTEGERS(update_u32, (uint64_t)load32, 4, 0, v)
+DEFINE_INTEGERS(update_i64, load64, 8, SIGN_OF(v), v ^ 0x8000000000000000)
+DEFINE_INTEGERS(update_u64, load64, 8, 0, v)
+
+/* --- the vector unit, chosen when the module is loaded ---------------------------------------- */
+
+static void update_f32_0(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    update_f32(t, data, n, mark, 0);
+}
+
+#if X86
+__attribute__((target("avx2"))) static void update_f32_1(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    update_f32(t, data, n, mark, 1);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) static void
+update_f32_2(tally *t, const uint8_t *data, size_t n, int mark)
+{
+    update_f32(t, data, n, mark, 2);
+}
+#endif
+
+static const char *const level_names[] = {"baseline", "AVX2", "AVX-512"};
+static int best_level = 0, level = 0;
+
+static int find_level(void)
+{
+#if X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (__builtin_cpu_supports("avx2"))
+        return 1;
+#endif
+    return 0;
+}
+
+static void update_tally(tally *t, int kind, const uint8_t *data, size_t n, int mark)
+{
+    switch (kind) {
+    case P8: update_p8(t, data, n, mark); break;
+    case P16: update_p16(t, data, n, mark); break;
+    case F64: update_f64(t, data, n, mark); break;
+    case I32: update_i32(t, data, n, mark); break;
+    case U32: update_u32(t, data, n, mark); break;
+    case I64: update_i64(t, data, n, mark); break;
+    case U64: update_u64(t, data, n, mark); break;
+    default:
+#if X86
+        if (level == 2)
+            update_f32_2(t, data, n, mark);
+        else if (level == 1)
+            update_f32_1(t, data, n, mark);
+        else
+#endif
+            update_f32_0(t, data, n, mark);
+    }
+    carry_all(t);
+    t->everywhere |= !mark;
+}
+
+/* Collects the codes with a count into t->codes and t->counts, in order; clears every counter. */
+static size_t collect(tally *t, int kind)
+{
+    size_t found = 0, groups = ((size_t)1 << code_bits[kind]) / GROUP;
+    uint64_t bytes[256];
+    if (kind == P8)
+        memcpy(bytes, t->tail, sizeof bytes);
+    for (size_t g = 0; g < groups; g++) {
+        size_t first = g * GROUP;
+        if (!t->everywhere) {
+            if (g % 8 == 0 && !load64(t->marks + g)) {
+                g += 7;
+                continue;
+            }
+            if (!t->marks[g])
+                continue;
+        }
+        t->marks[g] = 0;
+        uint64_t any = 0;
+        for (size_t c = first; c < first + GROUP; c++)
+            any |= t->high[c];
+        for (size_t j = 0; j < SUBTABLES; j++)
+            any |= load64(t->low + j * STRIDE + first) | load64(t->low + j * STRIDE + first + 8);
+        if (!any)
+            continue;
+        for (size_t c = first; c < first + GROUP; c++) {
+            uint64_t total = t->high[c];
+            for (size_t j = 0; j < SUBTABLES; j++)
+                total += t->low[j * STRIDE + c];
+            if (!total)
+                continue;
+            if (kind == P8) {
+                bytes[c & 255] += total;
+                bytes[c >> 8] += total;
+            } else {
+                t->codes[found] = (uint32_t)c;
+                t->counts[found++] = total;
+            }
+        }
+        memset(t->high + first, 0, GROUP * sizeof t->high[0]);
+        for (size_t j = 0; j < SUBTABLES; j++)
+            memset(t->low + j * STRIDE + first, 0, GROUP);
+    }
+    if (kind == P8)
+        for (uint32_t c = 0; c < 256; c++)
+            if (bytes[c]) {
+                t->codes[found] = c;
+                t->counts[found++] = bytes[c];
+            }
+    return found;
+}
+
+/* --- Python ----------------------------------------------------------------------------------- */
+
+static tally *tally_of(Py_buffer *view, int kind)
+{
+    if (kind < 0 || kind >= KINDS)
+        PyErr_SetString(PyExc_ValueError, "no such kind of kernel");
+    else if (view->len != (Py_ssize_t)sizeof(tally) || (uintptr_t)view->buf % 8)
+        PyErr_SetString(PyExc_ValueError, "not a tally: it has another size, or is not aligned");
+    else
+        return view->buf;
+    return NULL;
+}
+
+static PyObject *py_update(PyObject *self, PyObject *args)
+{
+    Py_buffer state, data;
+    int kind, mark;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*iy*p", &state, &kind, &data, &mark))
+        return NULL;
+    tally *t = tally_of(&state, kind);
+    if (t && data.len % item_size[kind]) {
+        PyErr_SetString(PyExc_ValueError, "the data ends within an element");
+    } else if (t) {
+        size_t n = (size_t)data.len / (size_t)item_size[kind];
+        if (data.len < 1 << 14) {
+            /* shorter than handing the lock over */
+            update_tally(t, kind, data.buf, n, mark);
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            update_tally(t, kind, data.buf, n, mark);
+            Py_END_ALLOW_THREADS
+        }
+        result = Py_None;
+        Py_INCREF(result);
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&state);
+    return result;
+}
+
+static PyObject *limbs_to_bytes(int64_t *limbs, int n)
+{
+    uint32_t digits[SQUARE_LIMBS];
+    carry(limbs, n);
+    for (int i = 0; i < n; i++)
+        digits[i] = (uint32_t)(uint64_t)limbs[i];
+    return PyBytes_FromStringAndSize((const char *)digits, 4 * (Py_ssize_t)n);
+}
+
+static PyObject *py_finish(PyObject *self, PyObject *args)
+{
+    Py_buffer state;
+    int kind;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*i", &state, &kind))
+        return NULL;
+    tally *t = tally_of(&state, kind);
+    if (t) {
+        size_t found;
+        if (t->everywhere) {
+            Py_BEGIN_ALLOW_THREADS
+            found = collect(t, kind);
+            Py_END_ALLOW_THREADS
+        } else {
+            found = collect(t, kind);
+        }
+        flush_f32(t);
+        flush_f64(t);
+        PyObject *codes = PyBytes_FromStringAndSize((const char *)t->codes, 4 * (Py_ssize_t)found);
+        PyObject *counts = PyBytes_FromStringAndSize((const char *)t->counts, 8 * (Py_ssize_t)found);
+        PyObject *sum = limbs_to_bytes(t->sum, SUM_LIMBS), *abs = limbs_to_bytes(t->abs, SUM_LIMBS);
+        PyObject *square = limbs_to_bytes(t->square, SQUARE_LIMBS);
+        if (codes && counts && sum && abs && square)
+            result = Py_BuildValue("(OOKKKOKKOOO)", codes, counts, (unsigned long long)t->zeros,
+                                   (unsigned long long)t->posinf, (unsigned long long)t->neginf,
+                                   t->finite ? Py_True : Py_False, (unsigned long long)t->min_key,
+                                   (unsigned long long)t->max_key, sum, abs, square);
+        Py_XDECREF(codes);
+        Py_XDECREF(counts);
+        Py_XDECREF(sum);
+        Py_XDECREF(abs);
+        Py_XDECREF(square);
+        memset(t, 0, offsetof(tally, marks));
+    }
+    PyBuffer_Release(&state);
+    return result;
+}
+
+static PyObject *py_size(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return PyLong_FromSize_t(sizeof(tally));
+}
+
+static PyObject *py_levels(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    PyObject *names = PyList_New(0);
+    for (int i = 0; names && i <= best_level; i++) {
+        PyObject *name = PyUnicode_FromString(level_names[i]);
+        if (!name || PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static PyObject *py_use(PyObject *self, PyObject *args)
+{
+    int wanted;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &wanted))
+        return NULL;
+    if (wanted < 0 || wanted > best_level) {
+        PyErr_SetString(PyExc_ValueError, "this machine has no such vector unit");
+        return NULL;
+    }
+    level = wanted;
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyMethodDef methods[] = {
+    {"size", py_size, METH_NOARGS, "Bytes of a tally."},
+    {"update", py_update, METH_VARARGS, "update(tally, kind, data, mark): counts the elements of data."},
+    {"finish", py_finish, METH_VARARGS, "finish(tally, kind): the result; the tally is empty again."},
+    {"levels", py_levels, METH_NOARGS, "Names of the vector units that can be used here, the best last."},
+    {"use", py_use, METH_VARARGS, "use(i): use the vector unit levels()[i] from now on."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Kernels of the sketch; defined in kernels.py.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    best_level = level = find_level();
+    return PyModule_Create(&module);
+}

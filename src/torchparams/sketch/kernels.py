@@ -1,0 +1,373 @@
+"""What the kernels compute, in NumPy; and the choice between that and the same in C.
+
+A **tally** counts the values of one kind as they come, block by block:
+
+    tally = kernels.tally("f32")
+    tally.update(data)          # any contiguous little-endian buffer of whole elements
+    counted = tally.finish()    # the result; the tally is empty again
+
+Every value has a **code**. Of an 8 or 16-bit value it is the bit pattern itself (`p8`, `p16`). Of a
+wider float it is the sign, the exponent and 7 bits of mantissa: the top 16 bits of `f32`, the top 19
+of `f64`. Of a wider integer (`i32`, `u32`, `i64`, `u64`) it is built the same way from the
+magnitude: `magnitude_codes`.
+
+Sums of wide values are exact, as integers in units of the least subnormal (`UNIT`; its square for
+squares): so neither the order of the values nor the cuts between blocks can show in a result.
+
+The classes `NumpyTally` (the definition) and `CTally` (the fast path) give equal results for equal
+data. C is used where the package was built with a compiler, unless the environment variable
+`TORCHPARAMS_KERNELS` is `numpy`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+try:
+    from torchparams.sketch import _kernels
+except ImportError:  # built without a compiler: what is defined below runs instead
+    _kernels = None  # type: ignore[assignment]  # the module is optional
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
+
+KINDS = ("p8", "p16", "f32", "f64", "i32", "u32", "i64", "u64")
+"""Kinds of values, in the order of the numbers that `_kernels.c` gives them."""
+
+ITEMSIZE = {"p8": 1, "p16": 2, "f32": 4, "f64": 8, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
+"""Bytes of one value."""
+
+UNIT = {"f32": -149, "f64": -1074, "i32": 0, "u32": 0, "i64": 0, "u64": 0}
+"""Exponent of the power of two that sums of a kind count in."""
+
+SIGN_CODE = 1 << 15
+"""The code of the integer 0; codes of negative values lie below it."""
+
+FEW = 1 << 16
+"""A tally that never holds more values than this is emptied in time proportional to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a tally has counted.
+
+    Attributes:
+        codes: The codes that occur, uint32, ascending.
+        counts: How many values have each, uint64.
+        zeros: Count of zeros, of either sign.
+        posinf: Count of +Inf.
+        neginf: Count of -Inf.
+        min: The least finite value (a zero is +0.0), None without one.
+        max: The greatest.
+        sum: Sum of the finite values, exact, in units of 2^`UNIT[kind]`.
+        abs: Sum of their magnitudes.
+        square: Sum of their squares, in units of 2^(2·`UNIT[kind]`).
+
+    Of `p8` and `p16`, codes and counts say everything, and the rest stays 0 and None.
+    """
+
+    codes: Array
+    counts: Array
+    zeros: int = 0
+    posinf: int = 0
+    neginf: int = 0
+    min: float | int | None = None
+    max: float | int | None = None
+    sum: int = 0
+    abs: int = 0
+    square: int = 0
+
+
+class Tally(Protocol):
+    """Counts values of one kind; see the module's text."""
+
+    def update(self, data: Any) -> None:
+        """Count the values of a contiguous buffer of little-endian elements."""
+
+    def finish(self) -> Counted:
+        """The result. The tally is as it was made."""
+
+
+# --- the definition ------------------------------------------------------------------------------
+
+_CHUNK = 1 << 20  # so that partial sums of 24 bits each are exact in float64
+_LIMB = 24
+_FIELDS = {"f32": (23, 8), "f64": (52, 11)}  # bits of mantissa and of exponent
+
+
+def magnitude_codes(magnitude: Array) -> Array:
+    """The code of each magnitude (uint64): itself below 256, else its exponent and 7 more bits.
+
+    For 2^e <= v < 2^(e+1), e >= 7, it is (e - 7)·128 + floor(v / 2^(e-7)): continuous at 2^8, ascending,
+    and two values of one code differ by less than 2^-7 of either.
+
+    >>> magnitude_codes(np.array([0, 255, 256, 257, 258, 2**64 - 1], np.uint64))
+    array([   0,  255,  256,  256,  257, 7423], dtype=uint32)
+    """
+    v = magnitude.astype(np.uint64)
+    # The exponent without a logarithm: count how many powers of two from 2^8 on are reached.
+    powers = np.left_shift(np.uint64(1), np.arange(8, 64, dtype=np.uint64))
+    shift = np.searchsorted(powers, v, side="right").astype(np.uint64)
+    return (shift * np.uint64(128) + (v >> shift)).astype(np.uint32)
+
+
+def codes_of(kind: str, bits: Array) -> Array:
+    """The code of each value, given as the unsigned integer of its bits.
+
+    >>> [hex(c) for c in codes_of("f32", np.array([1.0, -2.0], np.float32).view(np.uint32))]
+    ['0x3f80', '0xc000']
+    """
+    if kind in ("p8", "p16"):
+        return bits.astype(np.uint32)
+    if kind == "f32":
+        return bits >> np.uint32(16)
+    if kind == "f64":
+        return (bits >> np.uint64(45)).astype(np.uint32)
+    negative, magnitude = _sign_and_magnitude(kind, bits)
+    code = magnitude_codes(magnitude)
+    return np.where(negative, SIGN_CODE - code, SIGN_CODE + code).astype(np.uint32)
+
+
+def _sign_and_magnitude(kind: str, bits: Array) -> tuple[Array, Array]:
+    if kind[0] == "u":
+        return np.zeros(len(bits), bool), bits.astype(np.uint64)
+    wide = bits.view(f"<i{bits.itemsize}").astype(np.int64)
+    negative = wide < 0
+    unsigned = wide.view(np.uint64)
+    return negative, np.where(negative, np.uint64(0) - unsigned, unsigned)
+
+
+def _sums(magnitude: Array, position: Array, negative: Array) -> tuple[int, int, int]:
+    """Sums of ±magnitude·2^position, of magnitude·2^position and of their squares."""
+    # Values of one position and sign are added together, in limbs of 24 bits: float64 holds
+    # 2^20 of them exactly.
+    bins = position.astype(np.int64) * 2 + negative
+    count = int(bins.max(initial=0)) + 1
+
+    def add(values: Array, shift: int, by_bin: list[int]) -> None:
+        for part in (values & np.uint64((1 << _LIMB) - 1), values >> np.uint64(_LIMB)):
+            weights = np.bincount(bins, weights=part.astype(np.float64), minlength=count)
+            for b in np.flatnonzero(weights):
+                by_bin[b] += int(weights[b]) << shift
+            shift += _LIMB
+
+    bits = int(magnitude.max(initial=0)).bit_length()
+    limbs = [(magnitude >> np.uint64(s)) & np.uint64((1 << _LIMB) - 1) for s in range(0, bits, _LIMB)]
+    sums, squares = [0] * count, [0] * count
+    for i, limb in enumerate(limbs):
+        add(limb, _LIMB * i, sums)
+        for j, other in enumerate(limbs[: i + 1]):
+            add(limb * other, _LIMB * (i + j) + (i != j), squares)
+    total = sum(s << (b >> 1) if not b & 1 else -(s << (b >> 1)) for b, s in enumerate(sums))
+    magnitudes = sum(s << (b >> 1) for b, s in enumerate(sums))
+    return total, magnitudes, sum(s << (b & ~1) for b, s in enumerate(squares))
+
+
+class NumpyTally:
+    """The definition: every result of `CTally` is this one's."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._start()
+
+    def _start(self) -> None:
+        self._codes = np.zeros(0, np.uint32)
+        self._counts = np.zeros(0, np.uint64)
+        self._zeros = self._posinf = self._neginf = 0
+        self._min: int | None = None
+        self._max: int | None = None
+        self._sum = self._abs = self._square = 0
+
+    def update(self, data: Any) -> None:
+        """Count the values of a contiguous buffer of little-endian elements."""
+        bits = np.frombuffer(data, f"<u{ITEMSIZE[self.kind]}") if len(memoryview(data)) else np.zeros(0, np.uint8)
+        for start in range(0, len(bits), _CHUNK):
+            self._update(bits[start : start + _CHUNK])
+
+    def _update(self, bits: Array) -> None:
+        codes, counts = np.unique(codes_of(self.kind, bits), return_counts=True)
+        self._codes, self._counts = merge_counts([(self._codes, self._counts), (codes, counts.astype(np.uint64))])
+        if self.kind in _FIELDS:
+            self._update_floats(bits)
+        elif self.kind not in ("p8", "p16"):
+            negative, magnitude = _sign_and_magnitude(self.kind, bits)
+            self._zeros += int(np.count_nonzero(magnitude == 0))
+            values = bits if self.kind[0] == "u" else bits.view(f"<i{bits.itemsize}")
+            self._see(int(values.min()), int(values.max()))
+            self._add(magnitude, np.zeros(len(bits), np.int64), negative)
+
+    def _update_floats(self, bits: Array) -> None:
+        mantissa_bits, exponent_bits = _FIELDS[self.kind]
+        width = mantissa_bits + exponent_bits
+        wide = bits.astype(np.uint64)
+        negative = (wide >> np.uint64(width)).astype(bool)
+        magnitude = wide & np.uint64((1 << width) - 1)
+        infinity = np.uint64(((1 << exponent_bits) - 1) << mantissa_bits)
+        self._zeros += int(np.count_nonzero(magnitude == 0))
+        self._posinf += int(np.count_nonzero((magnitude == infinity) & ~negative))
+        self._neginf += int(np.count_nonzero((magnitude == infinity) & negative))
+        finite = magnitude < infinity
+        magnitude, negative = magnitude[finite], negative[finite]
+        if not len(magnitude):
+            return
+        key = np.where(negative, -magnitude.view(np.int64), magnitude.view(np.int64))
+        self._see(int(key.min()), int(key.max()))
+        exponent = magnitude >> np.uint64(mantissa_bits)
+        normal = (exponent != 0).astype(np.uint64)
+        mantissa = (magnitude & np.uint64((1 << mantissa_bits) - 1)) | (normal << np.uint64(mantissa_bits))
+        self._add(mantissa, exponent - normal, negative)
+
+    def _add(self, magnitude: Array, position: Array, negative: Array) -> None:
+        sums = _sums(magnitude, position, negative)
+        self._sum, self._abs, self._square = self._sum + sums[0], self._abs + sums[1], self._square + sums[2]
+
+    def _see(self, low: int, high: int) -> None:
+        self._min = low if self._min is None else min(self._min, low)
+        self._max = high if self._max is None else max(self._max, high)
+
+    def finish(self) -> Counted:
+        """The result. The tally is as it was made."""
+        low, high = self._min, self._max
+        counted = Counted(
+            codes=self._codes,
+            counts=self._counts,
+            zeros=self._zeros,
+            posinf=self._posinf,
+            neginf=self._neginf,
+            min=None if low is None else _value(self.kind, low),
+            max=None if high is None else _value(self.kind, high),
+            sum=self._sum,
+            abs=self._abs,
+            square=self._square,
+        )
+        self._start()
+        return counted
+
+
+def _value(kind: str, key: int) -> float | int:
+    """The value with the key: of a float, its magnitude's bits with the sign before them."""
+    if kind not in _FIELDS:
+        return key
+    # As an array: a scalar of a float type cannot be made from bits without one.
+    bits = np.array([abs(key)], f"<u{ITEMSIZE[kind]}")
+    value = float(bits.view(f"<{kind[0]}{ITEMSIZE[kind]}")[0])
+    return -value if key < 0 else value
+
+
+def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Codes (ascending) and counts (uint64) of several lists of them together."""
+    parts = [part for part in parts if len(part[0])]
+    if len(parts) == 0:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint64)
+    if len(parts) == 1:
+        return parts[0]
+    codes = np.concatenate([codes for codes, _ in parts])
+    counts = np.concatenate([counts.astype(np.uint64) for _, counts in parts])
+    order = np.argsort(codes, kind="stable")  # runs that are sorted already, so this is a merge
+    codes = codes[order]
+    first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
+    return codes[first], np.add.reduceat(counts[order], first)
+
+
+# --- the fast path -------------------------------------------------------------------------------
+
+
+class CTally:
+    """The same in C, many times as fast, with the global interpreter lock released."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._number = KINDS.index(kind)
+        # Zeros are not touched before they are used: of these megabytes, those in use are few.
+        self._state = np.zeros(_kernels.size() // 8, np.uint64)
+        self._seen = 0
+
+    def update(self, data: Any) -> None:
+        """Count the values of a contiguous buffer of little-endian elements."""
+        self._seen += memoryview(data).nbytes // ITEMSIZE[self.kind]
+        _kernels.update(self._state, self._number, data, self._seen <= FEW)
+
+    def finish(self) -> Counted:
+        """The result. The tally is as it was made."""
+        self._seen = 0
+        codes, counts, zeros, posinf, neginf, finite, low, high, *sums = _kernels.finish(self._state, self._number)
+        integers = [int.from_bytes(limbs, "little", signed=True) for limbs in sums]
+        return Counted(
+            np.frombuffer(codes, np.uint32),
+            np.frombuffer(counts, np.uint64),
+            zeros,
+            posinf,
+            neginf,
+            _value(self.kind, self._key(low)) if finite else None,
+            _value(self.kind, self._key(high)) if finite else None,
+            *integers,
+        )
+
+    def _key(self, ordered: int) -> int:
+        """The key of the definition, from that of C: ascending as an unsigned integer."""
+        if self.kind[0] == "u":
+            return ordered
+        if self.kind[0] == "i":
+            return ordered - (1 << 63)
+        sign = 1 << (8 * ITEMSIZE[self.kind] - 1)
+        return ordered - sign if ordered >= sign else -(sign - 1 - ordered)
+
+
+_IDLE = threading.local()
+
+
+def tally(kind: str, implementation: str | None = None) -> Tally:
+    """A new tally of one of `KINDS`.
+
+    Args:
+        kind: What its values are.
+        implementation: `c` or `numpy`; None chooses.
+
+    >>> counted = tally("f32").finish()
+    >>> counted.zeros, counted.min, counted.sum
+    (0, None, 0)
+    """
+    chosen = implementation or ("c" if uses_c() else "numpy")
+    return CTally(kind) if chosen == "c" else NumpyTally(kind)
+
+
+@contextmanager
+def borrowed_tally(kind: str) -> Iterator[Tally]:
+    """A tally of this thread's own, which is kept for the next one to borrow.
+
+    It must be finished before it is given back; one whose work broke off is thrown away.
+    """
+    key = (kind, uses_c())
+    idle: dict[tuple[str, bool], list[Tally]] = _IDLE.__dict__
+    kept = idle.setdefault(key, [])
+    mine = kept.pop() if kept else tally(kind)
+    yield mine
+    kept.append(mine)
+
+
+def uses_c() -> bool:
+    """Whether the kernels in use are those in C."""
+    return _kernels is not None and os.environ.get("TORCHPARAMS_KERNELS", "").lower() != "numpy"
+
+
+def implementation() -> str:
+    """Which kernels are in use, for people: `C, AVX-512`, or `NumPy` and why.
+
+    >>> implementation().split(",")[0] in ("C", "NumPy")
+    True
+    """
+    if uses_c():
+        return f"C, {_kernels.levels()[-1]}"
+    if _kernels is None:
+        return "NumPy, several times slower: the package was built without a C compiler"
+    return "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
