@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NotReadable, SourceError, TruncatedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
 
@@ -63,6 +63,19 @@ class FileBytes:
             raise self._shrunk(start + len(data))
         return data
 
+    def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each range `(start, stop)`, from a file that is opened once."""
+        with self._reopen() as file:
+            for start, stop in ranges:
+                if hasattr(os, "pread"):
+                    data = os.pread(file.fileno(), stop - start, start)
+                else:
+                    file.seek(start)
+                    data = file.read(stop - start)
+                if len(data) != stop - start:
+                    raise self._shrunk(start + len(data))
+                yield data
+
     def view(self, start: int, stop: int) -> memoryview:
         """The bytes `[start, stop)` where they lie, read-only: nothing is read until it is touched."""
         if start == stop:
@@ -86,7 +99,7 @@ class FileBytes:
             start, stop: The range.
             alignment: The address of the first byte is a multiple of this.
         """
-        if stop - start >= OWN_MAPPING and start % alignment == 0:
+        if stop - start >= OWN_MAPPING and start % (alignment or 1) == 0:
             page = start - start % mmap.ALLOCATIONGRANULARITY
             with self._reopen() as file:
                 try:
@@ -174,6 +187,15 @@ def as_array(
         # numpy refuses more than 64 dimensions, and sizes whose product overflows even where one of them is 0.
         about = f"{len(shape)} dimensions" if len(shape) > _MOST_DIMENSIONS else f"the shape {list(shape)}"
         raise NotReadable(f"numpy has no arrays of {about}: {error}", where=where) from None
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of C order, in elements."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
 
 
 def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:

@@ -82,9 +82,28 @@ def refuse_repeats(value: Any, what: str, path: str) -> None:
     while left:
         item = left.pop()
         if type(item) is Pairs:
-            left.extend(as_object(item, f"an object in {what}", path).values())
+            left.extend(as_object(item, what if item is value else f"an object in {what}", path).values())
         elif type(item) is list:
             left.extend(item)
+
+
+def plain(value: Any, what: str, path: str) -> Any:
+    """A value from `strict` with dicts for its objects.
+
+    Raises:
+        FileFormatError: An object in it holds a key twice.
+    """
+    refuse_repeats(value, what, path)
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise FileFormatError(f"{what} nests its values too deep", where=path) from None
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is Pairs:
+        return {key: _plain(inner) for key, inner in value}
+    return [_plain(inner) for inner in value] if type(value) is list else value
 
 
 def describe(value: Any) -> str:

@@ -27,7 +27,7 @@ from torchparams.errors import (
     TruncatedFile,
 )
 from torchparams.info import file_tensor
-from torchparams.sources._bytes import FileBytes, as_array
+from torchparams.sources._bytes import FileBytes, as_array, contiguous
 from torchparams.sources._json import Pairs, as_object, describe, quoted, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source
 
@@ -105,12 +105,12 @@ class SafetensorsSource(Source):
         Raises:
             NotReadable: torch has no such type.
         """
-        from torchparams.sources._totorch import from_numpy
+        from torchparams.sources._totorch import from_bytes
 
         info, at = self._entry(name)
+        shape = info.shape or ()
         memory = self._file.own(at.start, at.stop, info.dtype.itemsize)
-        where = f"{self.label}: {quoted(name)}"
-        return from_numpy(as_array(memory, info.dtype, info.shape or (), where=where), info)
+        return from_bytes(memory, info, shape, contiguous(shape))
 
     def span(self, name: str) -> Location | None:
         """The tensor's bytes: the format stores every tensor contiguous."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,11 +18,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
-from torchparams.info import Location, ParameterInfo
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from torchparams.info import Location, ParameterInfo
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -110,7 +112,7 @@ class Source(ABC):
         return name in self.infos()
 
     def find(self, name: str) -> str | None:
-        """The canonical name for any spelling of it: canonical, raw, or an alias; None where there is no such tensor."""
+        """The canonical name for any spelling of it: canonical, raw, or an alias; None where there is no such one."""
         infos = self.infos()
         if name in infos:
             return name
@@ -132,7 +134,7 @@ class Source(ABC):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the source says of itself beside its tensors: safetensors' `__metadata__`, a checkpoint's other entries."""
+        """What the source says of itself beside its tensors: safetensors' metadata, a checkpoint's other entries."""
         return NO_METADATA
 
     @property
@@ -147,7 +149,7 @@ class Source(ABC):
 
     def close(self) -> None:
         """Let go of open files. Arrays that were given out stay valid."""
-        return None
+        return  # nothing is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,10 @@ def _is_legacy(head: bytes, size: int) -> bool:
     return head[:1] == b"\x80" and b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head[:32]
 
 
+def _is_tar(head: bytes, size: int) -> bool:
+    return head[257:262] == b"ustar" or head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages")
+
+
 def _is_safetensors(head: bytes, size: int) -> bool:
     # Eight bytes of header length, then JSON, which may start with white space. A length beyond
     # the file or the limit is still this format's: its reader says what is wrong with it.
@@ -201,7 +207,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "torch tar",
         (".pt", ".tar"),
-        lambda head, size: head[257:262] == b"ustar" or head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages"),
+        _is_tar,
         "torchparams.sources._legacy:refuse_tar",
     ),
     Format(
@@ -274,27 +280,35 @@ def open_path(target: str) -> Source:
         from torchparams.sources._sharded import open_directory
 
         return open_directory(path, inner)
+    return open_file(path, inner)
+
+
+def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...] = FORMATS) -> Source:
+    """The source that reads the file `path`, which is of one of `formats`."""
     try:
+        # Opening a named pipe would wait for somebody to write to it.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError("not a regular file", where=path)
         with open(path, "rb") as file:
             head = file.read(512)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise SourceError("no such file or directory", where=path, hint=_neighbours(path)) from None
-    except OSError as error:
-        raise SourceError(error.strerror or str(error), where=path) from None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
+        raise SourceError(getattr(error, "strerror", None) or str(error), where=path) from None
     if size == 0:
         raise FileFormatError("the file is empty", where=path)
-    for fmt in FORMATS:
+    for fmt in formats:
         if fmt.sniff(head, size):
             return fmt.open(path, inner)
     # Too damaged to be recognised, or none of ours: the format that its name claims says what is wrong.
-    for fmt in FORMATS:
+    for fmt in formats:
         if path.endswith(fmt.suffixes):
             return fmt.open(path, inner)
     raise FileFormatError(
         f"not a checkpoint that is known here: it starts with {head[:8]!r}",
         where=path,
-        exists="known are " + ", ".join(fmt.name for fmt in FORMATS if fmt.name != "torch tar"),
+        exists="known are " + ", ".join(fmt.name for fmt in formats if fmt.name != "torch tar"),
     )
 
 
