@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torchparams.errors import SelectorError, UnknownName
-from torchparams.info import ParameterInfo
+from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.report import (
     Cell,
     Column,
@@ -26,18 +25,23 @@ from torchparams.report import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from torchparams.info import ParameterInfo
     from torchparams.selectors import Explanation, Selector
     from torchparams.sources.base import Source
 
 ROWS_SHOWN = 40
 """Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
 
+ALIASES_SHOWN = 3
+"""Further names of a tied tensor that its row shows at most."""
+
 
 class Parameters(Mapping[str, Any]):
     """Named parameters of one source: an ordered mapping, name → tensor.
 
     A table of a live model reads the model anew at every use, and so does a selection of one: it is
-    never stale. Called, a table gives what `nn.Module.parameters()` gives.
+    never stale. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what
+    `named_parameters()` gives: references to the tensors, never copies.
 
     Made by `torchparams.of`; `select`, `|`, `&`, `-` and `~` make smaller ones of the same source.
 
@@ -95,7 +99,7 @@ class Parameters(Mapping[str, Any]):
         Raises:
             UnknownName: No parameter of this table is named so.
         """
-        return self.infos[self._name(name)]
+        return self._source.info(self._name(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
@@ -106,7 +110,7 @@ class Parameters(Mapping[str, Any]):
             UnknownName: No parameter of this table is named so.
             NotReadable: Its values cannot be had.
         """
-        return self._source.numpy(self._name(name))
+        return self._source.numpy(self._taken(name))
 
     @property
     def names(self) -> list[str]:
@@ -126,7 +130,7 @@ class Parameters(Mapping[str, Any]):
     # --- a mapping -------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
-        return self._source.value(self._name(name))
+        return self._source.value(self._taken(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys())
@@ -135,11 +139,47 @@ class Parameters(Mapping[str, Any]):
         return len(self._keys())
 
     def __contains__(self, name: object) -> bool:
-        try:
-            self._name(name)  # type: ignore[arg-type]  # anything may be asked for
-        except (UnknownName, TypeError):
+        if not isinstance(name, str):
             return False
-        return True
+        if self._selector is None and self._source.takes(name):
+            return True
+        canonical = self._source.find(name)
+        return canonical is not None and self._selects(canonical)
+
+    # Those of Mapping look every name up again, and each look at a selection of a live model reads the model.
+    def items(self) -> ItemsView[str, Any]:
+        """Names and tensors, in order; a file's tensors are read one by one."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """The tensors, in order; a file's are read one by one."""
+        return _Values(self)
+
+    def _pairs(self) -> Iterator[tuple[str, Any]]:
+        return self._source.items(None if self._selector is None else self.infos)
+
+    def __setitem__(self, name: str, value: object) -> NoReturn:
+        raise self._read_only(name, "set")
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise self._read_only(name, "deleted")
+
+    def _read_only(self, name: str, done: str) -> ReadOnlyTable:
+        if self._source.files:
+            hint = "torchparams.convert writes another file"
+        elif not self._source.live:
+            hint = "change the mapping that it was made from"
+        else:
+            code = "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in name.split("."))
+            hint = (
+                f"for other values, with torch.no_grad(): {code}.copy_(…); "
+                f"for another parameter, {code} = torch.nn.Parameter(…)"
+                if done == "set"
+                else f"del {code}"
+            )
+        return ReadOnlyTable(
+            f"{name!r} cannot be {done} through a table of parameters", where=self._source.label, hint=hint
+        )
 
     def __call__(self, recurse: bool = True) -> Iterator[Any]:
         """PyTorch's iterator: the tensors, in the order of `nn.Module.parameters(recurse)`."""
@@ -166,21 +206,28 @@ class Parameters(Mapping[str, Any]):
         """Something with the names as its keys, the cheapest there is."""
         return self._source.keys() if self._selector is None else self.infos
 
-    def _name(self, name: str) -> str:
-        keys = self._keys()
-        if name in keys:
+    def _taken(self, name: str) -> str:
+        """A spelling of `name` under which the source gives the values; cheaper to have than the canonical one."""
+        if self._selector is None and isinstance(name, str) and self._source.takes(name):
             return name
+        return self._name(name)
+
+    def _name(self, name: str) -> str:
         if not isinstance(name, str):
             raise TypeError(f"a parameter's name is a str, not {type(name).__name__}: {name!r}")
-        try:
-            canonical = self._source.resolve(name)
-        except UnknownName:
-            raise UnknownName.among(name, keys, self._source.label) from None
-        if canonical not in keys:
+        canonical = self._source.resolve(name)
+        if not self._selects(canonical):
             raise UnknownName(
                 f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
             )
         return canonical
+
+    def _selects(self, canonical: str) -> bool:
+        if self._selector is None:
+            return True
+        if self._source.live:  # a record of all for each question would make a loop over a selection quadratic
+            return bool(self._selector.names([self._source.info(canonical)], where=self._source.label))
+        return canonical in self.infos
 
     # --- selections ------------------------------------------------------------------------
 
@@ -212,43 +259,41 @@ class Parameters(Mapping[str, Any]):
         """The parameters whose record `keep` accepts."""
         return self.select(keep, strict=False)
 
-    def _combine(self, other: object, how: Callable[[Selector, Selector], Selector]) -> Parameters:
-        from torchparams.selectors import Selector
-
-        if not isinstance(other, Parameters):
-            return NotImplemented
-        if other._source is not self._source:
+    def _combine(self, other: Parameters, how: Callable[[Selector, Selector], Selector]) -> Parameters:
+        if other._source != self._source:
             raise SelectorError(
                 "these are selections of two sources",
                 where=f"{self._source.label} and {other._source.label}",
                 hint="combine selections that were made from one table; compare two sources with torchparams.diff",
             )
-        everything = Selector.everything()
-        return Parameters(self._source, how(self._selector or everything, other._selector or everything))
+        return Parameters(self._source, how(self._chosen(), other._chosen()))
+
+    def _chosen(self) -> Selector:
+        from torchparams.selectors import Selector
+
+        return Selector.everything() if self._selector is None else self._selector
 
     # Mapping has no set operators on itself (its views have), so nothing is overridden here.
     def __or__(self, other: object) -> Parameters:
-        return self._combine(other, lambda a, b: a | b)
+        return self._combine(other, lambda a, b: a | b) if isinstance(other, Parameters) else NotImplemented
 
     def __and__(self, other: object) -> Parameters:
-        return self._combine(other, lambda a, b: a & b)
+        return self._combine(other, lambda a, b: a & b) if isinstance(other, Parameters) else NotImplemented
 
     def __sub__(self, other: object) -> Parameters:
-        return self._combine(other, lambda a, b: a & ~b)
+        return self._combine(other, lambda a, b: a & ~b) if isinstance(other, Parameters) else NotImplemented
 
     def __invert__(self) -> Parameters:
-        from torchparams.selectors import Selector
-
-        return Parameters(self._source, ~(self._selector or Selector.everything()))
+        return Parameters(self._source, ~self._chosen())
 
     # Two tables are equal when they are the same view of the same source: comparing values is `diff`.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameters):
             return NotImplemented
-        return self._source is other._source and self._selector == other._selector
+        return self._source == other._source and self._selector == other._selector
 
     def __hash__(self) -> int:
-        return hash((id(self._source), self._selector))
+        return hash((self._source, self._selector))
 
     # --- print -----------------------------------------------------------------------------
 
@@ -276,7 +321,30 @@ class Parameters(Mapping[str, Any]):
             return f"<Parameters of {self._source.label}: {type(error).__name__}: {error}>"
 
     def _repr_html_(self) -> str:
-        return to_html(self.report())
+        try:
+            return to_html(self.report())
+        except Exception:  # as above
+            return to_html(Report((Text(repr(self)),)))
+
+
+class _Items(ItemsView[str, Any]):
+    __slots__ = ()
+    _mapping: Parameters
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return self._mapping._pairs()
+
+
+class _Values(ValuesView[Any]):
+    __slots__ = ()
+    _mapping: Parameters
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in self._mapping._pairs())
+
+    def __contains__(self, value: object) -> bool:
+        # `==` of two tensors is a tensor, and its truth an accident: a value is there when it is that very object.
+        return any(other is value for other in self)
 
 
 def of(x: object, *, buffers: bool = False) -> Parameters:
@@ -328,7 +396,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
     """Rows for `infos`; columns that say nothing of any of them are left out."""
     live = any(info.requires_grad is not None for info in infos)
     modules = any(info.module is not None for info in infos)
-    kinds = len({info.kind for info in infos}) > 1
+    kinds = len({(info.kind, info.persistent) for info in infos}) > 1
     columns = [
         Column("name", style="name", shrink=True),
         Column("shape"),
@@ -341,16 +409,17 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
     ]
 
     def row(info: ParameterInfo) -> Row:
-        tied = f" = {', '.join(info.aliases)}" if info.aliases else ""
+        more = len(info.aliases) - ALIASES_SHOWN
+        tied = ", ".join((*info.aliases[:ALIASES_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
         trainable = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}[info.requires_grad]
         return Row(
             (
-                info.name + tied,
+                f"{info.name} = {tied}" if tied else info.name,
                 human_shape(info.shape),
                 str(info.dtype),
                 f"{info.numel:,}",
                 human_bytes(info.nbytes),
-                *([info.kind] if kinds else []),
+                *([info.kind if info.persistent else f"{info.kind}, not saved"] if kinds else []),
                 *([trainable] if live else []),
                 *([(info.module or "").rpartition(".")[2]] if modules else []),
             )

@@ -1,0 +1,295 @@
+"""The live network: every parameter of an `nn.Module`, found anew at each use."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.errors import NotReadable, UnknownName
+from torchparams.info import ParameterInfo, Storage
+from torchparams.names import wrapper_component
+from torchparams.sources._traverse import Listing, aliases_of, attribute, holders, list_tensors, reach
+from torchparams.sources.base import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+
+class ModuleSource(Source):
+    """The parameters of a live network, in the order and with the names of `named_parameters`.
+
+    Nothing is remembered between two uses, so whatever has been done to the network shows. Names are
+    canonical: without the components of wrappers (see `torchparams.names`). A tensor that stands in several places
+    is listed at the first, and its other names are its aliases.
+
+    Args:
+        module: The network, or any part of one.
+        buffers: List buffers too, each module's after its parameters, as `state_dict` does. `walk` has the meaning
+            of `named_parameters` and stays with the parameters.
+
+    >>> from torch import nn
+    >>> from torchparams.sources._module import ModuleSource
+    >>> list(ModuleSource(nn.BatchNorm1d(3), buffers=True).infos())
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+
+    format = "module"
+    live = True
+
+    def __init__(self, module: nn.Module, *, buffers: bool = False) -> None:
+        self.module = module
+        self.buffers = buffers
+        self.label = _label(module)
+
+    # Tables that were made at different times from one network are tables of one source.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModuleSource):
+            return NotImplemented
+        return self.module is other.module and self.buffers == other.buffers
+
+    def __hash__(self) -> int:
+        return hash((id(self.module), self.buffers))
+
+    # --- listing ---------------------------------------------------------------------------
+
+    def keys(self) -> Mapping[str, Any]:
+        """Canonical name → tensor; makes no records."""
+        return list_tensors(self.module, self.buffers).tensors
+
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Canonical name and tensor of every entry, or of `names`, as they are at the time of the call."""
+        tensors = self.keys()
+        return iter(tensors.items()) if names is None else ((name, tensors[name]) for name in names)
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """Canonical name → record, as they are at the time of the call."""
+        listing = list_tensors(self.module, self.buffers)
+        return dict(zip(listing.tensors, _records(listing, self._aliases(listing)), strict=True))
+
+    def info(self, name: str) -> ParameterInfo:
+        """The record of one tensor; makes no others."""
+        listing = list_tensors(self.module, self.buffers)
+        (info,) = _records(listing, self._aliases(listing), only=name)
+        return info
+
+    def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
+        """Name, canonical name and parameter, found one by one: `next(params())` looks no further than the first.
+
+        With `recurse=False`, those of the outermost module alone, as PyTorch has it; a wrapper has none.
+        """
+        if remove_duplicate:
+            seen: set[int] = set()
+            for prefix, _, owner in holders(self.module, recurse=recurse):
+                for key, tensor in owner._parameters.items():
+                    if tensor is not None and (identity := id(tensor)) not in seen:
+                        seen.add(identity)
+                        name = prefix + key
+                        yield name, name, tensor
+            return
+        canonical = {id(tensor): name for name, tensor in list_tensors(self.module, False).tensors.items()}
+        for prefix, _, owner in holders(self.module, recurse=recurse, every=True):
+            for key, tensor in owner._parameters.items():
+                if tensor is not None:
+                    name = prefix + key
+                    yield name, canonical.get(id(tensor), name), tensor
+
+    # --- values ----------------------------------------------------------------------------
+
+    def value(self, name: str) -> Any:
+        """The very tensor, under any spelling of its name; looks at nothing but the modules on the way to it."""
+        tensor = reach(self.module, name, self.buffers)
+        return list_tensors(self.module, self.buffers).tensors[self.resolve(name)] if tensor is None else tensor
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor without its history; it shares the parameter's memory.
+
+        Raises:
+            NotReadable: It is lazy, and has no values yet.
+        """
+        detached: torch.Tensor = self._readable(name).detach()
+        return detached
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The values as an array: a view of the parameter's own memory where that is on the CPU.
+
+        Raises:
+            NotReadable: It is lazy or on the meta device, and has no values.
+        """
+        from torchparams.sources._totorch import to_numpy
+
+        tensor = self._readable(name)
+        if tensor.device.type == "meta":
+            raise NotReadable(
+                f"{name} is on the meta device, which holds no values",
+                where=self.label,
+                hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
+            )
+        return to_numpy(tensor)
+
+    def _readable(self, name: str) -> Any:
+        from torch.nn.parameter import is_lazy
+
+        tensor = self.value(name)
+        if is_lazy(tensor):
+            raise NotReadable(
+                f"{name} is lazy: it has no shape and no values yet",
+                where=self.label,
+                hint="run the model once, which gives it its shape",
+            )
+        return tensor
+
+    # --- names -----------------------------------------------------------------------------
+
+    def takes(self, name: str) -> bool:
+        """Whether the modules on the way that `name` spells lead to a tensor."""
+        return reach(self.module, name, self.buffers) is not None
+
+    def find(self, name: str) -> str | None:
+        """The canonical name for its canonical or raw spelling, an alias, or the attributes that lead to it.
+
+        `layers[0].weight` is `layers.0.weight`. Attributes are followed where they are stored: no property runs.
+        """
+        listing = list_tensors(self.module, self.buffers)
+        if name in listing.tensors:
+            return name
+        tensor = reach(self.module, name, self.buffers)
+        if tensor is None:
+            found = next((canonical for canonical, raw in listing.raws.items() if raw == name), None)
+            if found is not None:
+                return found
+            tensor = attribute(self.module, name)
+        return None if tensor is None else next((n for n, t in listing.tensors.items() if t is tensor), None)
+
+    def resolve(self, name: str) -> str:
+        """What `find` gives, or an error that says what stands there instead.
+
+        Raises:
+            UnknownName: The network has no such parameter.
+        """
+        found = self.find(name)
+        if found is not None:
+            return found
+        error = UnknownName.among(name, self.keys(), self.label)
+        path, _, last = name.rpartition(".")
+        if not self.buffers and reach(self.module, name, True) is not None:
+            error.exists, error.hint = f"{name} is a buffer", "list buffers too: torchparams.of(model, buffers=True)"
+        elif self.takes(original := f"{path}{'.' * bool(path)}parametrizations.{last}.original"):
+            error.exists, error.hint = f"{name} is computed by a parametrization", f"its parameter is {original!r}"
+        raise error
+
+    def _aliases(self, listing: Listing) -> Mapping[str, list[str]]:
+        return aliases_of(self.module, self.buffers, listing) if listing.tied else {}
+
+
+def _label(module: nn.Module) -> str:
+    """The class's name, within those of its wrappers: `DistributedDataParallel(Net)`."""
+    names: list[str] = []
+    while True:
+        names.append(_class_names(module)[0].rpartition(".")[2])
+        key = wrapper_component(type(module))
+        inner = None if key is None else vars(module).get("_modules", {}).get(key)
+        if inner is None or len(names) > _WRAPPERS_SHOWN:
+            return "(".join(names) + ")" * (len(names) - 1)
+        module = inner
+
+
+_WRAPPERS_SHOWN = 8
+
+
+def _class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """Qualified names of a module's class, and of that and all its base classes up to `nn.Module`.
+
+    A scripted module's own class says nothing: the one that it was compiled from comes before it.
+    """
+    import torch
+
+    mro = type(module).__mro__
+    names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
+    if isinstance(module, torch.jit.ScriptModule) and "_c" in vars(module):
+        source = _MANGLED.sub("", module._c._type().qualified_name())
+        names = (source, *names)
+    return names[0], names
+
+
+_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")  # what TorchScript adds to a class's name
+
+
+def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | None = None) -> list[ParameterInfo]:
+    """The records of all tensors, or of the one that is named `only`."""
+    import torch
+    from torch._C import DisableTorchFunctionSubclass
+
+    # Networks have few distinct ones of these, and tens of thousands of tensors.
+    classes: dict[type, tuple[str, tuple[str, ...]]] = {}
+    dtypes: dict[torch.dtype, DType] = {}
+    devices: dict[torch.device, str] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    own_memory: dict[type, bool] = {}
+    made = []
+    # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
+    with DisableTorchFunctionSubclass():
+        for (name, tensor), owner in zip(listing.tensors.items(), listing.owners, strict=True):
+            if only is not None and name != only:
+                continue
+            names = classes.get(type(owner))
+            if names is None:
+                names = _class_names(owner)
+                if not isinstance(owner, torch.jit.ScriptModule):  # all of these are of one class
+                    classes[type(owner)] = names
+            dtype = dtypes.get(tensor.dtype)
+            if dtype is None:
+                dtype = dtypes[tensor.dtype] = DType.of(tensor.dtype)
+            device = devices.get(tensor.device)
+            if device is None:
+                device = devices[tensor.device] = str(tensor.device)
+            shape: tuple[int, ...] | None
+            try:
+                size = tensor.shape
+                shape, numel = shapes.get(size), tensor.numel()
+                if shape is None:
+                    shape = shapes[size] = tuple(size)
+            except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
+                shape, numel = None, 0
+            plain = own_memory.get(type(tensor))
+            if plain is None:
+                # A class that dispatches in Python keeps its values in other tensors; its own memory is made up.
+                plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+                own_memory[type(tensor)] = plain
+            made.append(
+                ParameterInfo(
+                    name,
+                    shape,
+                    dtype,
+                    numel,
+                    dtype.nbytes(numel),
+                    device,
+                    "buffer" if name in listing.buffers else "parameter",
+                    tensor.requires_grad,
+                    names[0],
+                    listing.raws.get(name, name),
+                    tuple(aliases.get(name, ())),
+                    _storage(tensor, device, shapes) if plain else None,
+                    None,
+                    names[1],
+                    listing.buffers.get(name, True),
+                )
+            )
+    return made
+
+
+def _storage(tensor: Any, device: str, strides: dict[tuple[int, ...], tuple[int, ...]]) -> Storage | None:
+    """The memory that a tensor is a view of; None where it has none (sparse, lazy, wrapped by a transform)."""
+    try:
+        memory = tensor.untyped_storage()
+        address: int = memory.data_ptr()
+        stride: tuple[int, ...] = tensor.stride()
+        # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
+        key = f"{device}:{address or memory._cdata:#x}"
+        return Storage(key, tensor.storage_offset(), strides.setdefault(stride, stride), memory.nbytes())
+    except Exception:  # as above
+        return None

@@ -1,0 +1,345 @@
+"""Every way through a live network's modules: to all of its tensors, to one by name, to a tensor's other names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams import limits
+from torchparams.errors import HalfBuilt, SourceError
+from torchparams.names import wrapper_component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+# --- all tensors ----------------------------------------------------------------------------
+
+
+def holders(
+    root: nn.Module,
+    *,
+    buffers: bool = False,
+    recurse: bool = True,
+    every: bool = False,
+    shared: list[tuple[str, nn.Module]] | None = None,
+) -> Iterator[tuple[str, str | None, nn.Module]]:
+    """The modules that hold tensors, in the order of `named_modules`: canonical prefix, raw prefix, module.
+
+    The raw prefix is None where it is the canonical one. A module without submodules comes as often as it is met, any
+    other once. With `every`, each comes once for each path to it that does not pass through it before.
+
+    Args:
+        root: The network.
+        buffers: Modules that hold only buffers too.
+        recurse: Look into submodules.
+        every: Follow every path.
+        shared: Collects the modules with submodules that are met again, with the canonical prefix that they have there.
+
+    Raises:
+        HalfBuilt: A module on the way was never initialised.
+    """
+    # One loop with its own stack: nested generators would hand each item through as many frames as the network is deep,
+    # and end at Python's recursion limit.
+    try:
+        if root._parameters or (buffers and root._buffers):
+            yield "", None, root
+        if not recurse or not root._modules:
+            return
+        bearing = _bearing(root, buffers) if every else None
+        met = {id(root)}
+        plain: set[type] = set()
+        skip = wrapped_key(root)
+        stack = [("", None if skip is None else "", skip, iter(root._modules.items()), root)]
+        while stack:
+            prefix, raw, skip, children, parent = stack[-1]
+            for key, child in children:
+                if child is None:
+                    continue
+                below = child._modules
+                if not below:
+                    if child._parameters or (buffers and child._buffers):
+                        if raw is None:
+                            yield f"{prefix}{key}.", None, child
+                        else:
+                            yield prefix if key == skip else f"{prefix}{key}.", f"{raw}{key}.", child
+                    continue
+                if bearing is not None and id(child) not in bearing:
+                    continue
+                here = prefix if key == skip else f"{prefix}{key}."
+                if id(child) in met:
+                    if shared is not None and all(child is not frame[-1] for frame in stack):
+                        shared.append((here, child))
+                    continue
+                met.add(id(child))
+                there = None if raw is None else f"{raw}{key}."
+                if child._parameters or (buffers and child._buffers):
+                    yield here, there, child
+                inside = None
+                if type(child) not in plain:
+                    inside = wrapped_key(child)
+                    if inside is not None and there is None:
+                        there = here
+                    if wrapper_component(type(child)) is None:
+                        plain.add(type(child))
+                stack.append((here, there, inside, iter(below.items()), child))
+                break
+            else:
+                stack.pop()
+                if every:
+                    met.discard(id(parent))
+    except AttributeError as error:
+        raise _explained(error) from None
+
+
+def _bearing(root: nn.Module, buffers: bool) -> set[int]:
+    """The modules with a tensor in them or below; there may be as many paths to the others, and they lead nowhere."""
+    parents: dict[int, list[int]] = {id(root): []}
+    bearing: set[int] = set()
+    modules = [root]
+    for module in modules:  # grows as it is read
+        if module._parameters or (buffers and module._buffers):
+            bearing.add(id(module))
+        for child in module._modules.values():
+            if child is not None:
+                if id(child) not in parents:
+                    parents[id(child)] = []
+                    modules.append(child)
+                parents[id(child)].append(id(module))
+    todo = list(bearing)
+    while todo:
+        for parent in parents[todo.pop()]:
+            if parent not in bearing:
+                bearing.add(parent)
+                todo.append(parent)
+    return bearing
+
+
+@dataclass(slots=True)
+class Listing:
+    """What one traversal finds.
+
+    Attributes:
+        tensors: Canonical name → tensor, each tensor once.
+        owners: The module that each belongs to, in the same order.
+        raws: Canonical name → raw name, where they differ.
+        buffers: Canonical name of each buffer → whether it is persistent.
+        tied: Whether some tensor has a further name.
+        shared: Modules with submodules that were met again: their canonical prefix there, and the module.
+    """
+
+    tensors: dict[str, Any]
+    owners: list[nn.Module]
+    raws: dict[str, str]
+    buffers: dict[str, bool]
+    tied: bool
+    shared: list[tuple[str, nn.Module]]
+
+
+def list_tensors(root: nn.Module, buffers: bool) -> Listing:
+    """All tensors of a network, in one traversal.
+
+    Raises:
+        HalfBuilt: A module was never initialised.
+        SourceError: Two tensors have one name.
+    """
+    names: list[str] = []
+    tensors: list[Any] = []
+    owners: list[nn.Module] = []
+    raws: dict[str, str] = {}
+    saved: dict[str, bool] = {}
+    shared: list[tuple[str, nn.Module]] = []
+    for prefix, raw, owner in holders(root, buffers=buffers, shared=shared):
+        for key, tensor in owner._parameters.items():
+            if tensor is not None:
+                names.append(prefix + key)
+                tensors.append(tensor)
+                owners.append(owner)
+        if buffers:
+            for key, buffer in owner._buffers.items():
+                if buffer is not None:
+                    names.append(prefix + key)
+                    tensors.append(buffer)
+                    owners.append(owner)
+                    saved[prefix + key] = key not in owner._non_persistent_buffers_set
+        if raw is not None:
+            raws.update((prefix + key, raw + key) for key, _ in _held(owner, buffers))
+    # Asked once for all, since the answer is mostly no: asking for each tensor takes a fifth of the traversal.
+    tied = len(set(map(id, tensors))) < len(tensors)
+    if tied:
+        names, tensors, owners = _firsts(names, tensors, owners, saved)
+    table = dict(zip(names, tensors, strict=True))
+    if len(table) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise SourceError(
+            f"{count} tensors are named {name!r}",
+            where=type(root).__name__,
+            hint="a key of _modules, _parameters or _buffers holds a dot; register them through PyTorch's functions",
+        )
+    return Listing(table, owners, raws, saved, tied or bool(shared), shared)
+
+
+def _firsts(
+    names: list[str], tensors: list[Any], owners: list[nn.Module], buffers: Mapping[str, bool]
+) -> tuple[list[str], list[Any], list[nn.Module]]:
+    """Each tensor at its first place; one that is a parameter somewhere is that parameter, wherever a buffer is it."""
+    first: dict[int, int] = {}
+    for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        held = first.setdefault(id(tensor), place)
+        if held != place and names[held] in buffers and name not in buffers:
+            first[id(tensor)] = place
+    places = sorted(first.values())
+    return [names[i] for i in places], [tensors[i] for i in places], [owners[i] for i in places]
+
+
+def _held(module: nn.Module, buffers: bool) -> Iterator[tuple[str, Any]]:
+    for held in (module._parameters, module._buffers) if buffers else (module._parameters,):
+        for key, tensor in held.items():
+            if tensor is not None:
+                yield key, tensor
+
+
+# --- from a name to a tensor ----------------------------------------------------------------
+
+
+def wrapped_key(module: nn.Module) -> str | None:
+    """The component that names need not have below `module`: None where it wraps nothing.
+
+    Also None where a wrapper holds something of its own under a name that the wrapped module uses too: without the
+    component, two tensors would have one name.
+    """
+    key = inside = wrapper_component(type(module))
+    if key is None or module._modules.get(key) is None:
+        return None
+    own = _keys(module) - {key}
+    inner = module
+    while own and inside is not None:
+        inner = inner._modules[inside]  # type: ignore[assignment]  # wrapped_key has seen that it is there
+        inside = wrapped_key(inner)
+        if own & (_keys(inner) - {inside}):
+            return None
+    return key
+
+
+def _keys(module: nn.Module) -> set[str | None]:
+    return {*module._modules, *module._parameters, *module._buffers}
+
+
+def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
+    """The tensor that `name` leads to, or None; a wrapper's component may stand in the name or not.
+
+    Looks only at the modules on the way.
+
+    Raises:
+        HalfBuilt: A module on the way was never initialised.
+    """
+    *path, last = name.split(".")
+    module: nn.Module | None = root
+    try:
+        for component in path:
+            if module is None:
+                return None
+            module = _child(module, component)
+        while module is not None:
+            for held in (module._parameters, module._buffers) if buffers else (module._parameters,):
+                if last in held and held[last] is not None:
+                    return held[last]
+            key = wrapped_key(module)
+            module = None if key is None else module._modules[key]
+    except AttributeError as error:
+        raise _explained(error) from None
+    return None
+
+
+def _child(module: nn.Module, component: str) -> nn.Module | None:
+    # What is inside a wrapper comes first: the canonical name is the one that is never in doubt.
+    here: nn.Module | None = module
+    spelled: nn.Module | None = None
+    while here is not None:
+        key = wrapped_key(here)
+        if component == key:
+            spelled = here._modules[component] if spelled is None else spelled
+        elif component in here._modules:
+            return here._modules[component]
+        here = None if key is None else here._modules[key]
+    return spelled
+
+
+_INDEX = re.compile(r"\[(['\"]?)([^\[\]'\"]+)\1\]")
+
+
+def attribute(root: nn.Module, name: str) -> Any | None:
+    """What stands at the end of the attributes, keys and indices that `name` is made of; None where it ends before.
+
+    Only what is stored is followed: no property runs, for some change the network (a spectral norm that is computed
+    in training moves its buffers).
+    """
+    here: Any = root
+    for component in _INDEX.sub(r".\2", name).split("."):
+        if isinstance(here, list | tuple):
+            here = here[int(component)] if component.isdecimal() and int(component) < len(here) else None
+        elif isinstance(here, dict):
+            here = here.get(component)
+        elif hasattr(type(here), "named_modules"):
+            found = reach(here, component, True)
+            if found is None:
+                found = _child(here, component)
+            here = vars(here).get(component) if found is None else found
+        else:
+            return None
+    return here
+
+
+# --- a tensor's other names -----------------------------------------------------------------
+
+
+def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, list[str]]:
+    """Canonical name → further names, in the order of `named_parameters(remove_duplicate=False)`."""
+    canonical = {id(tensor): name for name, tensor in listing.tensors.items()}
+    found: dict[str, list[str]] = {}
+    count = 0
+    for prefix, _, owner in holders(root, buffers=buffers, every=True):
+        for key, tensor in _held(owner, buffers):
+            name, first = prefix + key, canonical[id(tensor)]
+            if name != first:
+                found.setdefault(first, []).append(name)
+                count += 1
+        if count > limits.ALIASES:
+            return _some_aliases(root, buffers, listing, canonical)
+    return found
+
+
+def _some_aliases(
+    root: nn.Module, buffers: bool, listing: Listing, canonical: Mapping[int, str]
+) -> dict[str, list[str]]:
+    """At least one further name for each tied tensor, without following every path.
+
+    A tied tensor stands at two places of one walk through the modules, or below a module that the walk has met again.
+    Each such place gives one further name to every tensor below it.
+    """
+    share = max(1, limits.ALIASES // len(canonical))
+    visits: Counter[int] = Counter()
+    found: dict[str, list[str]] = {}
+    for outer, module in [("", root), *listing.shared]:
+        if visits[id(module)] >= share:
+            continue  # so often met, it has given each of its tensors its share
+        visits[id(module)] += 1
+        for prefix, _, owner in holders(module, buffers=buffers):
+            for key, tensor in _held(owner, buffers):
+                name, first = f"{outer}{prefix}{key}", canonical[id(tensor)]
+                names = found.setdefault(first, [])
+                if name != first and name not in names and len(names) < share:
+                    names.append(name)
+    return {first: names for first, names in found.items() if names}
+
+
+def _explained(error: AttributeError) -> AttributeError:
+    if error.name not in ("_modules", "_parameters", "_buffers"):
+        return error
+    return HalfBuilt(
+        f"the __init__ of {type(error.obj).__qualname__} has not called nn.Module's: it cannot hold parameters yet",
+        hint="call super().__init__() in it, first of all",
+    )
