@@ -57,7 +57,9 @@ class TorchParamsError(Exception):
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         tail = [part.rstrip(".") for part in (self.exists, self.hint) if part]
-        return ". ".join([head.rstrip("."), *tail]) + ("." if tail else "")
+        if not tail:
+            return head.rstrip(".")
+        return " ".join(part if part.endswith("?") else f"{part}." for part in (head.rstrip("."), *tail))
 
 
 class SelectorError(TorchParamsError, ValueError):

@@ -1,0 +1,492 @@
+"""The parser: text → tree.
+
+    selector := inter ( "|" inter )*            union
+    inter    := unary ( "&" unary )*            intersection
+    unary    := "~" unary | "(" selector ")" | compound
+    compound := ( glob | "/" regex "/" )? ( "[" field op value "]" | ":" word )*      at least one part
+
+What the parts mean is told in `torchparams.selectors`; globs are read by `globs`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, NoReturn
+
+from torchparams import limits
+from torchparams._selector.globs import Glob, read_glob, starts_glob
+from torchparams._selector.tree import (
+    Compound,
+    Condition,
+    Node,
+    Regex,
+    Value,
+    Word,
+    complement,
+    intersection,
+    union,
+)
+from torchparams.dtypes import DType
+from torchparams.errors import SelectorSyntaxError, TorchParamsError, nearest, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+WORDS: dict[str, str] = {
+    "trainable": "requires_grad is True",
+    "frozen": "requires_grad is False, buffers left out",
+    "tied": "stands under several names",
+    "buffer": "a buffer of a module",
+    "bias": "its last component is bias, bias_… or …_bias",
+    "norm": "its owner is a normalisation layer",
+    "embedding": "its owner is an embedding",
+    "matrix": "has at least two dimensions",
+    "meta": "on the meta device: without values",
+}
+"""The words, and what each says of a parameter."""
+
+ORDERED = ("ndim", "numel", "nbytes")
+"""The fields with an order, for `<`, `<=`, `>` and `>=`."""
+
+FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module")
+"""The fields of a condition."""
+
+KINDS = ("parameter", "buffer", "tensor")
+"""What `kind` can be."""
+
+UNITS = {"": 1}
+UNITS |= {unit: 1000**power for power, unit in enumerate("KMGT", 1)}
+UNITS |= {f"{unit}iB": 1024**power for power, unit in enumerate("KMGT", 1)}
+"""What a size can end in."""
+
+_FIELD_HINTS = {
+    "size": "[numel>1M] counts elements, [nbytes>1MiB] bytes, [shape=64x3] compares sizes",
+    "type": "[dtype=bf16] is the element type, [module=Linear] the owner's class, [kind=buffer] its role",
+    "class": "the owner's class is [module=Linear]",
+    "cls": "the owner's class is [module=Linear]",
+    "owner": "the owner's class is [module=Linear]",
+    "requires_grad": "write :trainable or :frozen",
+    "dim": "the count of dimensions is [ndim=2]",
+    "dims": "the count of dimensions is [ndim=2]",
+    "rank": "the count of dimensions is [ndim=2]",
+    "bytes": "write [nbytes>1MiB]",
+    "params": "write [numel>1M]",
+    "parameters": "write [numel>1M]",
+}
+_WORD_HINTS = {
+    "not": "the complement is written `~`",
+    "weight": "the parameters named weight are **.weight",
+    "weights": "the parameters named weight are **.weight",
+    "parameter": "write [kind=parameter]",
+    "parameters": "write [kind=parameter]",
+    "requires_grad": "write :trainable or :frozen",
+    "linear": "write [module=Linear]",
+    "conv": "write [module=Conv*]",
+    "conv2d": "write [module=Conv2d]",
+    "attention": "write [module=*Attention]",
+    "scalar": "write [ndim=0]",
+    "vector": "write [ndim=1]",
+    "lazy": "write [shape=lazy]",
+}
+_JOIN_HINTS = {
+    "and": "an intersection is written `a & b`",
+    "or": "a union is written `a | b`",
+    "not": "a complement is written `~a`, a difference `a & ~b`",
+    ",": "a union is written `a | b`",
+    ";": "a union is written `a | b`",
+    "+": "a union is written `a | b`",
+    "-": "a difference is written `a & ~b`",
+    "!": "a complement is written `~a`, a difference `a & ~b`",
+    "~": "a difference is written `a & ~b`",
+    "=": "a condition stands in brackets: [dtype=bf16]",
+    "<": "a condition stands in brackets: [ndim<2]",
+    ">": "a condition stands in brackets: [ndim>2]",
+}
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> Node:
+    """The tree of a selector's text.
+
+    Raises:
+        SelectorSyntaxError: It is not a selector; the error knows the column, and says what was expected there.
+    """
+    return _Parser(text).whole()
+
+
+_OPERATOR = re.compile(r"[=!<>~^$*:|]+")
+_IDENTIFIER = re.compile(r"[^\W\d]\w*")
+_WORD = re.compile(r"\w+")
+_SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)(\.[0-9]+)? *([A-Za-z]*)")
+_DEVICE = re.compile(r"[A-Za-z_]\w*(:[0-9]+)?")
+_OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
+_OPERATOR_HINTS = {
+    "==": "equality is one `=`",
+    "===": "equality is one `=`",
+    "=<": "write <=",
+    "=>": "write >=",
+    "<>": "write !=",
+    "=~": "a regular expression is a term of its own: /.*bias/",
+    "~=": "a regular expression is a term of its own: /.*bias/",
+    "^=": "name and module take wildcards: [name=encoder.**]",
+    "$=": "name and module take wildcards: [name=**.bias]",
+    "*=": "name and module take wildcards: [module=*Norm]",
+    ":": "write [field=value]",
+}
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+
+    def peek(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def blanks(self) -> str:
+        """Go over white space, and give the character behind it."""
+        while self.peek().isspace():
+            self.at += 1
+        return self.peek()
+
+    def fail(self, expected: str, hint: str | None = None, at: int | None = None, found: str | None = None) -> NoReturn:
+        column = (self.at if at is None else at) + 1
+        found = shorten(found, 40) if found else None
+        raise SelectorSyntaxError(self.text, column, expected, found=found, hint=hint) from None
+
+    def whole(self) -> Node:
+        if not self.blanks():
+            self.fail("a selector", "every parameter is `**`", at=0, found="nothing")
+        node = self.union(0)
+        if self.peek():
+            self.stray("`|`, `&` or the end")
+        return node
+
+    # Each of these leaves the reader behind the blanks that follow it.
+
+    def union(self, depth: int) -> Node:
+        terms = [self.intersection(depth)]
+        while self.peek() == "|":
+            self.joint("|")
+            terms.append(self.intersection(depth))
+        return union(*terms)
+
+    def intersection(self, depth: int) -> Node:
+        terms = [self.unary(depth)]
+        while self.peek() == "&":
+            self.joint("&")
+            terms.append(self.unary(depth))
+        return intersection(*terms)
+
+    def joint(self, sign: str) -> None:
+        self.at += 1
+        if self.peek() == sign:
+            kind = "union" if sign == "|" else "intersection"
+            self.fail("a selector", f"one `{sign}` is enough: the {kind} is `a {sign} b`")
+
+    def unary(self, depth: int) -> Node:
+        complements = 0
+        while self.blanks() == "~":
+            complements += 1
+            self.shallow(depth + complements)
+            self.at += 1
+        if self.peek() == "(":
+            node = self.parenthesis(depth + complements + 1)
+        else:
+            node = self.compound()
+        for _ in range(complements):
+            node = complement(node)
+        return node
+
+    def shallow(self, depth: int) -> None:
+        if depth > limits.SELECTOR_NESTING:
+            self.fail(f"at most {limits.SELECTOR_NESTING} levels of `(` and `~`")
+
+    def parenthesis(self, depth: int) -> Node:
+        opening = self.at
+        self.shallow(depth)
+        self.at += 1
+        if self.blanks() == ")":
+            self.fail("a selector", "every parameter is `**`")
+        node = self.union(depth)
+        if not self.peek():
+            self.fail("`)`", f"the parenthesis at column {opening + 1} is not closed")
+        if self.peek() != ")":
+            self.stray("`|`, `&` or `)`")
+        self.at += 1
+        if self.peek() and self.peek() in "[:":
+            self.fail("`|`, `&` or the end", f"join them with `&`: (…) & {self.text[self.at :]}")
+        self.blanks()
+        return node
+
+    def compound(self) -> Compound:
+        start = self.at
+        char = self.peek()
+        pattern: Glob | Regex | None = None
+        if char == "/":
+            pattern = self.regex()
+        elif char == "." or starts_glob(char):
+            pattern, self.at = read_glob(self.text, self.at)
+        conditions: list[Condition | Word] = []
+        while (char := self.peek()) and char in "[:":
+            conditions.append(self.condition() if char == "[" else self.word())
+        if self.at == start:
+            self.no_term()
+        self.blanks()
+        return Compound(pattern, tuple(conditions))
+
+    def no_term(self) -> NoReturn:
+        char = self.peek()
+        hint = _JOIN_HINTS.get(char)
+        if char == ")":
+            hint = "no parenthesis is open here"
+        elif char == "]":
+            hint = "no bracket is open here"
+        elif char and char in "|&":
+            hint = f"`{char}` stands between two selectors"
+        elif char == "}":
+            hint = "no brace is open here"
+        self.fail("a selector", hint)
+
+    def stray(self, expected: str) -> NoReturn:
+        """Something stands where a term has ended."""
+        char = self.peek()
+        word = _WORD.match(self.text, self.at)
+        before = re.split(r"[\s(|&~]+", self.text[: self.at].rstrip())[-1]
+        hint = None
+        if word and word[0].lower() in _JOIN_HINTS:
+            hint = _JOIN_HINTS[word[0].lower()]
+        elif before in ("not", "and", "or"):
+            hint = _JOIN_HINTS[before]
+        elif char == ")":
+            hint = "no parenthesis is open here"
+        elif char in "]}":
+            hint = f"no {'bracket' if char == ']' else 'brace'} is open here"
+        elif char in _JOIN_HINTS:
+            hint = _JOIN_HINTS[char]
+        elif self.text[self.at - 1].isspace():
+            hint = (
+                "the parts of a term stand together, as in **.weight:trainable; two terms are joined by `|` or `&`; "
+                'a name with a blank in it is quoted: "my layer".weight'
+            )
+        elif char == "(":
+            hint = "two terms are joined by `|` or `&`"
+        elif char == "`":
+            hint = 'a name with such a character in it is quoted: "a`b".weight'
+        self.fail(expected, hint, found=repr(word[0]) if word else None)
+
+    def regex(self) -> Regex:
+        opening = self.at
+        self.at += 1
+        while (char := self.peek()) != "/":
+            if not char:
+                self.fail("a closing `/`", f"the regular expression at column {opening + 1} is not closed")
+            self.at += 2 if char == "\\" else 1
+        pattern = self.text[opening + 1 : self.at]
+        if not pattern:
+            self.fail("a regular expression", 'the empty name is ""')
+        self.at += 1
+        compile_regex(pattern, self.text, opening + 1)
+        if flag := _WORD.match(self.text, self.at):
+            self.fail(
+                "`[`, `:`, `|`, `&` or the end", f"flags stand inside: /(?{flag[0]}){pattern}/", found=repr(flag[0])
+            )
+        return Regex(pattern)
+
+    def word(self) -> Word:
+        self.at += 1
+        found = _WORD.match(self.text, self.at)
+        if found is None:
+            self.fail(f"a word: {', '.join(WORDS)}", 'a name with a colon in it is quoted: "a:b"')
+        word = found[0]
+        if word not in WORDS:
+            near = nearest(word.lower(), list(WORDS))
+            if word in FIELDS:
+                hint: str | None = f"{word} is a field: write [{word}=…]"
+            else:
+                hint = _WORD_HINTS.get(word.lower()) or (_did_you_mean(f":{n}" for n in near) if near else None)
+            self.fail(f"a word ({', '.join(WORDS)})", hint, found=repr(word))
+        self.at = found.end()
+        return Word(word)
+
+    def condition(self) -> Condition:
+        opening = self.at
+        self.at += 1
+        self.blanks()
+        field = self.field()
+        self.blanks()
+        op = self.operator(field)
+        self.blanks()
+        value, text = self.value(field, op, opening)
+        if self.blanks() != "]":
+            self.fail("`]`", f"the bracket at column {opening + 1} is not closed" if not self.peek() else None)
+        self.at += 1
+        return Condition(field, op, value, text)
+
+    def field(self) -> str:
+        found = _IDENTIFIER.match(self.text, self.at)
+        if found is None:
+            hint = None
+            if self.peek() and self.peek() in "0123456789":
+                hint = "an index is a component of its own, after a dot: layer.0"
+            self.fail(f"a field: {', '.join(FIELDS)}", hint)
+        field = found[0]
+        if field not in FIELDS:
+            near = nearest(field.lower(), FIELDS)
+            if field in WORDS:
+                hint = f"{field} is a word: write :{field}"
+            else:
+                hint = _FIELD_HINTS.get(field.lower()) or (_did_you_mean(near) if near else None)
+            self.fail(f"a field ({', '.join(FIELDS)})", hint, found=repr(field))
+        self.at = found.end()
+        return field
+
+    def operator(self, field: str) -> str:
+        found = _OPERATOR.match(self.text, self.at)
+        allowed = _OPERATORS if field in ORDERED else _OPERATORS[:2]
+        op = found[0] if found else ""
+        if field in ("name", "module", "shape") and op.rstrip("*") in allowed:
+            op = op.rstrip("*")  # the stars begin the value
+        if op not in allowed:
+            hint = _OPERATOR_HINTS.get(op)
+            if op in _OPERATORS:
+                hint = f"{field} has no order; {', '.join(ORDERED)} have one"
+            self.fail(f"one of {' '.join(allowed)}", hint, found=f"`{op}`" if op else None)
+        self.at += len(op)
+        return op
+
+    def value(self, field: str, op: str, opening: int) -> tuple[Value, str]:
+        """The value that begins here, and its text."""
+        if field in ("name", "module"):
+            if self.peek() == "/":
+                self.fail("a glob", "a regular expression is a term of its own: /.*bias/")
+            if self.peek() in ("", "]"):
+                self.fail("a glob", "[name=**.bias]" if field == "name" else "[module=*Norm]")
+            glob, self.at = read_glob(self.text, self.at)
+            return glob, str(glob)
+        start = self.at
+        text = self.raw_value(opening)
+        if not text:
+            self.fail(f"a value for {field}", _EXAMPLES[field], at=start)
+        try:
+            if field == "shape":
+                return _shape(text)
+            if field == "dtype":
+                return DType.of(text), text
+            if field == "kind":
+                return _kind(text), text
+            if field == "device":
+                return _device(text), text
+            return _number(text, field), text
+        except _ValueProblemError as problem:
+            self.fail(problem.expected, problem.hint, at=start, found=repr(text))
+        except TorchParamsError as error:
+            self.fail("a dtype", error.hint, at=start, found=repr(text))
+
+    def raw_value(self, opening: int) -> str:
+        quote_ = self.peek()
+        if quote_ in ("'", '"'):
+            stop = self.text.find(quote_, self.at + 1)
+            if stop < 0:
+                self.fail(f"a closing {quote_}", f"the quote at column {self.at + 1} is not closed", at=len(self.text))
+            text = self.text[self.at + 1 : stop]
+            self.at = stop + 1
+            return text.strip()
+        # A shape may be written as the table prints it, with brackets of its own.
+        inner = self.text.find("]", self.at) + 1 if quote_ == "[" else self.at
+        stop = self.text.find("]", inner)
+        if stop < 0 or (quote_ == "[" and not inner):
+            hint = f"the bracket at column {opening + 1} is not closed"
+            self.fail("`]`", hint, at=len(self.text))
+        text = self.text[self.at : stop]
+        self.at = stop
+        return text.strip()
+
+
+_EXAMPLES = {
+    "shape": "[shape=64x3x7x7], with * for any size; [shape=()] is a scalar's",
+    "ndim": "[ndim>=2]",
+    "numel": "[numel>=1M]",
+    "nbytes": "[nbytes>=1MiB]",
+    "dtype": "[dtype=bf16]",
+    "device": "[device=cuda] or [device=cuda:0]",
+    "kind": "[kind=buffer]",
+}
+
+
+class _ValueProblemError(Exception):
+    def __init__(self, expected: str, hint: str | None = None) -> None:
+        super().__init__(expected)
+        self.expected, self.hint = expected, hint
+
+
+def _did_you_mean(near: Iterable[str]) -> str:
+    return f"did you mean {' or '.join(near)}?"
+
+
+def _shape(text: str) -> tuple[tuple[int | None, ...] | None, str]:
+    if text == "lazy":
+        return None, text
+    listed = text[0] in "([" and text[-1] == {"(": ")", "[": "]"}[text[0]]
+    inner = text[1:-1].strip() if listed else text
+    if listed and not inner:
+        return (), "()"
+    sizes = [size.strip() for size in re.split("[,x×]", inner)]
+    if listed and len(sizes) > 1 and not sizes[-1]:
+        sizes.pop()  # (64,) as Python writes it
+    if not all(size == "*" or re.fullmatch("[0-9]{1,18}", size) for size in sizes):
+        raise _ValueProblemError("a shape", _EXAMPLES["shape"])
+    value = tuple(None if size == "*" else int(size) for size in sizes)
+    return value, "x".join("*" if size is None else str(size) for size in value)
+
+
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        near = nearest(text.lower(), KINDS)
+        raise _ValueProblemError(f"one of {', '.join(KINDS)}", _did_you_mean(near) if near else None)
+    return text
+
+
+def _device(text: str) -> str:
+    if not _DEVICE.fullmatch(text):
+        raise _ValueProblemError("a device", "cpu, cuda (any of them), cuda:0, meta, or file for a checkpoint")
+    return text
+
+
+def _number(text: str, field: str) -> int:
+    sized = field != "ndim"
+    expected = "a size" if sized else "a whole number"
+    found = _SIZE.fullmatch(text) if len(text) <= 40 else None
+    hint = "1500000, 1500K, 1.5M (decimal), 2KiB, 1MiB, 3GiB (binary)" if sized else _EXAMPLES["ndim"]
+    if found is None:
+        raise _ValueProblemError(expected, hint)
+    whole, fraction, unit = found.groups(default="")
+    if unit not in UNITS or (unit and not sized):
+        raise _ValueProblemError(expected, hint)
+    decimals = fraction.removeprefix(".")
+    value, rest = divmod(int(whole.replace("_", "") + decimals) * UNITS[unit], int("1" + "0" * len(decimals)))
+    if rest:
+        raise _ValueProblemError(
+            expected, f"{text} is no whole number of {'bytes' if field == 'nbytes' else 'elements'}"
+        )
+    return value
+
+
+def compile_regex(pattern: str, text: str, start: int) -> None:
+    """Refuse what `re` cannot compile, at its place in the selector's text."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        at, message = start + (error.pos or 0), error.msg
+    except (ValueError, OverflowError) as error:
+        at, message = start, str(error)
+    except RecursionError:
+        at, message = start, "nested too deeply"
+    except Warning as warning:  # re has doubts about the pattern, and warnings are errors here
+        at, message = start, str(warning)
+    else:
+        return
+    raise SelectorSyntaxError(
+        text, min(at, len(text)) + 1, "a regular expression", hint=f"re says: {message}"
+    ) from None

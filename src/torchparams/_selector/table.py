@@ -1,0 +1,303 @@
+"""What a selector's tree hits in a table of parameters."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import TypeAlias
+
+from torchparams._selector.glob_regex import matcher
+from torchparams._selector.globs import Glob
+from torchparams._selector.tree import (
+    Complement,
+    Compound,
+    Condition,
+    Intersection,
+    Names,
+    Node,
+    Predicate,
+    Regex,
+    Union,
+    Word,
+)
+from torchparams.errors import SelectorError
+from torchparams.info import ParameterInfo
+
+Rows: TypeAlias = "set[int]"
+"""Parameters, by their places in the table."""
+
+
+class Table:
+    """The parameters that selectors are applied to; what a node hits is found out once.
+
+    Args:
+        infos: The records, in order.
+        where: What messages call the table.
+    """
+
+    def __init__(self, infos: Iterable[ParameterInfo], where: str | None = None) -> None:
+        self.infos = list(infos)
+        self.names = [info.name for info in self.infos]
+        self.where = where
+        self._known: dict[int, tuple[Node, Rows]] = {}  # the node is kept, so that its id stays its own
+
+    def hits(self, node: Node) -> Rows:
+        """The parameters that the node hits.
+
+        Raises:
+            SelectorError: It asks for what this table does not record.
+        """
+        known = self._known.get(id(node))
+        if known is None:
+            known = self._known[id(node)] = (node, self._find(node))
+        return known[1]
+
+    def _find(self, node: Node) -> Rows:
+        if isinstance(node, Union):
+            return set().union(*map(self.hits, node.terms))
+        if isinstance(node, Intersection):
+            # Every term is looked at, also behind an empty one: whether it can be told must not hang on the others.
+            found = [self.hits(term) for term in node.terms]
+            return set.intersection(*sorted(found, key=len))
+        if isinstance(node, Complement):
+            return self._all - self.hits(node.term)
+        if isinstance(node, Compound):
+            rows = self._all if node.pattern is None else self.named(node.pattern)
+            for condition in node.conditions:
+                rows = self.narrowed(rows, condition)
+            return rows
+        if isinstance(node, Names):
+            return {self.places[name] for name in node.names if name in self.places}
+        return self._accepted(node)
+
+    @cached_property
+    def _all(self) -> Rows:
+        return set(range(len(self.infos)))
+
+    # --- names -----------------------------------------------------------------------------
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Every spelling of every name: canonical before raw before alias."""
+        places = dict(zip(self.names, range(len(self.names)), strict=True))
+        for row, info in enumerate(self.infos):
+            if info.raw_name:
+                places.setdefault(info.raw_name, row)
+        for row, alias in self._aliases:
+            places.setdefault(alias, row)
+        return places
+
+    @cached_property
+    def _aliases(self) -> list[tuple[int, str]]:
+        return [(row, alias) for row, info in enumerate(self.infos) if info.aliases for alias in info.aliases]
+
+    @cached_property
+    def _raws(self) -> dict[frozenset[str], list[tuple[int, str]]]:
+        """The raw names that are not the canonical ones, by the components that wrappers added to them."""
+        raws: dict[frozenset[str], list[tuple[int, str]]] = {}
+        prefixes: dict[str, frozenset[str]] = {}
+        for row, info in enumerate(self.infos):
+            raw, name = info.raw_name, info.name
+            if not raw or raw == name:
+                continue
+            if raw.endswith(f".{name}"):
+                prefix = raw[: -len(name) - 1]
+                if prefix not in prefixes:
+                    prefixes[prefix] = frozenset(prefix.split("."))
+                added = prefixes[prefix]
+            else:
+                added = frozenset(_added(raw.split("."), name.split(".")))
+            raws.setdefault(added, []).append((row, raw))
+        return raws
+
+    def named(self, pattern: Glob | Regex) -> Rows:
+        """The parameters with a name that the pattern matches.
+
+        A raw name counts only for a pattern that spells a wrapper's component. Otherwise `*.bias` would hit a
+        top-level `bias` as soon as somebody wraps the model, through `module.bias`.
+        """
+        match: Callable[[str], object]
+        if isinstance(pattern, Glob):
+            if (literal := pattern.literal) is not None:
+                return {self.places[literal]} if literal in self.places else set()
+            match, spells = matcher(pattern), pattern.spells
+        else:
+            match, spells = re.compile(pattern.pattern).fullmatch, pattern.spells
+        rows = {row for row, name in enumerate(self.names) if match(name)}
+        rows.update(row for row, alias in self._aliases if match(alias))
+        for added, raws in self._raws.items():
+            if any(map(spells, added)):
+                rows.update(row for row, raw in raws if match(raw))
+        return rows
+
+    # --- conditions ------------------------------------------------------------------------
+
+    def narrowed(self, rows: Rows, condition: Condition | Word) -> Rows:
+        """Those of `rows` for which the condition holds.
+
+        Raises:
+            SelectorError: It asks for what this table does not record.
+        """
+        if isinstance(condition, Condition) and condition.field == "name" and isinstance(condition.value, Glob):
+            named = self.named(condition.value)
+            return rows & named if condition.op == "=" else rows - named
+        self._refuse_unrecorded(condition)
+        holds = _word(condition.word) if isinstance(condition, Word) else _comparison(condition)
+        infos = self.infos
+        return {row for row in rows if holds(infos[row])}
+
+    def _refuse_unrecorded(self, condition: Condition | Word) -> None:
+        asked = condition.word if isinstance(condition, Word) else condition.field
+        if asked not in _RECORDED or not self.infos:
+            return
+        recorded, what, instead = _RECORDED[asked]
+        if not any(map(recorded, self.infos)):
+            raise SelectorError(
+                f"`{condition}` cannot be told, because {what} is not recorded",
+                where=self.where,
+                exists="a file and a mapping of arrays record name, shape and dtype",
+                hint=f"{instead}, or ask the live model",
+            )
+
+    def _accepted(self, node: Predicate) -> Rows:
+        rows = set()
+        for row, info in enumerate(self.infos):
+            try:
+                if node.function(info):
+                    rows.add(row)
+            except Exception as error:  # the function is the user's: the error stays theirs, and says where it was
+                error.add_note(f"    raised by the selector {node} for the parameter {info.name!r}")
+                raise
+        return rows
+
+
+def _added(raw: list[str], name: list[str]) -> Iterator[str]:
+    """The components of `raw` that `name`, which is part of it in order, does not have."""
+    at = 0
+    for component in raw:
+        if at < len(name) and component == name[at]:
+            at += 1
+        else:
+            yield component
+
+
+_BY_SHAPE = "select by name or shape, as in **.bias or [ndim<2]"
+_OWNED = (lambda info: info.module is not None, "the class of the owner", _BY_SHAPE)
+_GRADED = (lambda info: info.requires_grad is not None, "requires_grad", "select by name, as in encoder.**")
+_RECORDED: dict[str, tuple[Callable[[ParameterInfo], bool], str, str]] = {
+    "norm": _OWNED,
+    "embedding": _OWNED,
+    "module": _OWNED,
+    "trainable": _GRADED,
+    "frozen": _GRADED,
+    "buffer": (
+        lambda info: info.kind != "tensor",
+        "what is a parameter and what a buffer",
+        "select by name, as in **.running_*",
+    ),
+}
+
+
+# --- one parameter -------------------------------------------------------------------------------
+
+_OPERATORS: dict[str, Callable[[int, int], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+Holds: TypeAlias = Callable[[ParameterInfo], bool]
+
+
+def _comparison(condition: Condition) -> Holds:
+    field, value = condition.field, condition.value
+    if isinstance(value, int) and field in ("ndim", "numel", "nbytes"):
+        compare = _OPERATORS[condition.op]
+        get = operator.attrgetter(field)
+        if field == "ndim":
+            # A lazy parameter has no dimensions to count: only `!=` holds, as the complement of `=`.
+            return lambda info: condition.op == "!=" if info.shape is None else compare(len(info.shape), value)
+        return lambda info: compare(get(info), value)
+    equal = _equality(condition)
+    return equal if condition.op == "=" else lambda info: not equal(info)
+
+
+def _equality(condition: Condition) -> Holds:
+    field, value = condition.field, condition.value
+    if field == "module" and isinstance(value, Glob):
+        match = matcher(value)
+        return _of_class(lambda cls: any(map(match, class_spellings(cls))))
+    if field == "shape" and isinstance(value, tuple):
+        return lambda info: _shape_fits(info.shape, value)
+    if field == "device" and isinstance(value, str) and ":" not in value:
+        return lambda info: info.device.partition(":")[0] == value
+    get = operator.attrgetter(field)
+    return lambda info: bool(get(info) == value)
+
+
+def _shape_fits(shape: tuple[int, ...] | None, wanted: tuple[int | None, ...]) -> bool:
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return all(want is None or size == want for size, want in zip(shape, wanted, strict=True))
+
+
+def _word(word: str) -> Holds:
+    return _of_class(_CLASSES[word]) if word in _CLASSES else _WORDS[word]
+
+
+def is_bias(name: str) -> bool:
+    """Whether the last component of a name is `bias`, `bias_…` or `…_bias`.
+
+    Of a parametrised tensor, `fc.parametrizations.bias.original`, the component before the last counts.
+    """
+    head, _, last = name.rpartition(".")
+    if last.startswith("original"):
+        parent, _, parametrised = head.rpartition(".")
+        if parent == "parametrizations" or parent.endswith(".parametrizations"):
+            last = parametrised
+    return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
+
+
+def class_spellings(qualified: str) -> tuple[str, ...]:
+    """What a class answers to: its qualified name, its own name, and for torch's layers `torch.nn.…`."""
+    short = qualified.rpartition(".")[2]
+    if qualified.startswith("torch.nn.modules."):
+        return qualified, short, f"torch.nn.{short}"
+    return qualified, short
+
+
+def _of_class(matches: Callable[[str], object]) -> Holds:
+    """Whether the qualified name of the owner's class or of one of its bases matches, found out once for each class."""
+    known: dict[tuple[str | None, tuple[str, ...]], bool] = {}
+
+    def holds(info: ParameterInfo) -> bool:
+        key = info.module, info.bases
+        if key not in known:
+            classes = (*([] if info.module is None else [info.module]), *info.bases)
+            known[key] = any(map(matches, classes))
+        return known[key]
+
+    return holds
+
+
+_WORDS: dict[str, Holds] = {
+    "trainable": lambda info: info.requires_grad is True,
+    "frozen": lambda info: info.requires_grad is False and info.kind != "buffer",
+    "tied": lambda info: bool(info.aliases),
+    "buffer": lambda info: info.kind == "buffer",
+    "bias": lambda info: is_bias(info.name),
+    "matrix": lambda info: info.shape is not None and len(info.shape) >= 2,
+    "meta": lambda info: info.device == "meta",
+}
+
+# The classes in torch.nn.utils parametrise a tensor, as _SpectralNorm does: they are no layers.
+_NO_LAYER = r"(?!torch\.nn\.utils\.)(?s:.*)"
+_CLASSES: dict[str, Callable[[str], object]] = {
+    "norm": re.compile(_NO_LAYER + r"Norm(?:Base|[123]d)?").fullmatch,
+    "embedding": re.compile(_NO_LAYER + r"Embedding(?:Bag)?").fullmatch,
+}

@@ -1,0 +1,412 @@
+r"""The selector language: text that means a set of parameters.
+
+A **selector** is a function from parameters to a set of their names. It is written as text, as a function of
+`ParameterInfo`, or as a list of names, and these combine with `|`, `&`, `-` and `~`.
+
+    encoder.**                  everything below encoder, and encoder itself
+    **.bias                     every bias, also a top-level one
+    encoder.layer.{0..5}.**     layers 0 to 5
+    **.{q,k,v}_proj.weight      three of the projections
+    **.weight[ndim>=2]          matrices by name and dimensions
+    :trainable & ~:bias         what is trained, the biases left out
+    /.*\.(weight|scale)/         a regular expression
+
+**Terms.** A term is a glob or a regular expression between slashes, then conditions in brackets and words after
+colons, all without blanks between them; all of its parts hold together. Each of them may be absent, but not all.
+Terms combine by `|` (union), `&` (intersection, which binds tighter), `~` (complement, tighter still) and parentheses.
+
+**Names.** A glob or a regular expression matches a *whole* name: `bias` is the top-level bias, `head` never hits
+`decode_head`. A glob has components, joined by dots as the name's. In a component, `*` is any characters, `?` one
+character, `{a,b}` one of some alternatives (each a pattern again, possibly empty), `{0..11}` a whole number in that
+range, written without leading zeros; `{00..11}` one of exactly two digits. The component `**` is any number of
+components, also none. Case counts. A name with characters that mean something here is quoted, in part or whole, or
+has a backslash before them: `"my layer".weight`, `my\ layer.weight`; an empty component is `""`. Inside a regular
+expression, a slash is written `\/`.
+
+An alias of a tied tensor is as good as its name. The name as the source spells it (`module.fc.weight` under
+DistributedDataParallel) is tried for a name without wildcards, and for a pattern that spells the wrapper's component,
+such as `module.**`. A selection always holds canonical names.
+
+**Conditions.** `[field op value]`, where `=` and `!=` go with every field and `<`, `<=`, `>`, `>=` with `ndim`,
+`numel` and `nbytes`. `!=` is exactly the complement of `=`.
+
+| field | value |
+|---|---|
+| `name` | a glob |
+| `shape` | `64x3x7x7`, `(64, 3, 7, 7)`; `*` is any size of one dimension; `()` a scalar; `lazy` no shape yet |
+| `ndim` | a whole number |
+| `numel`, `nbytes` | a size: `1500000`, `1.5M` (K, M, G, T: powers of 1000), `64KiB` (KiB, MiB, GiB, TiB: of 1024) |
+| `dtype` | as torch, numpy or safetensors spell it: `bfloat16`, `bf16`, `BF16` |
+| `device` | `cpu`, `meta`, `cuda` (any of them), `cuda:0`; `file` for a checkpoint |
+| `kind` | `parameter`, `buffer`, or `tensor` where they are not told apart |
+| `module` | a glob for the owner's class or a base class: `Linear`, `torch.nn.Linear`, `*Norm`, `torch.nn.**` |
+
+**Words.**
+
+| word | parameters that |
+|---|---|
+| `:trainable` | have `requires_grad` |
+| `:frozen` | do not have it, buffers left out |
+| `:tied` | stand under several names |
+| `:buffer` | are buffers |
+| `:matrix` | have two dimensions or more |
+| `:meta` | are on the meta device |
+| `:bias` | have `bias`, `bias_…` or `…_bias` as the last component of their name (or are parametrised, and had) |
+| `:norm` | belong to a layer whose class or base class is called `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
+| `:embedding` | belong to a layer whose class or base class is called `…Embedding` or `…EmbeddingBag` |
+
+The classes in `torch.nn.utils` are no layers for the last two. A file does not record owners, `requires_grad` or what
+is a buffer: to ask it for them is a `SelectorError`, never an empty selection.
+
+**Strictness.** A selection is strict unless one asks otherwise: every term must hit something, every intersection must
+leave something, and a complement must both exclude and leave something. `NoMatch` names the part that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams._selector.globs import quote as quote
+from torchparams._selector.hints import refuse_empty, suggestion
+from torchparams._selector.parser import parse
+from torchparams._selector.table import Table
+from torchparams._selector.tree import Names, Node, Predicate, Union, children, complement, intersection, union
+from torchparams.errors import SelectorError, shorten
+from torchparams.report import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
+from torchparams.report import Table as ReportTable
+
+if TYPE_CHECKING:
+    from torchparams.info import ParameterInfo
+
+ROWS_SHOWN = 40
+"""Parameters that printing an explanation lists at most."""
+
+
+class Selector:
+    """A function from parameters to a set of their names: immutable, hashable, and printable as text.
+
+    Args:
+        what: Text in the selector language, a `Selector`, an iterable of exact names (a list, a set, a `Parameters`,
+            a state dict), or a function of `ParameterInfo` that is true for what is selected.
+
+    Raises:
+        SelectorSyntaxError: The text is not a selector; the error knows the column.
+        SelectorError: It is none of these.
+
+    Two selectors are equal when they say the same in the same order: `[dtype=bf16]` and `[dtype=bfloat16]` are.
+
+    >>> from torchparams import Selector
+    >>> Selector("**.bias") | Selector("[ndim < 2]")
+    Selector('**.bias | [ndim<2]')
+    >>> Selector("encoder.**") - Selector("**.bias | **.norm.**")
+    Selector('encoder.** & ~(**.bias | **.norm.**)')
+    >>> Selector(lambda info: info.numel > 1000) & "**.weight"
+    Selector('<function <lambda>> & **.weight')
+    """
+
+    __slots__ = ("_node",)
+
+    _node: Node
+
+    def __init__(self, what: object) -> None:
+        self._node = _node_of(what)
+
+    @classmethod
+    def of(cls, what: object) -> Selector:
+        """`what` as a selector: itself where it is one, else `Selector(what)`.
+
+        >>> Selector.of(["fc.weight", "fc.bias"])
+        Selector('fc.bias | fc.weight')
+        """
+        return what if isinstance(what, Selector) else cls(what)
+
+    @classmethod
+    def everything(cls) -> Selector:
+        """The selector of all parameters, `**`.
+
+        >>> Selector.everything() == Selector("**")
+        True
+        """
+        return cls("**")
+
+    @property
+    def branches(self) -> tuple[Selector, ...]:
+        """The terms of its outermost union; itself alone where it is none.
+
+        >>> Selector("**.bias | a.** & b.**").branches
+        (Selector('**.bias'), Selector('a.** & b.**'))
+        """
+        node = self._node
+        return tuple(map(_from_node, node.terms)) if isinstance(node, Union) else (self,)
+
+    # --- apply -----------------------------------------------------------------------------
+
+    def names(self, infos: Iterable[ParameterInfo], strict: bool = False, where: str | None = None) -> frozenset[str]:
+        """The canonical names of the parameters that it hits.
+
+        Linear in the count of parameters.
+
+        Args:
+            infos: The records of all parameters of a source.
+            strict: Refuse a selector of which any part hits nothing.
+            where: What an error calls the source.
+
+        Raises:
+            NoMatch: With `strict`, a part hits nothing; the message names it, and what was perhaps meant.
+            SelectorError: It asks for what the source does not record, such as `:trainable` of a file.
+
+        >>> import numpy as np
+        >>> import torchparams as tp
+        >>> params = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)})
+        >>> sorted(tp.Selector("fc.*[ndim=1]").names(params.infos.values()))
+        ['fc.bias']
+        """
+        table = Table(infos, where)
+        rows = table.hits(self._node)
+        if strict:
+            refuse_empty(table, self._node)
+        return frozenset(map(table.names.__getitem__, rows))
+
+    def explain(self, infos: Iterable[ParameterInfo], where: str | None = None) -> Explanation:
+        """Which term hits which parameter, and how many each. A term that hits nothing is shown with what was meant.
+
+        Args:
+            infos: The records of all parameters of a source.
+            where: What an error calls the source.
+
+        Raises:
+            SelectorError: It asks for what the source does not record.
+
+        >>> import numpy as np
+        >>> import torchparams as tp
+        >>> params = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)})
+        >>> print(tp.Selector("**.bias | head").explain(params.infos.values()))
+        **.bias | head
+        term            tensors  parameters  hits
+        **.bias | head        1           2  fc.bias
+          **.bias             1           2  fc.bias
+          head                0           0  nothing: there are fc.weight, fc.bias
+        1 of 2 tensors
+        """
+        table = Table(infos, where)
+        terms = tuple(_terms(table, self._node, 0))
+        return Explanation(self, terms, len(table.infos))
+
+    # --- combine ---------------------------------------------------------------------------
+
+    def __or__(self, other: object) -> Selector:
+        return self._joined(other, union)
+
+    def __ror__(self, other: object) -> Selector:
+        return self._joined(other, lambda a, b: union(b, a))
+
+    def __and__(self, other: object) -> Selector:
+        return self._joined(other, intersection)
+
+    def __rand__(self, other: object) -> Selector:
+        return self._joined(other, lambda a, b: intersection(b, a))
+
+    def __sub__(self, other: object) -> Selector:
+        return self._joined(other, lambda a, b: intersection(a, complement(b)))
+
+    def __rsub__(self, other: object) -> Selector:
+        return self._joined(other, lambda a, b: intersection(b, complement(a)))
+
+    def __invert__(self) -> Selector:
+        return _from_node(complement(self._node))
+
+    def _joined(self, other: object, how: Callable[[Node, Node], Node]) -> Selector:
+        if not isinstance(other, Selector | str):
+            return NotImplemented  # type: ignore[no-any-return]  # Python's own protocol
+        return _from_node(how(self._node, Selector.of(other)._node))
+
+    # --- a value ---------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        return self._node == other._node if isinstance(other, Selector) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Selector, self._node))
+
+    def __str__(self) -> str:
+        return str(self._node)
+
+    def __repr__(self) -> str:
+        return f"Selector({str(self)!r})"
+
+
+def _from_node(node: Node) -> Selector:
+    selector = Selector.__new__(Selector)
+    selector._node = node
+    return selector
+
+
+def _node_of(what: object) -> Node:
+    if isinstance(what, str):
+        return parse(what)
+    if isinstance(what, Selector):
+        return what._node
+    # Before functions: a Parameters is a mapping that can be called.
+    if isinstance(what, Iterable) and not isinstance(what, bytes | type):
+        names = list(what)
+        for name in names:
+            if not isinstance(name, str):
+                raise SelectorError(
+                    f"a list that selects holds names, and this one holds a {type(name).__name__}",
+                    hint="give the names of the parameters: a tensor does not know its own",
+                )
+        return Names(frozenset(names))
+    if hasattr(what, "named_parameters"):
+        raise SelectorError(
+            f"a {type(what).__name__} is a model, and a selector is text, names or a function of ParameterInfo",
+            hint="select from it: torchparams.of(model).select(…)",
+        )
+    if callable(what) and not isinstance(what, type):
+        return Predicate(what)
+    raise SelectorError(
+        f"{shorten(repr(what))} is not a selector",
+        exists="a selector is text such as '**.bias', a list of names, a function of ParameterInfo, or a Selector",
+    )
+
+
+# --- explain -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What a part of a selector hits, by itself.
+
+    Attributes:
+        text: The part, as it prints.
+        depth: How deep it stands in the selector: 0 is all of it.
+        leaf: Whether it has no parts of its own.
+        hits: The records of the parameters, in the table's order.
+        note: Where it hits nothing, what was perhaps meant; else empty.
+    """
+
+    text: str
+    depth: int
+    leaf: bool
+    hits: tuple[ParameterInfo, ...]
+    note: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical names of what it hits, in the table's order."""
+        return tuple(info.name for info in self.hits)
+
+    @property
+    def numel(self) -> int:
+        """Count of elements of all of them."""
+        return sum(info.numel for info in self.hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which part of a selector hits which parameters; it prints as a table.
+
+    Attributes:
+        selector: What is explained.
+        terms: It and its parts, each before the parts of it, from the left.
+        table: How many parameters were asked about.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> params = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)})
+    >>> [(term.text, term.names) for term in params.explain("**.bias").terms]
+    [('**.bias', ('fc.bias',))]
+    """
+
+    selector: Selector
+    terms: tuple[Term, ...]
+    table: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical names of all that the selector hits, in the table's order."""
+        return self.terms[0].names
+
+    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+        """The explanation as a report: the terms, and, where there are several, the parameters with what hits each.
+
+        Args:
+            limit: Most parameters to list; None for all.
+        """
+        total = self.terms[0]
+        columns = (
+            Column("term", style="name", shrink=True),
+            Column("tensors", right=True, style="number"),
+            Column("parameters", right=True, style="number"),
+            Column("hits", style="dim", shrink=True),
+        )
+        rows = tuple(_term_row(term) for term in self.terms)
+        parts: list[Text | ReportTable] = [
+            Text(shorten(total.text, 200), "title"),
+            ReportTable(columns, rows, tree=True),
+        ]
+        leaves = [term for term in self.terms if term.leaf]
+        if len(leaves) > 1 and len(total.hits) > 1:
+            parts.append(Text(""))
+            parts.append(self._by_parameter(leaves, limit))
+        parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))
+        return Report(tuple(parts))
+
+    def _by_parameter(self, leaves: list[Term], limit: int | None) -> ReportTable:
+        hit_by: dict[str, list[str]] = {name: [] for name in self.names}
+        for text, hits in {leaf.text: leaf.hits for leaf in leaves}.items():
+            for info in hits:
+                if info.name in hit_by:
+                    hit_by[info.name].append(text)
+        columns = (Column("parameter", style="name", shrink=True), Column("hit by", style="dim", shrink=True))
+        rows = [Row((name, "  ".join(texts) or "(only what it is not)")) for name, texts in hit_by.items()]
+        return ReportTable(columns, cut(rows, limit, "parameters"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The explanation as JSON takes it."""
+        return {
+            "selector": str(self.selector),
+            "tensors": self.table,
+            "names": list(self.names),
+            "terms": [
+                {
+                    "term": term.text,
+                    "depth": term.depth,
+                    "tensors": len(term.hits),
+                    "numel": term.numel,
+                    "names": list(term.names),
+                    "note": term.note or None,
+                }
+                for term in self.terms
+            ],
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+_NAMES_SHOWN = 3
+
+
+def _term_row(term: Term) -> Row:
+    hits: Cell | str
+    if not term.hits:
+        hits = Cell(f"nothing: {term.note}", "warn")
+    else:
+        more = len(term.hits) - _NAMES_SHOWN
+        hits = ", ".join(info.name for info in term.hits[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return Row((shorten(term.text, 80), f"{len(term.hits):,}", human_count(term.numel), hits), depth=term.depth)
+
+
+def _terms(table: Table, node: Node, depth: int) -> Iterable[Term]:
+    hits = tuple(table.infos[row] for row in sorted(table.hits(node)))
+    below = children(node)
+    yield Term(str(node), depth, not below, hits, "" if hits or not table.infos else suggestion(table, node))
+    for child in below:
+        yield from _terms(table, child, depth + 1)
