@@ -5,10 +5,12 @@ Shared by the readers of every file format.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import stat
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NotReadable, SourceError, TruncatedFile
@@ -253,3 +255,15 @@ def pack(array: Array, dtype: DType) -> Array:
         packed[:, 1] = b >> 2 | c << 4
         packed[:, 2] = c >> 4 | d << 2
     return packed.reshape(-1)[:nbytes]
+
+
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Without the cyclic collector: it would walk, again and again, what a parser makes by the ten thousand."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -10,7 +10,6 @@ an entry spelled as an array, a `null` in place of the metadata, sizes whose pro
 
 from __future__ import annotations
 
-import gc
 import json
 from math import prod
 from types import MappingProxyType
@@ -27,7 +26,7 @@ from torchparams.errors import (
     TruncatedFile,
 )
 from torchparams.info import file_tensor
-from torchparams.sources._bytes import FileBytes, as_array, contiguous
+from torchparams.sources._bytes import FileBytes, as_array, contiguous, paused_gc
 from torchparams.sources._json import Pairs, as_object, describe, quoted, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source
 
@@ -160,19 +159,13 @@ def _read_header(file: FileBytes) -> Header:
             where=file.path,
         )
     header = file.read(8, 8 + length)
-    # Parsing makes several objects for each tensor and no cycles. The collector would walk them all
-    # again and again, which takes longer than everything else together.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    # Parsing makes several objects for each tensor and no cycles; the collector would take longer than all of it.
+    with paused_gc():
         try:
             return _fast(header, file)
         except (_Unsure, ValueError, TypeError, KeyError, RecursionError):
             pass  # the strict way says what it is
         return _strict(header, file)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 # --- the fast way ------------------------------------------------------------------------------
