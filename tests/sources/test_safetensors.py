@@ -286,6 +286,15 @@ def test_files_as_they_are_written_take_the_fast_way(tmp_path: Path, monkeypatch
     assert set(open_safetensors(str(path)).infos()) == {"a-1", "b"}
 
 
+@pytest.mark.parametrize("length", [0x7B, 0x280, 0x380, 0x480, 0x580, 0x10280, 0x137B])
+def test_header_lengths_that_look_like_another_format(tmp_path: Path, length: int) -> None:
+    # As bytes, these start a pickle or a JSON text.
+    text = json.dumps({"a": entry("U8", [1], 0, 1)})
+    params = tp.of(written(tmp_path, text + " " * (length - len(text)), b"\0"))
+    assert params.source.format == "safetensors"
+    assert params.names == ["a"]
+
+
 def test_listing_imports_neither_numpy_nor_torch(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": entry("F32", [1], 0, 4)}, bytes(4))
     program = (

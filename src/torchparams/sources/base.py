@@ -186,12 +186,21 @@ def _is_tar(head: bytes, size: int) -> bool:
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    # Eight bytes of header length, then JSON, which may start with white space. A length beyond
-    # the file or the limit is still this format's: its reader says what is wrong with it.
-    return head[8:].lstrip(b" \t\r\n")[:1] == b"{"
+    # Eight bytes of header length, then JSON, which may start with white space. Any bytes can be a length, those of
+    # another format too; as a length, they are beyond the file. Where nothing else is meant, a length beyond the file
+    # is still this format's: its reader says what is wrong with it.
+    if head[8:].lstrip(b" \t\r\n")[:1] != b"{":
+        return False
+    return int.from_bytes(head[:8], "little") <= size - 8 or not head.startswith((b"PK", b"\x80", b"{"))
 
 
 FORMATS: tuple[Format, ...] = (
+    Format(
+        "safetensors",
+        (".safetensors",),
+        _is_safetensors,
+        "torchparams.sources._safetensors:open_safetensors",
+    ),
     Format(
         "torch zip",
         (".pt", ".pth", ".bin", ".ckpt"),
@@ -221,12 +230,6 @@ FORMATS: tuple[Format, ...] = (
         (".index.json",),
         lambda head, size: head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{",
         "torchparams.sources._sharded:open_index",
-    ),
-    Format(
-        "safetensors",
-        (".safetensors",),
-        _is_safetensors,
-        "torchparams.sources._safetensors:open_safetensors",
     ),
 )
 
