@@ -1,0 +1,134 @@
+"""What a pickle's machine puts on its stack, beside plain values of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torchparams.errors import shorten
+
+Buffer = bytes | memoryview
+
+LONG_TEXT = 1024
+"""Texts longer than this are interned, so that equal ones are one object."""
+
+_HASHABLE_INT = 1 << 61  # from here on Python's hash of an int wraps, and a file could make keys collide
+
+
+class Malformed(Exception):
+    """What is wrong with the pickle; the machine adds where."""
+
+
+class Cut(Malformed):
+    """The pickle ends in the middle of something."""
+
+
+class Global:
+    """The name of something that Python would import.
+
+    Attributes:
+        module: As the file spells it.
+        name: As the file spells it; dotted for nested classes.
+        build: Our own stand-in for calling it, or None.
+    """
+
+    __slots__ = ("build", "module", "name")
+
+    def __init__(self, module: str, name: str, build: Constructor | None = None) -> None:
+        self.module, self.name, self.build = module, name, build
+
+    def __repr__(self) -> str:
+        return shorten(f"{self.module[:160]}.{self.name[:160]}", 160)
+
+
+class Reduced:
+    """A call or an object that was not made: what was to be called, and everything given to it.
+
+    Attributes:
+        func: The class or function, a `Global`; a hostile file may put anything here.
+        args: Its arguments: a tuple, as a rule.
+        state: What `__setstate__` or the object's `__dict__` was to be given, or None.
+        items: Values that were to be appended, or None.
+        pairs: Values that were to be set by key, or None.
+    """
+
+    __slots__ = ("args", "func", "items", "pairs", "state")
+
+    def __init__(self, func: Any, args: Any) -> None:
+        self.func, self.args = func, args
+        self.state: Any = None
+        self.items: list[Any] | None = None
+        self.pairs: dict[Any, Any] | None = None
+
+
+class Blob:
+    """A long byte string, left where it lies: bytes `[start, stop)` of `data`, or of the file if that is None."""
+
+    __slots__ = ("data", "start", "stop")
+
+    def __init__(self, data: Buffer | None, start: int, stop: int) -> None:
+        self.data, self.start, self.stop = data, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class OddKey:
+    """A dictionary key that hashes by identity, whatever it is."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Services(Protocol):
+    """What of the machine is there for constructors and for what they make.
+
+    Attributes:
+        data: The buffer that it runs.
+        label: What messages call that.
+        left: Operations that it may still run.
+    """
+
+    data: Buffer
+    label: str
+    left: int
+
+    def charge(self, cost: int) -> None:
+        """Count `cost` more operations.
+
+        Raises:
+            LimitExceeded: Together they are too many.
+        """
+
+    def encoded(self, text: str, codec: str) -> bytes:
+        """`text` in `codec`, made once."""
+
+    def set_items(self, target: Any, items: Sequence[Any]) -> None:
+        """Put keys and values, one after the other, into a dict."""
+
+
+class Rebuilt:
+    """Base of the objects that our own constructors make and a later BUILD may complete."""
+
+    __slots__ = ()
+
+    def set_state(self, machine: Services, state: Any) -> None:
+        """Take what `__setstate__` would be given."""
+
+
+Constructor = Callable[[Services, Global, Any], Any]
+"""`(machine, global, arguments) -> value`; NotImplemented when the arguments are not what it knows."""
+
+
+def as_key(value: Any) -> Any:
+    """`value` as a key that hashes and compares quickly, whoever chose it."""
+    kind = type(value)
+    if kind is str:
+        return value  # long ones are interned, so that comparing two equal ones never reads them
+    if kind is int:
+        return value if -_HASHABLE_INT < value < _HASHABLE_INT else OddKey(value)
+    if kind is float or kind is bool or value is None or (kind is bytes and len(value) <= LONG_TEXT):
+        return value
+    return OddKey(value)
