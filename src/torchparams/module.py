@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
@@ -53,6 +54,10 @@ class _ParametersAttribute:
 
     Not a property: that could not be replaced on one object, as a method can, and torch.jit would compile it.
     """
+
+    def __init__(self) -> None:
+        # What asks a class for its methods (torch.jit, inspect) sees PyTorch's own.
+        functools.update_wrapper(self, nn.Module.parameters, assigned=("__name__", "__qualname__"))
 
     @overload
     def __get__(self, module: None, owner: type) -> _ParametersAttribute: ...

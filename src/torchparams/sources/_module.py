@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
@@ -210,9 +211,9 @@ def _class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
 
     mro = type(module).__mro__
     names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
-    if isinstance(module, torch.jit.ScriptModule) and "_c" in vars(module):
-        source = _MANGLED.sub("", module._c._type().qualified_name())
-        names = (source, *names)
+    if isinstance(module, torch.jit.ScriptModule):
+        with suppress(AttributeError):  # one that is only being made
+            names = (_MANGLED.sub("", module._c._type().qualified_name()), *names)
     return names[0], names
 
 
@@ -273,7 +274,7 @@ def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | Non
                     names[0],
                     listing.raws.get(name, name),
                     tuple(aliases.get(name, ())),
-                    _storage(tensor, device, shapes) if plain else None,
+                    _storage(tensor, device, shapes) if plain and shape is not None else None,
                     None,
                     names[1],
                     listing.buffers.get(name, True),
@@ -283,7 +284,7 @@ def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | Non
 
 
 def _storage(tensor: Any, device: str, strides: dict[tuple[int, ...], tuple[int, ...]]) -> Storage | None:
-    """The memory that a tensor is a view of; None where it has none (sparse, lazy, wrapped by a transform)."""
+    """The memory that a tensor is a view of; None where it has none (sparse, wrapped by a transform)."""
     try:
         memory = tensor.untyped_storage()
         address: int = memory.data_ptr()

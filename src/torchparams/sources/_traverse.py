@@ -337,7 +337,7 @@ def _some_aliases(
 
 
 def _explained(error: AttributeError) -> AttributeError:
-    if error.name not in ("_modules", "_parameters", "_buffers"):
+    if error.name not in ("_modules", "_parameters", "_buffers") or error.name in vars(error.obj):
         return error
     return HalfBuilt(
         f"the __init__ of {type(error.obj).__qualname__} has not called nn.Module's: it cannot hold parameters yet",
