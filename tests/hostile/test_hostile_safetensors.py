@@ -37,6 +37,15 @@ def made(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+def reference_takes(content: bytes) -> bool:
+    """Whether the format's own library takes the file."""
+    try:
+        safetensors.deserialize(content)  # type: ignore[no-untyped-call]  # it has no types
+    except safetensors.SafetensorError:
+        return False
+    return True
+
+
 def refused(folder: Path, content: bytes, error: type[TorchParamsError] = FileFormatError) -> str:
     """The message that the file is refused with, the file's own path left out."""
     path = folder / "x.safetensors"
@@ -149,8 +158,7 @@ def test_a_limit_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_headers_that_are_no_json_object(tmp_path: Path, header: bytes, message: str) -> None:
     assert message in refused(tmp_path, made(header))
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.deserialize(made(header))
+    assert not reference_takes(made(header))
 
 
 # --- entries ---------------------------------------------------------------------------------
@@ -193,8 +201,7 @@ A = "tensor 'a': "
 )
 def test_entries_of_the_wrong_form(tmp_path: Path, header: str, message: str) -> None:
     assert refused(tmp_path, made(header, b"\0")).startswith(message)
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.deserialize(made(header, b"\0"))
+    assert not reference_takes(made(header, b"\0"))
 
 
 @pytest.mark.parametrize(
@@ -342,8 +349,7 @@ def test_holes_and_overlaps(tmp_path: Path, header: dict[str, Any], size: int, m
     at = re.match(r", byte (\d+): ", text)
     assert at is not None
     assert text[at.end() :] == message
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.deserialize(content)
+    assert not reference_takes(content)
 
 
 def test_data_that_is_out_of_range(tmp_path: Path) -> None:
