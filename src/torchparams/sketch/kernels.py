@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -31,12 +30,12 @@ import numpy as np
 
 try:
     from torchparams.sketch import _kernels
+
+    _BUILT = True
 except ImportError:  # built without a compiler: what is defined below runs instead
-    _kernels = None  # type: ignore[assignment]  # the module is optional
+    _BUILT = False
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 Array: TypeAlias = "NDArray[Any]"
@@ -90,6 +89,8 @@ class Counted:
 
 class Tally(Protocol):
     """Counts values of one kind; see the module's text."""
+
+    kind: str
 
     def update(self, data: Any) -> None:
         """Count the values of a contiguous buffer of little-endian elements."""
@@ -265,18 +266,25 @@ def _value(kind: str, key: int) -> float | int:
 
 
 def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Codes (ascending) and counts (uint64) of several lists of them together."""
+    """Codes and counts of several lists of them together: see `group_counts`."""
     parts = [part for part in parts if len(part[0])]
-    if len(parts) == 0:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint64)
     if len(parts) == 1:
         return parts[0]
-    codes = np.concatenate([codes for codes, _ in parts])
-    counts = np.concatenate([counts.astype(np.uint64) for _, counts in parts])
-    order = np.argsort(codes, kind="stable")  # runs that are sorted already, so this is a merge
+    if not parts:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint64)
+    return group_counts(np.concatenate([codes for codes, _ in parts]), np.concatenate([counts for _, counts in parts]))
+
+
+def group_counts(codes: Array, counts: Array) -> tuple[Array, Array]:
+    """Each code once, ascending, with the sum of its counts (uint64).
+
+    >>> group_counts(np.array([7, 3, 7]), np.array([1, 1, 5]))
+    (array([3, 7]), array([1, 6], dtype=uint64))
+    """
+    order = np.argsort(codes, kind="stable")  # of lists that are sorted each, this is a merge
     codes = codes[order]
-    first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
-    return codes[first], np.add.reduceat(counts[order], first)
+    first = np.flatnonzero(np.concatenate([np.ones(min(len(codes), 1), bool), codes[1:] != codes[:-1]]))
+    return codes[first], np.add.reduceat(counts[order].astype(np.uint64), first) if len(first) else counts
 
 
 # --- the fast path -------------------------------------------------------------------------------
@@ -323,9 +331,6 @@ class CTally:
         return ordered - sign if ordered >= sign else -(sign - 1 - ordered)
 
 
-_IDLE = threading.local()
-
-
 def tally(kind: str, implementation: str | None = None) -> Tally:
     """A new tally of one of `KINDS`.
 
@@ -341,23 +346,32 @@ def tally(kind: str, implementation: str | None = None) -> Tally:
     return CTally(kind) if chosen == "c" else NumpyTally(kind)
 
 
-@contextmanager
-def borrowed_tally(kind: str) -> Iterator[Tally]:
-    """A tally of this thread's own, which is kept for the next one to borrow.
+class _Idle(threading.local):
+    """Tallies of this thread that nobody uses: a new one has its first pages to fault in."""
 
-    It must be finished before it is given back; one whose work broke off is thrown away.
-    """
-    key = (kind, uses_c())
-    idle: dict[tuple[str, bool], list[Tally]] = _IDLE.__dict__
-    kept = idle.setdefault(key, [])
-    mine = kept.pop() if kept else tally(kind)
-    yield mine
-    kept.append(mine)
+    def __init__(self) -> None:
+        self.tallies: dict[tuple[str, bool], list[Tally]] = {}
+
+
+_IDLE = _Idle()
+
+
+def borrow_tally(kind: str) -> Tally:
+    """An empty tally, perhaps one that `return_tally` was given."""
+    kept = _IDLE.tallies.get((kind, uses_c()))
+    return kept.pop() if kept else tally(kind)
+
+
+def return_tally(mine: Tally) -> None:
+    """Keep a tally that is finished, for the next one of this thread to borrow."""
+    kept = _IDLE.tallies.setdefault((mine.kind, isinstance(mine, CTally)), [])
+    if len(kept) < 2:
+        kept.append(mine)
 
 
 def uses_c() -> bool:
     """Whether the kernels in use are those in C."""
-    return _kernels is not None and os.environ.get("TORCHPARAMS_KERNELS", "").lower() != "numpy"
+    return _BUILT and os.environ.get("TORCHPARAMS_KERNELS", "").lower() != "numpy"
 
 
 def implementation() -> str:
@@ -368,6 +382,6 @@ def implementation() -> str:
     """
     if uses_c():
         return f"C, {_kernels.levels()[-1]}"
-    if _kernels is None:
+    if not _BUILT:
         return "NumPy, several times slower: the package was built without a C compiler"
     return "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"

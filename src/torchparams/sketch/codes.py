@@ -1,0 +1,203 @@
+"""What the codes of each element type stand for.
+
+`Coding.of` says how an element type is counted: which kind of kernel, and whether a code is a value
+(types of at most 16 bits) or an interval of values (wider ones: 7 bits of mantissa).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from torchparams.dtypes import DType
+from torchparams.errors import NotReadable
+from torchparams.sketch.kernels import SIGN_CODE, UNIT, Array, group_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_KIND_OF_WIDE = {
+    "float32": "f32",
+    "float64": "f64",
+    "int32": "i32",
+    "uint32": "u32",
+    "int64": "i64",
+    "uint64": "u64",
+}
+_COMPONENT = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+
+# A mantissa of 11 bits is the longest of the exact floats (float16).
+_MANTISSA = 11
+# Below this many values, sums of 16-bit factors times counts stay within int64.
+_SAFE_TOTAL = 1 << 46
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How the values of one element type are counted.
+
+    Attributes:
+        dtype: The type of one value; of a complex type, that of its real part.
+        kind: The kind of kernel, one of `kernels.KINDS`.
+        parts: Values in one element: 2 for complex types.
+    """
+
+    dtype: DType
+    kind: str
+    parts: int = 1
+
+    @staticmethod
+    def of(dtype: object) -> Coding:
+        """The coding of an element type.
+
+        Raises:
+            NotReadable: It is a packed or quantised type, whose bits alone are not numbers.
+
+        >>> Coding.of("bfloat16").kind, Coding.of("complex64").parts
+        ('p16', 2)
+        """
+        return _coding(DType.of(dtype))
+
+    @property
+    def exact(self) -> bool:
+        """Whether every value has a code of its own."""
+        return self.kind[0] == "p"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether there are fractions, and in most types NaN and infinities."""
+        return self.dtype.kind == "float"
+
+    @property
+    def unit(self) -> int:
+        """Exponent of the power of two in which exact sums count."""
+        return _parts_of(self.dtype)[2] if self.exact else UNIT[self.kind]
+
+    def values(self, codes: Array) -> Array:
+        """The value of each code as float64: of an interval, its middle; NaN for codes of NaN.
+
+        The middle is within a relative 2^-8 of every value of its interval. Intervals of subnormal
+        numbers all have the width 2^-133 (float32) or 2^-1029 (float64); the one at zero stands for 0.
+        """
+        if self.exact:
+            known: Array = _table(self.dtype)[codes]
+            return known
+        c = codes.astype(np.uint64)
+        if self.kind == "f32":
+            # The middle goes through float64, where float32's subnormal numbers are normal.
+            middle = np.where(c & np.uint64(0x7FFF), (c << np.uint64(16)) | np.uint64(0x8000), c << np.uint64(16))
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                wide = middle.astype(np.uint32).view(np.float32).astype(np.float64)
+            return _clean(wide, c, 0x7F80, 0x7FFF)
+        if self.kind == "f64":
+            middle = np.where(c & np.uint64(0x3FFFF), (c << np.uint64(45)) | np.uint64(1 << 44), c << np.uint64(45))
+            return _clean(middle.view(np.float64), c, 0x3FF80, 0x3FFFF)
+        negative = codes < SIGN_CODE
+        m = np.where(negative, SIGN_CODE - codes.astype(np.int64), codes.astype(np.int64) - SIGN_CODE)
+        shift = np.maximum((m >> 7) - 1, 0)
+        first = (m - (shift << 7)).astype(np.float64)
+        middle = np.ldexp(first, shift) + (np.ldexp(1.0, shift) - 1) / 2
+        signed: Array = np.where(negative, -middle, middle)
+        return signed
+
+    def sums(self, codes: Array, counts: Array) -> tuple[int, int, int]:
+        """Sum of the finite values, of their magnitudes, of their squares: exact, in `unit`s (squared).
+
+        Only of exact codings: an interval does not say what was in it.
+        """
+        mantissa, exponent, _ = _parts_of(self.dtype)
+        m, e = mantissa[codes], exponent[codes]
+        if int(counts.sum()) < _SAFE_TOTAL:
+            c = counts.astype(np.int64)
+        else:  # more than all the memory there is, but sketches can be added to that
+            m, c = m.astype(object), counts.astype(object)
+        groups = int(exponent.max(initial=0)) + 1
+        square = m * m
+        signed, absolute, low, high = (
+            _by_exponent(values * c, e, groups) for values in (m, abs(m), square & 0xFFFF, square >> 16)
+        )
+        return (
+            sum(s << i for i, s in enumerate(signed)),
+            sum(s << i for i, s in enumerate(absolute)),
+            sum(((h << 16) + s) << (2 * i) for i, (s, h) in enumerate(zip(low, high, strict=True))),
+        )
+
+    @property
+    def largest(self) -> float | None:
+        """The greatest finite value of an exact float, None of other types."""
+        if not (self.exact and self.is_float):
+            return None
+        table = _table(self.dtype)
+        return float(table[np.isfinite(table)].max())
+
+    @property
+    def size(self) -> int:
+        """How many codes there are; they are the integers below it."""
+        if self.exact:
+            return len(_table(self.dtype))
+        return 1 << (19 if self.kind == "f64" else 16)
+
+    def widened(self, codes: Array, counts: Array) -> tuple[Array, Array]:
+        """Codes and counts of the same values in the coding of float64."""
+        values = self.values(codes)
+        return group_counts((values.view(np.uint64) >> np.uint64(45)).astype(np.uint32), counts)
+
+
+@functools.cache
+def _coding(dtype: DType) -> Coding:
+    parts = 1
+    if dtype.kind == "complex":
+        dtype, parts = DType.of(_COMPONENT[dtype]), 2
+    if dtype.kind == "opaque":
+        raise NotReadable(
+            f"the bits of {dtype} are not numbers by themselves",
+            exists="quantised values have a scale, packed ones an order, that stand elsewhere",
+            hint="unpack or dequantise the tensor first",
+        )
+    kind = _KIND_OF_WIDE.get(dtype) or ("p8" if dtype.bits <= 8 else "p16")
+    return Coding(dtype, kind, parts)
+
+
+@functools.cache
+def _table(dtype: DType) -> Array:
+    """The value of every pattern of an exact type, float64."""
+    if dtype == "bool":
+        table = np.array([0.0, 1.0])
+    else:
+        patterns = np.arange(1 << dtype.bits, dtype=np.uint16 if dtype.bits == 16 else np.uint8)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            table = patterns.view(dtype.numpy).astype(np.float64)
+    table.flags.writeable = False
+    return table
+
+
+@functools.cache
+def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
+    """Integer mantissa (at most 16 bits) and exponent of every pattern: m·2^(e + unit), e >= 0; NaN and Inf as 0."""
+    table = _table(dtype)
+    if dtype.kind != "float":
+        return table.astype(np.int64), np.zeros(len(table), np.int64), 0
+    finite = np.where(np.isfinite(table), table, 0.0)
+    fraction, exponent = np.frexp(finite)
+    mantissa = (fraction * (1 << _MANTISSA)).astype(np.int64)
+    nonzero = mantissa != 0
+    unit = int(exponent[nonzero].min())
+    return mantissa, np.where(nonzero, exponent - unit, 0).astype(np.int64), unit - _MANTISSA
+
+
+def _by_exponent(values: Array, exponents: Array, groups: int) -> Sequence[int]:
+    """Sums of the values of each exponent, as Python integers."""
+    sums = np.zeros(groups, values.dtype)
+    np.add.at(sums, exponents, values)
+    return [int(s) for s in sums]
+
+
+def _clean(values: Array, codes: Array, infinity: int, mask: int) -> Array:
+    """`values` with Inf in place of every value whose code holds infinities (and maybe NaN), and NaN beyond it."""
+    top = codes & np.uint64(mask)
+    values = np.where(top > infinity, np.nan, values)
+    signed = np.where(codes > mask, -np.inf, np.inf)
+    return np.where(top == infinity, signed, values)

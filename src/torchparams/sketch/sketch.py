@@ -1,0 +1,586 @@
+"""The sketch: everything elementwise that is to be known of a tensor, in an object that adds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from torchparams.dtypes import DType
+from torchparams.errors import FileFormatError, MismatchError
+from torchparams.sketch.blocks import byte_blocks
+from torchparams.sketch.codes import Coding
+from torchparams.sketch.counter import Counter
+from torchparams.sketch.exact import ratio, root
+from torchparams.sketch.kernels import UNIT, Array, Counted, merge_counts
+
+VERSION = 1
+"""Number of the form that `Sketch.to_json` gives."""
+
+
+class Sketch:
+    """Counts of the values of a tensor, or of many, as bit patterns.
+
+    Sketches of one element type **add**: `a + b` is the sketch of the elements of both. Adding is
+    associative and commutative, `Sketch.empty(dtype)` is its identity, and all of it is exact: two
+    sketches of the same elements are equal, however the elements were cut, ordered, merged or spread
+    over threads.
+
+    Types of at most 16 bits have so few patterns that their counts say everything: all below is
+    exact. Of wider types the counts are of *codes*: sign, exponent and 7 bits of mantissa (of float32
+    the top 16 bits; integers below 256 have a code each). Beside them stand, exactly: minimum,
+    maximum, the counts of zeros, NaN and ±Inf, and the sums of the values, magnitudes and squares.
+    So only `quantile`, `histogram`, `entropy` and `distinct` are approximate; each says how far.
+
+    Means, sums, norms, quantiles and histograms are over the **finite** values; `min` and `max` are
+    over all but NaN. What is taken of nothing is NaN. -0.0 is a zero.
+
+    A complex element counts as two values, its real and its imaginary part: there is no order and
+    no sign to a complex number.
+
+    Make one with `Sketch.of`, `Sketch.of_bytes`, or a `Builder`.
+
+    Attributes:
+        dtype: The element type.
+        codes: The codes that occur, ascending: uint16, of float64 uint32.
+        counts: How many values have each code: uint32, uint64 where one does not fit.
+
+    >>> import numpy as np
+    >>> a, b = Sketch.of(np.array([1, 2], np.float16)), Sketch.of(np.array([3, np.inf], np.float16))
+    >>> both = a + b
+    >>> both.numel, both.mean, both.max, both.posinf
+    (4, 2.0, inf, 1)
+    """
+
+    __slots__ = (
+        "_coding",
+        "_derived",
+        "_max",
+        "_min",
+        "_neginf",
+        "_posinf",
+        "_sums",
+        "_zeros",
+        "codes",
+        "counts",
+        "dtype",
+    )
+
+    dtype: DType
+    codes: Array
+    counts: Array
+
+    def __init__(self, dtype: object, counted: Counted) -> None:
+        self.dtype = DType.of(dtype)
+        self._coding = Coding.of(self.dtype)
+        self.codes = _frozen(counted.codes, np.uint32 if self._coding.kind == "f64" else np.uint16)
+        small = int(counted.counts.max(initial=0)) < 1 << 32
+        self.counts = _frozen(counted.counts, np.uint32 if small else np.uint64)
+        self._zeros, self._posinf, self._neginf = counted.zeros, counted.posinf, counted.neginf
+        self._min, self._max = counted.min, counted.max
+        self._sums: tuple[int, int, int] | None = (counted.sum, counted.abs, counted.square)
+        self._derived: dict[str, Any] = {}
+        if self._coding.exact:
+            self._derive()
+
+    def _derive(self) -> None:
+        """Sets what an exact coding's counts say, beside them."""
+        values = self._coding.values(self.codes)
+        self._sums = None  # many sketches are only ever added
+        self._zeros = self._count(values == 0)
+        self._posinf, self._neginf = self._count(np.isposinf(values)), self._count(np.isneginf(values))
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            self._min = self._max = None
+        elif self._coding.is_float:
+            # adding 0.0 makes the zero positive
+            self._min, self._max = float(finite.min()) + 0.0, float(finite.max()) + 0.0
+        else:
+            self._min, self._max = int(finite.min()), int(finite.max())
+
+    def _count(self, which: Array) -> int:
+        return int(self.counts[which].sum(dtype=np.uint64))
+
+    # --- making one ------------------------------------------------------------------------
+
+    @classmethod
+    def empty(cls, dtype: object) -> Sketch:
+        """The sketch of no elements: the identity of `+`.
+
+        Raises:
+            NotReadable: The type is packed or quantised, not of numbers.
+
+        >>> Sketch.empty("bfloat16").numel
+        0
+        """
+        return cls(dtype, Counted(np.zeros(0, np.uint32), np.zeros(0, np.uint64)))
+
+    @classmethod
+    def of(cls, array: Array) -> Sketch:
+        """The sketch of an array of any shape and layout; it is read in blocks, never copied as a whole.
+
+        Args:
+            array: A numpy array, of a type of numpy's or ml_dtypes' own.
+
+        Raises:
+            NotReadable: The type is packed or quantised, not of numbers.
+            TorchParamsError: There is no such type here.
+
+        >>> Sketch.of(np.arange(6, dtype=np.int64).reshape(2, 3).T).std()
+        1.8708286933869707
+        """
+        counter = Counter(array.dtype)
+        for block in byte_blocks(array):
+            counter.update(block)
+        return cls(counter.dtype, counter.finish())
+
+    @classmethod
+    def of_bytes(cls, data: Any, dtype: object, numel: int | None = None) -> Sketch:
+        """The sketch of contiguous little-endian elements, as they lie in a file.
+
+        Args:
+            data: Any buffer of bytes.
+            dtype: The element type. Elements of less than a byte are packed: of 4 bits the first in
+                the low half of a byte, of 6 bits four in three bytes, the first in the lowest bits.
+            numel: How many elements; needed only where the last byte of packed ones is not full.
+
+        >>> Sketch.of_bytes(bytes([0x21]), "float4_e2m1fn").max  # patterns 1 and 2: 0.5 and 1.0
+        1.0
+        """
+        counter = Counter(dtype, packed=True)
+        counter.update(data, numel)
+        return cls(counter.dtype, counter.finish())
+
+    @classmethod
+    def merge(cls, sketches: Iterable[Sketch], dtype: object | None = None) -> Sketch:
+        """The sum of many sketches, sooner than by adding them one after the other.
+
+        Args:
+            sketches: Sketches of one element type, or of several when `dtype` is given.
+            dtype: The element type of the sum. `float64` takes any: see `widen`.
+
+        Raises:
+            MismatchError: The sketches are of different types; or there are none, and no `dtype`.
+
+        >>> Sketch.merge([Sketch.of(np.ones(2, np.float16)), Sketch.of(np.ones(3, np.float32))], "float64").l1
+        5.0
+        """
+        parts = list(sketches)
+        if dtype is None:
+            if not parts:
+                raise MismatchError("no sketches to merge", hint="pass dtype= for the sketch of nothing")
+            dtype = parts[0].dtype
+        wanted = DType.of(dtype)
+        if wanted == "float64":
+            parts = [part.widen() for part in parts]
+        for part in parts:
+            if part.dtype != wanted:
+                raise MismatchError(
+                    f"a sketch of {part.dtype} does not add to one of {wanted}",
+                    hint='merge them as Sketch.merge(sketches, "float64")',
+                )
+        if not parts:
+            return cls.empty(wanted)
+        codes, counts = merge_counts([(part.codes, part.counts) for part in parts])
+        if parts[0]._coding.exact:
+            return cls(wanted, Counted(codes, counts))
+        lows = [part._min for part in parts if part._min is not None]
+        highs = [part._max for part in parts if part._max is not None]
+        sums = [part.sums for part in parts]
+        return cls(
+            wanted,
+            Counted(
+                codes,
+                counts,
+                sum(part._zeros for part in parts),
+                sum(part._posinf for part in parts),
+                sum(part._neginf for part in parts),
+                min(lows, default=None),
+                max(highs, default=None),
+                *(sum(column) for column in zip(*sums, strict=True)),
+            ),
+        )
+
+    def __add__(self, other: object) -> Sketch:
+        if not isinstance(other, Sketch):
+            return NotImplemented
+        return Sketch.merge([self, other])
+
+    def widen(self) -> Sketch:
+        """The same values as a sketch of float64, which adds to any other widened one.
+
+        Counts, sums, minimum and maximum stay exact (64-bit integers' minimum and maximum are
+        rounded to float64). The codes of a float64 keep 7 bits of mantissa, so quantiles of what was
+        an exact type become approximate.
+
+        >>> Sketch.of(np.array([1, 2, 4], np.int8)).widen().mean == 7 / 3
+        True
+        """
+        if self.dtype == "float64":
+            return self
+        codes, counts = self._coding.widened(self.codes, self.counts)
+        shift = self._coding.unit - UNIT["f64"]
+        total, magnitudes, squares = self.sums
+        return Sketch(
+            "float64",
+            Counted(
+                codes,
+                counts,
+                self._zeros,
+                self._posinf,
+                self._neginf,
+                None if self._min is None else float(self._min),
+                None if self._max is None else float(self._max),
+                total << shift,
+                magnitudes << shift,
+                squares << (2 * shift),
+            ),
+        )
+
+    # --- counts ----------------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Count of elements."""
+        return self._total // self._coding.parts
+
+    @property
+    def _total(self) -> int:
+        """Count of values: two for a complex element."""
+        return int(self.counts.sum(dtype=np.uint64))
+
+    @property
+    def zeros(self) -> int:
+        """Count of zeros, of either sign."""
+        return self._zeros
+
+    @property
+    def nan(self) -> int:
+        """Count of NaN, whatever their bits."""
+        return self._total - self.finite - self._posinf - self._neginf
+
+    @property
+    def posinf(self) -> int:
+        """Count of +Inf."""
+        return self._posinf
+
+    @property
+    def neginf(self) -> int:
+        """Count of -Inf."""
+        return self._neginf
+
+    @property
+    def finite(self) -> int:
+        """Count of values that are neither NaN nor infinite."""
+        return int(self._ordered[1][-1]) if len(self._ordered[1]) else 0
+
+    @property
+    def saturated(self) -> int | None:
+        """Count of values at the greatest finite magnitude of a float of at most 16 bits; None of other types.
+
+        Casts that saturate put there what was too large.
+        """
+        largest = self._coding.largest
+        return None if largest is None else self._count(abs(self._coding.values(self.codes)) == largest)
+
+    @property
+    def distinct(self) -> int:
+        """How many values are different: all NaN count as one, both zeros as one.
+
+        Of types wider than 16 bits it is a lower bound: how many codes occur.
+        """
+        values = self._coding.values(self.codes)
+        # A code of a wide float that holds infinities may hold NaN too.
+        return len(np.unique(values[np.isfinite(values)])) + sum(n > 0 for n in (self.nan, self._posinf, self._neginf))
+
+    @property
+    def constant(self) -> bool:
+        """Whether there are elements, none of them NaN, and all are equal."""
+        total = self._total
+        same = self.finite == total and self._min == self._max
+        return total > 0 and (same or total in (self._posinf, self._neginf))
+
+    @property
+    def entropy(self) -> float:
+        """Shannon entropy of the bit patterns, in bits per value: -Σ p·log2 p. 0 of nothing.
+
+        Of types wider than 16 bits it is that of the codes, which is never more.
+        """
+        p = self.counts / max(self._total, 1)
+        return float(-(p * np.log2(p)).sum()) + 0.0
+
+    # --- extremes and moments --------------------------------------------------------------
+
+    @property
+    def min(self) -> float | int:
+        """The least value that is not NaN; NaN when there is none."""
+        if self._neginf:
+            return -math.inf
+        return self._min if self._min is not None else math.inf if self._posinf else math.nan
+
+    @property
+    def max(self) -> float | int:
+        """The greatest value that is not NaN; NaN when there is none."""
+        if self._posinf:
+            return math.inf
+        return self._max if self._max is not None else -math.inf if self._neginf else math.nan
+
+    @property
+    def finite_range(self) -> tuple[float | int, float | int] | None:
+        """The least and the greatest finite value; None when there is none."""
+        return None if self._min is None or self._max is None else (self._min, self._max)
+
+    @property
+    def sums(self) -> tuple[int, int, int]:
+        """Sum of the finite values, sum of their magnitudes, sum of their squares: exact.
+
+        They are integers, in units of 2^`unit` (squares of 2^(2·`unit`)).
+
+        >>> sketch = Sketch.of(np.array([0.5, -1.5], np.float32))
+        >>> [s * 2.0**sketch.unit for s in sketch.sums[:2]], sketch.sums[2] * 2.0**sketch.unit * 2.0**sketch.unit
+        ([-1.0, 2.0], 2.5)
+        """
+        if self._sums is None:
+            self._sums = self._coding.sums(self.codes, self.counts)
+        return self._sums
+
+    @property
+    def unit(self) -> int:
+        """Exponent of the power of two in which `sums` counts: that of the type's least subnormal, 0 of integers."""
+        return self._coding.unit
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values: the exact quotient, rounded once."""
+        return ratio(self.sums[0], self.finite, self.unit)
+
+    def std(self, correction: int = 1) -> float:
+        """Standard deviation of the finite values, within one unit in the last place.
+
+        sqrt((n·Σx² - (Σx)²) / (n·(n - correction))), in integers up to the root: nothing cancels.
+
+        Args:
+            correction: 1 for the unbiased variance, torch's default; 0 for that of the population.
+        """
+        n, (total, _, squares) = self.finite, self.sums
+        if n <= max(correction, 0):
+            return math.nan
+        return root(n * squares - total * total, n * (n - correction), self.unit)
+
+    @property
+    def l1(self) -> float:
+        """Sum of the magnitudes of the finite values, rounded once."""
+        return ratio(self.sums[1], 1, self.unit)
+
+    @property
+    def l2(self) -> float:
+        """Root of the sum of the squares of the finite values, within one unit in the last place."""
+        return root(self.sums[2], 1, self.unit)
+
+    @property
+    def linf(self) -> float | int:
+        """The greatest magnitude of a finite value; 0 when there is none."""
+        return 0.0 if self._min is None or self._max is None else max(abs(self._min), abs(self._max))
+
+    # --- the distribution ------------------------------------------------------------------
+
+    @property
+    def _ordered(self) -> tuple[Array, Array]:
+        """The finite values that occur, ascending, as float64; and how many values are up to each."""
+        found: tuple[Array, Array] | None = self._derived.get("ordered")
+        if found is None:
+            values = self._coding.values(self.codes)
+            finite = np.isfinite(values)
+            values, counts = values[finite], self.counts[finite]
+            order = np.argsort(values, kind="stable")
+            values = values[order]
+            if not self._coding.exact and len(values) and self._min is not None and self._max is not None:
+                values = np.clip(values, self._min, self._max)
+            found = self._derived["ordered"] = values, np.cumsum(counts[order], dtype=np.uint64)
+        return found
+
+    @overload
+    def quantile(self, q: float) -> float: ...
+    @overload
+    def quantile(self, q: Sequence[float]) -> list[float]: ...
+    def quantile(self, q: float | Sequence[float]) -> float | list[float]:
+        """Quantiles of the finite values, linear between neighbours as `torch.quantile` takes them.
+
+        The quantile q of n values is at the place q·(n - 1) of their ascending order. Of types of at
+        most 16 bits both neighbours are exact. Of wider ones each is within a relative 2^-8 of the true
+        one (below the least normal number: within 2^-133 of float32, 2^-1029 of float64), and never
+        outside the minimum and maximum; integers below 256 in magnitude are exact.
+
+        Args:
+            q: A number from 0 to 1, or several.
+
+        Raises:
+            ValueError: One is not from 0 to 1.
+
+        >>> Sketch.of(np.array([1, 2, 10], np.int8)).quantile([0.25, 0.5, 1])
+        [1.5, 2.0, 10.0]
+        """
+        if isinstance(q, Sequence):
+            return [self.quantile(one) for one in q]
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile is from 0 to 1, not {q}")
+        values, cumulative = self._ordered
+        n = self.finite
+        if not n:
+            return math.nan
+        place = q * (n - 1)
+        rank = min(int(place), n - 1)
+        t = place - rank
+        low, high = (self._at(min(r, n - 1), values, cumulative) for r in (rank, rank + 1))
+        return low if low == high or t == 0 else low * (1 - t) + high * t
+
+    def _at(self, rank: int, values: Array, cumulative: Array) -> float:
+        """The value at a place, from 0, of the ascending order of the finite ones."""
+        # The extremes are known exactly of every type.
+        if rank == 0 and self._min is not None:
+            return float(self._min)
+        if rank == self.finite - 1 and self._max is not None:
+            return float(self._max)
+        return float(values[np.searchsorted(cumulative, np.uint64(rank), side="right")])
+
+    def histogram(self, bins: int = 100, range: tuple[float, float] | None = None) -> tuple[Array, Array]:
+        """Counts of the finite values in intervals of equal width, as `numpy.histogram` makes them.
+
+        Each interval holds its lower edge, the last also its upper one; values outside `range` are not
+        counted. Of types wider than 16 bits a value stands for its code: one that is within a relative
+        2^-7 of an edge may be counted on its other side.
+
+        Args:
+            bins: How many intervals.
+            range: Lowest and highest edge; from the least to the greatest finite value by default.
+
+        Returns:
+            The counts, uint64 of shape (bins,), and the edges, float64 of shape (bins + 1,).
+
+        Raises:
+            ValueError: `bins` is less than 1, or the range is not of two finite ascending numbers.
+
+        >>> counts, edges = Sketch.of(np.array([0, 1, 1, 4], np.float32)).histogram(4)
+        >>> counts.tolist(), edges.tolist()
+        ([1, 2, 0, 1], [0.0, 1.0, 2.0, 3.0, 4.0])
+        """
+        low, high = map(float, range or self.finite_range or (0.0, 1.0))
+        if bins < 1 or not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(
+                f"no histogram of {bins} bins from {low} to {high}: at least one bin, and finite ascending edges"
+            )
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        share = np.linspace(0.0, 1.0, bins + 1)
+        edges = low * (1 - share) + high * share  # high - low may be more than a float64 holds
+        values, cumulative = self._ordered
+        counts = np.diff(cumulative, prepend=np.uint64(0))
+        inside = (values >= low) & (values <= high)
+        place = np.minimum(np.searchsorted(edges, values[inside], side="right") - 1, bins - 1)
+        found = np.zeros(bins, np.uint64)
+        np.add.at(found, place, counts[inside])
+        return found, edges
+
+    # --- as a value ------------------------------------------------------------------------
+
+    def _state(self) -> tuple[Any, ...]:
+        return (
+            self.dtype,
+            self.codes.tobytes(),
+            self.counts.tobytes(),
+            self._zeros,
+            self._posinf,
+            self._neginf,
+            self._min,
+            self._max,
+            None if self._coding.exact else self._sums,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self._state() == other._state() if isinstance(other, Sketch) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equal by value, and too large to hash by it
+
+    def __repr__(self) -> str:
+        about = "none finite"
+        if self.finite:
+            low, high = self.finite_range or (math.nan, math.nan)
+            about = f"mean {self.mean:.4g}, std {self.std():.4g}, {low:.4g} to {high:.4g}"
+        counted = ((self.nan, "NaN"), (self._posinf, "+Inf"), (self._neginf, "-Inf"))
+        odd = "".join(f", {count} {what}" for count, what in counted if count)
+        return f"<Sketch of {self.numel} {self.dtype}: {about}{odd}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sketch.from_json, (self.to_json(),)
+
+    def to_json(self) -> dict[str, Any]:
+        """The sketch as JSON takes it, all of it: `from_json` gives an equal one, which adds on another machine.
+
+        Large integers are hexadecimal text, since not every reader of JSON keeps more than 53 bits.
+
+        >>> Sketch.of(np.array([True, False, True])).to_json()
+        {'sketch': 1, 'dtype': 'bool', 'codes': [0, 1], 'counts': [1, 2]}
+        """
+        form: dict[str, Any] = {
+            "sketch": VERSION,
+            "dtype": str(self.dtype),
+            "codes": self.codes.tolist(),
+            "counts": self.counts.tolist(),
+        }
+        if not self._coding.exact:
+            form |= {
+                "zeros": self._zeros,
+                "posinf": self._posinf,
+                "neginf": self._neginf,
+                "min": self._min,
+                "max": self._max,
+                "sums": [hex(s) for s in self.sums],
+            }
+        return form
+
+    @staticmethod
+    def from_json(form: Mapping[str, Any]) -> Sketch:
+        """The sketch that `to_json` gave, before or after it went through JSON.
+
+        Raises:
+            FileFormatError: It is not one.
+
+        >>> Sketch.from_json({"sketch": 1, "dtype": "int8", "codes": [0, 255], "counts": [1, 1]}).mean
+        -0.5
+        """
+        if not isinstance(form, Mapping) or form.get("sketch") != VERSION:
+            raise FileFormatError(
+                f"not a sketch of version {VERSION}", hint="it is an object with the key 'sketch', from Sketch.to_json"
+            )
+        try:
+            return _from_json(form)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FileFormatError(f"not a sketch that can be read: {type(error).__name__}: {error}") from None
+
+
+def _from_json(form: Mapping[str, Any]) -> Sketch:
+    coding = Coding.of(form["dtype"])
+    codes, counts = np.array(form["codes"], np.uint32), np.array(form["counts"], np.uint64)
+    if codes.ndim != 1 or codes.shape != counts.shape:
+        raise ValueError("every code has a count")
+    if not counts.all() or (codes[1:] <= codes[:-1]).any():
+        raise ValueError("codes ascend, and counts are not zero")
+    if len(codes) and codes[-1] >= coding.size:
+        raise ValueError(f"{codes[-1]} is no code of {coding.dtype}")
+    if coding.exact:
+        return Sketch(form["dtype"], Counted(codes, counts))
+    number = float if coding.is_float else int
+    low, high = (None if form[key] is None else number(form[key]) for key in ("min", "max"))
+    zeros, posinf, neginf = (int(form[key]) for key in ("zeros", "posinf", "neginf"))
+    sums = [int(s, 16) for s in form["sums"]]
+    return Sketch(form["dtype"], Counted(codes, counts, zeros, posinf, neginf, low, high, *sums))
+
+
+def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
+    small = array.astype(dtype, copy=False)
+    if small.flags.writeable:
+        small = small.copy() if small is array else small
+        small.flags.writeable = False
+    return small
