@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import safetensors
+from fuzz import fuzz_safetensors
 
 import torchparams as tp
 from torchparams import limits
@@ -24,7 +25,7 @@ from torchparams.errors import (
     TruncatedFile,
 )
 from torchparams.sources._safetensors import open_safetensors
-from torchparams.testing import safetensors_bytes, sample
+from torchparams.testing import MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,8 +276,15 @@ def test_repeated_keys(tmp_path: Path, header: str, message: str) -> None:
     assert refused(tmp_path, made(header, b"\0")) == message
 
 
-def test_a_missing_entry_cannot_hide_a_repeated_one(tmp_path: Path) -> None:
-    # The counts of the keys in the text fit the count of entries, and yet one has a key twice.
+@pytest.mark.parametrize("lost", ["1", "[18446744073709551616]", "{}", '{"dtype":"U8"}', '"a:b"', "null"])
+def test_a_repeated_key_whose_first_value_is_no_entry(tmp_path: Path, lost: str) -> None:
+    for names in ("a", "a:b"):
+        header = f'{{"{names}":{lost},"{names}":{{{FIELDS}}},"__metadata__":{{"x:y":"z:"}}}}'
+        assert refused(tmp_path, made(header, b"\0")) == f"the header holds the key '{names}' twice"
+
+
+def test_a_missing_key_cannot_hide_a_repeated_one(tmp_path: Path) -> None:
+    # Each of the three keys stands once per entry in the text, and yet one entry has one twice.
     header = f'{{"a":{{{FIELDS},"shape":[1]}},"b":{{"dtype":"U8","data_offsets":[1,2]}},"c":{{{FIELDS}}}}}'
     assert refused(tmp_path, made(header, b"\0")) == "tensor 'a': its entry holds the key 'shape' twice"
 
@@ -419,3 +427,21 @@ def test_values_take_no_more_than_their_file(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * path.stat().st_size
+
+
+def test_mutated_files() -> None:
+    taken = fuzz_safetensors.run(300, seed=1)
+    assert all(0 < count < 300 for count in taken.values()), "mutations that leave everything right or nothing"
+
+
+def test_the_fuzzer_notices() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(AssertionError, match="bytes allocated for an input of 10"), fuzz_safetensors.guarded(10):
+            bytes(2 * fuzz_safetensors.SLACK)
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(AssertionError, match="only ours takes it"):
+        fuzz_safetensors.compare(b"{}", MemorySource({}), "")
+    with pytest.raises(AssertionError, match="only the reference takes it: because"):
+        fuzz_safetensors.compare(made("{}"), None, "because")

@@ -284,9 +284,9 @@ def test_files_as_they_are_written_take_the_fast_way(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(_safetensors, "_strict", never)
     tensors = {f"model.layers.{i}.re-lu": sample(dtype, (2, 4), i) for i, dtype in enumerate(SAFETENSORS_DTYPES)}
-    tensors["none"] = sample("float32", (0, 3))
+    tensors["none"] = tensors["of:a:name"] = sample("float32", (0, 3))
     path = tmp_path / "a.safetensors"
-    path.write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
+    path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made:at": "12:30"}))
     assert set(open_safetensors(str(path)).infos()) == set(tensors)
     path.write_bytes(safetensors.torch.save({"a-1": torch.zeros(3), "b": torch.zeros((), dtype=torch.int64)}))
     assert set(open_safetensors(str(path)).infos()) == {"a-1", "b"}

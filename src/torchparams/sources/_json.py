@@ -8,6 +8,7 @@ and files that are small.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from torchparams.errors import FileFormatError, shorten
@@ -130,11 +131,18 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def _fraction(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _Refused(f"holds the number {digits[:40]}, which is beyond any float")
+    return number
+
+
 def _constant(name: str) -> NoReturn:
     raise _Refused(f"holds {name}, which JSON does not have")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=_integer, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=_integer, parse_float=_fraction, parse_constant=_constant)
 
 
 def _refuse_half_surrogates(value: Any, what: str, path: str) -> None:
