@@ -227,6 +227,23 @@ class SourceTests:
         if not source.live:
             assert source.infos() is source.infos()
 
+    def test_looking_up_one_name(self, tmp_path: Path) -> None:
+        """`info`, `items`, `takes` and `find` say of one name what the listing says of all."""
+        source = self.make(tmp_path, _few())
+        infos = source.infos()
+        for name in infos:
+            assert source.info(name) == infos[name]
+            assert source.takes(name)
+            assert source.find(name) == name
+        for missing in ("zzz", "fc", "fc.", ".fc.weight", "weight", "fc.weight.0"):
+            assert not source.takes(missing)
+            assert source.find(missing) is None
+        assert [name for name, _ in source.items()] == list(infos)
+        some = list(infos)[::-2]
+        assert [(name, tuple(value.shape)) for name, value in source.items(some)] == [
+            (name, infos[name].shape) for name in some
+        ]
+
     def test_any_name(self, tmp_path: Path, odd_name: str) -> None:
         """Whatever text names a tensor, it is listed, found, read and printed."""
         arrays = {odd_name: sample("float32", (2, 3), 1), "other": sample("float32", (3,), 2)}
@@ -346,10 +363,11 @@ class SourceTests:
             assert list(source.infos()) == ["a.w", "other"]
         assert source.infos()["a.w"].aliases == ("b.w",)
         assert source.infos()["other"].aliases == ()
-        assert source.resolve("b.w") == "a.w"
+        assert source.resolve("b.w") == source.find("b.w") == "a.w"
+        assert list(source.keys()) == list(source.infos())
         assert params.numel == 24
         assert "b.w" in params
-        assert params.info("b.w") is params.info("a.w") or params.info("b.w") == params.info("a.w")
+        assert params.info("b.w") == params.info("a.w")
         assert_identical(params.numpy("b.w"), array)
         given = [(name, canonical) for name, canonical, _ in source.walk(remove_duplicate=False)]
         assert sorted(given) == [("a.w", "a.w"), ("b.w", "a.w"), ("other", "other")]
@@ -539,7 +557,7 @@ class SourceTests:
         assert params.get("zzz") is None
         assert params.numel == sum(array.size for array in tensors.values())
         assert params.nbytes == sum(array.nbytes for array in tensors.values())
-        assert params.metadata is source.metadata or dict(params.metadata) == dict(source.metadata)
+        assert dict(params.metadata) == dict(source.metadata)
         for name, value in params.items():
             assert tuple(value.shape) == tensors[name].shape
             assert params.info(name) == source.infos()[name]
@@ -547,7 +565,7 @@ class SourceTests:
         assert [tuple(value.shape) for value in params()] == [tensors[name].shape for name in params]
         assert [name for name, _ in params.named_parameters(prefix="p")] == [f"p.{name}" for name in params]
         text = repr(params)
-        assert text.startswith(f"{source.label} ({source.format})".replace("\n", "\\n")[:20])
+        assert text.startswith(f"{source.label} ({source.format})")
         assert all(name in text for name in tensors)
 
     def test_selecting(self, tmp_path: Path) -> None:
