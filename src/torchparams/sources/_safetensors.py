@@ -5,7 +5,8 @@ strict way, which takes whatever is legal and says of everything else what is wr
 judge: whatever it is not sure of goes the strict way.
 
 Where this reader and the format's reference differ, this one refuses: a tensor's name or a key that stands twice,
-an entry spelled as an array, a `null` in place of the metadata, sizes whose product overflows beside a zero.
+an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, sizes whose product overflows
+beside a zero, and, in keys that the format does not have, numbers of more than 40 characters or beyond any float.
 """
 
 from __future__ import annotations
