@@ -14,7 +14,6 @@ from torchparams.errors import (
     SizeMismatch,
     TrailingBytes,
     TruncatedFile,
-    nearest,
     shorten,
 )
 from torchparams.info import Location
@@ -138,12 +137,11 @@ class TorchZipSource(PickledSource):
         name = f"{self._folder}data/{storage.key}"
         member = self._zip.members.get(name)
         if member is None:
-            there = [other for other in self._zip.members if other.startswith(self._folder + "data/")]
-            near = nearest(name, there[:2000])
+            there = sum(other.startswith(self._folder + "data/") for other in self._zip.members)
             raise FileFormatError(
                 f"the zip lacks {shorten(repr(name))}, the storage of a tensor",
                 where=self._zip.file.path,
-                exists=f"it holds {len(there):,} storages" + (f", {near[0]} among them" if near else ""),
+                exists=f"it holds {there:,} storages",
             )
         return member
 

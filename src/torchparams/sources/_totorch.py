@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
 
+_ML_DTYPES = frozenset(
+    {"bfloat16", *(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"))}
+)
+
 
 def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor:
     """The array as a tensor of the same memory; of a copy where torch cannot take the array as it is.
@@ -45,10 +49,9 @@ def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor
                 hint="if you trust it, raise torchparams.limits.EXPANDED_ELEMENTS",
             )
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
-    if array.dtype.kind == "V" or array.dtype.name != info.dtype.torch_name:
-        # A type of ml_dtypes: torch takes integers of that size, and sees its own type in them.
-        whole = torch.from_numpy(array.view(f"u{array.itemsize}" if array.itemsize > 1 else "u1"))
-        return whole.view(wanted)
+    if info.dtype in _ML_DTYPES:
+        # torch takes no type of ml_dtypes, but integers of that size, and sees its own type in them.
+        return torch.from_numpy(array.view(f"u{array.itemsize}")).view(wanted)
     return torch.from_numpy(array)
 
 
@@ -113,7 +116,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         raise NotReadable(f"numpy and ml_dtypes have no type for {tensor.dtype}") from None
     wanted = dtype.numpy
     tensor = tensor.cpu().resolve_conj().resolve_neg()
-    if wanted.kind == "V" or (dtype.code is not None and dtype.code.startswith(("F8", "BF", "F6", "F4"))):
+    if dtype in _ML_DTYPES:
         return tensor.view(torch.uint8 if dtype.itemsize == 1 else torch.int16).numpy().view(wanted)
     return tensor.numpy()
 

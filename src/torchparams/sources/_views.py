@@ -46,6 +46,7 @@ class PickledSource(Source):
         self._inflated: Any = None
         self._lock = Lock()
         self._infos = MappingProxyType({name: self._describe(entry) for name, entry in self._entries.items()})
+        file.close()  # it is mapped anew, and looked at whether it is still the same, when a value is wanted
 
     def _inflate(self, storage: StorageRef) -> bytearray:
         """The bytes of a compressed storage."""
@@ -234,6 +235,8 @@ class PickledSource(Source):
 
             array = np.conjugate(array) if tensor.conj else array
             array = np.negative(array) if tensor.neg else array
+        if not own:
+            array.flags.writeable = False
         return array
 
     def _memory(self, tensor: TensorRef, *, own: bool) -> Any:

@@ -7,6 +7,7 @@ directory at the end of the file is what counts, and whatever contradicts it is 
 from __future__ import annotations
 
 import struct
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from torchparams.errors import (
@@ -189,7 +190,7 @@ class ZipDirectory:
     def _check_room(self, directory: int) -> None:
         """No two members overlap, and none reaches into the directory."""
         ordered = sorted(self.members.values(), key=lambda member: member.header)
-        for member, after in zip(ordered, [*ordered[1:], None], strict=True):
+        for member, after in zip_longest(ordered, ordered[1:]):
             member.room = directory if after is None else after.header
             # The local header's extra field comes on top; it is looked at when the member is read.
             if member.header + _LOCAL.size + len(member.name) + member.stored > member.room:
