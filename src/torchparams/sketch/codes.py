@@ -110,7 +110,7 @@ class Coding:
         """
         mantissa, exponent, _ = _parts_of(self.dtype)
         m, e = mantissa[codes], exponent[codes]
-        if int(counts.sum()) < _SAFE_TOTAL:
+        if int(counts.sum(dtype=np.uint64)) < _SAFE_TOTAL:
             c = counts.astype(np.int64)
         else:  # more than all the memory there is, but sketches can be added to that
             m, c = m.astype(object), counts.astype(object)

@@ -47,6 +47,8 @@ class Counter:
         """
         if self._tally is None:
             raise RuntimeError("this counter is finished")
+        if isinstance(data, np.ndarray):
+            data = data.reshape(-1).view(np.uint8)  # the types of ml_dtypes are no buffers
         if self._bits == 8:
             self._tally.update(data)
             return

@@ -21,7 +21,9 @@ data. C is used where the package was built with a compiler, unless the environm
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -257,12 +259,15 @@ class NumpyTally:
 
 def _value(kind: str, key: int) -> float | int:
     """The value with the key: of a float, its magnitude's bits with the sign before them."""
-    if kind not in _FIELDS:
+    # A process may be set to take subnormal numbers for zero; no arithmetic here meets one.
+    if kind == "f64":
+        (value,) = struct.unpack("<d", abs(key).to_bytes(8, "little"))
+    elif kind == "f32":
+        exponent, mantissa = divmod(abs(key), 1 << 23)
+        value = math.ldexp(mantissa + (1 << 23 if exponent else 0), max(exponent, 1) - 1 + UNIT["f32"])
+    else:
         return key
-    # As an array: a scalar of a float type cannot be made from bits without one.
-    bits = np.array([abs(key)], f"<u{ITEMSIZE[kind]}")
-    value = float(bits.view(f"<{kind[0]}{ITEMSIZE[kind]}")[0])
-    return -value if key < 0 else value
+    return -value if key < 0 else float(value)
 
 
 def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -374,6 +379,27 @@ def uses_c() -> bool:
     return _BUILT and os.environ.get("TORCHPARAMS_KERNELS", "").lower() != "numpy"
 
 
+def vector_units() -> list[str]:
+    """The vector units that the kernels in C can use on this machine, the best last; none without C.
+
+    >>> len(vector_units()) > 0 or not uses_c()
+    True
+    """
+    return _kernels.levels() if _BUILT else []
+
+
+def use_vector_unit(name: str) -> None:
+    """Use another one of `vector_units` from now on, in every thread: for tests and measurements.
+
+    Raises:
+        ValueError: It is not one of them.
+    """
+    units = vector_units()
+    if name not in units:
+        raise ValueError(f"no vector unit {name!r} here, only {units}")
+    _kernels.use(units.index(name))
+
+
 def implementation() -> str:
     """Which kernels are in use, for people: `C, AVX-512`, or `NumPy` and why.
 
@@ -381,7 +407,7 @@ def implementation() -> str:
     True
     """
     if uses_c():
-        return f"C, {_kernels.levels()[-1]}"
+        return f"C, {vector_units()[-1]}"
     if not _BUILT:
         return "NumPy, several times slower: the package was built without a C compiler"
     return "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"

@@ -469,12 +469,13 @@ class Sketch:
         low, high = map(float, range or self.finite_range or (0.0, 1.0))
         if bins < 1 or not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise ValueError(
-                f"no histogram of {bins} bins from {low} to {high}: at least one bin, and finite ascending edges"
+                f"a histogram has at least one bin and finite, ascending edges, not {bins} from {low} to {high}"
             )
         if low == high:
             low, high = low - 0.5, high + 0.5
         share = np.linspace(0.0, 1.0, bins + 1)
         edges = low * (1 - share) + high * share  # high - low may be more than a float64 holds
+        edges = np.clip(np.maximum.accumulate(edges), low, high)
         values, cumulative = self._ordered
         counts = np.diff(cumulative, prepend=np.uint64(0))
         inside = (values >= low) & (values <= high)
@@ -574,8 +575,8 @@ def _from_json(form: Mapping[str, Any]) -> Sketch:
     number = float if coding.is_float else int
     low, high = (None if form[key] is None else number(form[key]) for key in ("min", "max"))
     zeros, posinf, neginf = (int(form[key]) for key in ("zeros", "posinf", "neginf"))
-    sums = [int(s, 16) for s in form["sums"]]
-    return Sketch(form["dtype"], Counted(codes, counts, zeros, posinf, neginf, low, high, *sums))
+    total, magnitudes, squares = (int(s, 16) for s in form["sums"])
+    return Sketch(form["dtype"], Counted(codes, counts, zeros, posinf, neginf, low, high, total, magnitudes, squares))
 
 
 def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
