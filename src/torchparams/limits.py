@@ -13,10 +13,13 @@ INDEX_BYTES = 100_000_000
 """Longest index of a sharded checkpoint, in bytes."""
 
 PICKLE_BYTES = 256 << 20
-"""Longest `data.pkl` (inflated) or legacy pickle, in bytes."""
+"""Longest `data.pkl`, in bytes, inflated where it is compressed."""
 
-PICKLE_OPERATIONS = 50_000_000
-"""Most operations that one pickle may run."""
+PICKLE_OPERATIONS = 4_000_000
+"""Most operations that the pickles of one file may run, beside one for every 32 bytes of the file.
+
+An operation takes about 100 bytes of memory at most; a tensor of a state dict takes about 40 operations.
+"""
 
 NESTING = 1_000
 """Deepest nesting of containers that is listed."""

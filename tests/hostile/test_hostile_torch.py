@@ -1,0 +1,434 @@
+"""Torch files made to do harm: nothing runs, nothing is imported, and what can be listed is listed."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import copyreg
+import os
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from fuzz import fuzz_torch
+from torch_files import (
+    Payload,
+    floats,
+    ints,
+    legacy_file,
+    members_of,
+    named,
+    number,
+    row,
+    saved,
+    storage,
+    table,
+    tensor,
+    text,
+    torch_zip,
+    touch_command,
+    whole,
+    written,
+    zipped,
+)
+
+import torchparams as tp
+from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError, TruncatedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from torchparams.parameters import Parameters
+
+VALUES = {"0": floats(1, 2)}
+FORMATS = ("zip", "legacy", "pickle")
+
+
+def w(form: str) -> bytes:
+    """A tensor [1, 2], as the format spells it."""
+    if form == "pickle":
+        array = pickle.dumps(np.array([1, 2], np.float32), 2)
+        moved = bytearray(array)
+        for op, _, at in pickletools.genops(array):
+            if op.name in ("BINPUT", "BINGET"):
+                moved[(at or 0) + 1] += 0x80  # away from the places that the payloads around it use
+        return bytes(moved[2:-1])
+    return tensor(storage("0", 2, view=b"N" if form == "legacy" else None), [2], [1])
+
+
+def file_of(folder: Path, form: str, pickled: bytes) -> str:
+    if form == "zip":
+        return written(folder, torch_zip(pickled, VALUES), "a.pt")
+    if form == "legacy":
+        return written(folder, legacy_file(pickled, [("0", 2, VALUES["0"])]), "a.pt")
+    return written(folder, pickled, "a.pkl")
+
+
+def use(params: Parameters) -> None:
+    """Everything that may be asked of a table."""
+    repr(params)
+    repr(params.metadata)
+    for name in params:
+        params.info(name)
+        with contextlib.suppress(TorchParamsError):
+            params.numpy(name)
+        with contextlib.suppress(TorchParamsError):
+            params[name]
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A path that every payload would make a file at, or write to."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "something of the file ran"
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would run or import something is a failure while the test runs."""
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"called with {args}")
+
+    for name in ("system", "popen", "execv", "remove"):
+        monkeypatch.setattr(os, name, never)
+    monkeypatch.setattr(builtins, "eval", never)
+    monkeypatch.setattr(pickle, "Unpickler", never)
+    monkeypatch.setattr(pickle, "loads", never)
+    monkeypatch.setattr(pickle, "load", never)
+
+
+# --- payloads ----------------------------------------------------------------------------------------
+
+
+def payloads(command: str) -> dict[str, bytes]:
+    """Values whose unpickling by Python would run the command."""
+    said = text(command)
+    code = text(f"__import__('os').system({command!r})")
+    system = named("os", "system")
+    pieces = text("o") + text("s") + text("sys" + "tem")
+    return {
+        "os.system": system + row(said) + b"R",
+        "posix.system": named("posix", "system") + row(said) + b"R",
+        "eval": named("builtins", "eval") + row(code) + b"R",
+        "exec of Python 2": named("__builtin__", "execfile") + row(code) + b"R",
+        "INST": b"(" + said + b"ios\nsystem\n",
+        "OBJ": b"(" + system + said + b"o",
+        "NEWOBJ": system + row(said) + b"\x81",
+        "NEWOBJ_EX": system + row(said) + b"}\x92",
+        "STACK_GLOBAL": text("os") + text("system") + b"\x93" + row(said) + b"R",
+        "STACK_GLOBAL with a dotted name": text("builtins") + text("eval.__call__") + b"\x93" + row(code) + b"R",
+        "STACK_GLOBAL from pieces": named("operator", "add")
+        + row(pieces[:6], pieces[6:12])
+        + b"R"
+        + b"0"
+        + text("os")
+        + text("system")
+        + b"\x93"
+        + row(said)
+        + b"R",
+        "a name that is computed": named("builtins", "getattr")
+        + row(named("importlib", "import_module") + row(text("os")) + b"R", text("system"))
+        + b"R"
+        + row(said)
+        + b"R",
+        "nested reducers": named("builtins", "map")
+        + row(system, b"](" + said + b"e")
+        + b"R"
+        + b"q\xe0"
+        + b"0"
+        + named("builtins", "list")
+        + row(b"h\xe0")
+        + b"R",
+        "__setstate__": named("os", "system") + b")\x81" + said + b"b",
+        "__setstate__ of an attribute": named("functools", "partial")
+        + row(system)
+        + b"R"
+        + row(system, row(said), b"}", b"N")
+        + b"b",
+        "extension registry": b"\x82\xee" + row(said) + b"R",
+        "extension registry, long": b"\x84\xee\x00\x00\x00" + row(said) + b"R",
+        "persistent id": row(text("module"), system + row(said) + b"R", text("f"), text("s")) + b"Q",
+        "a rebuild with a stranger inside": named("torch._tensor", "_rebuild_from_type_v2")
+        + row(system, system, row(said), b"}")
+        + b"R",
+        "a rebuild within a rebuild": named("torch._tensor", "_rebuild_from_type_v2")
+        + row(named("torch._tensor", "_rebuild_from_type_v2"), system, row(system, system, row(said), b"}"), b"}")
+        + b"R",
+        "a default factory": named("collections", "defaultdict") + row(system) + b"R",
+        "a dtype of objects": named("numpy", "dtype") + row(text("O"), b"\x89", b"\x88") + b"R",
+        "a codec": named("_codecs", "decode") + row(said, text("rot13")) + b"R",
+        "torch.load of bytes": named("torch.storage", "_load_from_bytes")
+        + row(b"C" + bytes([len(inner := whole(system + row(text("x")) + b"R"))]) + inner)
+        + b"R",
+        "compile and run": named("types", "FunctionType")
+        + row(named("builtins", "compile") + row(code) + b"R", b"}")
+        + b"R",
+        "append to an object": system + row(said) + b"\x81(" + said + b"e",
+        "set an item of an object": system + row(said) + b"\x81" + said + said + b"s",
+        "a key": b"}" + system + row(said) + b"R" + number(1) + b"s",
+    }
+
+
+@pytest.mark.usefixtures("armed")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", payloads("x"))
+def test_nothing_runs_and_the_tensors_are_listed(tmp_path: Path, canary: Path, form: str, name: str) -> None:
+    copyreg.add_extension("os", "system", 0xEE)
+    try:
+        harm = payloads(touch_command(canary))[name]
+        before = set(sys.modules)
+        path = file_of(tmp_path, form, whole(table({"w": w(form), "harm": harm, "v": w(form)}), 4))
+        params: Parameters | None = None
+        try:
+            params = tp.of(path)
+        except FileFormatError as error:
+            # The one payload that is a broken file: what torch would load in turn is not one of its files.
+            assert (form, name) == ("pickle", "torch.load of bytes"), str(error)
+        if params is not None:
+            assert params.names[0] == "w"
+            assert set(params.names) | set(params.info("w").aliases) >= {"w", "v"}
+            assert params.numpy("w").tolist() == params.numpy("v").tolist() == [1, 2]
+            use(params)
+        strange = {"posix", "importlib", "types", "functools"}
+        assert not {m for m in set(sys.modules) - before if not m.startswith(("torch", "numpy", "ml_dtypes"))} & strange
+    finally:
+        copyreg.remove_extension("os", "system", 0xEE)
+
+
+def test_the_payloads_would_run_in_python_s_own_unpickler(tmp_path: Path) -> None:
+    """Otherwise the tests above would prove nothing."""
+    for name in ("os.system", "eval", "STACK_GLOBAL", "INST", "a name that is computed"):
+        path = tmp_path / "ran"
+        with contextlib.suppress(Exception):  # many end in an error after they have run
+            pickle.loads(whole(payloads(touch_command(path))[name], 4))
+        assert path.exists(), name
+        path.unlink()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_payloads_beside_a_model_are_named(tmp_path: Path, canary: Path, legacy: bool) -> None:
+    thing = {"w": torch.ones(2), "hook": Payload(os.system, touch_command(canary)), "eval": Payload(eval, "1+1")}
+    params = tp.of(written(tmp_path, saved(thing, legacy=legacy)))
+    assert params.names == ["w"]
+    assert params.metadata["hook"].startswith(f"{os.system.__module__}.system('touch ")
+    assert params.metadata["eval"].endswith(".eval('1+1')")
+
+
+def test_a_tensor_given_to_a_payload_is_listed(tmp_path: Path, canary: Path) -> None:
+    harm = named("os", "system") + row(text(touch_command(canary)), w("zip")) + b"R" + table({"again": w("zip")}) + b"b"
+    params = tp.of(file_of(tmp_path, "zip", whole(table({"x": harm}))))
+    assert params.names == ["x.again"]
+    assert params.info("x.again").aliases == ("x.args.1",)
+    assert params.metadata["x"] == "an object of os.system, not made"
+
+
+def test_no_module_that_the_file_names_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    harm = named("trap", "Trap") + b")\x81" + table({"a": number(1)}) + b"b"
+    path = file_of(tmp_path, "zip", whole(table({"w": w("zip"), "harm": harm})))
+    code = f"import torchparams as tp\nparams = tp.of({path!r})\nprint(params, dict(params.metadata))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}src"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "trap.Trap(a=1)" in done.stdout
+
+
+# --- what never ends, or has no bottom -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_recursive_pickles(tmp_path: Path, form: str) -> None:
+    cycle = b"}q\x01(" + text("w") + w(form) + text("self") + b"h\x01u"
+    params = tp.of(file_of(tmp_path, form, whole(cycle)))
+    assert params.names == ["w"]
+    assert params.metadata["self"] == "refers back to the top"
+    use(params)
+    loop = b"]q\x01(h\x01h\x01e"
+    params = tp.of(file_of(tmp_path, form, whole(table({"loop": loop, "w": w(form)}))))
+    assert params.names == ["w"]
+    use(params)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_deep_pickles(tmp_path: Path, form: str) -> None:
+    depth = 100_000
+    for deep in (b"]" * depth + b"a" * (depth - 1), b"N" + b"\x85" * depth, b"cos\nsystem\n" + b")R" * depth):
+        params = tp.of(file_of(tmp_path, form, whole(table({"deep": deep, "w": w(form)}))))
+        assert params.names == ["w"]
+        use(params)
+    bottom = whole(b"]" * depth + w(form) + b"a" * depth)
+    with pytest.raises(LimitExceeded, match="tensors are nested deeper than 1,000 levels"):
+        tp.of(file_of(tmp_path, form, bottom))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_pickle_that_doubles_itself(tmp_path: Path, form: str) -> None:
+    laughs = b"](" + number(1) + b"e" + b"".join(b"q\x01" + b"0](h\x01h\x01e" for _ in range(60))
+    params = tp.of(file_of(tmp_path, form, whole(table({"w": w(form), "laughs": laughs}))))
+    assert params.names == ["w"]
+    use(params)
+    lists = b"](" + w(form) + b"e" + b"".join(b"q\x01" + b"0](h\x01h\x01e" for _ in range(60))
+    with pytest.raises(LimitExceeded, match="parts that are shared give its tensors too many or too long names"):
+        tp.of(file_of(tmp_path, form, whole(lists)))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_pickle_that_hardly_ends(tmp_path: Path, form: str) -> None:
+    endless = whole(table({"w": w(form)}) + b"N0" * 3_000_000)
+    with pytest.raises(LimitExceeded, match="the pickle runs more operations than a file of its size may"):
+        tp.of(file_of(tmp_path, form, endless))
+
+
+def test_keys_chosen_to_collide(tmp_path: Path) -> None:
+    modulus = (1 << 61) - 1  # of Python's hash of integers
+    count = 20_000
+    keys = b"".join(b"\x8a\x0a" + (modulus * i).to_bytes(10, "little") + b"N" for i in range(1, count))
+    tuples = b"".join(b"\x8a\x0a" + (modulus * i).to_bytes(10, "little") + b"\x85N" for i in range(1, count))
+    pickled = whole(table({"w": w("zip"), "keys": b"}(" + keys + b"u", "tuples": b"}(" + tuples + b"u"}))
+    assert tp.of(file_of(tmp_path, "zip", pickled)).names == ["w"]
+
+
+def test_long_texts_used_again_and_again(tmp_path: Path) -> None:
+    long = text("é" * 500_000) + b"q\x01"
+    other = text("é" * 500_000) + b"q\x02"
+    dict_ = b"}" + (b"h\x01Ns" + b"h\x02Ns") * 20_000
+    encode = named("_codecs", "encode") + b"q\x03" + text("latin1") + b"q\x04"
+    encoded = b"(" + b"h\x03h\x01h\x04\x86R" * 5_000 + b"t"
+    classes = b"(" + b"h\x01h\x02\x93" * 5_000 + b"t"
+    parts = {"long": long, "other": other, "dict": dict_, "encode": row(encode), "bytes": encoded, "classes": classes}
+    path = file_of(tmp_path, "zip", whole(table({"w": w("zip"), **parts}), 4))
+    size = os.path.getsize(path)
+    with allocating_at_most(4 * size + (16 << 20)):
+        params = tp.of(path)
+    assert params.names == ["w"]
+    use(params)
+
+
+# --- sizes that are not there ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def allocating_at_most(nbytes: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= nbytes, f"{peak:,} bytes were allocated"
+
+
+HUGE: dict[str, Callable[[str], bytes]] = {
+    "bytes": lambda form: b"B\xff\xff\xff\xff",
+    "bytes of 64 bits": lambda form: b"\x8e" + struct.pack("<Q", 1 << 62),
+    "text": lambda form: b"X\xff\xff\xff\xff",
+    "an integer": lambda form: b"\x8b\xff\xff\xff\x7f",
+    "a memo index": lambda form: b"Nr\xff\xff\xff\xff",
+    "a memo index as text": lambda form: b"Np4294967295\n",
+    "a storage": lambda form: tensor(storage("0", 1 << 50, view=b"N" if form == "legacy" else None), [2], [1]),
+    "a shape": lambda form: tensor(storage("0", 2, view=b"N" if form == "legacy" else None), [1 << 40], [1]),
+    "a stride": lambda form: tensor(storage("0", 2, view=b"N" if form == "legacy" else None), [2], [1 << 62]),
+    "an array": lambda form: (
+        named("numpy.core.multiarray", "_reconstruct")
+        + row(named("numpy", "ndarray"), row(number(0)), b"C\x01b")
+        + b"R"
+        + row(number(1), ints([1 << 40]), named("numpy", "dtype") + row(text("f8")) + b"R", b"\x89", b"C\x01\x00")
+        + b"b"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", HUGE)
+def test_declared_sizes_allocate_nothing(tmp_path: Path, form: str, name: str) -> None:
+    path = file_of(tmp_path, form, whole(table({"w": w(form), "huge": HUGE[name](form)}), 4))
+    with contextlib.suppress(TorchParamsError):  # once before counting, for what is imported on the way
+        use(tp.of(path))
+    with allocating_at_most(1 << 20), contextlib.suppress(TorchParamsError):
+        use(tp.of(path))
+
+
+def test_a_legacy_count_beyond_the_file(tmp_path: Path) -> None:
+    pickled = whole(table({"w": tensor(storage("0", 1 << 55, view=b"N"), [2], [1])}))
+    with pytest.raises(TruncatedFile, match="within the storage '0', which takes bytes"):
+        tp.of(written(tmp_path, legacy_file(pickled, [("0", 1 << 55, b"")])))
+
+
+def test_compressed_bombs(tmp_path: Path) -> None:
+    contents = zipped(
+        {
+            "archive/data.pkl": whole(table({"w": tensor(storage("0", 1 << 22), [1 << 22], [1])})),
+            "archive/data/0": bytes(4 << 22),
+        },
+        deflate=True,
+    )
+    path = written(tmp_path, contents)
+    assert len(contents) < 50_000
+    tp.of(path)
+    with allocating_at_most(1 << 20):
+        assert tp.of(path).info("w").nbytes == 4 << 22
+
+
+# --- every cut and every bit -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_cut_at_every_byte(tmp_path: Path, form: str) -> None:
+    whole_file = {
+        "zip": lambda: saved({"w": torch.ones(2)}),
+        "legacy": lambda: saved({"w": torch.ones(2)}, legacy=True),
+        "pickle": lambda: pickle.dumps({"w": np.ones(2)}),
+    }[form]()
+    for size in range(1, len(whole_file)):
+        path = written(tmp_path, whole_file[:size], "cut.pkl" if form == "pickle" else "cut.pt")
+        with pytest.raises(TruncatedFile) as caught:
+            tp.of(path)
+        assert str(caught.value).startswith(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_bit_of_a_small_file(tmp_path: Path, form: str) -> None:
+    """Whatever one flipped bit makes of a file, it is a table or one clear error."""
+    contents = {
+        "zip": torch_zip(whole(table({"w": w("zip")})), VALUES),
+        "legacy": legacy_file(whole(table({"w": w("legacy")})), [("0", 2, VALUES["0"])]),
+        "pickle": whole(table({"w": w("pickle")})),
+    }[form]
+    for place in range(len(contents)):
+        for bit in range(0, 8, 1 + (len(contents) > 600)):
+            changed = bytearray(contents)
+            changed[place] ^= 1 << bit
+            fuzz_torch.attempt(tmp_path, bytes(changed), form)
+
+
+@pytest.mark.parametrize("reader", fuzz_torch.READERS)
+def test_some_mutated_inputs(reader: str) -> None:
+    tried, taken = fuzz_torch.run(reader, 300, seed=1)
+    assert tried == 300
+    assert taken > 10  # or it would only test how files are refused
+
+
+def test_the_fuzzer_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = members_of(saved({"w": torch.ones(2)}))
+    assert contents
+    monkeypatch.setattr(fuzz_torch, "look", lambda source, draw: bytes(64 << 20))
+    with pytest.raises(AssertionError, match="bytes allocated for an input of"):
+        fuzz_torch.attempt(tmp_path, saved({"w": torch.ones(2)}), "zip")
+    empty: dict[str, int] = {}
+    monkeypatch.setattr(fuzz_torch, "look", lambda source, draw: empty["x"])
+    with pytest.raises(KeyError):
+        fuzz_torch.attempt(tmp_path, saved({"w": torch.ones(2)}), "zip")
