@@ -1,0 +1,196 @@
+"""Blocks of a tensor's elements, from a file or from an array."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.base import Block
+from torchparams.errors import SourceError, TruncatedFile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from torchparams.info import Location, ParameterInfo
+
+    Array = np.ndarray[Any, Any]
+
+
+class Files:
+    """The files that a run has opened, as they were then; shared by its threads."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, int, int]] = {}
+
+    def open(self, path: str) -> Any:
+        """The file, without a buffer; refused if it is not the one that this run saw before."""
+        try:
+            # O_NONBLOCK: opening a named pipe that took the file's place would wait for ever.
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+            file = os.fdopen(os.open(path, flags), "rb", buffering=0)
+        except OSError as error:
+            raise SourceError(error.strerror or str(error), where=path) from None
+        now = _state(os.fstat(file.fileno()))
+        if self._seen.setdefault(path, now) != now:
+            file.close()
+            raise _changed(path)
+        return file
+
+    def check(self) -> None:
+        """Refuse what was read from files that somebody has written to since they were opened."""
+        for path, before in self._seen.items():
+            try:
+                now = _state(os.stat(path))
+            except OSError:
+                continue  # gone, so nobody can have written to what was read
+            if now != before and now[0] == before[0]:
+                raise _changed(path)
+
+
+def _state(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _changed(path: str) -> SourceError:
+    return SourceError("the file was written to while it was read", where=path, hint="open it anew, and run again")
+
+
+class Reader:
+    """Gives blocks to one thread; its memory is used again from block to block.
+
+    Args:
+        files: Opens files.
+        nbytes: Bytes that are read at once.
+    """
+
+    def __init__(self, files: Files, nbytes: int) -> None:
+        self._files = files
+        self._nbytes = nbytes
+        self._memory: Array | None = None
+        self._file: Any = None
+        self._path = ""
+        self._held = (0, 0)  # the range of the file that the memory holds
+
+    def span(self, info: ParameterInfo, place: Location, start: int, stop: int, ahead: int) -> Block:
+        """Elements of a tensor that lie packed in a file.
+
+        Args:
+            info: The tensor's record.
+            place: Where its elements lie.
+            start, stop: Which ones.
+            ahead: Up to where in the file more will be asked for, closely packed: it may be read along.
+        """
+        dtype = info.dtype
+        first, last = place.start + start * dtype.bits // 8, place.start + dtype.nbytes(stop)
+        if self._path != place.file:
+            self.close()
+            self._file, self._path = self._files.open(place.file), place.file
+        if not (self._held[0] <= first and last <= self._held[1]):
+            self._read(first, max(last, min(ahead, first + self._nbytes)))
+        begun, ended = self._held
+        if ended < last:
+            size = os.fstat(self._file.fileno()).st_size
+            raise TruncatedFile(
+                f"the file ends at byte {size}, within the tensor {info.name!r}",
+                where=place.file,
+                exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
+            )
+        return Block(info, start, stop, self._buffer(0)[first - begun : last - begun], packed=dtype.bits < 8)
+
+    def _read(self, first: int, last: int) -> None:
+        """Read a range of the file, or as much of it as there is."""
+        self._held = (0, 0)
+        memory = self._buffer(last - first)[: last - first].data
+        at = 0
+        if not hasattr(os, "preadv"):
+            self._file.seek(first)
+        while at < len(memory):
+            if hasattr(os, "preadv"):
+                got = os.preadv(self._file.fileno(), [memory[at:]], first + at)
+            else:
+                got = self._file.readinto(memory[at:])
+            if not got:
+                break
+            at += got
+        self._held = (first, first + at)
+
+    def array(self, info: ParameterInfo, array: Array, start: int, stop: int) -> Block:
+        """Elements of an array of any layout: a view where they lie contiguous, else a copy of just these."""
+        import numpy as np
+
+        if array.flags.c_contiguous and array.dtype.isnative:
+            return Block(info, start, stop, array.reshape(-1)[start:stop].view(np.uint8), packed=False)
+        self._held = (0, 0)
+        size = (stop - start) * array.itemsize
+        data = self._buffer(size)[:size]
+        if array.dtype.isnative and array.itemsize in (1, 2, 4, 8):
+            # As integers, of which the layout alone matters: they copy faster than the types of ml_dtypes.
+            array = array.view(f"u{array.itemsize}")
+        gather(array, data.view(array.dtype.newbyteorder("=")), start, stop)
+        return Block(info, start, stop, data, packed=False)
+
+    def _buffer(self, nbytes: int) -> Array:
+        import numpy as np
+
+        if self._memory is None or len(self._memory) < nbytes:
+            self._memory = np.empty(max(nbytes, self._nbytes), np.uint8)
+        return self._memory
+
+    def close(self) -> None:
+        """Close the file; the memory stays."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._path, self._held = None, "", (0, 0)
+
+
+def gather(array: Array, out: Array, start: int, stop: int) -> None:
+    """Copy the elements `[start, stop)` of `array`, in C order, to the one-dimensional `out`.
+
+    >>> import numpy as np
+    >>> out = np.empty(3, np.int64)
+    >>> gather(np.arange(6).reshape(2, 3).T, out, 1, 4)
+    >>> out.tolist()
+    [3, 1, 4]
+    """
+    if start >= stop:
+        return
+    if array.ndim <= 1:
+        out[:] = array.reshape(-1)[start:stop] if array.ndim == 0 else array[start:stop]
+        return
+    row = array.size // array.shape[0]
+    first, last = -(-start // row), stop // row  # the rows that are wanted whole
+    if first > last:  # all within one row
+        gather(array[last], out, start - last * row, stop - last * row)
+        return
+    head, body = first * row - start, (last - first) * row
+    if head:
+        gather(array[first - 1], out[:head], row - head, row)
+    if body:
+        out[head : head + body].reshape(last - first, *array.shape[1:])[...] = array[first:last]
+    if head + body < len(out):
+        gather(array[last], out[head + body :], 0, stop - last * row)
+
+
+class SharedArray:
+    """An array that the parts of one job read, got from the source once and let go after the last."""
+
+    def __init__(self, get: Any, parts: int) -> None:
+        self._get = get
+        self._left = parts
+        self._array: Array | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> Array:
+        """The array."""
+        with self._lock:
+            if self._array is None:
+                self._array = self._get()
+            return self._array
+
+    def done(self) -> None:
+        """One part is read."""
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._array = None

@@ -1,0 +1,87 @@
+"""Sketches of the tensors of a source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.base import jobs_of
+from torchparams.engines.threads import ThreadEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torchparams.dtypes import DType
+    from torchparams.engines.base import Block, Engine, Job, Progress
+    from torchparams.sketch import Sketch
+    from torchparams.sources.base import Source
+
+
+class SketchFold:
+    """The fold that makes a sketch.
+
+    Args:
+        dtype: The element type of the job's one tensor.
+
+    Raises:
+        NotReadable: It is packed or quantised, not of numbers.
+    """
+
+    def __init__(self, dtype: DType) -> None:
+        from torchparams.sketch.codes import Coding
+
+        Coding.of(dtype)
+        self._dtype = dtype
+        self._builder: Any = None
+
+    def update(self, block: Block) -> None:
+        """Count a block."""
+        if self._builder is None:
+            from torchparams.sketch import Builder
+
+            self._builder = Builder(self._dtype, packed=block.packed)
+        self._builder.update(block.data, block.numel)
+
+    def finish(self) -> Sketch:
+        """The sketch of all blocks."""
+        if self._builder is None:
+            from torchparams.sketch import Sketch
+
+            return Sketch.empty(self._dtype)
+        made: Sketch = self._builder.finish()
+        return made
+
+
+def merged(job: Job, parts: Sequence[Sketch]) -> Sketch:
+    """The sketch of a tensor from those of its parts."""
+    return parts[0] if len(parts) == 1 else parts[0].merge(parts)
+
+
+def sketches(
+    source: Source,
+    names: Iterable[str] | None = None,
+    *,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Sketch]]:
+    """Name and sketch of every tensor, or of `names`, as they get done.
+
+    Args:
+        source: Where the tensors are.
+        names: Canonical names; None for all.
+        engine: What runs it; a `ThreadEngine` unless given.
+        progress: Told bytes read and bytes in all.
+
+    Raises:
+        UnknownName: The source has no such tensor.
+        NotReadable: A tensor's values cannot be had, or are not numbers.
+        TruncatedFile: A file ended before a tensor did.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import MemorySource
+    >>> [(name, sketch.mean) for name, sketch in sketches(MemorySource({"w": np.array([1.0, 2.0])}))]
+    [('w', 1.5)]
+    """
+    engine = engine or ThreadEngine()
+    jobs = jobs_of(source, names)
+    for job, sketch in engine.run(jobs, lambda job: SketchFold(job.info.dtype), merged, progress=progress):
+        yield job.key, sketch

@@ -1,0 +1,355 @@
+"""The contract of an engine, as tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from torchparams.engines import Block, Engine, Job, jobs_of, sketches
+from torchparams.errors import NotReadable, SourceError, TruncatedFile
+from torchparams.sketch import Sketch
+from torchparams.sources.base import Source, open_source
+from torchparams.testing._reference import (
+    NUMPY_DTYPES,
+    SAFETENSORS_DTYPES,
+    Array,
+    MemorySource,
+    assert_identical,
+    safetensors_bytes,
+    sample,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+LARGE = 3 << 20  # bytes of a tensor that every engine reads in several blocks
+
+
+class Seen(NamedTuple):
+    """A block, as a `Recorder` saw it."""
+
+    start: int
+    stop: int
+    values: Array
+
+
+class Recorder:
+    """A fold that remembers its blocks; `each` is called with every one."""
+
+    def __init__(self, each: Callable[[], object] = lambda: None) -> None:
+        self.seen: list[tuple[Seen, ...]] = []
+        self._each = each
+
+    def update(self, *blocks: Block) -> None:
+        self._each()
+        for block in blocks:
+            assert block.data.dtype == np.uint8 and block.data.ndim == 1 and block.data.flags.c_contiguous
+            assert block.numel == block.stop - block.start
+            bits = block.info.dtype.bits if block.packed else max(block.info.dtype.bits, 8)
+            assert len(block.data) == -(-block.numel * bits // 8)
+        self.seen.append(tuple(Seen(block.start, block.stop, block.values().copy()) for block in blocks))
+
+    def finish(self) -> list[tuple[Seen, ...]]:
+        return self.seen
+
+
+def keep(job: Job, parts: Sequence[Any]) -> list[Any]:
+    """Combines by keeping the parts apart."""
+    return list(parts)
+
+
+class Slow(MemorySource):
+    """Counts how many times each array is asked for."""
+
+    def __init__(self, tensors: dict[str, Array]) -> None:
+        super().__init__(tensors)
+        self.asked: list[str] = []
+
+    def numpy(self, name: str) -> Array:
+        self.asked.append(name)
+        if name == "unreadable":
+            raise NotReadable("there are no values here")
+        return super().numpy(name)
+
+
+class EngineTests:
+    """The contract of `torchparams.engines.Engine`, as tests.
+
+    Subclass it in a test module under a name that starts with `Test`, and write `make`.
+
+    >>> from torchparams.engines import ThreadEngine
+    >>> from torchparams.testing import EngineTests
+    >>> class TestThreads(EngineTests):
+    ...     def make(self):
+    ...         return ThreadEngine(3)
+    """
+
+    def make(self) -> Engine:
+        """The engine under test."""
+        raise NotImplementedError
+
+    def _read(self, source: Source, names: Sequence[str] | None = None, **options: Any) -> dict[str, list[Seen]]:
+        """Every block of every tensor, in order."""
+        found = self.make().map(jobs_of(source, names), lambda job: Recorder(), keep, **options)
+        return {name: [seen for part in parts for (seen,) in part] for name, parts in found.items()}
+
+    def _holds(self, found: list[Seen], expected: Array) -> None:
+        places = [(seen.start, seen.stop) for seen in found]
+        assert [start for start, _ in places] == [0, *(stop for _, stop in places)][: len(places)]
+        assert all(start < stop for start, stop in places)
+        assert (places[-1][1] if places else 0) == expected.size
+        if expected.size:
+            assert_identical(
+                np.concatenate([seen.values for seen in found]), np.ascontiguousarray(expected).reshape(-1)
+            )
+
+    # --- what is read ----------------------------------------------------------------------
+
+    def test_every_type_of_a_source_in_memory(self) -> None:
+        """Blocks hold the elements of an array, of every type."""
+        arrays = {name: sample(name, (3, 41)) for name in NUMPY_DTYPES}
+        for name, found in self._read(MemorySource(arrays)).items():
+            self._holds(found, arrays[name])
+
+    def test_every_type_of_a_file(self, tmp_path: Path) -> None:
+        """Blocks hold the elements that lie in a file, packed ones too, at any offset."""
+        arrays = {f"{name} {n}": sample(name, (n,)) for name in SAFETENSORS_DTYPES for n in (24, 8, 120)}
+        for name, found in self._read(_file(tmp_path, arrays)).items():
+            self._holds(found, arrays[name])
+
+    def test_every_layout(self) -> None:
+        """The order is C order, whatever the strides."""
+        base = sample("float32", (6, 8, 10))
+        arrays = {
+            "plain": base,
+            "transposed": base.T,
+            "swapped": base.transpose(1, 0, 2),
+            "reversed": base[::-1, ::2, ::-1],
+            "column": base[:, 0, 0],
+            "expanded": np.broadcast_to(base[0, 0], (50, 10)),
+            "scalar": base[0, 0, 0:1].reshape(()),
+            "empty": base[:, :0],
+            "big-endian": base.astype(">f4"),
+            "brain": sample("bfloat16", (30, 20)).T,
+            "complex": sample("complex128", (30, 20)).T,
+            "large": sample("int16", (1200, 1300)).T,
+            "large rows": sample("uint8", (2, LARGE)).reshape(2, 3, -1).transpose(2, 0, 1),
+        }
+        for name, found in self._read(MemorySource(arrays)).items():
+            self._holds(found, arrays[name].astype(arrays[name].dtype.newbyteorder("=")))
+
+    def test_large_tensors(self, tmp_path: Path) -> None:
+        """A tensor of many blocks is read once, without a gap; its parts are combined in their order."""
+        arrays = {name: sample(name, (LARGE // 2 + 77,)) for name in ("int8", "bfloat16", "float4_e2m1fn")}
+        arrays["float4_e2m1fn"] = arrays["float4_e2m1fn"][:-1]
+        for source in (MemorySource(arrays), _file(tmp_path, arrays)):
+            for name, found in self._read(source).items():
+                self._holds(found, arrays[name])
+
+    def test_cuts_are_the_same_every_time(self) -> None:
+        """Folds that round give the same numbers, whatever thread is faster."""
+        source = MemorySource({"large": sample("float32", (LARGE,)), "small": sample("float32", (3,))})
+        cuts = []
+        for _ in range(3):
+            found = self.make().map(jobs_of(source), lambda job: Recorder(), keep)
+            cuts.append({k: [[(s.start, s.stop) for (s,) in part] for part in v] for k, v in found.items()})
+        assert cuts[0] == cuts[1] == cuts[2]
+
+    def test_a_fold_may_see_all_of_a_tensor(self) -> None:
+        """With `ordered`, one fold gets a tensor from its first element to its last."""
+        source = MemorySource({"large": sample("float64", (LARGE,)), "small": sample("int8", (3,))})
+        found = self.make().map(jobs_of(source), lambda job: Recorder(), keep, ordered=True)
+        assert {name: len(parts) for name, parts in found.items()} == {"large": 1, "small": 1}
+        self._holds([seen for (seen,) in found["large"][0]], sample("float64", (LARGE,)))
+
+    def test_many_small_tensors(self, tmp_path: Path) -> None:
+        """Every tensor has its result, in the order of the jobs; names may be chosen."""
+        arrays = {f"layer.{i}": sample("float32", (i % 7, 3), seed=i) for i in range(1500)}
+        for source in (MemorySource(arrays), _file(tmp_path, arrays)):
+            found = self._read(source)
+            assert list(found) == list(arrays)
+            for name, seen in found.items():
+                self._holds(seen, arrays[name])
+            assert list(self._read(source, ["layer.9", "layer.2"])) == ["layer.9", "layer.2"]
+            assert self._read(source, []) == {}
+
+    def test_an_empty_tensor_has_a_result(self) -> None:
+        """A fold without blocks is finished, and combined."""
+        found = self.make().map(jobs_of(MemorySource({"e": np.zeros((0, 3))})), lambda job: Recorder(), keep)
+        assert found == {"e": [[]]}
+
+    def test_tensors_in_step(self, tmp_path: Path) -> None:
+        """Several tensors are read together: the same elements of each, of any types and layouts."""
+        a, b, c = sample("bfloat16", (900, 1100)), sample("float64", (1100, 900)).T, sample("int8", (900, 1100))
+        folders = [tmp_path / name for name in "ac"]
+        sources = [_file(folders[0], {"x": a}), MemorySource({"y": b}), _file(folders[1], {"pad": c[:1], "z": c})]
+        job = Job.of(*zip(sources, "xyz", strict=True), key="all")
+        small = Job.of((sources[2], "pad"), (MemorySource({"p": c[:1]}), "p"))
+        found = self.make().map([job, small], lambda job: Recorder(), keep)
+        assert list(found) == ["all", "pad"]
+        rows = [row for part in found["all"] for row in part]
+        assert all(len({(seen.start, seen.stop) for seen in row}) == 1 for row in rows)
+        for column, array in zip(zip(*rows, strict=True), (a, b, c), strict=True):
+            self._holds(list(column), array)
+
+    def test_arrays_are_got_from_the_source_once(self) -> None:
+        """A source that makes its arrays is asked for each of them once, however many parts it has."""
+        source = Slow(
+            {"a": sample("float32", (LARGE,)), "b": sample("float32", (5,)), "c": sample("int8", (LARGE, 2)).T}
+        )
+        self._read(source)
+        assert sorted(source.asked) == ["a", "b", "c"]
+
+    def test_sketches_are_those_of_the_arrays(self, tmp_path: Path) -> None:
+        """What the sketch of a tensor is does not depend on who read it."""
+        arrays = {name: sample(name, (2, 3, 57)) for name in SAFETENSORS_DTYPES}
+        arrays["large"] = sample("float16", (LARGE // 2,))
+        arrays["empty"] = sample("int32", (0,))
+        for source in (
+            MemorySource(arrays),
+            _file(tmp_path, {**arrays, **{n: arrays[n][:, :, :56] for n in SAFETENSORS_DTYPES}}),
+        ):
+            for name, sketch in sketches(source, engine=self.make()):
+                assert sketch == Sketch.of(source.numpy(name)), name
+
+    # --- progress --------------------------------------------------------------------------
+
+    def test_progress(self) -> None:
+        """It ascends, in the caller's thread, to the bytes of all tensors."""
+        told: list[tuple[int, int]] = []
+
+        def progress(done: int, total: int) -> None:
+            assert threading.current_thread() is caller
+            told.append((done, total))
+
+        caller = threading.current_thread()
+        source = MemorySource({"a": sample("float32", (LARGE,)), "b": sample("int8", (3,))})
+        self._read(source, progress=progress)
+        assert told[-1] == (4 * LARGE + 3, 4 * LARGE + 3)
+        assert told == sorted(told) and {total for _, total in told} == {4 * LARGE + 3}
+
+    # --- what goes wrong -------------------------------------------------------------------
+
+    @pytest.mark.parametrize("where", ["begin", "update", "finish", "combine"])
+    @pytest.mark.parametrize("size", [3, LARGE])
+    def test_an_exception_surfaces_and_stops_the_work(self, where: str, size: int) -> None:
+        """The very exception is raised; when it is, nothing runs any more."""
+        error = ZeroDivisionError("mine")
+
+        class Failing(Recorder):
+            def __init__(self) -> None:
+                super().__init__()
+                fail("begin")
+
+            def update(self, *blocks: Block) -> None:
+                super().update(*blocks)
+                fail("update")
+
+            def finish(self) -> list[tuple[Seen, ...]]:
+                fail("finish")
+                return super().finish()
+
+        def fail(here: str) -> None:
+            if here == where:
+                raise error
+
+        def combine(job: Job, parts: Sequence[Any]) -> None:
+            fail("combine")
+
+        source = MemorySource({name: sample("float32", (size,)) for name in "abcdef"})
+        before = set(threading.enumerate())
+        with pytest.raises(ZeroDivisionError) as caught:
+            self.make().map(jobs_of(source), lambda job: Failing(), combine)
+        assert caught.value is error
+        assert set(threading.enumerate()) <= before
+
+    def test_a_tensor_that_cannot_be_read(self) -> None:
+        """The source's own error surfaces."""
+        source = Slow({"a": sample("float32", (LARGE,)), "unreadable": sample("int8", (LARGE,))})
+        with pytest.raises(NotReadable, match="there are no values here"):
+            self._read(source)
+
+    def test_leaving_early_stops_the_work(self) -> None:
+        """Whoever takes no more results gets no more work done."""
+        source = MemorySource({str(i): sample("uint8", (LARGE // 4,)) for i in range(400)})
+        begun: set[str] = set()
+
+        def begin(job: Job) -> Recorder:
+            begun.add(job.key)
+            return Recorder()
+
+        before = set(threading.enumerate())
+        results = self.make().run(jobs_of(source), begin, keep)
+        next(results)
+        results.close()  # type: ignore[attr-defined]  # an iterator of this contract may be left
+        count = len(begun)
+        assert set(threading.enumerate()) <= before
+        assert 1 <= count == len(begun) < 400
+
+    @pytest.mark.parametrize("size", [1000, LARGE])
+    def test_ctrl_c_ends_the_work(self, size: int) -> None:
+        """KeyboardInterrupt comes up in the caller, and no thread is left behind."""
+        source = MemorySource({str(i): sample("uint8", (size,)) for i in range(50)})
+        blocks: list[int] = []
+
+        def each() -> None:
+            blocks.append(1)
+            if len(blocks) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        before = set(threading.enumerate())
+        with pytest.raises(KeyboardInterrupt):
+            # A signal is handled when the caller's thread runs next: more work than can be done until then.
+            for _ in range(1000):
+                self.make().map(jobs_of(source), lambda job: Recorder(each), keep)
+        assert set(threading.enumerate()) <= before
+
+    def test_a_file_that_was_cut(self, tmp_path: Path) -> None:
+        """A file that ends within a tensor says so, and where."""
+        arrays = {"a": sample("int8", (LARGE,)), "b": sample("int8", (100,)), "c": sample("int8", (100,))}
+        source = _file(tmp_path, arrays)
+        size = os.path.getsize(source.files[0])
+        for cut, name in ((50, "c"), (150, "b"), (LARGE, "a")):
+            os.truncate(source.files[0], size - cut)
+            with pytest.raises(TruncatedFile) as caught:
+                self._read(source)
+            place = source.span(name)
+            assert place is not None
+            assert str(caught.value) == (
+                f"{source.files[0]}: the file ends at byte {size - cut}, within the tensor {name!r}. "
+                f"when it was listed, the tensor took the bytes {place.start} to {place.stop}."
+            )
+
+    def test_a_file_that_is_written_to_meanwhile(self, tmp_path: Path) -> None:
+        """What was read before and after somebody wrote to the file does not belong together."""
+        source = _file(tmp_path, {name: sample("int8", (LARGE,)) for name in "abc"})
+
+        def touch() -> None:
+            os.utime(source.files[0], ns=(1, 1))
+
+        with pytest.raises(SourceError, match="the file was written to while it was read") as caught:
+            self.make().map(jobs_of(source), lambda job: Recorder(touch), keep)
+        assert str(caught.value).startswith(source.files[0])
+
+    def test_a_file_that_is_gone(self, tmp_path: Path) -> None:
+        """A file that cannot be opened any more is a clear error."""
+        source = _file(tmp_path, {"a": sample("int8", (5,))})
+        os.unlink(source.files[0])
+        with pytest.raises(SourceError, match="No such file or directory"):
+            self._read(source)
+
+
+def _file(folder: Path, arrays: dict[str, Array]) -> Source:
+    """A safetensors file of the arrays."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "file.safetensors"
+    path.write_bytes(safetensors_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    source = open_source(str(path))
+    assert all(source.span(name) is not None for name in arrays)
+    return source
