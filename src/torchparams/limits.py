@@ -15,10 +15,11 @@ INDEX_BYTES = 100_000_000
 PICKLE_BYTES = 256 << 20
 """Longest `data.pkl`, in bytes, inflated where it is compressed."""
 
-PICKLE_OPERATIONS = 4_000_000
+PICKLE_OPERATIONS = 2_000_000
 """Most operations that the pickles of one file may run, beside one for every 32 bytes of the file.
 
-An operation takes about 100 bytes of memory at most; a tensor of a state dict takes about 40 operations.
+An operation takes about 150 bytes of memory at most, listing included; a tensor of a state dict takes about 40
+operations.
 """
 
 NESTING = 1_000

@@ -32,6 +32,7 @@ import numpy as np
 import torchparams as tp
 from torchparams.errors import TorchParamsError
 from torchparams.sources import _legacy, _torchzip
+from torchparams.sources._rebuild import CONSTRUCTORS
 from torchparams.sources.base import FORMATS
 
 if TYPE_CHECKING:
@@ -51,16 +52,13 @@ NUMBERS = (
 )  # fmt: skip
 
 GLOBALS = tuple(
-    b"c" + name.replace(" ", "\n").encode() + b"\n"
-    for name in (
-        "os system", "builtins eval", "collections OrderedDict", "torch FloatStorage", "torch QUInt4x2Storage",
-        "torch UntypedStorage", "torch bfloat16", "torch float64", "torch Size", "torch._utils _rebuild_parameter",
-        "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_qtensor",
-        "torch._tensor _rebuild_from_type_v2", "torch.nn.parameter UninitializedParameter", "numpy dtype",
-        "torch.storage _load_from_bytes", "_codecs encode", "numpy.core.multiarray scalar",
-        "numpy.core.multiarray _reconstruct", "copyreg _reconstructor",
+    f"c{module}\n{name}\n".encode()
+    for module, name in (
+        *(("os", "system"), ("builtins", "eval"), ("torch", "FloatStorage"), ("torch", "QUInt4x2Storage")),
+        *(("torch", "UntypedStorage"), ("torch", "bfloat16"), ("torch", "float64")),
+        *(("torch.storage", "_load_from_bytes"), *CONSTRUCTORS),
     )
-)  # fmt: skip
+)
 ALL_ONES = b"\xff" * 8
 PUSHES = (
     *GLOBALS, b"N", b"\x88", b"\x89", b")", b"]", b"}", b"K\x00", b"K\x01", b"K\xff", b"J\xff\xff\xff\xff",

@@ -288,7 +288,7 @@ def test_a_pickle_that_doubles_itself(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_pickle_that_hardly_ends(tmp_path: Path, form: str) -> None:
-    endless = whole(table({"w": w(form)}) + b"N0" * 3_000_000)
+    endless = whole(table({"w": w(form)}) + b"N0" * 1_500_000)
     with pytest.raises(LimitExceeded, match="the pickle runs more operations than a file of its size may"):
         tp.of(file_of(tmp_path, form, endless))
 

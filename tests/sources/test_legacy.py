@@ -249,7 +249,7 @@ def test_where_it_was_cut_is_said(tmp_path: Path) -> None:
         f"the file ends at byte {size - 9}, within the count of elements of the storage 'k'"
     )
     assert refusal(tmp_path, contents[:-18], TruncatedFile).startswith("the pickle that starts at byte ")
-    assert refusal(tmp_path, contents + b"ab", TrailingBytes) == f"2 bytes follow the last storage, at byte {size}"
+    assert refusal(tmp_path, contents + b"ab", TrailingBytes) == f"2 bytes after the last storage, at byte {size}"
 
 
 def test_what_does_not_fit_together(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_pickle_without_tensors(tmp_path: Path) -> None:
 def test_plain_pickles_are_one_pickle(tmp_path: Path) -> None:
     contents = pickle.dumps({"a": np.ones(2)})
     assert refusal(tmp_path, contents + b"ab", TrailingBytes, open_plain_pickle) == (
-        f"2 bytes follow the end of the pickle, at byte {len(contents)}"
+        f"2 bytes after the end of the pickle, at byte {len(contents)}"
     )
     for size in range(1, len(contents)):
         refusal(tmp_path, contents[:size], TruncatedFile, open_plain_pickle)
@@ -365,7 +365,7 @@ def test_storages_within_a_pickle_are_checked(tmp_path: Path) -> None:
     good = legacy_file(whole(legacy_storage("k", 1)), [("k", 1, floats(2))])
     assert open_plain_pickle(written(tmp_path, within(good), "a.pkl")).numpy("w").tolist() == [2]
     assert "within the storage 'k'" in refusal(tmp_path, within(good[:-1]), TruncatedFile, open_plain_pickle)
-    assert "1 bytes after the storage within the pickle" in refusal(
+    assert "1 byte after the storage within the pickle" in refusal(
         tmp_path, within(good + b"x"), opener=open_plain_pickle
     )
     other = legacy_file(whole(number(1)), [])

@@ -497,7 +497,7 @@ def test_two_pickles(tmp_path: Path) -> None:
 
 def test_what_is_no_zip(tmp_path: Path) -> None:
     assert refusal(tmp_path, b"not a checkpoint").startswith("not a torch checkpoint: it starts with b'not a ch'")
-    assert refusal(tmp_path, b"\x80", TruncatedFile) == "the file ends after 1 bytes, within its first mark"
+    assert refusal(tmp_path, b"\x80", TruncatedFile) == "the file ends after 1 byte, within its first mark"
     assert refusal(tmp_path, b"PK", TruncatedFile) == "the file ends after 2 bytes, within its first mark"
 
 
@@ -606,7 +606,7 @@ def test_the_byte_order_is_one_of_two(tmp_path: Path) -> None:
 
 def test_bytes_after_the_pickle(tmp_path: Path) -> None:
     said = refusal(tmp_path, torch_zip(whole(table({})) + b"abc"), TrailingBytes)
-    assert said.startswith(", archive/data.pkl: 3 bytes follow the end of the pickle, at byte ")
+    assert said.startswith(", archive/data.pkl: 3 bytes after the end of the pickle, at byte ")
 
 
 def test_pickles_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
 def test_bytes_after_the_end(tmp_path: Path) -> None:
     contents = zipped(TWO)
     assert refusal(tmp_path, contents + b"abc", TrailingBytes) == (
-        f": 3 bytes follow the end of the zip, at byte {len(contents)}"
+        f": 3 bytes after the end of the zip, at byte {len(contents)}"
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import FileFormatError, SizeMismatch, TrailingBytes, TruncatedFile, shorten
+from torchparams.report import plural
 from torchparams.sources._bytes import FileBytes, paused_gc
 from torchparams.sources._describe import describe
 from torchparams.sources._pickle import Machine
@@ -97,7 +98,9 @@ class LegacySource(PickledSource):
         )
         root, end = read_legacy(machine, storages, 0, file.size)
         if end != file.size:
-            raise TrailingBytes(f"{file.size - end:,} bytes follow the last storage, at byte {end}", where=file.path)
+            raise TrailingBytes(
+                f"{plural(file.size - end, 'byte')} after the last storage, at byte {end}", where=file.path
+            )
         super().__init__(file, inner, Listing(root, inner, file.path))
 
 
@@ -123,7 +126,7 @@ class PlainPickleSource(PickledSource):
         root, end = machine.load(0)
         if end != file.size:
             raise TrailingBytes(
-                f"{file.size - end:,} bytes follow the end of the pickle, at byte {end}", where=file.path
+                f"{plural(file.size - end, 'byte')} after the end of the pickle, at byte {end}", where=file.path
             )
         listing = Listing(root, inner, file.path)
         if not listing.names:
@@ -240,7 +243,7 @@ class _Embedded:
         if type(storage) is not StorageRef or storage.region is None or storage.region.start is None:
             raise Malformed("torch.storage._load_from_bytes of something that is no storage")
         if end != stop:
-            raise Malformed(f"{stop - end:,} bytes after the storage within the pickle")
+            raise Malformed(f"{plural(stop - end, 'byte')} after the storage within the pickle")
         start = storage.region.start
         storage.inline = Blob(None if in_file else whole, start, start + storage.nbytes)
         return storage

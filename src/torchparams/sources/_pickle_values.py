@@ -129,6 +129,6 @@ def as_key(value: Any) -> Any:
         return value  # long ones are interned, so that comparing two equal ones never reads them
     if kind is int:
         return value if -_HASHABLE_INT < value < _HASHABLE_INT else OddKey(value)
-    if kind is float or kind is bool or value is None or (kind is bytes and len(value) <= LONG_TEXT):
+    if kind is bool or value is None or (kind is bytes and len(value) <= LONG_TEXT):
         return value
     return OddKey(value)

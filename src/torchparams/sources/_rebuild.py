@@ -64,7 +64,8 @@ def _flagged(tensor: TensorRef, grad: Any, metadata: Any) -> TensorRef:
 
 
 def _tensor_v1(machine: Services, func: Global, args: Any) -> TensorRef:
-    return _view(func, args[0], None, *_arguments(func, args, 4, 4)[1:])
+    storage, offset, shape, stride = _arguments(func, args, 4, 4)
+    return _view(func, storage, None, offset, shape, stride)
 
 
 def _tensor_v2(machine: Services, func: Global, args: Any) -> TensorRef:

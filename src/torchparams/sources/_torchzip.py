@@ -17,6 +17,7 @@ from torchparams.errors import (
     shorten,
 )
 from torchparams.info import Location
+from torchparams.report import plural
 from torchparams.sources._bytes import FileBytes, paused_gc
 from torchparams.sources._pickle import Machine
 from torchparams.sources._rebuild import CONSTRUCTORS
@@ -94,7 +95,7 @@ class TorchZipSource(PickledSource):
         machine = Machine(buffer, stop, label, CONSTRUCTORS, storages, file.size, in_file=not pickle.compressed)
         root, end = machine.load(begin)
         if end != stop:
-            raise TrailingBytes(f"{stop - end:,} bytes follow the end of the pickle, at byte {end}", where=label)
+            raise TrailingBytes(f"{plural(stop - end, 'byte')} after the end of the pickle, at byte {end}", where=label)
         self._place_storages(storages)
         listing = Listing(root, inner, file.path)
         if self._folder + "constants.pkl" in self._zip.members:
@@ -203,7 +204,7 @@ def _check_head(file: FileBytes) -> None:
     if head[:4] in _ZIP_HEADS:
         return
     if any(start.startswith(head) for start in (*_ZIP_HEADS, _LEGACY_HEAD)):
-        raise TruncatedFile(f"the file ends after {file.size} bytes, within its first mark", where=file.path)
+        raise TruncatedFile(f"the file ends after {plural(file.size, 'byte')}, within its first mark", where=file.path)
     raise FileFormatError(
         f"not a torch checkpoint: it starts with {head[:8]!r}",
         where=file.path,

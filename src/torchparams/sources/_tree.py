@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, Global, Blob, OddKey, NumpyType})
+_CONTAINERS = (dict, list, tuple)
 _VALUE_NODES = 10_000  # parts of one metadata value that are copied; a larger one is described
 _VALUE_DEPTH = 8
 _UNSAVED = "non-persistent buffer"  # a kind of child, until it is an entry
+
+
+class _Parents(list[Any]):
+    """More than one parent: of a type of its own, as a parent may be a list."""
 
 
 Child = tuple[str, Any, str | None, str | None]
@@ -162,9 +167,9 @@ class Listing:
         elif namesake is not entry:
             first = name.partition(".")[0]
             raise SourceError(
-                f"two tensors come to the name {name!r} when nested names are joined by dots",
+                f"two tensors come to the name {shorten(repr(name))} when nested names are joined by dots",
                 where=self.label,
-                hint=f"list one part of the file, as in '{self.label}#{first}'",
+                hint=f"list one part of the file, as in '{self.label}#{shorten(first)}'",
             )
 
     def _tied(self, known: Entry | dict[str, Entry], tensor: TensorRef) -> Entry | None:
@@ -183,8 +188,8 @@ class Listing:
 
     def _find_holders(self, root: Any) -> tuple[set[int], int]:
         """The ids of all containers with a tensor somewhere in them, and the number of references seen."""
-        parents: dict[int, list[Any]] = {}
-        seen = {id(root)}
+        # Most have one parent; a list is made for those that have more.
+        parents: dict[int, Any] = {id(root): None}
         found: list[Any] = []
         edges = 0
         stack = [root]
@@ -205,10 +210,17 @@ class Listing:
                 elif self._tensor(child) is not None:
                     holds = True
                     continue
-                parents.setdefault(id(child), []).append(node)
-                if id(child) not in seen:
-                    seen.add(id(child))
+                elif not child and kind in _CONTAINERS:
+                    continue
+                known = parents.get(id(child), parents)
+                if known is parents:
                     stack.append(child)
+                if known is parents or known is None:
+                    parents[id(child)] = node
+                elif type(known) is _Parents:
+                    known.append(node)
+                else:
+                    parents[id(child)] = _Parents((known, node))
             if holds:
                 found.append(node)
         holders: set[int] = set()
@@ -216,7 +228,11 @@ class Listing:
             node = found.pop()
             if id(node) not in holders:
                 holders.add(id(node))
-                found.extend(parents.get(id(node), ()))
+                above = parents[id(node)]
+                if type(above) is _Parents:
+                    found.extend(above)
+                elif above is not None:
+                    found.append(above)
         return holders, edges
 
     def _children(self, node: Any, prefix: str | None) -> Iterator[Child]:

@@ -19,6 +19,7 @@ from torchparams.errors import (
     TruncatedFile,
     shorten,
 )
+from torchparams.report import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -103,7 +104,8 @@ class ZipDirectory:
                     hint="copy or download the file again",
                 )
             raise TrailingBytes(
-                f"{after:,} bytes follow the end of the zip, at byte {tail_start + best + _END.size}", where=file.path
+                f"{plural(after, 'byte')} after the end of the zip, at byte {tail_start + best + _END.size}",
+                where=file.path,
             )
         end = tail_start + at
         _, disk, first_disk, here, count, nbytes, start, _ = _END.unpack_from(tail, at)
