@@ -38,7 +38,7 @@ Modules that are shared within shared modules give a tensor exponentially many. 
 some of its names, at least one; all of them are still accepted.
 """
 
-SELECTOR_NESTING = 64
+SELECTOR_NESTING = 32
 """Deepest nesting of parentheses, complements and braces in a selector."""
 
 NAME_CHARACTERS = 1 << 26

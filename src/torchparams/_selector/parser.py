@@ -282,7 +282,7 @@ class _Parser:
         while (char := self.peek()) != "/":
             if not char:
                 self.fail("a closing `/`", f"the regular expression at column {opening + 1} is not closed")
-            self.at += 2 if char == "\\" else 1
+            self.at = min(self.at + (2 if char == "\\" else 1), len(self.text))
         pattern = self.text[opening + 1 : self.at]
         if not pattern:
             self.fail("a regular expression", 'the empty name is ""')
