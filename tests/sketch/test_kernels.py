@@ -227,7 +227,7 @@ def test_c_refuses_what_is_no_tally(size: int) -> None:
 
 
 def test_it_says_which_kernels_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHPARAMS_KERNELS", raising=False)
+    monkeypatch.setattr(kernels, "_WANTED", "")
     if HAS_C:
         assert kernels.implementation() == f"C, {UNITS[-1]}"
     monkeypatch.setattr(kernels, "_BUILT", False)
@@ -237,19 +237,26 @@ def test_it_says_which_kernels_are_in_use(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("built", [True] if HAS_C else [])
 def test_the_environment_can_ask_for_numpy(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
-    monkeypatch.setenv("TORCHPARAMS_KERNELS", "NumPy")
+    monkeypatch.setattr(kernels, "_WANTED", "numpy")
     assert isinstance(tally("f32"), NumpyTally)
     assert kernels.implementation() == "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
 
 
-def test_without_the_extension_everything_works() -> None:
-    code = (
-        "import sys; sys.modules['torchparams.sketch._kernels'] = None\n"
-        "import numpy as np\n"
-        "from torchparams.sketch import Sketch, kernels\n"
-        "print(kernels.implementation().split(',')[0], Sketch.of(np.arange(4, dtype=np.float32)).mean)"
-    )
+def run(code: str, **environment: str) -> str:
     path = os.pathsep.join(p for p in sys.path if p)
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "NumPy 1.5\n"
+    everything = {**os.environ, "PYTHONPATH": path, **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=everything, capture_output=True, text=True, check=True
+    ).stdout
+
+
+USE = (
+    "import numpy as np\n"
+    "from torchparams.sketch import Sketch, kernels\n"
+    "print(kernels.implementation().split(',')[0], Sketch.of(np.arange(4, dtype=np.float32)).mean)"
+)
+
+
+def test_without_the_extension_everything_works() -> None:
+    assert run("import sys; sys.modules['torchparams.sketch._kernels'] = None\n" + USE) == "NumPy 1.5\n"
+    assert run(USE, TORCHPARAMS_KERNELS="NumPy") == "NumPy 1.5\n"

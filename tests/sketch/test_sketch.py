@@ -27,7 +27,7 @@ laws = settings(max_examples=20)
 @pytest.fixture(params=("numpy", "c") if kernels._BUILT else ("numpy",))
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with each of the implementations; that their counts are equal is tested with the kernels."""
-    monkeypatch.setenv("TORCHPARAMS_KERNELS", request.param)
+    monkeypatch.setattr(kernels, "_WANTED", request.param)
 
 
 def values_of(array: Array) -> Array:

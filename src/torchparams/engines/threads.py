@@ -24,11 +24,12 @@ Result = TypeVar("Result")
 BLOCK_BYTES = 1 << 19
 """Bytes that a thread reads at once: they stay in its second-level cache while they are worked on."""
 
-PART_BYTES = 1 << 24
+PART_BYTES = 1 << 25
 """Bytes of the parts that a large tensor is cut into, each with a fold of its own."""
 
 _BATCH = 256  # small tensors that a thread takes at once
 _GAP = 4096  # bytes between two tensors that are rather read than skipped
+_WORTHWHILE = 1 << 14  # bytes of a tensor below which its work is in Python, which one thread does at a time
 _TICK = 0.1  # seconds between two reports
 
 
@@ -75,12 +76,12 @@ class ThreadEngine(Engine):
         ordered: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[tuple[Job, Result]]:
-        """See `Engine.run`. With one thread, or little to read, all of it happens in the caller's."""
+        """See `Engine.run`. With one thread, or tensors that are all small, all of it happens in the caller's."""
         listed = list(jobs)
         total = sum(job.nbytes for job in listed)
         files, stop = Files(), threading.Event()
         items = self._items(listed, ordered)
-        if self.threads == 1 or total <= self.block_bytes:
+        if self.threads == 1 or total <= max(self.block_bytes, _WORTHWHILE * len(listed)):
             worker = _Worker(items, files, stop, begin, combine, self.block_bytes)
             worker.tick = _Ticker(progress, total)
             try:
@@ -235,7 +236,11 @@ class _Worker:
                 return None
             stop = min(start + record.step, piece.stop)
             fold.update(*[self._block(piece, i, start, stop) for i in range(len(record.places))])
-            self.nbytes += sum(info.dtype.nbytes(stop) - info.dtype.nbytes(start) for _, info in record.job.operands)
+            if stop - start == record.job.numel:
+                self.nbytes += record.job.nbytes
+            else:
+                operands = record.job.operands
+                self.nbytes += sum(info.dtype.nbytes(stop) - info.dtype.nbytes(start) for _, info in operands)
             if self.tick is not None:
                 self.tick(self.nbytes)
         for array in record.arrays:

@@ -37,6 +37,8 @@ try:
 except ImportError:  # built without a compiler: what is defined below runs instead
     _BUILT = False
 
+_WANTED = os.environ.get("TORCHPARAMS_KERNELS", "").lower()
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -376,7 +378,7 @@ def return_tally(mine: Tally) -> None:
 
 def uses_c() -> bool:
     """Whether the kernels in use are those in C."""
-    return _BUILT and os.environ.get("TORCHPARAMS_KERNELS", "").lower() != "numpy"
+    return _BUILT and _WANTED != "numpy"
 
 
 def vector_units() -> list[str]:
