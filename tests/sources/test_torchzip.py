@@ -430,6 +430,18 @@ def test_stored_crcs_are_those_of_the_members(tmp_path: Path) -> None:
         next(source.member_chunks("x"))
 
 
+def test_crcs_that_nobody_computed_are_0(tmp_path: Path) -> None:
+    how = torch.utils.serialization.config.save
+    how.compute_crc32 = False
+    try:
+        contents = saved({"w": torch.ones(3)})
+    finally:
+        how.compute_crc32 = True
+    source = open_torch_zip(written(tmp_path, contents))
+    assert {crc.crc for crc in source.stored_crcs()} == {0}
+    assert source.numpy("w").tolist() == [1, 1, 1]
+
+
 # --- nothing of torch, and nothing that is not asked for ------------------------------------------------
 
 
