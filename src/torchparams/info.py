@@ -147,6 +147,61 @@ def file_tensor(
     return draft  # type: ignore[return-value]  # it is one now
 
 
+def live_tensor(
+    name: str,
+    shape: tuple[int, ...] | None,
+    dtype: DType,
+    numel: int,
+    device: str,
+    kind: str,
+    requires_grad: bool,
+    owner: tuple[str, tuple[str, ...]],
+    raw_name: str,
+    aliases: tuple[str, ...],
+    storage: Storage | None,
+    persistent: bool,
+) -> ParameterInfo:
+    """The record of a tensor of a live model, as fast as `file_tensor`; `owner` is the class's name and its bases'.
+
+    >>> from torchparams.dtypes import DType
+    >>> f32, net = DType.of("F32"), ("Net", ("Net",))
+    >>> live_tensor("w", (2,), f32, 2, "cpu", "parameter", True, net, "w", (), None, True).nbytes
+    8
+    """
+    draft = _ParameterInfoDraft()
+    draft.name = name
+    draft.shape = shape
+    draft.dtype = dtype
+    draft.numel = numel
+    draft.nbytes = dtype.nbytes(numel)
+    draft.device = device
+    draft.kind = kind
+    draft.requires_grad = requires_grad
+    draft.module, draft.bases = owner
+    draft.raw_name = raw_name
+    draft.aliases = aliases
+    draft.storage = storage
+    draft.location = None
+    draft.persistent = persistent
+    draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
+    return draft  # type: ignore[return-value]  # it is one now
+
+
+def view_of(key: str, offset: int, stride: tuple[int, ...], nbytes: int) -> Storage:
+    """`Storage(key, offset, stride, nbytes)`, made as `file_tensor` makes a record.
+
+    >>> view_of("cpu:0x10", 0, (3, 1), 24)
+    Storage(key='cpu:0x10', offset=0, stride=(3, 1), nbytes=24)
+    """
+    draft = _StorageDraft()
+    draft.key = key
+    draft.offset = offset
+    draft.stride = stride
+    draft.nbytes = nbytes
+    draft.__class__ = Storage  # type: ignore[assignment]  # as above
+    return draft  # type: ignore[return-value]  # it is one now
+
+
 class _LocationDraft:
     __slots__ = Location.__slots__
     file: str
@@ -154,20 +209,28 @@ class _LocationDraft:
     stop: int
 
 
+class _StorageDraft:
+    __slots__ = Storage.__slots__
+    key: str
+    offset: int
+    stride: tuple[int, ...]
+    nbytes: int
+
+
 class _ParameterInfoDraft:
     __slots__ = ParameterInfo.__slots__
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     dtype: DType
     numel: int
     nbytes: int
     device: str
     kind: str
-    requires_grad: None
-    module: None
+    requires_grad: bool | None
+    module: str | None
     raw_name: str
-    aliases: tuple[()]
-    storage: None
-    location: _LocationDraft
-    bases: tuple[()]
+    aliases: tuple[str, ...]
+    storage: Storage | None
+    location: _LocationDraft | None
+    bases: tuple[str, ...]
     persistent: bool

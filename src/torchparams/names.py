@@ -8,8 +8,11 @@ Of a live network they are known by the wrapper's type, so that a submodule whic
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WRAPPERS: tuple[tuple[str, str, str], ...] = (
     # module that defines it, class, name of the submodule that it wraps

@@ -167,7 +167,7 @@ class Parameters(Mapping[str, Any]):
     def _read_only(self, name: str, done: str) -> ReadOnlyTable:
         if self._source.files:
             hint = "torchparams.convert writes another file"
-        elif not self._source.live:
+        elif self._source.format != "module":
             hint = "change the mapping that it was made from"
         else:
             code = "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in name.split("."))

@@ -646,7 +646,7 @@ def test_nested_tensors() -> None:
     model.register_buffer("rows", torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]))
     info = tp.of(model, buffers=True).info("rows")
     assert info.shape is None
-    with pytest.raises(NotReadable):
+    with pytest.raises(NotReadable, match="^Module: rows: "):
         tp.of(model, buffers=True).numpy("rows")
 
 
@@ -670,7 +670,13 @@ def test_distributed_tensors() -> None:
     params = tp.of(model)
     info = params.info("weight")
     assert (info.shape, info.numel, info.storage) == ((2, 3), 6, None)
-    repr(params)
+    assert "Error" not in repr(params)
+    with pytest.raises(NotReadable) as caught:
+        params.numpy("weight")
+    assert str(caught.value) == (
+        "Linear: weight is a DTensor, which keeps its values in other tensors. "
+        "make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one."
+    )
 
 
 def test_within_a_transform_of_torch_func() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
 from torchparams.errors import NotReadable, UnknownName
-from torchparams.info import ParameterInfo, Storage
+from torchparams.info import live_tensor, view_of
 from torchparams.names import wrapper_component
 from torchparams.sources._traverse import Listing, aliases_of, attribute, holders, list_tensors, reach
 from torchparams.sources.base import Source
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from torchparams.info import ParameterInfo, Storage
 
 
 class ModuleSource(Source):
@@ -116,10 +118,10 @@ class ModuleSource(Source):
         return detached
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values as an array: a view of the parameter's own memory where that is on the CPU.
+        """The values as a read-only array: a view of the parameter's own memory where that is on the CPU.
 
         Raises:
-            NotReadable: It is lazy or on the meta device, and has no values.
+            NotReadable: It has no values (lazy, meta), or its class keeps them to itself (distributed, quantised).
         """
         from torchparams.sources._totorch import to_numpy
 
@@ -130,7 +132,19 @@ class ModuleSource(Source):
                 where=self.label,
                 hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
             )
-        return to_numpy(tensor)
+        if _dispatches(type(tensor)):
+            raise NotReadable(
+                f"{name} is a {type(tensor).__name__}, which keeps its values in other tensors",
+                where=self.label,
+                hint="make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one",
+            )
+        try:
+            array = to_numpy(tensor).view()
+        except NotReadable as error:
+            error.where = f"{self.label}: {name}"
+            raise
+        array.flags.writeable = False
+        return array
 
     def _readable(self, name: str) -> Any:
         from torch.nn.parameter import is_lazy
@@ -231,6 +245,7 @@ def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | Non
     devices: dict[torch.device, str] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     own_memory: dict[type, bool] = {}
+    raws, buffers = listing.raws, listing.buffers
     made = []
     # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
     with DisableTorchFunctionSubclass():
@@ -258,29 +273,20 @@ def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | Non
                 shape, numel = None, 0
             plain = own_memory.get(type(tensor))
             if plain is None:
-                # A class that dispatches in Python keeps its values in other tensors; its own memory is made up.
-                plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-                own_memory[type(tensor)] = plain
-            made.append(
-                ParameterInfo(
-                    name,
-                    shape,
-                    dtype,
-                    numel,
-                    dtype.nbytes(numel),
-                    device,
-                    "buffer" if name in listing.buffers else "parameter",
-                    tensor.requires_grad,
-                    names[0],
-                    listing.raws.get(name, name),
-                    tuple(aliases.get(name, ())),
-                    _storage(tensor, device, shapes) if plain and shape is not None else None,
-                    None,
-                    names[1],
-                    listing.buffers.get(name, True),
-                )
-            )
+                plain = own_memory[type(tensor)] = not _dispatches(type(tensor))
+            storage = _storage(tensor, device, shapes) if plain and shape is not None else None
+            kind = "buffer" if name in buffers else "parameter"
+            grad, raw, others = tensor.requires_grad, raws.get(name, name), tuple(aliases.get(name, ()))
+            saved = buffers.get(name, True)
+            made.append(live_tensor(name, shape, dtype, numel, device, kind, grad, names, raw, others, storage, saved))
     return made
+
+
+def _dispatches(cls: type) -> bool:
+    """Whether a class of tensors runs operations by code of its own: its values are in other tensors."""
+    import torch
+
+    return getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
 
 
 def _storage(tensor: Any, device: str, strides: dict[tuple[int, ...], tuple[int, ...]]) -> Storage | None:
@@ -291,6 +297,6 @@ def _storage(tensor: Any, device: str, strides: dict[tuple[int, ...], tuple[int,
         stride: tuple[int, ...] = tensor.stride()
         # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
         key = f"{device}:{address or memory._cdata:#x}"
-        return Storage(key, tensor.storage_offset(), strides.setdefault(stride, stride), memory.nbytes())
+        return view_of(key, tensor.storage_offset(), strides.setdefault(stride, stride), memory.nbytes())
     except Exception:  # as above
         return None
