@@ -44,6 +44,10 @@ class ModuleParameters(Parameters):
         # Not the table's own walk: a class may override named_parameters, and torch.compile knows this function.
         return nn.Module.parameters(self._source.module, recurse)  # type: ignore[attr-defined]  # set above
 
+    if TYPE_CHECKING:
+
+        def __getitem__(self, name: str) -> nn.Parameter: ...
+
     # A copy or an unpickled table is one of the copied module.
     def __reduce__(self) -> tuple[Any, ...]:
         return ModuleParameters, (self._source.module,)  # type: ignore[attr-defined]  # set above

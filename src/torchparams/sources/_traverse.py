@@ -278,7 +278,8 @@ def attribute(root: nn.Module, name: str) -> Any | None:
     in training moves its buffers).
     """
     here: Any = root
-    for component in _INDEX.sub(r".\2", name).split("."):
+    path = _INDEX.sub(r".\2", name)
+    for component in (path[1:] if name.startswith("[") else path).split("."):
         if isinstance(here, list | tuple):
             here = here[int(component)] if component.isdecimal() and int(component) < len(here) else None
         elif isinstance(here, dict):
