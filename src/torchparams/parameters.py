@@ -18,6 +18,7 @@ from torchparams.report import (
     human_count,
     human_shape,
     plural,
+    printable,
     to_html,
     to_text,
 )
@@ -308,7 +309,7 @@ class Parameters(Mapping[str, Any]):
         infos = list(self.infos.values())
         return Report(
             (
-                Text(f"{self._source.label} ({self._source.format})", "title"),
+                Text(printable(f"{self._source.label} ({self._source.format})"), "title"),
                 table_of(sort_infos(infos, sort), limit),
                 Text(total_of(infos), "dim"),
             )
@@ -318,7 +319,7 @@ class Parameters(Mapping[str, Any]):
         try:
             return to_text(self.report())
         except Exception as error:  # a repr never raises: a debugger may show a half-built model
-            return f"<Parameters of {self._source.label}: {type(error).__name__}: {error}>"
+            return printable(f"<Parameters of {self._source.label}: {type(error).__name__}: {error}>")
 
     def _repr_html_(self) -> str:
         try:

@@ -1,0 +1,656 @@
+from __future__ import annotations
+
+import copy
+import html.parser
+from collections.abc import ItemsView, Mapping, MutableMapping, ValuesView
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import torchparams as tp
+from torchparams import parameters as table_module
+from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName
+from torchparams.info import ParameterInfo
+from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
+from torchparams.report import Row
+from torchparams.sources.base import Source
+from torchparams.testing import MemorySource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Array = np.ndarray[Any, Any]
+
+
+def arrays() -> dict[str, Array]:
+    return {
+        "encoder.0.weight": np.ones((4, 3), np.float32),
+        "encoder.0.bias": np.zeros(4, np.float32),
+        "encoder.1.weight": np.ones((4, 4), np.float16),
+        "head.weight": np.ones((2, 4), np.float32),
+        "head.bias": np.zeros(2, np.float32),
+    }
+
+
+def net() -> Any:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.fixture(params=["memory", "module"])
+def params(request: pytest.FixtureRequest) -> tp.Parameters:
+    return tp.of(MemorySource(arrays()) if request.param == "memory" else net())
+
+
+class Unreadable(MemorySource):
+    """Fails when a value is asked for."""
+
+    def numpy(self, name: str) -> Array:
+        raise AssertionError(f"{name} was read")
+
+    tensor = value = numpy  # type: ignore[assignment]  # none of them may be called
+
+
+# --- a mapping --------------------------------------------------------------------------------
+
+
+def test_it_is_a_mapping(params: tp.Parameters) -> None:
+    assert isinstance(params, Mapping)
+    names = list(params)
+    assert names == params.names == list(params.keys()) == [name for name, _ in params.items()]
+    assert len(params) == len(params.items()) == len(params.values()) == len(names)
+    assert list(params.keys() & {names[0], "zzz"}) == [names[0]]
+    assert params.get("zzz") is None
+    assert params.get("zzz", 7) == 7
+    assert bool(params)
+    assert not tp.of(nn.ReLU())
+    for name, value in params.items():
+        assert torch.equal(params[name], value)
+    assert [v.shape for v in params.values()] == [params.info(name).shape for name in params]
+    assert dict(params).keys() == params.keys()
+    assert isinstance(params.items(), ItemsView)
+    assert isinstance(params.values(), ValuesView)
+    assert list(reversed(list(params))) == names[::-1]
+
+
+def test_values_are_the_live_tensors_themselves() -> None:
+    model = net()
+    params = tp.of(model)
+    assert all(params[name] is p for name, p in model.named_parameters())
+    assert all(value is p for value, p in zip(params.values(), model.parameters(), strict=True))
+    assert model[0].weight in params.values()
+    assert model[0].weight.detach() not in params.values()
+    assert params.items() >= {("0.weight", model[0].weight)}
+
+
+def test_membership_of_anything(params: tp.Parameters) -> None:
+    for thing in (None, 3, ("0", "weight"), b"0.weight", torch.zeros(2), object(), "", "zzz"):
+        assert thing not in params
+        assert thing not in params.select("**")
+
+
+def test_an_unknown_name(params: tp.Parameters) -> None:
+    wrong = params.names[0].replace("weight", "wieght")
+    for read in (params.__getitem__, params.info, params.numpy):
+        with pytest.raises(UnknownName) as caught:
+            read(wrong)
+        assert str(caught.value).startswith(
+            f"{params.source.label}: no parameter is named {wrong!r}. did you mean {params.names[0]!r}"
+        )
+        assert isinstance(caught.value, KeyError)
+    with pytest.raises(TypeError, match=r"^a parameter's name is a str, not int: 0$"):
+        params[0]  # type: ignore[index]  # this is what is tested
+    with pytest.raises(TypeError, match=r"^a parameter's name is a str, not Tensor: "):
+        params.info(torch.zeros(1))  # type: ignore[arg-type]  # likewise
+
+
+def test_numbers(params: tp.Parameters) -> None:
+    assert params.numel == sum(info.numel for info in params.infos.values())
+    assert params.nbytes == sum(info.nbytes for info in params.infos.values())
+    assert tp.of(MemorySource(arrays())).nbytes == 4 * 4 * 3 + 4 * 4 + 2 * 16 + 4 * 8 + 4 * 2
+
+
+def test_assignment(params: tp.Parameters) -> None:
+    for use in (params.__setitem__, lambda name, _: params.__delitem__(name)):
+        with pytest.raises(ReadOnlyTable):
+            use("head.bias", np.zeros(2))
+    with pytest.raises(AttributeError):
+        params.anything = 1  # type: ignore[attr-defined]  # this is what is tested
+    assert not isinstance(params, MutableMapping)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        (MemorySource(arrays()), "change the mapping that it was made from"),
+        (
+            net(),
+            "for other values, with torch.no_grad(): model.head.bias.copy_(…); "
+            "for another parameter, model.head.bias = torch.nn.Parameter(…)",
+        ),
+    ],
+)
+def test_assignment_says_what_to_do(source: object, hint: str) -> None:
+    params: Any = tp.of(source)
+    with pytest.raises(TypeError) as caught:
+        params["head.bias"] = 0
+    label = params.source.label
+    assert str(caught.value) == f"{label}: 'head.bias' cannot be set through a table of parameters. {hint}."
+
+
+def test_assignment_to_a_file(tmp_path: Any) -> None:
+    from safetensors.numpy import save_file
+
+    path = str(tmp_path / "a.safetensors")
+    save_file(arrays(), path)
+    params: Any = tp.of(path)
+    with pytest.raises(TypeError) as caught:
+        params["head.bias"] = 0
+    assert str(caught.value) == (
+        f"{path}: 'head.bias' cannot be set through a table of parameters. torchparams.convert writes another file."
+    )
+
+
+# --- never stale ------------------------------------------------------------------------------
+
+
+def test_a_live_table_is_never_stale() -> None:
+    model = net()
+    params = tp.of(model)
+    weights = params.select("**.weight")
+    rest = params - weights
+    union = weights | rest
+    model.append(nn.Linear(2, 2))
+    assert params.names[-2:] == ["3.weight", "3.bias"]
+    assert weights.names == ["0.weight", "1.weight", "2.weight", "3.weight"]
+    assert rest.names == ["0.bias", "1.bias", "2.bias", "3.bias"]
+    assert union.names == params.names
+    del model[1]
+    assert weights.names == ["0.weight", "1.weight", "2.weight"]
+    model[0] = nn.Conv1d(3, 4, 5)
+    assert weights["0.weight"] is model[0].weight
+    assert weights.info("0.weight").shape == (4, 3, 5)
+    assert weights.info("0.weight").module == "torch.nn.modules.conv.Conv1d"
+    model[0].bias = None
+    assert "0.bias" not in rest
+    assert "0.bias" not in params
+    assert len(params) == 5
+    assert "[4, 3, 5]" in repr(params)
+
+
+def test_flags_and_types_are_never_stale() -> None:
+    model = net()
+    trainable = tp.of(model).select(":trainable")
+    half = tp.of(model).select("[dtype=bf16]", strict=False)
+    tied = tp.of(model).select(":tied", strict=False)
+    assert len(trainable) == 6
+    assert len(half) == len(tied) == 0
+    model[0].requires_grad_(False)
+    assert trainable.names == ["1.weight", "1.bias", "2.weight", "2.bias"]
+    assert "0.weight" not in trainable
+    model[2].bfloat16()
+    assert half.names == ["2.weight", "2.bias"]
+    assert list(half()) == list(model[2].parameters())
+    model.append(model[1])
+    assert tied.names == ["1.weight", "1.bias"]
+    assert "3.weight" in tied
+    assert tied["3.weight"] is model[1].weight
+    assert tied.info("3.weight").name == "1.weight"
+
+
+def test_a_view_is_never_stale() -> None:
+    model = net()
+    params = tp.of(model)
+    names, items, values = params.keys(), params.items(), params.values()
+    model.append(nn.Linear(2, 2))
+    assert len(names) == len(items) == len(values) == 8
+    assert list(names) == [name for name, _ in items] == params.names
+    assert sum(value.numel() for value in values) == params.numel
+
+
+def test_a_listing_is_of_its_time() -> None:
+    model = net()
+    infos = tp.of(model).infos
+    model[0].requires_grad_(False)
+    assert infos["0.weight"].requires_grad
+    assert not tp.of(model).infos["0.weight"].requires_grad
+
+
+def test_a_selection_is_not_chosen_anew_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tp.of(MemorySource(arrays())).select("**.weight")
+    chosen: list[int] = []
+    names = tp.Selector.names
+
+    def counted(self: tp.Selector, *args: Any, **kwargs: Any) -> Any:
+        chosen.append(1)
+        return names(self, *args, **kwargs)
+
+    monkeypatch.setattr(tp.Selector, "names", counted)
+    for name in params:
+        assert name in params
+        params[name]
+    repr(params)
+    assert len(chosen) == 1
+
+
+# --- selections -------------------------------------------------------------------------------
+
+
+def test_selecting(params: tp.Parameters) -> None:
+    weights = params.select("**.weight")
+    assert weights.names == [name for name in params if name.endswith("weight")]
+    assert weights.source is params.source
+    assert weights.selector == tp.Selector("**.weight")
+    assert params.selector is None
+    assert weights.numel < params.numel
+    first = weights.names[0]
+    assert weights.select(first).names == [first]
+    assert weights.select([first]).names == [first]
+    assert weights.filter(lambda info: info.name == first).names == [first]
+    assert weights.filter(lambda info: False).names == []
+    assert list(weights()) is not None
+    assert [name for name, _ in weights.items()] == [name for name, _ in weights.named_parameters()] == weights.names
+    assert [v.shape for v in weights.values()] == [v.shape for v in weights()]
+
+
+def test_a_selection_holds_no_more_than_it_says(params: tp.Parameters) -> None:
+    weights = params.select("**.weight")
+    bias = next(name for name in params if name.endswith("bias"))
+    assert bias not in weights
+    for read in (weights.__getitem__, weights.info, weights.numpy):
+        with pytest.raises(UnknownName) as caught:
+            read(bias)
+        assert str(caught.value) == f"{params.source.label}: {bias!r} is not in this selection. it is **.weight."
+    with pytest.raises(NoMatch):
+        weights.select("**.bias")
+    assert weights.select("**.bias", strict=False).names == []
+
+
+def test_strictness(params: tp.Parameters) -> None:
+    with pytest.raises(NoMatch, match="wieght"):
+        params.select("**.weight | **.wieght")
+    assert len(params.select("**.weight | **.wieght", strict=False)) == len(params.select("**.weight"))
+
+
+def test_explaining(params: tp.Parameters) -> None:
+    text = str(params.explain("**.bias | **.weight"))
+    assert "**.bias" in text
+    weights = params.select("**.weight")
+    assert "nothing" in str(weights.explain("**.bias"))
+
+
+def test_the_order_is_the_sources() -> None:
+    params = tp.of(MemorySource(arrays()))
+    backwards = params.select("head.* | encoder.**")
+    assert backwards.names == params.names
+    assert (params.select("head.*") | params.select("encoder.0.*")).names == [
+        "encoder.0.weight", "encoder.0.bias", "head.weight", "head.bias",
+    ]  # fmt: skip
+
+
+SELECTORS = ["**", "**.weight", "**.bias", "encoder.**", "head.*", "[ndim=2]", "[dtype=float16]", "nothing"]
+
+
+@given(st.lists(st.sampled_from(SELECTORS), min_size=3, max_size=3))
+def test_sets_of_names_combine_as_sets_do(texts: list[str]) -> None:
+    params = tp.of(MemorySource(arrays()))
+    everything = set(params)
+    a, b, c = (params.select(text, strict=False) for text in texts)
+    for ours, theirs in (
+        (a | b, set(a) | set(b)),
+        (a & b, set(a) & set(b)),
+        (a - b, set(a) - set(b)),
+        (~a, everything - set(a)),
+        (a | b & c, set(a) | set(b) & set(c)),
+        ((a | b) - c, (set(a) | set(b)) - set(c)),
+        (~(a | b), everything - set(a) - set(b)),
+        (params - a, everything - set(a)),
+        (params & a, set(a)),
+        (params | a, everything),
+    ):
+        assert set(ours) == theirs
+        assert ours.names == [name for name in params if name in theirs]
+        assert len(ours) == len(theirs)
+
+
+def test_two_sources_do_not_combine() -> None:
+    one, two = tp.of(MemorySource(arrays(), label="one")), tp.of(MemorySource(arrays(), label="two"))
+    combinations: list[Callable[[], tp.Parameters]] = [lambda: one | two, lambda: one & two, lambda: one - two]
+    for combine in combinations:
+        with pytest.raises(SelectorError) as caught:
+            combine()
+        assert str(caught.value) == (
+            "one and two: these are selections of two sources. combine selections that were made from one table; "
+            "compare two sources with torchparams.diff."
+        )
+    others: list[Any] = [3, None, "**", {"a": 1}, ["head.bias"]]
+    for other in others:
+        with pytest.raises(TypeError, match="unsupported operand"):
+            one | other
+        with pytest.raises(TypeError, match="unsupported operand"):
+            one - other
+
+
+def test_tables_of_one_model_combine_whenever_they_were_made() -> None:
+    model = net()
+    assert (tp.of(model).select("0.*") | tp.of(model).select("2.*")).names == [
+        "0.weight", "0.bias", "2.weight", "2.bias",
+    ]  # fmt: skip
+    with pytest.raises(SelectorError, match="two sources"):
+        tp.of(model) | tp.of(model, buffers=True)
+    with pytest.raises(SelectorError, match="two sources"):
+        tp.of(model) | tp.of(net())
+
+
+def test_equality_and_hash() -> None:
+    model = net()
+    params = tp.of(model)
+    assert params == tp.of(model)
+    assert hash(params) == hash(tp.of(model))
+    assert params.select("**.bias") == tp.of(model).select("**.bias")
+    assert hash(params.select("**.bias")) == hash(tp.of(model).select("**.bias"))
+    assert params != params.select("**.bias")
+    assert params.select("**.bias") != params.select("**.weight")
+    assert params != tp.of(net())  # equal values are another question, which diff answers
+    assert params != dict(params)
+    assert len({params, tp.of(model), params.select("**.bias")}) == 2
+    source = MemorySource(arrays())
+    assert tp.of(source) == tp.of(source) != tp.of(MemorySource(arrays()))
+
+
+# --- PyTorch's methods ------------------------------------------------------------------------
+
+
+def test_calling_a_selection() -> None:
+    model = net()
+    biases = tp.of(model).select("**.bias")
+    assert list(map(id, biases())) == [id(model[0].bias), id(model[1].bias), id(model[2].bias)]
+    assert list(tp.of(model).select("0.*")(recurse=False)) == []
+    assert [name for name, _ in biases.named_parameters(prefix="m")] == ["m.0.bias", "m.1.bias", "m.2.bias"]
+    assert list(tp.of(model[0]).select("bias")(recurse=False)) == [model[0].bias]
+    optimizer = torch.optim.SGD(biases(), lr=1.0)
+    assert len(optimizer.param_groups[0]["params"]) == 3
+
+
+def test_aliases_on_request() -> None:
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, nn.Sequential(layer))
+    params = tp.of(model)
+    assert [name for name, _ in params.named_parameters()] == ["0.weight", "0.bias"]
+    assert [name for name, _ in params.select("0.bias").named_parameters(remove_duplicate=False)] == [
+        "0.bias",
+        "1.0.bias",
+    ]
+    by_alias = params.select("1.0.bias")
+    assert by_alias.names == ["0.bias"]
+    assert by_alias["1.0.bias"] is layer.bias
+
+
+def test_the_iterator_is_lazy() -> None:
+    source = MemorySource(arrays())
+    read: list[str] = []
+    source.value = lambda name: read.append(name) or name  # type: ignore[method-assign,func-returns-value]  # counts
+    params = tp.of(source)
+    assert next(params()) == params.names[0]
+    assert read == params.names[:1]
+    assert next(iter(params.items()))[0] == params.names[0]
+    assert next(iter(params.select("head.*").values())) == "head.weight"
+    assert read == [*params.names[:1] * 2, "head.weight"]
+
+
+# --- print ------------------------------------------------------------------------------------
+
+
+def test_columns() -> None:
+    assert str(tp.of(MemorySource(arrays()))).splitlines() == [
+        "memory (memory)",
+        "name              shape   dtype    numel  size",
+        "encoder.0.weight  [4, 3]  float32     12  48 B",
+        "encoder.0.bias    [4]     float32      4  16 B",
+        "encoder.1.weight  [4, 4]  float16     16  32 B",
+        "head.weight       [2, 4]  float32      8  32 B",
+        "head.bias         [2]     float32      2   8 B",
+        "5 tensors · 42 parameters · 136 B",
+    ]
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4))
+    model[1].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    assert str(tp.of(model)).splitlines() == [
+        "Sequential (module)",
+        "name                 shape   dtype    numel  size  trainable  module",
+        "0.weight = 1.weight  [4, 3]  float32     12  48 B  yes        Linear",
+        "0.bias               [4]     float32      4  16 B  no         Linear",
+        "1.bias               [4]     float32      4  16 B  yes        Linear",
+        "3 tensors · 20 parameters · 80 B · 80.0% trainable · 1 tied name",
+    ]
+    assert str(tp.of(nn.ReLU())).splitlines()[-1] == "0 tensors · 0 parameters · 0 B"
+
+
+def test_a_long_table_is_cut_in_the_middle() -> None:
+    names = [f"layer.{i}" for i in range(1234)]
+    params = tp.of(MemorySource({name: np.zeros(i % 3, np.float32) for i, name in enumerate(names)}))
+    lines = str(params).splitlines()
+    rows = [line.split()[0] for line in lines[2:-1]]
+    half = ROWS_SHOWN // 2
+    assert rows == [*names[:half], "…", *names[-half:]]
+    assert lines[2 + half] == "… 1,194 more parameters …"
+    assert lines[-1] == "1,234 tensors · 1.23 K parameters · 4.82 KiB"
+    assert len(str(params.report(limit=None)).splitlines()) == 1234 + 3
+    assert str(params.report(limit=3)).splitlines()[2:6] == [
+        "layer.0     [0]    float32      0   0 B",
+        "layer.1     [1]    float32      1   4 B",
+        "… 1,231 more parameters …",
+        "layer.1233  [0]    float32      0   0 B",
+    ]
+    exactly = tp.of(MemorySource({name: np.zeros(1) for name in names[:ROWS_SHOWN]}))
+    assert "…" not in str(exactly)
+
+
+def test_many_aliases_are_cut() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(*[layer] * 20)
+    line = str(tp.of(model)).splitlines()[2]
+    assert line.startswith("0.weight = 1.weight, 2.weight, 3.weight, … 16 more ")
+    assert ALIASES_SHOWN == 3
+    assert len(tp.of(model).info("0.weight").aliases) == 19
+
+
+def test_sorting() -> None:
+    params = tp.of(MemorySource(arrays()))
+    infos = list(params.infos.values())
+    assert [info.numel for info in sort_infos(infos, "numel")] == [2, 4, 8, 12, 16]
+    assert [info.numel for info in sort_infos(infos, "-numel")] == [16, 12, 8, 4, 2]
+    assert sort_infos(infos, None) == infos
+    first = str(params.report(sort="-numel")).splitlines()[2]
+    assert first.startswith("encoder.1.weight")
+    with pytest.raises(SelectorError) as caught:
+        params.report(sort="colour")
+    assert str(caught.value) == ("no column 'colour' to sort by. there are name, numel, nbytes, dtype, shape, module.")
+    for key in ("name", "nbytes", "dtype", "shape", "module", "-name"):
+        assert len(sort_infos(infos, key)) == 5
+
+
+def test_totals() -> None:
+    def info(**changes: Any) -> ParameterInfo:
+        row: dict[str, Any] = {"requires_grad": None} | changes
+        return ParameterInfo("a", (1,), tp.DType.of("float32"), row.pop("numel"), 4, "cpu", "tensor", **row)
+
+    assert total_of([info(numel=1)]) == "1 tensor · 1 parameter · 4 B"
+    assert total_of([info(numel=7_241_000_000)]).split(" · ")[1] == "7.24 B parameters"
+    assert total_of([info(numel=1, requires_grad=True), info(numel=3, requires_grad=False)]).endswith("25.0% trainable")
+    assert total_of([info(numel=0, requires_grad=True)]).endswith("nothing trainable")
+    assert total_of([info(numel=1, aliases=("b", "c"))]).endswith("2 tied names")
+
+
+def test_printing_reads_no_value() -> None:
+    params = tp.of(Unreadable(arrays()))
+    assert "5 tensors" in repr(params)
+    assert "5 tensors" in params._repr_html_()
+    assert params.numel == 42
+    assert "head.bias" in params
+    assert len(params.select("**.weight")) == 3
+    assert params.explain("**.weight") is not None
+
+
+class Broken(Source):
+    """A source that fails at everything but its name."""
+
+    label, format, live = "broken", "memory", True
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        raise RuntimeError("the disk <is> gone")
+
+    def numpy(self, name: str) -> Array:
+        raise RuntimeError("the disk <is> gone")
+
+
+def test_a_repr_never_raises() -> None:
+    params = tp.of(Broken())
+    assert repr(params) == "<Parameters of broken: RuntimeError: the disk <is> gone>"
+    assert params._repr_html_() == "<p>&lt;Parameters of broken: RuntimeError: the disk &lt;is&gt; gone&gt;</p>"
+    assert repr(params.select("**", strict=False)) == repr(params)
+    with pytest.raises(RuntimeError):
+        len(params)
+    # a selection that has come to ask what is not recorded
+    assert repr(tp.of(MemorySource(arrays())).select(":trainable", strict=False)).startswith("<Parameters of memory: ")
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_escapes_names() -> None:
+    name = '<script>alert("1")</script>&amp;\x1b[31m'
+    shown = tp.of(MemorySource({name: np.zeros(2), "b": np.zeros(1)}, label="<b>file</b>"))._repr_html_()
+    tags = Tags()
+    tags.feed(shown)
+    assert set(tags.seen) == {"p", "table", "thead", "tbody", "tr", "th", "td"}
+    assert '<script>alert("1")</script>&amp;\\x1b[31m' in tags.text
+    assert "<b>file</b> (memory)" in tags.text
+    assert "\x1b" not in shown
+
+
+def test_html_of_a_long_table() -> None:
+    params = tp.of(MemorySource({f"layer.{i}": np.zeros(1) for i in range(500)}))
+    tags = Tags()
+    tags.feed(params._repr_html_())
+    assert tags.seen.count("tr") == ROWS_SHOWN + 2
+    assert "… 460 more parameters …" in tags.text
+
+
+def test_names_cannot_drive_the_terminal() -> None:
+    text = str(tp.of(MemorySource({"a\nb\x1b[2J\r": np.zeros(1)}, label="x\ny\x1b[2J")))
+    assert "a\\nb\\x1b[2J\\r" in text
+    assert text.startswith("x\\ny\\x1b[2J (memory)\n")
+    assert not set(text) & {"\x1b", "\r"}
+
+
+# --- costs, counted ---------------------------------------------------------------------------
+
+
+class Many(MemorySource):
+    """Tens of thousands of records of one array, and a count of the rows that are made of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({"a": np.zeros(3, np.float32)})
+        one = self.infos()["a"]
+        made = {f"layer.{i}.weight": ParameterInfo(f"layer.{i}.weight", *_fields(one)) for i in range(count)}
+        self._infos = made  # type: ignore[assignment]  # only read from here on
+
+
+def _fields(info: ParameterInfo) -> Iterator[Any]:
+    return (getattr(info, name) for name in ("shape", "dtype", "numel", "nbytes", "device", "kind"))
+
+
+@pytest.mark.parametrize("show", [repr, lambda params: params._repr_html_()])
+def test_printing_makes_only_the_rows_that_it_shows(
+    show: Callable[[tp.Parameters], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tp.of(Many(100_000))
+    rows: list[int] = []
+    make = Row
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rows.append(1)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(table_module, "Row", counted)
+    assert "100,000 tensors" in show(params)
+    assert len(rows) == ROWS_SHOWN
+
+
+class Once(MemorySource):
+    """Counts how often it is listed and read."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        super().__init__(tensors)
+        self.listed = 0
+        self.read: list[str] = []
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        self.listed += 1
+        return super().infos()
+
+    def numpy(self, name: str) -> Array:
+        self.read.append(name)
+        return super().numpy(name)
+
+    def value(self, name: str) -> Array:
+        return self.numpy(name)
+
+
+def list_items(params: tp.Parameters) -> list[tuple[str, Any]]:
+    return list(params.items())
+
+
+def list_values(params: tp.Parameters) -> list[Any]:
+    return list(params.values())
+
+
+def test_a_loop_lists_once_and_reads_each_once() -> None:
+    source = Once(arrays())
+    for params in (tp.of(source), tp.of(source).select("head.*")):
+        for use in (list_items, list_values):
+            source.listed, source.read = 0, []
+            use(params)
+            assert source.read == params.names
+    live = Once({f"layer.{i}": np.zeros(1) for i in range(200)})
+    live.live = True
+    chosen = tp.of(live).select("layer.1*")
+    uses: list[Callable[[tp.Parameters], Any]] = [list_items, list_values, lambda p: list(p()), len, repr]
+    for look in uses:
+        live.listed = 0
+        look(chosen)
+        assert live.listed <= 4
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def test_copies() -> None:
+    model = net()
+    params = tp.of(model).select("0.*")
+    assert copy.copy(params) == params
+    deep = copy.deepcopy(params)
+    assert deep.names == params.names
+    assert deep["0.weight"] is not params["0.weight"]
+
+
+def test_making_a_table_of_a_table() -> None:
+    params = tp.of(net())
+    assert tp.of(params) is params
+    assert tp.of(params.source) == params
+    assert isinstance(tp.of(params.source), tp.Parameters)
