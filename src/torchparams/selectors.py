@@ -64,15 +64,26 @@ leave something, and a complement must both exclude and leave something. `NoMatc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams._selector.globs import quote as quote
 from torchparams._selector.hints import refuse_empty, suggestion
 from torchparams._selector.parser import parse
-from torchparams._selector.table import Table
-from torchparams._selector.tree import Names, Node, Predicate, Union, children, complement, intersection, union
+from torchparams._selector.table import Rows, Table
+from torchparams._selector.tree import (
+    Intersection,
+    Names,
+    Node,
+    Predicate,
+    Union,
+    children,
+    complement,
+    intersection,
+    union,
+)
 from torchparams.errors import SelectorError, shorten
 from torchparams.report import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
 from torchparams.report import Table as ReportTable
@@ -187,12 +198,18 @@ class Selector:
         term            tensors  parameters  hits
         **.bias | head        1           2  fc.bias
           **.bias             1           2  fc.bias
-          head                0           0  nothing: there are fc.weight, fc.bias
+          head                0           0  nothing: no name has the component 'head'; the names begin with fc
         1 of 2 tensors
         """
         table = Table(infos, where)
         terms = tuple(_terms(table, self._node, 0))
-        return Explanation(self, terms, len(table.infos))
+        reasons: dict[int, list[str]] = {row: [] for row in sorted(table.hits(self._node))}
+        for text, rows in _reasons(table, self._node, table.hits(self._node)):
+            for row in rows:
+                if text not in reasons[row]:
+                    reasons[row].append(text)
+        by = {table.names[row]: tuple(texts) for row, texts in reasons.items()}
+        return Explanation(self, terms, MappingProxyType(by), len(table.infos))
 
     # --- combine ---------------------------------------------------------------------------
 
@@ -281,14 +298,12 @@ class Term:
     Attributes:
         text: The part, as it prints.
         depth: How deep it stands in the selector: 0 is all of it.
-        leaf: Whether it has no parts of its own.
         hits: The records of the parameters, in the table's order.
         note: Where it hits nothing, what was perhaps meant; else empty.
     """
 
     text: str
     depth: int
-    leaf: bool
     hits: tuple[ParameterInfo, ...]
     note: str = ""
 
@@ -310,6 +325,8 @@ class Explanation:
     Attributes:
         selector: What is explained.
         terms: It and its parts, each before the parts of it, from the left.
+        by: Name → the terms that it is hit by, for all that the selector hits, in the table's order. Of an intersection
+            these are all its terms; a complement is one term.
         table: How many parameters were asked about.
 
     >>> import numpy as np
@@ -321,6 +338,7 @@ class Explanation:
 
     selector: Selector
     terms: tuple[Term, ...]
+    by: Mapping[str, tuple[str, ...]]
     table: int
 
     @property
@@ -329,7 +347,7 @@ class Explanation:
         return self.terms[0].names
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """The explanation as a report: the terms, and, where there are several, the parameters with what hits each.
+        """The explanation as a report: the terms, and the parameters with what hits each where that is not the same.
 
         Args:
             limit: Most parameters to list; None for all.
@@ -346,22 +364,12 @@ class Explanation:
             Text(shorten(total.text, 200), "title"),
             ReportTable(columns, rows, tree=True),
         ]
-        leaves = [term for term in self.terms if term.leaf]
-        if len(leaves) > 1 and len(total.hits) > 1:
-            parts.append(Text(""))
-            parts.append(self._by_parameter(leaves, limit))
+        if len(set(self.by.values())) > 1:
+            shown = (Column("parameter", style="name", shrink=True), Column("hit by", style="dim", shrink=True))
+            reasons = [Row((name, "  ".join(texts))) for name, texts in self.by.items()]
+            parts += [Text(""), ReportTable(shown, cut(reasons, limit, "parameters"))]
         parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))
         return Report(tuple(parts))
-
-    def _by_parameter(self, leaves: list[Term], limit: int | None) -> ReportTable:
-        hit_by: dict[str, list[str]] = {name: [] for name in self.names}
-        for text, hits in {leaf.text: leaf.hits for leaf in leaves}.items():
-            for info in hits:
-                if info.name in hit_by:
-                    hit_by[info.name].append(text)
-        columns = (Column("parameter", style="name", shrink=True), Column("hit by", style="dim", shrink=True))
-        rows = [Row((name, "  ".join(texts) or "(only what it is not)")) for name, texts in hit_by.items()]
-        return ReportTable(columns, cut(rows, limit, "parameters"))
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as JSON takes it."""
@@ -369,6 +377,7 @@ class Explanation:
             "selector": str(self.selector),
             "tensors": self.table,
             "names": list(self.names),
+            "by": {name: list(texts) for name, texts in self.by.items()},
             "terms": [
                 {
                     "term": term.text,
@@ -404,9 +413,21 @@ def _term_row(term: Term) -> Row:
     return Row((shorten(term.text, 80), f"{len(term.hits):,}", human_count(term.numel), hits), depth=term.depth)
 
 
-def _terms(table: Table, node: Node, depth: int) -> Iterable[Term]:
+def _terms(table: Table, node: Node, depth: int) -> Iterator[Term]:
     hits = tuple(table.infos[row] for row in sorted(table.hits(node)))
     below = children(node)
-    yield Term(str(node), depth, not below, hits, "" if hits or not table.infos else suggestion(table, node))
+    yield Term(str(node), depth, hits, "" if hits or not table.infos else suggestion(table, node))
     for child in below:
         yield from _terms(table, child, depth + 1)
+
+
+def _reasons(table: Table, node: Node, rows: Rows) -> Iterator[tuple[str, Rows]]:
+    """The terms that hit `rows`, all of which the node hits, and which of them each hits."""
+    if isinstance(node, Union):
+        for term in node.terms:
+            yield from _reasons(table, term, rows & table.hits(term))
+    elif isinstance(node, Intersection):
+        for term in node.terms:
+            yield from _reasons(table, term, rows)
+    else:
+        yield str(node), rows

@@ -102,46 +102,39 @@ def test_a_glob_ends_where_no_glob_can_go_on() -> None:
         assert read_glob("x a.b" + after, 2) == (Glob((("a",), ("b",))), 5)
 
 
-# --- naive oracle: write out the braces, then try every way to match -----------------------------
+# --- naive oracle: try every way to match -------------------------------------------------------
 
 
-def written_out(sequence: tuple[object, ...]) -> list[str]:
-    """Every brace-free text of the pieces, `*` and `?` left in."""
-    if not sequence:
-        return [""]
-    first, *rest = sequence
-    heads: list[str]
-    if isinstance(first, Range):
-        heads = [f"{n:0{first.width}}" for n in range(first.first, first.last + 1)]
-    elif isinstance(first, Alternatives):
-        heads = [text for item in first.items for text in written_out(item)]
-    else:
-        heads = [first.value if isinstance(first, Wild) else str(first)]
-    return [head + tail for head in heads for tail in written_out(tuple(rest))]
-
-
-def naive_part(pattern: str, part: str) -> bool:
-    if not pattern:
+def naive_part(pieces: tuple[object, ...], part: str) -> bool:
+    if not pieces:
         return not part
-    if pattern[0] == "*":
-        return any(naive_part(pattern[1:], part[at:]) for at in range(len(part) + 1))
-    return bool(part) and pattern[0] in ("?", part[0]) and naive_part(pattern[1:], part[1:])
+    first, *others = pieces
+    rest = tuple(others)
+    if first is Wild.CHARACTERS:
+        return any(naive_part(rest, part[at:]) for at in range(len(part) + 1))
+    if first is Wild.CHARACTER:
+        return bool(part) and naive_part(rest, part[1:])
+    if isinstance(first, Alternatives):
+        return any(naive_part((*item, *rest), part) for item in first.items)
+    texts = [str(first)]
+    if isinstance(first, Range):
+        texts = [f"{n:0{first.width}}" for n in range(first.first, first.last + 1)]
+    return any(part.startswith(text) and naive_part(rest, part[len(text) :]) for text in texts)
 
 
-def naive(components: list[list[str] | None], parts: list[str]) -> bool:
+def naive(components: tuple[tuple[object, ...], ...], parts: list[str]) -> bool:
     if not components:
         return not parts
     first, *rest = components
-    if first is None:
-        return any(naive(rest, parts[at:]) for at in range(len(parts) + 1))
-    return bool(parts) and any(naive_part(text, parts[0]) for text in first) and naive(rest, parts[1:])
+    if first == ANY_DEPTH:
+        return any(naive(tuple(rest), parts[at:]) for at in range(len(parts) + 1))
+    return bool(parts) and naive_part(first, parts[0]) and naive(tuple(rest), parts[1:])
 
 
 @settings(deadline=None)
 @given(GLOBS, NAMES)
 def test_the_definition_agrees_with_trying_everything(pattern: Glob, name: str) -> None:
-    components = [None if c == ANY_DEPTH else list(dict.fromkeys(written_out(c))) for c in pattern.components]
-    assert matches(pattern, name) == naive(components, name.split("."))
+    assert matches(pattern, name) == naive(pattern.components, name.split("."))
 
 
 @settings(deadline=None)

@@ -5,6 +5,7 @@ Everything here is on the way to an error or an explanation. It is linear in the
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from torchparams.errors import NoMatch, SelectorSyntaxError, nearest, shorten
 from torchparams.report import human_shape, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator
 
 SHOWN = 4
 """How many values or names a message shows."""
@@ -192,6 +193,8 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
     for reason, meant in _meant(glob):
         if count := len(table.named(meant)):
             return reason.format(plural(count, "parameter")), f"did you mean `{_text(meant)}`?"
+    if "^" in str(glob) or "$" in str(glob):
+        return "a glob knows only the wildcards * ** ? {}", "a regular expression stands between slashes: /.*bias/"
     vocabulary = {component for name in table.names for component in name.split(".")}
     unknown = _unknown(glob, vocabulary)
     exists = f"no name has the component {' or '.join(repr(shorten(word)) for word in unknown)}"
@@ -204,8 +207,6 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
     wrapped = glob.components[0] == tuple(unknown[:1]) and set(shorter.components) - {ANY_DEPTH}
     if wrapped and (count := len(table.named(shorter))):
         return exists, f"did you mean `{_text(shorter)}` ({plural(count, 'parameter')})?"
-    if any(c in str(glob) for c in "^$+"):
-        return "a glob knows only the wildcards * ** ? {}", "a regular expression stands between slashes: /.*bias/"
     near, hint = _nearest_names(table, glob.literal or str(glob))
     return f"{exists}; {near}" if unknown else near, hint
 
@@ -225,7 +226,7 @@ def _meant(glob: Glob) -> Iterator[tuple[str, Glob]]:
         )
     if (Wild.CHARACTERS,) in components:
         deeper = tuple(ANY_DEPTH if component == (Wild.CHARACTERS,) else component for component in components)
-        yield "`*` stays within one component, and {} would fit with more of them", Glob(deeper)
+        yield "`*` is exactly one component, and {} would match with `**`", Glob(deeper)
 
 
 def _unknown(glob: Glob, vocabulary: Collection[str]) -> list[str]:
@@ -250,27 +251,19 @@ def _corrected(glob: Glob, vocabulary: Collection[str]) -> Glob | None:
     return Glob(tuple(swapped))
 
 
-_CANDIDATES = 4_000
+_CANDIDATES = 2_000
 
 
 def _nearest_word(word: str, vocabulary: Collection[str]) -> str | None:
-    # Comparing costs some microseconds a word: only those of about its length are compared, and of very many of these
-    # only those that begin or end as it does.
+    # Comparing costs some microseconds a word: of very many, those are compared that share the most letters with it.
     slack = max(2, len(word) // 3)
     close = sorted(other for other in vocabulary if abs(len(other) - len(word)) <= slack)
     if len(close) > _CANDIDATES:
-        close = [other for other in close if other[:1] == word[:1] or other[-1:] == word[-1:]][:_CANDIDATES]
+        letters = set(word)
+        close = heapq.nlargest(_CANDIDATES, close, key=lambda other: len(letters.intersection(other)))
     same = [other for other in close if other.casefold() == word.casefold()]
-    near = same or _get_close(word, close)
+    near = same or nearest(word, close, count=1)
     return near[0] if near else None
-
-
-def _get_close(word: str, words: Sequence[str]) -> list[str]:
-    # `nearest` cuts long lists by what names share with the word; single components share nothing.
-    best: list[str] = []
-    for start in range(0, len(words), 2_000):
-        best += nearest(word, words[start : start + 2_000], count=1)
-    return nearest(word, best, count=1)
 
 
 def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
