@@ -30,18 +30,19 @@
 #define UNLIKELY(x) (x)
 #endif
 
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#define X86 1
-#else
-#define X86 0
-#endif
-
 #include <float.h>
 /* The vector path needs IEEE doubles without excess precision, and the vector extensions. */
 #if defined(__GNUC__) && defined(FLT_EVAL_METHOD) && (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
 #define VECTORS 1
 #else
 #define VECTORS 0
+#endif
+
+#if VECTORS && defined(__x86_64__)
+#define X86 1
+#include <immintrin.h>
+#else
+#define X86 0
 #endif
 
 enum kind { P8, P16, F32, F64, I32, U32, I64, U64, KINDS };
@@ -81,6 +82,7 @@ typedef struct {
     uint64_t finite;           /* whether there was one */
     uint64_t everywhere;       /* counters were touched without a mark */
     uint64_t held32, held64;   /* values in the bins */
+    uint64_t top32;            /* greatest exponent of the last block, biased; 0 for none */
     int64_t sum[SUM_LIMBS], abs[SUM_LIMBS], square[SQUARE_LIMBS];
     uint64_t tail[256]; /* bytes without a partner: P8 counts pairs */
     uint8_t marks[CODES / GROUP];
@@ -151,27 +153,35 @@ static int spread_out(const uint8_t *data, size_t n, size_t size)
     return places > 40;
 }
 
-/* The codes are the 16 bits at `data`, `data + size`, … */
-INLINE void count_codes(tally *t, const uint8_t *data, size_t n, size_t size, int tables)
+/* The codes are the 16 bits at `data`, `data + size`, …; a, b, c: the tables of every second, third, fourth one. */
+INLINE void count_into(tally *t, const uint8_t *data, size_t n, size_t size, int a, int b, int c)
 {
     const uint8_t *end = data + n * size, *last = end - n % 8 * size;
     for (; data != last; data += 8 * size) {
-        unsigned code[8];
-        for (int k = 0; k < 8; k++)
-            code[k] = load16(data + (size_t)k * size);
-        for (int k = 0; k < 8; k++)
-            count(t, k % tables, code[k]);
+        /* All are loaded first: a compiler has to assume that a count changes the data. */
+        unsigned first = load16(data), second = load16(data + size);
+        unsigned third = load16(data + 2 * size), fourth = load16(data + 3 * size);
+        unsigned fifth = load16(data + 4 * size), sixth = load16(data + 5 * size);
+        unsigned seventh = load16(data + 6 * size), eighth = load16(data + 7 * size);
+        count(t, 0, first);
+        count(t, a, second);
+        count(t, b, third);
+        count(t, c, fourth);
+        count(t, 0, fifth);
+        count(t, a, sixth);
+        count(t, b, seventh);
+        count(t, c, eighth);
     }
     for (; data != end; data += size)
         count(t, 0, load16(data));
 }
 
-INLINE void count_block(tally *t, const uint8_t *data, size_t n, size_t size)
+INLINE void count_codes(tally *t, const uint8_t *data, size_t n, size_t size, int spread)
 {
-    if (spread_out(data, n, size))
-        count_codes(t, data, n, size, 1);
+    if (spread)
+        count_into(t, data, n, size, 0, 0, 0);
     else
-        count_codes(t, data, n, size, SUBTABLES);
+        count_into(t, data, n, size, 1, 2, 3);
 }
 
 static void update_p16(tally *t, const uint8_t *data, size_t n, int mark)
@@ -182,7 +192,7 @@ static void update_p16(tally *t, const uint8_t *data, size_t n, int mark)
         if (all_equal(p, 2 * m, 2))
             t->high[load16(p)] += m;
         else
-            count_block(t, p, m, 2);
+            count_codes(t, p, m, 2, spread_out(p, m, 2));
         if (mark)
             for (size_t j = 0; j < m; j++)
                 t->marks[load16(p + 2 * j) / GROUP] = 1;
@@ -288,22 +298,6 @@ INLINE uint32_t bits32(int32_t key)
     return (uint32_t)key ^ ((uint32_t)(key >> 31) >> 1);
 }
 
-INLINE range32 range_f32(const uint8_t *data, size_t n)
-{
-    int32_t min = INT32_MAX, max = INT32_MIN;
-    uint32_t smallest = UINT32_MAX, zeros = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = load32(data + 4 * i), magnitude = bits & 0x7fffffff;
-        int32_t key = key32(bits);
-        min = key < min ? key : min;
-        max = key > max ? key : max;
-        smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest;
-        zeros += magnitude == 0;
-    }
-    range32 r = {min, max, smallest, zeros};
-    return r;
-}
-
 #if VECTORS
 INLINE double power_of_two(int e)
 {
@@ -313,50 +307,123 @@ INLINE double power_of_two(int e)
     return d;
 }
 
-/* Adds `n` values, a multiple of WIDTH·CHAINS, which are
- * zero or have an exponent, not biased, in [low, high]; high - low <= SPAN32. */
-#define DEFINE_SUMS_F32(NAME, WIDTH, CHAINS)                                                         \
+/* A sum as an integer. Of values that were not in their range it may be anything, and is not used. */
+INLINE int64_t whole(double sum)
+{
+    return sum >= -0x1p53 && sum <= 0x1p53 ? (int64_t)sum : 0;
+}
+
+/* Exact sums of a block, as integers: in units of 2^(low-23), of 2^(2·high-43) and of 2^(2·low-46). */
+typedef struct {
+    int64_t sum, abs, upper, rest;
+} sums32;
+
+/* Sums of `n` values, a multiple of 2·WIDTH of at most BLOCK, which are zero or have an exponent, not biased, in
+ * [low, high], high - low <= SPAN32. With `counting` it counts their codes too, and finds the range that tells whether
+ * they were in it: counting is bound by stores, the sums by arithmetic, and in one loop they overlap.
+ *
+ * WIDTH is that of a vector, in doubles. WIDEN(p) loads so many floats; LEAST, MOST and LEAST_UNSIGNED compare the
+ * 32-bit lanes of two vectors. */
+#define DEFINE_SUMS_F32(NAME, TARGET, WIDTH, WIDEN, LEAST, MOST, LEAST_UNSIGNED)                     \
     typedef double NAME##_d __attribute__((vector_size(8 * WIDTH)));                                 \
     typedef int64_t NAME##_l __attribute__((vector_size(8 * WIDTH)));                                \
     typedef float NAME##_f __attribute__((vector_size(4 * WIDTH)));                                  \
+    typedef int32_t NAME##_i __attribute__((vector_size(8 * WIDTH)));                                \
+    typedef uint32_t NAME##_u __attribute__((vector_size(8 * WIDTH)));                               \
                                                                                                      \
-    INLINE int64_t NAME##_total(const NAME##_d *lanes, double scale)                                 \
+    TARGET INLINE int64_t NAME##_total(const NAME##_d *lanes, double scale)                          \
     {                                                                                                \
         int64_t sum = 0;                                                                             \
-        for (int j = 0; j < CHAINS; j++)                                                             \
-            for (int k = 0; k < WIDTH; k++)                                                          \
-                sum += (int64_t)(lanes[j][k] * scale);                                               \
+        for (int k = 0; k < WIDTH; k++)                                                              \
+            sum += whole(lanes[0][k] * scale) + whole(lanes[1][k] * scale);                          \
         return sum;                                                                                  \
     }                                                                                                \
                                                                                                      \
-    INLINE void NAME(tally *t, const uint8_t *data, size_t n, int low, int high)                     \
+    TARGET INLINE sums32 NAME(tally *t, const uint8_t *data, size_t n, int low, int high, const int counting, \
+                              range32 *range)                                                        \
     {                                                                                                \
         double c = 1.5 * power_of_two(2 * high - 43 + 52), scale = power_of_two(23 - low);           \
-        size_t most = 256 * WIDTH * CHAINS;                                                          \
+        size_t most = 256 * 2 * WIDTH;                                                               \
+        sums32 totals = {0, 0, 0, 0};                                                                \
+        NAME##_i min = (NAME##_i){0} + INT32_MAX, max = (NAME##_i){0} + INT32_MIN;                   \
+        NAME##_u smallest = (NAME##_u){0} - 1, zeros = {0};                                          \
         for (size_t i = 0; i < n; i += most) {                                                       \
-            NAME##_d sum[CHAINS] = {{0}}, abs[CHAINS] = {{0}}, upper[CHAINS] = {{0}}, rest[CHAINS] = {{0}}; \
+            NAME##_d sum[2] = {{0}}, abs[2] = {{0}}, upper[2] = {{0}}, rest[2] = {{0}};              \
             const uint8_t *end = data + 4 * (n - i < most ? n - i : most);                           \
-            while (data < end)                                                                       \
-                for (int j = 0; j < CHAINS; j++, data += 4 * WIDTH) {                                \
-                    NAME##_f narrow;                                                                 \
-                    memcpy(&narrow, data, 4 * WIDTH);                                                \
-                    NAME##_d x = __builtin_convertvector(narrow, NAME##_d);                          \
+            for (; data < end; data += 8 * WIDTH) {                                                  \
+                for (int j = 0; j < 2; j++) {                                                        \
+                    NAME##_d x = (NAME##_d)WIDEN(NAME, data + 4 * WIDTH * j);                        \
                     NAME##_d square = x * x, split = (square + c) - c;                               \
                     sum[j] += x;                                                                     \
                     abs[j] += (NAME##_d)((NAME##_l)x & INT64_MAX);                                   \
                     upper[j] += split;                                                               \
                     rest[j] += square - split;                                                       \
                 }                                                                                    \
-            add_signed(t->sum, UNIT32 + low - 23, NAME##_total(sum, scale));                         \
-            add_signed(t->abs, UNIT32 + low - 23, NAME##_total(abs, scale));                         \
-            add_signed(t->square, 2 * UNIT32 + 2 * high - 43, NAME##_total(upper, power_of_two(43 - 2 * high))); \
-            add_signed(t->square, 2 * UNIT32 + 2 * low - 46, NAME##_total(rest, power_of_two(46 - 2 * low)));    \
+                if (counting) {                                                                      \
+                    NAME##_i bits;                                                                   \
+                    memcpy(&bits, data, 8 * WIDTH);                                                  \
+                    NAME##_i key = bits ^ (NAME##_i)((NAME##_u)(bits >> 31) >> 1);                   \
+                    NAME##_u magnitude = (NAME##_u)bits & 0x7fffffff, before = magnitude - 1;        \
+                    min = LEAST(NAME##_i, key, min);                                                 \
+                    max = MOST(NAME##_i, key, max);                                                  \
+                    smallest = LEAST_UNSIGNED(NAME##_u, before, smallest);                           \
+                    zeros -= (NAME##_u)(magnitude == 0);                                             \
+                    for (int k = 0; k < 2 * WIDTH; k++)                                              \
+                        count(t, k % SUBTABLES, load16(data + 4 * k + 2));                           \
+                }                                                                                    \
+            }                                                                                        \
+            totals.sum += NAME##_total(sum, scale);                                                  \
+            totals.abs += NAME##_total(abs, scale);                                                  \
+            totals.upper += NAME##_total(upper, power_of_two(43 - 2 * high));                        \
+            totals.rest += NAME##_total(rest, power_of_two(46 - 2 * low));                           \
         }                                                                                            \
+        if (counting) {                                                                              \
+            range32 r = {INT32_MAX, INT32_MIN, UINT32_MAX, 0};                                       \
+            for (int k = 0; k < 2 * WIDTH; k++) {                                                    \
+                r.min = min[k] < r.min ? min[k] : r.min;                                             \
+                r.max = max[k] > r.max ? max[k] : r.max;                                             \
+                r.smallest = smallest[k] < r.smallest ? smallest[k] : r.smallest;                    \
+                r.zeros += zeros[k];                                                                 \
+            }                                                                                        \
+            *range = r;                                                                              \
+        }                                                                                            \
+        return totals;                                                                               \
     }
 
-DEFINE_SUMS_F32(sums_f32_16, 2, 2)
-DEFINE_SUMS_F32(sums_f32_32, 4, 2)
-DEFINE_SUMS_F32(sums_f32_64, 8, 2)
+#define WIDEN_ANY(NAME, p) __builtin_convertvector(*(NAME##_f *)memcpy(&(NAME##_f){0}, p, sizeof(NAME##_f)), NAME##_d)
+#define LEAST_ANY(TYPE, a, b) (((a) & (TYPE)((a) < (b))) | ((b) & ~(TYPE)((a) < (b))))
+#define MOST_ANY(TYPE, a, b) (((a) & (TYPE)((a) > (b))) | ((b) & ~(TYPE)((a) > (b))))
+DEFINE_SUMS_F32(sums_f32_16, , 2, WIDEN_ANY, LEAST_ANY, MOST_ANY, LEAST_ANY)
+
+#if X86
+#define AVX2 __attribute__((target("avx2,fma")))
+#define WIDEN_256(NAME, p) _mm256_cvtps_pd(_mm_loadu_ps((const float *)(p)))
+#define LEAST_256(TYPE, a, b) (TYPE) _mm256_min_epi32((__m256i)(a), (__m256i)(b))
+#define MOST_256(TYPE, a, b) (TYPE) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#define LEAST_UNSIGNED_256(TYPE, a, b) (TYPE) _mm256_min_epu32((__m256i)(a), (__m256i)(b))
+DEFINE_SUMS_F32(sums_f32_32, AVX2, 4, WIDEN_256, LEAST_256, MOST_256, LEAST_UNSIGNED_256)
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define WIDEN_512(NAME, p) _mm512_cvtps_pd(_mm256_loadu_ps((const float *)(p)))
+#define LEAST_512(TYPE, a, b) (TYPE) _mm512_min_epi32((__m512i)(a), (__m512i)(b))
+#define MOST_512(TYPE, a, b) (TYPE) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#define LEAST_UNSIGNED_512(TYPE, a, b) (TYPE) _mm512_min_epu32((__m512i)(a), (__m512i)(b))
+DEFINE_SUMS_F32(sums_f32_64, AVX512, 8, WIDEN_512, LEAST_512, MOST_512, LEAST_UNSIGNED_512)
+#endif
+
+/* Known where it is called, so that it is part of the function that it is passed to. */
+typedef sums32 (*sums_function)(tally *, const uint8_t *, size_t, int, int, const int, range32 *);
+
+static void add_sums32(tally *t, sums32 sums, int low, int high)
+{
+    add_signed(t->sum, UNIT32 + low - 23, sums.sum);
+    add_signed(t->abs, UNIT32 + low - 23, sums.abs);
+    add_signed(t->square, 2 * UNIT32 + 2 * high - 43, sums.upper);
+    add_signed(t->square, 2 * UNIT32 + 2 * low - 46, sums.rest);
+}
+#else
+typedef int sums_function; /* nothing to choose from */
+enum { sums_f32_16 };
 #endif
 
 INLINE void add_pair(pair *sum, const pair *term)
@@ -421,24 +488,29 @@ INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n)
     }
 }
 
-INLINE void scan_nonfinite_f32(tally *t, const uint8_t *data, size_t n)
+/* The range of the finite values, and whether that is all; counts zeros and infinities. */
+INLINE int survey_f32(tally *t, const uint8_t *data, size_t n, range32 *range)
 {
     int32_t min = INT32_MAX, max = INT32_MIN;
-    uint32_t posinf = 0, neginf = 0;
+    uint32_t smallest = UINT32_MAX, zeros = 0, posinf = 0, neginf = 0, others = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t bits = load32(data + 4 * i);
-        int32_t key = key32(bits);
-        int32_t skip = -(int32_t)((bits & 0x7fffffff) >= 0x7f800000);
+        uint32_t bits = load32(data + 4 * i), magnitude = bits & 0x7fffffff;
+        int32_t key = key32(bits), skip = -(int32_t)(magnitude >= 0x7f800000);
         int32_t low = (key & ~skip) | (INT32_MAX & skip), high = (key & ~skip) | (INT32_MIN & skip);
         min = low < min ? low : min;
         max = high > max ? high : max;
+        smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest;
+        zeros += magnitude == 0;
         posinf += bits == 0x7f800000;
         neginf += bits == 0xff800000;
+        others -= (uint32_t)skip;
     }
+    range32 r = {min, max, smallest, zeros};
+    *range = r;
+    t->zeros += zeros;
     t->posinf += posinf;
     t->neginf += neginf;
-    if (min <= max)
-        see_finite(t, (uint32_t)min ^ 0x80000000, (uint32_t)max ^ 0x80000000);
+    return !others;
 }
 
 INLINE void equal_f32(tally *t, uint32_t bits, size_t n)
@@ -455,38 +527,69 @@ INLINE void equal_f32(tally *t, uint32_t bits, size_t n)
     t->neginf += bits == 0xff800000 ? n : 0;
 }
 
-INLINE void block_f32(tally *t, const uint8_t *data, size_t n, const int level)
+INLINE uint32_t greatest32(range32 r)
+{
+    uint32_t a = bits32(r.min) & 0x7fffffff, b = bits32(r.max) & 0x7fffffff;
+    return a > b ? a : b;
+}
+
+INLINE void see_range32(tally *t, range32 r)
+{
+    if (r.min <= r.max)
+        see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
+}
+
+INLINE void block_f32(tally *t, const uint8_t *data, size_t n, sums_function sums_f32)
 {
     if (all_equal(data, 4 * n, 4)) {
         equal_f32(t, load32(data), n);
         return;
     }
-    count_block(t, data + 2, n, 4);
-    range32 r = range_f32(data, n);
-    uint32_t a = bits32(r.min) & 0x7fffffff, b = bits32(r.max) & 0x7fffffff, greatest = a > b ? a : b;
-    t->zeros += r.zeros;
-    if (greatest >= 0x7f800000)
-        scan_nonfinite_f32(t, data, n);
-    else
-        see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
-    size_t done = 0;
+    range32 r;
+    int counted = 0, spread = spread_out(data + 2, n, 4);
 #if VECTORS
-    int low = (int)((r.smallest + 1) >> 23), high = (int)(greatest >> 23);
-    if (high < 255 && low > 0 && high - low <= SPAN32) {
-        done = n & ~(size_t)31;
-        (level == 2 ? sums_f32_64 : level == 1 ? sums_f32_32 : sums_f32_16)(t, data, done, low - 127, high - 127);
+    if (t->top32 && !spread && n % 32 == 0) {
+        /* In the hope that the exponents are those of the block before. */
+        int high = (int)t->top32 - 127, low = high - SPAN32 < -126 ? -126 : high - SPAN32;
+        sums32 sums = sums_f32(t, data, n, low, high, 1, &r);
+        int least = (int)((r.smallest + 1) >> 23) - 127, most = (int)(greatest32(r) >> 23) - 127;
+        if (most <= high && (least >= low || r.smallest == UINT32_MAX)) {
+            t->zeros += r.zeros;
+            see_range32(t, r);
+            add_sums32(t, sums, low, high);
+            return;
+        }
+        counted = 1;
     }
 #endif
-    if (greatest && done < n)
+    if (!counted)
+        count_codes(t, data + 2, n, 4, spread);
+    size_t done = 0;
+    int all_finite = survey_f32(t, data, n, &r);
+    see_range32(t, r);
+#if VECTORS
+    unsigned low = (r.smallest + 1) >> 23, high = r.min <= r.max ? greatest32(r) >> 23 : 0;
+    t->top32 = 0;
+    if (all_finite && low > 0 && high >= low && high - low <= SPAN32) {
+        t->top32 = high;
+        done = n & ~(size_t)31;
+        sums32 sums = sums_f32(t, data, done, (int)low - 127, (int)high - 127, 0, &r);
+        add_sums32(t, sums, (int)low - 127, (int)high - 127);
+    }
+#else
+    (void)all_finite;
+    (void)sums_f32;
+#endif
+    if (done < n)
         sums_f32_by_exponent(t, data + 4 * done, n - done);
 }
 
-INLINE void update_f32(tally *t, const uint8_t *data, size_t n, int mark, const int level)
+INLINE void update_f32(tally *t, const uint8_t *data, size_t n, int mark, sums_function sums_f32)
 {
     for (size_t i = 0; i < n; i += BLOCK) {
         size_t m = n - i < BLOCK ? n - i : BLOCK;
         const uint8_t *p = data + 4 * i;
-        block_f32(t, p, m, level);
+        block_f32(t, p, m, sums_f32);
         if (i / BLOCK % 1024 == 1023)
             carry_all(t);
         if (mark)
@@ -603,90 +706,131 @@ static void update_f64(tally *t, const uint8_t *data, size_t n, int mark)
  * the sign around 2^15, so that the codes stand in the order of the values.
  */
 
-INLINE int first_bit(uint64_t v)
+/* What lies between the code of a magnitude of 128 or more and the top 18 bits of its float64 without the sign. */
+enum { CODE_OFFSET = (1023 + 6) << 7 };
+
+INLINE unsigned code_of_integer(double value, uint64_t magnitude, uint64_t sign)
 {
-#ifdef __GNUC__
-    return 63 - __builtin_clzll(v);
-#else
-    int e = 0;
-    while (v >>= 1)
-        e++;
-    return e;
-#endif
+    uint64_t bits;
+    memcpy(&bits, &value, 8);
+    uint64_t code = magnitude < 128 ? magnitude : ((bits >> 45) & 0x3ffff) - CODE_OFFSET;
+    return (unsigned)((code ^ sign) - sign + 32768);
 }
 
-INLINE unsigned magnitude_code(uint64_t v)
-{
-    int shift = first_bit(v | 128) - 7;
-    return ((unsigned)shift << 7) + (unsigned)(v >> shift);
-}
-
-/* `sign` is 0 or all ones; `key` orders values as unsigned integers. */
-#define DEFINE_INTEGERS(NAME, LOAD, SIZE, SIGN, KEY)                                                 \
-    static void NAME(tally *t, const uint8_t *data, size_t n, int mark)                              \
+/* FLOAT(v, magnitude) is the value or its magnitude as a float64 with at least 8 correct bits, rounded towards zero. */
+#define DEFINE_INTEGERS(NAME, TYPE, SIGNED, FLOAT)                                                   \
+    INLINE void NAME(tally *t, const uint8_t *data, size_t n, int mark)                              \
     {                                                                                                \
+        uint16_t codes[BLOCK];                                                                       \
+        const uint64_t flip = SIGNED ? 0x8000000000000000 : 0;                                       \
         for (size_t i = 0; i < n; i += BLOCK) {                                                      \
             size_t m = n - i < BLOCK ? n - i : BLOCK;                                                \
-            uint64_t sum[2] = {0, 0}, abs[2] = {0, 0}, square[4] = {0, 0, 0, 0};                     \
-            uint64_t min = UINT64_MAX, max = 0, zeros = 0;                                           \
-            for (size_t j = 0; j < m; j++, data += SIZE) {                                           \
-                uint64_t v = LOAD(data), sign = SIGN, magnitude = (v ^ sign) - sign, key = KEY;      \
-                unsigned code = (magnitude_code(magnitude) ^ (unsigned)sign) - (unsigned)sign + 32768; \
-                wide p = multiply(magnitude, magnitude);                                             \
-                count(t, (int)(j % SUBTABLES), code & 0xffff);                                       \
-                if (mark)                                                                            \
-                    t->marks[(code & 0xffff) / GROUP] = 1;                                           \
-                min = key < min ? key : min;                                                         \
-                max = key > max ? key : max;                                                         \
+            uint64_t low = 0, abs[2] = {0, 0}, square[4] = {0, 0, 0, 0}, zeros = 0;                  \
+            int64_t high = 0;                                                                        \
+            TYPE min, max;                                                                           \
+            memcpy(&min, data, sizeof min);                                                          \
+            max = min;                                                                               \
+            for (size_t j = 0; j < m; j++) {                                                         \
+                TYPE v;                                                                              \
+                memcpy(&v, data + j * sizeof v, sizeof v);                                           \
+                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v, sign = SIGNED && v < 0 ? UINT64_MAX : 0;       \
+                uint64_t magnitude = (x ^ sign) - sign;                                              \
+                min = v < min ? v : min;                                                             \
+                max = v > max ? v : max;                                                             \
                 zeros += v == 0;                                                                     \
+                low += x & 0xffffffff;                                                               \
+                high += SIGNED ? (int64_t)x >> 32 : (int64_t)(x >> 32);                              \
                 abs[0] += magnitude & 0xffffffff;                                                    \
-                abs[1] += magnitude >> 32;                                                           \
-                sum[0] += magnitude & 0xffffffff & sign;                                             \
-                sum[1] += (magnitude >> 32) & sign;                                                  \
-                square[0] += p.low & 0xffffffff;                                                     \
-                square[1] += p.low >> 32;                                                            \
-                square[2] += p.high & 0xffffffff;                                                    \
-                square[3] += p.high >> 32;                                                           \
+                if (sizeof v == 8) {                                                                 \
+                    wide p = multiply(magnitude, magnitude);                                      \
+                    abs[1] += magnitude >> 32;                                                       \
+                    square[0] += p.low & 0xffffffff;                                                 \
+                    square[1] += p.low >> 32;                                                        \
+                    square[2] += p.high & 0xffffffff;                                                \
+                    square[3] += p.high >> 32;                                                       \
+                } else {                                                                             \
+                    uint64_t p = (uint64_t)(uint32_t)magnitude * (uint32_t)magnitude;                \
+                    square[0] += p & 0xffffffff;                                                     \
+                    square[1] += p >> 32;                                                            \
+                }                                                                                    \
             }                                                                                        \
-            for (int k = 0; k < 2; k++) {                                                            \
+            for (size_t j = 0; j < m; j++) { /* a loop of its own, which compilers put into vectors */ \
+                TYPE v;                                                                              \
+                memcpy(&v, data + j * sizeof v, sizeof v);                                           \
+                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v, sign = SIGNED && v < 0 ? UINT64_MAX : 0; \
+                uint64_t magnitude = (x ^ sign) - sign;                                              \
+                codes[j] = (uint16_t)code_of_integer(FLOAT(v, magnitude), magnitude, sign);          \
+            }                                                                                        \
+            data += m * sizeof(TYPE);                                                                \
+            if (all_equal((const uint8_t *)codes, 2 * m, 2))                                         \
+                t->high[codes[0]] += m;                                                              \
+            else                                                                                     \
+                count_codes(t, (const uint8_t *)codes, m, 2, 0);                              \
+            for (size_t j = 0; mark && j < m; j++)                                                   \
+                t->marks[codes[j] / GROUP] = 1;                                                      \
+            add_unsigned(t->sum, 0, low);                                                            \
+            add_signed(t->sum, 32, high);                                                            \
+            for (int k = 0; k < 2; k++)                                                              \
                 add_unsigned(t->abs, 32 * k, abs[k]);                                                \
-                add_unsigned(t->sum, 32 * k, abs[k]);                                                \
-                /* what was negative: once to take it out, once to take it away */                   \
-                subtract_unsigned(t->sum, 32 * k, 2 * sum[k]);                                       \
-            }                                                                                        \
             for (int k = 0; k < 4; k++)                                                              \
                 add_unsigned(t->square, 32 * k, square[k]);                                          \
             t->zeros += zeros;                                                                       \
-            see_finite(t, min, max);                                                                 \
+            see_finite(t, (SIGNED ? (uint64_t)(int64_t)min : (uint64_t)min) ^ flip,                  \
+                       (SIGNED ? (uint64_t)(int64_t)max : (uint64_t)max) ^ flip);                    \
             if (i / BLOCK % 1024 == 1023)                                                            \
                 carry_all(t);                                                                        \
         }                                                                                            \
     }
 
-#define SIGN_OF(v) ((uint64_t)((int64_t)(v) >> 63))
-DEFINE_INTEGERS(update_i32, (uint64_t)(int64_t)(int32_t)load32, 4, SIGN_OF(v), v ^ 0x8000000000000000)
-DEFINE_INTEGERS(update_u32, (uint64_t)load32, 4, 0, v)
-DEFINE_INTEGERS(update_i64, load64, 8, SIGN_OF(v), v ^ 0x8000000000000000)
-DEFINE_INTEGERS(update_u64, load64, 8, 0, v)
+#define FLOAT_I32(v, magnitude) ((double)(v))
+/* Signed integers are what vector units convert. */
+#define FLOAT_U32(v, magnitude) ((double)(int32_t)((v) ^ 0x80000000) + 2147483648.0)
+/* Without the bits that would be rounded, and the sign. */
+#define FLOAT_64(v, magnitude)                                                                       \
+    ((magnitude) >> 53 ? (double)(int64_t)((magnitude) >> 11) * 2048 : (double)(int64_t)(magnitude))
+
+DEFINE_INTEGERS(update_i32, int32_t, 1, FLOAT_I32)
+DEFINE_INTEGERS(update_u32, uint32_t, 0, FLOAT_U32)
+DEFINE_INTEGERS(update_i64, int64_t, 1, FLOAT_64)
+DEFINE_INTEGERS(update_u64, uint64_t, 0, FLOAT_64)
 
 /* --- the vector unit, chosen when the module is loaded ---------------------------------------- */
 
-static void update_f32_0(tally *t, const uint8_t *data, size_t n, int mark)
-{
-    update_f32(t, data, n, mark, 0);
-}
+typedef void update_function(tally *, const uint8_t *, size_t, int);
 
+#define DEFINE_LEVEL(TARGET, NUMBER, SUMS_F32)                                                       \
+    TARGET static void update_f32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
+    {                                                                                                \
+        update_f32(t, data, n, mark, SUMS_F32);                                                      \
+    }                                                                                                \
+    TARGET static void update_i32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
+    {                                                                                                \
+        update_i32(t, data, n, mark);                                                                \
+    }                                                                                                \
+    TARGET static void update_u32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
+    {                                                                                                \
+        update_u32(t, data, n, mark);                                                                \
+    }                                                                                                \
+    TARGET static void update_i64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
+    {                                                                                                \
+        update_i64(t, data, n, mark);                                                                \
+    }                                                                                                \
+    TARGET static void update_u64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
+    {                                                                                                \
+        update_u64(t, data, n, mark);                                                                \
+    }                                                                                                \
+    static update_function *const updates_##NUMBER[KINDS] = {                                        \
+        update_p8, update_p16, update_f32_##NUMBER, update_f64, update_i32_##NUMBER, update_u32_##NUMBER, \
+        update_i64_##NUMBER, update_u64_##NUMBER,                                                    \
+    };
+
+DEFINE_LEVEL(, 0, sums_f32_16)
 #if X86
-__attribute__((target("avx2"))) static void update_f32_1(tally *t, const uint8_t *data, size_t n, int mark)
-{
-    update_f32(t, data, n, mark, 1);
-}
-
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) static void
-update_f32_2(tally *t, const uint8_t *data, size_t n, int mark)
-{
-    update_f32(t, data, n, mark, 2);
-}
+DEFINE_LEVEL(AVX2, 1, sums_f32_32)
+DEFINE_LEVEL(AVX512, 2, sums_f32_64)
+static update_function *const *const updates[] = {updates_0, updates_1, updates_2};
+#else
+static update_function *const *const updates[] = {updates_0};
 #endif
 
 static const char *const level_names[] = {"baseline", "AVX2", "AVX-512"};
@@ -699,7 +843,7 @@ static int find_level(void)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512vl"))
         return 2;
-    if (__builtin_cpu_supports("avx2"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return 1;
 #endif
     return 0;
@@ -707,24 +851,7 @@ static int find_level(void)
 
 static void update_tally(tally *t, int kind, const uint8_t *data, size_t n, int mark)
 {
-    switch (kind) {
-    case P8: update_p8(t, data, n, mark); break;
-    case P16: update_p16(t, data, n, mark); break;
-    case F64: update_f64(t, data, n, mark); break;
-    case I32: update_i32(t, data, n, mark); break;
-    case U32: update_u32(t, data, n, mark); break;
-    case I64: update_i64(t, data, n, mark); break;
-    case U64: update_u64(t, data, n, mark); break;
-    default:
-#if X86
-        if (level == 2)
-            update_f32_2(t, data, n, mark);
-        else if (level == 1)
-            update_f32_1(t, data, n, mark);
-        else
-#endif
-            update_f32_0(t, data, n, mark);
-    }
+    updates[level][kind](t, data, n, mark);
     carry_all(t);
     t->everywhere |= !mark;
 }
