@@ -22,7 +22,7 @@ from torchparams.sources.base import Source
 from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     Array = np.ndarray[Any, Any]
 
@@ -637,6 +637,42 @@ def test_a_loop_lists_once_and_reads_each_once() -> None:
         assert live.listed <= 4
 
 
+class Listing(Once):
+    """A live source that is listed by `items` too."""
+
+    live = True
+
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
+        given = {name: self.value(name) for name in (self.keys() if names is None else names)}
+        return iter(given.items())
+
+
+def test_a_live_source_is_listed_once_for_a_list() -> None:
+    # list() asks for the length too
+    source = Listing(arrays())
+    params = tp.of(source)
+    uses: list[Callable[[tp.Parameters], Any]] = [list, list_items, list_values, lambda p: list(p.keys()), sorted]
+    for look in uses:
+        source.listed = 0
+        assert len(look(params)) == 5
+        assert source.listed == 1
+
+
+def test_the_length_is_that_of_now() -> None:
+    model = net()
+    params = tp.of(model)
+    names, pairs = iter(params), iter(params.items())
+    assert len(params) == 6
+    assert next(names) == "0.weight"
+    model.append(nn.Linear(2, 2))
+    assert len(params) == len(params.items()) == 8
+    assert len(list(pairs)) == 6  # the listing that it began with
+    assert len(params) == 8
+    iter(params)  # dropped at once
+    model.append(nn.Linear(2, 2))
+    assert len(params) == 10
+
+
 # --- copies -----------------------------------------------------------------------------------
 
 
@@ -644,6 +680,8 @@ def test_copies() -> None:
     model = net()
     params = tp.of(model).select("0.*")
     assert copy.copy(params) == params
+    waiting = iter(params)
+    assert copy.copy(params).names == params.names == list(waiting)
     deep = copy.deepcopy(params)
     assert deep.names == params.names
     assert deep["0.weight"] is not params["0.weight"]

@@ -48,7 +48,6 @@ class ModuleParameters(Parameters):
 
         def __getitem__(self, name: str) -> nn.Parameter: ...
 
-    # A copy or an unpickled table is one of the copied module.
     def __reduce__(self) -> tuple[Any, ...]:
         return ModuleParameters, (self._source.module,)  # type: ignore[attr-defined]  # set above
 

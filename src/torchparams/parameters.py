@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+import weakref
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
@@ -55,12 +57,13 @@ class Parameters(Mapping[str, Any]):
     (2, 8, 32)
     """
 
-    __slots__ = ("_cache", "_selector", "_source")
+    __slots__ = ("_ahead", "_cache", "_selector", "_source")
 
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
         self._selector = selector
         self._cache: Mapping[str, ParameterInfo] | None = None
+        self._ahead: tuple[weakref.ref[Iterator[Any]], int] | None = None
 
     # --- the table -------------------------------------------------------------------------
 
@@ -134,10 +137,24 @@ class Parameters(Mapping[str, Any]):
         return self._source.value(self._taken(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys())
+        keys = self._keys()
+        return self._begin(iter(keys), len(keys)) if self._source.live else iter(keys)
 
     def __len__(self) -> int:
+        if self._ahead is not None and self._ahead[0]() is not None:
+            return self._ahead[1]
         return len(self._keys())
+
+    def _begin(self, listed: Iterator[Any], count: int) -> Iterator[Any]:
+        # list(params) asks for an iterator, then for the length, and takes the first item only then. To read a live
+        # model once for all of that, the length is that of the listing which is about to be iterated.
+        def walk() -> Iterator[Any]:
+            self._ahead = None
+            yield from listed
+
+        walking = walk()
+        self._ahead = (weakref.ref(walking), count)
+        return walking
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
@@ -148,6 +165,10 @@ class Parameters(Mapping[str, Any]):
         return canonical is not None and self._selects(canonical)
 
     # Those of Mapping look every name up again, and each look at a selection of a live model reads the model.
+    def keys(self) -> KeysView[str]:
+        """The canonical names, in order."""
+        return _Keys(self)
+
     def items(self) -> ItemsView[str, Any]:
         """Names and tensors, in order; a file's tensors are read one by one."""
         return _Items(self)
@@ -157,7 +178,10 @@ class Parameters(Mapping[str, Any]):
         return _Values(self)
 
     def _pairs(self) -> Iterator[tuple[str, Any]]:
-        return self._source.items(None if self._selector is None else self.infos)
+        chosen = None if self._selector is None else self.infos
+        pairs = self._source.items(chosen)
+        count = length_hint(pairs, -1) if chosen is None else len(chosen)
+        return self._begin(pairs, count) if self._source.live and count >= 0 else pairs
 
     def __setitem__(self, name: str, value: object) -> NoReturn:
         raise self._read_only(name, "set")
@@ -296,6 +320,10 @@ class Parameters(Mapping[str, Any]):
     def __hash__(self) -> int:
         return hash((self._source, self._selector))
 
+    # A copy or an unpickled table is one of a copy of the source.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parameters, (self._source, self._selector)
+
     # --- print -----------------------------------------------------------------------------
 
     def report(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Report:
@@ -326,6 +354,14 @@ class Parameters(Mapping[str, Any]):
             return to_html(self.report())
         except Exception:  # as above
             return to_html(Report((Text(repr(self)),)))
+
+
+class _Keys(KeysView[str]):
+    __slots__ = ()
+    _mapping: Parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapping)
 
 
 class _Items(ItemsView[str, Any]):
