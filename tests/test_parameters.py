@@ -658,6 +658,60 @@ def test_a_live_source_is_listed_once_for_a_list() -> None:
         assert source.listed == 1
 
 
+def test_a_loop_over_a_selection_lists_the_source_once() -> None:
+    source = Once({f"layer.{i}": np.zeros(1) for i in range(200)})
+    source.live = True
+    chosen = tp.of(source).select("layer.1*")
+    uses: list[Callable[[str], object]] = [chosen.__getitem__, chosen.numpy, chosen.__contains__]
+    for look in uses:
+        source.listed = 0
+        for name in chosen:
+            look(name)
+        assert source.listed <= 2
+        assert chosen._loops == {}
+    for name in [*chosen][:3]:
+        for other in chosen:
+            for again in chosen:
+                assert again == chosen.names[0]
+                break
+            source.listed = 0
+            assert chosen[other] is not None
+            assert name in chosen
+            assert source.listed == 0
+            break
+
+
+def test_a_loop_over_a_selection_is_one_use() -> None:
+    model = net()
+    trainable = tp.of(model).select(":trainable")
+    for name in trainable:
+        trainable[name].requires_grad_(False)
+        assert trainable[name] is not None
+        assert name in trainable
+        assert trainable.info(name).requires_grad is False
+    assert trainable.names == []
+    assert "0.weight" not in trainable
+    model.requires_grad_()
+    for name in trainable:
+        if name == "1.weight":
+            break
+    del model[2]
+    assert "2.weight" not in trainable
+    for name in trainable:
+        del model[1]
+        assert name in trainable
+        with pytest.raises(UnknownName):
+            trainable["1.weight"]  # values are never of the past
+        break
+    first, second = iter(trainable), iter(trainable)
+    next(first), next(second)
+    first.close()  # type: ignore[attr-defined]  # it is a generator
+    model[0].requires_grad_(False)
+    assert "0.weight" in trainable
+    del second
+    assert "0.weight" not in trainable
+
+
 def test_the_length_is_that_of_now() -> None:
     model = net()
     params = tp.of(model)

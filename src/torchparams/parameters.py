@@ -42,8 +42,8 @@ ALIASES_SHOWN = 3
 class Parameters(Mapping[str, Any]):
     """Named parameters of one source: an ordered mapping, name → tensor.
 
-    A table of a live model reads the model anew at every use, and so does a selection of one: it is
-    never stale. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what
+    A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. A loop
+    over a table is one use. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what
     `named_parameters()` gives: references to the tensors, never copies.
 
     Made by `torchparams.of`; `select`, `|`, `&`, `-` and `~` make smaller ones of the same source.
@@ -57,13 +57,14 @@ class Parameters(Mapping[str, Any]):
     (2, 8, 32)
     """
 
-    __slots__ = ("_ahead", "_cache", "_selector", "_source")
+    __slots__ = ("_ahead", "_cache", "_loops", "_selector", "_source")
 
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
         self._selector = selector
         self._cache: Mapping[str, ParameterInfo] | None = None
         self._ahead: tuple[weakref.ref[Iterator[Any]], int] | None = None
+        self._loops: dict[weakref.ref[Iterator[Any]], Mapping[str, Any]] = {}
 
     # --- the table -------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class Parameters(Mapping[str, Any]):
         return chosen
 
     def info(self, name: str) -> ParameterInfo:
-        """The record of the parameter `name`, under any of its spellings.
+        """The record of the parameter `name`, under any of its spellings; of many, `infos` makes all at once.
 
         Raises:
             UnknownName: No parameter of this table is named so.
@@ -138,28 +139,36 @@ class Parameters(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         keys = self._keys()
-        return self._begin(iter(keys), len(keys)) if self._source.live else iter(keys)
+        return self._begin(iter(keys), len(keys), keys) if self._source.live else iter(keys)
 
     def __len__(self) -> int:
         if self._ahead is not None and self._ahead[0]() is not None:
             return self._ahead[1]
         return len(self._keys())
 
-    def _begin(self, listed: Iterator[Any], count: int) -> Iterator[Any]:
-        # list(params) asks for an iterator, then for the length, and takes the first item only then. To read a live
-        # model once for all of that, the length is that of the listing which is about to be iterated.
+    def _begin(self, listed: Iterator[Any], count: int, names: Mapping[str, Any] | None) -> Iterator[Any]:
+        # A loop is one use, for which a live model is read once. Before its first item, the length is that of what was
+        # listed for it: list(params) asks for an iterator, then for the length, and only then for items. And until
+        # its last item a selection holds what it held at the first, so that `for name in chosen: chosen[name]` is no
+        # reading of the whole model for each name.
         def walk() -> Iterator[Any]:
             self._ahead = None
-            yield from listed
+            if names is not None and self._selector is not None:
+                self._loops[here] = names
+            try:
+                yield from listed
+            finally:
+                self._loops.pop(here, None)
 
         walking = walk()
-        self._ahead = (weakref.ref(walking), count)
+        here = weakref.ref(walking)
+        self._ahead = (here, count)
         return walking
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
-        if self._selector is None and self._source.takes(name):
+        if self._source.takes(name) if self._selector is None else self._in_loop(name):
             return True
         canonical = self._source.find(name)
         return canonical is not None and self._selects(canonical)
@@ -181,7 +190,7 @@ class Parameters(Mapping[str, Any]):
         chosen = None if self._selector is None else self.infos
         pairs = self._source.items(chosen)
         count = length_hint(pairs, -1) if chosen is None else len(chosen)
-        return self._begin(pairs, count) if self._source.live and count >= 0 else pairs
+        return self._begin(pairs, count, chosen) if self._source.live and count >= 0 else pairs
 
     def __setitem__(self, name: str, value: object) -> NoReturn:
         raise self._read_only(name, "set")
@@ -233,7 +242,7 @@ class Parameters(Mapping[str, Any]):
 
     def _taken(self, name: str) -> str:
         """A spelling of `name` under which the source gives the values; cheaper to have than the canonical one."""
-        if self._selector is None and isinstance(name, str) and self._source.takes(name):
+        if isinstance(name, str) and (self._source.takes(name) if self._selector is None else self._in_loop(name)):
             return name
         return self._name(name)
 
@@ -248,11 +257,14 @@ class Parameters(Mapping[str, Any]):
         return canonical
 
     def _selects(self, canonical: str) -> bool:
-        if self._selector is None:
+        if self._selector is None or self._in_loop(canonical):
             return True
         if self._source.live:  # a record of all for each question would make a loop over a selection quadratic
             return bool(self._selector.names([self._source.info(canonical)], where=self._source.label))
         return canonical in self.infos
+
+    def _in_loop(self, name: str) -> bool:
+        return any(name in names for names in tuple(self._loops.values()))
 
     # --- selections ------------------------------------------------------------------------
 
