@@ -646,7 +646,7 @@ def test_nested_tensors() -> None:
     model.register_buffer("rows", torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]))
     info = tp.of(model, buffers=True).info("rows")
     assert info.shape is None
-    with pytest.raises(NotReadable, match="^Module: rows: "):
+    with pytest.raises(NotReadable, match=r"^Module: rows: "):
         tp.of(model, buffers=True).numpy("rows")
 
 
