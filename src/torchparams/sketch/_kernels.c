@@ -25,9 +25,11 @@
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PREFETCH(p) __builtin_prefetch(p)
 #else
 #define INLINE static __forceinline
 #define UNLIKELY(x) (x)
+#define PREFETCH(p) ((void)0)
 #endif
 
 #include <float.h>
@@ -54,6 +56,7 @@ enum {
     STRIDE = CODES + 192, /* subtables that do not start at the same place in a page */
     SUM_LIMBS = 72,      /* 32 bits each: float64 needs 2098 bits and room to grow */
     SQUARE_LIMBS = 140,
+    AHEAD = 4096,        /* bytes that are asked for early: between so many stores the processor does not do it itself */
     GROUP = 16,          /* neighbouring codes that share one mark */
 };
 
@@ -137,16 +140,16 @@ INLINE int all_equal(const uint8_t *data, size_t nbytes, size_t size)
     return nbytes > 64 * size && memcmp(data, data + size, nbytes - size) == 0;
 }
 
-/* Whether 64 samples of `n` codes, one every `step` bytes from `data`, lie in many different places. */
+/* Whether of `n` codes, one every `size` bytes, 64 samples lie in many different places. They are taken where the data
+ * is in the cache already: from the first AHEAD bytes. */
 static int spread_out(const uint8_t *data, size_t n, size_t size)
 {
     uint8_t seen[1024] = {0};
     int places = 0;
-    size_t step = n / 64 * size;
-    if (n < 1024)
+    if (n * size < AHEAD)
         return 0;
-    for (int i = 0; i < 64; i++) {
-        uint8_t *place = &seen[load16(data + i * step) >> 6];
+    for (size_t i = 0; i < AHEAD; i += AHEAD / 64) {
+        uint8_t *place = &seen[load16(data + i) >> 6];
         places += !*place;
         *place = 1;
     }
@@ -158,6 +161,7 @@ INLINE void count_into(tally *t, const uint8_t *data, size_t n, size_t size, int
 {
     const uint8_t *end = data + n * size, *last = end - n % 8 * size;
     for (; data != last; data += 8 * size) {
+        PREFETCH(data + AHEAD);
         /* All are loaded first: a compiler has to assume that a count changes the data. */
         unsigned first = load16(data), second = load16(data + size);
         unsigned third = load16(data + 2 * size), fourth = load16(data + 3 * size);
@@ -351,6 +355,8 @@ typedef struct {
             NAME##_d sum[2] = {{0}}, abs[2] = {{0}}, upper[2] = {{0}}, rest[2] = {{0}};              \
             const uint8_t *end = data + 4 * (n - i < most ? n - i : most);                           \
             for (; data < end; data += 8 * WIDTH) {                                                  \
+                if (counting)                                                                        \
+                    PREFETCH(data + AHEAD);                                                          \
                 for (int j = 0; j < 2; j++) {                                                        \
                     NAME##_d x = (NAME##_d)WIDEN(NAME, data + 4 * WIDTH * j);                        \
                     NAME##_d square = x * x, split = (square + c) - c;                               \

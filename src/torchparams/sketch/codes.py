@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torchparams.dtypes import DType
 from torchparams.errors import NotReadable
 from torchparams.sketch.kernels import SIGN_CODE, UNIT, Array, group_counts
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _KIND_OF_WIDE = {
     "float32": "f32",
@@ -120,9 +116,9 @@ class Coding:
             _by_exponent(values * c, e, groups) for values in (m, abs(m), square & 0xFFFF, square >> 16)
         )
         return (
-            sum(s << i for i, s in enumerate(signed)),
-            sum(s << i for i, s in enumerate(absolute)),
-            sum(((h << 16) + s) << (2 * i) for i, (s, h) in enumerate(zip(low, high, strict=True))),
+            sum(s << i for i, s in signed),
+            sum(s << i for i, s in absolute),
+            sum(s << (2 * i) for i, s in low) + sum(s << (2 * i + 16) for i, s in high),
         )
 
     @property
@@ -188,11 +184,12 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
     return mantissa, np.where(nonzero, exponent - unit, 0).astype(np.int64), unit - _MANTISSA
 
 
-def _by_exponent(values: Array, exponents: Array, groups: int) -> Sequence[int]:
-    """Sums of the values of each exponent, as Python integers."""
+def _by_exponent(values: Array, exponents: Array, groups: int) -> list[tuple[int, int]]:
+    """Exponents, and the sums of the values of each, as Python integers; without those whose sum is 0."""
     sums = np.zeros(groups, values.dtype)
     np.add.at(sums, exponents, values)
-    return [int(s) for s in sums]
+    found = np.flatnonzero(sums)
+    return list(zip(found.tolist(), sums[found].tolist(), strict=True))
 
 
 def _clean(values: Array, codes: Array, infinity: int, mask: int) -> Array:
