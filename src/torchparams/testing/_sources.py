@@ -1,9 +1,4 @@
-"""Conformance suites for those who add a source or an engine, and the references they are held against.
-
-This is the one module that imports pytest. A source's tests subclass `SourceTests`, say in data what the
-source can hold, and write one method that makes a source from arrays; everything that
-`torchparams.sources.base.Source` promises is then tested.
-"""
+"""The contract of a source, as tests."""
 
 from __future__ import annotations
 
@@ -11,104 +6,31 @@ import dataclasses
 import json
 import math
 import os
-import struct
-import sys
 import threading
-import tracemalloc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import torchparams as tp
-from torchparams.dtypes import ALL, DType
+from torchparams.dtypes import DType
 from torchparams.errors import NotReadable, TorchParamsError, UnknownName
 from torchparams.info import ParameterInfo
-from torchparams.sources.base import NO_METADATA, Source
+from torchparams.testing._inputs import big_between, few, folder, limited
+from torchparams.testing._reference import (
+    NUMPY_DTYPES,
+    TORCH_DTYPES,
+    Array,
+    assert_identical,
+    element_bytes,
+    sample,
+    tensor_bytes,
+)
 
 if TYPE_CHECKING:
-    import torch
-
-Array = np.ndarray[Any, Any]
-
-NUMPY_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name)
-"""Every element type that numpy or ml_dtypes has."""
-
-TORCH_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name and dtype.torch_name)
-"""Every element type that both numpy (or ml_dtypes) and torch have."""
-
-SAFETENSORS_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.code)
-"""Every element type of the safetensors format."""
-
-_BIG = 1 << 20  # bytes of a tensor that may not be read by accident
-_SLACK = 1 << 18  # bytes that listing, reading something small, or printing may read or allocate
-
-
-class MemorySource(Source):
-    """Arrays in memory: the simplest source there is, and the reference for the others.
-
-    Args:
-        tensors: Name → array. An array that stands under several names is one entry with aliases.
-        metadata: What `metadata` gives.
-        label: What tables and messages call it.
-
-    >>> import numpy as np
-    >>> import torchparams as tp
-    >>> from torchparams.testing import MemorySource
-    >>> tp.of(MemorySource({"w": np.ones((2, 3), np.float32)})).numel
-    6
-    """
-
-    format = "memory"
-
-    def __init__(
-        self, tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, label: str = "memory"
-    ) -> None:
-        self.label = label
-        self._metadata = NO_METADATA if metadata is None else MappingProxyType(dict(metadata))
-        self._arrays: dict[str, Array] = {}
-        names: dict[int, list[str]] = {}
-        for name, array in tensors.items():
-            names.setdefault(id(array), []).append(name)
-        infos: dict[str, ParameterInfo] = {}
-        for first, *others in names.values():
-            array = tensors[first]
-            dtype = DType.of(array.dtype)
-            self._arrays[first] = array.view()
-            self._arrays[first].flags.writeable = False
-            infos[first] = ParameterInfo(
-                name=first,
-                shape=array.shape,
-                dtype=dtype,
-                numel=array.size,
-                nbytes=dtype.nbytes(array.size),
-                device="cpu",
-                kind="tensor",
-                raw_name=first,
-                aliases=tuple(others),
-            )
-        self._infos = MappingProxyType(infos)
-
-    def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records, in the order of the mapping."""
-        return self._infos
-
-    def numpy(self, name: str) -> Array:
-        """The array itself, as a read-only view."""
-        return self._arrays[name]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor with a copy of the values."""
-        return to_torch(self._arrays[name])
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What the source was made with."""
-        return self._metadata
+    from torchparams.sources.base import Source
 
 
 class SourceTests:
@@ -172,7 +94,7 @@ class SourceTests:
 
     def test_names_and_order(self, tmp_path: Path) -> None:
         """The names are those of the mapping, in its order."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         assert set(source.infos()) == set(tensors)
         assert list(source.keys()) == list(source.infos())
@@ -181,7 +103,7 @@ class SourceTests:
 
     def test_records_agree_with_the_arrays(self, tmp_path: Path) -> None:
         """Every record says of its tensor what the array says of itself."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         for name, info in source.infos().items():
             array = tensors[name]
@@ -201,7 +123,7 @@ class SourceTests:
 
     def test_records_are_frozen(self, tmp_path: Path) -> None:
         """No attribute of a record can be set."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
         for info in source.infos().values():
             with pytest.raises(dataclasses.FrozenInstanceError):
                 info.name = "other"  # type: ignore[misc]  # this is what is tested
@@ -222,14 +144,14 @@ class SourceTests:
 
     def test_listing_again(self, tmp_path: Path) -> None:
         """Listing twice gives the same, and one mapping where the source is not live."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
         assert dict(source.infos()) == dict(source.infos())
         if not source.live:
             assert source.infos() is source.infos()
 
     def test_looking_up_one_name(self, tmp_path: Path) -> None:
         """`info`, `items`, `takes` and `find` say of one name what the listing says of all."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
         infos = source.infos()
         for name in infos:
             assert source.info(name) == infos[name]
@@ -258,9 +180,9 @@ class SourceTests:
         """Metadata come back as they were stored."""
         if self.metadata:
             stored = {"format": "pt", "note": "ü\n", "": ""}
-            assert dict(self.make(tmp_path, _few(), stored).metadata) == stored
+            assert dict(self.make(tmp_path, few(), stored).metadata) == stored
         else:
-            assert isinstance(self.make(tmp_path, _few()).metadata, Mapping)
+            assert isinstance(self.make(tmp_path, few()).metadata, Mapping)
 
     # --- values ----------------------------------------------------------------------------
 
@@ -296,19 +218,19 @@ class SourceTests:
             assert isinstance(tensor, torch.Tensor)
             assert str(tensor.dtype) == f"torch.{torch_dtype}"
             assert tuple(tensor.shape) == array.shape
-            assert _torch_bytes(tensor) == array.tobytes()
+            assert tensor_bytes(tensor) == array.tobytes()
 
     def test_dtypes_that_torch_lacks(self, tmp_path: Path) -> None:
         """`tensor` refuses what torch has no type for, by name."""
         for dtype in (DType.of(dtype) for dtype in self.dtypes):
             if dtype.torch_name is None:
-                source = self.make(_folder(tmp_path, dtype), {"a": sample(dtype, (8,))})
+                source = self.make(folder(tmp_path, dtype), {"a": sample(dtype, (8,))})
                 with pytest.raises(NotReadable, match=dtype):
                     source.tensor("a")
 
     def test_walking(self, tmp_path: Path) -> None:
         """`walk` has the order of the listing and the meaning of `named_parameters`."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         walked = [(name, canonical) for name, canonical, _ in source.walk()]
         assert walked == [(name, name) for name in source.infos()]
@@ -383,14 +305,14 @@ class SourceTests:
             tp.of(source)._repr_html_()
             assert tp.of(source).numel > 0
 
-        look(self.make(_folder(tmp_path, "imports"), _few()))  # what is imported on the way is not counted
-        source = self.make(_folder(tmp_path, "counted"), _big_between())
-        with _limited(_SLACK):
+        look(self.make(folder(tmp_path, "imports"), few()))  # what is imported on the way is not counted
+        source = self.make(folder(tmp_path, "counted"), big_between())
+        with limited():
             look(source)
 
     def test_printing_never_asks_for_values(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Printing works where reading a value raises."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
 
         def never(*args: object) -> Any:
             raise AssertionError("a value was asked for")
@@ -402,15 +324,15 @@ class SourceTests:
 
     def test_reading_one_tensor_reads_no_other(self, tmp_path: Path) -> None:
         """Reading a small tensor between big ones reads and allocates little."""
-        tensors = _big_between()
-        for _, _, value in self.make(_folder(tmp_path, "imports"), _few()).walk():
+        tensors = big_between()
+        for _, _, value in self.make(folder(tmp_path, "imports"), few()).walk():
             del value  # what is imported on the way is not counted
-        source = self.make(_folder(tmp_path, "counted"), tensors)
+        source = self.make(folder(tmp_path, "counted"), tensors)
         source.infos()
-        with _limited(_SLACK):
+        with limited():
             values = source.numpy("small")
         assert_identical(values, tensors["small"])
-        with _limited(_SLACK):
+        with limited():
             tensor = source.value("small")
         assert tuple(tensor.shape) == tensors["small"].shape
 
@@ -455,7 +377,7 @@ class SourceTests:
 
     def test_locations(self, tmp_path: Path) -> None:
         """Every location lies within its file."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
         for info in source.infos().values():
             if info.location is not None:
                 assert info.location.file in source.files
@@ -463,7 +385,7 @@ class SourceTests:
 
     def test_fingerprint(self, tmp_path: Path) -> None:
         """Writing to a file changes the fingerprint, and nothing else does."""
-        source = self.make(tmp_path, _few())
+        source = self.make(tmp_path, few())
         before = source.fingerprint()
         assert before == source.fingerprint()
         assert [path for path, _, _ in before] == list(source.files)
@@ -479,7 +401,7 @@ class SourceTests:
 
     def test_writing_to_values_changes_no_file(self, tmp_path: Path) -> None:
         """Values may be written to or refuse it: the file and the next reading stay as they were."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         if not source.files:
             return
@@ -494,11 +416,11 @@ class SourceTests:
         assert [Path(path).read_bytes() for path in source.files] == contents
         for name, array in tensors.items():
             assert_identical(source.numpy(name), array, "reading again gives what the file holds")
-            assert _torch_bytes(source.tensor(name)) == array.tobytes()
+            assert tensor_bytes(source.tensor(name)) == array.tobytes()
 
     def test_closing(self, tmp_path: Path) -> None:
         """Arrays outlive `close`; the source may be closed twice, and then reads again or says why not."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         values = {name: source.numpy(name) for name in source.infos()}
         source.close()
@@ -544,7 +466,7 @@ class SourceTests:
 
     def test_the_table(self, tmp_path: Path) -> None:
         """`torchparams.of` gives a mapping that agrees with the source in everything."""
-        tensors = _few()
+        tensors = few()
         source = self.make(tmp_path, tensors)
         params = tp.of(source)
         assert tp.of(params) is params
@@ -570,7 +492,7 @@ class SourceTests:
 
     def test_selecting(self, tmp_path: Path) -> None:
         """Selections of the table are tables, and combine as sets do."""
-        tensors = _few()
+        tensors = few()
         params = tp.of(self.make(tmp_path, tensors))
         matrices = params.filter(lambda info: info.ndim == 2)
         assert matrices.names == [name for name in params if tensors[name].ndim == 2]
@@ -589,168 +511,3 @@ class SourceTests:
         assert {name: weights.numpy(name).tobytes() for name in weights} == {
             name: array.tobytes() for name, array in tensors.items() if name.endswith(".weight")
         }
-
-
-# --- what the suites are made of ---------------------------------------------------------------
-
-
-def sample(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
-    """An array with every kind of bit pattern that `dtype` has: NaN, infinities, zeros of both signs, subnormals.
-
-    Args:
-        dtype: An element type that numpy or ml_dtypes has, in any spelling.
-        shape: The array's shape.
-        seed: Arrays of different seeds differ.
-
-    >>> from torchparams.testing import sample
-    >>> sample("bfloat16", (2, 3)).dtype.name
-    'bfloat16'
-    """
-    kind = DType.of(dtype)
-    count = math.prod(shape)
-    draw = np.random.default_rng((seed, count))
-    if kind == "bool":
-        return draw.integers(0, 2, count, np.uint8).view(np.bool_).reshape(shape)
-    if kind.bits < 8:
-        return draw.integers(0, 1 << kind.bits, count, np.uint8).view(kind.numpy).reshape(shape)
-    return draw.integers(0, 256, count * kind.itemsize, np.uint8).view(kind.numpy).reshape(shape)
-
-
-def element_bytes(array: Array) -> bytes:
-    r"""The elements in C order, little-endian, packed without gaps: what a safetensors file holds of them.
-
-    Elements of less than a byte follow each other from the lowest bit of the first byte on, so that the first of
-    two 4-bit elements is in the low half of their byte.
-
-    >>> import numpy as np
-    >>> from torchparams.testing import element_bytes
-    >>> element_bytes(np.array([1, 2], ">i2"))
-    b'\x01\x00\x02\x00'
-    """
-    bits = DType.of(array.dtype).bits
-    if bits >= 8:
-        order = array.dtype.byteorder
-        return (array.byteswap() if order == ">" or (order == "=" and sys.byteorder == "big") else array).tobytes()
-    codes = np.frombuffer(array.tobytes(), np.uint8)
-    per_element = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :bits]
-    return np.packbits(per_element, bitorder="little").tobytes()
-
-
-def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    r"""A safetensors file of `tensors`, in their order, written in the plainest way.
-
-    Raises:
-        KeyError: The format has no such element type.
-
-    >>> import numpy as np
-    >>> from torchparams.testing import safetensors_bytes
-    >>> safetensors_bytes({"w": np.array([7], np.uint8)})[8:]
-    b'{"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}    \x07'
-    """
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    parts: list[bytes] = []
-    start = 0
-    for name, array in tensors.items():
-        data = element_bytes(array)
-        parts.append(data)
-        header[name] = {
-            "dtype": DType.of(array.dtype).code,
-            "shape": list(array.shape),
-            "data_offsets": [start, start + len(data)],
-        }
-        start += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(parts)
-
-
-def to_torch(array: Array) -> torch.Tensor:
-    """A torch tensor with the array's values and strides, of a copy of the memory they lie in.
-
-    Raises:
-        NotReadable: torch has no such element type.
-
-    >>> import numpy as np
-    >>> from torchparams.testing import to_torch
-    >>> to_torch(np.zeros((2, 3), np.float32).T).stride()
-    (1, 3)
-    """
-    import torch
-
-    dtype = DType.of(array.dtype)
-    wanted = dtype.torch
-    strides = [step // max(array.itemsize, 1) for step in array.strides]
-    if array.size == 0:
-        return torch.empty(array.shape, dtype=wanted)
-    extent = 1 + sum((size - 1) * step for size, step in zip(array.shape, strides, strict=True))
-    # as_strided does not understand every type of ml_dtypes; it does understand bytes.
-    raw = array.view(f"V{array.itemsize}")
-    flat = np.lib.stride_tricks.as_strided(raw, (extent,), (array.itemsize,))
-    memory = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8).view(wanted)
-    return memory.as_strided(array.shape, strides)
-
-
-def assert_identical(array: Array, expected: Array, what: str = "") -> None:
-    """Fail unless both have one dtype, one shape and the same bits."""
-    assert isinstance(array, np.ndarray), what
-    assert array.dtype == expected.dtype, what
-    assert array.shape == expected.shape, what
-    assert array.tobytes() == expected.tobytes(), what
-
-
-def _few() -> dict[str, Array]:
-    return {
-        "fc.weight": sample("float32", (4, 3), 1),
-        "fc.bias": sample("float32", (4,), 2),
-        "encoder.0.weight": sample("float16", (2, 5), 3),
-        "scale": sample("float64", (), 4),
-        "steps": sample("int64", (1,), 5),
-        "mask": sample("bool", (3, 3), 6),
-        "none": sample("float32", (0, 3), 7),
-    }
-
-
-def _big_between() -> dict[str, Array]:
-    return {
-        "big1": sample("float32", (_BIG // 4,), 1),
-        "small": sample("float32", (3, 5), 2),
-        "big2": sample("float32", (_BIG // 4,), 3),
-    }
-
-
-def _folder(parent: Path, name: str) -> Path:
-    (parent / name).mkdir()
-    return parent / name
-
-
-def _torch_bytes(tensor: torch.Tensor) -> bytes:
-    import torch
-
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-
-
-@contextmanager
-def _limited(nbytes: int) -> Iterator[None]:
-    """Fail when the block reads or allocates more than `nbytes`.
-
-    Reads are those that the process made through system calls, as Linux counts them; a page of a mapped file that
-    is touched is in neither count, and touching is the caller's own doing.
-    """
-    before = _bytes_read()
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak <= nbytes, f"{peak} bytes were allocated"
-    assert _bytes_read() - before <= nbytes, "more was read than was asked for"
-
-
-def _bytes_read() -> int:
-    try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            return int(file.readline().split()[1])
-    except OSError:  # not Linux: what is allocated is still limited
-        return 0
