@@ -75,7 +75,8 @@ class DType(str):
         if not hasattr(np, self.numpy_name):
             import ml_dtypes
 
-            return np.dtype(getattr(ml_dtypes, self.numpy_name))
+            made: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.numpy_name))
+            return made
         return np.dtype(self.numpy_name)
 
     @property

@@ -507,8 +507,9 @@ def test_a_file_that_is_cut_while_it_is_mapped(tmp_path: Path) -> None:
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
-    with pytest.raises(SourceError, match="not a regular file"):
-        open_safetensors(str(tmp_path / "pipe.safetensors"))
+    for open_one in (open_safetensors, tp.of):
+        with pytest.raises(SourceError, match="not a regular file"):
+            open_one(str(tmp_path / "pipe.safetensors"))
 
 
 def test_closing_forgets_the_mapping(tmp_path: Path) -> None:

@@ -163,6 +163,10 @@ def as_array(
 
     Raises:
         NotReadable: Neither numpy nor ml_dtypes has such a type or such an array.
+
+    >>> from torchparams.dtypes import DType
+    >>> as_array(bytes([0, 1, 0, 2, 0, 3]), DType.of("I16"), (2,), offset=2, byteorder="big")
+    array([2, 3], dtype=int16)
     """
     import numpy as np
 
@@ -192,7 +196,11 @@ def as_array(
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of C order, in elements."""
+    """The strides of C order, in elements.
+
+    >>> contiguous((2, 3, 4))
+    (12, 4, 1)
+    """
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -211,6 +219,11 @@ def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
         packed: The bytes, as uint8, of at least as many elements as `shape` has.
         dtype: The element type.
         shape: The array's shape.
+
+    >>> import numpy as np
+    >>> from torchparams.dtypes import DType
+    >>> unpack(np.array([0x21], np.uint8), DType.of("F4"), (2,)).astype(np.float32)
+    array([0.5, 1. ], dtype=float32)
     """
     import numpy as np
 
@@ -236,7 +249,13 @@ def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
 
 
 def pack(array: Array, dtype: DType) -> Array:
-    """What `unpack` takes: the elements of `array` in C order, packed, as uint8; the last byte is filled with zeros."""
+    """What `unpack` takes: the elements of `array` in C order, packed, as uint8; the last byte is filled with zeros.
+
+    >>> import numpy as np
+    >>> from torchparams.dtypes import DType
+    >>> pack(np.array([0.5, 1.0]).astype(DType.of("F4").numpy), DType.of("F4")).tolist()
+    [33]
+    """
     import numpy as np
 
     per, into = (2, 1) if dtype.bits == 4 else (4, 3)

@@ -142,7 +142,9 @@ def _constant(name: str) -> NoReturn:
     raise _Refused(f"holds {name}, which JSON does not have")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=_integer, parse_float=_fraction, parse_constant=_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=Pairs, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
+)
 
 
 def _refuse_half_surrogates(value: Any, what: str, path: str) -> None:
