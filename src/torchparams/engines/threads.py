@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 20
 """Bytes that a thread reads at once: they stay in its second-level cache while they are worked on."""
+
+_ARRAY_BLOCKS = 4  # of these at once where nothing is read: threads take turns in Python less often
 
 PART_BYTES = 1 << 25
 """Bytes of the parts that a large tensor is cut into, each with a fold of its own."""
@@ -112,7 +114,8 @@ class ThreadEngine(Engine):
                 for (_, info), place in zip(job.operands, places[i], strict=True)
             ]
             # Cuts are the same for any number of threads, and at whole bytes and groups of packed elements.
-            step = max(self.block_bytes * 8 // max(bits) // 64 * 64, 64)
+            nbytes = self.block_bytes * (1 if any(places[i]) else _ARRAY_BLOCKS)
+            step = max(nbytes * 8 // max(bits) // 64 * 64, 64)
             whole = max(self.part_bytes * 8 // max(bits) // step, 1) * step
             count = 1 if ordered else max(-(-job.numel // whole), 1)
             record = _Record(job, places[i], count, step)

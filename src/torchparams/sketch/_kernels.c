@@ -50,14 +50,15 @@
 enum kind { P8, P16, F32, F64, I32, U32, I64, U64, KINDS };
 
 enum {
-    BLOCK = 8192,        /* elements that stay in the first-level cache from one loop to the next */
-    SUBTABLES = 4,       /* so that equal neighbours do not wait for each other's counter */
-    CODES = 1 << 19,     /* float64 has the longest code: sign, 11 of exponent, 7 of mantissa */
-    STRIDE = CODES + 192, /* subtables that do not start at the same place in a page */
-    SUM_LIMBS = 72,      /* 32 bits each: float64 needs 2098 bits and room to grow */
+    BLOCK = 8192,      /* elements that stay in the first-level cache from one loop to the next */
+    AHEAD = 4096,      /* bytes that are asked for early: between so many stores the processor does not do it itself */
+    CODES = 1 << 19,   /* float64 has the longest code: sign, 11 of exponent, 7 of mantissa */
+    SHORT = 1 << 16,   /* codes of all other kinds */
+    SUBTABLES = 4,     /* so that equal neighbours do not wait for each other's counter */
+    STRIDE = SHORT + 48, /* subtables that do not start at the same place in a page */
+    SUM_LIMBS = 72,    /* 32 bits each: float64 needs 2098 bits and room to grow */
     SQUARE_LIMBS = 140,
-    AHEAD = 4096,        /* bytes that are asked for early: between so many stores the processor does not do it itself */
-    GROUP = 16,          /* neighbouring codes that share one mark */
+    GROUP = 16,        /* neighbouring codes that share one mark */
 };
 
 #if VECTORS
@@ -84,34 +85,53 @@ typedef struct {
     uint64_t min_key, max_key; /* of finite values, in the order of unsigned integers; valid if finite */
     uint64_t finite;           /* whether there was one */
     uint64_t everywhere;       /* counters were touched without a mark */
+    uint64_t nearby;           /* values in the subtables, less than 2^32 */
     uint64_t held32, held64;   /* values in the bins */
     uint64_t top32;            /* greatest exponent of the last block, biased; 0 for none */
     int64_t sum[SUM_LIMBS], abs[SUM_LIMBS], square[SQUARE_LIMBS];
     uint64_t tail[256]; /* bytes without a partner: P8 counts pairs */
     uint8_t marks[CODES / GROUP];
     uint64_t high[CODES];
-    uint8_t low[SUBTABLES * STRIDE];
+    uint8_t low[CODES];
+    uint32_t near[SUBTABLES * STRIDE];
     pair bins32[SUBTABLES][512]; /* sums and squares of mantissas, by sign and exponent */
     bin64 bins64[4096];
     uint32_t codes[CODES]; /* where finish() collects */
     uint64_t counts[CODES];
 } tally;
 
-static const int code_bits[KINDS] = {16, 16, 16, 19, 16, 16, 16, 16};
 static const int item_size[KINDS] = {1, 2, 4, 8, 4, 4, 8, 8};
 
 /* --- counting ---------------------------------------------------------------------------------
  *
- * A counter is a byte, so that the counters in use fit the first-level cache: one that overflows
- * adds 256 to its wide partner. Subtables keep equal neighbours apart, and cost cache; for data
- * that is spread over all patterns one table is twice as fast as four, for constant data four
- * are four times as fast as one.
+ * Values that lie close together, as weights do, meet the same counters soon again: four subtables
+ * keep equal neighbours apart. Values that are spread over all patterns would drive four tables out of
+ * the cache: they have one, of bytes, of which one that overflows adds 256 to its wide partner. For
+ * random bits that is more than twice as fast, and for constant data four times as slow.
  */
 
-INLINE void count(tally *t, int table, size_t code)
+INLINE void count_spread(tally *t, size_t code)
 {
-    if (UNLIKELY(!++t->low[(size_t)table * STRIDE + code]))
+    if (UNLIKELY(!++t->low[code]))
         t->high[code] += 256;
+}
+
+INLINE void count_near(tally *t, int table, size_t code)
+{
+    t->near[(size_t)table * STRIDE + code]++;
+}
+
+/* Makes room for `n` more values in the subtables, whose counters have 32 bits. */
+INLINE void expect_near(tally *t, size_t n)
+{
+    if (UNLIKELY(t->nearby + n > UINT32_MAX)) {
+        for (size_t j = 0; j < SUBTABLES; j++)
+            for (size_t c = 0; c < SHORT; c++)
+                t->high[c] += t->near[j * STRIDE + c];
+        memset(t->near, 0, sizeof t->near);
+        t->nearby = 0;
+    }
+    t->nearby += n;
 }
 
 INLINE uint64_t load64(const uint8_t *p)
@@ -156,36 +176,40 @@ static int spread_out(const uint8_t *data, size_t n, size_t size)
     return places > 40;
 }
 
-/* The codes are the 16 bits at `data`, `data + size`, …; a, b, c: the tables of every second, third, fourth one. */
-INLINE void count_into(tally *t, const uint8_t *data, size_t n, size_t size, int a, int b, int c)
+/* The codes are the 16 bits at `data`, `data + size`, … */
+INLINE void count_codes(tally *t, const uint8_t *data, size_t n, size_t size, const int spread)
 {
     const uint8_t *end = data + n * size, *last = end - n % 8 * size;
+    if (!spread)
+        expect_near(t, n);
     for (; data != last; data += 8 * size) {
         PREFETCH(data + AHEAD);
         /* All are loaded first: a compiler has to assume that a count changes the data. */
-        unsigned first = load16(data), second = load16(data + size);
-        unsigned third = load16(data + 2 * size), fourth = load16(data + 3 * size);
-        unsigned fifth = load16(data + 4 * size), sixth = load16(data + 5 * size);
-        unsigned seventh = load16(data + 6 * size), eighth = load16(data + 7 * size);
-        count(t, 0, first);
-        count(t, a, second);
-        count(t, b, third);
-        count(t, c, fourth);
-        count(t, 0, fifth);
-        count(t, a, sixth);
-        count(t, b, seventh);
-        count(t, c, eighth);
+        unsigned a = load16(data), b = load16(data + size), c = load16(data + 2 * size), d = load16(data + 3 * size);
+        unsigned e = load16(data + 4 * size), f = load16(data + 5 * size);
+        unsigned g = load16(data + 6 * size), h = load16(data + 7 * size);
+        if (spread) {
+            count_spread(t, a);
+            count_spread(t, b);
+            count_spread(t, c);
+            count_spread(t, d);
+            count_spread(t, e);
+            count_spread(t, f);
+            count_spread(t, g);
+            count_spread(t, h);
+        } else {
+            count_near(t, 0, a);
+            count_near(t, 1, b);
+            count_near(t, 2, c);
+            count_near(t, 3, d);
+            count_near(t, 0, e);
+            count_near(t, 1, f);
+            count_near(t, 2, g);
+            count_near(t, 3, h);
+        }
     }
     for (; data != end; data += size)
-        count(t, 0, load16(data));
-}
-
-INLINE void count_codes(tally *t, const uint8_t *data, size_t n, size_t size, int spread)
-{
-    if (spread)
-        count_into(t, data, n, size, 0, 0, 0);
-    else
-        count_into(t, data, n, size, 1, 2, 3);
+        count_spread(t, load16(data));
 }
 
 static void update_p16(tally *t, const uint8_t *data, size_t n, int mark)
@@ -195,8 +219,10 @@ static void update_p16(tally *t, const uint8_t *data, size_t n, int mark)
         const uint8_t *p = data + 2 * i;
         if (all_equal(p, 2 * m, 2))
             t->high[load16(p)] += m;
+        else if (spread_out(p, m, 2))
+            count_codes(t, p, m, 2, 1);
         else
-            count_codes(t, p, m, 2, spread_out(p, m, 2));
+            count_codes(t, p, m, 2, 0);
         if (mark)
             for (size_t j = 0; j < m; j++)
                 t->marks[load16(p + 2 * j) / GROUP] = 1;
@@ -348,6 +374,8 @@ typedef struct {
     {                                                                                                \
         double c = 1.5 * power_of_two(2 * high - 43 + 52), scale = power_of_two(23 - low);           \
         size_t most = 256 * 2 * WIDTH;                                                               \
+        if (counting)                                                                                \
+            expect_near(t, n);                                                                       \
         sums32 totals = {0, 0, 0, 0};                                                                \
         NAME##_i min = (NAME##_i){0} + INT32_MAX, max = (NAME##_i){0} + INT32_MIN;                   \
         NAME##_u smallest = (NAME##_u){0} - 1, zeros = {0};                                          \
@@ -375,7 +403,7 @@ typedef struct {
                     smallest = LEAST_UNSIGNED(NAME##_u, before, smallest);                           \
                     zeros -= (NAME##_u)(magnitude == 0);                                             \
                     for (int k = 0; k < 2 * WIDTH; k++)                                              \
-                        count(t, k % SUBTABLES, load16(data + 4 * k + 2));                           \
+                        count_near(t, k % SUBTABLES, load16(data + 4 * k + 2));                      \
                 }                                                                                    \
             }                                                                                        \
             totals.sum += NAME##_total(sum, scale);                                                  \
@@ -474,23 +502,28 @@ static void flush_f32(tally *t)
 INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n)
 {
     pair terms[512];
-    uint16_t bin[512];
+    uint16_t place[512]; /* in bytes */
+    uint8_t *bins = (uint8_t *)t->bins32;
     if (t->held32 + n > HOLD32)
         flush_f32(t);
     t->held32 += n;
-    for (size_t i = 0; i < n; i += 512) {
-        size_t m = n - i < 512 ? n - i : 512, j = 0;
+    for (size_t i = 0; i < n; i += 512, data += 4 * 512) {
+        size_t m = n - i < 512 ? n - i : 512;
         for (size_t k = 0; k < m; k++) {
-            uint32_t bits = load32(data + 4 * (i + k)), mantissa = mantissa32(bits);
+            uint32_t bits = load32(data + 4 * k), mantissa = mantissa32(bits);
             terms[k].v[0] = mantissa;
             terms[k].v[1] = (uint64_t)mantissa * mantissa;
-            bin[k] = (uint16_t)(bits >> 23);
+            place[k] = (uint16_t)((bits >> 23) * sizeof(pair));
         }
-        for (; j + SUBTABLES <= m; j += SUBTABLES)
-            for (size_t k = 0; k < SUBTABLES; k++)
-                add_pair(&t->bins32[k][bin[j + k]], &terms[j + k]);
-        for (; j < m; j++)
-            add_pair(&t->bins32[0][bin[j]], &terms[j]);
+        size_t k = 0;
+        for (; k + 4 <= m; k += 4) {
+            add_pair((pair *)(bins + place[k]), &terms[k]);
+            add_pair((pair *)(bins + sizeof t->bins32[0] + place[k + 1]), &terms[k + 1]);
+            add_pair((pair *)(bins + 2 * sizeof t->bins32[0] + place[k + 2]), &terms[k + 2]);
+            add_pair((pair *)(bins + 3 * sizeof t->bins32[0] + place[k + 3]), &terms[k + 3]);
+        }
+        for (; k < m; k++)
+            add_pair((pair *)(bins + place[k]), &terms[k]);
     }
 }
 
@@ -568,8 +601,10 @@ INLINE void block_f32(tally *t, const uint8_t *data, size_t n, sums_function sum
         counted = 1;
     }
 #endif
-    if (!counted)
-        count_codes(t, data + 2, n, 4, spread);
+    if (spread)
+        count_codes(t, data + 2, n, 4, 1);
+    else if (!counted)
+        count_codes(t, data + 2, n, 4, 0);
     size_t done = 0;
     int all_finite = survey_f32(t, data, n, &r);
     see_range32(t, r);
@@ -666,12 +701,12 @@ INLINE uint64_t order64(uint64_t bits)
     return bits ^ ((uint64_t)((int64_t)bits >> 63) | 0x8000000000000000);
 }
 
-static void block_f64(tally *t, const uint8_t *data, size_t n, int tables)
+static void block_f64(tally *t, const uint8_t *data, size_t n)
 {
     uint64_t min = UINT64_MAX, max = 0, zeros = 0;
     for (size_t i = 0; i < n; i++) {
         uint64_t bits = load64(data + 8 * i), magnitude = bits & INT64_MAX, m = mantissa64(bits), key = order64(bits);
-        count(t, (int)(i & (size_t)(tables - 1)), bits >> 45);
+        count_spread(t, bits >> 45);
         zeros += magnitude == 0;
         if (magnitude < 0x7ff0000000000000) {
             min = key < min ? key : min;
@@ -697,7 +732,7 @@ static void update_f64(tally *t, const uint8_t *data, size_t n, int mark)
         if (t->held64 + m > HOLD64)
             flush_f64(t);
         t->held64 += m;
-        block_f64(t, p, m, spread_out(p + 6, m, 8) ? 1 : SUBTABLES);
+        block_f64(t, p, m);
         if (i / BLOCK % 1024 == 1023)
             carry_all(t);
         if (mark)
@@ -865,7 +900,7 @@ static void update_tally(tally *t, int kind, const uint8_t *data, size_t n, int 
 /* Collects the codes with a count into t->codes and t->counts, in order; clears every counter. */
 static size_t collect(tally *t, int kind)
 {
-    size_t found = 0, groups = ((size_t)1 << code_bits[kind]) / GROUP;
+    size_t found = 0, groups = (kind == F64 ? CODES : SHORT) / GROUP, tables = kind == F64 ? 0 : SUBTABLES;
     uint64_t bytes[256];
     if (kind == P8)
         memcpy(bytes, t->tail, sizeof bytes);
@@ -880,17 +915,18 @@ static size_t collect(tally *t, int kind)
                 continue;
         }
         t->marks[g] = 0;
-        uint64_t any = 0;
+        uint64_t any = load64(t->low + first) | load64(t->low + first + 8);
         for (size_t c = first; c < first + GROUP; c++)
             any |= t->high[c];
-        for (size_t j = 0; j < SUBTABLES; j++)
-            any |= load64(t->low + j * STRIDE + first) | load64(t->low + j * STRIDE + first + 8);
+        for (size_t j = 0; j < tables; j++)
+            for (size_t c = first; c < first + GROUP; c++)
+                any |= t->near[j * STRIDE + c];
         if (!any)
             continue;
         for (size_t c = first; c < first + GROUP; c++) {
-            uint64_t total = t->high[c];
-            for (size_t j = 0; j < SUBTABLES; j++)
-                total += t->low[j * STRIDE + c];
+            uint64_t total = t->high[c] + t->low[c];
+            for (size_t j = 0; j < tables; j++)
+                total += t->near[j * STRIDE + c];
             if (!total)
                 continue;
             if (kind == P8) {
@@ -902,8 +938,9 @@ static size_t collect(tally *t, int kind)
             }
         }
         memset(t->high + first, 0, GROUP * sizeof t->high[0]);
-        for (size_t j = 0; j < SUBTABLES; j++)
-            memset(t->low + j * STRIDE + first, 0, GROUP);
+        memset(t->low + first, 0, GROUP);
+        for (size_t j = 0; j < tables; j++)
+            memset(t->near + j * STRIDE + first, 0, GROUP * sizeof t->near[0]);
     }
     if (kind == P8)
         for (uint32_t c = 0; c < 256; c++)
