@@ -38,7 +38,8 @@ def test_sums_of_exact_codes_are_exact_whatever_the_counts(name: str) -> None:
     codes, values = codes[np.isfinite(values)], values[np.isfinite(values)]
     # Power-of-two units make every value an integer.
     whole = [int(v) if coding.unit == 0 else int(Fraction(v) * Fraction(2) ** -coding.unit) for v in values.tolist()]
-    for counts in (np.arange(len(codes), dtype=np.uint64) * 997 % 4096, np.full(len(codes), 2**47, np.uint64)):
+    varied = np.arange(len(codes), dtype=np.uint64) * 997 % 4096
+    for counts in (varied, np.full_like(varied, 2**36 // len(codes)), np.full_like(varied, 2**47)):
         n = counts.tolist()
         assert coding.sums(codes, counts) == (
             sum(a * b for a, b in zip(whole, n, strict=True)),

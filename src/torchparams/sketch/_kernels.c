@@ -498,58 +498,89 @@ static void flush_f32(tally *t)
     t->held32 = 0;
 }
 
-/* Any block of at most HOLD32 elements. */
-INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n)
+INLINE uint32_t greatest32(range32 r)
+{
+    uint32_t a = bits32(r.min) & 0x7fffffff, b = bits32(r.max) & 0x7fffffff;
+    return a > b ? a : b;
+}
+
+INLINE void see_range32(tally *t, range32 r)
+{
+    if (r.min <= r.max)
+        see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
+}
+
+/* What is seen of a block: the range of its finite values, its zeros and infinities. */
+typedef struct {
+    range32 range;
+    uint32_t posinf, neginf, others; /* others: all that is not finite */
+} survey32;
+
+static const survey32 nothing32 = {{INT32_MAX, INT32_MIN, UINT32_MAX, 0}, 0, 0, 0};
+
+INLINE void survey_value(survey32 *s, uint32_t bits)
+{
+    uint32_t magnitude = bits & 0x7fffffff;
+    int32_t key = key32(bits), skip = -(int32_t)(magnitude >= 0x7f800000);
+    int32_t low = (key & ~skip) | (INT32_MAX & skip), high = (key & ~skip) | (INT32_MIN & skip);
+    s->range.min = low < s->range.min ? low : s->range.min;
+    s->range.max = high > s->range.max ? high : s->range.max;
+    s->range.smallest = magnitude - 1 < s->range.smallest ? magnitude - 1 : s->range.smallest;
+    s->range.zeros += magnitude == 0;
+    s->posinf += bits == 0x7f800000;
+    s->neginf += bits == 0xff800000;
+    s->others -= (uint32_t)skip;
+}
+
+INLINE survey32 survey_f32(const uint8_t *data, size_t n)
+{
+    survey32 s = nothing32;
+    for (size_t i = 0; i < n; i++)
+        survey_value(&s, load32(data + 4 * i));
+    return s;
+}
+
+static void see_survey(tally *t, const survey32 *s)
+{
+    see_range32(t, s->range);
+    t->zeros += s->range.zeros;
+    t->posinf += s->posinf;
+    t->neginf += s->neginf;
+}
+
+/* Any block of at most HOLD32 elements. One that is `spread` is surveyed on the way. */
+INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n, const int spread)
 {
     pair terms[512];
     uint16_t place[512]; /* in bytes */
     uint8_t *bins = (uint8_t *)t->bins32;
+    /* Neighbours of one exponent wait for each other's bin; where it is always another, one table is in the cache. */
+    const size_t apart = spread ? 0 : sizeof t->bins32[0];
+    survey32 s = nothing32;
     if (t->held32 + n > HOLD32)
         flush_f32(t);
     t->held32 += n;
     for (size_t i = 0; i < n; i += 512, data += 4 * 512) {
-        size_t m = n - i < 512 ? n - i : 512;
-        for (size_t k = 0; k < m; k++) {
+        size_t m = n - i < 512 ? n - i : 512, k;
+        for (k = 0; k < m; k++) {
             uint32_t bits = load32(data + 4 * k), mantissa = mantissa32(bits);
             terms[k].v[0] = mantissa;
             terms[k].v[1] = (uint64_t)mantissa * mantissa;
             place[k] = (uint16_t)((bits >> 23) * sizeof(pair));
+            if (spread)
+                survey_value(&s, bits);
         }
-        size_t k = 0;
-        for (; k + 4 <= m; k += 4) {
+        for (k = 0; k + 4 <= m; k += 4) {
             add_pair((pair *)(bins + place[k]), &terms[k]);
-            add_pair((pair *)(bins + sizeof t->bins32[0] + place[k + 1]), &terms[k + 1]);
-            add_pair((pair *)(bins + 2 * sizeof t->bins32[0] + place[k + 2]), &terms[k + 2]);
-            add_pair((pair *)(bins + 3 * sizeof t->bins32[0] + place[k + 3]), &terms[k + 3]);
+            add_pair((pair *)(bins + apart + place[k + 1]), &terms[k + 1]);
+            add_pair((pair *)(bins + 2 * apart + place[k + 2]), &terms[k + 2]);
+            add_pair((pair *)(bins + 3 * apart + place[k + 3]), &terms[k + 3]);
         }
         for (; k < m; k++)
             add_pair((pair *)(bins + place[k]), &terms[k]);
     }
-}
-
-/* The range of the finite values, and whether that is all; counts zeros and infinities. */
-INLINE int survey_f32(tally *t, const uint8_t *data, size_t n, range32 *range)
-{
-    int32_t min = INT32_MAX, max = INT32_MIN;
-    uint32_t smallest = UINT32_MAX, zeros = 0, posinf = 0, neginf = 0, others = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = load32(data + 4 * i), magnitude = bits & 0x7fffffff;
-        int32_t key = key32(bits), skip = -(int32_t)(magnitude >= 0x7f800000);
-        int32_t low = (key & ~skip) | (INT32_MAX & skip), high = (key & ~skip) | (INT32_MIN & skip);
-        min = low < min ? low : min;
-        max = high > max ? high : max;
-        smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest;
-        zeros += magnitude == 0;
-        posinf += bits == 0x7f800000;
-        neginf += bits == 0xff800000;
-        others -= (uint32_t)skip;
-    }
-    range32 r = {min, max, smallest, zeros};
-    *range = r;
-    t->zeros += zeros;
-    t->posinf += posinf;
-    t->neginf += neginf;
-    return !others;
+    if (spread)
+        see_survey(t, &s);
 }
 
 INLINE void equal_f32(tally *t, uint32_t bits, size_t n)
@@ -566,28 +597,21 @@ INLINE void equal_f32(tally *t, uint32_t bits, size_t n)
     t->neginf += bits == 0xff800000 ? n : 0;
 }
 
-INLINE uint32_t greatest32(range32 r)
-{
-    uint32_t a = bits32(r.min) & 0x7fffffff, b = bits32(r.max) & 0x7fffffff;
-    return a > b ? a : b;
-}
-
-INLINE void see_range32(tally *t, range32 r)
-{
-    if (r.min <= r.max)
-        see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
-}
-
 INLINE void block_f32(tally *t, const uint8_t *data, size_t n, sums_function sums_f32)
 {
     if (all_equal(data, 4 * n, 4)) {
         equal_f32(t, load32(data), n);
         return;
     }
-    range32 r;
-    int counted = 0, spread = spread_out(data + 2, n, 4);
+    if (spread_out(data + 2, n, 4)) {
+        count_codes(t, data + 2, n, 4, 1);
+        sums_f32_by_exponent(t, data, n, 1);
+        return;
+    }
 #if VECTORS
-    if (t->top32 && !spread && n % 32 == 0) {
+    range32 r;
+    int counted = t->top32 && n % 32 == 0;
+    if (counted) {
         /* In the hope that the exponents are those of the block before. */
         int high = (int)t->top32 - 127, low = high - SPAN32 < -126 ? -126 : high - SPAN32;
         sums32 sums = sums_f32(t, data, n, low, high, 1, &r);
@@ -598,31 +622,29 @@ INLINE void block_f32(tally *t, const uint8_t *data, size_t n, sums_function sum
             add_sums32(t, sums, low, high);
             return;
         }
-        counted = 1;
-    }
-#endif
-    if (spread)
-        count_codes(t, data + 2, n, 4, 1);
-    else if (!counted)
+    } else {
         count_codes(t, data + 2, n, 4, 0);
+    }
+    survey32 s = survey_f32(data, n);
+    see_survey(t, &s);
+    unsigned low = (s.range.smallest + 1) >> 23, high = s.others ? 255 : greatest32(s.range) >> 23;
     size_t done = 0;
-    int all_finite = survey_f32(t, data, n, &r);
-    see_range32(t, r);
-#if VECTORS
-    unsigned low = (r.smallest + 1) >> 23, high = r.min <= r.max ? greatest32(r) >> 23 : 0;
     t->top32 = 0;
-    if (all_finite && low > 0 && high >= low && high - low <= SPAN32) {
+    if (high < 255 && low > 0 && high - low <= SPAN32) {
         t->top32 = high;
         done = n & ~(size_t)31;
         sums32 sums = sums_f32(t, data, done, (int)low - 127, (int)high - 127, 0, &r);
         add_sums32(t, sums, (int)low - 127, (int)high - 127);
     }
-#else
-    (void)all_finite;
-    (void)sums_f32;
-#endif
     if (done < n)
-        sums_f32_by_exponent(t, data + 4 * done, n - done);
+        sums_f32_by_exponent(t, data + 4 * done, n - done, 0);
+#else
+    (void)sums_f32;
+    count_codes(t, data + 2, n, 4, 0);
+    survey32 s = survey_f32(data, n);
+    see_survey(t, &s);
+    sums_f32_by_exponent(t, data, n, 0);
+#endif
 }
 
 INLINE void update_f32(tally *t, const uint8_t *data, size_t n, int mark, sums_function sums_f32)

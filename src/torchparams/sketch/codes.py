@@ -27,8 +27,8 @@ _COMPONENT = {"complex32": "float16", "complex64": "float32", "complex128": "flo
 
 # A mantissa of 11 bits is the longest of the exact floats (float16).
 _MANTISSA = 11
-# Below this many values, sums of 16-bit factors times counts stay within int64.
-_SAFE_TOTAL = 1 << 46
+# Integers below it, and sums of them, are exact in float64.
+_EXACT = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +104,19 @@ class Coding:
 
         Only of exact codings: an interval does not say what was in it.
         """
-        mantissa, exponent, _ = _parts_of(self.dtype)
-        m, e = mantissa[codes], exponent[codes]
-        if int(counts.sum(dtype=np.uint64)) < _SAFE_TOTAL:
-            c = counts.astype(np.int64)
-        else:  # more than all the memory there is, but sketches can be added to that
-            m, c = m.astype(object), counts.astype(object)
-        groups = int(exponent.max(initial=0)) + 1
-        square = m * m
-        signed, absolute, low, high = (
-            _by_exponent(values * c, e, groups) for values in (m, abs(m), square & 0xFFFF, square >> 16)
-        )
+        magnitude, place, _ = _parts_of(self.dtype)
+        m, p = magnitude[codes], place[codes]
+        total = int(counts.sum(dtype=np.uint64))
+        if total * float(magnitude.max()) ** 2 < _EXACT:
+            weights = m * counts
+            sums, squares = _by_place(weights, p), _by_place(weights * m, p)
+        else:  # integers of 16 bits, or more values than there are in one tensor
+            weights = m.astype(np.int64).astype(object) * counts.astype(object)
+            sums, squares = _by_place(weights, p), _by_place(weights * m.astype(np.int64), p)
         return (
-            sum(s << i for i, s in signed),
-            sum(s << i for i, s in absolute),
-            sum(s << (2 * i) for i, s in low) + sum(s << (2 * i + 16) for i, s in high),
+            sum(s << (i >> 1) if i % 2 == 0 else -(s << (i >> 1)) for i, s in sums),
+            sum(s << (i >> 1) for i, s in sums),
+            sum(s << (i & ~1) for i, s in squares),
         )
 
     @property
@@ -172,22 +170,30 @@ def _table(dtype: DType) -> Array:
 
 @functools.cache
 def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
-    """Integer mantissa (at most 16 bits) and exponent of every pattern: m·2^(e + unit), e >= 0; NaN and Inf as 0."""
+    """Of every pattern: the mantissa of its magnitude, twice the exponent plus the sign; and the unit they count in.
+
+    The magnitude is mantissa·2^(exponent + unit), the mantissa a float64 that is an integer of at most 16 bits.
+    NaN and infinities are 0.
+    """
     table = _table(dtype)
-    if dtype.kind != "float":
-        return table.astype(np.int64), np.zeros(len(table), np.int64), 0
     finite = np.where(np.isfinite(table), table, 0.0)
-    fraction, exponent = np.frexp(finite)
-    mantissa = (fraction * (1 << _MANTISSA)).astype(np.int64)
+    if dtype.kind != "float":
+        return abs(finite), (finite < 0).astype(np.int64), 0
+    fraction, exponent = np.frexp(abs(finite))
+    mantissa = fraction * (1 << _MANTISSA)
     nonzero = mantissa != 0
     unit = int(exponent[nonzero].min())
-    return mantissa, np.where(nonzero, exponent - unit, 0).astype(np.int64), unit - _MANTISSA
+    place = np.where(nonzero, exponent - unit, 0).astype(np.int64) * 2 + (finite < 0)
+    return mantissa, place, unit - _MANTISSA
 
 
-def _by_exponent(values: Array, exponents: Array, groups: int) -> list[tuple[int, int]]:
-    """Exponents, and the sums of the values of each, as Python integers; without those whose sum is 0."""
-    sums = np.zeros(groups, values.dtype)
-    np.add.at(sums, exponents, values)
+def _by_place(values: Array, places: Array) -> list[tuple[int, int]]:
+    """Places, and the sum of the values at each, as Python integers; without those whose sum is 0."""
+    if values.dtype == object:
+        sums = np.zeros(int(places.max(initial=0)) + 1, object)
+        np.add.at(sums, places, values)
+    else:
+        sums = np.bincount(places, values).astype(np.int64)
     found = np.flatnonzero(sums)
     return list(zip(found.tolist(), sums[found].tolist(), strict=True))
 

@@ -291,9 +291,10 @@ class Sketch:
 
         Of types wider than 16 bits it is a lower bound: how many codes occur.
         """
-        values = self._coding.values(self.codes)
+        values, _ = self._ordered
+        changes = int(np.count_nonzero(values[1:] != values[:-1])) + min(len(values), 1)
         # A code of a wide float that holds infinities may hold NaN too.
-        return len(np.unique(values[np.isfinite(values)])) + sum(n > 0 for n in (self.nan, self._posinf, self._neginf))
+        return changes + sum(n > 0 for n in (self.nan, self._posinf, self._neginf))
 
     @property
     def constant(self) -> bool:
@@ -422,28 +423,28 @@ class Sketch:
         >>> Sketch.of(np.array([1, 2, 10], np.int8)).quantile([0.25, 0.5, 1])
         [1.5, 2.0, 10.0]
         """
-        if isinstance(q, Sequence):
-            return [self.quantile(one) for one in q]
-        if not 0 <= q <= 1:
+        several = isinstance(q, Sequence)
+        wanted = np.array(q if several else [q], np.float64)
+        if not ((wanted >= 0) & (wanted <= 1)).all():
             raise ValueError(f"a quantile is from 0 to 1, not {q}")
         values, cumulative = self._ordered
-        n = self.finite
-        if not n:
-            return math.nan
-        place = q * (n - 1)
-        rank = min(int(place), n - 1)
-        t = place - rank
-        low, high = (self._at(min(r, n - 1), values, cumulative) for r in (rank, rank + 1))
-        return low if low == high or t == 0 else low * (1 - t) + high * t
+        last = self.finite - 1
+        if last < 0:
+            found = np.full(len(wanted), math.nan)
+        else:
+            place = wanted * last
+            rank = np.minimum(place.astype(np.int64), last)
+            t = place - rank
+            low, high = (self._at(np.minimum(r, last), values, cumulative) for r in (rank, rank + 1))
+            found = np.where((low == high) | (t == 0), low, low * (1 - t) + high * t)
+        return found.tolist() if several else float(found[0])
 
-    def _at(self, rank: int, values: Array, cumulative: Array) -> float:
-        """The value at a place, from 0, of the ascending order of the finite ones."""
+    def _at(self, ranks: Array, values: Array, cumulative: Array) -> Array:
+        """The values at places, from 0, of the ascending order of the finite ones."""
+        found: Array = values[np.searchsorted(cumulative, ranks.astype(np.uint64), side="right")]
         # The extremes are known exactly of every type.
-        if rank == 0 and self._min is not None:
-            return float(self._min)
-        if rank == self.finite - 1 and self._max is not None:
-            return float(self._max)
-        return float(values[np.searchsorted(cumulative, np.uint64(rank), side="right")])
+        found = np.where(ranks == 0, float(self._min or 0), found)
+        return np.where(ranks == self.finite - 1, float(self._max or 0), found)
 
     def histogram(self, bins: int = 100, range: tuple[float, float] | None = None) -> tuple[Array, Array]:
         """Counts of the finite values in intervals of equal width, as `numpy.histogram` makes them.
@@ -477,12 +478,9 @@ class Sketch:
         edges = low * (1 - share) + high * share  # high - low may be more than a float64 holds
         edges = np.clip(np.maximum.accumulate(edges), low, high)
         values, cumulative = self._ordered
-        counts = np.diff(cumulative, prepend=np.uint64(0))
-        inside = (values >= low) & (values <= high)
-        place = np.minimum(np.searchsorted(edges, values[inside], side="right") - 1, bins - 1)
-        found = np.zeros(bins, np.uint64)
-        np.add.at(found, place, counts[inside])
-        return found, edges
+        below = np.searchsorted(values, edges, side="left")
+        below[-1] = np.searchsorted(values, high, side="right")
+        return np.diff(np.concatenate([np.zeros(1, np.uint64), cumulative])[below]), edges
 
     # --- as a value ------------------------------------------------------------------------
 
