@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bit_patterns import array_of_bits, arrays, long_arrays
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchparams.sketch import kernels
@@ -113,6 +113,18 @@ def test_counts_are_grouped_and_merged() -> None:
     b = np.array([0, 5], np.uint32), np.array([1, 2**40], np.uint64)
     codes, counts = merge_counts([a, b, (np.zeros(0, np.uint32), np.zeros(0, np.uint64))])
     assert (codes.tolist(), counts.tolist()) == ([0, 1, 5], [1, 2, 2**40 + 3])
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 2**17), min_size=2, max_size=4), st.integers(0, 2**32))
+def test_long_lists_of_counts_merge_as_short_ones(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lists = [np.unique(rng.integers(0, 2 * size, size)).astype(np.uint32) for size in sizes]
+    parts = [(codes, rng.integers(1, 2**40, len(codes)).astype(np.uint64)) for codes in lists]
+    codes, counts = merge_counts(parts)
+    expected = group_counts(np.concatenate([c for c, _ in parts]), np.concatenate([n for _, n in parts]))
+    assert codes.dtype == np.uint32 and counts.dtype == np.uint64
+    assert np.array_equal(codes, expected[0]) and np.array_equal(counts, expected[1])
 
 
 # --- every implementation ------------------------------------------------------------------------
