@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,13 @@ from torchparams.engines._read import gather
 from torchparams.errors import MismatchError, NotReadable, UnknownName
 from torchparams.sources.base import open_source
 from torchparams.testing import MemorySource
+
+
+def test_engines_are_there_before_numpy_is_needed() -> None:
+    code = "import sys, torchparams.engines; print([m for m in ('numpy', 'torch', 'rich') if m in sys.modules])"
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert done.stdout.strip() == b"[]"
 
 
 def test_a_job_is_known_by_its_first_tensor() -> None:

@@ -50,15 +50,15 @@
 enum kind { P8, P16, F32, F64, I32, U32, I64, U64, KINDS };
 
 enum {
-    BLOCK = 8192,      /* elements that stay in the first-level cache from one loop to the next */
-    AHEAD = 4096,      /* bytes that are asked for early: between so many stores the processor does not do it itself */
-    CODES = 1 << 19,   /* float64 has the longest code: sign, 11 of exponent, 7 of mantissa */
-    SHORT = 1 << 16,   /* codes of all other kinds */
-    SUBTABLES = 4,     /* so that equal neighbours do not wait for each other's counter */
+    BLOCK = 8192,        /* elements that stay in the first-level cache from one loop to the next */
+    AHEAD = 4096,        /* bytes that are asked for early: between so many stores the processor does not do it */
+    CODES = 1 << 19,     /* float64 has the longest code: sign, 11 of exponent, 7 of mantissa */
+    SHORT = 1 << 16,     /* codes of all other kinds */
+    SUBTABLES = 4,       /* so that equal neighbours do not wait for each other's counter */
     STRIDE = SHORT + 48, /* subtables that do not start at the same place in a page */
-    SUM_LIMBS = 72,    /* 32 bits each: float64 needs 2098 bits and room to grow */
+    SUM_LIMBS = 72,      /* 32 bits each: float64 needs 2098 bits and room to grow */
     SQUARE_LIMBS = 140,
-    GROUP = 16,        /* neighbouring codes that share one mark */
+    GROUP = 16,          /* neighbouring codes that share one mark */
 };
 
 #if VECTORS
@@ -93,7 +93,7 @@ typedef struct {
     uint8_t marks[CODES / GROUP];
     uint64_t high[CODES];
     uint8_t low[CODES];
-    uint32_t near[SUBTABLES * STRIDE];
+    uint32_t tables[SUBTABLES * STRIDE];
     pair bins32[SUBTABLES][512]; /* sums and squares of mantissas, by sign and exponent */
     bin64 bins64[4096];
     uint32_t codes[CODES]; /* where finish() collects */
@@ -118,7 +118,7 @@ INLINE void count_spread(tally *t, size_t code)
 
 INLINE void count_near(tally *t, int table, size_t code)
 {
-    t->near[(size_t)table * STRIDE + code]++;
+    t->tables[(size_t)table * STRIDE + code]++;
 }
 
 /* Makes room for `n` more values in the subtables, whose counters have 32 bits. */
@@ -127,8 +127,8 @@ INLINE void expect_near(tally *t, size_t n)
     if (UNLIKELY(t->nearby + n > UINT32_MAX)) {
         for (size_t j = 0; j < SUBTABLES; j++)
             for (size_t c = 0; c < SHORT; c++)
-                t->high[c] += t->near[j * STRIDE + c];
-        memset(t->near, 0, sizeof t->near);
+                t->high[c] += t->tables[j * STRIDE + c];
+        memset(t->tables, 0, sizeof t->tables);
         t->nearby = 0;
     }
     t->nearby += n;
@@ -354,74 +354,74 @@ typedef struct {
  *
  * WIDTH is that of a vector, in doubles. WIDEN(p) loads so many floats; LEAST, MOST and LEAST_UNSIGNED compare the
  * 32-bit lanes of two vectors. */
-#define DEFINE_SUMS_F32(NAME, TARGET, WIDTH, WIDEN, LEAST, MOST, LEAST_UNSIGNED)                     \
-    typedef double NAME##_d __attribute__((vector_size(8 * WIDTH)));                                 \
-    typedef int64_t NAME##_l __attribute__((vector_size(8 * WIDTH)));                                \
-    typedef float NAME##_f __attribute__((vector_size(4 * WIDTH)));                                  \
-    typedef int32_t NAME##_i __attribute__((vector_size(8 * WIDTH)));                                \
-    typedef uint32_t NAME##_u __attribute__((vector_size(8 * WIDTH)));                               \
-                                                                                                     \
-    TARGET INLINE int64_t NAME##_total(const NAME##_d *lanes, double scale)                          \
-    {                                                                                                \
-        int64_t sum = 0;                                                                             \
-        for (int k = 0; k < WIDTH; k++)                                                              \
-            sum += whole(lanes[0][k] * scale) + whole(lanes[1][k] * scale);                          \
-        return sum;                                                                                  \
-    }                                                                                                \
-                                                                                                     \
-    TARGET INLINE sums32 NAME(tally *t, const uint8_t *data, size_t n, int low, int high, const int counting, \
-                              range32 *range)                                                        \
-    {                                                                                                \
-        double c = 1.5 * power_of_two(2 * high - 43 + 52), scale = power_of_two(23 - low);           \
-        size_t most = 256 * 2 * WIDTH;                                                               \
-        if (counting)                                                                                \
-            expect_near(t, n);                                                                       \
-        sums32 totals = {0, 0, 0, 0};                                                                \
-        NAME##_i min = (NAME##_i){0} + INT32_MAX, max = (NAME##_i){0} + INT32_MIN;                   \
-        NAME##_u smallest = (NAME##_u){0} - 1, zeros = {0};                                          \
-        for (size_t i = 0; i < n; i += most) {                                                       \
-            NAME##_d sum[2] = {{0}}, abs[2] = {{0}}, upper[2] = {{0}}, rest[2] = {{0}};              \
-            const uint8_t *end = data + 4 * (n - i < most ? n - i : most);                           \
-            for (; data < end; data += 8 * WIDTH) {                                                  \
-                if (counting)                                                                        \
-                    PREFETCH(data + AHEAD);                                                          \
-                for (int j = 0; j < 2; j++) {                                                        \
-                    NAME##_d x = (NAME##_d)WIDEN(NAME, data + 4 * WIDTH * j);                        \
-                    NAME##_d square = x * x, split = (square + c) - c;                               \
-                    sum[j] += x;                                                                     \
-                    abs[j] += (NAME##_d)((NAME##_l)x & INT64_MAX);                                   \
-                    upper[j] += split;                                                               \
-                    rest[j] += square - split;                                                       \
-                }                                                                                    \
-                if (counting) {                                                                      \
-                    NAME##_i bits;                                                                   \
-                    memcpy(&bits, data, 8 * WIDTH);                                                  \
-                    NAME##_i key = bits ^ (NAME##_i)((NAME##_u)(bits >> 31) >> 1);                   \
-                    NAME##_u magnitude = (NAME##_u)bits & 0x7fffffff, before = magnitude - 1;        \
-                    min = LEAST(NAME##_i, key, min);                                                 \
-                    max = MOST(NAME##_i, key, max);                                                  \
-                    smallest = LEAST_UNSIGNED(NAME##_u, before, smallest);                           \
-                    zeros -= (NAME##_u)(magnitude == 0);                                             \
-                    for (int k = 0; k < 2 * WIDTH; k++)                                              \
-                        count_near(t, k % SUBTABLES, load16(data + 4 * k + 2));                      \
-                }                                                                                    \
-            }                                                                                        \
-            totals.sum += NAME##_total(sum, scale);                                                  \
-            totals.abs += NAME##_total(abs, scale);                                                  \
-            totals.upper += NAME##_total(upper, power_of_two(43 - 2 * high));                        \
-            totals.rest += NAME##_total(rest, power_of_two(46 - 2 * low));                           \
-        }                                                                                            \
-        if (counting) {                                                                              \
-            range32 r = {INT32_MAX, INT32_MIN, UINT32_MAX, 0};                                       \
-            for (int k = 0; k < 2 * WIDTH; k++) {                                                    \
-                r.min = min[k] < r.min ? min[k] : r.min;                                             \
-                r.max = max[k] > r.max ? max[k] : r.max;                                             \
-                r.smallest = smallest[k] < r.smallest ? smallest[k] : r.smallest;                    \
-                r.zeros += zeros[k];                                                                 \
-            }                                                                                        \
-            *range = r;                                                                              \
-        }                                                                                            \
-        return totals;                                                                               \
+#define DEFINE_SUMS_F32(NAME, TARGET, WIDTH, WIDEN, LEAST, MOST, LEAST_UNSIGNED)                                       \
+    typedef double NAME##_d __attribute__((vector_size(8 * WIDTH)));                                                   \
+    typedef int64_t NAME##_l __attribute__((vector_size(8 * WIDTH)));                                                  \
+    typedef float NAME##_f __attribute__((vector_size(4 * WIDTH)));                                                    \
+    typedef int32_t NAME##_i __attribute__((vector_size(8 * WIDTH)));                                                  \
+    typedef uint32_t NAME##_u __attribute__((vector_size(8 * WIDTH)));                                                 \
+                                                                                                                       \
+    TARGET INLINE int64_t NAME##_total(const NAME##_d *lanes, double scale)                                            \
+    {                                                                                                                  \
+        int64_t sum = 0;                                                                                               \
+        for (int k = 0; k < WIDTH; k++)                                                                                \
+            sum += whole(lanes[0][k] * scale) + whole(lanes[1][k] * scale);                                            \
+        return sum;                                                                                                    \
+    }                                                                                                                  \
+                                                                                                                       \
+    TARGET INLINE sums32 NAME(tally *t, const uint8_t *data, size_t n, int low, int high, const int counting,          \
+                              range32 *range)                                                                          \
+    {                                                                                                                  \
+        double c = 1.5 * power_of_two(2 * high - 43 + 52), scale = power_of_two(23 - low);                             \
+        size_t most = 256 * 2 * WIDTH;                                                                                 \
+        if (counting)                                                                                                  \
+            expect_near(t, n);                                                                                         \
+        sums32 totals = {0, 0, 0, 0};                                                                                  \
+        NAME##_i min = (NAME##_i){0} + INT32_MAX, max = (NAME##_i){0} + INT32_MIN;                                     \
+        NAME##_u smallest = (NAME##_u){0} - 1, zeros = {0};                                                            \
+        for (size_t i = 0; i < n; i += most) {                                                                         \
+            NAME##_d sum[2] = {{0}}, abs[2] = {{0}}, upper[2] = {{0}}, rest[2] = {{0}};                                \
+            const uint8_t *end = data + 4 * (n - i < most ? n - i : most);                                             \
+            for (; data < end; data += 8 * WIDTH) {                                                                    \
+                if (counting)                                                                                          \
+                    PREFETCH(data + AHEAD);                                                                            \
+                for (int j = 0; j < 2; j++) {                                                                          \
+                    NAME##_d x = (NAME##_d)WIDEN(NAME, data + 4 * WIDTH * j);                                          \
+                    NAME##_d square = x * x, split = (square + c) - c;                                                 \
+                    sum[j] += x;                                                                                       \
+                    abs[j] += (NAME##_d)((NAME##_l)x & INT64_MAX);                                                     \
+                    upper[j] += split;                                                                                 \
+                    rest[j] += square - split;                                                                         \
+                }                                                                                                      \
+                if (counting) {                                                                                        \
+                    NAME##_i bits;                                                                                     \
+                    memcpy(&bits, data, 8 * WIDTH);                                                                    \
+                    NAME##_i key = bits ^ (NAME##_i)((NAME##_u)(bits >> 31) >> 1);                                     \
+                    NAME##_u magnitude = (NAME##_u)bits & 0x7fffffff, before = magnitude - 1;                          \
+                    min = LEAST(NAME##_i, key, min);                                                                   \
+                    max = MOST(NAME##_i, key, max);                                                                    \
+                    smallest = LEAST_UNSIGNED(NAME##_u, before, smallest);                                             \
+                    zeros -= (NAME##_u)(magnitude == 0);                                                               \
+                    for (int k = 0; k < 2 * WIDTH; k++)                                                                \
+                        count_near(t, k % SUBTABLES, load16(data + 4 * k + 2));                                        \
+                }                                                                                                      \
+            }                                                                                                          \
+            totals.sum += NAME##_total(sum, scale);                                                                    \
+            totals.abs += NAME##_total(abs, scale);                                                                    \
+            totals.upper += NAME##_total(upper, power_of_two(43 - 2 * high));                                          \
+            totals.rest += NAME##_total(rest, power_of_two(46 - 2 * low));                                             \
+        }                                                                                                              \
+        if (counting) {                                                                                                \
+            range32 r = {INT32_MAX, INT32_MIN, UINT32_MAX, 0};                                                         \
+            for (int k = 0; k < 2 * WIDTH; k++) {                                                                      \
+                r.min = min[k] < r.min ? min[k] : r.min;                                                               \
+                r.max = max[k] > r.max ? max[k] : r.max;                                                               \
+                r.smallest = smallest[k] < r.smallest ? smallest[k] : r.smallest;                                      \
+                r.zeros += zeros[k];                                                                                   \
+            }                                                                                                          \
+            *range = r;                                                                                                \
+        }                                                                                                              \
+        return totals;                                                                                                 \
     }
 
 #define WIDEN_ANY(NAME, p) __builtin_convertvector(*(NAME##_f *)memcpy(&(NAME##_f){0}, p, sizeof(NAME##_f)), NAME##_d)
@@ -781,75 +781,77 @@ INLINE unsigned code_of_integer(double value, uint64_t magnitude, uint64_t sign)
 }
 
 /* FLOAT(v, magnitude) is the value or its magnitude as a float64 with at least 8 correct bits, rounded towards zero. */
-#define DEFINE_INTEGERS(NAME, TYPE, SIGNED, FLOAT)                                                   \
-    INLINE void NAME(tally *t, const uint8_t *data, size_t n, int mark)                              \
-    {                                                                                                \
-        uint16_t codes[BLOCK];                                                                       \
-        const uint64_t flip = SIGNED ? 0x8000000000000000 : 0;                                       \
-        for (size_t i = 0; i < n; i += BLOCK) {                                                      \
-            size_t m = n - i < BLOCK ? n - i : BLOCK;                                                \
-            uint64_t low = 0, abs[2] = {0, 0}, square[4] = {0, 0, 0, 0}, zeros = 0;                  \
-            int64_t high = 0;                                                                        \
-            TYPE min, max;                                                                           \
-            memcpy(&min, data, sizeof min);                                                          \
-            max = min;                                                                               \
-            for (size_t j = 0; j < m; j++) {                                                         \
-                TYPE v;                                                                              \
-                memcpy(&v, data + j * sizeof v, sizeof v);                                           \
-                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v, sign = SIGNED && v < 0 ? UINT64_MAX : 0;       \
-                uint64_t magnitude = (x ^ sign) - sign;                                              \
-                min = v < min ? v : min;                                                             \
-                max = v > max ? v : max;                                                             \
-                zeros += v == 0;                                                                     \
-                low += x & 0xffffffff;                                                               \
-                high += SIGNED ? (int64_t)x >> 32 : (int64_t)(x >> 32);                              \
-                abs[0] += magnitude & 0xffffffff;                                                    \
-                if (sizeof v == 8) {                                                                 \
-                    wide p = multiply(magnitude, magnitude);                                      \
-                    abs[1] += magnitude >> 32;                                                       \
-                    square[0] += p.low & 0xffffffff;                                                 \
-                    square[1] += p.low >> 32;                                                        \
-                    square[2] += p.high & 0xffffffff;                                                \
-                    square[3] += p.high >> 32;                                                       \
-                } else {                                                                             \
-                    uint64_t p = (uint64_t)(uint32_t)magnitude * (uint32_t)magnitude;                \
-                    square[0] += p & 0xffffffff;                                                     \
-                    square[1] += p >> 32;                                                            \
-                }                                                                                    \
-            }                                                                                        \
-            for (size_t j = 0; j < m; j++) { /* a loop of its own, which compilers put into vectors */ \
-                TYPE v;                                                                              \
-                memcpy(&v, data + j * sizeof v, sizeof v);                                           \
-                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v, sign = SIGNED && v < 0 ? UINT64_MAX : 0; \
-                uint64_t magnitude = (x ^ sign) - sign;                                              \
-                codes[j] = (uint16_t)code_of_integer(FLOAT(v, magnitude), magnitude, sign);          \
-            }                                                                                        \
-            data += m * sizeof(TYPE);                                                                \
-            if (all_equal((const uint8_t *)codes, 2 * m, 2))                                         \
-                t->high[codes[0]] += m;                                                              \
-            else                                                                                     \
-                count_codes(t, (const uint8_t *)codes, m, 2, 0);                              \
-            for (size_t j = 0; mark && j < m; j++)                                                   \
-                t->marks[codes[j] / GROUP] = 1;                                                      \
-            add_unsigned(t->sum, 0, low);                                                            \
-            add_signed(t->sum, 32, high);                                                            \
-            for (int k = 0; k < 2; k++)                                                              \
-                add_unsigned(t->abs, 32 * k, abs[k]);                                                \
-            for (int k = 0; k < 4; k++)                                                              \
-                add_unsigned(t->square, 32 * k, square[k]);                                          \
-            t->zeros += zeros;                                                                       \
-            see_finite(t, (SIGNED ? (uint64_t)(int64_t)min : (uint64_t)min) ^ flip,                  \
-                       (SIGNED ? (uint64_t)(int64_t)max : (uint64_t)max) ^ flip);                    \
-            if (i / BLOCK % 1024 == 1023)                                                            \
-                carry_all(t);                                                                        \
-        }                                                                                            \
+#define DEFINE_INTEGERS(NAME, TYPE, SIGNED, FLOAT)                                                                     \
+    INLINE void NAME(tally *t, const uint8_t *data, size_t n, int mark)                                                \
+    {                                                                                                                  \
+        uint16_t codes[BLOCK];                                                                                         \
+        const uint64_t flip = SIGNED ? 0x8000000000000000 : 0;                                                         \
+        for (size_t i = 0; i < n; i += BLOCK) {                                                                        \
+            size_t m = n - i < BLOCK ? n - i : BLOCK;                                                                  \
+            uint64_t low = 0, abs[2] = {0, 0}, square[4] = {0, 0, 0, 0}, zeros = 0;                                    \
+            int64_t high = 0;                                                                                          \
+            TYPE min, max;                                                                                             \
+            memcpy(&min, data, sizeof min);                                                                            \
+            max = min;                                                                                                 \
+            for (size_t j = 0; j < m; j++) {                                                                           \
+                TYPE v;                                                                                                \
+                memcpy(&v, data + j * sizeof v, sizeof v);                                                             \
+                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v;                                              \
+                uint64_t sign = SIGNED && v < 0 ? UINT64_MAX : 0;                                                      \
+                uint64_t magnitude = (x ^ sign) - sign;                                                                \
+                min = v < min ? v : min;                                                                               \
+                max = v > max ? v : max;                                                                               \
+                zeros += v == 0;                                                                                       \
+                low += x & 0xffffffff;                                                                                 \
+                high += SIGNED ? (int64_t)x >> 32 : (int64_t)(x >> 32);                                                \
+                abs[0] += magnitude & 0xffffffff;                                                                      \
+                if (sizeof v == 8) {                                                                                   \
+                    wide p = multiply(magnitude, magnitude);                                                           \
+                    abs[1] += magnitude >> 32;                                                                         \
+                    square[0] += p.low & 0xffffffff;                                                                   \
+                    square[1] += p.low >> 32;                                                                          \
+                    square[2] += p.high & 0xffffffff;                                                                  \
+                    square[3] += p.high >> 32;                                                                         \
+                } else {                                                                                               \
+                    uint64_t p = (uint64_t)(uint32_t)magnitude * (uint32_t)magnitude;                                  \
+                    square[0] += p & 0xffffffff;                                                                       \
+                    square[1] += p >> 32;                                                                              \
+                }                                                                                                      \
+            }                                                                                                          \
+            for (size_t j = 0; j < m; j++) { /* a loop of its own, which compilers put into vectors */                 \
+                TYPE v;                                                                                                \
+                memcpy(&v, data + j * sizeof v, sizeof v);                                                             \
+                uint64_t x = SIGNED ? (uint64_t)(int64_t)v : (uint64_t)v;                                              \
+                uint64_t sign = SIGNED && v < 0 ? UINT64_MAX : 0;                                                      \
+                uint64_t magnitude = (x ^ sign) - sign;                                                                \
+                codes[j] = (uint16_t)code_of_integer(FLOAT(v, magnitude), magnitude, sign);                            \
+            }                                                                                                          \
+            data += m * sizeof(TYPE);                                                                                  \
+            if (all_equal((const uint8_t *)codes, 2 * m, 2))                                                           \
+                t->high[codes[0]] += m;                                                                                \
+            else                                                                                                       \
+                count_codes(t, (const uint8_t *)codes, m, 2, 0);                                                       \
+            for (size_t j = 0; mark && j < m; j++)                                                                     \
+                t->marks[codes[j] / GROUP] = 1;                                                                        \
+            add_unsigned(t->sum, 0, low);                                                                              \
+            add_signed(t->sum, 32, high);                                                                              \
+            for (int k = 0; k < 2; k++)                                                                                \
+                add_unsigned(t->abs, 32 * k, abs[k]);                                                                  \
+            for (int k = 0; k < 4; k++)                                                                                \
+                add_unsigned(t->square, 32 * k, square[k]);                                                            \
+            t->zeros += zeros;                                                                                         \
+            see_finite(t, (SIGNED ? (uint64_t)(int64_t)min : (uint64_t)min) ^ flip,                                    \
+                       (SIGNED ? (uint64_t)(int64_t)max : (uint64_t)max) ^ flip);                                      \
+            if (i / BLOCK % 1024 == 1023)                                                                              \
+                carry_all(t);                                                                                          \
+        }                                                                                                              \
     }
 
 #define FLOAT_I32(v, magnitude) ((double)(v))
 /* Signed integers are what vector units convert. */
 #define FLOAT_U32(v, magnitude) ((double)(int32_t)((v) ^ 0x80000000) + 2147483648.0)
 /* Without the bits that would be rounded, and the sign. */
-#define FLOAT_64(v, magnitude)                                                                       \
+#define FLOAT_64(v, magnitude)                                                                                         \
     ((magnitude) >> 53 ? (double)(int64_t)((magnitude) >> 11) * 2048 : (double)(int64_t)(magnitude))
 
 DEFINE_INTEGERS(update_i32, int32_t, 1, FLOAT_I32)
@@ -861,30 +863,30 @@ DEFINE_INTEGERS(update_u64, uint64_t, 0, FLOAT_64)
 
 typedef void update_function(tally *, const uint8_t *, size_t, int);
 
-#define DEFINE_LEVEL(TARGET, NUMBER, SUMS_F32)                                                       \
-    TARGET static void update_f32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
-    {                                                                                                \
-        update_f32(t, data, n, mark, SUMS_F32);                                                      \
-    }                                                                                                \
-    TARGET static void update_i32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
-    {                                                                                                \
-        update_i32(t, data, n, mark);                                                                \
-    }                                                                                                \
-    TARGET static void update_u32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
-    {                                                                                                \
-        update_u32(t, data, n, mark);                                                                \
-    }                                                                                                \
-    TARGET static void update_i64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
-    {                                                                                                \
-        update_i64(t, data, n, mark);                                                                \
-    }                                                                                                \
-    TARGET static void update_u64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)        \
-    {                                                                                                \
-        update_u64(t, data, n, mark);                                                                \
-    }                                                                                                \
-    static update_function *const updates_##NUMBER[KINDS] = {                                        \
-        update_p8, update_p16, update_f32_##NUMBER, update_f64, update_i32_##NUMBER, update_u32_##NUMBER, \
-        update_i64_##NUMBER, update_u64_##NUMBER,                                                    \
+#define DEFINE_LEVEL(TARGET, NUMBER, SUMS_F32)                                                                         \
+    TARGET static void update_f32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)                          \
+    {                                                                                                                  \
+        update_f32(t, data, n, mark, SUMS_F32);                                                                        \
+    }                                                                                                                  \
+    TARGET static void update_i32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)                          \
+    {                                                                                                                  \
+        update_i32(t, data, n, mark);                                                                                  \
+    }                                                                                                                  \
+    TARGET static void update_u32_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)                          \
+    {                                                                                                                  \
+        update_u32(t, data, n, mark);                                                                                  \
+    }                                                                                                                  \
+    TARGET static void update_i64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)                          \
+    {                                                                                                                  \
+        update_i64(t, data, n, mark);                                                                                  \
+    }                                                                                                                  \
+    TARGET static void update_u64_##NUMBER(tally *t, const uint8_t *data, size_t n, int mark)                          \
+    {                                                                                                                  \
+        update_u64(t, data, n, mark);                                                                                  \
+    }                                                                                                                  \
+    static update_function *const updates_##NUMBER[KINDS] = {                                                          \
+        update_p8, update_p16, update_f32_##NUMBER, update_f64, update_i32_##NUMBER, update_u32_##NUMBER,              \
+        update_i64_##NUMBER, update_u64_##NUMBER,                                                                      \
     };
 
 DEFINE_LEVEL(, 0, sums_f32_16)
@@ -942,13 +944,13 @@ static size_t collect(tally *t, int kind)
             any |= t->high[c];
         for (size_t j = 0; j < tables; j++)
             for (size_t c = first; c < first + GROUP; c++)
-                any |= t->near[j * STRIDE + c];
+                any |= t->tables[j * STRIDE + c];
         if (!any)
             continue;
         for (size_t c = first; c < first + GROUP; c++) {
             uint64_t total = t->high[c] + t->low[c];
             for (size_t j = 0; j < tables; j++)
-                total += t->near[j * STRIDE + c];
+                total += t->tables[j * STRIDE + c];
             if (!total)
                 continue;
             if (kind == P8) {
@@ -962,7 +964,7 @@ static size_t collect(tally *t, int kind)
         memset(t->high + first, 0, GROUP * sizeof t->high[0]);
         memset(t->low + first, 0, GROUP);
         for (size_t j = 0; j < tables; j++)
-            memset(t->near + j * STRIDE + first, 0, GROUP * sizeof t->near[0]);
+            memset(t->tables + j * STRIDE + first, 0, GROUP * sizeof t->tables[0]);
     }
     if (kind == P8)
         for (uint32_t c = 0; c < 256; c++)
@@ -1110,7 +1112,8 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_kernels", "Kernels of the sketch; defined in kernels.py.", -1, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_kernels", "Kernels of the sketch; defined in kernels.py.", -1, methods,
+    NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__kernels(void)
