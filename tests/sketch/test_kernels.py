@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bit_patterns import array_of_bits, arrays, long_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,7 +200,6 @@ def test_data_may_lie_at_any_address(kind: str, implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_flushed_subnormals_of_the_process_do_not_change_a_count(implementation: str) -> None:
-    torch = pytest.importorskip("torch")
     array = array_of_bits([1, 2**31 + 5, 2**22, 0x3F800000, 0x800000] * 40, "float32")
     expected = plain(counted("f32", array))
     torch.set_flush_denormal(True)
