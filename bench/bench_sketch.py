@@ -1,4 +1,4 @@
-"""Claim: all statistics of every tensor cost at most 2.5 times a plain sum of its bytes, and a 30th of torch's calls.
+"""Claim: all statistics of a file cost at most 2.5 plain sums of it, and a 30th of torch's calls (of f32 a 15th).
 
     python bench/bench_sketch.py [millions of elements, 375 by default]
 
