@@ -14,11 +14,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 DATA = Path(__file__).resolve().parent / "data"
 WIDTH, HIDDEN, VOCABULARY = 2048, 5632, 32_000
