@@ -18,6 +18,7 @@
     ├── MissingDependency (ImportError)     an optional package is needed for this
     ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
     ├── WriteError (OSError)                the disk said no; the target is as it was
+    ├── RenameError (ValueError)            what should rename parameters cannot
     └── MismatchError (ValueError)          two sets of parameters do not fit each other
 
 A message says what is wrong, where, what exists instead, and what to do, in that order and in
@@ -167,6 +168,10 @@ class PlanError(TorchParamsError, ValueError):
 
 class WriteError(TorchParamsError, OSError):
     """Writing failed; the target is as it was before."""
+
+
+class RenameError(TorchParamsError, ValueError):
+    """What should rename parameters cannot: it is not a rename, or makes no names."""
 
 
 class MismatchError(TorchParamsError, ValueError):

@@ -1,0 +1,498 @@
+r"""Names that differ between two sets of parameters: what is renamed to what, said once for every verb.
+
+A **rename** is given as one of these, and the verbs that rename (`diff`, `load`, `convert`) take all of them:
+
+| given | every name |
+|---|---|
+| `{"old.name": "new.name"}` | that is a key becomes its value; every key must be a name |
+| `r"^model\.=encoder."` | goes through `re.sub`, the text before the **last** `=` being the pattern |
+| `(r"^model\.", "encoder.")` | the same as a pair, which may hold `=` anywhere |
+| a function | becomes what the function makes of it |
+| `Renames.strip_prefix("model.")` | that begins so loses it |
+| a list of these | goes through them one after the other |
+
+A pattern, a prefix or a key that hits nothing is an error, and so are two names that become one. Where the text has no
+`=`, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torchparams.errors import MismatchError, NoMatch, RenameError, UnknownName, shorten
+from torchparams.names import WRAPPERS, strip_wrappers
+
+if TYPE_CHECKING:
+    from torchparams.info import ParameterInfo
+
+    Infos = Mapping[str, ParameterInfo]
+
+SPELLINGS = "a mapping old → new, 'regex=replacement', a pair of these, a function of a name, or a list of them"
+"""What a rename can be, for messages."""
+
+
+class _Rule(Protocol):
+    def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]: ...
+
+    def to_json(self) -> Any: ...
+
+
+class Renames:
+    r"""What names become: immutable, printable, and applied to a whole list of names at once.
+
+    Made by `Renames.of`, `strip_prefix`, `add_prefix`, and `propose`.
+
+    >>> renames = Renames.of([r"^model\.=", ("weight$", "kernel")])
+    >>> renames.apply(["model.fc.weight", "model.fc.bias"])
+    {'model.fc.weight': 'fc.kernel', 'model.fc.bias': 'fc.bias'}
+    >>> print(renames)
+    '^model\\.' → '', 'weight$' → 'kernel'
+    """
+
+    __slots__ = ("_rules",)
+
+    def __init__(self, *rules: _Rule) -> None:
+        self._rules = rules
+
+    @classmethod
+    def of(cls, spec: object) -> Renames:
+        """`spec` as a rename: None changes nothing; the other spellings are those at the top of this module.
+
+        Raises:
+            RenameError: It is none of these, or a pattern is not a regular expression.
+
+        >>> Renames.of({"a": "b"}).apply(["a", "c"])
+        {'a': 'b', 'c': 'c'}
+        """
+        if spec is None:
+            return cls()
+        if isinstance(spec, Renames):
+            return spec
+        if isinstance(spec, Mapping):
+            return cls(_Exact.of(spec))
+        if isinstance(spec, str):
+            return cls(_Regex.parse(spec))
+        if callable(spec) and not isinstance(spec, type):
+            return cls(_Function(spec))
+        if isinstance(spec, Iterable) and not isinstance(spec, bytes | type):
+            rules: list[_Rule] = []
+            for item in spec:
+                if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+                    rules.append(_Regex.of(*item))
+                elif item is None or isinstance(item, tuple | list):
+                    raise _refused(item)
+                else:
+                    rules.extend(cls.of(item)._rules)
+            return cls(*rules)
+        raise _refused(spec)
+
+    @classmethod
+    def strip_prefix(cls, prefix: str) -> Renames:
+        """Takes `prefix` off the names that begin with it, and leaves the others.
+
+        >>> Renames.strip_prefix("model.").apply(["model.fc.weight", "epoch"])
+        {'model.fc.weight': 'fc.weight', 'epoch': 'epoch'}
+        """
+        return cls(_Prefix(prefix, ""))
+
+    @classmethod
+    def add_prefix(cls, prefix: str) -> Renames:
+        """Puts `prefix` before every name.
+
+        >>> Renames.add_prefix("model.").apply(["fc.weight"])
+        {'fc.weight': 'model.fc.weight'}
+        """
+        return cls(_Prefix("", prefix))
+
+    def apply(self, names: Iterable[str], *, strict: bool = True, where: str | None = None) -> dict[str, str]:
+        """Old → new for every one of `names`, in their order; linear in their count.
+
+        Args:
+            names: All names of a source, or those that are wanted of it.
+            strict: Refuse a pattern, a prefix or a key that hits none of them.
+            where: What an error calls the source.
+
+        Raises:
+            MismatchError: Two names become one; the message has both.
+            NoMatch: With `strict`, a pattern or a prefix hits nothing.
+            UnknownName: With `strict`, a key of a mapping is no name.
+            RenameError: A name becomes empty, or a function gives something else than a name.
+        """
+        old = list(names)
+        new = old
+        for rule in self._rules:
+            new = rule.rename(new, strict, where)
+        taken: dict[str, str] = {}
+        for before, after in zip(old, new, strict=True):
+            if not after:
+                raise RenameError(f"{before!r} would have an empty name", where=where)
+            if taken.setdefault(after, before) is not before:
+                raise MismatchError(f"{taken[after]!r} and {before!r} would both be named {after!r}", where=where)
+        return dict(zip(old, new, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """The rename as JSON takes it: its text, and its rules."""
+        return {"text": str(self), "rules": [rule.to_json() for rule in self._rules]}
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._rules)) or "no name changes"
+
+    def __repr__(self) -> str:
+        return f"<Renames: {self}>"
+
+
+def _refused(spec: object) -> RenameError:
+    return RenameError(f"{shorten(repr(spec))} is not a rename", exists=f"a rename is {SPELLINGS}")
+
+
+# --- the kinds of rules ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Exact:
+    names: Mapping[str, str]
+    text: str = ""
+
+    @staticmethod
+    def of(names: Mapping[Any, Any]) -> _Exact:
+        for old, new in names.items():
+            if not (isinstance(old, str) and isinstance(new, str)):
+                raise RenameError(f"a mapping that renames is of names to names, and this one holds {old!r}: {new!r}")
+        return _Exact(dict(names))
+
+    def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
+        if strict:
+            known = set(names)
+            for old in self.names:
+                if old not in known:
+                    raise UnknownName.among(old, names, where)
+        return [self.names.get(name, name) for name in names]
+
+    def to_json(self) -> Any:
+        return {"names": dict(self.names)}
+
+    def __str__(self) -> str:
+        if self.text:
+            return self.text
+        shown = [f"{old!r} → {new!r}" for old, new in list(self.names.items())[:3]]
+        more = len(self.names) - len(shown)
+        return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Regex:
+    pattern: re.Pattern[str]
+    replacement: str
+
+    @staticmethod
+    def parse(text: str) -> _Regex:
+        pattern, equals, replacement = text.rpartition("=")
+        if not equals:
+            raise RenameError(
+                f"{shorten(repr(text))} is not a rename",
+                exists="as text, a rename is 'regex=replacement'",
+                hint=f"to remove it, write {shorten(repr(text + '='))}",
+            )
+        return _Regex.of(pattern, replacement)
+
+    @staticmethod
+    def of(pattern: str, replacement: str) -> _Regex:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise RenameError(f"{shorten(repr(pattern))} is not a regular expression: {error}") from None
+        try:
+            compiled.sub(replacement, "")  # parses the replacement, whether or not it is used
+        except (re.error, IndexError) as error:
+            raise RenameError(f"{shorten(repr(replacement))} cannot replace {pattern!r}: {error}") from None
+        return _Regex(compiled, replacement)
+
+    def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
+        found = [self.pattern.subn(self.replacement, name) for name in names]
+        if strict and names and not any(count for _, count in found):
+            raise NoMatch(f"the pattern {self.pattern.pattern!r} of a rename hits no name", where=where)
+        return [name for name, _ in found]
+
+    def to_json(self) -> Any:
+        return {"pattern": self.pattern.pattern, "replacement": self.replacement}
+
+    def __str__(self) -> str:
+        return f"{self.pattern.pattern!r} → {self.replacement!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    old: str
+    new: str
+
+    def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
+        found = [self.new + name[len(self.old) :] if name.startswith(self.old) else name for name in names]
+        if strict and names and not any(name.startswith(self.old) for name in names):
+            raise NoMatch(f"no name begins with {self.old!r}, which a rename would strip", where=where)
+        return found
+
+    def to_json(self) -> Any:
+        return {"strip": self.old} if self.old else {"add": self.new}
+
+    def __str__(self) -> str:
+        return f"strip {self.old!r}" if self.old else f"add {self.new!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    function: Callable[..., Any]
+
+    def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
+        found = []
+        for name in names:
+            new = self.function(name)
+            if not isinstance(new, str):
+                raise RenameError(f"a rename made {shorten(repr(new))} of {name!r}, which is not a name", where=where)
+            found.append(new)
+        return found
+
+    def to_json(self) -> Any:
+        return {"function": str(self)}
+
+    def __str__(self) -> str:
+        return getattr(self.function, "__qualname__", None) or type(self.function).__name__
+
+
+def renamed(names: Mapping[str, str], text: str) -> Renames:
+    """The rename of some names, under a text of its own; the others stay.
+
+    >>> print(renamed({"model.a": "a"}, "strip 'model.'"))
+    strip 'model.'
+    """
+    return Renames(_Exact(dict(names), text))
+
+
+# --- proposals ------------------------------------------------------------------------------------
+
+_DEEPEST = 8
+"""Components that a prefix may have, or the ending that two names share."""
+
+_WRAPPER_COMPONENTS = frozenset(component for _, _, component in WRAPPERS)
+
+
+def propose(have: Infos, want: Infos) -> Renames | None:
+    """The rename of `have` under which most of its names meet a name of `want` with the same shape.
+
+    Tried are the components that wrappers add (see `torchparams.names`), wherever they stand in the names of either
+    side; a prefix of either side, such as `model.`; and both together. Linear in the count of names.
+
+    Args:
+        have: The records of one side, by name.
+        want: Those of the other.
+
+    Returns:
+        A rename without collisions, of just the names that meet one by it; its text says what it does. None where
+        nothing is better than no rename.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> a = tp.of({"model.w": np.zeros(3), "model.b": np.zeros(1), "epoch": np.zeros(())})
+    >>> b = tp.of({"w": np.zeros(3), "b": np.zeros(1)})
+    >>> print(propose(a.infos, b.infos))
+    strip 'model.' from 2 of 3 names
+    """
+    best, most = None, _meeting(have, want, {})
+    if most == min(len(have), len(want)):
+        return None
+    for strip in (str, strip_wrappers, _strip_everywhere):
+        ours = {name: strip(name) for name in have}
+        theirs = {strip(name): name for name in want}
+        if len(set(ours.values())) != len(ours) or len(theirs) != len(want):
+            continue  # names would collide
+        words = [] if strip is str else _wrapper_words(have, want)
+        if strip is not str and not words:
+            break
+        for prefix_words, names in _by_prefix(have, want, ours, theirs):
+            found = _meeting(have, want, names)
+            if found > most:  # of two that are as good, the first is the simpler
+                most = found
+                text = ", ".join([*words, *prefix_words])
+                preposition = "to" if text.startswith("add") else "from"
+                count = f"{len(have):,} name{'' if len(have) == 1 else 's'}"
+                best = renamed(names, f"{text} {preposition} {len(names):,} of {count}")
+    return best
+
+
+def _meeting(have: Infos, want: Infos, names: Mapping[str, str]) -> int:
+    """How many names of `have` meet one of `want` with their shape."""
+    met = 0
+    for name, info in have.items():
+        other = want.get(names.get(name, name))
+        met += other is not None and other.shape == info.shape
+    return met
+
+
+def _strip_everywhere(name: str) -> str:
+    *path, last = name.split(".")
+    return ".".join([*(component for component in path if component not in _WRAPPER_COMPONENTS), last])
+
+
+def _wrapper_words(have: Infos, want: Infos) -> list[str]:
+    """What it takes in words to get from the wrappers' components of one side to those of the other."""
+    found = []
+    for verb, names in (("strip", have), ("add", want)):
+        components = {c for name in names for c in name.split(".")[:-1] if c in _WRAPPER_COMPONENTS}
+        if components:
+            found.append(verb + " " + " and ".join(repr(c + ".") for c in sorted(components)))
+    return found
+
+
+def _by_prefix(
+    have: Infos, want: Infos, ours: Mapping[str, str], theirs: Mapping[str, str]
+) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """What could be done about prefixes, nothing first: in words, and the names that change.
+
+    `ours` are the names of `have` without wrappers, `theirs` those of `want` so, with their names in full.
+    """
+    yield [], _meet(ours, theirs, ours)
+    back = {new: old for old, new in ours.items()}
+    strips: Counter[str] = Counter()
+    adds: Counter[str] = Counter()
+    for name, old in back.items():
+        for prefix, rest in _splits(name):
+            if rest in theirs and want[theirs[rest]].shape == have[old].shape:
+                strips[prefix] += 1
+    for name, full in theirs.items():
+        for prefix, rest in _splits(name):
+            if rest in back and have[back[rest]].shape == want[full].shape:
+                adds[prefix] += 1
+    for verb, votes in (("strip", strips), ("add", adds)):
+        if not votes:
+            continue
+        # As many names may meet by a longer prefix, where parts of a network repeat.
+        prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)))
+        words = [f"{verb} {prefix!r}"]
+        change = {
+            old: name.removeprefix(prefix) if verb == "strip" else prefix + name
+            for old, name in ours.items()
+            if verb == "add" or name.startswith(prefix)
+        }
+        yield words, _meet(ours, theirs, change)
+        everywhere = {old: theirs[new] for old, new in change.items() if new in theirs}
+        after = [everywhere.get(old, old) for old in ours]
+        if len(set(after)) == len(after):
+            yield words, {old: new for old, new in everywhere.items() if old != new}
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """A name cut in two at each of its first dots, which stay with the prefix."""
+    at = 0
+    for _ in range(_DEEPEST):
+        at = name.find(".", at) + 1
+        if not at:
+            return
+        yield name[:at], name[at:]
+
+
+def _meet(ours: Mapping[str, str], theirs: Mapping[str, str], change: Mapping[str, str]) -> dict[str, str]:
+    """The names that change when those that meet nothing yet are changed, where they meet something by it."""
+    names = {old: theirs[new] for old, new in ours.items() if new in theirs}
+    taken = {names.get(old, old) for old in ours}
+    for old, new in change.items():
+        target = theirs.get(new)
+        if old not in names and target is not None and target not in taken:
+            taken.add(target)
+            names[old] = target
+    return {old: new for old, new in names.items() if old != new}
+
+
+# --- the best match -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two names that are taken for one parameter, and why."""
+
+    have: str
+    want: str
+    reason: str
+
+
+# A bias and a running mean may have one shape, and are alone of it; no name of theirs says the same.
+_DISTINCT = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+
+
+def best_match(have: Infos, want: Infos) -> list[Match]:
+    """Which names of `have` and of `want` go together, judged by shape, by how they end, and by number.
+
+    Names that differ only in numbers, such as those of one matrix in every layer, go together as one series. A series
+    of `have` meets one of `want` of the same shape and length when no other of that shape and length ends as they do,
+    the longest common ending first; at last, when both are the only ones left. Within a series, names go together in
+    the order of their numbers. Where two could be meant, neither is taken. Linear in the count of names.
+
+    Args:
+        have: The records of one side that nothing was found for.
+        want: Those of the other.
+
+    Returns:
+        Pairs, in the order of `have`. No name is in two of them.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> a = tp.of({"fc.gamma": np.zeros(3), "0.kernel": np.zeros((2, 3)), "1.kernel": np.zeros((2, 3))})
+    >>> b = tp.of({"out.weight": np.zeros(3), "h.0.weight": np.zeros((2, 3)), "h.1.weight": np.zeros((2, 3))})
+    >>> for match in best_match(a.infos, b.infos):
+    ...     print(match.have, "→", match.want, "because", match.reason)
+    fc.gamma → out.weight because they are the only ones left of shape [3]
+    0.kernel → h.0.weight because their series are the only ones left of shape [2, 3]
+    1.kernel → h.1.weight because their series are the only ones left of shape [2, 3]
+    """
+    ours, theirs = _series(have), _series(want)
+    found: dict[str, Match] = {}
+    for kind in ours.keys() & theirs.keys():
+        shape, length = kind
+        left, right = ours[kind], theirs[kind]
+        for depth in range(_DEEPEST, -1, -1):
+            for ending, (mine, yours) in _alone(left, right, depth).items():
+                if not depth and {mine[-1], yours[-1]} <= _DISTINCT:
+                    continue
+                what = "they are" if length == 1 else "their series are"
+                how = f" and ending in {'.'.join(ending)!r}" if depth else ""
+                reason = f"{what} the only ones left of shape {list(shape)}{how}"
+                for a, b in zip(left.pop(mine), right.pop(yours), strict=True):
+                    found[a] = Match(a, b, reason)
+    return [found[name] for name in have if name in found]
+
+
+Template = tuple[str, ...]
+
+
+def _series(infos: Infos) -> dict[tuple[tuple[int, ...], int], dict[Template, list[str]]]:
+    """Names that differ only in numbers, in the order of these; by shape and count, then by what they share."""
+    by: dict[tuple[tuple[int, ...], Template], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+    for name, info in infos.items():
+        if info.shape is None:
+            continue
+        parts = name.split(".")
+        template = tuple("#" if part.isdecimal() else part for part in parts)
+        by[info.shape, template].append((tuple(int(part) for part in parts if part.isdecimal()), name))
+    found: dict[tuple[tuple[int, ...], int], dict[Template, list[str]]] = defaultdict(dict)
+    for (shape, template), names in by.items():
+        found[shape, len(names)][template] = [name for _, name in sorted(names)]
+    return found
+
+
+def _alone(
+    left: Mapping[Template, object], right: Mapping[Template, object], depth: int
+) -> dict[Template, tuple[Template, Template]]:
+    """The endings of `depth` components that exactly one of each side has."""
+    endings: list[dict[Template, list[Template]]] = []
+    for side in (left, right):
+        by: dict[Template, list[Template]] = defaultdict(list)
+        for template in side:
+            by[template[max(len(template) - depth, 0) :]].append(template)
+        endings.append(by)
+    ours, theirs = endings
+    return {e: (ours[e][0], theirs[e][0]) for e in ours if len(ours[e]) == 1 and len(theirs.get(e, ())) == 1}
