@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType as DType
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
+    from torchparams.measure.describe import show as show
+    from torchparams.measure.listing import ls as ls
     from torchparams.module import Module as Module
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
@@ -40,7 +42,9 @@ _HOMES = {
     "Parameters": "torchparams.parameters",
     "Selector": "torchparams.selectors",
     "TorchParamsError": "torchparams.errors",
+    "ls": "torchparams.measure.listing",
     "of": "torchparams.parameters",
+    "show": "torchparams.measure.describe",
 }
 _MODULES = ("errors", "limits", "testing")
 

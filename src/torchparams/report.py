@@ -1,7 +1,7 @@
 """What a verb has to say, before anyone decides how it looks: a small tree of texts and tables.
 
 Every report of the library can be printed (`str(report)`: plain text, through `to_text` here), shown
-in a terminal with colour and cut to its width (`torchparams.render.terminal`), and shown in a notebook
+in a terminal with colour and cut to its width (`torchparams.render`), and shown in a notebook
 (`to_html` here). What a program wants to know of a report is in its own attributes and its `to_json()`,
 never in this tree.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype")
@@ -153,14 +153,23 @@ def table_cells(table: Table) -> Iterator[tuple[Row | Gap, list[str]]]:
         yield row, texts
 
 
-def to_text(report: Report, width: int | None = None) -> str:
-    """The report as plain text, in `width` columns where one is given."""
-    return "\n".join(line for part in report.parts for line in _lines(part, width))
+Paint = Callable[[str, str], str]
+"""What gives a text its look: called with the text and one of `STYLES`, `heading`, or nothing."""
 
 
-def _lines(part: Text | Table, width: int | None) -> Iterator[str]:
+def _plain(text: str, style: str) -> str:
+    return text
+
+
+def to_text(report: Report, width: int | None = None, paint: Paint = _plain) -> str:
+    """The report as text, in `width` columns where one is given; with colour where `paint` adds it."""
+    return "\n".join(line for part in report.parts for line in _lines(part, width, paint))
+
+
+def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]:
     if isinstance(part, Text):
-        yield from part.text.split("\n")
+        for line in part.text.split("\n"):
+            yield paint(line, part.style) if line else ""
         return
     columns = part.columns
     rows = list(table_cells(part))
@@ -171,23 +180,32 @@ def _lines(part: Text | Table, width: int | None) -> Iterator[str]:
                 widths[i] = max(widths[i], width_of(text))
     if width is not None:
         widths = fit(widths, columns, width)
-    yield _line([column.title for column in columns], columns, widths)
+    headings = ["heading"] * len(columns)
+    yield _line([column.title for column in columns], columns, widths, headings, paint)
     for row, texts in rows:
         if isinstance(row, Gap):
-            yield row.text
+            yield paint(row.text, "dim")
             continue
         if row.total:
-            yield "─" * (sum(widths) + 2 * (len(widths) - 1))
-        yield _line(texts, columns, widths)
+            yield paint("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
+        styles = [
+            column.style if isinstance(cell, str) else cell.style or column.style
+            for cell, column in zip(row.cells, columns, strict=True)
+        ]
+        yield _line(texts, columns, widths, styles, paint)
 
 
-def _line(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+def _line(
+    texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int], styles: Sequence[str], paint: Paint
+) -> str:
     parts = []
-    for text, column, width in zip(texts, columns, widths, strict=True):
-        shown = elide(text, width) if column.shrink else text
-        pad = " " * (width - width_of(shown))
-        parts.append(pad + shown if column.right else shown + pad)
-    return "  ".join(parts).rstrip()
+    last = max((i for i, text in enumerate(texts) if text), default=0)  # no blanks at the end of a line
+    for i in range(last + 1):
+        shown = elide(texts[i], widths[i]) if columns[i].shrink else texts[i]
+        pad = " " * (widths[i] - width_of(shown))
+        painted = paint(shown, styles[i]) if shown else ""
+        parts.append(pad + painted if columns[i].right else painted if i == last else painted + pad)
+    return "  ".join(parts)
 
 
 def to_html(report: Report) -> str:
@@ -228,7 +246,7 @@ def human_bytes(n: int) -> str:
 
 
 def human_count(n: int) -> str:
-    """A count in decimal units with three significant digits: `950`, `1.50 K`, `7.24 B` (thousand, million, billion)."""
+    """A count in decimal units with three significant digits: `950`, `1.50 K`, `7.24 B` (for billion)."""
     value = float(n)
     for unit in ("", "K", "M", "B", "T"):
         if value < 999.5 or unit == "T":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.dtypes import DType
-from torchparams.errors import LimitExceeded, NotReadable, TorchParamsError
+from torchparams.errors import LimitExceeded, MissingDependency, NotReadable, TorchParamsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,26 @@ if TYPE_CHECKING:
 _ML_DTYPES = frozenset(
     {"bfloat16", *(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"))}
 )
+
+
+def require_torch(why: str) -> Any:
+    """The module torch.
+
+    Args:
+        why: What it is needed for, beginning with `to`.
+
+    Raises:
+        MissingDependency: It is not installed.
+
+    >>> require_torch("to build a model").__name__
+    'torch'
+    """
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependency(f"torch is needed {why}", hint="pip install torch") from None
 
 
 def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor:
@@ -39,6 +60,7 @@ def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor
     >>> from_numpy(values, MemorySource({"w": values}).infos()["w"])
     tensor([1., 2.])
     """
+    require_torch(f"to give {info.name!r} as a tensor; as an array, params.numpy(name) gives it without")
     import torch
 
     wanted = _torch_type(info.dtype, info.name)
@@ -74,6 +96,7 @@ def from_bytes(memory: Any, info: ParameterInfo, shape: tuple[int, ...], stride:
     tensor([[1, 2],
             [2, 3]], dtype=torch.int16)
     """
+    require_torch(f"to give {info.name!r} as a tensor; as an array, params.numpy(name) gives it without")
     import torch
 
     wanted = _torch_type(info.dtype, info.name)

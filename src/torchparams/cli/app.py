@@ -1,0 +1,149 @@
+"""The application: what all commands share, and how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from torchparams import __version__
+from torchparams.cli import COMMANDS
+from torchparams.errors import TorchParamsError
+
+FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
+
+app = typer.Typer(
+    name="torchparams",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: examples keep their lines, and no command pays for a renderer
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with "
+        "#path for a mapping inside it; or package.module:callable that makes a model.",
+        show_default=False,
+    ),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "-s",
+        "--select",
+        metavar="SELECTOR",
+        help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema instead of a table.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from torchparams.sketch import kernels
+
+        typer.echo(f"torchparams {__version__} (Python {sys.version.split()[0]}, kernels: {kernels.implementation()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _torchparams(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and which kernels it runs.", callback=_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The parameters of PyTorch networks: in a checkpoint on disk, or in a model.
+
+    Nothing in a file is ever run, and torch is not needed to read one.
+
+    \b
+    Examples:
+      torchparams ls model.safetensors              what is in it
+      torchparams ls model.safetensors --tree       by module, with subtotals
+      torchparams ls run.ckpt#model -s '**.bias'    a part of a mapping in a checkpoint
+      torchparams show model.pt conv1.weight        one tensor: where it lies, its values
+    """
+
+
+def show(result: Any, as_json: bool = False) -> None:
+    """Print a verb's result: its `report()` for people, or its `to_json()`."""
+    if as_json:
+        from torchparams.render.json import print_json
+
+        print_json(result.to_json(), sys.stdout)
+    else:
+        from torchparams.render.terminal import print_report
+
+        print_report(result.report(), sys.stdout)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and give its exit status: 0 fine, 1 a difference or a finding, 2 an error.
+
+    >>> run(["ls", "nothing.safetensors"])
+    2
+    """
+    for command in COMMANDS:
+        importlib.import_module(f"torchparams.cli.{command}")
+    debug = "--debug" in arguments  # also behind the command, where people add it once something went wrong
+    try:
+        status = app(
+            args=[part for part in arguments if part != "--debug"], prog_name="torchparams", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return status if isinstance(status, int) else FINE
+    except BaseException as error:
+        if debug:
+            traceback.print_exception(error)
+        return _status_of(error, quiet=debug)
+
+
+# typer has no public name for the error of a wrong command line; what it has differs from version to version.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def _status_of(error: BaseException, quiet: bool) -> int:
+    """The exit status for an error, told in one line unless it has been told already."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads on: `torchparams ls … | head`. Python would complain of it when it closes the stream.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        sys.stderr.write("torchparams: interrupted\n")
+        return EXIT_INTERRUPTED
+    if not isinstance(error, Exception):
+        raise error
+    if not quiet and (message := _message(error)):
+        sys.stderr.write(message + "\n")
+    return EXIT_ERROR
+
+
+def _message(error: Exception) -> str:
+    from torchparams.render.terminal import has_colour, painted
+
+    head = painted("torchparams:", "error") if has_colour(sys.stderr) else "torchparams:"
+    if isinstance(error, _UsageError):
+        context: Any = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "torchparams"
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        # Without arguments, a command has printed its help already.
+        return f"{head} {text.rstrip('.')}. See {path} --help" if text else ""
+    if isinstance(error, TorchParamsError):
+        return "\n".join((f"{head} {error}", *getattr(error, "__notes__", ())))
+    if isinstance(error, OSError):
+        return f"{head} {error.filename}: {error.strerror}" if error.filename else f"{head} {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"{head} out of memory"
+    # A defect of ours, whatever it is.
+    return f"{head} internal error: {type(error).__name__}: {error}. --debug shows where"

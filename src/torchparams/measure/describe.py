@@ -1,0 +1,145 @@
+"""One tensor: everything known of it, and a few of its values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import NotReadable, SourceError
+from torchparams.parameters import of
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    human_bytes,
+    human_shape,
+    printable,
+    to_html,
+    to_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from torchparams.info import ParameterInfo
+
+EDGE = 3
+"""Values that are shown at both ends of each dimension."""
+
+
+@dataclass(frozen=True, repr=False)
+class Description:
+    """What `show` finds out.
+
+    Attributes:
+        info: The tensor's record.
+        source: What the source is called, and its format.
+        values: Values at the ends of every dimension, as numpy prints an array; None where they cannot be read.
+        unreadable: Why they cannot be read; None where they can.
+    """
+
+    info: ParameterInfo
+    source: tuple[str, str]
+    values: str | None
+    unreadable: str | None
+
+    def report(self) -> Report:
+        """The facts, one a line, then the values."""
+        rows = tuple(Row((Cell(fact, "dim"), said)) for fact, said in self._facts())
+        facts = Table((Column(""), Column("")), rows)
+        below = Text(self.values) if self.values is not None else Text(self.unreadable or "", "dim")
+        return Report((Text(printable(self.info.name), "title"), facts, Text(""), below))
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        info = self.info
+        label, fmt = self.source
+        yield "source", f"{label} ({fmt})"
+        if info.raw_name not in ("", info.name):
+            yield "stored as", info.raw_name
+        for alias in info.aliases:
+            yield "tied to", alias
+        yield "shape", human_shape(info.shape)
+        yield "dtype", f"{info.dtype} ({info.dtype.bits} bits)"
+        yield "numel", f"{info.numel:,}"
+        yield "size", human_bytes(info.nbytes) + (f" ({info.nbytes:,} bytes)" if info.nbytes >= 1000 else "")
+        yield "kind", info.kind if info.persistent else f"{info.kind}, not saved in a state dict"
+        if info.device != "file":
+            yield "device", info.device
+        if info.requires_grad is not None:
+            yield "trainable", "yes" if info.requires_grad else "no"
+        if info.module is not None:
+            yield "module", info.module
+        if info.storage is not None:
+            view = info.storage
+            yield "storage", f"{view.key}, {human_bytes(view.nbytes)}"
+            yield "view", f"starts at element {view.offset:,}, stride {list(view.stride)}"
+        if info.location is not None:
+            at = info.location
+            yield "file", at.file
+            yield "bytes", f"{at.start:,} to {at.stop:,} (not included)"
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as in `torchparams ls --json`, with `source`, `format`, `values` (text) and `unreadable`."""
+        label, fmt = self.source
+        return {
+            "source": label,
+            "format": fmt,
+            **self.info.to_json(),
+            "values": self.values,
+            "unreadable": self.unreadable,
+        }
+
+
+def show(x: object, name: str) -> Description:
+    """Everything known of one tensor, a few of its values, and where it lies.
+
+    Of a file, no more is read than the values that are shown, where the tensor's bytes lie there as they are.
+
+    Args:
+        x: Anything that has parameters; buffers of a live model can be shown too.
+        name: The tensor's name, under any of its spellings.
+
+    Raises:
+        UnknownName: There is no such tensor; the message names the nearest.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> print(tp.show({"fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}, "fc.weight").values)
+    [[0. 1. 2.]
+     [3. 4. 5.]]
+    """
+    params = of(x, buffers=True)
+    info = params.info(name)
+    values = unreadable = None
+    try:
+        values = _printed(params.numpy(info.name))
+    except NotReadable as error:
+        unreadable = f"Its values cannot be read: {error.what}."
+    except SourceError as error:
+        unreadable = f"Its values cannot be read: {error}"
+    return Description(info, (params.source.label, params.source.format), values, unreadable)
+
+
+def _printed(array: np.ndarray[Any, Any]) -> str:
+    import numpy as np
+
+    if array.size == 0:
+        return f"no values: shape {human_shape(array.shape)}"
+    first = array[(0,) * (array.ndim - 2)] if array.ndim > 2 else array
+    printed = np.array2string(first, threshold=(2 * EDGE) ** 2, edgeitems=EDGE, max_line_width=100)
+    if array.ndim > 2 and (count := int(np.prod(array.shape[:-2]))) > 1:
+        return f"{printed}\nthe first of {count:,} matrices"
+    return printed

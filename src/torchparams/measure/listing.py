@@ -1,0 +1,280 @@
+"""What `torchparams ls` shows: the table, flat, or by module with subtotals and equal layers folded into one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torchparams.parameters import Parameters, of, sort_infos, total_of
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    human_bytes,
+    human_shape,
+    printable,
+    to_html,
+    to_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+    from torchparams.info import ParameterInfo
+
+
+@dataclass(frozen=True, repr=False)
+class Listing:
+    """What `ls` gives: the parameters, and how they are to be shown.
+
+    Attributes:
+        params: The table.
+        tree: By module instead of flat.
+        depth: Of a tree, the deepest level shown; None for all.
+        fold: Of a tree, whether equal layers are one row.
+        sort: A column, `-` before it for descending; None for the source's order.
+        limit: Most rows shown of a flat table; None for all.
+    """
+
+    params: Parameters
+    tree: bool = False
+    depth: int | None = None
+    fold: bool = True
+    sort: str | None = None
+    limit: int | None = None
+
+    def report(self) -> Report:
+        """The table, and a line with the totals."""
+        if not self.tree:
+            return self.params.report(limit=self.limit, sort=self.sort)
+        source = self.params.source
+        infos = sort_infos(list(self.params.infos.values()), self.sort)
+        return Report(
+            (
+                Text(printable(f"{source.label} ({source.format})"), "title"),
+                tree_table(tree_of(infos, fold=self.fold), depth=self.depth),
+                Text(total_of(infos), "dim"),
+            )
+        )
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+    def to_json(self) -> dict[str, Any]:
+        """`source`, `format`, `metadata` where its values are text, `total`, and `parameters`: a record each."""
+        source = self.params.source
+        infos = sort_infos(list(self.params.infos.values()), self.sort)
+        counted = [info for info in infos if info.requires_grad is not None]
+        return {
+            "source": source.label,
+            "format": source.format,
+            "metadata": {key: value for key, value in source.metadata.items() if isinstance(value, str)},
+            "total": {
+                "tensors": len(infos),
+                "numel": sum(info.numel for info in infos),
+                "nbytes": sum(info.nbytes for info in infos),
+                "trainable": sum(info.numel for info in counted if info.requires_grad) if counted else None,
+            },
+            "parameters": [info.to_json() for info in infos],
+        }
+
+
+def ls(
+    x: object,
+    selector: object = None,
+    *,
+    tree: bool = False,
+    depth: int | None = None,
+    fold: bool = True,
+    sort: str | None = None,
+    limit: int | None = None,
+    buffers: bool = False,
+) -> Listing:
+    """The parameters of anything that has them, flat or by module; nothing but names and shapes is read.
+
+    Args:
+        x: Anything that has parameters.
+        selector: Which of them; None for all.
+        tree: By module, with subtotals.
+        depth: Of a tree, the deepest level shown.
+        fold: Of a tree, show layers that are numbered on and alike below as one row.
+        sort: `name`, `shape`, `dtype`, `numel`, `nbytes` or `module`, with `-` before it for descending.
+        limit: Most rows shown of a flat table; the middle is left out and counted.
+        buffers: List the buffers of a live model too.
+
+    Raises:
+        NoMatch: A part of the selector hits nothing.
+        SourceError: `x` cannot be listed.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> print(tp.ls({f"layers.{i}.weight": np.zeros((2, 2), np.float32) for i in range(3)}, tree=True))
+    dict (mapping)
+    name        shape   dtype    tensors  numel  size
+    layers                             3     12  48 B
+      {0..2}                           3     12  48 B
+        weight  [2, 2]  float32        3     12  48 B
+    3 tensors · 12 parameters · 48 B
+    """
+    params = of(x, buffers=buffers)
+    if selector is not None:
+        params = params.select(selector)
+    return Listing(params, tree, depth, fold, sort, limit)
+
+
+DEPTH = 64
+"""Deepest level of a tree: a name with more dots, which no network has, ends there as it is."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A module of a tree, or a tensor at its end.
+
+    Attributes:
+        name: Its own component of the name; `{0..5}` for neighbours folded into one.
+        info: The record, where it is a tensor: of the first of those that are folded.
+        children: In order. A module and a tensor may share a name.
+        tensors, numel, nbytes: Of all below it, those that are folded included.
+        trainable: Elements that require grad; None where nothing is recorded of any.
+    """
+
+    name: str
+    info: ParameterInfo | None = None
+    children: list[Node] = field(default_factory=list)
+    tensors: int = 0
+    numel: int = 0
+    nbytes: int = 0
+    trainable: int | None = None
+
+    def add(self, info: ParameterInfo) -> None:
+        """Count a tensor below."""
+        self.tensors += 1
+        self.numel += info.numel
+        self.nbytes += info.nbytes
+        if info.requires_grad is not None:
+            self.trainable = (self.trainable or 0) + (info.numel if info.requires_grad else 0)
+
+
+def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
+    """The tree that the dots in the names make.
+
+    Args:
+        infos: Records of one source, in order.
+        fold: Join children that are numbered on from each other and are alike below: the layers of a network.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> layers = {f"layers.{i}.weight": np.zeros((2, 2), np.float32) for i in range(3)}
+    >>> [child.name for child in tree_of(tp.of(layers).infos.values()).children[0].children]
+    ['{0..2}']
+    """
+    modules: dict[tuple[str, ...], Node] = {(): Node("")}
+    for info in infos:
+        *parts, last = info.name.split(".", DEPTH)
+        node = modules[()]
+        node.add(info)
+        for depth in range(1, len(parts) + 1):
+            path = tuple(parts[:depth])
+            if path not in modules:
+                modules[path] = Node(parts[depth - 1])
+                node.children.append(modules[path])
+            node = modules[path]
+            node.add(info)
+        leaf = Node(last, info)
+        leaf.add(info)
+        node.children.append(leaf)
+    root = modules[()]
+    if fold:
+        _fold(root, {})
+    return root
+
+
+def _fold(node: Node, seen: dict[Hashable, int]) -> int:
+    """Folds from the bottom up; gives a number that is equal for nodes that are alike below."""
+    looks = [_fold(child, seen) for child in node.children]
+    names = [child.name for child in node.children]
+    children = []
+    for first, child in enumerate(node.children):
+        if not first or looks[first] != looks[first - 1] or not _follows(node.children[first - 1], child):
+            children.append([child])
+        else:
+            children[-1].append(child)
+    node.children = [same[0] if len(same) == 1 else _folded(same) for same in children]
+    info = node.info
+    own = None if info is None else (info.shape, info.dtype, info.kind, info.requires_grad, info.module, info.aliases)
+    return seen.setdefault((own, *zip(names, looks, strict=True)), len(seen))
+
+
+def _follows(first: Node, second: Node) -> bool:
+    return first.name.isdecimal() and second.name.isdecimal() and int(second.name) == int(first.name) + 1
+
+
+def _folded(nodes: Sequence[Node]) -> Node:
+    joined = Node(f"{{{nodes[0].name}..{nodes[-1].name}}}", nodes[0].info)
+    trainable = [node.trainable for node in nodes if node.trainable is not None]
+    joined.tensors = sum(node.tensors for node in nodes)
+    joined.numel = sum(node.numel for node in nodes)
+    joined.nbytes = sum(node.nbytes for node in nodes)
+    joined.trainable = sum(trainable) if trainable else None
+    for same in zip(*(node.children for node in nodes), strict=True):
+        child = _folded(same)
+        child.name = same[0].name
+        joined.children.append(child)
+    return joined
+
+
+def tree_table(root: Node, *, depth: int | None = None) -> Table:
+    """A row for each module with its subtotals, and for each tensor.
+
+    A folded row, and every row below it, counts all that are folded: the numbers of a column add up.
+
+    Args:
+        root: What `tree_of` gives.
+        depth: Deepest rows shown, 1 for the modules at the top; None for all.
+    """
+    live = root.trainable is not None
+    columns = (
+        Column("name", style="name", shrink=True),
+        Column("shape"),
+        Column("dtype", style="dtype"),
+        Column("tensors", right=True),
+        Column("numel", right=True, style="number"),
+        Column("size", right=True),
+        *((Column("trainable", right=True),) if live else ()),
+    )
+
+    def rows(node: Node, at: int) -> Iterator[Row]:
+        for child in node.children:
+            info = child.info
+            yield Row(
+                (
+                    Cell(child.name, "" if info is not None else "title"),
+                    "" if info is None else human_shape(info.shape),
+                    "" if info is None else str(info.dtype),
+                    f"{child.tensors:,}",
+                    f"{child.numel:,}",
+                    human_bytes(child.nbytes),
+                    *((_share(child),) if live else ()),
+                ),
+                depth=at,
+            )
+            if depth is None or at + 1 < depth:
+                yield from rows(child, at + 1)
+
+    return Table(columns, tuple(rows(root, 0)), tree=True)
+
+
+def _share(node: Node) -> Cell:
+    if node.trainable is None:
+        return Cell("")
+    if node.trainable == node.numel:
+        return Cell("yes", "good")
+    return Cell(f"{node.trainable / node.numel:.1%}" if node.trainable else "no", "dim")
