@@ -29,6 +29,16 @@ class TestTwoThreads(EngineTests):
         return ThreadEngine(2, block_bytes=1 << 16, part_bytes=1 << 18)
 
 
+class TestMapped(EngineTests):
+    def make(self) -> Engine:
+        return ThreadEngine(2, block_bytes=1 << 12, part_bytes=1 << 18, mapped=True)
+
+
+class TestMappedOnOneThread(EngineTests):
+    def make(self) -> Engine:
+        return ThreadEngine(1, mapped=True)
+
+
 class TestManyThreads(EngineTests):
     def make(self) -> Engine:
         return ThreadEngine(7, block_bytes=50_000, part_bytes=1)

@@ -96,7 +96,8 @@ class Reader:
                 where=place.file,
                 exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
             )
-        return Block(info, start, stop, self._buffer(0)[first - begun : last - begun], packed=dtype.bits < 8)
+        assert self._memory is not None  # something was read into it
+        return Block(info, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
 
     def _read(self, first: int, last: int) -> None:
         """Read a range of the file, or as much of it as there is."""
@@ -142,6 +143,35 @@ class Reader:
         if self._file is not None:
             self._file.close()
         self._file, self._path, self._held = None, "", (0, 0)
+
+
+class MappingReader(Reader):
+    """The same without a copy: a range of a file is mapped, until the next one is or an array needs the memory."""
+
+    def _read(self, first: int, last: int) -> None:
+        import mmap
+
+        import numpy as np
+
+        self._memory, self._held = None, (0, 0)  # this unmaps what was mapped
+        # To touch a page behind the end of the file would end the process.
+        last = min(last, os.fstat(self._file.fileno()).st_size)
+        if first >= last:
+            self._memory, self._held = np.empty(0, np.uint8), (first, first)
+            return
+        begin = first - first % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._file.fileno(), last - begin, access=mmap.ACCESS_READ, offset=begin)
+        self._memory, self._held = np.frombuffer(mapped, np.uint8), (begin, last)
+
+    def _buffer(self, nbytes: int) -> Array:
+        if self._memory is not None and not self._memory.flags.writeable:
+            self._memory = None
+        return super()._buffer(nbytes)
+
+    def close(self) -> None:
+        """Close the file, and unmap it."""
+        super().close()
+        self._memory = None
 
 
 def gather(array: Array, out: Array, start: int, stop: int) -> None:
