@@ -32,19 +32,27 @@ if TYPE_CHECKING:
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
     from torchparams.selectors import Selector as Selector
+    from torchparams.train.freeze import Frozen as Frozen
+    from torchparams.train.freeze import Unfrozen as Unfrozen
+    from torchparams.train.freeze import freeze as freeze
+    from torchparams.train.freeze import unfreeze as unfreeze
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DType": "torchparams.dtypes",
+    "Frozen": "torchparams.train.freeze",
     "Module": "torchparams.module",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Selector": "torchparams.selectors",
     "TorchParamsError": "torchparams.errors",
+    "Unfrozen": "torchparams.train.freeze",
+    "freeze": "torchparams.train.freeze",
     "ls": "torchparams.measure.listing",
     "of": "torchparams.parameters",
     "show": "torchparams.measure.describe",
+    "unfreeze": "torchparams.train.freeze",
 }
 _MODULES = ("errors", "limits", "testing")
 

@@ -1,0 +1,532 @@
+"""Freezing: `requires_grad`, the gradients that are left over, and the statistics that would move without them.
+
+A parameter with `requires_grad=False` can still move: an optimizer with momentum or weight decay moves whatever has a
+gradient, also an old one. And the running statistics of a normalisation layer are buffers, which its forward pass moves
+in training mode, whether its parameters are trained or not. `freeze` stops all three, and takes it back.
+
+**Which statistics stop.** Those of a layer whose parameters are then all frozen, at least one of them by this call.
+A layer without parameters of its own (`affine=False`) goes with the nearest module around it that has some. Layers that
+are half frozen are still being trained: their statistics go on, and the report says so. A layer counts when it has
+running statistics: those of the BatchNorm and InstanceNorm families, anybody's class with a buffer called
+`running_mean` or `running_var`, and the power iteration of a spectral norm.
+
+**How they stop.** The layer stays in evaluation mode: it uses its statistics and does not move them. Its `train` is
+shadowed by a `StatisticsHold` in the instance, so that `model.train()` passes it by, while copies and pickles of the
+model keep what they have. `track_running_stats` is not touched: without it a layer would normalise by the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from torchparams.errors import MismatchError, TorchParamsError, nearest
+from torchparams.report import (
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_count,
+    human_shape,
+    plural,
+    to_html,
+    to_text,
+)
+from torchparams.train._live import Chosen, choose
+from torchparams.train._statistics import Layers, StatisticsHold, hold_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from torch import nn
+
+ROWS_SHOWN = 40
+"""Parameters that a report lists at most."""
+
+
+def freeze(model: object, selector: object = None, *, statistics: bool = True) -> Frozen:
+    """Stop the selected parameters from changing: no gradient, no left-over gradient, no moving statistics.
+
+    Everything happens in place: the parameters stay the same objects, so an optimizer that has them needs no change.
+    Freeze before wrapping in `DistributedDataParallel`, which decides at its making what it waits for.
+
+    Args:
+        model: A live `nn.Module`, or a `Parameters` of one.
+        selector: What to freeze, strictly; None is all of `model`. Buffers, which only a table made with `buffers=True`
+            has, stand for the running statistics of their layer.
+        statistics: Also stop the running statistics of normalisation layers that are then wholly frozen.
+
+    Returns:
+        What was done; `.undo()`, or leaving a `with` block, takes it back.
+
+    Raises:
+        NoMatch: A part of the selector hits nothing.
+        TorchParamsError: A selected tensor is the result of an operation, which cannot be frozen. Nothing has changed.
+
+    >>> from torch import nn
+    >>> import torchparams as tp
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    >>> frozen = tp.freeze(model, "0.** | 1.**")
+    >>> model.train()[1].training, model[2].training
+    (False, True)
+    >>> print(frozen)
+    Sequential: froze 4 tensors
+    name      shape   numel  before
+    0.weight  [4, 3]     12  trainable
+    0.bias    [4]         4  trainable
+    1.weight  [4]         4  trainable
+    1.bias    [4]         4  trainable
+    running statistics stopped in 1 layer: 1
+    10 of 34 parameters are trainable, 29.4%
+    >>> frozen.undo()
+    >>> model[1].training, model[1].weight.requires_grad
+    (True, True)
+    """
+    return _freeze(choose(model, selector, "torchparams.freeze"), None if statistics else ())
+
+
+def unfreeze(model: object, selector: object = None) -> Unfrozen:
+    """Let the selected parameters be trained, and the statistics of their layers move again.
+
+    A layer that `freeze` has stopped gets back the mode that it would have now without it. Parameters that cannot have
+    a gradient (integers) are left alone and listed.
+
+    Args:
+        model: A live `nn.Module`, or a `Parameters` of one.
+        selector: What to unfreeze, strictly; None is all of `model`.
+
+    Returns:
+        What was done; `.undo()`, or leaving a `with` block, takes it back.
+
+    Raises:
+        NoMatch: A part of the selector hits nothing.
+
+    >>> from torch import nn
+    >>> import torchparams as tp
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    >>> frozen = tp.freeze(model)
+    >>> with tp.unfreeze(model, "1.**"):
+    ...     print([name for name, p in model.named_parameters() if p.requires_grad], model[1].training)
+    ['1.weight', '1.bias'] True
+    >>> tp.of(model).select(":frozen").numel
+    24
+    """
+    chosen = choose(model, selector, "torchparams.unfreeze")
+    steps = _Steps()
+    changed, cannot = [], []
+    try:
+        for name, parameter in _selected_parameters(chosen):
+            if not (parameter.dtype.is_floating_point or parameter.dtype.is_complex):
+                cannot.append(name)
+            elif steps.set_requires_grad(parameter, True, parameter.grad):
+                changed.append(name)
+        layers = Layers(chosen)
+        released = [name for name, layer in layers.held() if not layers.wholly_frozen(layer)]
+        for name in released:
+            steps.release(layers.by_name[name])
+    except BaseException:
+        steps.undo()
+        raise
+    return Unfrozen(chosen, tuple(changed), tuple(released), steps, tuple(cannot))
+
+
+def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
+    """Freeze, and stop the statistics of the layers that are named so; None: of those that are wholly frozen."""
+    for name in chosen.names:
+        if not chosen.tensors[name].is_leaf:
+            raise TorchParamsError(
+                f"{name} is the result of an operation, and only a tensor that stands by itself can be frozen",
+                where=chosen.source.label,
+                hint="freeze the parameters that it is computed from",
+            )
+    steps = _Steps()
+    changed, moving = [], []
+    try:
+        for name, parameter in _selected_parameters(chosen):
+            before = parameter.grad
+            if steps.set_requires_grad(parameter, False, before):
+                changed.append(name)
+            if before is not None:
+                steps.clear(parameter, before)
+        layers = Layers(chosen)
+        stopped = statistics
+        if stopped is None:
+            touched = [(name, layer) for name, layer in layers.by_name.items() if layers.touched(layer)]
+            stopped = [name for name, layer in touched if layers.wholly_frozen(layer)]
+            moving = [name for name, layer in touched if not layers.wholly_frozen(layer) and layers.owns(layer)]
+        for name in stopped:
+            steps.hold(layers.by_name[name])
+    except BaseException:
+        steps.undo()
+        raise
+    return Frozen(chosen, tuple(changed), tuple(stopped), steps, tuple(moving))
+
+
+def _selected_parameters(chosen: Chosen) -> Iterator[tuple[str, Any]]:
+    for name in chosen.names:
+        if chosen.infos[name].kind == "parameter":
+            yield name, chosen.tensors[name]
+
+
+# --- what was done, and its undoing ---------------------------------------------------------
+
+
+class _Steps:
+    """What has been changed, with what was there before. Nothing that was so already is in it."""
+
+    def __init__(self) -> None:
+        self.flags: list[tuple[Any, bool, Any]] = []
+        self.cleared: list[tuple[Any, Any]] = []
+        self.held: list[StatisticsHold] = []
+        self.released: list[StatisticsHold] = []
+
+    def set_requires_grad(self, parameter: Any, value: bool, grad: Any) -> bool:
+        before = parameter.requires_grad
+        if before is value:
+            return False
+        parameter.requires_grad = value  # not requires_grad_(): a lazy parameter has only the attribute
+        self.flags.append((parameter, before, grad))
+        return True
+
+    def clear(self, parameter: Any, grad: Any) -> None:
+        parameter.grad = None
+        self.cleared.append((parameter, grad))
+
+    def hold(self, layer: nn.Module) -> None:
+        if hold_on(layer) is None:
+            hold = StatisticsHold(layer)
+            hold.place()
+            self.held.append(hold)
+
+    def release(self, layer: nn.Module) -> None:
+        hold = hold_on(layer)
+        if hold is not None:
+            hold.release()
+            self.released.append(hold)
+
+    def undo(self) -> None:
+        # Emptied as it goes: a second undo finds nothing to do, and the gradients are not kept any longer.
+        while self.held:
+            hold = self.held.pop()
+            if hold_on(hold.module) is hold:
+                hold.release()
+        while self.released:
+            hold = self.released.pop()
+            if hold_on(hold.module) is None:
+                hold.place()
+        while self.flags:
+            parameter, before, grad = self.flags.pop()
+            parameter.requires_grad = before
+            if not before:
+                # Frozen again: what has come meanwhile is a left-over gradient, by which an optimizer would move it.
+                parameter.grad = grad
+        while self.cleared:
+            parameter, grad = self.cleared.pop()
+            if parameter.grad is None and _fits(parameter, grad):
+                parameter.grad = grad
+
+
+def _fits(parameter: Any, grad: Any) -> bool:
+    """Whether the model has not been moved to another device or type since."""
+    same = (parameter.device, parameter.dtype, parameter.shape) == (grad.device, grad.dtype, grad.shape)
+    return bool(same)
+
+
+class _Change:
+    """What `freeze` or `unfreeze` has done; a context manager that takes it back.
+
+    Attributes:
+        label: The model.
+        names: The selected parameters, by canonical name, in the model's order.
+        changed: Those of them that were otherwise before.
+        statistics: The layers whose running statistics stopped (or move again), by canonical name.
+        trainable: Count of elements of the model's trainable parameters, afterwards.
+        numel: Count of elements of all its parameters.
+    """
+
+    did = ""
+    before = ("", "")
+    statistics_did = ""
+
+    def __init__(
+        self, chosen: Chosen | None, changed: tuple[str, ...], statistics: tuple[str, ...], steps: _Steps
+    ) -> None:
+        self.changed = changed
+        self.statistics = statistics
+        self._steps = steps
+        self.names: tuple[str, ...] = ()
+        self.label = "no model"
+        self.trainable = self.numel = 0
+        self._shapes: dict[str, tuple[tuple[int, ...] | None, int]] = {}
+        self._ddp = False
+        if chosen is not None:
+            kinds = {name: info for name, info in chosen.infos.items() if info.kind == "parameter"}
+            self.names = tuple(name for name in chosen.names if name in kinds)
+            self.label = chosen.source.label
+            self.numel = sum(info.numel for info in kinds.values())
+            self.trainable = sum(i.numel for name, i in kinds.items() if chosen.tensors[name].requires_grad)
+            self._shapes = {name: (kinds[name].shape, kinds[name].numel) for name in self.names}
+            self._ddp = "DistributedDataParallel(" in chosen.source.label
+
+    def undo(self) -> None:
+        """Put every flag, mode and gradient back as it was; a second time it does nothing.
+
+        Only what this call has changed is put back, so of several freezes each can be undone by itself. A layer's mode
+        becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of gradients, one
+        that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a frozen
+        parameter.
+        """
+        self._steps.undo()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+        """What was done, as a report.
+
+        Args:
+            limit: Most parameters to list; None for all.
+        """
+        columns = (
+            Column("name", style="name", shrink=True),
+            Column("shape"),
+            Column("numel", right=True, style="number"),
+            Column("before", style="dim"),
+        )
+        changed = frozenset(self.changed)
+        rows = []
+        for name in self.names:
+            shape, numel = self._shapes.get(name, ((), 0))
+            rows.append(Row((name, human_shape(shape), f"{numel:,}", self.before[name not in changed])))
+        already = len(self.names) - len(self.changed)
+        title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
+        if already:
+            title += f", {already:,} of them {self.before[1]} before"
+        parts: list[Text | Table] = [Text(title, "title"), Table(columns, cut(rows, limit, "parameters"))]
+        if self.statistics:
+            parts.append(Text(f"running statistics {self.statistics_did} in {_listed(self.statistics)}"))
+        parts += self._notes()
+        share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
+        parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
+        return Report(tuple(parts))
+
+    def _notes(self) -> list[Text | Table]:
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done, as JSON takes it."""
+        return {
+            "names": list(self.names),
+            "changed": list(self.changed),
+            "statistics": list(self.statistics),
+            "trainable": self.trainable,
+            "numel": self.numel,
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+class Frozen(_Change):
+    """What `freeze` has done: print it, undo it, or write it down and do it again to another model.
+
+    Attributes:
+        label: The model.
+        names: The frozen parameters that were selected, by canonical name, in the model's order.
+        changed: Those of them that were trainable before.
+        statistics: The layers whose running statistics are stopped, by canonical name.
+        moving: Layers whose running statistics go on, since only some of their parameters are frozen.
+        cleared: Count of left-over gradients that were cleared.
+        trainable: Count of elements of the model's trainable parameters, afterwards.
+        numel: Count of elements of all its parameters.
+
+    >>> import json
+    >>> from torch import nn
+    >>> import torchparams as tp
+    >>> saved = json.dumps(tp.freeze(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "1.**").to_json())
+    >>> fresh = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    >>> tp.Frozen.from_json(json.loads(saved)).apply(fresh).statistics
+    ('1',)
+    >>> fresh.train()[1].training
+    False
+    """
+
+    did = "froze"
+    before = ("trainable", "frozen")
+    statistics_did = "stopped"
+
+    def __init__(
+        self,
+        chosen: Chosen | None,
+        changed: tuple[str, ...],
+        statistics: tuple[str, ...],
+        steps: _Steps,
+        moving: tuple[str, ...],
+    ) -> None:
+        super().__init__(chosen, changed, statistics, steps)
+        self.moving = moving
+        self.cleared = len(steps.cleared)
+
+    @classmethod
+    def of(cls, model: object) -> Frozen:
+        """All that is frozen in `model` now, by whatever means; changes nothing, and has nothing to undo.
+
+        This is what to save with a checkpoint where a model is frozen bit by bit.
+
+        >>> from torch import nn
+        >>> import torchparams as tp
+        >>> model = nn.Linear(3, 2).requires_grad_(False)
+        >>> tp.Frozen.of(model).names
+        ('weight', 'bias')
+        """
+        chosen = choose(model, None, "torchparams.Frozen.of")
+        names = tuple(n for n in chosen.names if chosen.infos[n].requires_grad is False)
+        chosen = Chosen(chosen.source, chosen.infos, chosen.tensors, names)
+        held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
+        return cls(chosen, (), held, _Steps(), ())
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Frozen:
+        """What `to_json` wrote: of no model yet, to be given to one by `apply`.
+
+        Args:
+            data: The whole of it, or `names` and `statistics` alone.
+
+        Raises:
+            MismatchError: It is no such record.
+        """
+        lists = [data.get(key) for key in ("names", "statistics")] if hasattr(data, "get") else [None]
+        for given in lists:
+            if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+                raise MismatchError(
+                    "this is no record of what was frozen",
+                    exists="one has the lists 'names' and 'statistics'",
+                    hint="give what Frozen.to_json() returned",
+                )
+        names, statistics = map(tuple, lists)  # type: ignore[arg-type]  # lists of text, as just seen
+        frozen = cls(None, (), statistics, _Steps(), ())
+        frozen.names = names
+        return frozen
+
+    def apply(self, model: object) -> Frozen:
+        """Freeze in `model` what is frozen here: the same parameters, and the statistics of the same layers.
+
+        Args:
+            model: A live `nn.Module`.
+
+        Returns:
+            What was done to `model`, with its own undo.
+
+        Raises:
+            MismatchError: `model` lacks some of the parameters or layers. Nothing has changed.
+        """
+        chosen = choose(model, None, "torchparams.Frozen.apply")
+        names = _found(self.names, chosen)
+        chosen = Chosen(chosen.source, chosen.infos, chosen.tensors, tuple(n for n in chosen.infos if n in names))
+        layers = tuple(Layers(chosen).by_name)
+        _refuse_missing([n for n in self.statistics if n not in layers], self.statistics, layers, "layers", chosen)
+        return _freeze(chosen, self.statistics)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done, as JSON takes it; `from_json` reads it."""
+        return {**super().to_json(), "moving": list(self.moving), "cleared": self.cleared}
+
+    def _notes(self) -> list[Text | Table]:
+        notes: list[Text | Table] = []
+        if self.moving:
+            notes.append(Text(f"running statistics go on in {_listed(self.moving)}, which is half frozen", "warn"))
+        if self.cleared:
+            notes.append(Text(f"cleared {plural(self.cleared, 'left-over gradient')}"))
+        if self._ddp:
+            notes.append(Text("DistributedDataParallel still waits for the gradients of what it was made with", "warn"))
+        return notes
+
+
+class Unfrozen(_Change):
+    """What `unfreeze` has done.
+
+    Attributes:
+        label: The model.
+        names: The selected parameters, by canonical name, in the model's order.
+        changed: Those of them that were frozen before.
+        statistics: The layers whose running statistics move again, by canonical name.
+        cannot: Selected parameters that cannot have a gradient: integers.
+        trainable: Count of elements of the model's trainable parameters, afterwards.
+        numel: Count of elements of all its parameters.
+    """
+
+    did = "unfroze"
+    before = ("frozen", "trainable")
+    statistics_did = "move again"
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        changed: tuple[str, ...],
+        statistics: tuple[str, ...],
+        steps: _Steps,
+        cannot: tuple[str, ...],
+    ) -> None:
+        super().__init__(chosen, changed, statistics, steps)
+        self.cannot = cannot
+        left = frozenset(cannot)
+        self.names = tuple(name for name in self.names if name not in left)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done, as JSON takes it."""
+        return {**super().to_json(), "cannot": list(self.cannot)}
+
+    def _notes(self) -> list[Text | Table]:
+        if not self.cannot:
+            return []
+        return [Text(f"no gradient is possible for {_listed(self.cannot, 'parameter')}", "warn")]
+
+
+def _found(names: Sequence[str], chosen: Chosen) -> frozenset[str]:
+    """The canonical names for `names`, which may be those of a model whose ties or wrappers were otherwise."""
+    other = {spelling: i.name for i in chosen.infos.values() for spelling in (*i.aliases, i.raw_name)}
+    found = {name: name if name in chosen.infos else other.get(name) for name in names}
+    _refuse_missing([n for n, hit in found.items() if hit is None], names, tuple(chosen.infos), "parameters", chosen)
+    return frozenset(name for name in found.values() if name is not None)
+
+
+def _refuse_missing(
+    missing: Sequence[str], wanted: Sequence[str], known: Sequence[str], what: str, chosen: Chosen
+) -> None:
+    if not missing:
+        return
+    near = nearest(missing[0], known, count=1)
+    raise MismatchError(
+        f"{len(missing):,} of {len(wanted):,} frozen {what} are not in this model: {_first(missing)}",
+        where=chosen.source.label,
+        exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
+        hint="freeze by a selector, or take the missing ones out of the record",
+    )
+
+
+_LISTED = 3
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(name or "the model itself" for name in names[:_LISTED]) + (f" and {more:,} more" * (more > 0))
+
+
+def _listed(names: Sequence[str], what: str = "layer") -> str:
+    return f"{plural(len(names), what)}: {_first(names)}"
+
+
+def _count(n: int) -> str:
+    return human_count(n) if n >= 1000 else str(n)
