@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,7 +19,7 @@ FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 1
 
 app = typer.Typer(
     name="torchparams",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,  # plain help: examples keep their lines, and no command pays for a renderer
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -57,6 +57,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _torchparams(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version, and which kernels it runs.", callback=_version)
     ] = False,
@@ -73,6 +74,8 @@ def _torchparams(
       torchparams ls run.ckpt#model -s '**.bias'    a part of a mapping in a checkpoint
       torchparams show model.pt conv1.weight        one tensor: where it lies, its values
     """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def show(result: Any, as_json: bool = False) -> None:
@@ -108,6 +111,11 @@ def run(arguments: list[str]) -> int:
         return _status_of(error, quiet=debug)
 
 
+def main() -> NoReturn:
+    """What the installed `torchparams` runs."""
+    sys.exit(run(sys.argv[1:]))
+
+
 # typer has no public name for the error of a wrong command line; what it has differs from version to version.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -124,8 +132,8 @@ def _status_of(error: BaseException, quiet: bool) -> int:
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error
-    if not quiet and (message := _message(error)):
-        sys.stderr.write(message + "\n")
+    if not quiet:
+        sys.stderr.write(_message(error) + "\n")
     return EXIT_ERROR
 
 
@@ -137,8 +145,8 @@ def _message(error: Exception) -> str:
         context: Any = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "torchparams"
         text = error.format_message() if hasattr(error, "format_message") else str(error)
-        # Without arguments, a command has printed its help already.
-        return f"{head} {text.rstrip('.')}. See {path} --help" if text else ""
+        stop = "" if text.endswith("?") else "."
+        return f"{head} {text.rstrip('.')}{stop} See {path} --help"
     if isinstance(error, TorchParamsError):
         return "\n".join((f"{head} {error}", *getattr(error, "__notes__", ())))
     if isinstance(error, OSError):

@@ -16,7 +16,10 @@ def ls(
     select: Select = None,
     tree: Annotated[bool, typer.Option("--tree", help="By module, with subtotals; equal layers are folded.")] = False,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="With --tree: the deepest level shown, 1 for the top.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --tree: the deepest level shown, 1 for the top.", show_default=False
+        ),
     ] = None,
     expand: Annotated[bool, typer.Option("--expand", help="With --tree: do not fold equal layers.")] = False,
     sort: Annotated[
@@ -29,14 +32,16 @@ def ls(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Most rows shown; the middle is left out and counted.", show_default=False),
+        typer.Option(
+            min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
+        ),
     ] = None,
     buffers: Annotated[bool, typer.Option("--buffers", help="List a live model's buffers too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the parameters of a checkpoint or a model: name, shape, dtype, size.
+    """List parameters: name, shape, dtype, size.
 
-    Only the header is read: a file of any size is listed at once.
+    Of a checkpoint only the header is read: one of any size is listed at once.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The tensor's name.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show one tensor: everything known of it, a few of its values, and where it lies.
+    """Show one tensor: facts, a few values, its place.
 
     \b
     Examples:

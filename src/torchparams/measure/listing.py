@@ -118,10 +118,8 @@ def ls(
     >>> import torchparams as tp
     >>> print(tp.ls({f"layers.{i}.weight": np.zeros((2, 2), np.float32) for i in range(3)}, tree=True))
     dict (mapping)
-    name        shape   dtype    tensors  numel  size
-    layers                             3     12  48 B
-      {0..2}                           3     12  48 B
-        weight  [2, 2]  float32        3     12  48 B
+    name                  shape   dtype    tensors  numel  size
+    layers.{0..2}.weight  [2, 2]  float32        3     12  48 B
     3 tensors · 12 parameters · 48 B
     """
     params = of(x, buffers=buffers)
@@ -164,7 +162,7 @@ class Node:
 
 
 def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
-    """The tree that the dots in the names make.
+    """The tree that the dots in the names make; modules that hold one thing only are one with it.
 
     Args:
         infos: Records of one source, in order.
@@ -173,8 +171,8 @@ def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
     >>> import numpy as np
     >>> import torchparams as tp
     >>> layers = {f"layers.{i}.weight": np.zeros((2, 2), np.float32) for i in range(3)}
-    >>> [child.name for child in tree_of(tp.of(layers).infos.values()).children[0].children]
-    ['{0..2}']
+    >>> [child.name for child in tree_of(tp.of(layers).infos.values()).children]
+    ['layers.{0..2}.weight']
     """
     modules: dict[tuple[str, ...], Node] = {(): Node("")}
     for info in infos:
@@ -194,7 +192,18 @@ def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
     root = modules[()]
     if fold:
         _fold(root, {})
+    root.children = [_joined(child) for child in root.children]
     return root
+
+
+def _joined(node: Node) -> Node:
+    """Makes one of modules that hold nothing but each other: `lin0.model.1`."""
+    while len(node.children) == 1:
+        child = node.children[0]
+        child.name = f"{node.name}.{child.name}"
+        node = child
+    node.children = [_joined(child) for child in node.children]
+    return node
 
 
 def _fold(node: Node, seen: dict[Hashable, int]) -> int:

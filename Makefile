@@ -1,0 +1,62 @@
+# `make demo` and `make test` are all that a fresh clone needs: both make .venv and install what they use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := src tests bench scripts
+CHECKPOINT := demo/silero_vad_16k.safetensors
+
+.PHONY: demo test check format bench fuzz docs clean help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.installed $(CHECKPOINT)  ## show the parameters of a small pretrained network
+	@$(BIN)/python scripts/demo.py $(CHECKPOINT)
+
+test: $(VENV)/.developed $(CHECKPOINT)  ## run all tests, the examples of the documentation among them
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+check: $(VENV)/.developed  ## lint, types, import rules, generated documentation
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/python scripts/check_imports.py
+	$(BIN)/python scripts/generate_docs.py --check
+
+format: $(VENV)/.developed  ## format the code
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+docs: $(VENV)/.developed  ## write the generated pages anew
+	$(BIN)/python scripts/generate_docs.py
+
+bench: $(VENV)/.developed  ## measure every claim; BENCH=bench/bench_x.py for one
+	@set -e; for file in $(or $(BENCH),$(sort $(wildcard bench/bench_*.py))); do \
+		echo "== $$file"; $(BIN)/python $$file; done
+
+fuzz: $(VENV)/.developed  ## 100,000 broken inputs for each reader; FUZZ=1000 for fewer
+	@set -e; for file in $(sort $(wildcard tests/fuzz/fuzz_*.py)); do \
+		echo "== $$file"; PYTHONPATH=tests $(BIN)/python $$file $(or $(FUZZ),100000); done
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) build demo bench/data src/*.egg-info src/torchparams/sketch/*.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Without torch: files are read without it.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt src/torchparams/sketch/_kernels.c | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.developed: pyproject.toml setup.py constraints.txt src/torchparams/sketch/_kernels.c | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# Out of the package that it is published in, which is downloaded and not installed.
+$(CHECKPOINT): | $(VENV)/bin/python
+	$(PIP) download --no-deps --only-binary :all: -d demo 'silero-vad==6.2.3'
+	$(BIN)/python -c "import zipfile, sys; open(sys.argv[2], 'wb').write(zipfile.ZipFile(sys.argv[1]).read('silero_vad/data/silero_vad_16k.safetensors'))" demo/silero_vad-*.whl $@

@@ -1,0 +1,120 @@
+"""The import rules: which part of the package may import which, and that no module imports itself in the end.
+
+    python scripts/check_imports.py
+
+Imports inside functions count; those for the type checker alone do not. What a rule says is in `LAYERS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "torchparams"
+
+LAYERS: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            {"errors", "limits"},
+            {"dtypes"},
+            {"info", "records"},
+            {"report", "names", "_selector", "selectors", "renames"},
+            {"parameters", "sources", "module"},
+            {"sketch"},
+            {"engines"},
+            {"measure", "train", "audit", "edit"},
+            {"render"},
+            {"cli", "__main__"},
+        ),
+    )
+)
+"""From the bottom up: a part imports from its own layer and from those below it."""
+
+BESIDE = {
+    ("edit", "measure"),
+    ("audit", "train"),
+    ("audit", "measure"),
+}
+"""Of the verbs, which package may import which."""
+
+ANYWHERE = {"testing"}
+"""May import everything, and is imported by nothing."""
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Dotted name below the package → file; packages by their own name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(tree: ast.AST, name: str = "torchparams") -> Iterator[str]:
+    """The modules of the package that a module imports when it runs, below the package."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == name)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == name:
+            base = node.module.partition(".")[2]
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if base else alias.name
+        yield from imports(node, name)
+
+
+def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Each module and those it imports."""
+    known = modules(package)
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        wanted = set()
+        for target in imports(ast.parse(path.read_text())):
+            # `from torchparams.info import ParameterInfo` imports the module info, not a module ParameterInfo.
+            module = target if target in known else target.rpartition(".")[0]
+            if module and module != name:
+                wanted.add(module)
+        found[name] = wanted
+    return found
+
+
+def violations(edges: dict[str, set[str]]) -> list[str]:
+    """A line for each import that goes the wrong way, and for a cycle."""
+    layer = {part: i for i, parts in enumerate(LAYERS) for part in parts}
+    verbs = next(parts for parts in LAYERS if "measure" in parts)
+    found = []
+    for name, wanted in sorted(edges.items()):
+        part = name.split(".")[0]
+        if part in ANYWHERE or not part:
+            continue
+        if part not in layer:
+            found.append(f"{name}: in no layer")
+            continue
+        for target in sorted(wanted):
+            other = target.split(".")[0]
+            if other in ANYWHERE:
+                found.append(f"{name} imports {target}, which is for tests")
+            elif layer[other] > layer[part]:
+                found.append(f"{name} imports {target}, which stands above it")
+            elif part in verbs and other in verbs and part != other and (part, other) not in BESIDE:
+                found.append(f"{name} imports {target}: these verbs do not know each other")
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        found.append("a cycle: " + " → ".join(error.args[1]))
+    return found
+
+
+def main() -> int:
+    found = violations(graph())
+    print("\n".join(found) or f"imports go one way ({len(modules())} modules)")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`python -m torchparams`."""
+
+from torchparams.cli.app import main
+
+main()
