@@ -169,3 +169,11 @@ def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         ThreadEngine(0)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert processors() == (os.cpu_count() or 1)
+
+
+def test_a_large_tensor_that_cannot_be_shared_comes_first() -> None:
+    arrays = {name: sample("int8", (numel,)) for name, numel in {"a": 1, "b": 99_000, "c": 900_000, "d": 1}.items()}
+    jobs = jobs_of(MemorySource(arrays))
+    alone = ThreadEngine(1, block_bytes=1 << 16)
+    assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total, ordered=True)] == ["c", "b", "a", "d"]
+    assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total)] == ["b", "c", "a", "d"]

@@ -94,7 +94,7 @@ class ThreadEngine(Engine):
         listed = list(jobs)
         total = sum(job.nbytes for job in listed)
         files, stop = Files(), threading.Event()
-        items = self._items(listed, ordered)
+        items = self._items(listed, ordered, total)
         if self.threads == 1 or total <= max(self.block_bytes, _WORTHWHILE * len(listed)):
             worker = _Worker(items, stop, begin, combine, self._reader(files))
             worker.tick = _Ticker(progress, total)
@@ -116,13 +116,16 @@ class ThreadEngine(Engine):
             return lambda: MappingReader(files, self.block_bytes * _MAPPED_BLOCKS)
         return lambda: Reader(files, self.block_bytes)
 
-    def _items(self, jobs: list[Job], ordered: bool) -> Iterator[list[_Piece]]:
+    def _items(self, jobs: list[Job], ordered: bool, total: int) -> Iterator[list[_Piece]]:
         """What a thread takes at once: a part of a large job, or many small jobs."""
         places = [[source.span(info.name) for source, info in job.operands] for job in jobs]
         order = list(range(len(jobs)))
         if all(place is not None for row in places for place in row):
             # As they lie in the files, which may be on a disk.
             order.sort(key=lambda i: [(place.file, place.start) for place in places[i] if place is not None])
+        if ordered:
+            # A large tensor that cannot be shared comes first: as the last one, it would keep one thread alone busy.
+            order.sort(key=lambda i: jobs[i].nbytes * 4 * self.threads < total)
         batch: list[_Piece] = []
         size = 0
         for i in order:
