@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import html.parser
 from collections.abc import ItemsView, Mapping, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from torchparams import parameters as table_module
 from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName
 from torchparams.info import ParameterInfo
 from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
+from torchparams.records import Records
 from torchparams.report import Row
+from torchparams.sources._live import LiveRecords
 from torchparams.sources.base import Source
 from torchparams.testing import MemorySource
 
@@ -746,3 +749,57 @@ def test_making_a_table_of_a_table() -> None:
     assert tp.of(params) is params
     assert tp.of(params.source) == params
     assert isinstance(tp.of(params.source), tp.Parameters)
+
+
+# --- one reading ------------------------------------------------------------------------------
+
+
+def test_a_reading_gives_every_selector_the_same_state() -> None:
+    model = net()
+    records = tp.of(model).records()
+    assert tp.Selector("**.weight").names(records, strict=True) == {
+        name for name, _ in model.named_parameters() if name.endswith("weight")
+    }
+    model[0].requires_grad_(False)
+    model.append(nn.Linear(2, 2))
+    assert len(records) == len(records.names) == len(tp.Selector("**").names(records)) == len(tp.of(model)) - 2
+    assert list(records) == records.infos == [tp.of(model).info(name) for name in records.names]
+
+
+@pytest.mark.parametrize("source", ["module", "mapping"])
+def test_every_field_of_a_reading_is_that_of_the_records(source: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.LazyLinear(2))
+    model.append(model[0])
+    params = tp.of(nn.DataParallel(model), buffers=True) if source == "module" else tp.of(model.state_dict())
+    fields = [field.name for field in dataclasses.fields(tp.ParameterInfo)]
+    for chosen in (params, params.select("1.**" if source == "module" else "1.*")):
+        records, infos = chosen.records(), chosen.infos
+        assert records.names == list(infos)
+        for field in (*fields, "ndim"):
+            assert list(records.column(field)) == [getattr(info, field) for info in infos.values()], field
+        assert list(records.column("owner")) == [(info.module, info.bases) for info in infos.values()]
+        assert list(records.raws) == list(Records(infos.values()).raws)
+        assert list(records.aliases) == list(Records(infos.values()).aliases)
+        assert records.infos == list(infos.values())
+
+
+def test_selecting_and_reading_what_was_selected_makes_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    monkeypatch.setattr(LiveRecords, "infos", property(lambda self: pytest.fail("records were made")))
+    params = tp.of(model)
+    for text in ("0.*", "/.*bias/", ":norm", ":trainable", "[ndim=2]", "[module=Linear]", "~:bias & [numel<=6]"):
+        chosen = params.select(text)
+        assert [name for name, _ in chosen.items()] == list(chosen) == chosen.names
+        assert all(any(tensor is p for p in model.parameters()) for tensor in chosen.values())
+
+
+def test_a_selection_is_read_in_one_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, readings = net(), []
+    of = LiveRecords.of
+    monkeypatch.setattr(LiveRecords, "of", lambda *args: readings.append(1) or of(*args))  # type: ignore[func-returns-value]  # counts
+    chosen = tp.of(model).select("**.weight")
+    assert len(readings) == 1
+    for use in (lambda: chosen.names, lambda: list(chosen.items()), lambda: chosen.infos, lambda: list(chosen())):
+        readings.clear()
+        use()
+        assert len(readings) == 1

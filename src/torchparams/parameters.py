@@ -8,6 +8,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
+from torchparams.records import Records
 from torchparams.report import (
     Cell,
     Column,
@@ -86,17 +87,23 @@ class Parameters(Mapping[str, Any]):
     @property
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Every parameter's record, by canonical name, in order."""
-        infos = self._source.infos()
         if self._selector is None:
-            return infos
+            return self._source.infos()
         if self._cache is not None and not self._source.live:
             return self._cache
-        names = self._selector.names(infos.values())
-        # The order is the source's, whatever the order of the selector's terms.
-        chosen = {name: info for name, info in infos.items() if name in names}
+        records = self.records()
+        chosen = dict(zip(records.names, records.infos, strict=True))
         if not self._source.live:
             self._cache = chosen
         return chosen
+
+    def records(self) -> Records:
+        """One reading of the table, for something that asks several things of it; see `Records`."""
+        if self._cache is not None and not self._source.live:
+            return Records(self._cache.values())
+        records = self._source.records()
+        # The order is the source's, whatever the order of the selector's terms.
+        return records if self._selector is None else records.only(self._selector.names(records))
 
     def info(self, name: str) -> ParameterInfo:
         """The record of the parameter `name`, under any of its spellings; of many, `infos` makes all at once.
@@ -187,9 +194,14 @@ class Parameters(Mapping[str, Any]):
         return _Values(self)
 
     def _pairs(self) -> Iterator[tuple[str, Any]]:
-        chosen = None if self._selector is None else self.infos
-        pairs = self._source.items(chosen)
-        count = length_hint(pairs, -1) if chosen is None else len(chosen)
+        if self._selector is None:
+            chosen, pairs = None, self._source.items()
+            count = length_hint(pairs, -1)
+        else:
+            chosen = self._keys()
+            # Of a live model, the names come with the tensors of the same reading.
+            pairs = iter(chosen.items()) if self._source.live else self._source.items(chosen)
+            count = len(chosen)
         return self._begin(pairs, count, chosen) if self._source.live and count >= 0 else pairs
 
     def __setitem__(self, name: str, value: object) -> NoReturn:
@@ -237,8 +249,13 @@ class Parameters(Mapping[str, Any]):
                 yield dot + name, tensor
 
     def _keys(self) -> Mapping[str, Any]:
-        """Something with the names as its keys, the cheapest there is."""
-        return self._source.keys() if self._selector is None else self.infos
+        """Something with the names as its keys, the cheapest there is; of a live selection, the tensors stand there."""
+        if self._selector is None:
+            return self._source.keys()
+        if not self._source.live:
+            return self.infos
+        records = self.records()
+        return dict(self._source.items(records.names)) if records.tensors is None else records.tensors
 
     def _taken(self, name: str) -> str:
         """A spelling of `name` under which the source gives the values; cheaper to have than the canonical one."""
@@ -283,14 +300,14 @@ class Parameters(Mapping[str, Any]):
 
         chosen = Selector.of(selector)
         if strict:
-            chosen.names(self.infos.values(), strict=True, where=self._source.label)
+            chosen.names(self.records(), strict=True, where=self._source.label)
         return Parameters(self._source, chosen if self._selector is None else self._selector & chosen)
 
     def explain(self, selector: object) -> Explanation:
         """Which term of `selector` hits which parameter, and how many each; it prints as a table."""
         from torchparams.selectors import Selector
 
-        return Selector.of(selector).explain(self.infos.values())
+        return Selector.of(selector).explain(self.records())
 
     def filter(self, keep: Callable[[ParameterInfo], bool]) -> Parameters:
         """The parameters whose record `keep` accepts."""

@@ -85,6 +85,7 @@ from torchparams._selector.tree import (
     union,
 )
 from torchparams.errors import SelectorError, shorten
+from torchparams.records import Records
 from torchparams.report import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
 from torchparams.report import Table as ReportTable
 
@@ -174,7 +175,7 @@ class Selector:
         >>> sorted(tp.Selector("fc.*[ndim=1]").names(params.infos.values()))
         ['fc.bias']
         """
-        table = Table(infos, where)
+        table = _table_of(infos, where)
         rows = table.hits(self._node)
         if strict:
             refuse_empty(table, self._node)
@@ -201,7 +202,7 @@ class Selector:
           head                0           0  nothing: no name has the component 'head'; the names begin with fc
         1 of 2 tensors
         """
-        table = Table(infos, where)
+        table = _table_of(infos, where)
         terms = tuple(_terms(table, self._node, 0))
         reasons: dict[int, list[str]] = {row: [] for row in sorted(table.hits(self._node))}
         for text, rows in _reasons(table, self._node, table.hits(self._node)):
@@ -252,6 +253,16 @@ class Selector:
 
     def __repr__(self) -> str:
         return f"Selector({str(self)!r})"
+
+
+def _table_of(infos: Iterable[ParameterInfo], where: str | None) -> Table:
+    if not isinstance(infos, Records):
+        return Table(infos, where)
+    if infos.applied is None:
+        infos.applied = Table(infos, where)
+    table: Table = infos.applied
+    table.where = where
+    return table
 
 
 def _from_node(node: Node) -> Selector:

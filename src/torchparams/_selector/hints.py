@@ -42,7 +42,7 @@ def refuse_empty(table: Table, node: Node) -> None:
     Raises:
         NoMatch: Some part hits nothing; the first of them, from the left, is named.
     """
-    if not table.infos:
+    if not table.names:
         raise NoMatch(f"`{_text(node)}` matches nothing", where=table.where, exists="there are no parameters")
     _refuse(table, node, node)
 
@@ -79,14 +79,14 @@ def why(table: Table, node: Node) -> tuple[str, str | None]:
     if isinstance(node, Compound):
         return _why_compound(table, node)
     if isinstance(node, Complement):
-        return f"`{_text(node.term)}` matches all {plural(len(table.infos), 'parameter')}", None
+        return f"`{_text(node.term)}` matches all {plural(len(table.names), 'parameter')}", None
     if isinstance(node, Intersection):
         return _why_intersection(table, node), None
     if isinstance(node, Names):
         return _nearest_names(table, min(node.names, default=""))
     if isinstance(node, Union):
         return "none of its terms matches anything", None
-    return f"the function accepts none of the {plural(len(table.infos), 'parameter')}", None
+    return f"the function accepts none of the {plural(len(table.names), 'parameter')}", None
 
 
 def _why_intersection(table: Table, node: Intersection) -> str:
@@ -104,7 +104,7 @@ def _why_intersection(table: Table, node: Intersection) -> str:
 
 
 def _why_compound(table: Table, node: Compound) -> tuple[str, str | None]:
-    rows = set(range(len(table.infos)))
+    rows = set(range(len(table.names)))
     before: Compound | None = None
     if node.pattern is not None:
         rows = table.named(node.pattern)
@@ -127,7 +127,7 @@ def _why_compound(table: Table, node: Compound) -> tuple[str, str | None]:
 
 def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tuple[str, str | None]:
     infos = [table.infos[row] for row in sorted(rows)]
-    among = "them" if len(rows) < len(table.infos) else f"the {plural(len(infos), 'parameter')}"
+    among = "them" if len(rows) < len(table.names) else f"the {plural(len(infos), 'parameter')}"
     if isinstance(condition, Word):
         hint = None
         if condition.word == "buffer":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams._selector.glob_regex import matcher
 from torchparams._selector.globs import Glob
@@ -23,7 +22,12 @@ from torchparams._selector.tree import (
     Word,
 )
 from torchparams.errors import SelectorError
-from torchparams.info import ParameterInfo
+from torchparams.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torchparams.info import ParameterInfo
 
 Rows: TypeAlias = "set[int]"
 """Parameters, by their places in the table."""
@@ -33,15 +37,20 @@ class Table:
     """The parameters that selectors are applied to; what a node hits is found out once.
 
     Args:
-        infos: The records, in order.
+        infos: The records, in order, or one reading of a source: of that, nothing is looked up that is not asked for.
         where: What messages call the table.
     """
 
     def __init__(self, infos: Iterable[ParameterInfo], where: str | None = None) -> None:
-        self.infos = list(infos)
-        self.names = [info.name for info in self.infos]
+        self.records = infos if isinstance(infos, Records) else Records(infos)
+        self.names = self.records.names
         self.where = where
         self._known: dict[int, tuple[Node, Rows]] = {}  # the node is kept, so that its id stays its own
+
+    @property
+    def infos(self) -> list[ParameterInfo]:
+        """The records; of a live model they are made for this."""
+        return self.records.infos
 
     def hits(self, node: Node) -> Rows:
         """The parameters that the node hits.
@@ -74,7 +83,7 @@ class Table:
 
     @cached_property
     def _all(self) -> Rows:
-        return set(range(len(self.infos)))
+        return set(range(len(self.names)))
 
     # --- names -----------------------------------------------------------------------------
 
@@ -82,26 +91,23 @@ class Table:
     def places(self) -> dict[str, int]:
         """Every spelling of every name: canonical before raw before alias."""
         places = dict(zip(self.names, range(len(self.names)), strict=True))
-        for row, info in enumerate(self.infos):
-            if info.raw_name:
-                places.setdefault(info.raw_name, row)
+        for row, raw in self.records.raws:
+            places.setdefault(raw, row)
         for row, alias in self._aliases:
             places.setdefault(alias, row)
         return places
 
     @cached_property
     def _aliases(self) -> list[tuple[int, str]]:
-        return [(row, alias) for row, info in enumerate(self.infos) if info.aliases for alias in info.aliases]
+        return list(self.records.aliases)
 
     @cached_property
     def _raws(self) -> dict[frozenset[str], list[tuple[int, str]]]:
         """The raw names that are not the canonical ones, by the components that wrappers added to them."""
         raws: dict[frozenset[str], list[tuple[int, str]]] = {}
         prefixes: dict[str, frozenset[str]] = {}
-        for row, info in enumerate(self.infos):
-            raw, name = info.raw_name, info.name
-            if not raw or raw == name:
-                continue
+        for row, raw in self.records.raws:
+            name = self.names[row]
             if raw.endswith(f".{name}"):
                 prefix = raw[: -len(name) - 1]
                 if prefix not in prefixes:
@@ -144,16 +150,17 @@ class Table:
             named = self.named(condition.value)
             return rows & named if condition.op == "=" else rows - named
         self._refuse_unrecorded(condition)
-        holds = _word(condition.word) if isinstance(condition, Word) else _comparison(condition)
-        infos = self.infos
-        return {row for row in rows if holds(infos[row])}
+        for field, holds in _word(condition.word) if isinstance(condition, Word) else [_comparison(condition)]:
+            values = self.records.column(field)
+            rows = {row for row in rows if holds(values[row])}
+        return rows
 
     def _refuse_unrecorded(self, condition: Condition | Word) -> None:
         asked = condition.word if isinstance(condition, Word) else condition.field
-        if asked not in _RECORDED or not self.infos:
+        if asked not in _RECORDED or not self.names:
             return
-        recorded, what, instead = _RECORDED[asked]
-        if not any(map(recorded, self.infos)):
+        field, absent, what, instead = _RECORDED[asked]
+        if all(value == absent for value in self.records.column(field)):
             raise SelectorError(
                 f"`{condition}` cannot be told, because {what} is not recorded",
                 where=self.where,
@@ -184,19 +191,16 @@ def _added(raw: list[str], name: list[str]) -> Iterator[str]:
 
 
 _BY_SHAPE = "select by name or shape, as in **.bias or [ndim<2]"
-_OWNED = (lambda info: info.module is not None, "the class of the owner", _BY_SHAPE)
-_GRADED = (lambda info: info.requires_grad is not None, "requires_grad", "select by name, as in encoder.**")
-_RECORDED: dict[str, tuple[Callable[[ParameterInfo], bool], str, str]] = {
+_OWNED = ("module", None, "the class of the owner", _BY_SHAPE)
+_GRADED = ("requires_grad", None, "requires_grad", "select by name, as in encoder.**")
+# What a word or a condition asks for: the field, its value where nothing is recorded, and what a message says of it.
+_RECORDED: dict[str, tuple[str, str | None, str, str]] = {
     "norm": _OWNED,
     "embedding": _OWNED,
     "module": _OWNED,
     "trainable": _GRADED,
     "frozen": _GRADED,
-    "buffer": (
-        lambda info: info.kind != "tensor",
-        "what is a parameter and what a buffer",
-        "select by name, as in **.running_*",
-    ),
+    "buffer": ("kind", "tensor", "what is a parameter and what a buffer", "select by name, as in **.running_*"),
 }
 
 
@@ -211,20 +215,18 @@ _OPERATORS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,
 }
 
-Holds: TypeAlias = Callable[[ParameterInfo], bool]
+Holds: TypeAlias = "tuple[str, Callable[[Any], object]]"
+"""A field, and whether a condition holds for the value of it."""
 
 
 def _comparison(condition: Condition) -> Holds:
     field, value = condition.field, condition.value
     if isinstance(value, int) and field in ("ndim", "numel", "nbytes"):
         compare = _OPERATORS[condition.op]
-        get = operator.attrgetter(field)
-        if field == "ndim":
-            # A lazy parameter has no dimensions to count: only `!=` holds, as the complement of `=`.
-            return lambda info: condition.op == "!=" if info.shape is None else compare(len(info.shape), value)
-        return lambda info: compare(get(info), value)
-    equal = _equality(condition)
-    return equal if condition.op == "=" else lambda info: not equal(info)
+        # A lazy parameter has no dimensions to count: only `!=` holds, as the complement of `=`.
+        return field, lambda size: condition.op == "!=" if size is None else compare(size, value)
+    field, equal = _equality(condition)
+    return field, equal if condition.op == "=" else lambda found: not equal(found)
 
 
 def _equality(condition: Condition) -> Holds:
@@ -233,21 +235,16 @@ def _equality(condition: Condition) -> Holds:
         match = matcher(value)
         return _of_class(lambda cls: any(map(match, class_spellings(cls))))
     if field == "shape" and isinstance(value, tuple):
-        return lambda info: _shape_fits(info.shape, value)
+        return field, lambda shape: _shape_fits(shape, value)
     if field == "device" and isinstance(value, str) and ":" not in value:
-        return lambda info: info.device.partition(":")[0] == value
-    get = operator.attrgetter(field)
-    return lambda info: bool(get(info) == value)
+        return field, lambda device: device.partition(":")[0] == value
+    return field, lambda found: bool(found == value)
 
 
 def _shape_fits(shape: tuple[int, ...] | None, wanted: tuple[int | None, ...]) -> bool:
     if shape is None or len(shape) != len(wanted):
         return False
     return all(want is None or size == want for size, want in zip(shape, wanted, strict=True))
-
-
-def _word(word: str) -> Holds:
-    return _of_class(_CLASSES[word]) if word in _CLASSES else _WORDS[word]
 
 
 def is_bias(name: str) -> bool:
@@ -275,25 +272,14 @@ def _of_class(matches: Callable[[str], object]) -> Holds:
     """Whether the qualified name of the owner's class or of one of its bases matches, found out once for each class."""
     known: dict[tuple[str | None, tuple[str, ...]], bool] = {}
 
-    def holds(info: ParameterInfo) -> bool:
-        key = info.module, info.bases
-        if key not in known:
-            classes = (*([] if info.module is None else [info.module]), *info.bases)
-            known[key] = any(map(matches, classes))
-        return known[key]
+    def holds(owner: tuple[str | None, tuple[str, ...]]) -> bool:
+        if owner not in known:
+            module, bases = owner
+            known[owner] = any(map(matches, bases if module is None else (module, *bases)))
+        return known[owner]
 
-    return holds
+    return "owner", holds
 
-
-_WORDS: dict[str, Holds] = {
-    "trainable": lambda info: info.requires_grad is True,
-    "frozen": lambda info: info.requires_grad is False and info.kind != "buffer",
-    "tied": lambda info: bool(info.aliases),
-    "buffer": lambda info: info.kind == "buffer",
-    "bias": lambda info: is_bias(info.name),
-    "matrix": lambda info: info.shape is not None and len(info.shape) >= 2,
-    "meta": lambda info: info.device == "meta",
-}
 
 # The classes in torch.nn.utils parametrise a tensor, as _SpectralNorm does: they are no layers.
 _NO_LAYER = r"(?!torch\.nn\.utils\.)(?s:.*)"
@@ -301,3 +287,16 @@ _CLASSES: dict[str, Callable[[str], object]] = {
     "norm": re.compile(_NO_LAYER + r"Norm(?:Base|[123]d)?").fullmatch,
     "embedding": re.compile(_NO_LAYER + r"Embedding(?:Bag)?").fullmatch,
 }
+_WORDS: dict[str, tuple[Holds, ...]] = {
+    "trainable": (("requires_grad", lambda grad: grad is True),),
+    "frozen": (("requires_grad", lambda grad: grad is False), ("kind", lambda kind: kind != "buffer")),
+    "tied": (("aliases", bool),),
+    "buffer": (("kind", lambda kind: kind == "buffer"),),
+    "bias": (("name", is_bias),),
+    "matrix": (("ndim", lambda ndim: ndim is not None and ndim >= 2),),
+    "meta": (("device", lambda device: device == "meta"),),
+}
+
+
+def _word(word: str) -> tuple[Holds, ...]:
+    return (_of_class(_CLASSES[word]),) if word in _CLASSES else _WORDS[word]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from torchparams.dtypes import DType
 from torchparams.errors import NotReadable, UnknownName
-from torchparams.info import live_tensor, view_of
 from torchparams.names import wrapper_component
-from torchparams.sources._traverse import Listing, aliases_of, attribute, holders, list_tensors, reach
+from torchparams.sources._live import LiveRecords, class_names, dispatches
+from torchparams.sources._traverse import attribute, holders, list_tensors, reach
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.info import ParameterInfo, Storage
+    from torchparams.info import ParameterInfo
 
 
 class ModuleSource(Source):
@@ -71,13 +68,16 @@ class ModuleSource(Source):
 
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Canonical name → record, as they are at the time of the call."""
-        listing = list_tensors(self.module, self.buffers)
-        return dict(zip(listing.tensors, _records(listing, self._aliases(listing)), strict=True))
+        records = self.records()
+        return dict(zip(records.tensors, records.infos, strict=True))
+
+    def records(self) -> LiveRecords:
+        """One reading, of which as much is looked up as is asked for."""
+        return LiveRecords.of(self.module, self.buffers)
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""
-        listing = list_tensors(self.module, self.buffers)
-        (info,) = _records(listing, self._aliases(listing), only=name)
+        (info,) = self.records().only((name,)).infos
         return info
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
@@ -132,7 +132,7 @@ class ModuleSource(Source):
                 where=self.label,
                 hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
             )
-        if _dispatches(type(tensor)):
+        if dispatches(type(tensor)):
             raise NotReadable(
                 f"{name} is a {type(tensor).__name__}, which keeps its values in other tensors",
                 where=self.label,
@@ -197,15 +197,12 @@ class ModuleSource(Source):
             error.exists, error.hint = f"{name} is computed by a parametrization", f"its parameter is {original!r}"
         raise error
 
-    def _aliases(self, listing: Listing) -> Mapping[str, list[str]]:
-        return aliases_of(self.module, self.buffers, listing) if listing.tied else {}
-
 
 def _label(module: nn.Module) -> str:
     """The class's name, within those of its wrappers: `DistributedDataParallel(Net)`."""
     names: list[str] = []
     while True:
-        names.append(_class_names(module)[0].rpartition(".")[2])
+        names.append(class_names(module)[0].rpartition(".")[2])
         key = wrapper_component(type(module))
         inner = None if key is None else vars(module).get("_modules", {}).get(key)
         if inner is None or len(names) > _WRAPPERS_SHOWN:
@@ -214,89 +211,3 @@ def _label(module: nn.Module) -> str:
 
 
 _WRAPPERS_SHOWN = 8
-
-
-def _class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """Qualified names of a module's class, and of that and all its base classes up to `nn.Module`.
-
-    A scripted module's own class says nothing: the one that it was compiled from comes before it.
-    """
-    import torch
-
-    mro = type(module).__mro__
-    names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
-    if isinstance(module, torch.jit.ScriptModule):
-        with suppress(AttributeError):  # one that is only being made
-            names = (_MANGLED.sub("", module._c._type().qualified_name()), *names)
-    return names[0], names
-
-
-_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")  # what TorchScript adds to a class's name
-
-
-def _records(listing: Listing, aliases: Mapping[str, list[str]], only: str | None = None) -> list[ParameterInfo]:
-    """The records of all tensors, or of the one that is named `only`."""
-    import torch
-    from torch._C import DisableTorchFunctionSubclass
-
-    # Networks have few distinct ones of these, and tens of thousands of tensors.
-    classes: dict[type, tuple[str, tuple[str, ...]]] = {}
-    dtypes: dict[torch.dtype, DType] = {}
-    devices: dict[torch.device, str] = {}
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-    own_memory: dict[type, bool] = {}
-    raws, buffers = listing.raws, listing.buffers
-    made = []
-    # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
-    with DisableTorchFunctionSubclass():
-        for (name, tensor), owner in zip(listing.tensors.items(), listing.owners, strict=True):
-            if only is not None and name != only:
-                continue
-            names = classes.get(type(owner))
-            if names is None:
-                names = _class_names(owner)
-                if not isinstance(owner, torch.jit.ScriptModule):  # all of these are of one class
-                    classes[type(owner)] = names
-            dtype = dtypes.get(tensor.dtype)
-            if dtype is None:
-                dtype = dtypes[tensor.dtype] = DType.of(tensor.dtype)
-            device = devices.get(tensor.device)
-            if device is None:
-                device = devices[tensor.device] = str(tensor.device)
-            shape: tuple[int, ...] | None
-            try:
-                size = tensor.shape
-                shape, numel = shapes.get(size), tensor.numel()
-                if shape is None:
-                    shape = shapes[size] = tuple(size)
-            except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
-                shape, numel = None, 0
-            plain = own_memory.get(type(tensor))
-            if plain is None:
-                plain = own_memory[type(tensor)] = not _dispatches(type(tensor))
-            storage = _storage(tensor, device, shapes) if plain and shape is not None else None
-            kind = "buffer" if name in buffers else "parameter"
-            grad, raw, others = tensor.requires_grad, raws.get(name, name), tuple(aliases.get(name, ()))
-            saved = buffers.get(name, True)
-            made.append(live_tensor(name, shape, dtype, numel, device, kind, grad, names, raw, others, storage, saved))
-    return made
-
-
-def _dispatches(cls: type) -> bool:
-    """Whether a class of tensors runs operations by code of its own: its values are in other tensors."""
-    import torch
-
-    return getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
-
-
-def _storage(tensor: Any, device: str, strides: dict[tuple[int, ...], tuple[int, ...]]) -> Storage | None:
-    """The memory that a tensor is a view of; None where it has none (sparse, wrapped by a transform)."""
-    try:
-        memory = tensor.untyped_storage()
-        address: int = memory.data_ptr()
-        stride: tuple[int, ...] = tensor.stride()
-        # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
-        key = f"{device}:{address or memory._cdata:#x}"
-        return view_of(key, tensor.storage_offset(), strides.setdefault(stride, stride), memory.nbytes())
-    except Exception:  # as above
-        return None

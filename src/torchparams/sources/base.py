@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
+from torchparams.records import Records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +66,10 @@ class Source(ABC):
             for given in (name, *(() if remove_duplicate else info.aliases)):
                 if recurse or "." not in given:
                     yield given, name, self.value(name)
+
+    def records(self) -> Records:
+        """One reading of the source, for something that asks several things of it; cheaper than `infos`."""
+        return Records(self.infos().values())
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
@@ -171,9 +176,14 @@ class Format:
 
     def open(self, path: str, inner: str | None) -> Source:
         """The source that reads `path`."""
-        module, _, attribute = self.opener.partition(":")
-        source: Source = getattr(importlib.import_module(module), attribute)(path, inner)
-        return source
+        return _opener(self.opener)(path, inner)
+
+
+def _opener(home: str) -> Callable[..., Source]:
+    """What makes a kind of source, imported when the first such thing comes."""
+    module, _, attribute = home.partition(":")
+    found: Callable[..., Source] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def _is_legacy(head: bytes, size: int) -> bool:
@@ -252,13 +262,9 @@ def open_source(x: object, *, buffers: bool = False) -> Source:
         return open_path(os.fspath(x))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
-        from torchparams.sources._module import ModuleSource
-
-        return ModuleSource(x, buffers=buffers)
+        return _opener("torchparams.sources._module:ModuleSource")(x, buffers=buffers)
     if isinstance(x, Mapping):
-        from torchparams.sources._mapping import MappingSource
-
-        return MappingSource(x)
+        return _opener("torchparams.sources._mapping:MappingSource")(x)
     raise UnsupportedSource(
         f"a {type(x).__module__}.{type(x).__qualname__} has no parameters to list",
         exists="a source is an nn.Module, a mapping of tensors, or the path of a checkpoint",

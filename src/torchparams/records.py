@@ -1,0 +1,86 @@
+"""One reading of a source: the names at once, and of the records as much as somebody asks for.
+
+A selector by name needs no records, and one by dimensions needs nothing but the dimensions. Making every record of a
+live model with tens of thousands of parameters takes longer than everything else that a verb does.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+
+    from torchparams.info import ParameterInfo
+
+
+class Records:
+    """The records of one reading, in the source's order: for the time of one call, and never kept.
+
+    A verb that asks several things of a model reads it once, with `Parameters.records`, and gives the reading to each
+    selector: all of them see the same state. Fields are looked up when they are first asked for.
+
+    Args:
+        infos: The records, where they are there already.
+
+    Attributes:
+        tensors: Canonical name → tensor, where the reading has the tensors themselves (of a live model); else None.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> records = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}).records()
+    >>> records.names, records.column("ndim")
+    (['fc.weight', 'fc.bias'], [2, 1])
+    >>> sorted(tp.Selector("[ndim=1]").names(records))
+    ['fc.bias']
+    """
+
+    tensors: Mapping[str, Any] | None = None
+
+    def __init__(self, infos: Iterable[ParameterInfo]) -> None:
+        self._made = list(infos)
+        self._columns: dict[str, Sequence[Any]] = {}
+        self.applied: Any = None  # what a selector found out of this reading, for the next one
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The canonical names."""
+        return [info.name for info in self.infos]
+
+    @property
+    def infos(self) -> list[ParameterInfo]:
+        """The records themselves, all of them."""
+        return self._made
+
+    def column(self, field: str) -> Sequence[Any]:
+        """One field of every record: an attribute of `ParameterInfo`, or `owner`, which is `(module, bases)`."""
+        found = self._columns.get(field)
+        if found is None:
+            found = self._columns[field] = self._find(field)
+        return found
+
+    def _find(self, field: str) -> Sequence[Any]:
+        get: Callable[[ParameterInfo], Any] = attrgetter(*(("module", "bases") if field == "owner" else (field,)))
+        return list(map(get, self.infos))
+
+    @property
+    def raws(self) -> Iterable[tuple[int, str]]:
+        """Place and raw name of those whose raw name is not the canonical one."""
+        return [(row, info.raw_name) for row, info in enumerate(self.infos) if info.raw_name not in ("", info.name)]
+
+    @property
+    def aliases(self) -> Iterable[tuple[int, str]]:
+        """Place and alias, for every alias."""
+        return [(row, alias) for row, info in enumerate(self.infos) if info.aliases for alias in info.aliases]
+
+    def only(self, names: Container[str]) -> Records:
+        """Those of `names`, in the same order."""
+        return Records(info for info in self.infos if info.name in names)
+
+    def __iter__(self) -> Iterator[ParameterInfo]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.names)
