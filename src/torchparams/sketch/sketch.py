@@ -277,6 +277,11 @@ class Sketch:
         return int(self._ordered[1][-1]) if len(self._ordered[1]) else 0
 
     @property
+    def exact(self) -> bool:
+        """Whether every value has a code of its own, so that nothing here is approximate."""
+        return self._coding.exact
+
+    @property
     def saturated(self) -> int | None:
         """Count of values at the greatest finite magnitude of a float of at most 16 bits; None of other types.
 
@@ -446,7 +451,9 @@ class Sketch:
         found = np.where(ranks == 0, float(self._min or 0), found)
         return np.where(ranks == self.finite - 1, float(self._max or 0), found)
 
-    def histogram(self, bins: int = 100, range: tuple[float, float] | None = None) -> tuple[Array, Array]:
+    def histogram(
+        self, bins: int = 100, range: tuple[float, float] | None = None, *, clip: bool = False
+    ) -> tuple[Array, Array]:
         """Counts of the finite values in intervals of equal width, as `numpy.histogram` makes them.
 
         Each interval holds its lower edge, the last also its upper one; values outside `range` are not
@@ -456,6 +463,7 @@ class Sketch:
         Args:
             bins: How many intervals.
             range: Lowest and highest edge; from the least to the greatest finite value by default.
+            clip: Count finite values outside `range` in the outermost intervals.
 
         Returns:
             The counts, uint64 of shape (bins,), and the edges, float64 of shape (bins + 1,).
@@ -480,6 +488,8 @@ class Sketch:
         values, cumulative = self._ordered
         below = np.searchsorted(values, edges, side="left")
         below[-1] = np.searchsorted(values, high, side="right")
+        if clip:
+            below[0], below[-1] = 0, len(values)
         return np.diff(np.concatenate([np.zeros(1, np.uint64), cumulative])[below]), edges
 
     # --- as a value ------------------------------------------------------------------------
