@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "torchparams"
 
@@ -46,9 +49,9 @@ ANYWHERE = {"testing"}
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Dotted name below the package → file; packages by their own name."""
+    """Dotted name below the package → file; packages by their own name. An extension's is its C file."""
     found = {}
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
         parts = path.relative_to(package).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -74,7 +77,7 @@ def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, path in known.items():
         wanted = set()
-        for target in imports(ast.parse(path.read_text())):
+        for target in imports(ast.parse(path.read_text() if path.suffix == ".py" else "")):
             # `from torchparams.info import ParameterInfo` imports the module info, not a module ParameterInfo.
             module = target if target in known else target.rpartition(".")[0]
             if module and module != name:

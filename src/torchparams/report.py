@@ -180,8 +180,9 @@ def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]
                 widths[i] = max(widths[i], width_of(text))
     if width is not None:
         widths = fit(widths, columns, width)
-    headings = ["heading"] * len(columns)
-    yield _line([column.title for column in columns], columns, widths, headings, paint)
+    if any(column.title for column in columns):
+        headings = ["heading"] * len(columns)
+        yield _line([column.title for column in columns], columns, widths, headings, paint)
     for row, texts in rows:
         if isinstance(row, Gap):
             yield paint(row.text, "dim")

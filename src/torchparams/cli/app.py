@@ -80,14 +80,21 @@ def _torchparams(
 
 def show(result: Any, as_json: bool = False) -> None:
     """Print a verb's result: its `report()` for people, or its `to_json()`."""
-    if as_json:
-        from torchparams.render.json import print_json
+    try:
+        if as_json:
+            from torchparams.render.json import print_json
 
-        print_json(result.to_json(), sys.stdout)
-    else:
-        from torchparams.render.terminal import print_report
+            print_json(result.to_json(), sys.stdout)
+        else:
+            from torchparams.render.terminal import print_report
 
-        print_report(result.report(), sys.stdout)
+            print_report(result.report(), sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on: `torchparams ls … | head`. Python would complain of it once more when it closes the stream.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_PIPE) from None
 
 
 def run(arguments: list[str]) -> int:
@@ -103,7 +110,6 @@ def run(arguments: list[str]) -> int:
         status = app(
             args=[part for part in arguments if part != "--debug"], prog_name="torchparams", standalone_mode=False
         )
-        sys.stdout.flush()
         return status if isinstance(status, int) else FINE
     except BaseException as error:
         if debug:
@@ -122,13 +128,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def _status_of(error: BaseException, quiet: bool) -> int:
     """The exit status for an error, told in one line unless it has been told already."""
-    if isinstance(error, BrokenPipeError):
-        # Nobody reads on: `torchparams ls … | head`. Python would complain of it when it closes the stream.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        sys.stderr.write("torchparams: interrupted\n")
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error

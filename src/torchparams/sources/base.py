@@ -286,9 +286,7 @@ def open_path(target: str) -> Source:
     """The source that reads the file or directory `target`, which may end in `#inner`."""
     path, inner = split_target(target)
     if os.path.isdir(path):
-        from torchparams.sources._sharded import open_directory
-
-        return open_directory(path, inner)
+        return _opener("torchparams.sources._sharded:open_directory")(path, inner)
     return open_file(path, inner)
 
 

@@ -1,0 +1,62 @@
+"""Imports point one way, and nothing heavy is imported that is not needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from check_imports import graph, violations
+
+from torchparams.testing import safetensors_bytes, sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_imports_go_one_way() -> None:
+    assert violations(graph()) == []
+
+
+def test_the_rules_can_be_broken() -> None:
+    edges = {
+        "errors": {"info"},
+        "info": {"errors"},
+        "train.freeze": {"audit.rules"},
+        "audit.rules": set(),
+        "new": set(),
+    }
+    assert violations(edges) == [
+        "errors imports info, which stands above it",
+        "new: in no layer",
+        "train.freeze imports audit.rules: these verbs do not know each other",
+        "a cycle: errors → info → errors",
+    ]
+
+
+def imported_by(code: str, *arguments: str) -> set[str]:
+    """The top-level modules that a process has imported at its end."""
+    program = f"import sys\n{code}\nprint('\\n' + ' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    process = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return set(process.stdout.splitlines()[-1].split())
+
+
+def test_the_package_alone_imports_next_to_nothing() -> None:
+    assert not imported_by("import torchparams") & {"torch", "numpy", "rich", "typer", "ml_dtypes", "blake3"}
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "--tree"], ["ls", "--json"], ["ls", "-s", "**"]])
+def test_listing_a_file_imports_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_bytes({"a.weight": sample("float32", (2, 3))}))
+    command, *options = arguments
+    code = f"from torchparams.cli.app import run; assert run({[command, str(file), *options]!r}) == 0"
+    assert not imported_by(code) & {"torch", "numpy", "rich", "ml_dtypes", "blake3"}
+
+
+def test_showing_a_tensor_does_not_import_torch(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_bytes({"a.weight": sample("bfloat16", (2, 3))}))
+    code = f"from torchparams.cli.app import run; assert run(['show', {str(file)!r}, 'a.weight']) == 0"
+    assert "torch" not in imported_by(code)
