@@ -28,30 +28,40 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.measure.describe import show as show
     from torchparams.measure.listing import ls as ls
+    from torchparams.measure.stats import Stats as Stats
+    from torchparams.measure.stats import stats as stats
     from torchparams.module import Module as Module
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
     from torchparams.selectors import Selector as Selector
+    from torchparams.train.coverage import Coverage as Coverage
     from torchparams.train.freeze import Frozen as Frozen
     from torchparams.train.freeze import Unfrozen as Unfrozen
     from torchparams.train.freeze import freeze as freeze
     from torchparams.train.freeze import unfreeze as unfreeze
+    from torchparams.train.load import coverage as coverage
+    from torchparams.train.load import load as load
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Coverage": "torchparams.train.coverage",
     "DType": "torchparams.dtypes",
     "Frozen": "torchparams.train.freeze",
     "Module": "torchparams.module",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Selector": "torchparams.selectors",
+    "Stats": "torchparams.measure.stats",
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
+    "coverage": "torchparams.train.load",
     "freeze": "torchparams.train.freeze",
+    "load": "torchparams.train.load",
     "ls": "torchparams.measure.listing",
     "of": "torchparams.parameters",
     "show": "torchparams.measure.describe",
+    "stats": "torchparams.measure.stats",
     "unfreeze": "torchparams.train.freeze",
 }
 _MODULES = ("errors", "limits", "testing")

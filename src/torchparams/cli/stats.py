@@ -1,0 +1,80 @@
+"""`torchparams stats`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchparams.cli.app import AsJson, Select, Target, app, show
+from torchparams.cli.targets import build, is_live
+
+
+@app.command()
+def stats(
+    target: Target,
+    select: Select = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="A row for each module, layer or dtype; or for each SELECTOR given so, and one for the rest.",
+            show_default=False,
+        ),
+    ] = None,
+    quantiles: Annotated[
+        str | None,
+        typer.Option(
+            "-q", "--quantiles", metavar="Q,Q…", help="Quantiles to show, such as 0.01,0.5,0.99.", show_default=False
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Order by name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, entropy or distinct; "
+            "-COLUMN for descending (--sort=-std).",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
+        ),
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column: more than 80 characters have room for.")] = False,
+    buffers: Annotated[bool, typer.Option("--buffers", help="Take a live model's buffers too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show statistics of values, and what to look at: NaN, constant and saturated tensors, odd scales.
+
+    Every value is read once, and the numbers are exact.
+
+    \b
+    Examples:
+      torchparams stats model.safetensors
+      torchparams stats shards/ --by layer
+      torchparams stats model.pt --by '**.bias' --by '**.norm*.*'
+      torchparams stats run.ckpt#optimizer.state -s '**.exp_avg_sq' --sort=-max --limit 10
+      torchparams stats model.safetensors -s '[ndim>=2]' -q 0.001,0.5,0.999
+      torchparams stats mypackage.models:build --buffers
+      torchparams stats model.safetensors --json | jq '.flags'
+    """
+    from torchparams.measure.stats import numbers_in
+    from torchparams.measure.stats import stats as statistics_of
+    from torchparams.render.progress import progress
+
+    with progress("reading") as tell:
+        found = statistics_of(
+            build(target, device="cpu") if is_live(target) else target,
+            select,
+            by=by or None,
+            quantiles=None if quantiles is None else numbers_in(quantiles),
+            sort=sort,
+            limit=limit,
+            wide=wide,
+            buffers=buffers,
+            progress=tell,
+        )
+    show(found, as_json)

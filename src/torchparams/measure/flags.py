@@ -1,0 +1,180 @@
+"""What a person should look at: flags, each with its reason in words.
+
+The rules are made so that a model as it is initialised, and one as it is published, have none. So vectors (of
+everything but one dimension the size is 1) may be zero or constant: biases and the gains of norms are, before they are
+trained. They are flagged where their siblings are not.
+
+**Siblings** are tensors in the same role: of equal shape, with names that differ only in whole components that are
+numbers. A scale is compared with the 8 nearest of them, not with all: scales that grow or shrink with depth, as some
+schemes initialise them, are no finding. It is far away when its log2 differs from their median by at least 2 (a factor
+of 4), and by more than 6 robust standard deviations of such differences: 1.4826 times their median absolute deviation
+(Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers, who take 3.5 of them).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from torchparams.report import human_count, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torchparams.measure.tensor_stats import TensorStats
+
+SIBLINGS = 4
+"""Siblings that a tensor has at least, for anything to be said about how it differs from them."""
+
+NEAREST = 8
+"""Siblings whose median a scale is compared with."""
+
+OCTAVES = 2.0
+"""How much log2 of a scale differs at least."""
+
+DEVIATIONS = 6.0
+"""How many robust standard deviations that is at least."""
+
+_LEAST_DEVIATION = 0.1  # octaves; fresh layers differ by nothing but chance
+_SATURATED_SHARE = 0.02  # of float8: where the largest of each block of 128 is scaled to the end, 1 % stand there
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something to look at.
+
+    Attributes:
+        name: The tensor's canonical name.
+        kind: `non-finite`, `zero`, `constant`, `saturated` or `scale`.
+        reason: Why, in words.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> tp.stats({"w": np.array([[1.0, np.nan], [np.inf, 2.0]], np.float16)}).flags
+    (Flag(name='w', kind='non-finite', reason='1 NaN and 1 +Inf among 4 values'),)
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The flag as JSON takes it."""
+        return {"name": self.name, "kind": self.kind, "reason": self.reason}
+
+
+def flags_of(rows: Sequence[TensorStats]) -> list[Flag]:
+    """The flags of tensors, in their order, most serious first for each; linear in the count of tensors."""
+    roles: dict[tuple[str, tuple[int, ...]], list[TensorStats]] = {}
+    for row in rows:
+        if row.shape is not None and _is_float(row) and row.numel:
+            roles.setdefault((role_of(row.name), row.shape), []).append(row)
+    found: dict[str, list[Flag]] = {row.name: list(_alone(row)) for row in rows}
+    for (role, _), siblings in roles.items():
+        if len(siblings) > SIBLINGS:
+            for flag in _vectors(role, siblings) if _is_vector(siblings[0]) else _scales(role, siblings):
+                found[flag.name].append(flag)
+    return [flag for row in rows for flag in found[row.name]]
+
+
+def role_of(name: str) -> str:
+    """The name with `*` for each component that is a number.
+
+    >>> role_of("layers.3.experts.12.w1.weight")
+    'layers.*.experts.*.w1.weight'
+    """
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _is_float(row: TensorStats) -> bool:
+    return row.dtype is not None and row.dtype.kind in ("float", "complex")
+
+
+def _is_vector(row: TensorStats) -> bool:
+    return sum(size > 1 for size in row.shape or ()) <= 1
+
+
+# --- of a tensor by itself -----------------------------------------------------------------------
+
+
+def _alone(row: TensorStats) -> Iterator[Flag]:
+    if not _is_float(row) or row.dtype is None:
+        return
+    values = row.numel * (2 if row.dtype.kind == "complex" else 1)
+    # Masks that are added to attention scores hold 0 and -Inf, or 0 and the least number, and nothing else.
+    if row.nonfinite and row.zeros + row.neginf != values:
+        kinds = ((row.nan, "NaN"), (row.posinf, "+Inf"), (row.neginf, "-Inf"))
+        what = " and ".join(f"{count:,} {name}" for count, name in kinds if count)
+        yield Flag(row.name, "non-finite", f"{what} among {plural(values, 'value')}")
+    if values > 1 and not _is_vector(row) and not row.nonfinite:
+        if row.zeros == values:
+            yield Flag(row.name, "zero", f"all {values:,} values are 0")
+        elif row.min == row.max:
+            yield Flag(row.name, "constant", f"all {values:,} values are {row.min:g}")
+    if row.saturated and row.dtype.bits >= 8 and row.zeros + row.saturated != values:
+        share = row.saturated / values
+        # Float8 is scaled to its own range, some of it to the very end; a 16-bit float that stands there was cut.
+        if share >= _SATURATED_SHARE or row.dtype.bits == 16:
+            yield Flag(
+                row.name,
+                "saturated",
+                f"{row.saturated:,} of {values:,} values ({_percent(share)}) are ±{row.linf:g}, "
+                f"the largest that {row.dtype} has",
+            )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else f"{share:.0e}".replace("e-0", "e-")
+
+
+# --- beside its siblings -------------------------------------------------------------------------
+
+
+def _vectors(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
+    """Constant vectors among such as are not."""
+    if siblings[0].numel < 2:
+        return
+    constant = [row for row in siblings if row.min == row.max and not row.nonfinite]
+    if len(constant) * 4 > len(siblings):
+        return
+    for row in constant:
+        kind, what = ("zero", "0") if row.zeros == row.numel else ("constant", f"{row.min:g}")
+        others = len(siblings) - len(constant)
+        yield Flag(row.name, kind, f"all {row.numel:,} values are {what}; of {others} siblings {role} none is constant")
+
+
+def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
+    """Standard deviations that are far from those of the nearest siblings."""
+    rows = [row for row in siblings if 0 < row.std < math.inf]
+    if len(rows) <= SIBLINGS:
+        return
+    logs = [math.log2(row.std) for row in rows]
+    differences = []
+    for i, log in enumerate(logs):
+        first = max(0, min(i - NEAREST // 2, len(logs) - 1 - NEAREST))
+        near = logs[first : first + NEAREST + 1]
+        near.remove(log)
+        differences.append(log - median(near))
+    deviation = max(1.4826 * median(map(abs, differences)), _LEAST_DEVIATION)
+    for row, difference in zip(rows, differences, strict=True):
+        if abs(difference) >= max(OCTAVES, DEVIATIONS * deviation):
+            usual = row.std / 2**difference
+            factor = 2 ** abs(difference)
+            times = f"{factor:.1f}" if factor < 100 else human_count(round(factor))
+            how = f"{times} times" if difference > 0 else f"1/{times} of"
+            count = min(NEAREST, len(rows) - 1)
+            yield Flag(
+                row.name,
+                "scale",
+                f"its std {row.std:.3g} is {how} the {usual:.3g} of its {count} nearest siblings {role}",
+            )
+
+
+def kinds_of(flags: Iterable[Flag]) -> dict[str, int]:
+    """How many flags there are of each kind."""
+    found: dict[str, int] = {}
+    for flag in flags:
+        found[flag.kind] = found.get(flag.kind, 0) + 1
+    return found

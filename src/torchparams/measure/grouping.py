@@ -1,0 +1,174 @@
+"""Tensors together: which belong to a group, and the sum of their sketches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchparams.errors import SelectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torchparams.info import ParameterInfo
+    from torchparams.measure.tensor_stats import TensorStats
+    from torchparams.sketch import Sketch
+
+TOP = "(top level)"
+"""What the group of tensors is called whose names have no module in them."""
+
+REST = "(rest)"
+"""What the group of tensors is called that no selector hits."""
+
+PENDING_CODES = 1 << 21
+"""Codes of sketches (6 bytes or more each) that wait for being added up."""
+
+
+def module_of(name: str) -> str:
+    """The name without its last component.
+
+    >>> module_of("layers.0.fc.weight"), module_of("weight")
+    ('layers.0.fc', '(top level)')
+    """
+    return name.rpartition(".")[0] or TOP
+
+
+def layer_of(name: str) -> str:
+    """The name up to and including the first component that is a number; of one without, the module.
+
+    >>> layer_of("model.layers.10.mlp.up.weight"), layer_of("lm_head.weight")
+    ('model.layers.10', 'lm_head')
+    """
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return module_of(name) if number is None else ".".join(parts[: number + 1])
+
+
+KEYS: dict[str, Callable[[ParameterInfo], str]] = {
+    "module": lambda info: module_of(info.name),
+    "layer": lambda info: layer_of(info.name),
+    "dtype": lambda info: str(info.dtype),
+}
+"""Words that say how to group, and what a tensor's group is called."""
+
+By = tuple[str, ...]
+"""How to group: one of `KEYS`, or the texts of selectors."""
+
+
+def groups_of(
+    infos: Mapping[str, ParameterInfo], by: object, *, strict: bool = True, where: str | None = None
+) -> tuple[By, dict[str, list[str]]]:
+    """How it is grouped, in words, and the names of each group's tensors, groups in the order of their first tensor.
+
+    Args:
+        infos: Canonical name → record, of all tensors.
+        by: `module`, `layer` or `dtype`; else a selector, or a list of them: each is a group of all that it hits,
+            and what none hits is one more, `REST`.
+        strict: Refuse a selector of which any union branch hits nothing.
+        where: What an error calls the source.
+
+    Raises:
+        NoMatch: A selector's branch hits nothing.
+        SelectorError: A word stands in a list of several.
+    """
+    found: dict[str, list[str]] = {}
+    if isinstance(by, list | tuple) and len(by) == 1:
+        by = by[0]
+    if isinstance(by, str) and by in KEYS:
+        for info in infos.values():
+            found.setdefault(KEYS[by](info), []).append(info.name)
+        return (by,), found
+
+    from torchparams.selectors import Selector
+
+    selectors: dict[str, Selector] = {}
+    for each in by if isinstance(by, list | tuple) else (by,):
+        if isinstance(each, str) and each in KEYS:
+            raise SelectorError(
+                f"{each!r} is a way to group, and stands alone",
+                hint=f"for a tensor that is called so, write the selector /{each}/",
+            )
+        selectors[str(Selector.of(each))] = Selector.of(each)
+    left = dict.fromkeys(infos)
+    for text, selector in selectors.items():
+        hits = selector.names(infos.values(), strict=strict, where=where)
+        found[text] = [name for name in infos if name in hits]
+        for name in hits:
+            left.pop(name, None)
+    if left:
+        found[REST] = list(left)
+    return tuple(selectors), found
+
+
+class GroupSums:
+    """Adds sketches to groups as they come; a group's sketch is let go once its last tensor has come.
+
+    Memory is that of the sketches of groups under way, whatever the count of tensors.
+
+    Args:
+        groups: Names of each group's tensors.
+        infos: Canonical name → record.
+        derive: Makes the row of a group: of its sketch, its name, and the records of its tensors.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        infos: Mapping[str, ParameterInfo],
+        derive: Callable[[Sketch, str, list[ParameterInfo]], TensorStats],
+    ) -> None:
+        self._infos = infos
+        self._derive = derive
+        self._names = groups
+        self._groups_of: dict[str, list[str]] = {}
+        for group, names in groups.items():
+            for name in names:
+                self._groups_of.setdefault(name, []).append(group)
+        self._missing = {group: len(names) for group, names in groups.items()}
+        self._parts: dict[str, list[Sketch]] = {group: [] for group in groups}
+        self._read: dict[str, list[str]] = {group: [] for group in groups}
+        self._pending, self._limit = 0, PENDING_CODES
+        self._rows: dict[str, TensorStats] = {}
+        for group, missing in self._missing.items():
+            if not missing:
+                self._close(group)
+
+    def add(self, name: str, sketch: Sketch | None) -> None:
+        """A tensor's sketch, or None where there is none to be had."""
+        for group in self._groups_of.get(name, ()):
+            if sketch is not None:
+                self._parts[group].append(sketch)
+                self._read[group].append(name)
+                self._pending += len(sketch.codes)
+            self._missing[group] -= 1
+            if not self._missing[group]:
+                self._close(group)
+        if self._pending > self._limit:
+            self._add_up()
+
+    @property
+    def rows(self) -> list[TensorStats]:
+        """The rows of all groups that are complete, in order."""
+        return [self._rows[group] for group in self._names if group in self._rows]
+
+    def _sum(self, group: str) -> Sketch:
+        """The sum of a group's sketches: of their own type where all have one, so that it stays exact."""
+        from torchparams.sketch import Sketch
+
+        parts = self._parts[group]
+        types = {part.dtype for part in parts}
+        return parts[0] if len(parts) == 1 else Sketch.merge(parts, types.pop() if len(types) == 1 else "float64")
+
+    def _add_up(self) -> None:
+        for group, parts in self._parts.items():
+            if len(parts) > 1:
+                self._parts[group] = [self._sum(group)]
+        self._pending = sum(len(part.codes) for parts in self._parts.values() for part in parts)
+        # Many groups under way take what they take; they are not to be added up at each step.
+        self._limit = max(PENDING_CODES, 2 * self._pending)
+
+    def _close(self, group: str) -> None:
+        infos = [self._infos[name] for name in sorted(self._read[group])]
+        self._rows[group] = self._derive(self._sum(group), group, infos)
+        self._pending -= sum(len(part.codes) for part in self._parts[group])
+        self._parts[group] = []
+        self._read[group] = []

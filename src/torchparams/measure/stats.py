@@ -1,0 +1,280 @@
+"""Statistics of every tensor, in one pass over the values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import SelectorError, TorchParamsError, UnknownName
+from torchparams.measure.flags import Flag, flags_of
+from torchparams.measure.grouping import GroupSums, groups_of
+from torchparams.measure.tensor_stats import TensorStats, derive
+from torchparams.parameters import of, total_of
+from torchparams.report import to_html, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.engines.lenient import Unread
+    from torchparams.info import ParameterInfo
+    from torchparams.report import Report
+    from torchparams.sketch import Sketch
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""The quantiles that are taken unless others are asked for."""
+
+ROWS_SHOWN = 40
+"""Rows that printing shows at most; the middle of more is left out and counted."""
+
+SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
+    key: attrgetter(key)
+    for key in (
+        *("name", "numel", "zeros", "nonfinite", "min", "max", "mean", "std"),
+        *("l1", "l2", "linf", "entropy", "distinct"),
+    )
+}
+"""What rows can be ordered by."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Statistics of tensors, or of groups of them; it prints as a table.
+
+    `found["name"]` is a row; iterating and `len` go over the rows.
+
+    Attributes:
+        label: What the source is called.
+        format: The kind of source.
+        selector: What chose the tensors; None for all.
+        by: How they are grouped: a word, or the texts of selectors; None for a row each.
+        quantiles: Which ones the rows have.
+        rows: The rows, in the source's order until `sorted` makes another.
+        flags: What a person should look at: of tensors, also where rows are groups.
+        unread: Tensors whose values cannot be had, and why.
+        total: Tensors, parameters and bytes, in words.
+        shown: Quantiles that the table has a column for.
+        limit: Most rows, flags and unread tensors that are shown; None for all.
+        wide: Whether the table has every column, or those that 80 characters have room for.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> found = tp.stats({"a": np.arange(4.0).reshape(2, 2), "b": np.zeros((2, 2), np.float16)})
+    >>> found["a"].mean, [flag.kind for flag in found.flags]
+    (1.5, ['zero'])
+    """
+
+    label: str
+    format: str
+    selector: str | None
+    by: tuple[str, ...] | None
+    quantiles: tuple[float, ...]
+    rows: tuple[TensorStats, ...]
+    flags: tuple[Flag, ...]
+    unread: tuple[Unread, ...]
+    total: str
+    shown: tuple[float, ...] = ()
+    limit: int | None = ROWS_SHOWN
+    wide: bool = False
+
+    def __iter__(self) -> Iterator[TensorStats]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> TensorStats:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise UnknownName.among(name, [row.name for row in self.rows], self.label)
+
+    def sorted(self, by: str) -> Stats:
+        """The same with rows in another order.
+
+        Args:
+            by: `name`, `numel`, `zeros`, `nonfinite`, `min`, `max`, `mean`, `std`, `l1`, `l2`, `linf`, `entropy` or
+                `distinct`; descending with `-` before it. NaN comes last.
+
+        Raises:
+            SelectorError: It is none of these.
+        """
+        value, descending = _sort_key(by), by.startswith("-")
+        numbers = [row for row in self.rows if not _is_nan(value(row))]
+        others = [row for row in self.rows if _is_nan(value(row))]
+        return replace(self, rows=(*sorted(numbers, key=value, reverse=descending), *others))
+
+    def report(self) -> Report:
+        """The table, and below it the flags and what could not be read."""
+        from torchparams.measure.stats_report import report
+
+        return report(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return {
+            "source": self.label,
+            "format": self.format,
+            "selector": self.selector,
+            "by": None if self.by is None else list(self.by),
+            "rows": [row.to_json() for row in self.rows],
+            "flags": [flag.to_json() for flag in self.flags],
+            "unread": [{"name": each.name, "reason": each.reason} for each in self.unread],
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def _sort_key(by: str) -> Callable[[TensorStats], Any]:
+    key = by.removeprefix("-")
+    if key not in SORT_KEYS:
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
+    return SORT_KEYS[key]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def stats(
+    x: object,
+    selector: object = None,
+    *,
+    by: object = None,
+    quantiles: Sequence[float] | None = None,
+    sort: str | None = None,
+    limit: int | None = ROWS_SHOWN,
+    wide: bool = False,
+    buffers: bool = False,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Stats:
+    """Statistics of every tensor, or of groups of them, in one pass over the values.
+
+    Values are read block by block: memory is that of the rows, whatever the size of the source. A tensor without
+    values (meta, sparse, quantised) is listed with the reason. Tied tensors count once.
+
+    Args:
+        x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
+        selector: Which of them; None for all.
+        by: A row for each `module`, `layer` (the name up to and including its first number) or `dtype`; or a selector
+            or a list of them, with a row for all that each hits, and one for the rest. None for a row each.
+        quantiles: Which to take, from 0 to 1; `QUANTILES` unless given. Those given are in the printed table too.
+        sort: What to order rows by, `-` before it for descending; see `Stats.sorted`.
+        limit: Most rows, flags and unread tensors that printing shows; None for all.
+        wide: Print every column.
+        buffers: Take a live model's buffers too.
+        strict: Refuse selectors of which any union branch hits nothing.
+        engine: What runs it; a `ThreadEngine` unless given.
+        progress: Told bytes read and bytes in all.
+
+    Raises:
+        NoMatch: A selector's branch hits nothing.
+        SelectorError: There is no such column to sort by.
+        ValueError: A quantile is not from 0 to 1.
+        SourceError: The source cannot be read.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> weights = {f"layers.{i}.fc.weight": np.full((2, 2), i, np.float32) for i in range(2)}
+    >>> [(row.name, row.mean) for row in tp.stats(weights, by="layer")]
+    [('layers.0', 0.0), ('layers.1', 1.0)]
+    """
+    wanted = QUANTILES if quantiles is None else tuple(map(float, quantiles))
+    for q in wanted:
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile is from 0 to 1, not {q:g}")
+    if sort is not None:
+        _sort_key(sort)  # before anything is read
+    params = of(x, buffers=buffers)
+    if selector is not None:
+        params = params.select(selector, strict=strict)
+    infos = params.infos
+    source = params.source
+    grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
+    rows, unread, groups = _scan(source, infos, None if grouped is None else grouped[1], wanted, engine, progress)
+    made = Stats(
+        label=source.label,
+        format=source.format,
+        selector=None if params.selector is None else str(params.selector),
+        by=None if grouped is None else grouped[0],
+        quantiles=wanted,
+        rows=tuple(rows if groups is None else groups),
+        flags=tuple(flags_of(rows)),
+        unread=tuple(unread),
+        total=total_of(list(infos.values())),
+        shown=() if quantiles is None else wanted,
+        limit=limit,
+        wide=wide,
+    )
+    return made if sort is None else made.sorted(sort)
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers in a text, between commas.
+
+    Raises:
+        TorchParamsError: Something there is no number from 0 to 1.
+
+    >>> numbers_in("0.01, 0.5")
+    [0.01, 0.5]
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError:
+            found.append(math.nan)
+        if not 0 <= found[-1] <= 1:
+            raise TorchParamsError(
+                f"quantiles are numbers from 0 to 1, and {part.strip()!r} is not one", hint="write 0.01,0.5,0.99"
+            )
+    return found
+
+
+def _scan(
+    source: Any,
+    infos: Mapping[str, ParameterInfo],
+    groups: Mapping[str, Sequence[str]] | None,
+    quantiles: Sequence[float],
+    engine: Engine | None,
+    progress: Progress | None,
+) -> tuple[list[TensorStats], list[Unread], list[TensorStats] | None]:
+    """Rows of tensors, what could not be read, and rows of groups."""
+    from torchparams.engines.lenient import Unread, lenient_sketches
+
+    def of_tensor(info: ParameterInfo, sketch: Sketch) -> tuple[TensorStats, Sketch | None]:
+        row = derive(
+            sketch, quantiles, name=info.name, numel=info.numel, shape=info.shape, dtype=info.dtype
+        )  # on the threads that read
+        return row, None if sums is None else sketch
+
+    def of_group(sketch: Sketch, name: str, members: list[ParameterInfo]) -> TensorStats:
+        types = {info.dtype for info in members}
+        numel = sum(info.numel for info in members)
+        dtype = types.pop() if len(types) == 1 else None
+        return derive(sketch, quantiles, name=name, numel=numel, dtype=dtype, tensors=len(members))
+
+    sums = None if groups is None else GroupSums(groups, infos, of_group)
+    found: dict[str, TensorStats | Unread] = {}
+    for name, result in lenient_sketches(source, infos.values(), of_tensor, engine=engine, progress=progress):
+        if isinstance(result, Unread):
+            found[name] = result
+            sketch = None
+        else:
+            found[name], sketch = result
+        if sums is not None:
+            sums.add(name, sketch)
+    in_order: Iterable[TensorStats | Unread] = [found[name] for name in infos]
+    rows = [each for each in in_order if isinstance(each, TensorStats)]
+    unread = [each for each in in_order if isinstance(each, Unread)]
+    return rows, unread, None if sums is None else sums.rows

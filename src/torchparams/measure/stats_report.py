@@ -1,0 +1,145 @@
+"""How statistics look: the table, the flags in words, what could not be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from torchparams.measure.flags import kinds_of
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_count,
+    human_shape,
+    plural,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from torchparams.measure.stats import Stats
+    from torchparams.measure.tensor_stats import TensorStats
+
+_Show = Callable[["TensorStats"], Cell | str]
+
+
+def report(stats: Stats) -> Report:
+    """The report of `stats`; see `Stats.report`."""
+    limit, wide = stats.limit, stats.wide
+    title = f"{stats.label} ({stats.format})"
+    parts: list[Text | Table] = [Text(printable(title), "title")]
+    if stats.rows:
+        columns = _columns(stats, wide)
+        shown = [column for column, _ in columns]
+        rows = cut(_Lazy(stats.rows, [show for _, show in columns]), limit)  # type: ignore[arg-type]  # a sequence
+        parts.append(Table(tuple(shown), rows))
+    parts.append(Text(stats.total, "dim"))
+    if stats.unread:
+        parts.append(Text(f"not read: {plural(len(stats.unread), 'tensor')}", "warn"))
+        parts += _lines(((each.name, each.reason) for each in stats.unread), len(stats.unread), limit)
+    if stats.flags:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(stats.flags).items())
+        parts.append(Text(f"to look at: {kinds}", "warn"))
+        parts += _lines(((flag.name, flag.reason) for flag in stats.flags), len(stats.flags), limit)
+    return Report(tuple(parts))
+
+
+class _Lazy:
+    """Rows that are made when they are shown: a table of 100,000 tensors prints at once."""
+
+    def __init__(self, rows: tuple[TensorStats, ...], shows: list[_Show]) -> None:
+        self._rows, self._shows = rows, shows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self[:])
+
+    def __getitem__(self, which: slice) -> list[Row]:
+        return [Row(tuple(show(row) for show in self._shows)) for row in self._rows[which]]
+
+
+def _lines(pairs: Iterable[tuple[str, str]], count: int, limit: int | None) -> list[Text]:
+    most = count if limit is None else min(count, limit)
+    lines = [Text(printable(f"  {name}: {reason}")) for (name, reason), _ in zip(pairs, range(most), strict=False)]
+    if count > most:
+        lines.append(Text(f"  … {count - most:,} more …", "dim"))
+    return lines
+
+
+def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
+    """The columns and what each shows. Narrow, those that say nothing of any row are left out."""
+    rows = stats.rows
+    grouped = stats.by is not None
+    head = "group" if grouped else "name"
+    odd: list[tuple[Column, _Show]] = [
+        (Column(title, right=True), lambda row, key=key: _odd(getattr(row, key)))  # type: ignore[misc]  # key is bound
+        for title, key in (("NaN", "nan"), ("+Inf", "posinf"), ("-Inf", "neginf"))
+    ]
+    found: list[tuple[Column, _Show]] = [(Column(head, style="name", shrink=True), lambda row: row.name)]
+    if grouped:
+        found.append((Column("tensors", right=True), lambda row: f"{row.tensors:,}"))
+    if wide and not grouped:
+        found.append((Column("shape"), lambda row: human_shape(row.shape)))
+    if wide:
+        found.append((Column("dtype", style="dtype"), lambda row: str(row.dtype or "several")))
+    if wide or grouped:
+        found.append((Column("numel", right=True), lambda row: human_count(row.numel)))
+    found += [_numeric(key, key) for key in ("mean", "std", "min", "max")]
+    given = stats.quantiles if wide else stats.shown
+    found += [_quantile(i, q, 3 if wide else 2) for i, q in enumerate(given)]
+    if wide or any(row.zeros >= 0.0005 * row.numel > 0 for row in rows):
+        found.append((Column("zeros", right=True), _zeros))
+    if wide or any(row.nonfinite for row in rows):
+        found += odd if wide else [(Column("NaN/Inf", right=True), lambda row: _odd(row.nonfinite))]
+    if wide:
+        found += [_numeric(title, key) for title, key in (("L1", "l1"), ("L2", "l2"), ("L∞", "linf"))]
+        found.append((Column("bits", right=True), lambda row: f"{row.entropy:.2f}"))
+        found.append((Column("distinct", right=True), lambda row: f"{row.distinct:,}"))
+    found.append((Column("histogram", style="number"), lambda row: row.bars))
+    return found
+
+
+def _numeric(title: str, key: str) -> tuple[Column, _Show]:
+    return Column(title, right=True), lambda row: number(getattr(row, key))
+
+
+def _quantile(i: int, q: float, digits: int) -> tuple[Column, _Show]:
+    return Column(f"{100 * q:.{digits + 2}g}%", right=True), lambda row: number(row.quantiles[i][1])
+
+
+def _zeros(row: TensorStats) -> Cell | str:
+    if not row.zeros:
+        return ""
+    share = row.zeros / max(row.numel, 1)
+    return "0%" if share < 0.0005 else f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
+
+
+def _odd(count: int) -> Cell | str:
+    return Cell(f"{count:,}", "error") if count else ""
+
+
+def number(value: float) -> str:
+    """A number in three significant digits and at most eight characters; `–` for NaN.
+
+    >>> number(0.0213456), number(-0.000123456), number(12345678), number(1e-10)
+    ('0.0213', '-1.23e-4', '1.23e7', '1e-10')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value) or value == 0:
+        return f"{value:g}".lstrip("-") if value == 0 else f"{value:g}"
+    if isinstance(value, int) and abs(value) < 100_000:
+        return str(value)
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    if 1000 <= abs(value) < 99_950:
+        return f"{value:.0f}"
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
