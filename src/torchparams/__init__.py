@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.measure.describe import show as show
+    from torchparams.measure.digest import Digests as Digests
+    from torchparams.measure.digest import Duplicates as Duplicates
+    from torchparams.measure.digest import digest as digest
+    from torchparams.measure.digest import duplicates as duplicates
     from torchparams.measure.listing import ls as ls
     from torchparams.measure.stats import Stats as Stats
     from torchparams.measure.stats import stats as stats
@@ -47,6 +51,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Coverage": "torchparams.train.coverage",
     "DType": "torchparams.dtypes",
+    "Digests": "torchparams.measure.digest",
+    "Duplicates": "torchparams.measure.digest",
     "Frozen": "torchparams.train.freeze",
     "Module": "torchparams.module",
     "ParameterInfo": "torchparams.info",
@@ -56,6 +62,8 @@ _HOMES = {
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
     "coverage": "torchparams.train.load",
+    "digest": "torchparams.measure.digest",
+    "duplicates": "torchparams.measure.digest",
     "freeze": "torchparams.train.freeze",
     "load": "torchparams.train.load",
     "ls": "torchparams.measure.listing",

@@ -1,0 +1,407 @@
+"""Digests of tensors and of sets of them, and what they tell: which tensors are there more than once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torchparams.measure.hashing import VERSION, encoded_as, set_digest, tensor_digests
+from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, Parameters, of
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_bytes,
+    human_shape,
+    plural,
+    printable,
+    to_html,
+    to_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+    from torchparams.dtypes import DType
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+FORMAT = "torchparams manifest"
+"""What a manifest says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDigest:
+    """A tensor and its digest.
+
+    Attributes:
+        name: Its canonical name.
+        dtype: The element type that went into the digest.
+        shape: The shape that did.
+        nbytes: Bytes of its elements.
+        digest: 64 hexadecimal digits.
+        aliases: Its other names.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str
+    aliases: tuple[str, ...] = ()
+    memory: Hashable = field(default=None, repr=False, compare=False)
+    """Equal for tensors that are the same bytes in the same place."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return (self.name, *self.aliases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The tensor as a manifest lists it."""
+        return {
+            "name": self.name,
+            "dtype": str(self.dtype),
+            "shape": list(self.shape),
+            "nbytes": self.nbytes,
+            "digest": self.digest,
+            "aliases": list(self.aliases),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor stands: in which source, under which name."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SameContent:
+    """Tensors of the same dtype, shape and elements.
+
+    Attributes:
+        digest: Of each of them.
+        dtype: Their element type.
+        shape: Their shape.
+        nbytes: Bytes of one of them.
+        copies: For each copy of the bytes, the places that share it: a tied tensor is one copy with several places.
+    """
+
+    digest: str
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+    copies: tuple[tuple[Place, ...], ...]
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that all copies but one take."""
+        return self.nbytes * (len(self.copies) - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The group, with its places by copy."""
+        return {
+            "digest": self.digest,
+            "dtype": str(self.dtype),
+            "shape": list(self.shape),
+            "nbytes": self.nbytes,
+            "extra_bytes": self.extra_bytes,
+            "copies": [[{"source": at.source, "name": at.name} for at in copy] for copy in self.copies],
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Digests:
+    """What `digest` finds out.
+
+    Attributes:
+        source: What the source is called.
+        format: Its format.
+        tensors: Name → tensor and digest, in the source's order.
+        digest: The digest of the set: 64 hexadecimal digits.
+    """
+
+    source: str
+    format: str
+    tensors: Mapping[str, TensorDigest]
+    digest: str
+
+    @property
+    def same_content(self) -> tuple[SameContent, ...]:
+        """The tensors that are there more than once, the most costly first."""
+        return same_content([self])
+
+    def manifest(self) -> dict[str, Any]:
+        """What `torchparams.verify` takes: `format`, `version`, `source`, `digest` and `tensors`."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": self.source,
+            "digest": self.digest,
+            "tensors": [tensor.to_json() for tensor in self.tensors.values()],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest, with `same_content` beside it."""
+        return {**self.manifest(), "same_content": [group.to_json() for group in self.same_content]}
+
+    def report(self, limit: int | None = None) -> Report:
+        """The tensors with their digests, then the set's, then what is there more than once.
+
+        Args:
+            limit: Most rows of a table; None for all.
+        """
+        return Report((*self._listing(limit), *_same_parts(self.same_content, limit, several=False)))
+
+    def _listing(self, limit: int | None) -> Iterator[Text | Table]:
+        yield Text(printable(f"{self.source} ({self.format})"), "title")
+        columns = (
+            Column("name", style="name", shrink=True),
+            Column("shape"),
+            Column("dtype", style="dtype"),
+            Column("digest", shrink=True),
+        )
+        rows = [Row((_tied(t.names), human_shape(t.shape), str(t.dtype), t.digest)) for t in self.tensors.values()]
+        yield Table(columns, cut(rows, limit, "tensors"))
+        size = human_bytes(sum(t.nbytes for t in self.tensors.values()))
+        yield Text(f"{plural(len(rows), 'tensor')} · {size} · digest of the set:", "dim")
+        yield Text(self.digest)
+
+    def __str__(self) -> str:
+        return to_text(self.report(ROWS_SHOWN))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report(ROWS_SHOWN))
+
+
+@dataclass(frozen=True, repr=False)
+class Duplicates:
+    """What `duplicates` finds out.
+
+    Attributes:
+        sources: The digests of each source, under labels that differ.
+        same_content: The tensors that are there more than once, in one source or in several; the most costly first.
+    """
+
+    sources: tuple[Digests, ...]
+    same_content: tuple[SameContent, ...]
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that would be free if every tensor were there once."""
+        return sum(group.extra_bytes for group in self.same_content)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifests of the `sources`, `same_content` and `extra_bytes`."""
+        return {
+            "sources": [digests.manifest() for digests in self.sources],
+            "same_content": [group.to_json() for group in self.same_content],
+            "extra_bytes": self.extra_bytes,
+        }
+
+    def report(self, limit: int | None = None) -> Report:
+        """Each source's tensors with their digests, then what is there more than once.
+
+        Args:
+            limit: Most rows of a table; None for all.
+        """
+        parts: list[Text | Table] = []
+        for digests in self.sources:
+            parts += [*([Text("")] if parts else []), *digests._listing(limit)]
+        found = _same_parts(self.same_content, limit, several=len(self.sources) > 1)
+        return Report((*parts, *(found or [Text(""), Text("No two tensors are the same.", "dim")])))
+
+    def __str__(self) -> str:
+        return to_text(self.report(ROWS_SHOWN))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report(ROWS_SHOWN))
+
+
+def digest(
+    x: object,
+    selector: object = None,
+    *,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Digests:
+    """A digest of every tensor and one of them all: equal for the same weights, whatever holds them.
+
+    Of a live model, buffers belong to it as they do to its state dict, those that are registered with
+    `persistent=False` left out: the digest of a model is that of the file its state dict was saved to. A `Parameters`
+    is taken as it stands. The bytes that a digest is made of are described in `torchparams.measure.hashing`.
+
+    Args:
+        x: Anything that has parameters.
+        selector: Only these; None for all.
+        strict: Refuse a selector of which any union branch hits nothing.
+        engine: What reads; unless given, the threads of this process, which map files block by block. A failing disk
+            ends the process then; a `torchparams.engines.ThreadEngine()` reports an error, and takes a third longer.
+        progress: Told bytes done and bytes in all.
+
+    Raises:
+        NoMatch: A branch of the selector hits nothing.
+        NotReadable: A tensor has no values: it is lazy, on the meta device, sparse or quantised.
+        SourceError: A file was written to while it was read.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> weights = {"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)}
+    >>> tp.digest(weights).tensors["fc.bias"].digest[:16]
+    '43e81dd040c64abf'
+    >>> tp.digest(weights).digest == tp.digest(dict(reversed(weights.items()))).digest
+    True
+    """
+    params = chosen(x, selector, strict=strict)
+    infos = params.infos
+    hashed = tensor_digests(params.source, infos.values(), engine=engine, progress=progress)
+    memory = _Memory(params.source)
+    tensors: dict[str, TensorDigest] = {}
+    for name, info in infos.items():
+        dtype, shape = encoded_as(info)
+        tensors[name] = TensorDigest(name, dtype, shape, info.nbytes, hashed[name], info.aliases, memory.of(info))
+    pairs = ((name, tensor.digest) for tensor in tensors.values() for name in tensor.names)
+    return Digests(params.source.label, params.source.format, tensors, set_digest(pairs))
+
+
+def duplicates(
+    *xs: object,
+    selector: object = None,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Duplicates:
+    """Tensors that are there more than once, in one source or in several: tied ones and copies told apart.
+
+    Args:
+        xs: Anything that has parameters, each read as by `digest`.
+        selector: Only these of each; None for all.
+        strict: Refuse a selector of which any union branch hits nothing in one of them.
+        engine: What reads, as for `digest`.
+        progress: Told bytes done and bytes in all, of one source after the other.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> a, b = np.arange(3), np.arange(3)
+    >>> [group.extra_bytes for group in tp.duplicates({"embed": a, "head": a}, {"embed": b}).same_content]
+    [24]
+    """
+    found: list[Digests] = []
+    labels: dict[str, int] = {}
+    for x in xs:
+        made = digest(x, selector, strict=strict, engine=engine, progress=progress)
+        count = labels[made.source] = labels.get(made.source, 0) + 1
+        label = made.source if count == 1 else f"{made.source} ({count})"
+        found.append(Digests(label, made.format, made.tensors, made.digest))
+    return Duplicates(tuple(found), same_content(found))
+
+
+def same_content(sources: Sequence[Digests]) -> tuple[SameContent, ...]:
+    """The tensors of sources that are there more than once, the most costly first."""
+    groups: dict[str, list[tuple[str, TensorDigest]]] = {}
+    for digests in sources:
+        for tensor in digests.tensors.values():
+            groups.setdefault(tensor.digest, []).append((digests.source, tensor))
+    made = []
+    for group in groups.values():
+        if len(group) == 1 and not group[0][1].aliases:
+            continue
+        copies: dict[Any, list[Place]] = {}
+        for number, (label, tensor) in enumerate(group):
+            key = ("nowhere", number) if tensor.memory is None else tensor.memory
+            copies.setdefault(key, []).extend(Place(label, name) for name in tensor.names)
+        first = group[0][1]
+        places = tuple(map(tuple, copies.values()))
+        made.append(SameContent(first.digest, first.dtype, first.shape, first.nbytes, places))
+    return tuple(sorted(made, key=lambda same: -same.extra_bytes))
+
+
+# --- which tensors ---------------------------------------------------------------------------
+
+
+def chosen(x: object, selector: object, *, strict: bool) -> Parameters:
+    """The table that is digested of `x`: without what a state dict does not hold, unless it is a table already."""
+    params = of(x, buffers=True)
+    if not isinstance(x, Parameters) and not all(info.persistent for info in params.infos.values()):
+        params = params.filter(lambda info: info.persistent)
+    return params if selector is None else params.select(selector, strict=strict)
+
+
+class _Memory:
+    """Tells which tensors are the same bytes in the same place."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._files: dict[str, Any] = {}
+
+    def of(self, info: ParameterInfo) -> Hashable:
+        """Equal for the same bytes; None where it is not known."""
+        if not info.nbytes:
+            return None
+        view = info.storage
+        # The step along a dimension of one element means nothing.
+        pairs = () if view is None else zip(info.shape or (), view.stride, strict=True)
+        steps = tuple(step for size, step in pairs if size > 1)
+        if info.location is not None:
+            return self._file(info.location.file), info.location.start, steps
+        if view is not None:
+            where = ":".join(self._source.files)  # memory has one address for all sources
+            return where, view.key, view.offset * info.dtype.bits, steps
+        return None
+
+    def _file(self, path: str) -> Any:
+        # A file has several names: links, and paths from different directories.
+        if path not in self._files:
+            try:
+                about = os.stat(path)
+                self._files[path] = (about.st_dev, about.st_ino)
+            except OSError:
+                self._files[path] = path
+        return self._files[path]
+
+
+# --- print -----------------------------------------------------------------------------------
+
+
+def _tied(names: Sequence[str]) -> str:
+    more = len(names) - 1 - ALIASES_SHOWN
+    return " = ".join((*names[: 1 + ALIASES_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
+
+
+def _same_parts(groups: Sequence[SameContent], limit: int | None, *, several: bool) -> list[Text | Table]:
+    """The section on what is there more than once; nothing where there is no such thing."""
+    if not groups:
+        return []
+    rows = []
+    for group in groups:
+        copies, places = len(group.copies), sum(map(len, group.copies))
+        extra = Cell(human_bytes(group.extra_bytes), "warn" if group.extra_bytes else "dim")
+        head = f"{human_shape(group.shape)} {group.dtype}, {human_bytes(group.nbytes)}"
+        rows.append(Row((head, f"{places:,}", f"{copies:,}", extra)))
+        rows += [Row((_tied([_place(at, several) for at in copy]), "", "", ""), depth=1) for copy in group.copies]
+    columns = (
+        Column("same content", style="name", shrink=True),
+        Column("names", right=True, style="number"),
+        Column("copies", right=True, style="number"),
+        Column("extra", right=True),
+    )
+    extra_bytes = sum(group.extra_bytes for group in groups)
+    total = f"{plural(len(groups), 'tensor')} under several names; copies cost {human_bytes(extra_bytes)}"
+    return [Text(""), Table(columns, cut(rows, limit, "rows"), tree=True), Text(total, "dim")]
+
+
+def _place(at: Place, several: bool) -> str:
+    return f"{at.source}: {at.name}" if several else at.name

@@ -1,0 +1,186 @@
+"""The bytes that digests are made of.
+
+Weights have the same digest, whatever holds them. That of a tensor is made of its dtype, its shape and its elements, by
+BLAKE3, and that of a set of their names and digests. This is **version 1**; another way would be another version, and
+other digests.
+
+    content  = BLAKE3(elements)
+    tensor   = BLAKE3 in its mode "derive key" with the context "torchparams tensor digest v1", of
+               dtype "[" size "," size … "]" newline  content
+    set      = BLAKE3 in its mode "derive key" with the context "torchparams set digest v1", of
+               length name tensor                     for every name, in the order of the names' bytes
+
+- `elements`: every element, in C order, little-endian, without gaps; of complex numbers first the real part. Elements
+  of less than a byte are packed as safetensors packs them: from the lowest bit of the first byte on, the last byte
+  filled with zeros. A bool is a byte.
+- `content` is 32 bytes, and what the tool b3sum prints of the same bytes; `tensor` is 32 bytes, written in hexadecimal.
+- `dtype` is torch's spelling (`bfloat16`), sizes are decimal (`bfloat16[2,3]`, `float32[]` for a scalar), all ASCII.
+  A `float4_e2m1fn_x2`, which is two elements, counts as two of `float4_e2m1fn` along the last dimension, as safetensors
+  stores it.
+- `length` is the count of the name's bytes, in 8 bytes, little-endian; names are in UTF-8.
+
+No two different tensors, and no two different sets, are encoded by the same bytes.
+
+**The set is that of every name**, aliases included, each with the digest of its tensor: the digest of a state dict as a
+mapping. Whether tied tensors are stored once, or as copies, makes no difference, nor does the order; a name that is
+missing does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams import limits
+from torchparams.dtypes import DType
+from torchparams.errors import LimitExceeded, NotReadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torchparams.engines.base import Block, Engine, Job, Progress
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+VERSION = 1
+"""Of the way digests are made, and of the manifest."""
+
+TENSOR_CONTEXT = f"torchparams tensor digest v{VERSION}"
+SET_CONTEXT = f"torchparams set digest v{VERSION}"
+
+_SHARED = 1 << 22  # bytes from which on a tensor may be hashed by several threads
+_X2 = "float4_e2m1fn_x2"
+
+
+def encoded_as(info: ParameterInfo) -> tuple[DType, tuple[int, ...]]:
+    """The dtype and the shape that go into the digest of a tensor."""
+    shape = info.shape or ()
+    if info.dtype == _X2 and shape:
+        return DType.of("float4_e2m1fn"), (*shape[:-1], 2 * shape[-1])
+    return info.dtype, shape
+
+
+def tensor_digests(
+    source: Source,
+    infos: Iterable[ParameterInfo],
+    *,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Name → digest of tensors of one source.
+
+    Raises:
+        NotReadable: A tensor has no values.
+        LimitExceeded: A file says of a few elements that they are very many.
+    """
+    from torchparams.engines.base import Job
+    from torchparams.engines.threads import ThreadEngine, processors
+
+    listed = list(infos)
+    jobs: list[Job] = []
+    odd: list[ParameterInfo] = []
+    for info in listed:
+        _refuse_expanded(info, source)
+        if info.dtype.numpy_name is None and info.device != "meta" and source.span(info.name) is None:
+            odd.append(info)  # no engine has a way to blocks of these
+        else:
+            jobs.append(Job.of_infos((source, info)))
+    engine = engine or ThreadEngine(mapped=True)
+    # What one thread would still be busy with when the others are done is hashed by several; it costs a bit in all.
+    share = sum(job.nbytes for job in jobs) / (2 * processors())
+
+    def begin(job: Job) -> DigestFold:
+        return DigestFold(job.info, several=job.nbytes >= max(share, _SHARED))
+
+    results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
+    for info in odd:
+        results[info.name] = _odd_digest(source, info)
+    return {info.name: results[info.name] for info in listed}
+
+
+class DigestFold:
+    """The fold that makes the digest of a tensor from its blocks.
+
+    Args:
+        info: The tensor's record.
+        several: Let several threads work on one block.
+    """
+
+    def __init__(self, info: ParameterInfo, *, several: bool = False) -> None:
+        from blake3 import blake3
+
+        self._info = info
+        self._hasher = blake3(max_threads=blake3.AUTO if several else 1)
+
+    def update(self, block: Block) -> None:
+        """Hash a block."""
+        data: Any = block.data
+        if block.info.dtype.bits < 8 and not block.packed:
+            from torchparams.sources._bytes import pack
+
+            data = pack(data, block.info.dtype)
+        self.add(data)
+
+    def add(self, data: Any) -> None:
+        """Hash the next bytes of the tensor, as its digest has them."""
+        self._hasher.update(data)
+
+    def finish(self) -> str:
+        """The digest, in hexadecimal."""
+        return tensor_digest(*encoded_as(self._info), self._hasher.digest())
+
+
+def tensor_digest(dtype: DType, shape: Sequence[int], content: bytes) -> str:
+    """The digest of a tensor from the BLAKE3 of its elements.
+
+    >>> from blake3 import blake3
+    >>> tensor_digest(DType.of("int8"), (3,), blake3(bytes([1, 2, 3])).digest())[:16]
+    'c482a4482a3017c3'
+    """
+    from blake3 import blake3
+
+    head = f"{dtype}[{','.join(map(str, shape))}]\n".encode()
+    return blake3(head + content, derive_key_context=TENSOR_CONTEXT).hexdigest()
+
+
+def set_digest(pairs: Iterable[tuple[str, str]]) -> str:
+    """The digest of a set of names, each with the digest of its tensor.
+
+    >>> set_digest([])[:16]
+    '9c81a96e38cbf681'
+    """
+    from blake3 import blake3
+
+    hasher = blake3(derive_key_context=SET_CONTEXT)
+    # Names that Python made up of bytes in no encoding have no UTF-8 of their own.
+    for name, hexadecimal in sorted((name.encode(errors="surrogatepass"), made) for name, made in pairs):
+        hasher.update(len(name).to_bytes(8, "little") + name + bytes.fromhex(hexadecimal))
+    return hasher.hexdigest()
+
+
+def _only(job: Job, parts: Sequence[str]) -> str:
+    return parts[0]
+
+
+def _refuse_expanded(info: ParameterInfo, source: Source) -> None:
+    # A small file may describe a view of more elements than there are hours.
+    view = info.storage
+    if source.files and view is not None and info.nbytes > view.nbytes and info.numel > limits.EXPANDED_ELEMENTS:
+        raise LimitExceeded(
+            f"{info.name!r} has {info.numel:,} elements, which are a view of {view.nbytes:,} bytes",
+            where=source.label,
+            hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
+        )
+
+
+def _odd_digest(source: Source, info: ParameterInfo) -> str:
+    """The digest of a tensor of a type that torch has, and numpy lacks."""
+    import torch
+
+    tensor = source.tensor(info.name)
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        how = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
+        raise NotReadable(f"{info.name} is {how}: its values are not the bytes of its memory", where=source.label)
+    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    fold = DigestFold(info)
+    fold.add(flat.numpy())
+    return fold.finish()
