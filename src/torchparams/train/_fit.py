@@ -1,0 +1,159 @@
+"""Whether a tensor can take another's values, and what modules do beside tensors when a state dict is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.base import Block, Job
+from torchparams.engines.threads import ThreadEngine
+from torchparams.report import human_shape
+from torchparams.sources._traverse import wrapped_key
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from torchparams.dtypes import DType
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+# --- one tensor -----------------------------------------------------------------------------------
+
+
+def problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target: torch.Tensor, *, cast: bool) -> str:
+    """Why a tensor of the model cannot take the values of one of the source; empty where it can. Reads no values.
+
+    Args:
+        given: The record of the source's tensor.
+        source: The source.
+        wanted: The record of the model's.
+        target: The model's tensor.
+        cast: Whether dtypes may differ within a kind of numbers.
+    """
+    if given.shape is None:
+        return "it has no shape yet"
+    if wanted.shape is not None and wanted.shape != given.shape:
+        return f"shape {human_shape(given.shape)}, not {human_shape(wanted.shape)}"
+    if given.dtype != wanted.dtype and not (cast and castable(given.dtype, wanted.dtype)):
+        return f"dtype {given.dtype}, not {wanted.dtype}"
+    return _unreadable(given, source) or _unwritable(wanted, target)
+
+
+def castable(given: DType, wanted: DType) -> bool:
+    """Whether values may be cast: floats to floats, complex numbers to such, integers where each has its place.
+
+    >>> from torchparams.dtypes import DType
+    >>> castable(DType.of("F32"), DType.of("BF16")), castable(DType.of("I64"), DType.of("I32"))
+    (True, False)
+    """
+    if given.kind == wanted.kind and given.kind in ("float", "complex"):
+        return wanted.torch_name is not None
+    if {given.kind, wanted.kind} <= {"int", "uint"}:
+        import numpy as np
+
+        return np.can_cast(given.numpy, wanted.numpy, "safe")
+    return False
+
+
+def _unreadable(given: ParameterInfo, source: Source) -> str:
+    if given.device == "meta":
+        return "it is on the meta device, which holds no values"
+    if given.dtype.kind == "opaque" and source.span(given.name) is None:
+        return f"values of {given.dtype} cannot be copied"
+    if given.storage is not None or not given.numel:
+        return ""
+    if source.files:
+        return "" if given.location is not None else "it is sparse or quantised, and not read here"
+    return _not_plain(source.value(given.name))
+
+
+def _unwritable(wanted: ParameterInfo, target: torch.Tensor) -> str:
+    if wanted.shape is None:
+        from torch.nn.parameter import is_lazy
+
+        return "" if is_lazy(target) else "the model's has no shape"
+    why = _not_plain(target) if wanted.storage is None and wanted.numel else ""
+    if why:
+        return f"the model's: {why}"
+    if wanted.storage is not None and any(
+        step == 0 and size > 1 for step, size in zip(wanted.storage.stride, wanted.shape, strict=True)
+    ):
+        return "the model's is expanded: several of its elements are one in memory"
+    return ""
+
+
+def _not_plain(value: Any) -> str:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return ""
+    if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"a {type(value).__name__} keeps its values in other tensors"
+    return "" if value.layout is torch.strided else f"it is sparse ({value.layout})"
+
+
+def same_values(source: Source, a: ParameterInfo, b: ParameterInfo) -> bool:
+    """Whether two tensors of one source, of one shape and dtype, are the same bit by bit; memory stays flat."""
+    jobs = [Job.of_infos((source, a), (source, b))]
+    results = ThreadEngine().map(jobs, begin=lambda _: _Comparison(), combine=lambda _, parts: all(parts))
+    return all(results.values())
+
+
+class _Comparison:
+    def __init__(self) -> None:
+        self._same = True
+
+    def update(self, a: Block, b: Block) -> None:
+        import numpy as np
+
+        if self._same:
+            left, right = (a.data, b.data) if a.packed == b.packed else (a.values(), b.values())
+            self._same = bool(np.array_equal(left.view(np.uint8), right.view(np.uint8)))
+
+    def finish(self) -> bool:
+        return self._same
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+EXTRA_STATE = "_extra_state"
+"""The key, behind a module's name, that a state dict has its extra state under."""
+
+_OWN = ("torch.nn.modules.", "torch.nn.utils.")  # these only bring state dicts of older versions up to date
+
+
+def modules_with_extra_state(root: nn.Module) -> list[str]:
+    """Canonical names of the modules that save something beside tensors."""
+    from torch import nn
+
+    return [name for name, module in _modules(root) if type(module).get_extra_state is not nn.Module.get_extra_state]
+
+
+def modules_with_own_loading(root: nn.Module) -> list[str]:
+    """Canonical names of the modules that run code of their own in `load_state_dict`, other than torch's."""
+    return [name for name, module in _modules(root) if _has_own_loading(module)]
+
+
+def _has_own_loading(module: nn.Module) -> bool:
+    functions = [type(module)._load_from_state_dict]
+    functions += [getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values()]
+    functions += list(module._load_state_dict_post_hooks.values())
+    return not all((getattr(function, "__module__", None) or "").startswith(_OWN) for function in functions)
+
+
+def _modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Canonical name and module, each once."""
+    seen = {id(root)}
+    found = [("", root)]
+    for name, module in found:  # grows as it is read
+        skip = wrapped_key(module)
+        for key, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append((name if key == skip else f"{name}.{key}".removeprefix("."), child))
+    return found
+
+
+def shown(module: str) -> str:
+    """A module's name for a message."""
+    return module or "the outermost"

@@ -1,0 +1,377 @@
+"""Values from a source into the memory of a live model, tensor by tensor.
+
+Bytes that need no change are read from the file straight into the parameter's own memory, on several threads; others
+pass through one small buffer, where they are cast. Only what a file does not hold contiguous is made as a tensor of
+its own first, one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines._read import Files
+from torchparams.engines.threads import processors
+from torchparams.errors import NotReadable, TruncatedFile
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from torchparams.engines.base import Progress
+    from torchparams.info import Location, ParameterInfo
+    from torchparams.sources.base import Source
+
+PIECE_BYTES = 16 << 20
+"""Bytes that a thread reads into a parameter at once."""
+
+BUFFER_BYTES = 8 << 20
+"""Bytes that are read at once where they are cast or copied to another device."""
+
+_MOST_THREADS = 16  # more do not read faster: the memory's or the disk's own speed is reached before
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of the model, and where its values come from.
+
+    Attributes:
+        name: Its canonical name.
+        target: The tensor itself.
+        source: What holds the values.
+        info: Their record there.
+    """
+
+    name: str
+    target: torch.Tensor
+    source: Source
+    info: ParameterInfo
+
+
+def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
+    """Copy all values; targets of the same dtype get the same bits.
+
+    Args:
+        pairs: Shapes are equal, no target is on the meta device, and none stands twice.
+        progress: Told bytes read so far and in all.
+
+    Raises:
+        TorchParamsError: Values cannot be read. Its notes say what of the model was changed already.
+    """
+    import torch
+
+    state = _State(pairs, progress)
+    direct: list[_Direct] = []
+    others: list[tuple[Pair, Location | None]] = []
+    saved = _saved_from_overwriting(pairs)
+    for pair in pairs:
+        place = None if pair.name in saved else pair.source.span(pair.info.name)
+        memory = None if place is None else _memory(pair)
+        if place is not None and memory is not None:
+            direct.append(_Direct(pair, place, memory))
+        else:
+            others.append((pair, place))
+    files = _OpenFiles()
+    try:
+        _read_all(direct, files, state)
+        others.sort(key=lambda item: ("", 0) if item[1] is None else (item[1].file, item[1].start))
+        buffer = torch.empty(0, dtype=torch.uint8)
+        for pair, place in others:
+            if pair.name in saved:
+                pair.target.detach().copy_(saved.pop(pair.name))
+            elif place is None or pair.info.dtype.torch_name is None or sys.byteorder != "little":
+                pair.target.detach().copy_(_values(pair))
+            else:
+                buffer = _through(buffer, pair, place, files)
+            state.done(pair)
+        files.check()
+    except BaseException as error:  # Ctrl-C too leaves a model that is partly loaded
+        error.add_note(state.note())
+        raise
+    finally:
+        files.close()
+        if direct:
+            # What was not written by torch is told to autograd, as copy_ does: a graph that needs the old values
+            # must not go backward over the new ones.
+            torch.autograd.graph.increment_version([item.pair.target for item in direct])
+
+
+class _State:
+    """How far it is."""
+
+    def __init__(self, pairs: Sequence[Pair], progress: Progress | None) -> None:
+        self._pairs = pairs
+        self._progress = progress
+        self._total = sum(pair.info.nbytes for pair in pairs)
+        self._seen = 0
+        self._done: set[str] = set()
+
+    def done(self, pair: Pair) -> None:
+        self._done.add(pair.name)
+        self._seen += pair.info.nbytes
+        if self._progress is not None:
+            self._progress(self._seen, self._total)
+
+    def note(self) -> str:
+        """What an error leaves behind."""
+        left = [pair.name for pair in self._pairs if pair.name not in self._done]
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5:,} more" if len(left) > 5 else "")
+        return (
+            f"the model is partly loaded: {plural(len(self._done), 'tensor')} of {len(self._pairs):,} hold the new "
+            f"values; these hold old ones, or some of both: {shown}"
+        )
+
+
+class _OpenFiles:
+    """The files of one transfer, each opened once."""
+
+    def __init__(self) -> None:
+        self._files = Files()
+        self._open: dict[str, tuple[Any, threading.Lock]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: str, memory: memoryview, start: int, name: str) -> None:
+        """Fill `memory` with the bytes of the file from `start` on."""
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = self._files.open(path), threading.Lock()
+        file, lock = self._open[path]
+        at = 0
+        while at < len(memory):
+            if hasattr(os, "preadv"):
+                got = os.preadv(file.fileno(), [memory[at:]], start + at)
+            else:
+                with lock:
+                    file.seek(start + at)
+                    got = file.readinto(memory[at:])
+            if not got:
+                raise TruncatedFile(
+                    f"the file ends at byte {start + at}, within the tensor {name!r}",
+                    where=path,
+                    exists="it was longer when it was listed",
+                )
+            at += got
+
+    def check(self) -> None:
+        """Refuse what was read from files that were written to meanwhile."""
+        self._files.check()
+
+    def close(self) -> None:
+        for file, _ in self._open.values():
+            file.close()
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """A pair whose bytes go straight from the file into the parameter's memory."""
+
+    pair: Pair
+    place: Location
+    memory: memoryview
+
+
+def _memory(pair: Pair) -> memoryview | None:
+    """The bytes of a target that can hold those of the file as they are; None where they need a change."""
+    import torch
+
+    target = pair.target.detach()
+    if (
+        sys.byteorder != "little"
+        or pair.info.dtype.torch_name is None
+        or target.dtype != pair.info.dtype.torch
+        or target.device.type != "cpu"
+        or not target.is_contiguous()
+        or target.is_conj()
+        or target.is_neg()
+    ):
+        return None
+    # As bytes of the storage, which any type has; numpy knows neither bfloat16 nor float8.
+    start = target.storage_offset() * target.element_size()
+    whole = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
+    return whole[start : start + pair.info.nbytes].numpy().data
+
+
+Piece = list[tuple[_Direct, int, int]]
+"""Byte ranges of tensors that a thread reads one after the other."""
+
+
+def _pieces(direct: Sequence[_Direct]) -> Iterator[Piece]:
+    """A part of a large tensor, or small tensors together; in the order of the files, which may be on a disk."""
+    batch: Piece = []
+    size = 0
+    for item in sorted(direct, key=lambda item: (item.place.file, item.place.start)):
+        for start in range(0, max(len(item.memory), 1), PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, len(item.memory))
+            batch.append((item, start, stop))
+            size += stop - start
+            if size >= PIECE_BYTES // 2:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> None:
+    left = {item.pair.name: len(item.memory) for item in direct}
+    stop = threading.Event()
+
+    def read(piece: Piece) -> Piece:
+        for item, start, end in piece:
+            if stop.is_set():
+                break
+            if start < end:
+                files.read(item.place.file, item.memory[start:end], item.place.start + start, item.pair.info.name)
+        return piece
+
+    def finished(piece: Piece) -> None:
+        for item, start, end in piece:
+            left[item.pair.name] -= end - start
+            if not left[item.pair.name]:
+                state.done(item.pair)
+
+    pieces = _pieces(direct)
+    first = list(islice(pieces, 2))
+    threads = min(processors(), _MOST_THREADS)
+    if threads == 1 or len(first) < 2:
+        for piece in (*first, *pieces):
+            finished(read(piece))
+        return
+    with ThreadPoolExecutor(threads, "torchparams-load") as pool:
+        futures = [pool.submit(read, piece) for piece in (*first, *pieces)]
+        try:
+            for future in as_completed(futures):
+                finished(future.result())
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+
+
+# --- through a buffer -----------------------------------------------------------------------------
+
+
+def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: _OpenFiles) -> torch.Tensor:
+    """Read, cast and copy part by part; gives back the buffer, which may have been made or grown."""
+    import torch
+
+    target, dtype = pair.target.detach(), pair.info.dtype
+    for view, start in _parts(target, BUFFER_BYTES // dtype.itemsize):
+        size = view.numel() * dtype.itemsize
+        if len(buffer) < size:
+            buffer = torch.empty(max(size, min(BUFFER_BYTES, pair.info.nbytes)), dtype=torch.uint8)
+        files.read(place.file, buffer[:size].numpy().data, place.start + start * dtype.itemsize, pair.info.name)
+        view.copy_(buffer[:size].view(dtype.torch).view(view.shape))
+    return buffer
+
+
+def _parts(target: torch.Tensor, most: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Views of at most so many elements that follow each other in C order, and where each starts.
+
+    Of a target that is not contiguous, rows along its first dimension, at least one at a time.
+    """
+    if target.is_contiguous():
+        flat = target.view(-1)
+        for start in range(0, flat.numel(), most):
+            yield flat[start : start + most], start
+        return
+    row = prod(target.shape[1:])
+    step = max(most // max(row, 1), 1)
+    for first in range(0, target.shape[0], step):
+        yield target[first : first + step], first * row
+
+
+def _values(pair: Pair) -> torch.Tensor:
+    import torch
+
+    if pair.info.dtype.torch_name is not None:
+        return pair.source.tensor(pair.info.name)
+    # Elements of less than a byte: torch has no such types, and every value of them is a float32.
+    import numpy as np
+
+    return torch.from_numpy(pair.source.numpy(pair.info.name).astype(np.float32))
+
+
+# --- tensors without memory -----------------------------------------------------------------------
+
+
+def give_memory(name: str, target: torch.Tensor, shape: tuple[int, ...], device: Any = None) -> None:
+    """Give a tensor that is lazy or on the meta device memory; it stays the object that it is.
+
+    Args:
+        name: Its name, for messages.
+        target: The tensor.
+        shape: The shape of a lazy one.
+        device: Where; torch's default device unless given.
+
+    Raises:
+        NotReadable: Something else refers to its insides.
+    """
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    where = torch.get_default_device() if device is None else torch.device(device)
+    if where.type == "meta":
+        where = torch.device("cpu")
+    if is_lazy(target):
+        target.materialize(shape, device=where)
+        return
+    memory = torch.empty_strided(target.size(), target.stride(), dtype=target.dtype, device=where)
+    made = torch.Tensor._make_subclass(type(target), memory, target.requires_grad)
+    made.__dict__.update(target.__dict__)
+    try:
+        torch.utils.swap_tensors(target, made)  # type: ignore[no-untyped-call]  # torch's own omission
+    except RuntimeError as error:
+        raise NotReadable(
+            f"{name} cannot be moved from the meta device: {error}",
+            hint="call model.to_empty(device='cpu') first, before an optimizer is made",
+        ) from None
+
+
+# --- a model loaded from itself -------------------------------------------------------------------
+
+
+def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
+    """Copies of the values that lie in memory which another pair writes to, by name.
+
+    So parameters of one model can be exchanged. Values that lie where they belong need no copy.
+    """
+    if not any(pair.source.live for pair in pairs):
+        return {}
+    spans = sorted(span for pair in pairs if (span := _span(pair.target)) is not None)
+    starts = [start for start, _ in spans]
+    # Storages may hold each other's part when an array shows the middle of one; how far the ones before reach decides.
+    reach = list(accumulate((stop for _, stop in spans), max))
+    copies = {}
+    for pair in pairs:
+        if not pair.source.live:
+            continue
+        value, target = pair.source.tensor(pair.info.name), pair.target
+        span = _span(value)
+        if span is None or (value.data_ptr() == target.data_ptr() and value.stride() == target.stride()):
+            continue
+        at = bisect_left(starts, span[1])  # those that start before the values end
+        if at and reach[at - 1] > span[0]:
+            copies[pair.name] = value.clone()
+    return copies
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """The addresses of a tensor's storage; None where it has none."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return None
+    storage = tensor.untyped_storage()
+    return (storage.data_ptr(), storage.data_ptr() + storage.nbytes()) if storage.nbytes() else None

@@ -1,0 +1,394 @@
+"""Values from any source into a live model, in place: every parameter stays the object that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import MismatchError, TorchParamsError, UnsupportedSource
+from torchparams.parameters import Parameters
+from torchparams.renames import Renames, best_match, propose, renamed
+from torchparams.report import plural
+from torchparams.sources._module import ModuleSource
+from torchparams.sources.base import open_source
+from torchparams.train._fit import (
+    EXTRA_STATE,
+    modules_with_extra_state,
+    modules_with_own_loading,
+    problem,
+    same_values,
+    shown,
+)
+from torchparams.train._transfer import Pair, give_memory, transfer
+from torchparams.train.coverage import Coverage, Item, candidates, grouped, listed, strict_kinds
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from torchparams.engines.base import Progress
+    from torchparams.info import ParameterInfo
+
+
+def load(
+    model: Any,
+    x: Any,
+    selector: object = None,
+    *,
+    rename: object = None,
+    strict: bool | Collection[str] = True,
+    cast: bool = True,
+    device: Any = None,
+    progress: Progress | None = None,
+) -> Coverage:
+    """Fill a model's parameters and saved buffers with the values of `x`, in place.
+
+    Every parameter stays the same object, with its memory, device, dtype, ties and `requires_grad`: an optimizer's
+    references stay valid. Values are streamed tensor by tensor; there are never two copies of the model in memory.
+    Nothing is changed unless all that `strict` asks for fits, which is decided by names, shapes and dtypes alone.
+
+    Buffers that a state dict leaves out (`persistent=False`) are not loaded. Neither is what modules save beside
+    tensors (`get_extra_state`), nor is code of their own run that they hook into loading; the coverage names both. On
+    a model whose tensors are on the meta device, those that are loaded get memory first.
+
+    Args:
+        model: A live `nn.Module`, wrapped or not, or a table of one: `torchparams.of(model).select(…)`.
+        x: What to load: the path of a checkpoint, a mapping of tensors, another model, a table of any of these.
+        selector: Which of the model's parameters to fill; all of them unless given. What `x` holds for others is left
+            out.
+        rename: How names of `x` become the model's: any spelling of `torchparams.renames`; or `"auto"`, which strips
+            or adds the prefixes that make most of them fit, and pairs what is left where shape and place allow only
+            one answer. The coverage says what was renamed.
+        strict: True to refuse what is missing in `x`, unexpected in it, or does not match in shape or dtype; False to
+            load what fits; or the kinds to refuse, as in `("missing", "mismatched")`.
+        cast: Whether a dtype may differ where the kind of number stays: between floats, between complex numbers, into
+            wider integers. Nothing else is cast.
+        device: Where tensors of the meta device get memory; torch's default device unless given.
+        progress: Told bytes loaded so far and in all.
+
+    Raises:
+        MismatchError: Something does not fit that `strict` asks for, or nothing fits at all. Nothing was changed.
+        NoMatch: The selector hits nothing.
+        SourceError: `x` cannot be read. If that came out on the way, the model is partly loaded, and the error's notes
+            say which tensors are.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Linear(3, 2)
+    >>> print(tp.load(model, {"weight": torch.ones(2, 3), "bias": torch.zeros(2, dtype=torch.float64)}))
+    dict → Linear
+    what    name  from  note
+    loaded  bias        float64 → float32
+    2 loaded (1 cast) · 0 missing · 0 unexpected · 0 mismatched
+    """
+    strict_kinds(strict)
+    match = _Matching(model, x, selector, rename, cast)
+    match.coverage.refuse(strict, match.hint(rename, strict))
+    match.refuse_nothing(rename)
+    for name in match.without_memory:
+        give_memory(name, match.targets[name], match.shapes[name], device)
+    transfer(match.pairs(), progress)
+    return replace(match.coverage, notes=(*match.coverage.notes, *match.left_on_meta()))
+
+
+def coverage(model: Any, x: Any, selector: object = None, *, rename: object = None, cast: bool = True) -> Coverage:
+    """What `load` would load, and what does not fit; reads no values and changes nothing.
+
+    Values are compared, and so read, only where `x` has two for tensors that the model has tied.
+
+    Args:
+        model, x, selector, rename, cast: As for `load`.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> print(tp.coverage(torch.nn.Linear(3, 2), {"weight": torch.ones(3, 2), "bias": torch.zeros(2)}))
+    dict → Linear
+    what        name    from  note
+    mismatched  weight        shape [3, 2], not [2, 3]
+    1 loaded · 0 missing · 0 unexpected · 1 mismatched
+    """
+    return _Matching(model, x, selector, rename, cast).coverage
+
+
+# --- names to names -------------------------------------------------------------------------------
+
+
+class _Matching:
+    """Which tensor of the source goes to which of the model."""
+
+    def __init__(self, model: Any, x: Any, selector: object, rename: object, cast: bool) -> None:
+        table = _live_table(model)
+        if selector is not None:
+            table = table.select(selector)
+        module: nn.Module = table.source.module  # type: ignore[attr-defined]  # _live_table has seen to that
+        self.module = module
+        whole = ModuleSource(module, buffers=True)
+        self.live = whole
+        every = whole.infos()
+        chosen = every if table.selector is None and table.source == whole else table.infos
+        self.targets: Mapping[str, torch.Tensor] = whole.keys()
+        self.wanted = {name: info for name, info in chosen.items() if info.persistent}
+        self.model_infos = every
+        given = _table_of(x)
+        self.given = given.source
+        self.given_infos = {name: info for name, info in given.infos.items() if info.persistent}
+        self._arguments = model, x, selector
+        self._cast = cast
+        self._loaded: dict[str, tuple[ParameterInfo, Item]] = {}
+        self.coverage = self._match(rename)
+
+    def _match(self, rename: object) -> Coverage:
+        have = _spellings(self.given_infos)
+        rename_text = ""
+        if isinstance(rename, str) and rename == "auto":
+            renames, rename_text = self._proposed(have)
+        else:
+            renames = Renames.of(rename)
+            rename_text = str(renames) if renames else ""
+        names = renames.apply(have, where=self.given.label) if renames else dict(zip(have, have, strict=True))
+
+        found: dict[str, list[str]] = {}
+        unexpected: dict[str, str] = {}
+        left_out: list[str] = []
+        places = _Places(self.live, self.model_infos)
+        for source_name, name in names.items():
+            canonical = places.find(name)
+            if canonical is None:
+                unexpected[source_name] = name
+            elif canonical in self.wanted:
+                found.setdefault(canonical, []).append(source_name)
+            elif self.model_infos[canonical].persistent:
+                left_out.append(source_name)
+            else:
+                unexpected[source_name] = name
+
+        missing = {name: info for name, info in self.wanted.items() if name not in found}
+        mismatched: dict[str, Item] = {}
+        for name, sources in found.items():
+            item = self._judge(name, sources, have)
+            if item.source is not None and name not in self._loaded:
+                mismatched[name] = item
+        extra = modules_with_extra_state(self.module)
+        places_of_extra = {f"{name}.{EXTRA_STATE}".removeprefix(".") for name in extra}
+        strangers = {source: name for source, name in unexpected.items() if name not in places_of_extra}
+        selected = len(self.wanted) < sum(info.persistent for info in self.model_infos.values())
+        if selected:  # what the model has no place for is not asked for by a selector either
+            left_out += strangers
+            strangers = {}
+        missing_items, unexpected_items, mismatched_items = self._with_candidates(missing, strangers, have, mismatched)
+        return Coverage(
+            self.live.label,
+            self.given.label,
+            grouped(item for _, item in self._loaded.values()),
+            missing_items,
+            unexpected_items,
+            mismatched_items,
+            tuple(left_out),
+            rename_text,
+            tuple(self._notes(extra)),
+        )
+
+    def _proposed(self, have: dict[str, ParameterInfo]) -> tuple[Renames, str]:
+        """The rename that `"auto"` stands for, and what it does in words."""
+        want = _spellings(self.model_infos)
+        proposal = propose(have, want)
+        names = proposal.apply(have) if proposal else dict(zip(have, have, strict=True))
+        places = _Places(self.live, self.model_infos)
+        met = {places.find(name) for name in names.values()}
+        free = {source: have[source] for source, name in names.items() if places.find(name) is None}
+        left = {name: info for name, info in self.wanted.items() if name not in met}
+        matches = best_match(free, left)
+        texts = [str(proposal)] if proposal else []
+        if matches:
+            reasons = [f"{match.have} → {match.want}" for match in matches]
+            texts.append(f"{plural(len(matches), 'pair')} by shape and place: {listed(reasons)}")
+        merged = {**names, **{match.have: match.want for match in matches}}
+        changes = {old: new for old, new in merged.items() if old != new}
+        text = ", ".join(texts)
+        return renamed(changes, text) if changes else Renames(), text
+
+    def _judge(self, name: str, sources: list[str], have: Mapping[str, ParameterInfo]) -> Item:
+        """The item of one tensor that something was found for; remembers it if it fits."""
+        info = self.wanted[name]
+        # Spellings of one tensor of the source count once.
+        distinct = {have[source].name: source for source in reversed(sources)}
+        first = sources[0]
+        others = tuple(source for source in sources if source != first)
+        for source in distinct.values():
+            why = problem(have[source], self.given, info, self.targets[name], cast=self._cast)
+            if why:
+                return Item(name, source, why)
+        if len(distinct) > 1:
+            differing = self._differing(have, list(reversed(distinct.values())))
+            if differing is not None:
+                return Item(name, first, f"tied in the model, and {differing} holds other values")
+        given = have[first]
+        note = "" if given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
+        item = Item(name, first, note, also=others)
+        self._loaded[name] = given, item
+        return item
+
+    def _differing(self, have: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
+        first, *others = (have[name] for name in names)
+        for name, other in zip(names[1:], others, strict=True):
+            if other.dtype != first.dtype or not same_values(self.given, first, other):
+                return name
+        return None
+
+    def _with_candidates(
+        self,
+        missing: Mapping[str, ParameterInfo],
+        strangers: Mapping[str, str],
+        have: Mapping[str, ParameterInfo],
+        mismatched: Mapping[str, Item],
+    ) -> tuple[Mapping[str, Item], Mapping[str, Item], Mapping[str, Item]]:
+        """Missing, unexpected and mismatched, with the nearest of the other side."""
+        free = {name: have[source] for source, name in strangers.items()}
+        for_missing, for_strangers = candidates(missing, free)
+        unsaved = {name for name, info in self.model_infos.items() if not info.persistent}
+        note = "a buffer of the model that is not saved"
+        wanted = {name: self.wanted[name] for name, item in mismatched.items() if item.note.startswith("shape")}
+        others = {match.want: match.have for match in best_match(free, wanted)}
+        return (
+            grouped(Item(name, nearest=for_missing.get(name)) for name in missing),
+            grouped(
+                Item(name, source, note if name in unsaved else "", for_strangers.get(name))
+                for source, name in strangers.items()
+            ),
+            grouped(replace(item, nearest=others.get(name)) for name, item in mismatched.items()),
+        )
+
+    def _notes(self, extra: list[str]) -> Iterator[str]:
+        if extra:
+            yield (
+                f"not loaded: the extra state of {plural(len(extra), 'module')} ({listed(map(shown, extra))}); "
+                "pass it to set_extra_state"
+            )
+        hooked = modules_with_own_loading(self.module)
+        if hooked:
+            yield (
+                f"not run: the code that {plural(len(hooked), 'module')} ({listed(map(shown, hooked))}) hooks into "
+                "load_state_dict"
+            )
+
+    # --- what is done with it --------------------------------------------------------------------
+
+    def pairs(self) -> list[Pair]:
+        """The tensors to copy."""
+        return [Pair(name, self.targets[name], self.given, info) for name, (info, _) in self._loaded.items()]
+
+    @property
+    def without_memory(self) -> list[str]:
+        """Of what is loaded, the names that are lazy or on the meta device."""
+        return [n for n in self._loaded if self.wanted[n].shape is None or self.wanted[n].device == "meta"]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is loaded."""
+        return {name: info.shape or () for name, (info, _) in self._loaded.items()}
+
+    def left_on_meta(self) -> Iterator[str]:
+        """A sentence on what still has no memory."""
+        left = [name for name, info in self.model_infos.items() if info.device == "meta" and name not in self._loaded]
+        if left:
+            yield f"still on the meta device: {listed(left)}; they were not loaded, and have no values"
+
+    def refuse_nothing(self, rename: object) -> None:
+        """Raise if nothing would be loaded: a strictness that is switched off is not meant to allow that."""
+        if not self._loaded:
+            raise MismatchError(
+                "nothing of it fits the model",
+                where=f"{self.given.label} → {self.live.label}",
+                exists=f"it holds {listed(self.given_infos) or 'nothing'}; "
+                f"the model {listed(self.wanted) or 'nothing that is saved'}",
+                hint=self.hint(rename, False),
+            )
+
+    def hint(self, rename: object, strict: bool | Collection[str]) -> str | None:
+        """What to do about a coverage that is not complete."""
+        if self.coverage.complete:
+            return None
+        inside = self._nested()
+        if inside is not None:
+            return inside
+        if rename is None and self.coverage.missing and self.coverage.unexpected:
+            try:
+                automatic = _Matching(*self._arguments, "auto", self._cast).coverage
+            except TorchParamsError:
+                automatic = self.coverage
+            if len(automatic.loaded) > len(self.coverage.loaded):
+                return f'pass rename="auto": {automatic.rename}'
+        if isinstance(self.given, ModuleSource) and not self.given.buffers:
+            return "pass the model itself, not a table without its buffers"
+        return "strict=False loads what fits" if strict and self.coverage.loaded else None
+
+    def _nested(self) -> str | None:
+        """How to name the mapping within `x` that holds the model."""
+        heads: dict[str, int] = {}
+        for name in self.given_infos:
+            head, _, rest = name.partition(".")
+            heads[head] = heads.get(head, 0) + (rest in self.wanted)
+        if not heads:
+            return None
+        best = max(heads, key=lambda head: heads[head])
+        if heads[best] <= len(self._loaded):
+            return None
+        mapping = getattr(self.given, "mapping", None)
+        if isinstance(mapping, Mapping):
+            return f"pass what is under {best!r} in it" if isinstance(mapping.get(best), Mapping) else None
+        if not self.given.files:
+            return None
+        target = f"{self.given.label}{'.' if '#' in self.given.label else '#'}{best}"
+        try:
+            open_source(target).close()
+        except TorchParamsError:
+            return None  # flat names with a common prefix: that is a rename
+        return f"load {target!r}"
+
+
+class _Places:
+    """From a name, in any spelling that the model accepts, to the canonical one."""
+
+    def __init__(self, source: ModuleSource, infos: Mapping[str, ParameterInfo]) -> None:
+        self._source = source
+        self._known = _spellings(infos)
+        self._known.update((info.raw_name, info) for info in infos.values() if info.raw_name)
+        self._names: dict[int, str] | None = None
+
+    def find(self, name: str) -> str | None:
+        """The canonical name, or None."""
+        info = self._known.get(name)
+        if info is not None:
+            return info.name
+        # What is left are raw spellings of aliases, and strangers; only wrapped models have the former.
+        if not self._source.takes(name):
+            return None
+        if self._names is None:
+            self._names = {id(tensor): canonical for canonical, tensor in self._source.keys().items()}
+        return self._names.get(id(self._source.value(name)))
+
+
+def _spellings(infos: Mapping[str, ParameterInfo]) -> dict[str, ParameterInfo]:
+    """Every name, aliases included, in order."""
+    return {name: info for info in infos.values() for name in (info.name, *info.aliases)}
+
+
+def _live_table(model: Any) -> Parameters:
+    if isinstance(model, Parameters):
+        table = model
+    else:
+        source = open_source(model, buffers=True)
+        table = Parameters(source)
+    if not isinstance(table.source, ModuleSource):
+        raise UnsupportedSource(
+            f"a {table.source.format} cannot be loaded into",
+            where=table.source.label,
+            exists="values are loaded into a live nn.Module, or a table of one",
+            hint="the model comes first: torchparams.load(model, x)",
+        )
+    return table
+
+
+def _table_of(x: Any) -> Parameters:
+    return x if isinstance(x, Parameters) else Parameters(open_source(x, buffers=True))
