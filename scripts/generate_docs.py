@@ -1,0 +1,60 @@
+"""The pages of the documentation that are made from the code.
+
+    python scripts/generate_docs.py            write them
+    python scripts/generate_docs.py --check    fail where one is not what it would be written as
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command_reference() -> str:
+    """`docs/cli.md`: the help of every command."""
+    from torchparams.cli import COMMANDS
+    from torchparams.cli.app import run
+
+    os.environ["COLUMNS"] = "100"  # typer asks for the width of a terminal, which is another everywhere
+    pages = [
+        "# The command line\n",
+        "Each command mirrors a function of the same name: `torchparams stats` is `torchparams.stats`. What is "
+        "written below is what `--help` prints.\n",
+        "Exit statuses: 0 fine, 1 a difference or a finding, 2 an error, 130 interrupted.\n",
+    ]
+    for arguments in ([], *([name] for name in COMMANDS)):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            run([*arguments, "--help"])
+        title = " ".join(["torchparams", *arguments])
+        text = "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
+        pages.append(f"## {title}\n\n```text\n{text}\n```\n")
+    return "\n".join(pages)
+
+
+PAGES = {"docs/cli.md": command_reference}
+
+
+def main(arguments: list[str]) -> int:
+    stale = []
+    for name, make in PAGES.items():
+        path, text = ROOT / name, make()
+        if path.exists() and path.read_text() == text:
+            continue
+        if "--check" in arguments:
+            stale.append(name)
+        else:
+            path.write_text(text)
+            print(f"wrote {name}")
+    for name in stale:
+        print(f"{name} is not what the code says. Run make docs")
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""The documentation does what it shows, and is true of the tree."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from check_imports import modules
+from generate_docs import PAGES
+from run_docs import CHECKPOINT, Block, _console, _python, run_page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_a_page_does_what_it_shows(path: Path) -> None:
+    assert CHECKPOINT.exists(), f"{CHECKPOINT} is what the pages show: make test obtains it"
+    assert run_page(path) == []
+
+
+def test_a_page_that_shows_what_is_not_so_is_found() -> None:
+    assert "1 + 1" in _python(Block("page", 3, "python", ">>> 1 + 1\n3\n"), {})
+    assert _python(Block("page", 3, "python", "raise ValueError('no')\n"), {}) == "ValueError: no"
+    assert "prints\ntorchparams: nothing: no such" in _console(Block("page", 3, "console", "$ torchparams ls nothing\nit\n"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / name).read_text() == PAGES[name](), "run make docs"
+
+
+# Examples that need a window of their own: they start processes or print to the real standard output.
+NAMES = sorted(name for name in modules() if not name.endswith("__main__") and not name.endswith("_kernels"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_of_a_module_run(name: str) -> None:
+    module = importlib.import_module(f"torchparams.{name}" if name else "torchparams")
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("## The tree") :]
+    tree = tree[tree.index("```text\n") + 8 : tree.index("\n```\n")]
+    shown: list[str] = []
+    stack: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        stack = [*stack[:depth], line.split()[0].rstrip("/")]
+        shown.append("/".join(stack))
+    for path in shown:
+        assert (ROOT / path).exists(), path
+    package = ROOT / "src" / "torchparams"
+    parts = {
+        str(path.relative_to(ROOT))
+        for path in package.iterdir()
+        if (path.is_dir() or path.suffix == ".py") and path.name not in ("__pycache__", "__main__.py")
+    }
+    assert parts <= set(shown), sorted(parts - set(shown))
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in DOCS:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
