@@ -12,6 +12,9 @@ HEADER_BYTES = 100_000_000
 INDEX_BYTES = 100_000_000
 """Longest index of a sharded checkpoint, in bytes."""
 
+MANIFEST_BYTES = 100_000_000
+"""Longest manifest of digests, in bytes."""
+
 PICKLE_BYTES = 256 << 20
 """Longest `data.pkl`, in bytes, inflated where it is compressed."""
 

@@ -190,6 +190,11 @@ class ShardedSource(Source):
         shards = (path for shard in self._shards.values() for path in shard.files)
         return (*([] if self._index is None else [self._index]), *shards)
 
+    @property
+    def shards(self) -> Mapping[str, Source]:
+        """File name → source of that file."""
+        return MappingProxyType(self._shards)
+
     def check_total_size(self) -> None:
         """Compare the index's `total_size` with the bytes of the tensors that are there.
 
