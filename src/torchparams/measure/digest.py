@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.measure.hashing import VERSION, encoded_as, set_digest, tensor_digests
+from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
+from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, Parameters, of
 from torchparams.report import (
     Cell,
@@ -31,48 +32,6 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
-
-FORMAT = "torchparams manifest"
-"""What a manifest says it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDigest:
-    """A tensor and its digest.
-
-    Attributes:
-        name: Its canonical name.
-        dtype: The element type that went into the digest.
-        shape: The shape that did.
-        nbytes: Bytes of its elements.
-        digest: 64 hexadecimal digits.
-        aliases: Its other names.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    nbytes: int
-    digest: str
-    aliases: tuple[str, ...] = ()
-    memory: Hashable = field(default=None, repr=False, compare=False)
-    """Equal for tensors that are the same bytes in the same place."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its name and its aliases."""
-        return (self.name, *self.aliases)
-
-    def to_json(self) -> dict[str, Any]:
-        """The tensor as a manifest lists it."""
-        return {
-            "name": self.name,
-            "dtype": str(self.dtype),
-            "shape": list(self.shape),
-            "nbytes": self.nbytes,
-            "digest": self.digest,
-            "aliases": list(self.aliases),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +99,28 @@ class Digests:
         return same_content([self])
 
     def manifest(self) -> dict[str, Any]:
-        """What `torchparams.verify` takes: `format`, `version`, `source`, `digest` and `tensors`."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "source": self.source,
-            "digest": self.digest,
-            "tensors": [tensor.to_json() for tensor in self.tensors.values()],
-        }
+        """What `write` writes: `format`, `version`, `source`, `digest` and `tensors`."""
+        return document_of(self.source, self.digest, self.tensors.values())
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the manifest to a file, as a whole or not at all; an earlier manifest is replaced.
+
+        Raises:
+            WriteError: The disk says no, or something that is no manifest is there.
+        """
+        write_manifest(self.manifest(), os.fspath(path))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Digests:
+        """The digests in a manifest.
+
+        Raises:
+            SourceError: The file cannot be read.
+            FileFormatError: It is no manifest, or contradicts itself.
+            LimitExceeded: It is longer than `limits.MANIFEST_BYTES`.
+        """
+        source, tensors, made = read_manifest(os.fspath(path))
+        return cls(source, "manifest", tensors, made)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest, with `same_content` beside it."""

@@ -28,6 +28,7 @@ missing does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
@@ -35,20 +36,59 @@ from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from torchparams.engines.base import Block, Engine, Job, Progress
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
 
 VERSION = 1
-"""Of the way digests are made, and of the manifest."""
+"""Of the way digests are made."""
 
 TENSOR_CONTEXT = f"torchparams tensor digest v{VERSION}"
 SET_CONTEXT = f"torchparams set digest v{VERSION}"
 
 _SHARED = 1 << 22  # bytes from which on a tensor may be hashed by several threads
 _X2 = "float4_e2m1fn_x2"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDigest:
+    """A tensor and its digest.
+
+    Attributes:
+        name: Its canonical name.
+        dtype: The element type that went into the digest.
+        shape: The shape that did.
+        nbytes: Bytes of its elements.
+        digest: 64 hexadecimal digits.
+        aliases: Its other names.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str
+    aliases: tuple[str, ...] = ()
+    memory: Hashable = field(default=None, repr=False, compare=False)
+    """Equal for tensors that are the same bytes in the same place."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return (self.name, *self.aliases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The tensor as a manifest lists it."""
+        return {
+            "name": self.name,
+            "dtype": str(self.dtype),
+            "shape": list(self.shape),
+            "nbytes": self.nbytes,
+            "digest": self.digest,
+            "aliases": list(self.aliases),
+        }
 
 
 def encoded_as(info: ParameterInfo) -> tuple[DType, tuple[int, ...]]:

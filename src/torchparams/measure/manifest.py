@@ -1,0 +1,227 @@
+"""Manifests: digests in a file. JSON with one tensor a line, so that two of them can be compared by eye.
+
+    {
+      "format": "torchparams manifest",
+      "version": 1,
+      "source": "model.safetensors",
+      "digest": "…",
+      "tensors": [
+        {"name": "fc.weight", "dtype": "float32", "shape": [2, 3], "nbytes": 24, "digest": "…", "aliases": []}
+      ]
+    }
+
+Keys beside these are passed over. A manifest may come from anywhere: whatever is wrong with it is one clear error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams import limits
+from torchparams.dtypes import DType
+from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, TorchParamsError, WriteError
+from torchparams.measure.hashing import VERSION, TensorDigest, set_digest
+from torchparams.sources._bytes import FileBytes, paused_gc
+from torchparams.sources._json import as_object, describe, quoted, strict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FORMAT = "torchparams manifest"
+"""What a manifest says it is."""
+
+_HEXADECIMAL = re.compile(r"[0-9a-f]{64}")
+_KEYS = ("format", "version", "source", "digest", "tensors")
+_TENSOR_KEYS = ("name", "dtype", "shape", "nbytes", "digest", "aliases")
+_MOST = (1 << 64) - 1  # sizes are unsigned 64-bit integers
+_DIMENSIONS = 1024  # more than any tensor has, and few enough to multiply
+
+
+def document_of(source: str, digest: str, tensors: Iterable[TensorDigest]) -> dict[str, Any]:
+    """The manifest as a JSON value."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": source,
+        "digest": digest,
+        "tensors": [tensor.to_json() for tensor in tensors],
+    }
+
+
+# --- write -----------------------------------------------------------------------------------
+
+
+def write_manifest(document: Mapping[str, Any], path: str) -> None:
+    """Write a manifest under a name of its own beside `path`, then move it there: it is there as a whole, or not.
+
+    Raises:
+        WriteError: The disk says no, or something that is no manifest is there.
+    """
+    path = os.path.realpath(path)  # a link stays one
+    _refuse_other(path)
+    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
+    try:
+        text = _text(document).encode()
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except UnicodeEncodeError as error:
+        raise WriteError(f"the name {error.object[:80]!r} is no text that JSON can hold", where=path) from None
+    except OSError as error:
+        raise WriteError(error.strerror or str(error), where=path) from None
+    finally:
+        with suppress(OSError):
+            os.unlink(unfinished)
+    _sync_folder(os.path.dirname(path))
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    head = {key: value for key, value in document.items() if key != "tensors"}
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
+    tensors = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in document["tensors"])
+    lines.append(f'  "tensors": [\n{tensors}\n  ]' if tensors else '  "tensors": []')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _refuse_other(path: str) -> None:
+    """Refuse to replace what is no manifest: it may be the very checkpoint."""
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise WriteError("not a regular file", where=path)
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(error.strerror or str(error), where=path) from None
+    if head and FORMAT.encode() not in head:
+        raise WriteError("there is a file already, which is no manifest", where=path, hint="delete it, or name another")
+
+
+def _sync_folder(folder: str) -> None:
+    # Only some systems can open a directory; where none can, renaming is as lasting as it gets.
+    with suppress(OSError):
+        descriptor = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- read ------------------------------------------------------------------------------------
+
+
+def read_manifest(path: str) -> tuple[str, dict[str, TensorDigest], str]:
+    """What the manifest was made of, its tensors by name, and the digest of the set.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FileFormatError: It is no manifest, or contradicts itself. Says how.
+        LimitExceeded: It is longer than `limits.MANIFEST_BYTES`.
+    """
+    file = FileBytes(path)
+    if file.size > limits.MANIFEST_BYTES:
+        raise LimitExceeded(
+            f"the manifest has {file.size} bytes; the limit is {limits.MANIFEST_BYTES}",
+            where=path,
+            hint="if you trust the file, raise torchparams.limits.MANIFEST_BYTES",
+        )
+    with paused_gc():
+        return _parse(file.read(0, file.size), path)
+
+
+def _parse(data: bytes, path: str) -> tuple[str, dict[str, TensorDigest], str]:
+    document = as_object(strict(data, "the manifest", path), "the manifest", path)
+    made_by = document.get("format")
+    if made_by != FORMAT:
+        found = "it has no format" if made_by is None else f"its format is {describe(made_by)}"
+        raise FileFormatError(
+            f"not a manifest: {found}", where=path, hint="torchparams digest TARGET -o manifest.json makes one"
+        )
+    _refuse_missing(document, _KEYS, "the manifest", path)
+    version = document["version"]
+    if type(version) is not int or version != VERSION:
+        raise FileFormatError(
+            f"its version is {describe(version)}; known here is {VERSION}",
+            where=path,
+            hint="verify it by the torchparams that made it, or make it anew",
+        )
+    source = _of_type(document["source"], str, "a text", "its source", path)
+    stated = _digest(document["digest"], "its digest", path)
+    listed = _of_type(document["tensors"], list, "an array", "its tensors", path)
+    tensors: dict[str, TensorDigest] = {}
+    names: set[str] = set()
+    for number, entry in enumerate(listed):
+        tensor = _tensor(entry, f"entry {number} of its tensors", path)
+        for name in tensor.names:
+            if name in names:
+                raise FileFormatError(f"it lists the tensor {quoted(name)} twice", where=path)
+            names.add(name)
+        tensors[tensor.name] = tensor
+    if set_digest((name, tensor.digest) for tensor in tensors.values() for name in tensor.names) != stated:
+        raise FileFormatError(
+            "its digest of the set is not that of its tensors: the manifest was edited or damaged", where=path
+        )
+    return source, tensors, stated
+
+
+def _tensor(entry: Any, what: str, path: str) -> TensorDigest:
+    fields = as_object(entry, what, path)
+    _refuse_missing(fields, _TENSOR_KEYS, what, path)
+    name = _of_type(fields["name"], str, "a text", f"the name in {what}", path)
+    where = f"{path}: tensor {quoted(name)}"
+    spelled = _of_type(fields["dtype"], str, "a text", "its dtype", where)
+    try:
+        dtype = DType.of(spelled)
+    except TorchParamsError:
+        raise FileFormatError(f"no dtype is spelled {quoted(spelled)}", where=where) from None
+    shape = _of_type(fields["shape"], list, "an array", "its shape", where)
+    if len(shape) > _DIMENSIONS:
+        raise FileFormatError(f"its shape has {len(shape):,} dimensions", where=where)
+    for size in (*shape, fields["nbytes"]):
+        if type(size) is not int or not 0 <= size <= _MOST:
+            raise FileFormatError(f"{describe(size)} is no size", where=where)
+    takes = dtype.nbytes(prod(shape))
+    if fields["nbytes"] != takes:
+        raise SizeMismatch(
+            f"its nbytes is {fields['nbytes']}, and {dtype} {shape[:8]} takes "
+            f"{takes if takes <= _MOST else 'more than 64 bits hold'}",
+            where=where,
+        )
+    aliases = _of_type(fields["aliases"], list, "an array", "its aliases", where)
+    for alias in aliases:
+        _of_type(alias, str, "a text", "one of its aliases", where)
+    digest = _digest(fields["digest"], "its digest", where)
+    return TensorDigest(name, dtype, tuple(shape), takes, digest, tuple(aliases))
+
+
+def _refuse_missing(fields: Mapping[str, Any], keys: Iterable[str], what: str, where: str) -> None:
+    missing = [key for key in keys if key not in fields]
+    if missing:
+        raise FileFormatError(f"{what} has no {' and no '.join(missing)}", where=where)
+
+
+def _of_type(value: Any, kind: type, wanted: str, what: str, where: str) -> Any:
+    if type(value) is not kind:  # an object is a list of pairs here, of a type of its own
+        raise FileFormatError(f"{what} is {describe(value)}, not {wanted}", where=where)
+    return value
+
+
+def _digest(value: Any, what: str, where: str) -> str:
+    text: str = _of_type(value, str, "a text", what, where)
+    if not _HEXADECIMAL.fullmatch(text):
+        raise FileFormatError(f"{what} is {describe(value)}, not 64 hexadecimal digits", where=where)
+    return text
