@@ -67,7 +67,8 @@ def run_page(path: Path) -> list[str]:
 def _python(block: Block, namespace: dict[str, Any]) -> str:
     if ">>>" not in block.text:
         try:
-            exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), namespace)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), namespace)
         except Exception as error:  # an example of the page: whatever it raises is what is wrong with it
             return f"{type(error).__name__}: {error}"
         return ""
