@@ -122,10 +122,7 @@ class Coding:
     @property
     def largest(self) -> float | None:
         """The greatest finite value of an exact float, None of other types."""
-        if not (self.exact and self.is_float):
-            return None
-        table = _table(self.dtype)
-        return float(table[np.isfinite(table)].max())
+        return _largest(self.dtype) if self.exact and self.is_float else None
 
     @property
     def size(self) -> int:
@@ -166,6 +163,12 @@ def _table(dtype: DType) -> Array:
             table = patterns.view(dtype.numpy).astype(np.float64)
     table.flags.writeable = False
     return table
+
+
+@functools.cache
+def _largest(dtype: DType) -> float:
+    table = _table(dtype)
+    return float(table[np.isfinite(table)].max())
 
 
 @functools.cache

@@ -16,6 +16,8 @@ from torchparams.sketch.counter import Counter
 from torchparams.sketch.exact import ratio, root
 from torchparams.sketch.kernels import UNIT, Array, Counted, merge_counts
 
+_NOTHING = np.zeros(1, np.uint64)
+
 VERSION = 1
 """Number of the form that `Sketch.to_json` gives."""
 
@@ -62,6 +64,7 @@ class Sketch:
         "_neginf",
         "_posinf",
         "_sums",
+        "_total",
         "_zeros",
         "codes",
         "counts",
@@ -76,7 +79,8 @@ class Sketch:
         self.dtype = DType.of(dtype)
         self._coding = Coding.of(self.dtype)
         self.codes = _frozen(counted.codes, np.uint32 if self._coding.kind == "f64" else np.uint16)
-        small = int(counted.counts.max(initial=0)) < 1 << 32
+        self._total = int(counted.counts.sum(dtype=np.uint64))  # of values: two for a complex element
+        small = self._total < 1 << 32 or int(counted.counts.max()) < 1 << 32
         self.counts = _frozen(counted.counts, np.uint32 if small else np.uint64)
         self._zeros, self._posinf, self._neginf = counted.zeros, counted.posinf, counted.neginf
         self._min, self._max = counted.min, counted.max
@@ -90,8 +94,10 @@ class Sketch:
         values = self._coding.values(self.codes)
         self._sums = None  # many sketches are only ever added
         self._zeros = self._count(values == 0)
-        self._posinf, self._neginf = self._count(np.isposinf(values)), self._count(np.isneginf(values))
-        finite = values[np.isfinite(values)]
+        finite = values
+        if not (is_finite := np.isfinite(values)).all():
+            finite = values[is_finite]
+            self._posinf, self._neginf = self._count(np.isposinf(values)), self._count(np.isneginf(values))
         if not len(finite):
             self._min = self._max = None
         elif self._coding.is_float:
@@ -101,7 +107,7 @@ class Sketch:
             self._min, self._max = int(finite.min()), int(finite.max())
 
     def _count(self, which: Array) -> int:
-        return int(self.counts[which].sum(dtype=np.uint64))
+        return int(self.counts[which].sum(dtype=np.uint64)) if which.any() else 0
 
     # --- making one ------------------------------------------------------------------------
 
@@ -247,11 +253,6 @@ class Sketch:
         return self._total // self._coding.parts
 
     @property
-    def _total(self) -> int:
-        """Count of values: two for a complex element."""
-        return int(self.counts.sum(dtype=np.uint64))
-
-    @property
     def zeros(self) -> int:
         """Count of zeros, of either sign."""
         return self._zeros
@@ -274,7 +275,11 @@ class Sketch:
     @property
     def finite(self) -> int:
         """Count of values that are neither NaN nor infinite."""
-        return int(self._ordered[1][-1]) if len(self._ordered[1]) else 0
+        found: int | None = self._derived.get("finite")
+        if found is None:
+            cumulative = self._ordered[1]
+            found = self._derived["finite"] = int(cumulative[-1]) if len(cumulative) else 0
+        return found
 
     @property
     def exact(self) -> bool:
@@ -288,7 +293,9 @@ class Sketch:
         Casts that saturate put there what was too large.
         """
         largest = self._coding.largest
-        return None if largest is None else self._count(abs(self._coding.values(self.codes)) == largest)
+        if largest is None or self.linf < largest:
+            return None if largest is None else 0
+        return self._count(abs(self._coding.values(self.codes)) == largest)
 
     @property
     def distinct(self) -> int:
@@ -398,8 +405,9 @@ class Sketch:
         found: tuple[Array, Array] | None = self._derived.get("ordered")
         if found is None:
             values = self._coding.values(self.codes)
-            finite = np.isfinite(values)
-            values, counts = values[finite], self.counts[finite]
+            counts = self.counts
+            if not (finite := np.isfinite(values)).all():
+                values, counts = values[finite], counts[finite]
             order = np.argsort(values, kind="stable")
             values = values[order]
             if not self._coding.exact and len(values) and self._min is not None and self._max is not None:
@@ -429,27 +437,30 @@ class Sketch:
         [1.5, 2.0, 10.0]
         """
         several = isinstance(q, Sequence)
-        wanted = np.array(q if several else [q], np.float64)
-        if not ((wanted >= 0) & (wanted <= 1)).all():
+        wanted = list(map(float, q)) if several else [float(q)]  # type: ignore[arg-type]  # it is one of the two
+        if not all(0 <= each <= 1 for each in wanted):
             raise ValueError(f"a quantile is from 0 to 1, not {q}")
-        values, cumulative = self._ordered
         last = self.finite - 1
         if last < 0:
-            found = np.full(len(wanted), math.nan)
+            found = [math.nan] * len(wanted)
         else:
-            place = wanted * last
-            rank = np.minimum(place.astype(np.int64), last)
-            t = place - rank
-            low, high = (self._at(np.minimum(r, last), values, cumulative) for r in (rank, rank + 1))
-            found = np.where((low == high) | (t == 0), low, low * (1 - t) + high * t)
-        return found.tolist() if several else float(found[0])
+            # Of a few numbers, Python's own arithmetic is the faster one.
+            places = [each * last for each in wanted]
+            ranks = [min(int(place), last) for place in places]
+            ends = self._at(ranks + [min(rank + 1, last) for rank in ranks])
+            found = [
+                low if low == high or place == rank else low * (1 - (place - rank)) + high * (place - rank)
+                for place, rank, low, high in zip(places, ranks, ends, ends[len(ranks) :], strict=False)
+            ]
+        return found if several else found[0]
 
-    def _at(self, ranks: Array, values: Array, cumulative: Array) -> Array:
+    def _at(self, ranks: list[int]) -> list[float]:
         """The values at places, from 0, of the ascending order of the finite ones."""
-        found: Array = values[np.searchsorted(cumulative, ranks.astype(np.uint64), side="right")]
+        values, cumulative = self._ordered
+        found: list[float] = values[cumulative.searchsorted(np.array(ranks, np.uint64), side="right")].tolist()
         # The extremes are known exactly of every type.
-        found = np.where(ranks == 0, float(self._min or 0), found)
-        return np.where(ranks == self.finite - 1, float(self._max or 0), found)
+        ends = {0: float(self._min or 0), self.finite - 1: float(self._max or 0)}
+        return [ends.get(rank, value) for rank, value in zip(ranks, found, strict=True)]
 
     def histogram(
         self, bins: int = 100, range: tuple[float, float] | None = None, *, clip: bool = False
@@ -482,15 +493,16 @@ class Sketch:
             )
         if low == high:
             low, high = low - 0.5, high + 0.5
-        share = np.linspace(0.0, 1.0, bins + 1)
+        share = np.arange(bins + 1) / bins
         edges = low * (1 - share) + high * share  # high - low may be more than a float64 holds
-        edges = np.clip(np.maximum.accumulate(edges), low, high)
+        edges = np.minimum(np.maximum(np.maximum.accumulate(edges), low), high)
         values, cumulative = self._ordered
-        below = np.searchsorted(values, edges, side="left")
-        below[-1] = np.searchsorted(values, high, side="right")
+        below = values.searchsorted(edges, side="left")
+        below[-1] = values.searchsorted(high, side="right")
         if clip:
             below[0], below[-1] = 0, len(values)
-        return np.diff(np.concatenate([np.zeros(1, np.uint64), cumulative])[below]), edges
+        upto = np.concatenate([_NOTHING, cumulative])[below]
+        return upto[1:] - upto[:-1], edges
 
     # --- as a value ------------------------------------------------------------------------
 
