@@ -78,26 +78,10 @@ class Coding:
         The middle is within a relative 2^-8 of every value of its interval. Intervals of subnormal
         numbers all have the width 2^-133 (float32) or 2^-1029 (float64); the one at zero stands for 0.
         """
-        if self.exact:
-            known: Array = _table(self.dtype)[codes]
-            return known
-        c = codes.astype(np.uint64)
-        if self.kind == "f32":
-            # The middle goes through float64, where float32's subnormal numbers are normal.
-            middle = np.where(c & np.uint64(0x7FFF), (c << np.uint64(16)) | np.uint64(0x8000), c << np.uint64(16))
-            with np.errstate(invalid="ignore"):  # signalling NaN
-                wide = middle.astype(np.uint32).view(np.float32).astype(np.float64)
-            return _clean(wide, c, 0x7F80, 0x7FFF)
         if self.kind == "f64":
-            middle = np.where(c & np.uint64(0x3FFFF), (c << np.uint64(45)) | np.uint64(1 << 44), c << np.uint64(45))
-            return _clean(middle.view(np.float64), c, 0x3FF80, 0x3FFFF)
-        negative = codes < SIGN_CODE
-        m = np.where(negative, SIGN_CODE - codes.astype(np.int64), codes.astype(np.int64) - SIGN_CODE)
-        shift = np.maximum((m >> 7) - 1, 0)
-        first = (m - (shift << 7)).astype(np.float64)
-        middle = np.ldexp(first, shift) + (np.ldexp(1.0, shift) - 1) / 2
-        signed: Array = np.where(negative, -middle, middle)
-        return signed
+            return _middles("f64", codes)
+        known: Array = (_table(self.dtype) if self.exact else _table_of_middles(self.kind))[codes]
+        return known
 
     def sums(self, codes: Array, counts: Array) -> tuple[int, int, int]:
         """Sum of the finite values, of their magnitudes, of their squares: exact, in `unit`s (squared).
@@ -109,15 +93,13 @@ class Coding:
         total = int(counts.sum(dtype=np.uint64))
         if total * float(magnitude.max()) ** 2 < _EXACT:
             weights = m * counts
-            sums, squares = _by_place(weights, p), _by_place(weights * m, p)
+            sums, squares = _by_place(weights, p), _by_place(weights * m, p >> 1)
         else:  # integers of 16 bits, or more values than there are in one tensor
             weights = m.astype(np.int64).astype(object) * counts.astype(object)
-            sums, squares = _by_place(weights, p), _by_place(weights * m.astype(np.int64), p)
-        return (
-            sum(s << (i >> 1) if i % 2 == 0 else -(s << (i >> 1)) for i, s in sums),
-            sum(s << (i >> 1) for i, s in sums),
-            sum(s << (i & ~1) for i, s in squares),
-        )
+            sums, squares = _by_place(weights, p), _by_place(weights * m.astype(np.int64), p >> 1)
+        positive = sum(s << (i >> 1) for i, s in sums if not i & 1)
+        negative = sum(s << (i >> 1) for i, s in sums if i & 1)
+        return positive - negative, positive + negative, sum(s << 2 * i for i, s in squares)
 
     @property
     def largest(self) -> float | None:
@@ -188,6 +170,34 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
     unit = int(exponent[nonzero].min())
     place = np.where(nonzero, exponent - unit, 0).astype(np.int64) * 2 + (finite < 0)
     return mantissa, place, unit - _MANTISSA
+
+
+@functools.cache
+def _table_of_middles(kind: str) -> Array:
+    """Of every code of a wide kind that has 2^16 of them."""
+    table = _middles(kind, np.arange(1 << 16, dtype=np.uint32))
+    table.flags.writeable = False
+    return table
+
+
+def _middles(kind: str, codes: Array) -> Array:
+    c = codes.astype(np.uint64)
+    if kind == "f32":
+        # The middle goes through float64, where float32's subnormal numbers are normal.
+        middle = np.where(c & np.uint64(0x7FFF), (c << np.uint64(16)) | np.uint64(0x8000), c << np.uint64(16))
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wide = middle.astype(np.uint32).view(np.float32).astype(np.float64)
+        return _clean(wide, c, 0x7F80, 0x7FFF)
+    if kind == "f64":
+        middle = np.where(c & np.uint64(0x3FFFF), (c << np.uint64(45)) | np.uint64(1 << 44), c << np.uint64(45))
+        return _clean(middle.view(np.float64), c, 0x3FF80, 0x3FFFF)
+    negative = codes < SIGN_CODE
+    m = np.where(negative, SIGN_CODE - codes.astype(np.int64), codes.astype(np.int64) - SIGN_CODE)
+    shift = np.maximum((m >> 7) - 1, 0)
+    first = (m - (shift << 7)).astype(np.float64)
+    middle = np.ldexp(first, shift) + (np.ldexp(1.0, shift) - 1) / 2
+    signed: Array = np.where(negative, -middle, middle)
+    return signed
 
 
 def _by_place(values: Array, places: Array) -> list[tuple[int, int]]:
