@@ -13,7 +13,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +102,28 @@ def encoded(values: np.ndarray[Any, Any], dtype: str) -> bytes:
     return values.astype(dtype).tobytes()
 
 
+_RUNNER = """
+import os, subprocess, sys, time
+begun = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, code, usage = os.wait4(child.pid, 0)
+print(time.perf_counter() - begun, usage.ru_maxrss, os.waitstatus_to_exitcode(code))
+"""
+
+
 def process(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, status: int = 0) -> tuple[float, int]:
     """Seconds and peak bytes of memory of a process from start to end; `status` is what it must exit with."""
-    begun = time.perf_counter()
-    child = subprocess.Popen(
-        [str(part) for part in argv], stdout=subprocess.DEVNULL, env=None if env is None else {**os.environ, **env}
-    )
-    _, code, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(code)
-    seconds = time.perf_counter() - begun
-    if child.returncode != status:
-        raise SystemExit(f"{' '.join(map(str, argv))} ended with {child.returncode}, not {status}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # A child's peak begins with the memory of the process that started it, so a small one does.
+    told = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", _RUNNER, *map(str, argv)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env=None if env is None else {**os.environ, **env},
+    ).stdout.split()
+    if int(told[2]) != status:
+        raise SystemExit(f"{' '.join(map(str, argv))} ended with {told[2]}, not {status}")
+    return float(told[0]), int(told[1]) * (1 if sys.platform == "darwin" else 1024)
 
 
 def torchparams(*arguments: str | Path) -> list[str]:
