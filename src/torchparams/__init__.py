@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torchparams.measure.listing import ls as ls
     from torchparams.measure.stats import Stats as Stats
     from torchparams.measure.stats import stats as stats
+    from torchparams.measure.verify import Verification as Verification
+    from torchparams.measure.verify import verify as verify
     from torchparams.module import Module as Module
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
@@ -61,6 +63,7 @@ _HOMES = {
     "Stats": "torchparams.measure.stats",
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
+    "Verification": "torchparams.measure.verify",
     "coverage": "torchparams.train.load",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
@@ -71,6 +74,7 @@ _HOMES = {
     "show": "torchparams.measure.describe",
     "stats": "torchparams.measure.stats",
     "unfreeze": "torchparams.train.freeze",
+    "verify": "torchparams.measure.verify",
 }
 _MODULES = ("errors", "limits", "testing")
 

@@ -76,7 +76,8 @@ def write_manifest(document: Mapping[str, Any], path: str) -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except UnicodeEncodeError as error:
-        raise WriteError(f"the name {error.object[:80]!r} is no text that JSON can hold", where=path) from None
+        near = error.object[max(error.start - 20, 0) : error.end + 20]
+        raise WriteError(f"a name is no text that JSON can hold, at {near!r}", where=path) from None
     except OSError as error:
         raise WriteError(error.strerror or str(error), where=path) from None
     finally:
@@ -96,17 +97,17 @@ def _text(document: Mapping[str, Any]) -> str:
 def _refuse_other(path: str) -> None:
     """Refuse to replace what is no manifest: it may be the very checkpoint."""
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
-            raise WriteError("not a regular file", where=path)
-        with open(path, "rb") as file:
-            head = file.read(256)
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+        head = b""
+        if regular:
+            with open(path, "rb") as file:
+                head = file.read(256)
     except FileNotFoundError:
         return
     except OSError as error:
-        if isinstance(error, WriteError):
-            raise
         raise WriteError(error.strerror or str(error), where=path) from None
+    if not regular:
+        raise WriteError("not a regular file", where=path)
     if head and FORMAT.encode() not in head:
         raise WriteError("there is a file already, which is no manifest", where=path, hint="delete it, or name another")
 

@@ -1,0 +1,343 @@
+"""Verifying: whether it is what a manifest says, and as whole as its format can tell."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.threads import ThreadEngine
+from torchparams.errors import FileFormatError
+from torchparams.info import ParameterInfo
+from torchparams.measure.digest import Digests, chosen
+from torchparams.measure.hashing import encoded_as, tensor_digests
+from torchparams.measure.integrity import FAILED, IMPOSSIBLE, OK, Check, integrity, told
+from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, Parameters
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_bytes,
+    human_shape,
+    plural,
+    printable,
+    to_html,
+    to_text,
+)
+from torchparams.selectors import Selector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torchparams.dtypes import DType
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.measure.hashing import TensorDigest
+    from torchparams.sources.base import Source
+
+KINDS = ("content", "unreadable", "shape", "dtype", "missing", "unexpected")
+"""How a tensor can differ from what a manifest says of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A tensor that is not what the manifest says.
+
+    Attributes:
+        kind: One of `KINDS`: its elements differ; they cannot be read; its shape, or its dtype (perhaps both) differs;
+            it is only in the manifest; it is only in what was verified.
+        names: Its name, and its further names where the same is true of them.
+        expected: What the manifest says: a digest, or dtype and shape; None for an unexpected tensor.
+        found: What is there, or why it cannot be read; None for a missing tensor.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    expected: str | None
+    found: str | None
+
+    @property
+    def name(self) -> str:
+        """Its first name."""
+        return self.names[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference, its name and the further ones apart."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "aliases": list(self.names[1:]),
+            "expected": self.expected,
+            "found": self.found,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What `verify` finds out.
+
+    Attributes:
+        source: What the source is called.
+        format: Its format; empty where it could not be opened.
+        manifest: What the manifest is called; None where there was none.
+        checks: What was checked, and what could not be.
+        differences: The tensors that are not what the manifest says, in the source's order, then what is missing.
+        tensors: Count of tensors that were looked at.
+        nbytes: Bytes of these.
+    """
+
+    source: str
+    format: str
+    manifest: str | None
+    checks: tuple[Check, ...]
+    differences: tuple[Difference, ...]
+    tensors: int
+    nbytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found: no difference, and no check that failed."""
+        return not self.differences and all(check.outcome != FAILED for check in self.checks)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_json(self) -> dict[str, Any]:
+        """All attributes, and `ok`."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "manifest": self.manifest,
+            "ok": self.ok,
+            "tensors": self.tensors,
+            "nbytes": self.nbytes,
+            "checks": [check.to_json() for check in self.checks],
+            "differences": [difference.to_json() for difference in self.differences],
+        }
+
+    def report(self, limit: int | None = None) -> Report:
+        """The differences, the checks, and what they come to.
+
+        Args:
+            limit: Most rows of a table; None for all.
+        """
+        title = f"{self.source} ({self.format})" if self.format else self.source
+        parts: list[Text | Table] = [Text(printable(title), "title")]
+        if self.differences:
+            about = (Column("tensor", style="name", shrink=True), *map(Column, ("differs", "expected", "found")))
+            parts.append(Table(about, cut([_row(d) for d in self.differences], limit, "differences")))
+            parts.append(Text(""))
+        columns = (Column("check"), Column(""), Column("result", shrink=True))
+        parts.append(Table(columns, cut([check.row() for check in self.checks], limit, "checks")))
+        parts.append(Text(self._verdict(), "good" if self.ok else "error"))
+        return Report(tuple(parts))
+
+    def _verdict(self) -> str:
+        looked = f"{plural(self.tensors, 'tensor')}, {human_bytes(self.nbytes)}"
+        if self.ok:
+            impossible = any(check.outcome == IMPOSSIBLE for check in self.checks)
+            sound = "nothing wrong was found" if impossible else "all is well"
+            return f"{looked}: {sound if self.manifest is None else 'as the manifest says'}."
+        parts = []
+        for kind in KINDS:
+            count = sum(difference.kind == kind for difference in self.differences)
+            if count:
+                parts.append(f"{count:,} {_COUNTED[kind]}")
+        failed = sum(check.outcome == FAILED and check.what != "digests" for check in self.checks)
+        if failed:
+            parts.append(f"{plural(failed, 'check')} failed")
+        return f"{looked}: {', '.join(parts)}."
+
+    def __str__(self) -> str:
+        return to_text(self.report(ROWS_SHOWN))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report(ROWS_SHOWN))
+
+
+_COUNTED = {
+    "content": "with other content",
+    "unreadable": "not readable",
+    "shape": "with another shape",
+    "dtype": "with another dtype",
+    "missing": "missing",
+    "unexpected": "unexpected",
+}
+_DIGITS = 16  # of a digest, that a row shows
+
+
+def _row(difference: Difference) -> Row:
+    names = difference.names
+    more = len(names) - 1 - ALIASES_SHOWN
+    shown = " = ".join((*names[: 1 + ALIASES_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
+    said = [difference.expected or "", difference.found or ""]
+    if difference.kind in ("content", "unreadable"):
+        said[0] = f"{said[0][:_DIGITS]}…"
+    if difference.kind == "content":
+        said[1] = f"{said[1][:_DIGITS]}…"
+    return Row((shown, Cell(difference.kind, "error"), *said))
+
+
+def verify(
+    x: object,
+    manifest: str | os.PathLike[str] | Digests | None = None,
+    selector: object = None,
+    *,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Hold a source against a manifest, and against what its own format promises.
+
+    With a manifest, every tensor's digest is made anew; each tensor that differs, is missing or was not expected is
+    named. Without, every byte is read, and compared with what the format stores for that: torch zips have a CRC-32 of
+    each member, safetensors and legacy files have nothing, which is said. Either way a damaged structure is found.
+    A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
+
+    Args:
+        x: Anything that has parameters; buffers of a live model as in `digest`.
+        manifest: The file that `Digests.write` or `torchparams digest -o` wrote; or the `Digests` of something else.
+        selector: Only these, of the source and of the manifest; None for all.
+        strict: Refuse a selector of which any union branch hits nothing.
+        engine: What reads; the threads of this process unless given.
+        progress: Told bytes done and bytes in all.
+
+    Raises:
+        NoMatch: A branch of the selector hits nothing, neither in the source nor in the manifest.
+        SourceError: There is no such source, or it was written to while it was read.
+        FileFormatError: The manifest is none, or contradicts itself.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> before = tp.digest({"w": np.array([1.0, 2.0]), "b": np.zeros(1)})
+    >>> [(found.name, found.kind) for found in tp.verify({"w": np.array([1.0, 3.0])}, before).differences]
+    [('w', 'content'), ('b', 'missing')]
+    """
+    if manifest is None:
+        expected, label = None, None
+    elif isinstance(manifest, Digests):
+        expected, label = manifest, manifest.source
+    else:
+        expected, label = Digests.read(manifest), os.fspath(manifest)
+    try:
+        params = chosen(x, None, strict=True)
+    except FileFormatError as error:
+        if not isinstance(x, str | os.PathLike):
+            raise
+        broken = Check("structure", FAILED, told(error, os.fspath(x)))
+        return Verification(os.fspath(x), "", label, (broken,), (), 0, 0)
+    listed = {} if expected is None else _by_name(expected)
+    infos = params.infos
+    if selector is not None:
+        wanted = _selected(params, listed, selector, strict)
+        infos = {name: info for name, info in infos.items() if name in wanted}
+        wanted |= {name for info in infos.values() for name in info.aliases}
+        listed = {name: tensor for name, tensor in listed.items() if name in wanted}
+    source = params.source
+    differences: tuple[Difference, ...] = ()
+    whole: frozenset[str] = frozenset()
+    checks: list[Check] = []
+    if expected is not None:
+        differences = tuple(_compare(source, infos, listed, engine or ThreadEngine(), progress))
+        whole = frozenset(infos) - {name for difference in differences for name in difference.names}
+        progress = None  # what is left is little, unless something is wrong
+        count = f"{len(whole):,} of {plural(len(infos), 'tensor')} as in the manifest"
+        checks.append(Check("digests", FAILED if differences else OK, count))
+    everything = selector is None and params.selector is None
+    checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
+    nbytes = sum(info.nbytes for info in infos.values())
+    return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
+
+
+def _by_name(expected: Digests) -> dict[str, TensorDigest]:
+    """Every name in a manifest, aliases too."""
+    return {name: tensor for tensor in expected.tensors.values() for name in tensor.names}
+
+
+def _selected(params: Parameters, listed: Mapping[str, TensorDigest], selector: object, strict: bool) -> set[str]:
+    """The names that a selector hits, in the source or, of what is missing there, in the manifest."""
+    there = {name for info in params.infos.values() for name in (info.name, *info.aliases)}
+    missing = [
+        ParameterInfo(name, t.shape, t.dtype, prod(t.shape), t.nbytes, "file", "tensor", raw_name=name)
+        for name, t in listed.items()
+        if name not in there
+    ]
+    records = [*params.infos.values(), *missing]
+    return set(Selector.of(selector).names(records, strict=strict, where=params.source.label))
+
+
+def _compare(
+    source: Source,
+    infos: Mapping[str, ParameterInfo],
+    listed: Mapping[str, TensorDigest],
+    engine: Engine,
+    progress: Progress | None,
+) -> Iterator[Difference]:
+    """Every tensor that is not as in the manifest."""
+    comparable = [
+        info
+        for info in infos.values()
+        if any((entry := listed.get(name)) and _type(entry) == encoded_as(info) for name in (info.name, *info.aliases))
+    ]
+    found = _hashed(source, comparable, engine, progress)
+    seen: set[str] = set()
+    for name, info in infos.items():
+        groups: dict[tuple[str, str | None, str | None], list[str]] = {}
+        for other in (name, *info.aliases):
+            seen.add(other)
+            how = _difference(listed.get(other), info, found.get(name))
+            if how is not None:
+                groups.setdefault(how, []).append(other)
+        for (kind, wanted, there), names in groups.items():
+            yield Difference(kind, tuple(names), wanted, there)
+    for name, tensor in listed.items():
+        if name not in seen:
+            absent = [other for other in tensor.names if other in listed and other not in seen]
+            seen.update(absent)
+            yield Difference("missing", tuple(absent), _spelled(*_type(tensor)), None)
+
+
+def _difference(
+    expected: TensorDigest | None, info: ParameterInfo, found: str | FileFormatError | None
+) -> tuple[str, str | None, str | None] | None:
+    """How a tensor differs from what a manifest says of one of its names: kind, expected, found."""
+    here = encoded_as(info)
+    if expected is None:
+        return "unexpected", None, _spelled(*here)
+    there = _type(expected)
+    if there != here:
+        return "dtype" if there[0] != here[0] else "shape", _spelled(*there), _spelled(*here)
+    if isinstance(found, FileFormatError):
+        return "unreadable", expected.digest, str(found)
+    return None if expected.digest == found else ("content", expected.digest, found)
+
+
+def _hashed(
+    source: Source, infos: list[ParameterInfo], engine: Engine, progress: Progress | None
+) -> dict[str, str | FileFormatError]:
+    """Name → digest, or why the tensor cannot be read."""
+    try:
+        return dict(tensor_digests(source, infos, engine=engine, progress=progress))
+    except FileFormatError:
+        pass  # which tensors it concerns shows when they are read one by one
+    found: dict[str, str | FileFormatError] = {}
+    for info in infos:
+        try:
+            found |= tensor_digests(source, [info], engine=engine)
+        except FileFormatError as error:
+            found[info.name] = error
+    return found
+
+
+def _type(tensor: TensorDigest) -> tuple[DType, tuple[int, ...]]:
+    return tensor.dtype, tensor.shape
+
+
+def _spelled(dtype: DType, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {human_shape(shape)}"
