@@ -1,0 +1,47 @@
+"""`torchparams verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, Select, Target, app, show
+from torchparams.cli.targets import build, is_live
+
+
+@app.command()
+def verify(
+    target: Target,
+    manifest: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MANIFEST]",
+            help="What torchparams digest -o wrote; without, what the file's own format can tell is checked.",
+            show_default=False,
+        ),
+    ] = None,
+    select: Select = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check a checkpoint or a model against a manifest, and against what its own format promises.
+
+    Every tensor that differs, is missing or was not expected is named. Without a manifest, every byte is read and
+    compared with what the format stores for that: torch zips have a CRC-32 of each member, other formats nothing.
+    Exits with 1 where anything was found.
+
+    \b
+    Examples:
+      torchparams verify model.safetensors manifest.json
+      torchparams verify model.pt manifest.json -s 'encoder.**'
+      torchparams verify model.pt                       structure, and every stored CRC-32
+      torchparams verify shards/                        index and shards, both ways
+      torchparams verify model.safetensors manifest.json --json | jq '.differences[].name'
+    """
+    from torchparams.measure.verify import verify as verified
+    from torchparams.render.progress import progress
+
+    with progress("reading") as tell:
+        found = verified(build(target, device="cpu") if is_live(target) else target, manifest, select, progress=tell)
+    show(found, as_json)
+    return FINE if found.ok else EXIT_DIFFERENCE
