@@ -19,6 +19,7 @@
     ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
     ├── WriteError (OSError)                the disk said no; the target is as it was
     ├── RenameError (ValueError)            what should rename parameters cannot
+    ├── OptionError (ValueError)            options that mean nothing, or not together
     └── MismatchError (ValueError)          two sets of parameters do not fit each other
 
 A message says what is wrong, where, what exists instead, and what to do, in that order and in
@@ -172,6 +173,10 @@ class WriteError(TorchParamsError, OSError):
 
 class RenameError(TorchParamsError, ValueError):
     """What should rename parameters cannot: it is not a rename, or makes no names."""
+
+
+class OptionError(TorchParamsError, ValueError):
+    """Options that mean nothing, or not together."""
 
 
 class MismatchError(TorchParamsError, ValueError):
