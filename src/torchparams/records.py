@@ -84,3 +84,32 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class FieldFunction:
+    """A function of a record that looks at some fields only; as a selector, no more than these is looked up.
+
+    Args:
+        name: What a selector of it prints.
+        fields: The fields, as `Records.column` knows them.
+        function: What is asked of their values, in this order.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> wide = FieldFunction("wide", ("shape",), lambda shape: max(shape) > 100)
+    >>> tp.of({"a": np.zeros(101), "b": np.zeros(3)}).select(wide).names
+    ['a']
+    """
+
+    def __init__(self, name: str, fields: tuple[str, ...], function: Callable[..., object]) -> None:
+        self.__qualname__ = name
+        self.fields = fields
+        self.function = function
+
+    def __call__(self, info: ParameterInfo) -> bool:
+        """Whether it holds for one record."""
+        return self.over(Records([info]))[0]
+
+    def over(self, records: Records) -> list[bool]:
+        """Whether it holds, for every record of a reading."""
+        return [bool(self.function(*values)) for values in zip(*map(records.column, self.fields), strict=True)]

@@ -22,7 +22,7 @@ from torchparams._selector.tree import (
     Word,
 )
 from torchparams.errors import SelectorError
-from torchparams.records import Records
+from torchparams.records import FieldFunction, Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -169,6 +169,8 @@ class Table:
             )
 
     def _accepted(self, node: Predicate) -> Rows:
+        if isinstance(node.function, FieldFunction):
+            return {row for row, holds in enumerate(node.function.over(self.records)) if holds}
         rows = set()
         for row, info in enumerate(self.infos):
             try:
@@ -266,6 +268,12 @@ def class_spellings(qualified: str) -> tuple[str, ...]:
     if qualified.startswith("torch.nn.modules."):
         return qualified, short, f"torch.nn.{short}"
     return qualified, short
+
+
+def is_norm(owner: tuple[str | None, tuple[str, ...]]) -> bool:
+    """Whether a class, or one of its bases, is called as a normalisation is: what `:norm` asks of `(module, bases)`."""
+    module, bases = owner
+    return any(map(_CLASSES["norm"], bases if module is None else (module, *bases)))
 
 
 def _of_class(matches: Callable[[str], object]) -> Holds:
