@@ -45,8 +45,13 @@ if TYPE_CHECKING:
     from torchparams.train.freeze import Unfrozen as Unfrozen
     from torchparams.train.freeze import freeze as freeze
     from torchparams.train.freeze import unfreeze as unfreeze
+    from torchparams.train.groups import Groups as Groups
+    from torchparams.train.groups import groups as groups
     from torchparams.train.load import coverage as coverage
     from torchparams.train.load import load as load
+    from torchparams.train.rules import Rule as Rule
+    from torchparams.train.rules import no_decay as no_decay
+    from torchparams.train.rules import rule as rule
 
 __version__ = "0.1.0"
 
@@ -56,9 +61,11 @@ _HOMES = {
     "Digests": "torchparams.measure.digest",
     "Duplicates": "torchparams.measure.digest",
     "Frozen": "torchparams.train.freeze",
+    "Groups": "torchparams.train.groups",
     "Module": "torchparams.module",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
+    "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
     "Stats": "torchparams.measure.stats",
     "TorchParamsError": "torchparams.errors",
@@ -68,9 +75,12 @@ _HOMES = {
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
     "freeze": "torchparams.train.freeze",
+    "groups": "torchparams.train.groups",
     "load": "torchparams.train.load",
     "ls": "torchparams.measure.listing",
+    "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
+    "rule": "torchparams.train.rules",
     "show": "torchparams.measure.describe",
     "stats": "torchparams.measure.stats",
     "unfreeze": "torchparams.train.freeze",

@@ -1,0 +1,340 @@
+"""What parameter groups say of themselves: printed, as JSON, and of one parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import shorten
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_count,
+    plural,
+    printable,
+    to_html,
+    to_text,
+)
+from torchparams.train.rules import TAKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torchparams.train.groups import Groups, Origin
+
+DEFAULTS = "defaults"
+"""What gave an option that no rule gave: the call of `groups` itself."""
+
+NAMES_SHOWN = 3
+"""Names of frozen parameters that printing lists at most."""
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+
+def report(groups: Groups, limit: int | None) -> Report:
+    """The groups, the rules, and every parameter with its options and what gave them."""
+    options = _options(groups)
+    count = sum(len(group["params"]) for group in groups)
+    parts: list[Text | Table] = [
+        Text(
+            printable(f"{plural(len(groups), 'group')} of {groups.label}: {plural(count, 'parameter tensor')}"),
+            "title",
+        ),
+        _group_table(groups, options),
+    ]
+    if groups.rules:
+        parts += [Text(""), _rule_table(groups)]
+    parts += [Text(""), _parameter_table(groups, options, limit)]
+    if groups.frozen:
+        more = len(groups.frozen) - NAMES_SHOWN
+        names = ", ".join(groups.frozen[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+        parts.append(Text(printable(f"left out, frozen: {plural(len(groups.frozen), 'tensor')}: {names}"), "dim"))
+    return Report(tuple(parts))
+
+
+def _options(groups: Groups) -> list[str]:
+    """The options that somebody gave, and that the groups have: not what an optimizer added to them."""
+    given = dict.fromkeys((*groups.defaults, *(option for rule in groups.rules for option in rule.options)))
+    return [option for option in given if any(option in group for group in groups)]
+
+
+def _group_table(groups: Groups, options: Sequence[str]) -> Table:
+    columns = (
+        Column("group", right=True),
+        Column("tensors", right=True, style="number"),
+        Column("parameters", right=True, style="number"),
+        *(Column(option, right=True) for option in options),
+    )
+    rows = [
+        Row(
+            (
+                str(place),
+                f"{len(group['params']):,}",
+                human_count(_numel(group["params"])),
+                *(_value(group, option) for option in options),
+            )
+        )
+        for place, group in enumerate(groups)
+    ]
+    return Table(columns, cut(rows, 40, "groups"))
+
+
+def _rule_table(groups: Groups) -> Table:
+    columns = (Column("rule", style="name", shrink=True), Column("hits", right=True, style="number"), Column("sets"))
+    rows = [
+        Row(
+            (
+                shorten(str(rule), 100),
+                Cell(f"{hits:,}", "" if hits else "warn"),
+                ", ".join(f"{option}={text(value)}" for option, value in rule.options.items()),
+            )
+        )
+        for rule, hits in zip(groups.rules, groups.hits, strict=True)
+    ]
+    return Table(columns, cut(rows, 40, "rules"))
+
+
+def _parameter_table(groups: Groups, options: Sequence[str], limit: int | None) -> Table:
+    decayed = groups.layer_decay is not None
+    columns = (
+        Column("parameter", style="name", shrink=True),
+        Column("group", right=True),
+        *(Column(option, right=True) for option in options),
+        *([Column("depth", right=True)] if decayed else []),
+        Column("given by", style="dim", shrink=True),
+    )
+    places = places_of(groups)
+    # Rows that will not be shown are not made.
+    kept = cut([Row((name,)) for name in groups.origins if name in places], limit, "parameters")
+
+    def row(name: str) -> Row:
+        origin, place = groups.origins[name], places[name]
+        group = groups[place]
+        depth = [] if not decayed else ["" if origin.depth is None else str(origin.depth)]
+        values = (_value(group, option) for option in options)
+        return Row((name, str(place), *values, *depth, _given_by(groups, origin, group)))
+
+    return Table(columns, tuple(row(str(line.cells[0])) if isinstance(line, Row) else line for line in kept))
+
+
+def places_of(groups: Groups) -> dict[str, int]:
+    """The group of each parameter that is in one, by name."""
+    return {name: place for place, group in enumerate(groups) for name in group.get("param_names", ())}
+
+
+def _value(group: dict[str, Any], option: str) -> Cell | str:
+    return text(group[option]) if option in group else Cell("–", "dim")
+
+
+def _given_by(groups: Groups, origin: Origin, group: dict[str, Any]) -> str:
+    """What gave the options: those of the defaults are not spelled out where a rule gave others."""
+    givers: dict[str, list[str]] = {}
+    for option in origin.options:
+        if option in group:
+            givers.setdefault(giver(groups, origin, option, group), []).append(option)
+    if len(givers) == 1:
+        return next(iter(givers))
+    return "; ".join(f"{', '.join(options)}: {by}" for by, options in givers.items() if by != DEFAULTS)
+
+
+def giver(groups: Groups, origin: Origin, option: str, group: dict[str, Any] | None = None) -> str:
+    """What gave an option: a rule, the defaults, with the layer decay, or whoever has changed it since."""
+    if group is not None and option in group and not _same(group[option], origin.options[option]):
+        return "changed since"  # by a scheduler, or by whoever holds the dict
+    place = origin.by[option]
+    by = DEFAULTS if place is None else shorten(str(groups.rules[place]), 100)
+    if option == "lr" and origin.scale != 1:
+        return f"{by} × {origin.scale:.4g}"
+    return by
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    try:
+        return bool(a == b)
+    except Exception:  # tensors of several values, arrays: only the very same counts
+        return False
+
+
+def text(value: Any) -> str:
+    """An option's value, short."""
+    return f"{value:.6g}" if type(value) is float else shorten(repr(value), 40)
+
+
+def _numel(tensors: Iterable[Any]) -> int:
+    from torch.nn.parameter import is_lazy
+
+    return sum(0 if is_lazy(tensor) else tensor.numel() for tensor in tensors)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def to_json(groups: Groups) -> dict[str, Any]:
+    """The groups as JSON takes them."""
+    places = places_of(groups)
+    return {
+        "model": groups.label,
+        "layer_decay": groups.layer_decay,
+        "defaults": {option: plain(value) for option, value in groups.defaults.items()},
+        "rules": [
+            {
+                "selector": str(rule),
+                "strict": rule.strict,
+                "hits": hits,
+                "options": {option: plain(value) for option, value in rule.options.items()},
+            }
+            for rule, hits in zip(groups.rules, groups.hits, strict=True)
+        ],
+        "groups": [
+            {
+                "options": {option: plain(value) for option, value in group.items() if option not in TAKEN},
+                "names": list(group.get("param_names", ())),
+                "tensors": len(group["params"]),
+                "numel": _numel(group["params"]),
+            }
+            for group in groups
+        ],
+        "parameters": {
+            name: {
+                "group": places[name],
+                "depth": origin.depth,
+                # The place of the rule that gave each option; null for the defaults.
+                "by": dict(origin.by),
+            }
+            for name, origin in groups.origins.items()
+            if name in places
+        },
+        "frozen": list(groups.frozen),
+    }
+
+
+def plain(value: Any) -> Any:
+    """An option's value as JSON takes it; text for what JSON has no type for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return repr(value)
+
+
+# --- one of them ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One option of one parameter.
+
+    Attributes:
+        option: Its name.
+        value: Its value.
+        by: The selector of the rule that gave it, or `defaults`; with the factor of a layer decay.
+        instead: What would have given it otherwise, and what: from the last to the first.
+    """
+
+    option: str
+    value: Any
+    by: str
+    instead: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why one parameter has the options that it has; it prints as a table.
+
+    Attributes:
+        name: The parameter.
+        group: The place of its group; None where it is left out because it is frozen.
+        depth: How deep it stands, where there is a layer decay.
+        given: Its options.
+        rules: The selectors of all rules that hit it, in order.
+    """
+
+    name: str
+    group: int | None
+    depth: int | None
+    given: tuple[Given, ...]
+    rules: tuple[str, ...]
+
+    def report(self) -> Report:
+        """The explanation as a report: what printing shows."""
+        where = "is in no group: it is frozen" if self.group is None else f"is in group {self.group}"
+        deep = "" if self.depth is None else f", at depth {self.depth}"
+        parts: list[Text | Table] = [Text(printable(f"{self.name} {where}{deep}"), "title")]
+        if self.given:
+            columns = (
+                Column("option", style="name"),
+                Column("value", right=True),
+                Column("given by", shrink=True),
+                Column("instead of", style="dim", shrink=True),
+            )
+            rows = tuple(
+                Row((one.option, text(one.value), one.by, ", ".join(f"{text(v)} ({by})" for by, v in one.instead)))
+                for one in self.given
+            )
+            parts.append(Table(columns, rows))
+        return Report(tuple(parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The explanation as JSON takes it."""
+        return {
+            "name": self.name,
+            "group": self.group,
+            "depth": self.depth,
+            "rules": list(self.rules),
+            "options": {
+                one.option: {
+                    "value": plain(one.value),
+                    "by": one.by,
+                    "instead": [{"value": plain(value), "by": by} for by, value in one.instead],
+                }
+                for one in self.given
+            },
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def explain(groups: Groups, name: str) -> Explained:
+    """Why the parameter with the canonical name `name` has its options."""
+    from torchparams.errors import UnknownName
+
+    origin = groups.origins.get(name)
+    place = next((place for place, group in enumerate(groups) if name in group.get("param_names", ())), None)
+    if origin is None or (place is None and name not in set(groups.frozen)):
+        raise UnknownName.among(name, groups.names, groups.label)
+    group = None if place is None else groups[place]
+    given = []
+    for option, value in origin.options.items():
+        if group is not None and option not in group:
+            continue  # split by it
+        winner = origin.by[option]
+        instead = [
+            (shorten(str(groups.rules[rule]), 100), groups.rules[rule].options[option])
+            for rule in reversed(origin.rules)
+            if rule != winner and option in groups.rules[rule].options
+        ]
+        if winner is not None and option in groups.defaults:
+            instead.append((DEFAULTS, groups.defaults[option]))
+        now = value if group is None else group[option]
+        given.append(Given(option, now, giver(groups, origin, option, group), tuple(instead)))
+    rules = tuple(str(groups.rules[rule]) for rule in origin.rules)
+    return Explained(name, place, origin.depth, tuple(given), rules)

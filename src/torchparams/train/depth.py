@@ -1,0 +1,220 @@
+"""How deep in a network each parameter stands, for learning rates that fall from the last layer to the first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams._selector.glob_regex import to_regex
+from torchparams._selector.globs import Glob
+from torchparams._selector.parser import parse
+from torchparams._selector.tree import Compound
+from torchparams.errors import NoMatch, OptionError, SelectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+    from torchparams.records import Records
+
+_NUMBER = "\ue000"
+"""Stands for `{}` while a pattern is read: a character for private use, which is in no name."""
+
+
+def depths(records: Records, model: nn.Module | None, by: object, where: str | None = None) -> list[int]:
+    """The depth of every parameter: 0 before the first block, 1 to N in the blocks, N + 1 behind the last.
+
+    A parameter between two blocks has the depth of the block that follows: there stand the layers that lead over to the
+    next stage.
+
+    Args:
+        records: The parameters.
+        model: The network that they are of; needed where the modules are asked.
+        by: None to take the blocks from the modules' order; a pattern in which `{}` stands for a number, as
+            `encoder.layer.{}.**`; or a function of `ParameterInfo` that gives the depth itself.
+        where: What an error calls the model.
+
+    Raises:
+        OptionError: No blocks are found, or the function gives no whole number of at least 0.
+        NoMatch: The pattern hits nothing.
+        SelectorError: It is no pattern with a number.
+    """
+    if by is None:
+        return _spread(_by_modules(records, model, where))
+    if isinstance(by, str):
+        return _spread(_by_pattern(records.names, by, where))
+    if callable(by):
+        return [_whole(by(info), info.name) for info in records.infos]
+    raise OptionError(
+        f"depth is a pattern such as 'encoder.layer.{{}}.**' or a function of ParameterInfo, not a {type(by).__name__}",
+        where=where,
+    )
+
+
+def _whole(depth: Any, name: str) -> int:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+        raise OptionError(f"the depth of {name!r} is {depth!r}, and a depth is a whole number from 0 on")
+    return depth
+
+
+def _spread(found: Sequence[int | None]) -> list[int]:
+    """Depths for all, from those of the parameters in blocks; None is one that is in none."""
+    last = max((depth for depth in found if depth is not None), default=0)
+    deep: list[int] = []
+    following = last + 1
+    for depth in reversed(found):
+        following = following if depth is None else depth
+        deep.append(following)
+    deep.reverse()
+    for place, depth in enumerate(found):
+        if depth is not None:
+            break
+        deep[place] = 0
+    return deep
+
+
+# --- a pattern -----------------------------------------------------------------------------------
+
+
+def _by_pattern(names: Sequence[str], text: str, where: str | None) -> list[int | None]:
+    match = number_pattern(text)
+    numbers = [None if (hit := match(name)) is None else tuple(map(int, hit.groups())) for name in names]
+    ranks = {key: rank for rank, key in enumerate(sorted({key for key in numbers if key is not None}), 1)}
+    if not ranks:
+        raise NoMatch(
+            f"the depth `{text}` matches nothing",
+            where=where,
+            exists=f"the names are {names[0]} to {names[-1]}" if names else "there are no parameters",
+            hint="it has to match whole names: end it with .** for all that is in a block",
+        )
+    return [None if key is None else ranks[key] for key in numbers]
+
+
+def number_pattern(text: str) -> Callable[[str], re.Match[str] | None]:
+    """A function that matches whole names, with a group for each `{}` of the glob `text`.
+
+    Raises:
+        SelectorError: It is no glob, or has no `{}`.
+
+    >>> number_pattern("**.layer.{}.**")("encoder.layer.11.norm.weight").groups()
+    ('11',)
+    """
+    if "{}" not in text:
+        raise SelectorError(
+            f"the depth `{text}` has no {{}} where the number stands", hint="write it as in encoder.layer.{}.**"
+        )
+    node = parse(text.replace("{}", f'"{_NUMBER}"'))
+    if not isinstance(node, Compound) or not isinstance(node.pattern, Glob) or node.conditions:
+        raise SelectorError(f"the depth `{text}` is not a glob alone", hint="write it as in encoder.layer.{}.**")
+    return re.compile(to_regex(node.pattern).replace(re.escape(_NUMBER), "([0-9]+)")).fullmatch
+
+
+# --- the modules ---------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Stack:
+    """Blocks that stand in one list."""
+
+    blocks: list[nn.Module]
+
+    @property
+    def kind(self) -> type:
+        return Counter(map(type, self.blocks)).most_common(1)[0][0]
+
+
+def _by_modules(records: Records, model: nn.Module | None, where: str | None) -> list[int | None]:
+    if model is None or records.tensors is None:
+        raise OptionError(
+            "a layer decay takes the depth from the modules of a model, and this has none",
+            where=where,
+            hint="give the pattern of a block's names, as in depth='encoder.layer.{}.**'",
+        )
+    blocks = blocks_of(model)
+    if not blocks:
+        raise OptionError(
+            "no stack of blocks is found, so there is no depth for a layer decay",
+            where=where,
+            exists="a stack is an nn.ModuleList or nn.Sequential with two modules of one class",
+            hint="give the pattern of a block's names, as in depth='encoder.layer.{}.**', or a function",
+        )
+    depth: dict[int, int] = {}
+    for number, block in enumerate(blocks, 1):
+        for parameter in block.parameters():
+            depth.setdefault(id(parameter), number)
+    return [depth.get(id(tensor)) for tensor in records.tensors.values()]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks that a network is a stack of, in the order of its modules.
+
+    Blocks are the modules in an `nn.ModuleList` or `nn.Sequential` of which two are of one class; a module without
+    modules in it is a layer, and counts only where no list holds anything else. A list inside a block is part of the
+    block: experts and heads are no depth. But a block with an `nn.Sequential` of nothing but blocks of one class is a
+    stage, and its blocks count in its stead. Lists with less than half as many blocks as the longest count where their
+    blocks are of the same class: a stem in two steps is no part of the depth.
+
+    >>> from torch import nn
+    >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 3, enable_nested_tensor=False)
+    >>> [block is layer for block, layer in zip(blocks_of(encoder), encoder.layers)]
+    [True, True, True]
+    """
+    for in_block in (_is_block, _is_layer):
+        stacks = list(_stacks(model, in_block))
+        if stacks:
+            longest = max(stacks, key=lambda stack: len(stack.blocks))
+            return [
+                block
+                for stack in stacks
+                if 2 * len(stack.blocks) >= len(longest.blocks) or stack.kind is longest.kind
+                for block in stack.blocks
+            ]
+    return []
+
+
+def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterator[_Stack]:
+    """The outermost stacks, each block of which is looked into for a stage."""
+    from torch import nn
+
+    met: set[int] = set()
+    todo = [model]
+    while todo:
+        module = todo.pop()
+        if id(module) in met:
+            continue
+        met.add(id(module))
+        children = [child for child in module._modules.values() if child is not None]
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            members = [child for child in children if is_member(child)]
+            if max(Counter(map(type, members)).values(), default=0) >= 2:
+                yield _Stack([block for member in members for block in _stage(member) or [member]])
+                continue
+        todo += reversed(children)
+
+
+def _stage(member: nn.Module) -> list[nn.Module]:
+    """The blocks in a member of a stack that is itself a stack: all in one class, one after another. Else none."""
+    from torch import nn
+
+    for inner in (member, *(child for child in member._modules.values() if child is not None)):
+        if isinstance(inner, nn.Sequential):
+            blocks = [child for child in inner._modules.values() if child is not None and _has_parameters(child)]
+            alike = len(set(map(type, blocks))) == 1
+            if len(blocks) >= 2 and alike and all(any(map(_is_block, block.children())) for block in blocks):
+                return [deeper for block in blocks for deeper in _stage(block) or [block]]
+    return []
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(map(_has_parameters, module.children()))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return _has_parameters(module)

@@ -1,0 +1,364 @@
+"""Parameter groups for any torch optimizer, from rules on selectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSource
+from torchparams.parameters import of
+from torchparams.report import Report, plural, printable, to_html, to_text
+from torchparams.train.depth import depths
+from torchparams.train.rules import TAKEN, Rule, refuse_taken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torchparams.parameters import Parameters
+    from torchparams.records import Records
+    from torchparams.sources.base import Source
+    from torchparams.train._groups_report import Explained
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the options of some parameters come from; parameters that the same rules hit share one.
+
+    Attributes:
+        options: Name of the option → its value.
+        by: Name of the option → the place of the rule that gave it; None for the defaults.
+        rules: The places of all rules that hit them, in order: a later one wins.
+        depth: How deep they stand, where there is a layer decay; else None.
+        scale: The factor that the layer decay multiplied their `lr` by.
+    """
+
+    options: Mapping[str, Any]
+    by: Mapping[str, int | None]
+    rules: tuple[int, ...]
+    depth: int | None = None
+    scale: float = 1.0
+
+
+class Groups(list[dict[str, Any]]):
+    """Parameter groups: a list of dicts as every torch optimizer takes it, which knows where its options come from.
+
+    Made by `groups`. Each dict holds `params`, their `param_names`, and the options. It is an ordinary list: what an
+    optimizer or a scheduler writes into the dicts is what it shows from then on. Printed, it is a table of every
+    parameter with its options and the rule that gave them.
+
+    Attributes:
+        rules: The rules, in the order in which they were given.
+        defaults: The options for what no rule says otherwise.
+        layer_decay: The factor from one depth to the next lower one; None without it.
+        frozen: Names of the parameters that are left out because they are frozen.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]] = (),
+        *,
+        source: Source | None = None,
+        rules: tuple[Rule, ...] = (),
+        defaults: Mapping[str, Any] | None = None,
+        layer_decay: float | None = None,
+        frozen: tuple[str, ...] = (),
+        origins: Mapping[str, Origin] | None = None,
+        hits: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(groups)
+        self.source = source
+        self.rules = rules
+        self.defaults: Mapping[str, Any] = defaults or {}
+        self.layer_decay = layer_decay
+        self.frozen = frozen
+        self.origins: Mapping[str, Origin] = origins or {}
+        self.hits = hits
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all parameters in the groups, group by group."""
+        return [name for group in self for name in group.get("param_names", ())]
+
+    @property
+    def label(self) -> str:
+        """What the model is called."""
+        return "a model" if self.source is None else self.source.label
+
+    def split(self, option: str) -> dict[Any, Groups]:
+        """One list of groups for each value of an option, which is taken out of them: one for each optimizer.
+
+        Args:
+            option: The option, such as `optimizer` in `rule("[ndim=2]", optimizer="muon")`.
+
+        Returns:
+            Value → its groups, in the order of the model; None for the groups that do not have the option.
+
+        Raises:
+            OptionError: No group has it.
+
+        >>> import torch
+        >>> import torchparams as tp
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 2))
+        >>> by = tp.groups(model, tp.rule("[ndim=2] & ~:embedding", optimizer="muon"), lr=0.1).split("optimizer")
+        >>> {value: groups.names for value, groups in by.items()}
+        {None: ['0.weight', '1.bias'], 'muon': ['1.weight']}
+        >>> by["muon"][0].keys()
+        dict_keys(['params', 'param_names', 'lr'])
+        """
+        if not any(option in group for group in self):
+            given = sorted({name for group in self for name in group if name not in TAKEN})
+            raise OptionError(
+                f"no group has the option {option!r} to split by",
+                where=self.label,
+                exists=f"the options are {', '.join(given)}" if given else "they have no options",
+                hint=f"give it to some in a rule: torchparams.rule(selector, {option}=…)",
+            )
+        parts: dict[Any, list[dict[str, Any]]] = {}
+        for group in self:
+            kept = {name: value for name, value in group.items() if name != option}
+            parts.setdefault(group.get(option), []).append(kept)
+        return {value: self._with(part) for value, part in parts.items()}
+
+    def _with(self, groups: list[dict[str, Any]]) -> Groups:
+        return Groups(
+            groups,
+            source=self.source,
+            rules=self.rules,
+            defaults=self.defaults,
+            layer_decay=self.layer_decay,
+            frozen=self.frozen,
+            origins=self.origins,
+            hits=self.hits,
+        )
+
+    def explain(self, name: str) -> Explained:
+        """What one parameter's options are, and which rules gave them or would have.
+
+        Args:
+            name: Any spelling of the parameter's name.
+
+        Raises:
+            UnknownName: The model has no such parameter, or this part of the groups does not hold it.
+        """
+        from torchparams.train._groups_report import explain
+
+        return explain(self, self._canonical(name))
+
+    def _canonical(self, name: str) -> str:
+        if name in self.origins or self.source is None:
+            return name
+        found = self.source.find(name)
+        if found is None or found not in self.origins:
+            raise UnknownName.among(name, self.origins, self.label)
+        return found
+
+    def report(self, *, limit: int | None = 40) -> Report:
+        """The groups as a report: what printing shows.
+
+        Args:
+            limit: Most parameters to list; None for all.
+        """
+        from torchparams.train._groups_report import report
+
+        return report(self, limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """The groups as JSON takes them: options and names, never tensors."""
+        from torchparams.train._groups_report import to_json
+
+        return to_json(self)
+
+    def __repr__(self) -> str:
+        try:
+            return to_text(self.report())
+        except Exception as error:  # a repr never raises: a debugger may show groups that somebody took apart
+            return printable(f"<Groups of {self.label}: {type(error).__name__}: {error}>")
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def groups(
+    model: object,
+    /,
+    *rules: Rule,
+    layer_decay: float | None = None,
+    depth: object = None,
+    **defaults: Any,
+) -> Groups:
+    """Parameter groups of `model` for any torch optimizer.
+
+    Each trainable parameter is in exactly one group, a tied one once; frozen ones are left out, and listed as such.
+    There is one group for each distinct set of options, so that an optimizer still steps through many parameters at
+    once. Groups stand in the order in which the model's parameters first need them, and parameters in the model's
+    order. Each group holds its `param_names`, which the optimizer keeps in its `state_dict`.
+
+    Args:
+        model: Live: an `nn.Module`, a `Parameters` of one, or a mapping of names to parameters.
+        rules: Made by `rule`; of two that give one parameter the same option, the later wins.
+        layer_decay: Multiply the `lr` of each parameter by `layer_decay ** (deepest - depth)`, where `deepest` is the
+            greatest depth in the model (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
+        depth: Where the depth comes from: None for the order of the modules (see `train.depth.blocks_of`); a pattern
+            with `{}` for the block's number, as `"encoder.layer.{}.**"`; or a function of `ParameterInfo`.
+        defaults: The options of parameters for which no rule says otherwise. What is neither here nor in a rule is the
+            optimizer's own default.
+
+    Raises:
+        NoMatch: Some part of a rule's selector hits nothing, or there is no trainable parameter.
+        OptionError: A layer decay without an `lr`, without a depth, or out of range.
+        UnsupportedSource: The parameters are not live.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    >>> groups = tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), lr=1e-3, weight_decay=0.05)
+    >>> optimizer = torch.optim.AdamW(groups)
+    >>> [(group["weight_decay"], group["param_names"]) for group in groups]
+    [(0.05, ['0.weight', '2.weight']), (0.0, ['0.bias', '1.weight', '1.bias', '2.bias'])]
+    """
+    params = of(model)
+    _refuse_wrong(params, rules, layer_decay, depth, defaults)
+    records = params.records()
+    tensors = _tensors(params, records)
+    masks: dict[str, int] = {}
+    hits: list[int] = []
+    for place, one in enumerate(rules):
+        names = one.selector.names(records, strict=one.strict, where=params.source.label)
+        hits.append(len(names))
+        for name in names:
+            masks[name] = masks.get(name, 0) | 1 << place
+    deep: Iterable[int | None] = [None] * len(records)
+    deepest = 0
+    if layer_decay is not None:
+        known = depths(records, getattr(params.source, "module", None), depth, params.source.label)
+        deep, deepest = known, max(known, default=0)
+
+    made: dict[tuple[int, int | None], tuple[Origin, dict[str, Any] | None]] = {}
+    by_options: dict[Any, dict[str, Any]] = {}
+    scaled: dict[tuple[Any, int], Any] = {}
+    origins: dict[str, Origin] = {}
+    frozen: list[str] = []
+    columns = zip(records.names, records.column("kind"), records.column("requires_grad"), deep, strict=True)
+    for name, kind, trainable, at in columns:
+        if kind == "buffer":
+            continue
+        mask = masks.get(name, 0)
+        known_origin = made.get((mask, at))
+        if known_origin is None:
+            origin = _origin(mask, rules, defaults)
+            if layer_decay is not None and at is not None:
+                origin = _decayed(origin, at, layer_decay ** (deepest - at), scaled, name, params.source.label)
+            known_origin = made[mask, at] = (origin, None)
+        origin, group = known_origin
+        origins[name] = origin
+        if not trainable:
+            frozen.append(name)
+            continue
+        if group is None:
+            key = frozenset((option, _key(value)) for option, value in origin.options.items())
+            group = by_options.get(key)
+            if group is None:
+                group = by_options[key] = {"params": [], "param_names": [], **origin.options}
+            made[mask, at] = (origin, group)
+        group["params"].append(tensors[name])
+        group["param_names"].append(name)
+    if not by_options:
+        raise NoMatch(
+            "there is no trainable parameter for an optimizer",
+            where=params.source.label,
+            exists=f"{plural(len(frozen), 'parameter')}, all frozen" if frozen else "there are no parameters",
+            hint="torchparams.unfreeze(model, selector) makes some trainable" if frozen else None,
+        )
+    return Groups(
+        by_options.values(),
+        source=params.source,
+        rules=rules,
+        defaults=defaults,
+        layer_decay=layer_decay,
+        frozen=tuple(frozen),
+        origins=origins,
+        hits=tuple(hits),
+    )
+
+
+def _refuse_wrong(
+    params: Parameters, rules: tuple[object, ...], layer_decay: object, depth: object, defaults: Mapping[str, Any]
+) -> None:
+    for one in rules:
+        if not isinstance(one, Rule):
+            raise OptionError(
+                f"a {type(one).__name__} is no rule", hint="make one: torchparams.rule(selector, lr=…, weight_decay=…)"
+            )
+    refuse_taken(defaults)
+    if layer_decay is None:
+        if depth is not None:
+            raise OptionError("a depth is for a layer decay, and there is none", hint="give layer_decay=0.75 too")
+    elif isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float) or not 0 < layer_decay <= 1:
+        raise OptionError(
+            f"layer_decay is {layer_decay!r}, and it is a factor above 0 and up to 1",
+            hint="0.75 gives each block three quarters of the rate of the next",
+        )
+    if not params.source.live:
+        raise UnsupportedSource(
+            f"an optimizer needs live parameters, and this is a {params.source.format}",
+            where=params.source.label,
+            hint="load it into a model with torchparams.load, and give the model",
+        )
+
+
+def _tensors(params: Parameters, records: Records) -> Mapping[str, Any]:
+    """The parameters themselves, by name."""
+    if records.tensors is not None:
+        return records.tensors
+    tensors = dict(params.source.items(records.names))
+    for name, tensor in tensors.items():
+        if not hasattr(tensor, "requires_grad"):
+            raise UnsupportedSource(
+                f"{name} is a {type(tensor).__name__}, and an optimizer needs torch tensors", where=params.source.label
+            )
+    return tensors
+
+
+def _origin(mask: int, rules: tuple[Rule, ...], defaults: Mapping[str, Any]) -> Origin:
+    options: dict[str, Any] = dict(defaults)
+    by: dict[str, int | None] = dict.fromkeys(defaults)
+    places = []
+    while mask:
+        lowest = mask & -mask
+        place = lowest.bit_length() - 1
+        mask ^= lowest
+        places.append(place)
+        for option, value in rules[place].options.items():
+            options[option] = value
+            by[option] = place
+    return Origin(options, by, tuple(places))
+
+
+def _decayed(
+    origin: Origin, depth: int, scale: float, scaled: dict[tuple[Any, int], Any], name: str, where: str
+) -> Origin:
+    if "lr" not in origin.options:
+        raise OptionError(
+            f"a layer decay needs the lr that it multiplies, and {name!r} has none",
+            where=where,
+            hint="give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)",
+        )
+    base = origin.options["lr"]
+    # An lr that is a tensor (of a capturable optimizer) is multiplied once for each depth, not for each set of rules.
+    key = (_key(base), depth)
+    if key not in scaled:
+        scaled[key] = base * scale
+    return Origin({**origin.options, "lr": scaled[key]}, origin.by, origin.rules, depth, scale)
+
+
+def _key(value: Any) -> Any:
+    """Equal for values that are one value in a group; tensors, and whatever cannot be hashed, are only themselves."""
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_key, value))
+    if isinstance(value, dict):
+        return dict, tuple((key, _key(item)) for key, item in value.items())
+    if value is None or isinstance(value, int | float | complex | str | bytes):
+        return value
+    return id(value)
