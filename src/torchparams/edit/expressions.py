@@ -1,0 +1,239 @@
+"""Tensors that are to be written, as expressions over the tensors of sources.
+
+An expression knows its shape, its element type and its operands without reading a value, and computes any run of its
+elements `[start, stop)`, in C order, in a memory that does not depend on the size of the tensor.
+
+| expression | what it is |
+|---|---|
+| `Stored` | a tensor of a source |
+| `operations.Slice` | a part of another along one dimension |
+| `operations.Concat` | several, joined along one dimension |
+| `operations.Cast` | another with a different element type; counts what it loses |
+| `operations.Linear` | a weighted sum, in float32 or float64, rounded once |
+| `operations.Elementwise` | a function of the elements of one or several |
+
+**To add an operation**, subclass `Expression`: give `super().__init__` its shape, type and operands, and write
+`compute` and `summary`. The rest has a default that is right for most:
+
+- `compute(start, stop, work)` asks its operands by `operand.compute(start, stop, work)`. What an operand gives is valid
+  until that operand is asked again, and not to be written to.
+- `prepare(work)` is for what must be known of whole tensors before the first element: a norm, a threshold, a small
+  factor. It may walk an operand by `work.blocks(operand)`; what it returns, `work.prepared(self)` gives in `compute`.
+- `granule` is a count of elements of which every block begins at a multiple: the length of a row, for operations on
+  rows. `resident` says how many bytes `prepare` keeps.
+
+>>> import numpy as np
+>>> from torchparams.testing import MemorySource
+>>> class Normalised(Expression):
+...     '''A tensor divided by its norm.'''
+...     def __init__(self, x):
+...         super().__init__(x.shape, DType.of("F32"), (x,))
+...     def prepare(self, work):
+...         (x,) = self.operands
+...         return sum(float(np.square(block, dtype=np.float64).sum()) for block in work.blocks(x)) ** 0.5
+...     def compute(self, start, stop, work):
+...         return (self.operands[0].compute(start, stop, work) / work.prepared(self)).astype(np.float32)
+...     def summary(self):
+...         return f"{self.operands[0].summary()} / its norm"
+>>> x = Stored(MemorySource({"w": np.array([3.0, 4.0], np.float32)}), "w")
+>>> evaluate(Normalised(x)), Normalised(x).summary()
+(array([0.6, 0.8], dtype=float32), 'w / its norm')
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.errors import NotReadable, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from torchparams.edit.work import Work
+    from torchparams.info import Location, ParameterInfo
+    from torchparams.sources.base import Source
+
+    Array = np.ndarray[Any, Any]
+
+GROUP = 4
+"""Elements of less than a byte that a run begins at a multiple of: so many fill whole bytes, of 4 bits and of 6."""
+
+
+class Expression(ABC):
+    """A tensor that is to be computed.
+
+    Args:
+        shape: Its shape.
+        dtype: Its element type.
+        operands: What it is computed from.
+
+    Attributes:
+        numel: Count of elements.
+        nbytes: Bytes of its elements, packed.
+        granule: Blocks begin at multiples of this many elements.
+        resident: Bytes that are held while its blocks are computed, beside the blocks.
+    """
+
+    granule: int = 1
+    resident: int = 0
+
+    def __init__(self, shape: Sequence[int], dtype: DType, operands: tuple[Expression, ...] = ()) -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.operands = operands
+        self.numel = prod(self.shape)
+        self.nbytes = dtype.nbytes(self.numel)
+
+    @abstractmethod
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """Elements `[start, stop)` in C order: shape (stop - start,), of the type `dtype.numpy`."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What it is, in a few words: `layer.0.weight as bfloat16`."""
+
+    def prepare(self, work: Work) -> Any:
+        """What `compute` needs to know of whole tensors; called once, before it, in the same thread."""
+        return None
+
+    def spans(self) -> list[Location] | None:
+        """The byte ranges of files that are, one after the other, exactly its elements; None where there are none.
+
+        What has them is copied from file to file, and never computed.
+        """
+        return None
+
+    def leaves(self) -> Iterator[Stored]:
+        """The tensors of sources that it is made of; one that is used twice comes twice."""
+        for operand in self.operands:
+            yield from operand.leaves()
+
+    def walk(self) -> Iterator[Expression]:
+        """All expressions that it is made of, operands first, itself last."""
+        for operand in self.operands:
+            yield from operand.walk()
+        yield self
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of memory that one element of a block takes while it is computed."""
+        return sum(operand.footprint for operand in self.operands) + 2 * max(self.dtype.itemsize, 4)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it, or an operand, needs to be prepared: then its blocks are computed in order, by one thread."""
+        return any(type(part).prepare is not Expression.prepare for part in self.walk())
+
+    def to_json(self) -> dict[str, Any]:
+        """The expression as JSON takes it."""
+        return {"operation": type(self).__name__.lower(), "operands": [operand.to_json() for operand in self.operands]}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self.shape)} {self.dtype}: {shorten(self.summary(), 100)}>"
+
+
+def evaluate(x: Expression) -> Array:
+    """All elements of an expression, in its shape: for tests, and for tensors that are small.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import MemorySource
+    >>> evaluate(Stored(MemorySource({"w": np.arange(4).reshape(2, 2)}), "w"))
+    array([[0, 1],
+           [2, 3]])
+    """
+    import numpy as np
+
+    from torchparams.edit.work import Work
+
+    with Work() as work:
+        blocks = [block.copy() for block in work.blocks(x, begin=True)]
+    return (np.concatenate(blocks) if blocks else np.empty(0, x.dtype.numpy)).reshape(x.shape)
+
+
+class Stored(Expression):
+    """A tensor of a source.
+
+    Args:
+        source: The source.
+        name: Any spelling of its name there.
+        info: Its record, where it is known already.
+
+    Raises:
+        UnknownName: The source has no such tensor.
+        NotReadable: It is lazy: it has neither shape nor values.
+    """
+
+    def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
+        self.info = source.info(source.resolve(name)) if info is None else info
+        if self.info.shape is None:
+            raise NotReadable(f"{self.info.name!r} is lazy: it has no shape and no values yet", where=source.label)
+        super().__init__(self.info.shape, self.info.dtype)
+        self.source = source
+        self.place = source.span(self.info.name)
+        if self.place is None and _is_materialised(source, self.info):
+            self.resident = self.nbytes
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """The elements, read."""
+        return work.read(self, start, stop)
+
+    def spans(self) -> list[Location] | None:
+        """Its bytes in the file, where they lie there as they are to be."""
+        return None if self.place is None else [self.place]
+
+    def leaves(self) -> Iterator[Stored]:
+        """Itself."""
+        yield self
+
+    @property
+    def footprint(self) -> int:
+        """One element, which is read; and once more where it has to be unpacked."""
+        return max(self.dtype.itemsize, 2)
+
+    def summary(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Its name and its source."""
+        return {"operation": "stored", "source": self.source.label, "name": self.info.name}
+
+
+def _is_materialised(source: Source, info: ParameterInfo) -> bool:
+    """Whether its values are a copy in memory: of compressed members, and of what is not on the CPU."""
+    if info.device == "file":
+        return info.location is None
+    return info.device != "cpu"
+
+
+class Retyped(Expression):
+    """The bytes of another as they are, under an element type and a shape that take as many.
+
+    For types that are one thing under two names: `float4_e2m1fn` of the safetensors format, counted element by
+    element, is torch's `float4_e2m1fn_x2`, counted in pairs.
+
+    Args:
+        x: The other, which lies in a file.
+        dtype, shape: What it is to be.
+    """
+
+    def __init__(self, x: Expression, dtype: DType, shape: Sequence[int]) -> None:
+        super().__init__(shape, dtype, (x,))
+        assert self.nbytes == x.nbytes
+
+    def spans(self) -> list[Location] | None:
+        """Those of the other."""
+        return self.operands[0].spans()
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """The bytes of whole elements."""
+        return work.read_bytes(self.operands[0], self.dtype.nbytes(start), self.dtype.nbytes(stop))
+
+    def summary(self) -> str:
+        """The other's, and the type."""
+        return f"{self.operands[0].summary()} as {self.dtype}"

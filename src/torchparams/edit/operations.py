@@ -1,0 +1,347 @@
+"""What can be done to tensors on their way to a file: parts, joins, casts, sums, functions of elements.
+
+How to add another is said at the top of `expressions.py`.
+
+>>> import numpy as np
+>>> from torchparams.edit.expressions import Stored, evaluate
+>>> from torchparams.testing import MemorySource
+>>> w = Stored(MemorySource({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}), "w")
+>>> evaluate(Concat([Slice(w, 1, 2, 3), w], dim=1))
+array([[2., 0., 1., 2.],
+       [5., 3., 4., 5.]], dtype=float32)
+>>> evaluate(Linear([w, w], [0.5, 0.25])).tolist()
+[[0.0, 0.75, 1.5], [2.25, 3.0, 3.75]]
+>>> evaluate(Cast(Elementwise(np.square, w, name="square"), DType.of("BF16"))).tolist()
+[[0.0, 1.0, 4.0], [9.0, 16.0, 25.0]]
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.edit._casts import cast, castable, losses, widen
+from torchparams.edit.expressions import Expression
+from torchparams.errors import MismatchError, PlanError
+from torchparams.info import Location
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from torchparams.edit.work import Work
+
+    Array = np.ndarray[Any, Any]
+
+
+class Slice(Expression):
+    """The elements `[start, stop)` of another along one dimension.
+
+    Args:
+        x: The other.
+        dim: The dimension, from 0.
+        start, stop: Where the part begins, and where it ends.
+
+    Raises:
+        PlanError: There is no such dimension, or it does not reach so far.
+    """
+
+    def __init__(self, x: Expression, dim: int, start: int, stop: int) -> None:
+        if not 0 <= dim < len(x.shape) or not 0 <= start <= stop <= x.shape[dim]:
+            raise PlanError(
+                f"no part {start} to {stop} along dimension {dim} of a tensor of shape {list(x.shape)}",
+                where=x.summary(),
+            )
+        super().__init__((*x.shape[:dim], stop - start, *x.shape[dim + 1 :]), x.dtype, (x,))
+        self.dim, self.start, self.stop = dim, start, stop
+        inner = prod(x.shape[dim + 1 :])
+        self._row, self._length, self._skip = x.shape[dim] * inner, (stop - start) * inner, start * inner
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """Rows of the other, without what is not wanted of them."""
+        import numpy as np
+
+        (x,) = self.operands
+        row, length, skip = self._row, self._length, self._skip
+        if row == length or self.numel == length:  # one run of the other's elements
+            return x.compute(start + skip, stop + skip, work)
+        out = np.empty(stop - start, self.dtype.numpy)
+        at = start
+        while at < stop:
+            number, column = divmod(at, length)
+            rows = min((stop - at) // length, work.block // row) if not column else 0
+            if rows:
+                whole = x.compute(number * row, (number + rows) * row, work).reshape(rows, row)
+                count = rows * length
+                out[at - start : at - start + count].reshape(rows, length)[...] = whole[:, skip : skip + length]
+            else:
+                count = min(length - column, stop - at, work.block)
+                first = number * row + skip + column
+                out[at - start : at - start + count] = x.compute(first, first + count, work)
+            at += count
+        return out
+
+    def spans(self) -> list[Location] | None:
+        """The bytes of the part, where it is one run of the other's elements."""
+        if not self.numel or self.numel != self._length:
+            return [] if not self.numel else None
+        spans = self.operands[0].spans()
+        bits = self.dtype.bits
+        if spans is None or len(spans) != 1 or self._skip * bits % 8 or self._length * bits % 8:
+            return None
+        begin = spans[0].start + self._skip * bits // 8
+        return [Location(spans[0].file, begin, begin + self.nbytes)]
+
+    def summary(self) -> str:
+        """As Python spells it."""
+        return f"{self.operands[0].summary()}[{':, ' * self.dim}{self.start}:{self.stop}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the dimension and the range."""
+        return {**super().to_json(), "dim": self.dim, "start": self.start, "stop": self.stop}
+
+
+class Concat(Expression):
+    """Several, joined along one dimension.
+
+    Args:
+        parts: At least one, of one element type, whose shapes differ in that dimension alone.
+        dim: The dimension, from 0.
+
+    Raises:
+        MismatchError: They do not fit together.
+    """
+
+    def __init__(self, parts: Sequence[Expression], dim: int = 0) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            ours, theirs = (x.shape[:dim] + x.shape[dim + 1 :] for x in (part, first))
+            if len(part.shape) != len(first.shape) or ours != theirs or part.dtype != first.dtype:
+                raise MismatchError(
+                    f"{first.summary()} {list(first.shape)} {first.dtype} and {part.summary()} {list(part.shape)} "
+                    f"{part.dtype} cannot be joined along dimension {dim}"
+                )
+        if not 0 <= dim < len(first.shape):
+            raise MismatchError(f"{first.summary()} of shape {list(first.shape)} has no dimension {dim}")
+        size = sum(part.shape[dim] for part in parts)
+        super().__init__((*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype, tuple(parts))
+        self.dim = dim
+        inner = prod(first.shape[dim + 1 :])
+        self._lengths = [part.shape[dim] * inner for part in parts]
+        self._starts = [sum(self._lengths[:i]) for i in range(len(parts))]
+        self._row = size * inner
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """Row by row, and part by part of a row."""
+        import numpy as np
+
+        out = np.empty(stop - start, self.dtype.numpy)
+        at = start
+        while at < stop:
+            row, column = divmod(at, self._row)
+            rows = min((stop - at) // self._row, work.block // self._row) if not column else 0
+            if rows:
+                table = out[at - start : at - start + rows * self._row].reshape(rows, self._row)
+                for part, begin, length in zip(self.operands, self._starts, self._lengths, strict=True):
+                    if length:
+                        values = part.compute(row * length, (row + rows) * length, work)
+                        table[:, begin : begin + length] = values.reshape(rows, length)
+                at += rows * self._row
+                continue
+            i = bisect_right(self._starts, column) - 1
+            first = column - self._starts[i]
+            count = min(self._lengths[i] - first, stop - at, work.block)
+            begin = row * self._lengths[i] + first
+            out[at - start : at - start + count] = self.operands[i].compute(begin, begin + count, work)
+            at += count
+        return out
+
+    def spans(self) -> list[Location] | None:
+        """Those of its parts, where they follow each other whole."""
+        found: list[Location] = []
+        for part in self.operands:
+            spans = part.spans()
+            if spans is None or prod(self.shape[: self.dim]) > 1 or part.numel * part.dtype.bits % 8:
+                return None
+            found += spans
+        return found
+
+    def summary(self) -> str:
+        """The parts', or the first's and the last's."""
+        names = [part.summary() for part in self.operands]
+        shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
+        return f"join({', '.join(shown)}{f', dim={self.dim}' if self.dim else ''})"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the dimension."""
+        return {**super().to_json(), "dim": self.dim}
+
+
+class Cast(Expression):
+    """Another with a different element type; counts what is lost.
+
+    Args:
+        x: The other.
+        dtype: The type.
+
+    Raises:
+        PlanError: There is no such cast: see `castable`.
+    """
+
+    def __init__(self, x: Expression, dtype: DType) -> None:
+        if not castable(x.dtype, dtype):
+            raise PlanError(f"{x.dtype} cannot be cast to {dtype}", where=x.summary())
+        super().__init__(x.shape, dtype, (x,))
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """The other's elements, rounded."""
+        (x,) = self.operands
+        values = x.compute(start, stop, work)
+        out = cast(values, x.dtype, self.dtype)
+        work.count(self, losses(values, out, x.dtype, self.dtype))
+        return out
+
+    def spans(self) -> list[Location] | None:
+        """Those of the other, where the type is its own."""
+        (x,) = self.operands
+        return x.spans() if x.dtype == self.dtype else None
+
+    @property
+    def footprint(self) -> int:
+        """The values before and after, both widened to be compared, and masks."""
+        return self.operands[0].footprint + self.dtype.itemsize + 2 * max(self.operands[0].dtype.itemsize, 4) + 8
+
+    def summary(self) -> str:
+        """With the type."""
+        return f"{self.operands[0].summary()} as {self.dtype}"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the type."""
+        return {**super().to_json(), "dtype": str(self.dtype)}
+
+
+class Linear(Expression):
+    """A weighted sum, computed in float32 or float64 and rounded once.
+
+    Args:
+        parts: The tensors, of one shape.
+        weights: A number for each.
+        dtype: The result's type; that of the first unless given.
+        accumulate: `float32` or `float64`: the type that products and sums are computed in.
+
+    Raises:
+        MismatchError: Their shapes differ.
+        PlanError: A tensor holds no floats.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Expression],
+        weights: Sequence[float],
+        dtype: DType | None = None,
+        accumulate: str = "float32",
+    ) -> None:
+        for part in parts:
+            if part.shape != parts[0].shape:
+                raise MismatchError(
+                    f"{parts[0].summary()} has shape {list(parts[0].shape)}, and {part.summary()} {list(part.shape)}"
+                )
+            if part.dtype.kind != "float" or part.dtype.numpy_name is None:
+                raise PlanError(f"a weighted sum is of floats, not of {part.dtype}", where=part.summary())
+        super().__init__(parts[0].shape, parts[0].dtype if dtype is None else dtype, tuple(parts))
+        self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
+        self.accumulate = DType.of(accumulate)
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """Sums and products in the order of the parts."""
+        import numpy as np
+
+        kind = self.accumulate.numpy.type
+        total: Array | None = None
+        with np.errstate(all="ignore"):
+            for part, weight in zip(self.operands, self.weights, strict=True):
+                values = part.compute(start, stop, work)
+                # A copy, which may be written to: also of what has the type already.
+                values = widen(values, part.dtype) if self.accumulate == "float32" else values.astype(kind)
+                if weight != 1:
+                    values *= kind(weight)
+                if total is None:
+                    total = values
+                else:
+                    total += values
+        assert total is not None
+        return cast(total, self.accumulate, self.dtype)
+
+    @property
+    def footprint(self) -> int:
+        """The operands, two numbers and the result."""
+        return sum(part.footprint for part in self.operands) + 3 * self.accumulate.itemsize + self.dtype.itemsize
+
+    def summary(self) -> str:
+        """As a sum."""
+        parts = [f"{weight:g}·{part.summary()}" for part, weight in zip(self.operands, self.weights, strict=True)]
+        return " + ".join(parts if len(parts) <= 3 else [parts[0], "…", parts[-1]])
+
+    def to_json(self) -> dict[str, Any]:
+        """With the weights."""
+        return {**super().to_json(), "weights": list(self.weights), "accumulate": str(self.accumulate)}
+
+
+class Elementwise(Expression):
+    """A function of the elements of one or several tensors of one shape.
+
+    Args:
+        function: Takes an array for each tensor, all of shape (n,), and gives one of shape (n,) whose type numpy can
+            cast to the result's. It must not write to what it is given, and not depend on how the elements are cut
+            into blocks.
+        operands: The tensors.
+        dtype: The result's type; that of the first tensor unless given.
+        name: What the plan calls the function.
+
+    Raises:
+        MismatchError: The tensors' shapes differ.
+    """
+
+    def __init__(
+        self, function: Callable[..., Array], *operands: Expression, dtype: DType | None = None, name: str = ""
+    ) -> None:
+        for other in operands:
+            if other.shape != operands[0].shape:
+                raise MismatchError(
+                    f"{operands[0].summary()} has shape {list(operands[0].shape)}, "
+                    f"and {other.summary()} {list(other.shape)}"
+                )
+        super().__init__(operands[0].shape, operands[0].dtype if dtype is None else dtype, operands)
+        self.function = function
+        self.name = name or getattr(function, "__name__", "") or type(function).__name__
+        leaves = [id(leaf) for leaf in self.leaves()]
+        self._shared = len(set(leaves)) < len(leaves)
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """What the function gives."""
+        import numpy as np
+
+        arrays = [operand.compute(start, stop, work) for operand in self.operands[:1]]
+        for operand in self.operands[1:]:
+            if self._shared:  # the next operand may be read into the same memory
+                arrays[-1] = arrays[-1].copy()
+            arrays.append(operand.compute(start, stop, work))
+        with np.errstate(all="ignore"):
+            made = np.asarray(self.function(*arrays))
+            if made.shape != (stop - start,):
+                raise PlanError(
+                    f"the function {self.name!r} gave an array of shape {list(made.shape)} for {stop - start} elements"
+                )
+            kind = self.dtype.numpy
+            return made if made.dtype == kind else made.astype(kind)
+
+    def summary(self) -> str:
+        """As a call."""
+        return f"{self.name}({', '.join(operand.summary() for operand in self.operands)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the function's name."""
+        return {**super().to_json(), "function": self.name}

@@ -1,0 +1,117 @@
+"""What a plan has written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torchparams.report import Column, Report, Row, Table, Text, cut, human_bytes, plural, printable, to_html, to_text
+
+if TYPE_CHECKING:
+    from torchparams.dtypes import DType
+    from torchparams.edit._casts import Losses
+
+_ROWS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class CastLosses:
+    """What a cast of one tensor did not keep.
+
+    Attributes:
+        name: The tensor's name in the target.
+        old, new: The types.
+        numel: Count of elements.
+        losses: How many of them overflowed, underflowed, or changed at all.
+    """
+
+    name: str
+    old: DType
+    new: DType
+    numel: int
+    losses: Losses
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        lost = self.losses
+        counts = {"overflow": lost.overflow, "underflow": lost.underflow, "changed": lost.changed}
+        return {"name": self.name, "from": str(self.old), "to": str(self.new), "numel": self.numel, **counts}
+
+
+@dataclass(frozen=True, repr=False)
+class Written:
+    """What was written, how long it took, and what casts lost.
+
+    Attributes:
+        path: The target.
+        files: The names of its files, and the bytes of each.
+        tensors: Count of names in it.
+        nbytes: Bytes of all files.
+        copied: Bytes that went from file to file as they are.
+        seconds: How long it took.
+        casts: What each cast lost, those without loss included.
+        notes: What the plan had to say.
+    """
+
+    path: str
+    files: tuple[tuple[str, int], ...]
+    tensors: int
+    nbytes: int
+    copied: int
+    seconds: float
+    casts: tuple[CastLosses, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def report(self) -> Report:
+        """The report: one line, and a table of the casts that lost something."""
+        files = f" in {plural(len(self.files), 'file')}" if len(self.files) > 1 else ""
+        speed = f", {human_bytes(int(self.nbytes / self.seconds))}/s" if self.seconds > 0 else ""
+        parts: list[Text | Table] = [
+            Text(
+                printable(
+                    f"{self.path}: {plural(self.tensors, 'tensor')}, {human_bytes(self.nbytes)}{files} "
+                    f"in {self.seconds:.2f} s{speed}"
+                ),
+                "title",
+            )
+        ]
+        lossy = [cast for cast in self.casts if cast.losses]
+        if lossy:
+            columns = (
+                Column("name", style="name", shrink=True),
+                Column("from", style="dtype"),
+                Column("to", style="dtype"),
+                *(Column(title, right=True, style="number") for title in ("numel", "overflow", "underflow", "changed")),
+            )
+            parts.append(Table(columns, cut([_row(cast) for cast in lossy], _ROWS_SHOWN, "tensors")))
+        exact = len(self.casts) - len(lossy)
+        if exact:
+            parts.append(Text(f"{plural(exact, 'tensor')} cast without a change in value", "dim"))
+        return Report((*parts, *(Text(printable(note)) for note in self.notes)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return {
+            "path": self.path,
+            "files": [{"name": name, "nbytes": size} for name, size in self.files],
+            "tensors": self.tensors,
+            "nbytes": self.nbytes,
+            "copied_bytes": self.copied,
+            "seconds": self.seconds,
+            "casts": [cast.to_json() for cast in self.casts],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def _row(cast: CastLosses) -> Row:
+    lost = cast.losses
+    counts = (cast.numel, lost.overflow, lost.underflow, lost.changed)
+    return Row((cast.name, str(cast.old), str(cast.new), *(f"{count:,}" for count in counts)))
