@@ -48,11 +48,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Without torch: files are read without it.
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt src/torchparams/sketch/_kernels.c | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.developed: pyproject.toml setup.py constraints.txt src/torchparams/sketch/_kernels.c | $(VENV)/bin/python
+$(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

@@ -6,17 +6,20 @@ from setuptools import Extension, setup
 
 # Sums are exact only where every operation rounds as written, so nothing may be reordered.
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-std=gnu11", "-fno-fast-math"]
+# What the sums of a comparison round to is part of its definition, so no product may be fused with a sum either.
+UNFUSED = [] if sys.platform == "win32" else ["-ffp-contract=off"]
 
 setup(
     ext_modules=[
         Extension(
-            "torchparams.sketch._kernels",
-            ["src/torchparams/sketch/_kernels.c"],
-            extra_compile_args=FLAGS,
+            f"torchparams.sketch.{name}",
+            [f"src/torchparams/sketch/{name}.c"],
+            extra_compile_args=flags,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
+        for name, flags in (("_kernels", FLAGS), ("_compare", [*FLAGS, *UNFUSED]))
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,0 +1,241 @@
+"""Comparisons: NumPy's definition against plain arithmetic, and C against the definition."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bit_patterns import NUMERIC, array_of_bits, arrays, long_arrays
+from torchparams.dtypes import DType
+from torchparams.errors import NotReadable
+from torchparams.sketch import compare
+from torchparams.sketch.compare import UNIT, Compared, Values, comparison
+
+Array = np.ndarray[Any, Any]
+
+IMPLEMENTATIONS = ("numpy", "c") if compare._BUILT else ("numpy",)
+PARTS = {"complex64": "float32", "complex128": "float64"}
+KERNELS = [importlib.import_module("torchparams.sketch._compare")] if compare._BUILT else []
+LEVELS = [(kernel, level) for kernel in KERNELS for level in range(kernel.levels())]
+
+
+def bytes_of(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def compared(a: Array, b: Array, implementation: str = "numpy", cuts: tuple[int, ...] = ()) -> Compared:
+    made = comparison(Values.of(a.dtype), implementation)
+    for start, stop in zip((0, *cuts), (*cuts, len(a)), strict=True):
+        made.update(bytes_of(a[start:stop]), bytes_of(b[start:stop]))
+    return made.finish()
+
+
+def pairs_of(name: str) -> list[tuple[Array, Array]]:
+    """Pairs of long arrays: of one kind of data, of two, nearly equal, and equal."""
+    if name in PARTS:
+        return [(a[:-1].view(name), b[:-1].view(name)) for a, b in pairs_of(PARTS[name])]
+    kinds = list(long_arrays(name).values())
+    shifted = [(a, np.roll(a, 7)) for a in kinds[:4]]
+    mixed = list(itertools.pairwise(kinds))
+    near = []
+    for a in kinds[:3]:
+        b = a.copy()
+        b[11::997] = kinds[3][11::997]
+        near.append((a, b))
+    return [*shifted, *mixed, *near, (kinds[0], kinds[0].copy())]
+
+
+# --- the definition ------------------------------------------------------------------------------
+
+
+def as_float64(array: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return (array.view(PARTS[array.dtype.name]) if array.dtype.name in PARTS else array).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_against_plain_float64(name: str) -> None:
+    for a, b in pairs_of(name):
+        found = compared(a, b)
+        width = a.itemsize
+        differs = (bytes_of(a).reshape(-1, width) != bytes_of(b).reshape(-1, width)).any(1)
+        assert found.changed == np.count_nonzero(differs)
+        x, y = as_float64(a), as_float64(b)
+        assert found.nan_a == np.count_nonzero(np.isnan(x) & ~np.isnan(y))
+        assert found.nan_b == np.count_nonzero(np.isnan(y) & ~np.isnan(x))
+        finite = np.isfinite(x) & np.isfinite(y)
+        infinite = ~finite & ~np.isnan(x) & ~np.isnan(y) & (x != y)
+        x, y = x[finite], y[finite]
+        with np.errstate(over="ignore"):
+            d = y - x
+        if name in ("int64", "uint64"):
+            exact = [int(q) - int(p) for p, q in zip(a, b, strict=True)]
+            assert found.max == max(map(abs, exact))
+            d = np.array([float(value) for value in exact])
+        else:
+            assert found.max == (math.inf if infinite.any() else abs(d).max(initial=0))
+        for value, p, q in ((found.dd, d, d), (found.aa, x, x), (found.bb, y, y), (found.ab, x, y)):
+            # To float64's own accuracy; values of float64 also where their squares are not in its range.
+            scale = max(float(abs(p).max(initial=0)), float(abs(q).max(initial=0))) or 1.0
+            if math.isinf(scale):
+                continue
+            exponent = math.frexp(scale)[1]
+            expected = float(np.sum(np.ldexp(p, -exponent) * np.ldexp(q, -exponent)))
+            size = float(np.sum(abs(np.ldexp(p, -exponent) * np.ldexp(q, -exponent))))
+            assert float(Fraction(value) * Fraction(2) ** (UNIT - 2 * exponent)) == pytest.approx(
+                expected, rel=1e-12, abs=1e-13 * size
+            )
+
+
+def test_sums_of_values_that_are_simple_are_exact() -> None:
+    a, b = np.arange(1000.0, dtype=np.float32), np.arange(1000.0, dtype=np.float32) + np.float32(0.5)
+    found = compared(a, b)
+    assert found.changed == 1000
+    assert found.max == 0.5
+    assert Fraction(found.dd) * Fraction(2) ** UNIT == 250
+    assert Fraction(found.aa) * Fraction(2) ** UNIT == sum(i * i for i in range(1000))
+    assert found.relative == math.sqrt(250 / sum(i * i for i in range(1000)))
+
+
+def test_zeros_of_two_signs_differ_by_nothing() -> None:
+    found = compared(np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32))
+    assert (found.changed, found.max, found.relative, found.cosine) == (1, 0, 0, 1)
+
+
+def test_nan_and_infinities() -> None:
+    nan, inf = math.nan, math.inf
+    a = np.array([nan, nan, 1, inf, inf, inf, nan, 3], np.float32)
+    b = np.array([nan, 1, nan, inf, -inf, 2, inf, 4], np.float32)
+    found = compared(a, b)
+    assert (found.changed, found.nan_a, found.nan_b, found.max) == (6, 2, 1, math.inf)
+    assert (found.relative, found.cosine) == (1 / 3, 1)
+    payload = array_of_bits([0x7FC00000], "float32"), array_of_bits([0x7FC00001], "float32")
+    assert compared(*payload) == Compared(changed=1, max=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-308, 1e-200, 1e200, 1e300])
+def test_squares_beyond_float64(scale: float) -> None:
+    a, b = np.array([3.0, 4.0]) * scale, np.array([3.0, 3.0]) * scale
+    found = compared(a, b)
+    assert found.relative == pytest.approx(0.2, rel=1e-12)
+    assert found.cosine == pytest.approx(21 / (5 * math.sqrt(18)), rel=1e-12)
+    assert found.norm == pytest.approx(5 * scale, rel=1e-12)
+    assert found.distance == pytest.approx(scale, rel=1e-12)
+
+
+def test_numbers_of_nothing() -> None:
+    assert compared(np.zeros(0, np.float32), np.zeros(0, np.float32)) == Compared(max=0.0)
+    zeros, ones = np.zeros(3), np.ones(3)
+    assert compared(zeros, ones).relative == math.inf
+    assert math.isnan(compared(zeros, ones).cosine)
+    assert compared(ones, zeros).relative == 1
+    assert compared(ones, -ones).cosine == -1
+
+
+def test_integers_of_64_bits_are_exact() -> None:
+    a, b = np.array([2**62, -(2**63)], np.int64), np.array([2**62 + 1, 2**63 - 1], np.int64)
+    assert compared(a, b).max == 2**64 - 1
+    assert compared(a[:1], b[:1]).max == 1
+    assert compared(np.array([2**64 - 1], np.uint64), np.array([0], np.uint64)).max == 2**64 - 1
+
+
+def test_types_that_are_no_numbers() -> None:
+    with pytest.raises(NotReadable, match="the bits of qint8 are not numbers by themselves"):
+        Values.of("qint8")
+
+
+def test_the_halves_of_complex32_are_float16() -> None:
+    made = comparison(Values.of("complex32"))
+    made.update(np.array([1, 2, 3, 4], np.float16).view(np.uint8), np.array([1, 2, 5, 6], np.float16).view(np.uint8))
+    found = made.finish()
+    assert (found.changed, found.max) == (1, 2)
+
+
+@given(st.lists(st.integers(0, 2**70), min_size=2, max_size=2))
+@settings(max_examples=50)
+def test_roots(values: list[int]) -> None:
+    dd, aa = values
+    found = Compared(dd=dd, aa=aa)
+    if aa:
+        assert found.relative == pytest.approx(math.sqrt(Fraction(dd, aa)), rel=1e-15)
+    assert Compared(dd=dd << -UNIT).distance == pytest.approx(math.sqrt(dd), rel=1e-15)
+    assert Compared(dd=1 << 5000).distance == math.inf
+    assert Compared(dd=1 << 5000, aa=1).relative == math.inf
+
+
+# --- C -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_c_is_numpy(name: str) -> None:
+    for a, b in pairs_of(name):
+        expected = compared(a, b)
+        for implementation in IMPLEMENTATIONS:
+            assert compared(a, b, implementation, cuts=(64, 6400, 6400, 12800)) == expected
+        for kernel, level in LEVELS:  # the last is the best, and stays
+            kernel.use(level)
+            assert compared(a, b, "c") == expected
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_c_is_numpy_for_any_bits(name: str, data: st.DataObject) -> None:
+    a, b = data.draw(arrays(name)), data.draw(arrays(name))
+    n = min(len(a), len(b))
+    a, b = a[:n], b[:n]
+    expected = compared(a, b)
+    swapped = compared(b, a)
+    assert (swapped.changed, swapped.nan_a, swapped.nan_b) == (expected.changed, expected.nan_b, expected.nan_a)
+    assert (swapped.max, swapped.dd, swapped.aa, swapped.bb) == (expected.max, expected.dd, expected.bb, expected.aa)
+    for implementation in IMPLEMENTATIONS:
+        assert compared(a, b, implementation) == expected
+        assert compared(a, a.copy(), implementation).changed == 0
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_every_pattern(name: str) -> None:
+    a = np.arange(1 << 16, dtype=np.uint16).view(DType.of(name).numpy)
+    b = np.roll(a, 1)
+    for implementation in IMPLEMENTATIONS:
+        assert compared(a, b, implementation) == compared(a, b)
+
+
+def test_results_do_not_depend_on_how_the_process_rounds() -> None:
+    import torch
+
+    a, b = array_of_bits([1, 2, 3], "float32"), array_of_bits([3, 1, 2], "float32")
+    expected = compared(a, b)
+    assert expected.max > 0
+    torch.set_flush_denormal(True)
+    try:
+        assert compared(a, b, IMPLEMENTATIONS[-1]) == expected
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_kernel_checks_what_it_is_given(kernel: Any) -> None:
+    state, table = np.zeros(kernel.size(), np.uint8), np.zeros(0)
+    for arguments, message in (
+        ((state[:8], 3, 4, table, b"", b""), "not a comparison: it has another size, or is not aligned"),
+        ((state, 99, 4, table, b"", b""), "no such kind of values"),
+        ((state, 3, 2, table, b"", b""), "a unit is one value or two"),
+        ((state, 0, 1, table, b"", b""), "the table has no 256 doubles"),
+        ((state, 3, 4, table, b"aaaa", b""), "the blocks have different sizes"),
+        ((state, 3, 8, table, b"aaaa", b"aaaa"), "the blocks end within an element"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernel.update(*arguments)
+    with pytest.raises(ValueError, match="not a comparison"):
+        kernel.finish(state[:8])
+    with pytest.raises(ValueError, match="this machine has no such vector unit"):
+        kernel.use(99)
