@@ -93,12 +93,10 @@ def integrity(
     else:
         parts = (source,)
         yield Check("structure", OK, f"what a {source.format} file says of its sizes and byte ranges holds")
-    from torchparams.sources._torchzip import TorchZipSource
-
-    zips = [part for part in parts if isinstance(part, TorchZipSource)]
+    zips = [part for part in parts if part.format == "torch zip"]
     if zips:
         yield from _crcs(zips, infos, whole, everything, progress)
-    others = [part for part in parts if not isinstance(part, TorchZipSource)]
+    others = [part for part in parts if part.format != "torch zip"]
     if others and read:
         if everything:
             ranges = [(path, 0, os.path.getsize(path)) for part in others for path in part.files]
@@ -164,17 +162,23 @@ def _read(ranges: Iterable[tuple[str, int, int]], progress: Progress | None) -> 
 
 # --- torch zips ------------------------------------------------------------------------------
 
+Task = tuple["TorchZipSource", "StoredCrc", tuple[str, ...]]
+"""A member whose CRC-32 is computed, with the tensors whose bytes are in it."""
+
 
 def _crcs(
-    zips: Iterable[TorchZipSource],
+    zips: Iterable[Source],
     infos: Mapping[str, ParameterInfo],
     whole: Collection[str],
     everything: bool,
     progress: Progress | None,
 ) -> Iterator[Check]:
     """Compare the stored CRC-32 of members with that of their contents."""
-    tasks: list[tuple[TorchZipSource, StoredCrc, tuple[str, ...]]] = []
+    from torchparams.sources._torchzip import TorchZipSource
+
+    tasks: list[Task] = []
     for source in zips:
+        assert isinstance(source, TorchZipSource)  # no other source is called so
         holds = _held(source)
         try:
             listed = source.stored_crcs()
@@ -211,9 +215,6 @@ def _held(source: Source) -> dict[str, tuple[str, ...]]:
         if info.storage is not None:
             found.setdefault(f"data/{info.storage.key}", []).extend((info.name, *info.aliases))
     return {member: tuple(names) for member, names in found.items()}
-
-
-Task = tuple["TorchZipSource", "StoredCrc", tuple[str, ...]]
 
 
 def _computed(tasks: list[Task], progress: Progress | None) -> Iterator[tuple[Task, int | FileFormatError]]:
