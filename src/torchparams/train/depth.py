@@ -12,6 +12,7 @@ from torchparams._selector.globs import Glob
 from torchparams._selector.parser import parse
 from torchparams._selector.tree import Compound
 from torchparams.errors import NoMatch, OptionError, SelectorError
+from torchparams.sources._traverse import holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -143,8 +144,9 @@ def _by_modules(records: Records, model: nn.Module | None, where: str | None) ->
         )
     depth: dict[int, int] = {}
     for number, block in enumerate(blocks, 1):
-        for parameter in block.parameters():
-            depth.setdefault(id(parameter), number)
+        for _, _, owner in holders(block):
+            for parameter in owner._parameters.values():
+                depth.setdefault(id(parameter), number)
     return [depth.get(id(tensor)) for tensor in records.tensors.values()]
 
 
