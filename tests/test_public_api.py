@@ -62,7 +62,13 @@ def test_a_function_documents_what_it_takes(name: str) -> None:
         return
     assert "Args:" in text
     for parameter in taken:
-        stars = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
+        stars = (
+            "**"
+            if parameter.kind is parameter.VAR_KEYWORD
+            else "*"
+            if parameter.kind is parameter.VAR_POSITIONAL
+            else ""
+        )
         documented = text[text.index("Args:") :]
         assert any(
             form in documented for form in (f"{parameter.name}:", f"{stars}{parameter.name}:", f"{parameter.name},")
