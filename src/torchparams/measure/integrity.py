@@ -107,9 +107,7 @@ def integrity(
         yield _read(ranges, progress)
     if others and not all(name in whole for name in infos):
         formats = ", ".join(sorted({part.format for part in others}))
-        yield Check(
-            "checksums", IMPOSSIBLE, f"{formats} stores none: only a manifest tells whether values have changed"
-        )
+        yield Check("checksums", IMPOSSIBLE, f"{formats} stores none; only a manifest tells whether values changed")
 
 
 def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
