@@ -68,6 +68,10 @@ def _unreadable(given: ParameterInfo, source: Source) -> str:
 
 
 def _unwritable(wanted: ParameterInfo, target: torch.Tensor) -> str:
+    import torch
+
+    if type(target) in (torch.nn.Parameter, torch.Tensor) and target.layout is torch.strided and target.is_contiguous():
+        return ""  # nearly all are: nothing more needs to be known of them
     if wanted.shape is None:
         from torch.nn.parameter import is_lazy
 

@@ -1,12 +1,13 @@
 """Values from a source into the memory of a live model, tensor by tensor.
 
-Bytes that need no change are read from the file straight into the parameter's own memory, on several threads; others
-pass through one small buffer, where they are cast. Only what a file does not hold contiguous is made as a tensor of
-its own first, one at a time.
+Bytes that need no change are read from the file straight into the parameter's own memory, on several threads. Others
+are cast block by block, from a part of the file that is mapped meanwhile, or on their way to another device from a
+buffer. Only what a file does not hold contiguous is made as a tensor of its own first, one at a time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -18,7 +19,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines._read import Files
-from torchparams.engines.threads import processors
+from torchparams.engines.base import Job
+from torchparams.engines.threads import ThreadEngine, processors
 from torchparams.errors import NotReadable, TruncatedFile
 from torchparams.report import plural
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from torchparams.engines.base import Progress
+    from torchparams.engines.base import Block, Progress
     from torchparams.info import Location, ParameterInfo
     from torchparams.sources.base import Source
 
@@ -35,7 +37,14 @@ PIECE_BYTES = 16 << 20
 """Bytes that a thread reads into a parameter at once."""
 
 BUFFER_BYTES = 8 << 20
-"""Bytes that are read at once where they are cast or copied to another device."""
+"""Bytes that are read at once where they are copied to another device or to a tensor that is not contiguous."""
+
+CAST_BYTES = 1 << 18
+"""Bytes of an engine's block where values are cast; it maps 16 times as many at once."""
+
+_SERIAL = (
+    30_720  # elements; torch shares copies of more than 32,767 among threads of its own, which would get in the way
+)
 
 _MOST_THREADS = 16  # more do not read faster: the memory's or the disk's own speed is reached before
 
@@ -71,6 +80,7 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
 
     state = _State(pairs, progress)
     direct: list[_Direct] = []
+    casts: list[Pair] = []
     others: list[tuple[Pair, Location | None]] = []
     saved = _saved_from_overwriting(pairs)
     for pair in pairs:
@@ -78,11 +88,14 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
         memory = None if place is None else _memory(pair)
         if place is not None and memory is not None:
             direct.append(_Direct(pair, place, memory))
+        elif place is not None and _flat_on_cpu(pair.target) and sys.byteorder == "little":
+            casts.append(pair)
         else:
             others.append((pair, place))
     files = _OpenFiles()
     try:
         _read_all(direct, files, state)
+        _cast_all(casts, state)
         others.sort(key=lambda item: ("", 0) if item[1] is None else (item[1].file, item[1].start))
         buffer = torch.empty(0, dtype=torch.uint8)
         for pair, place in others:
@@ -191,16 +204,17 @@ def _memory(pair: Pair) -> memoryview | None:
         sys.byteorder != "little"
         or pair.info.dtype.torch_name is None
         or target.dtype != pair.info.dtype.torch
-        or target.device.type != "cpu"
-        or not target.is_contiguous()
-        or target.is_conj()
-        or target.is_neg()
+        or not _flat_on_cpu(target)
     ):
         return None
     # As bytes of the storage, which any type has; numpy knows neither bfloat16 nor float8.
     start = target.storage_offset() * target.element_size()
     whole = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
     return whole[start : start + pair.info.nbytes].numpy().data
+
+
+def _flat_on_cpu(target: torch.Tensor) -> bool:
+    return target.device.type == "cpu" and target.is_contiguous() and not target.is_conj() and not target.is_neg()
 
 
 Piece = list[tuple[_Direct, int, int]]
@@ -257,6 +271,46 @@ def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> No
             stop.set()
             for future in futures:
                 future.cancel()
+
+
+# --- cast -----------------------------------------------------------------------------------------
+
+
+def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
+    by_name = {pair.name: pair for pair in pairs}
+    engine = ThreadEngine(min(processors(), _MOST_THREADS), block_bytes=CAST_BYTES, mapped=True)
+    jobs = [Job.of_infos((pair.source, pair.info), key=pair.name) for pair in pairs]
+    for job, _ in engine.run(jobs, lambda job: _Casting(by_name[job.key].target), lambda job, parts: None):
+        state.done(by_name[job.key])
+
+
+class _Casting:
+    """Copies blocks of a file into a tensor of another dtype."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self._flat = target.detach().view(-1)
+
+    def update(self, block: Block) -> None:
+        import numpy as np
+        import torch
+
+        dtype = block.info.dtype
+        if dtype.torch_name is None:
+            # Elements of less than a byte: torch has no such types, and every value of them is a float32.
+            values = torch.from_numpy(block.values().astype(np.float32))
+        else:
+            data = block.data
+            if data.ctypes.data % dtype.itemsize:
+                data = data.copy()
+            # The memory is read-only, which torch takes with a warning; it only reads it.
+            raw = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
+            values = torch.frombuffer(raw, dtype=dtype.torch) if data.nbytes else torch.empty(0)
+        part = self._flat[block.start : block.stop]
+        for start in range(0, len(part), _SERIAL):
+            part[start : start + _SERIAL].copy_(values[start : start + _SERIAL])
+
+    def finish(self) -> None:
+        return
 
 
 # --- through a buffer -----------------------------------------------------------------------------

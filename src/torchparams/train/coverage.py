@@ -23,7 +23,8 @@ ROWS_SHOWN = 40
 
 _NAMES_IN_ERROR = 3
 _DEEPEST = 8  # components of a common ending
-_SPELLED = 16  # names of each kind that are compared letter by letter, which costs the most
+_SPELLED = 16  # names of each kind that are compared letter by letter, where these are not too many
+_SPELLED_AMONG = 2_000
 
 
 def _empty() -> Mapping[str, Item]:
@@ -259,6 +260,8 @@ def candidates(
     >>> candidates(a.infos, b.infos)
     ({'fc.weight': 'net.fc.weight'}, {'net.fc.weight': 'fc.weight'})
     """
+    if not (these and others):
+        return {}, {}
     pairs = {match.have: match.want for match in best_match(these, others)}
     back = {theirs: ours for ours, theirs in pairs.items()}
     return _with_alike(pairs, these, others), _with_alike(back, others, these)
@@ -274,7 +277,7 @@ def _with_alike(
             by_shape.setdefault((info.shape, ending), name)
             by_ending.setdefault(ending, name)
     names = list(others)
-    spelled = 0
+    spelled = 0 if len(names) <= _SPELLED_AMONG else _SPELLED
     for name, info in these.items():
         if name in found:
             continue

@@ -210,13 +210,12 @@ class _Matching:
 
     def _judge(self, name: str, sources: list[str], have: Mapping[str, ParameterInfo]) -> Item:
         """The item of one tensor that something was found for; remembers it if it fits."""
-        info = self.wanted[name]
+        info, target = self.wanted[name], self.targets[name]
+        first, *more = sources
         # Spellings of one tensor of the source count once.
-        distinct = {have[source].name: source for source in reversed(sources)}
-        first = sources[0]
-        others = tuple(source for source in sources if source != first)
+        distinct = {have[source].name: source for source in reversed(sources)} if more else {name: first}
         for source in distinct.values():
-            why = problem(have[source], self.given, info, self.targets[name], cast=self._cast)
+            why = problem(have[source], self.given, info, target, cast=self._cast)
             if why:
                 return Item(name, source, why)
         if len(distinct) > 1:
@@ -225,7 +224,7 @@ class _Matching:
                 return Item(name, first, f"tied in the model, and {differing} holds other values")
         given = have[first]
         note = "" if given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
-        item = Item(name, first, note, also=others)
+        item = Item(name, first, note, also=tuple(more))
         self._loaded[name] = given, item
         return item
 
@@ -249,7 +248,7 @@ class _Matching:
         unsaved = {name for name, info in self.model_infos.items() if not info.persistent}
         note = "a buffer of the model that is not saved"
         wanted = {name: self.wanted[name] for name, item in mismatched.items() if item.note.startswith("shape")}
-        others = {match.want: match.have for match in best_match(free, wanted)}
+        others = {match.want: match.have for match in best_match(free, wanted)} if wanted else {}
         return (
             grouped(Item(name, nearest=for_missing.get(name)) for name in missing),
             grouped(
