@@ -7,6 +7,7 @@ Of a live network they are known by the wrapper's type, so that a submodule whic
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -78,3 +79,15 @@ def strip_wrappers(name: str) -> str:
 
 
 _PRIVATE = frozenset(key for _, _, key in WRAPPERS if key.startswith("_"))
+
+
+_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
+
+
+def script_class(name: str) -> str:
+    """The name of a class without what TorchScript adds to it.
+
+    >>> script_class("__torch__.torch.nn.modules.linear.___torch_mangle_13.Linear")
+    'torch.nn.modules.linear.Linear'
+    """
+    return _MANGLED.sub("", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from functools import cached_property
 from operator import attrgetter
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
 from torchparams.info import live_tensor, view_of
+from torchparams.names import script_class
 from torchparams.records import Records
 from torchparams.sources._traverse import Listing, aliases_of, list_tensors
 
@@ -220,11 +220,8 @@ def class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
     names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
     if isinstance(module, torch.jit.ScriptModule):
         with suppress(AttributeError):  # one that is only being made
-            names = (_MANGLED.sub("", module._c._type().qualified_name()), *names)
+            names = (script_class(module._c._type().qualified_name()), *names)
     return names[0], names
-
-
-_MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")  # what TorchScript adds to a class's name
 
 
 def dispatches(cls: type) -> bool:

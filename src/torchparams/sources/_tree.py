@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.errors import LimitExceeded, SourceError, UnknownName, nearest, shorten
+from torchparams.names import script_class
 from torchparams.sources._describe import attributes_of, class_name, component_of, describe, plain_copy
 from torchparams.sources._pickle_values import Blob, Global, OddKey, Reduced
 from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
@@ -254,7 +255,7 @@ class Listing:
             script = _is_script(node)
             if prefix is None or not script:
                 self.metadata["(top)" if prefix is None else prefix] = f"an object of {class_name(node)}, not made"
-            module = class_name(node).removeprefix("__torch__.") if script else None
+            module = script_class(class_name(node)) if script else None
             for part in attributes:
                 for key, child in part.items():
                     if script and key in ("training", "_is_full_backward_hook"):
