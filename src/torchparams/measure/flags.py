@@ -104,7 +104,7 @@ def _alone(row: TensorStats) -> Iterator[Flag]:
         return
     values = row.numel * (2 if row.dtype.kind == "complex" else 1)
     # Masks that are added to attention scores hold 0 and -Inf, or 0 and the least number, and nothing else.
-    if row.nonfinite and row.zeros + row.neginf != values:
+    if row.nonfinite and not (row.zeros and row.zeros + row.neginf == values):
         kinds = ((row.nan, "NaN"), (row.posinf, "+Inf"), (row.neginf, "-Inf"))
         what = " and ".join(f"{count:,} {name}" for count, name in kinds if count)
         yield Flag(row.name, "non-finite", f"{what} among {plural(values, 'value')}")
@@ -113,7 +113,7 @@ def _alone(row: TensorStats) -> Iterator[Flag]:
             yield Flag(row.name, "zero", f"all {values:,} values are 0")
         elif row.min == row.max:
             yield Flag(row.name, "constant", f"all {values:,} values are {row.min:g}")
-    if row.saturated and row.dtype.bits >= 8 and row.zeros + row.saturated != values:
+    if row.saturated and row.dtype.bits >= 8 and not (row.zeros and row.zeros + row.saturated == values):
         share = row.saturated / values
         # Float8 is scaled to its own range, some of it to the very end; a 16-bit float that stands there was cut.
         if share >= _SATURATED_SHARE or row.dtype.bits == 16:

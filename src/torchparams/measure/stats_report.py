@@ -102,7 +102,7 @@ def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
         found += [_numeric(title, key) for title, key in (("L1", "l1"), ("L2", "l2"), ("L∞", "linf"))]
         found.append((Column("bits", right=True), lambda row: f"{row.entropy:.2f}"))
         found.append((Column("distinct", right=True), lambda row: f"{row.distinct:,}"))
-    found.append((Column("histogram", style="number"), lambda row: row.bars))
+    found.append((Column("histogram", style="number"), lambda row: row.bars.rstrip()))
     return found
 
 
@@ -140,6 +140,6 @@ def number(value: float) -> str:
     if 0.001 <= abs(value) < 1000:
         return f"{value:.3g}"
     mantissa, _, exponent = f"{value:.2e}".partition("e")
-    if 1000 <= abs(value) < 99_950:
+    if 1000 <= abs(value) < 9999.5:
         return f"{value:.0f}"
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
