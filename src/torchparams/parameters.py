@@ -502,13 +502,15 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
 
 def total_of(infos: list[ParameterInfo]) -> str:
     """The line under a table: tensors, parameters, bytes, trainable share."""
-    numel = sum(info.numel for info in infos)
+    buffers = sum(info.numel for info in infos if info.kind == "buffer")
+    numel = sum(info.numel for info in infos) - buffers
     parts = [
         plural(len(infos), "tensor"),
         f"{human_count(numel)} parameters" if numel >= 1000 else plural(numel, "parameter"),
+        *([f"{human_count(buffers)} in buffers"] if buffers else []),
         human_bytes(sum(info.nbytes for info in infos)),
     ]
-    counted = [info for info in infos if info.requires_grad is not None]
+    counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
     if counted:
         trainable = sum(info.numel for info in counted if info.requires_grad)
         parts.append(f"{trainable / numel:.1%} trainable" if numel else "nothing trainable")

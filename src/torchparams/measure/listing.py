@@ -72,7 +72,7 @@ class Listing:
         """`source`, `format`, `metadata` where its values are text, `total`, and `parameters`: a record each."""
         source = self.params.source
         infos = sort_infos(list(self.params.infos.values()), self.sort)
-        counted = [info for info in infos if info.requires_grad is not None]
+        counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
         return {
             "source": source.label,
             "format": source.format,
@@ -141,7 +141,8 @@ class Node:
         info: The record, where it is a tensor: of the first of those that are folded.
         children: In order. A module and a tensor may share a name.
         tensors, numel, nbytes: Of all below it, those that are folded included.
-        trainable: Elements that require grad; None where nothing is recorded of any.
+        parameters: Elements of live parameters, buffers not among them.
+        trainable: Those of them that require grad.
     """
 
     name: str
@@ -150,15 +151,17 @@ class Node:
     tensors: int = 0
     numel: int = 0
     nbytes: int = 0
-    trainable: int | None = None
+    parameters: int = 0
+    trainable: int = 0
 
     def add(self, info: ParameterInfo) -> None:
         """Count a tensor below."""
         self.tensors += 1
         self.numel += info.numel
         self.nbytes += info.nbytes
-        if info.requires_grad is not None:
-            self.trainable = (self.trainable or 0) + (info.numel if info.requires_grad else 0)
+        if info.requires_grad is not None and info.kind != "buffer":
+            self.parameters += info.numel
+            self.trainable += info.numel if info.requires_grad else 0
 
 
 def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
@@ -228,11 +231,11 @@ def _follows(first: Node, second: Node) -> bool:
 
 def _folded(nodes: Sequence[Node]) -> Node:
     joined = Node(f"{{{nodes[0].name}..{nodes[-1].name}}}", nodes[0].info)
-    trainable = [node.trainable for node in nodes if node.trainable is not None]
     joined.tensors = sum(node.tensors for node in nodes)
     joined.numel = sum(node.numel for node in nodes)
     joined.nbytes = sum(node.nbytes for node in nodes)
-    joined.trainable = sum(trainable) if trainable else None
+    joined.parameters = sum(node.parameters for node in nodes)
+    joined.trainable = sum(node.trainable for node in nodes)
     for same in zip(*(node.children for node in nodes), strict=True):
         child = _folded(same)
         child.name = same[0].name
@@ -249,7 +252,7 @@ def tree_table(root: Node, *, depth: int | None = None) -> Table:
         root: What `tree_of` gives.
         depth: Deepest rows shown, 1 for the modules at the top; None for all.
     """
-    live = root.trainable is not None
+    live = root.parameters > 0
     columns = (
         Column("name", style="name", shrink=True),
         Column("shape"),
@@ -282,8 +285,8 @@ def tree_table(root: Node, *, depth: int | None = None) -> Table:
 
 
 def _share(node: Node) -> Cell:
-    if node.trainable is None:
+    if not node.parameters:
         return Cell("")
-    if node.trainable == node.numel:
+    if node.trainable == node.parameters:
         return Cell("yes", "good")
-    return Cell(f"{node.trainable / node.numel:.1%}" if node.trainable else "no", "dim")
+    return Cell(f"{node.trainable / node.parameters:.1%}" if node.trainable else "no", "dim")
