@@ -155,9 +155,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     Blocks are the modules in an `nn.ModuleList` or `nn.Sequential` of which two are of one class; a module without
     modules in it is a layer, and counts only where no list holds anything else. A list inside a block is part of the
-    block: experts and heads are no depth. But a block with an `nn.Sequential` of nothing but blocks of one class is a
-    stage, and its blocks count in its stead. Lists with less than half as many blocks as the longest count where their
-    blocks are of the same class: a stem in two steps is no part of the depth.
+    block: experts and heads are no depth. But a member that is an `nn.Sequential` of blocks of one class, or holds a
+    list of such blocks with blocks in them, is a stage, and its blocks count in its stead. Lists with less than half as
+    many blocks as the longest count where their blocks are of the same class: a stem in two steps is no part of the
+    depth.
 
     >>> from torch import nn
     >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 3, enable_nested_tensor=False)
@@ -198,16 +199,24 @@ def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterato
 
 
 def _stage(member: nn.Module) -> list[nn.Module]:
-    """The blocks in a member of a stack that is itself a stack: all in one class, one after another. Else none."""
+    """The blocks in a member of a stack that is a stage; none where it is a block itself."""
     from torch import nn
 
-    for inner in (member, *(child for child in member._modules.values() if child is not None)):
-        if isinstance(inner, nn.Sequential):
-            blocks = [child for child in inner._modules.values() if child is not None and _has_parameters(child)]
-            alike = len(set(map(type, blocks))) == 1
-            if len(blocks) >= 2 and alike and all(any(map(_is_block, block.children())) for block in blocks):
-                return [deeper for block in blocks for deeper in _stage(block) or [block]]
-    return []
+    if isinstance(member, nn.Sequential):
+        blocks, deep = _alike(member), False
+    else:
+        lists = (child for child in member.children() if isinstance(child, nn.ModuleList | nn.Sequential))
+        blocks, deep = max(map(_alike, lists), key=len, default=[]), True
+    # A list of experts, heads or convolutions is part of a block: what it holds has layers in it, but no blocks.
+    if not all(any(map(_is_block, block.children())) if deep else _is_block(block) for block in blocks):
+        return []
+    return [inner for block in blocks for inner in _stage(block) or [block]]
+
+
+def _alike(stack: nn.Module) -> list[nn.Module]:
+    """What a list holds, where that is two modules or more, all of one class."""
+    held = [child for child in stack.children() if _has_parameters(child)]
+    return held if len(held) >= 2 and len(set(map(type, held))) == 1 else []
 
 
 def _has_parameters(module: nn.Module) -> bool:
