@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from torchparams import limits as limits
     from torchparams import testing as testing
     from torchparams.dtypes import DType as DType
+    from torchparams.edit.convert import convert as convert
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.measure.describe import show as show
+    from torchparams.measure.diff import Diff as Diff
+    from torchparams.measure.diff import diff as diff
     from torchparams.measure.digest import Digests as Digests
     from torchparams.measure.digest import Duplicates as Duplicates
     from torchparams.measure.digest import digest as digest
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Coverage": "torchparams.train.coverage",
     "DType": "torchparams.dtypes",
+    "Diff": "torchparams.measure.diff",
     "Digests": "torchparams.measure.digest",
     "Duplicates": "torchparams.measure.digest",
     "Frozen": "torchparams.train.freeze",
@@ -71,7 +75,9 @@ _HOMES = {
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
     "Verification": "torchparams.measure.verify",
+    "convert": "torchparams.edit.convert",
     "coverage": "torchparams.train.load",
+    "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
     "freeze": "torchparams.train.freeze",

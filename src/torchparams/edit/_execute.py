@@ -437,7 +437,7 @@ def as_bytes(values: Any, x: Expression) -> memoryview:
 
     from torchparams.sources._bytes import pack
 
-    if x.dtype.bits < 8:
+    if x.dtype.bits < 8 and values.dtype != np.uint8:  # else they are packed already
         return pack(values, x.dtype).data
     return np.ascontiguousarray(values).view(np.uint8).data
 

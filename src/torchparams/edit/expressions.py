@@ -23,6 +23,7 @@ elements `[start, stop)`, in C order, in a memory that does not depend on the si
   rows. `resident` says how many bytes `prepare` keeps.
 
 >>> import numpy as np
+>>> from torchparams.dtypes import DType
 >>> from torchparams.testing import MemorySource
 >>> class Normalised(Expression):
 ...     '''A tensor divided by its norm.'''
@@ -46,7 +47,6 @@ from abc import ABC, abstractmethod
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from torchparams.dtypes import DType
 from torchparams.errors import NotReadable, shorten
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from torchparams.dtypes import DType
     from torchparams.edit.work import Work
     from torchparams.info import Location, ParameterInfo
     from torchparams.sources.base import Source

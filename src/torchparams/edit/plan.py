@@ -102,7 +102,7 @@ class Plan:
         self.outputs = tuple(outputs)
         self.views = tuple(views)
         self.path = os.fspath(path)
-        self.is_directory, self.format = _kind_of(self.path, format)
+        self.is_directory, self.format = kind_of(self.path, format)
         self.metadata = dict(metadata or {})
         self.index_metadata = dict(index_metadata or {})
         self.max_shard_size = None if max_shard_size is None else parse_bytes(max_shard_size)
@@ -186,8 +186,6 @@ class Plan:
                 )
 
     def _check_names(self) -> None:
-        if not self.outputs:
-            raise PlanError("there is nothing to write", where=self.path)
         seen: set[str] = set()
         for name in [entry.name for entry in self.outputs] + [view.name for view in self.views]:
             if name in seen:
@@ -381,7 +379,7 @@ def _is_unchanged(output: Output) -> bool:
     return isinstance(output.expression, Stored) and output.expression.info.name == output.name
 
 
-def _kind_of(path: str, format: str | None) -> tuple[bool, str]:
+def kind_of(path: str, format: str | None) -> tuple[bool, str]:
     """Whether a target is a directory, and its format."""
     spelled = {"safetensors": SAFETENSORS, "torch zip": TORCH_ZIP, "torch": TORCH_ZIP, None: None}
     if format not in spelled:

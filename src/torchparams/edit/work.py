@@ -118,10 +118,7 @@ class Work:
         (leaf,) = x.leaves()
         array = self._arrays.get(id(leaf))
         if array is None:
-            import torch
-
-            tensor = leaf.source.tensor(leaf.info.name).cpu().contiguous()
-            array = self._arrays[id(leaf)] = tensor.reshape(-1).view(torch.uint8).numpy()
+            array = self._arrays[id(leaf)] = _packed_bytes(leaf)
         return np.ascontiguousarray(array[start:stop])
 
     def _reader(self, leaf: Stored) -> Reader:
@@ -157,3 +154,15 @@ def block_of(x: Expression, block_bytes: int = BLOCK_BYTES, most: int | None = N
         count = min(count, max(most // max(x.footprint, 1), 1))
     step = lcm(GROUP, *(part.granule for part in x.walk()))
     return max(count // step, 1) * step
+
+
+def _packed_bytes(leaf: Stored) -> Array:
+    """All bytes of a tensor that does not lie in a file."""
+    if leaf.dtype.numpy_name is not None:
+        from torchparams.sources._bytes import pack
+
+        return pack(leaf.source.numpy(leaf.info.name), leaf.dtype)
+    import torch
+
+    array: Array = leaf.source.tensor(leaf.info.name).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return array

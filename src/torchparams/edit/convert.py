@@ -1,0 +1,190 @@
+"""From any source to a file of another format, other names, other types, or fewer tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.edit.entries import Entry, dtypes_of, make, text_metadata
+from torchparams.edit.plan import MEMORY, SAFETENSORS, Plan, kind_of
+from torchparams.errors import PlanError
+from torchparams.parameters import Parameters, of
+from torchparams.renames import Renames
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from torchparams.sources.base import Source
+
+
+def convert(
+    x: object,
+    path: str | os.PathLike[str],
+    selector: object = None,
+    *,
+    rename: object = None,
+    strip_prefix: str | None = None,
+    dtype: object = None,
+    shared: str | None = None,
+    max_shard_size: int | str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    format: str | None = None,
+    memory: int | str = MEMORY,
+    overwrite: bool = False,
+    allow_overflow: bool = False,
+    strict: bool = True,
+) -> Plan:
+    """A plan that writes the tensors of anything to a file; nothing is written before its `run`.
+
+    Tensors that need no change are copied from file to file by the kernel. The target is the old one or the complete
+    new one at every moment, whatever happens. Of a live model, what its state dict holds is written, buffers included,
+    under names without wrappers. What a checkpoint holds beside tensors is not written, and the plan lists it.
+
+    A tied tensor has several names and one memory. A torch file keeps that. Safetensors cannot say it: there, unless
+    told otherwise, each name is written with bytes of its own, so that nothing is missing when the file is loaded into
+    a model that is strict about names. `shared="drop"` writes the first name, and the others into the metadata, as
+    `safetensors.torch.save_model` does.
+
+    Args:
+        x: Anything that has parameters.
+        path: The target: a file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt` for what
+            `torch.load(weights_only=True)` reads; or a directory, for safetensors.
+        selector: Only these; None for all.
+        rename: What names become: a mapping, `regex=replacement`, a function, or a list of these.
+        strip_prefix: Taken off the names that begin with it, before any other rename.
+        dtype: A type for all floating-point tensors, or a mapping, selector → type, of which later entries win.
+        shared: What becomes of tied tensors: `keep`, `drop` or `clone`.
+        max_shard_size: Most bytes of tensors in one file, as a number or as `5GB`; only for a directory.
+        metadata: Text that a safetensors file says beside its tensors, added to what the source says.
+        format: `safetensors` or `torch zip`; what the path's suffix says unless given.
+        memory: Bytes of memory that tensors may take while it runs, as a number or as `256MiB`.
+        overwrite: Replace what is there, once the new is complete; also a source.
+        allow_overflow: Accept casts under which finite values become infinite.
+        strict: Refuse a selector or a rename of which any part hits nothing.
+
+    Raises:
+        PlanError: Names collide, the format cannot hold a tensor, something is at the target, or it does not fit.
+        NoMatch: A selector or a rename hits nothing.
+        MismatchError: A rename makes one name of two.
+        NotReadable: A tensor has no values: it is lazy, sparse, quantised or on the meta device.
+
+    >>> import numpy as np, tempfile
+    >>> import torchparams as tp
+    >>> weights = {"model.w": np.array([1.0, 0.1], np.float32), "model.b": np.zeros(1, np.float32)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plan = tp.convert(weights, f"{folder}/small.safetensors", strip_prefix="model.", dtype="bf16")
+    ...     written = plan.run()
+    ...     print([(info.name, str(info.dtype)) for info in tp.of(f"{folder}/small.safetensors").infos.values()])
+    [('w', 'bfloat16'), ('b', 'bfloat16')]
+    >>> [(cast.name, cast.losses.changed) for cast in written.casts]
+    [('w', 1), ('b', 0)]
+    """
+    params, dropped, notes = choose(x, selector, strict=strict)
+    source, infos = params.source, params.infos
+    if not infos:
+        raise PlanError("it holds no tensors", where=source.label)
+    types, said = dtypes_of(dtype, infos, source.label)
+    notes += said
+    rules = Renames.of([*([Renames.strip_prefix(strip_prefix)] if strip_prefix else []), Renames.of(rename)])
+    names = rules.apply(
+        [name for info in infos.values() for name in (info.name, *info.aliases)], strict=strict, where=source.label
+    )
+    entries = [
+        Entry(source, info, tuple(names[name] for name in (info.name, *info.aliases)), types[info.name])
+        for info in infos.values()
+    ]
+    return plan_of(
+        entries,
+        path,
+        source,
+        shared=shared,
+        metadata=metadata,
+        format=format,
+        dropped=dropped,
+        notes=notes,
+        max_shard_size=max_shard_size,
+        memory=memory,
+        overwrite=overwrite,
+        allow_overflow=allow_overflow,
+    )
+
+
+def choose(x: object, selector: object, *, strict: bool = True) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
+    """The table of what is written of `x`, what is not, and what there is to say."""
+    params = of(x, buffers=True)
+    dropped: list[tuple[str, str]] = []
+    notes: list[str] = []
+    if not isinstance(x, Parameters):
+        passing = [info.name for info in params.infos.values() if not info.persistent]
+        if passing:
+            params = params.filter(lambda info: info.persistent)
+            dropped = [(name, "a buffer that is not persistent") for name in passing]
+    if selector is not None:
+        total = len(params)
+        params = params.select(selector, strict=strict)
+        notes.append(f"selected: {len(params):,} of {plural(total, 'tensor')}")
+    return params, dropped, notes
+
+
+def plan_of(
+    entries: list[Entry],
+    path: str | os.PathLike[str],
+    source: Source,
+    *,
+    shared: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    format: str | None = None,
+    dropped: list[tuple[str, str]] | None = None,
+    notes: list[str] | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan that writes entries, with the metadata of the source that they (mostly) are of."""
+    import os
+
+    _, kind = kind_of(os.fspath(path), format)
+    made = make(entries, kind, shared)
+    kept, index, lost = _metadata(source, kind)
+    given = dict(metadata or {})
+    clash = next((name for name in made.metadata if name in given), None)
+    if clash is not None:
+        raise PlanError(f"the metadata {clash!r} is the name of a tied tensor, which is noted there", where=str(path))
+    return Plan(
+        made.outputs,
+        path,
+        views=made.views,
+        metadata={**kept, **made.metadata, **given},
+        format=format,
+        dropped=[*(dropped or []), *lost, *made.dropped],
+        notes=[*(notes or []), *made.notes],
+        index_metadata=index,
+        **options,
+    )
+
+
+def _metadata(source: Source, kind: str) -> tuple[dict[str, str], dict[str, Any], list[tuple[str, str]]]:
+    """What a source's metadata becomes: that of each file, that of the index, and what is not written of it."""
+    metadata, index = dict(source.metadata), dict[str, Any]()
+    text: dict[str, str] = {}
+    if source.format == SAFETENSORS:
+        text, metadata = text_metadata(metadata)[0], {}
+    elif source.format.startswith("sharded"):
+        metadata.pop("total_size", None)
+        index, metadata = metadata, {}
+        text = shard_metadata(source)
+    lost = [(str(key), "not a tensor") for key in metadata]
+    if kind != SAFETENSORS:
+        said = [(key, "metadata, which a torch file has no place for") for key in text if key != "format"]
+        return {}, {}, lost + said
+    # Loaders of the Hugging Face libraries refuse a file that does not say which framework's tensors it holds.
+    return text or {"format": "pt"}, index, lost
+
+
+def shard_metadata(source: Source) -> dict[str, str]:
+    """What all shards of a set say of themselves alike."""
+    from torchparams.sources._sharded import ShardedSource
+
+    if not isinstance(source, ShardedSource):
+        return {}
+    first, *others = [text_metadata(shard.metadata)[0] for shard in source.shards.values()]
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
