@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MismatchError, TorchParamsError, UnsupportedSource
+from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.parameters import Parameters
 from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.report import plural
@@ -20,6 +20,7 @@ from torchparams.train._fit import (
     same_values,
     shown,
 )
+from torchparams.train._live import live_table
 from torchparams.train._transfer import Pair, give_memory, transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, listed, strict_kinds
 
@@ -118,18 +119,18 @@ class _Matching:
     """Which tensor of the source goes to which of the model."""
 
     def __init__(self, model: Any, x: Any, selector: object, rename: object, cast: bool) -> None:
-        table = _live_table(model)
+        source, table = live_table(model, "load")
+        if not isinstance(model, Parameters):
+            table = Parameters(ModuleSource(source.module, buffers=True))
         if selector is not None:
             table = table.select(selector)
-        module: nn.Module = table.source.module  # type: ignore[attr-defined]  # _live_table has seen to that
-        self.module = module
-        whole = ModuleSource(module, buffers=True)
-        self.live = whole
-        every = whole.infos()
-        chosen = every if table.selector is None and table.source == whole else table.infos
-        self.targets: Mapping[str, torch.Tensor] = whole.keys()
+        self.module: nn.Module = source.module
+        self.live = ModuleSource(source.module, buffers=True)
+        records = self.live.records()
+        self.targets: Mapping[str, torch.Tensor] = records.tensors
+        self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
+        chosen = self.model_infos if table == Parameters(self.live) else table.infos
         self.wanted = {name: info for name, info in chosen.items() if info.persistent}
-        self.model_infos = every
         given = _table_of(x)
         self.given = given.source
         self.given_infos = {name: info for name, info in given.infos.items() if info.persistent}
@@ -371,22 +372,6 @@ class _Places:
 def _spellings(infos: Mapping[str, ParameterInfo]) -> dict[str, ParameterInfo]:
     """Every name, aliases included, in order."""
     return {name: info for info in infos.values() for name in (info.name, *info.aliases)}
-
-
-def _live_table(model: Any) -> Parameters:
-    if isinstance(model, Parameters):
-        table = model
-    else:
-        source = open_source(model, buffers=True)
-        table = Parameters(source)
-    if not isinstance(table.source, ModuleSource):
-        raise UnsupportedSource(
-            f"a {table.source.format} cannot be loaded into",
-            where=table.source.label,
-            exists="values are loaded into a live nn.Module, or a table of one",
-            hint="the model comes first: torchparams.load(model, x)",
-        )
-    return table
 
 
 def _table_of(x: Any) -> Parameters:
