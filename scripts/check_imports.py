@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"parameters", "sources", "module"},
             {"sketch"},
             {"engines"},
-            {"measure", "train", "audit", "edit"},
+            {"measure", "train", "lint", "edit"},
             {"render"},
             {"cli", "__main__"},
         ),
@@ -39,8 +39,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 
 BESIDE = {
     ("edit", "measure"),
-    ("audit", "train"),
-    ("audit", "measure"),
+    ("lint", "train"),
+    ("lint", "measure"),
 }
 """Of the verbs, which package may import which."""
 

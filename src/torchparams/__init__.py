@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torchparams.edit.convert import convert as convert
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
+    from torchparams.lint.audit import audit as audit
+    from torchparams.lint.findings import Audit as Audit
+    from torchparams.lint.findings import Finding as Finding
     from torchparams.measure.describe import show as show
     from torchparams.measure.diff import Diff as Diff
     from torchparams.measure.diff import diff as diff
@@ -59,11 +62,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "torchparams.lint.findings",
     "Coverage": "torchparams.train.coverage",
     "DType": "torchparams.dtypes",
     "Diff": "torchparams.measure.diff",
     "Digests": "torchparams.measure.digest",
     "Duplicates": "torchparams.measure.digest",
+    "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
     "Groups": "torchparams.train.groups",
     "Module": "torchparams.module",
@@ -75,6 +80,7 @@ _HOMES = {
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
     "Verification": "torchparams.measure.verify",
+    "audit": "torchparams.lint.audit",
     "convert": "torchparams.edit.convert",
     "coverage": "torchparams.train.load",
     "diff": "torchparams.measure.diff",
@@ -94,7 +100,7 @@ _HOMES = {
 }
 _MODULES = ("errors", "limits", "testing")
 
-__all__ = [  # noqa: PLE0604, RUF022  # built from the table above, which a test holds against the imports
+__all__ = [  # built from the table above, which a test holds against the imports
     *_HOMES,
     *_MODULES,
     "__version__",

@@ -1,0 +1,77 @@
+"""`torchparams audit`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, app, show
+from torchparams.cli.targets import build
+from torchparams.errors import SelectorError
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET", help="package.module:callable that makes the model, or a model.", show_default=False
+        ),
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE,…", help="Ask only these rules: M101, M (all of M…), names.", show_default=False),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE,…", help="Do not ask these; the longer of two ids wins.", show_default=False),
+    ] = None,
+    suppress: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE=SELECTOR", help="Let a rule say nothing about these parameters.", show_default=False
+        ),
+    ] = None,
+    meta: Annotated[
+        bool, typer.Option("--meta", help="Build on the meta device: no memory, and no rules about values.")
+    ] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules that would be asked, and stop.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Find what is wrong with a model's parameters: hidden, overlapping, broken, not finite.
+
+    The exit status is 1 where there is an error or a warning; notes alone are fine. docs/audit.md describes each rule.
+
+    \b
+    Examples:
+      torchparams audit mypackage.models:build
+      torchparams audit mypackage.models:build --meta
+      torchparams audit mypackage.models:build --select M1,M3 --ignore M303
+      torchparams audit mypackage.models:build --suppress 'M302=gates.**'
+      torchparams audit --rules
+      torchparams audit mypackage.models:build --json | jq '.findings[].id'
+    """
+    from torchparams.lint.audit import audit as audited
+    from torchparams.lint.audit import rules_of
+
+    if rules:
+        show(rules_of(select, ignore), as_json)
+        return FINE
+    if target is None:
+        raise typer.BadParameter("there is no TARGET; name what makes the model, as package.module:callable")
+    found = audited(
+        build(target, device="meta" if meta else "cpu"),
+        select=select,
+        ignore=ignore,
+        suppress=dict(map(_suppression, suppress or ())) or None,
+    )
+    show(found, as_json)
+    return EXIT_DIFFERENCE if found.exit_code else FINE
+
+
+def _suppression(text: str) -> tuple[str, str]:
+    rule, sign, selector = text.partition("=")
+    if not sign:
+        raise SelectorError(f"{text!r} is no suppression", exists="one is a rule and a selector: M303=head.**")
+    return rule, selector

@@ -1,0 +1,255 @@
+"""What the rules look at: a network, its optimizers, and everything about them that more than one rule asks for.
+
+Each fact is found out when the first rule asks, and once. The network's own code never runs: attributes are read
+from where modules store them, and no property, `__getattr__` or `forward` of anybody's is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchparams.lint.hidden import Found, find_hidden
+from torchparams.lint.memory import Sharing, sharing
+from torchparams.lint.values import Extremes, read_extremes
+from torchparams.names import wrapper_component
+from torchparams.selectors import Selector
+from torchparams.sources._live import class_names
+from torchparams.sources._module import ModuleSource
+from torchparams.sources._traverse import list_tensors, wrapped_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+    from torchparams.info import ParameterInfo
+
+
+class Entry(NamedTuple):
+    """A parameter or buffer of the network.
+
+    Attributes:
+        name: Its canonical name.
+        tensor: The tensor.
+        owner: The module that it is registered in.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    owner: nn.Module
+
+    @property
+    def path(self) -> str:
+        """The path of the owner; empty for the network itself."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def key(self) -> str:
+        """What the owner calls it."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A parameter group of an optimizer.
+
+    Attributes:
+        optimizer: The optimizer.
+        place: What leads to the group: `param_groups.0`, or `optimizers.1.param_groups.0` of several optimizers.
+        options: The group itself.
+        tensors: The tensors in it.
+    """
+
+    optimizer: Any
+    place: str
+    options: dict[str, Any]
+    tensors: list[Any]
+
+    def name(self, place: int) -> str:
+        """What a tensor is called that the network does not have: by the group's own names, or by its place."""
+        given = self.options.get("param_names")
+        name = given[place] if isinstance(given, list | tuple) and place < len(given) else None
+        return name if isinstance(name, str) else f"{self.place}.params.{place}"
+
+
+class Context:
+    """The network and the optimizers of one audit.
+
+    Args:
+        model: The network.
+        optimizers: Those that step it; they have `param_groups`, and mostly `state` and `defaults`.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: tuple[Any, ...] = ()) -> None:
+        self.model = model
+        self.optimizers = optimizers
+        self.source = ModuleSource(model, buffers=True)
+        self.unread: dict[str, None] = {}
+
+    # --- the network -----------------------------------------------------------------------
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module, in the order of `nn.Module.named_modules`, without the components of wrappers."""
+        return zip(*self._modules, strict=True)
+
+    @cached_property
+    def _modules(self) -> tuple[list[str], list[nn.Module]]:
+        # Two lists: a pair for each of very many modules would be as many objects for the cyclic garbage collector.
+        paths, modules = [""], [self.model]
+        met = {id(self.model)}
+        plain: set[type] = set()
+        stack = [("", wrapped_key(self.model), iter(self.model._modules.items()))]
+        while stack:
+            prefix, skip, children = stack[-1]
+            for key, child in children:
+                if child is None or id(child) in met:
+                    continue
+                met.add(id(child))
+                path = prefix[:-1] if key == skip else f"{prefix}{key}"
+                paths.append(path)
+                modules.append(child)
+                if below := child._modules:
+                    inside = None
+                    if type(child) not in plain:
+                        inside = wrapped_key(child)
+                        if wrapper_component(type(child)) is None:
+                            plain.add(type(child))
+                    stack.append((f"{path}." if path else "", inside, iter(below.items())))
+                    break
+            else:
+                stack.pop()
+        return paths, modules
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules, each once."""
+        return self._modules[1]
+
+    @cached_property
+    def _listed(self) -> tuple[list[Entry], list[Entry]]:
+        listing = list_tensors(self.model, True)
+        parameters: list[Entry] = []
+        buffers: list[Entry] = []
+        for (name, tensor), owner in zip(listing.tensors.items(), listing.owners, strict=True):
+            (buffers if name in listing.buffers else parameters).append(Entry(name, tensor, owner))
+        return parameters, buffers
+
+    @cached_property
+    def parameters(self) -> list[Entry]:
+        """The parameters; a tied one once."""
+        return self._listed[0]
+
+    @cached_property
+    def buffers(self) -> list[Entry]:
+        """The buffers; one that is a parameter too is not among them."""
+        return self._listed[1]
+
+    @cached_property
+    def by_id(self) -> dict[int, Entry]:
+        """The parameters by the identity of the tensor."""
+        return {id(entry.tensor): entry for entry in self.parameters}
+
+    @cached_property
+    def infos(self) -> dict[str, ParameterInfo]:
+        """The records of all parameters and buffers, by canonical name."""
+        return dict(self.source.infos())
+
+    @cached_property
+    def lazy(self) -> list[Entry]:
+        """Parameters and buffers without a shape."""
+        from torch.nn.parameter import is_lazy
+
+        classes: dict[type, bool] = {}
+        found = []
+        for entry in (*self.parameters, *self.buffers):
+            kind = type(entry.tensor)
+            if kind not in classes:
+                classes[kind] = is_lazy(entry.tensor)
+            if classes[kind]:
+                found.append(entry)
+        return found
+
+    @cached_property
+    def _norms(self) -> dict[type, bool]:
+        return {}
+
+    def is_norm(self, module: nn.Module) -> bool:
+        """Whether the selector `:norm` hits the parameters of such a module."""
+        known = self._norms.get(type(module))
+        if known is None:
+            from torchparams.dtypes import DType
+            from torchparams.info import live_tensor
+
+            # Asked once for each class, of a parameter that stands for all of that class's.
+            any_of = live_tensor(
+                "x", (1,), DType.of("F32"), 1, "cpu", "parameter", True, class_names(module), "x", (), None, True
+            )
+            known = self._norms[type(module)] = bool(_NORM.names([any_of]))
+        return known
+
+    @cached_property
+    def hidden(self) -> list[Found]:
+        """What modules keep where `nn.Module` does not look."""
+        return find_hidden(self)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        """Which parameters share memory."""
+        return sharing(self.parameters)
+
+    # --- values ----------------------------------------------------------------------------
+
+    @cached_property
+    def extremes(self) -> Extremes:
+        """Least and greatest value of every parameter and buffer that is of floating point and can be read."""
+        found, unread = read_extremes([entry.tensor for entry in (*self.parameters, *self.buffers)])
+        self._note(unread)
+        return found
+
+    @cached_property
+    def gradients(self) -> list[tuple[Entry, torch.Tensor]]:
+        """The parameters that have a gradient, and the gradient."""
+        return [(entry, grad) for entry in self.parameters if (grad := entry.tensor.grad) is not None]
+
+    @cached_property
+    def gradient_extremes(self) -> Extremes:
+        """Least and greatest value of every gradient, by the identity of the gradient."""
+        found, unread = read_extremes([gradient for _, gradient in self.gradients])
+        self._note(unread)
+        return found
+
+    def _note(self, unread: set[int]) -> None:
+        if unread:
+            for entry in (*self.parameters, *self.buffers):
+                if id(entry.tensor) in unread or id(entry.tensor.grad) in unread:
+                    self.unread[entry.name] = None
+
+    # --- optimizers ------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The groups of all optimizers."""
+        found = []
+        for which, optimizer in enumerate(self.optimizers):
+            before = f"optimizers.{which}." if len(self.optimizers) > 1 else ""
+            for place, group in enumerate(optimizer.param_groups):
+                tensors = group.get("params", ())
+                listed = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+                found.append(Group(optimizer, f"{before}param_groups.{place}", group, listed))
+        return found
+
+    @cached_property
+    def held(self) -> set[int]:
+        """Identities of all tensors in the groups."""
+        return {id(tensor) for group in self.groups for tensor in group.tensors}
+
+    def name_in(self, group: Group, place: int) -> str:
+        """What a tensor in a group is called: by the network where it has it."""
+        entry = self.by_id.get(id(group.tensors[place]))
+        return group.name(place) if entry is None else entry.name
+
+
+_NORM = Selector(":norm")

@@ -1,0 +1,151 @@
+"""Which parameters share memory: exactly, in part, or each with itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torchparams.lint.context import Entry
+
+MASK = 1 << 28
+"""Elements of memory that are marked one by one, at most, to tell whether strided views have an element in common."""
+
+
+@dataclass(slots=True)
+class View:
+    """Where a parameter lies.
+
+    Attributes:
+        entry: The parameter.
+        device: What tells memories apart: the device, and for tensors without an address the storage.
+        start, stop: Addresses of its first byte, and of the one after its last.
+        dense: Whether all bytes between are its own.
+        itself: Whether an element of it is at several indices.
+    """
+
+    entry: Entry
+    device: object
+    start: int
+    stop: int
+    dense: bool
+    itself: bool
+
+
+@dataclass(slots=True)
+class Sharing:
+    """Parameters that share memory.
+
+    Attributes:
+        exact: Groups of parameters that are different objects for the very same elements.
+        partial: Pairs of which the second has some of the first's elements.
+        itself: Parameters with an element at several indices.
+    """
+
+    exact: list[list[Entry]]
+    partial: list[tuple[Entry, Entry]]
+    itself: list[Entry]
+
+
+def view_of(entry: Entry) -> View | None:
+    """Where a parameter lies; None where it has no place in memory."""
+    import torch
+
+    tensor = entry.tensor
+    try:
+        numel, size = tensor.numel(), tensor.element_size()
+        if numel == 0 or tensor.layout is not torch.strided:
+            return None
+        start: int = tensor.data_ptr()
+        device: object = tensor.device
+        if start == 0:  # no address: on the meta device
+            storage = tensor.untyped_storage()
+            device, start = storage._cdata, int(tensor.storage_offset()) * size
+        if tensor.is_contiguous():
+            return View(entry, device, start, start + numel * size, True, False)
+        pairs = [(n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+        extent = 1 + sum((n - 1) * stride for n, stride in pairs)
+        itself = any(stride == 0 for _, stride in pairs) or numel > extent
+        return View(entry, device, start, start + extent * size, numel == extent and not itself, itself)
+    except Exception:  # a kind of tensor may refuse any question with any error
+        return None
+
+
+def sharing(entries: Sequence[Entry]) -> Sharing:
+    """Which of the parameters share memory; in the time that sorting them takes."""
+    found = Sharing([], [], [])
+    places: dict[object, list[tuple[int, int, int]]] = {}
+    for row, entry in enumerate(entries):
+        view = view_of(entry)
+        if view is not None:
+            places.setdefault(view.device, []).append((view.start, view.stop, row))
+            if view.itself:
+                found.itself.append(entry)
+    for on_device in places.values():
+        on_device.sort()
+        cluster: list[int] = []
+        end = -1
+        for start, stop, row in on_device:
+            # Against the greatest end so far, not the last one: a long view may reach over several short ones.
+            if start >= end:
+                if len(cluster) > 1:
+                    _split([view for i in cluster if (view := view_of(entries[i]))], found)
+                cluster.clear()
+            cluster.append(row)
+            end = max(end, stop)
+        if len(cluster) > 1:
+            _split([view for i in cluster if (view := view_of(entries[i]))], found)
+    return found
+
+
+def _split(cluster: list[View], found: Sharing) -> None:
+    """Tell the exact ties of a cluster from its partial overlaps; its views come by start."""
+    kinds: dict[tuple[object, ...], list[View]] = {}
+    for view in cluster:
+        tensor = view.entry.tensor
+        kinds.setdefault((view.start, tensor.shape, tensor.stride(), tensor.dtype), []).append(view)
+    found.exact += [[view.entry for view in same] for same in kinds.values() if len(same) > 1]
+    distinct = [same[0] for same in kinds.values()]
+    if len(distinct) == 1:
+        return
+    if all(view.dense for view in distinct):
+        longest = distinct[0]
+        for view in distinct[1:]:
+            if view.start < longest.stop:
+                found.partial.append((longest.entry, view.entry))
+            if view.stop > longest.stop:
+                longest = view
+    else:
+        found.partial += _marked(distinct)
+
+
+def _marked(cluster: list[View]) -> list[tuple[Entry, Entry]]:
+    """Pairs with an element in common: each view marks what it has in a picture of the memory.
+
+    Columns of one matrix lie between each other without sharing anything, so the bytes between first and last do not
+    tell.
+    """
+    import math
+
+    import numpy as np
+
+    start, stop = cluster[0].start, max(view.stop for view in cluster)
+    sizes = [view.entry.tensor.element_size() for view in cluster]
+    unit = math.gcd(*sizes, *(view.start - start for view in cluster))
+    count = (stop - start) // unit
+    if count > MASK:
+        return []
+    owner = np.full(count, -1, np.int32)
+    pairs = []
+    for place, (view, size) in enumerate(zip(cluster, sizes, strict=True)):
+        tensor = view.entry.tensor
+        shape = (*tensor.shape, size // unit)
+        strides = (*(stride * size // unit * owner.itemsize for stride in tensor.stride()), owner.itemsize)
+        here = np.lib.stride_tricks.as_strided(owner[(view.start - start) // unit :], shape, strides)
+        taken = here[here >= 0]
+        if taken.size:
+            pairs.append((cluster[int(taken.flat[0])].entry, view.entry))
+        here[...] = place
+    return pairs

@@ -1,0 +1,267 @@
+"""What can be wrong with the memory and the values of parameters: overlaps, broken ties, NaN, constants."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.rules_model import at, common
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from torchparams.lint.context import Context, Entry
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def _overlaps(context: Context) -> Iterator[Hit]:
+    for first, second in context.sharing.partial:
+        what = f"{second.name} and {first.name} have some of their elements in common, and not all"
+        fix = f"{at(second.name)} = nn.Parameter({at(second.name)}.detach().clone())"
+        yield Hit((first.name, second.name), what, fix, common((first.path, second.path)))
+    for entry in context.sharing.itself:
+        what = f"{entry.name} has an element at several indices, as expand() makes it"
+        fix = f"{at(entry.name)} = nn.Parameter({at(entry.name)}.detach().clone())"
+        yield Hit((entry.name,), what, fix, entry.path)
+
+
+# --- ties -----------------------------------------------------------------------------------
+
+
+def _broken_ties(context: Context) -> Iterator[Hit]:
+    told: set[int] = set()
+    for entries in context.sharing.exact:
+        trainable = [entry for entry in entries if entry.tensor.requires_grad]
+        if len(trainable) > 1:
+            told.update(id(entry.tensor) for entry in trainable)
+            yield _tie(trainable, "are different parameters for the same memory")
+    for entries in _equal_matrices(context):
+        if any(id(entry.tensor) not in told for entry in entries):
+            yield _tie(entries, "hold the same values, and are two tensors")
+
+
+def _tie(entries: list[Entry], how: str) -> Hit:
+    first, *others = entries
+    what = f"{first.name} and {', '.join(entry.name for entry in others[:3])} {how}"
+    fix = "\n".join(f"{at(other.name)} = {at(first.name)}" for other in others[:3])
+    return Hit(tuple(entry.name for entry in entries), what, fix, common(entry.path for entry in entries))
+
+
+def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
+    """Groups of matrices that were one tensor before a copy, it seems."""
+    extremes = context.extremes
+    declared = _declared(context)
+    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    counts = Counter(extremes.values())
+    twice = {pair for pair, count in counts.items() if count > 1 and _spans(pair)}
+    for entry in context.parameters:
+        tensor = entry.tensor
+        if (pair := extremes.get(id(tensor))) is not None and pair in twice and is_matrix(tensor):
+            alike.setdefault((tensor.shape, tensor.dtype, tensor.device, pair), []).append(entry)
+    for entries in alike.values():
+        if len(entries) == 1 or not any(entry.name in declared or _embeds(context, entry) for entry in entries):
+            continue
+        same: dict[bytes, list[Entry]] = {}
+        for entry in entries:
+            same.setdefault(_digest(entry.tensor), []).append(entry)
+        for equal in same.values():
+            if len(equal) > 1:
+                yield from _meant(context, equal, declared)
+
+
+def _meant(context: Context, equal: list[Entry], declared: set[str]) -> Iterator[list[Entry]]:
+    if any(entry.name in declared for entry in equal):
+        yield equal
+        return
+    # A frozen copy of a trained network is a teacher, and equal parts of equal copies have equal names.
+    for trains in (True, False):
+        kept = [entry for entry in equal if entry.tensor.requires_grad is trains]
+        if len({".".join(entry.name.split(".")[-2:]) for entry in kept}) > 1:
+            embedding = next((entry for entry in kept if _embeds(context, entry)), None)
+            if embedding is not None:
+                yield [embedding, *(entry for entry in kept if entry is not embedding)]
+
+
+def _embeds(context: Context, entry: Entry) -> bool:
+    return entry.key == "weight" and any(cls.__name__.endswith("Embedding") for cls in type(entry.owner).__mro__)
+
+
+def _spans(pair: tuple[float, float]) -> bool:
+    return math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] != pair[1]
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    import torch
+    from blake3 import blake3
+
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest: bytes = blake3(array).digest()
+    return digest
+
+
+def _declared(context: Context) -> set[str]:
+    """Names that a module says are tied, as transformers' models do: a list of names, or a dict of name → name."""
+    names: set[str] = set()
+    classes: dict[type, Any] = {}
+    for path, module in context.named_modules():
+        kind = type(module)
+        if kind not in classes:
+            classes[kind] = next(
+                (vars(c)["_tied_weights_keys"] for c in kind.__mro__ if "_tied_weights_keys" in vars(c)), None
+            )
+        if classes[kind] is None:
+            continue
+        keys = vars(module).get("_tied_weights_keys", classes[kind])
+        if isinstance(keys, dict | list | tuple | set):
+            values = keys.values() if isinstance(keys, dict) else ()
+            texts = [key for key in (*keys, *values) if isinstance(key, str)]
+            names.update(f"{path}.{text}" if path else text for text in texts)
+    return names
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def _non_finite(context: Context) -> Iterator[Hit]:
+    extremes = context.extremes
+    bad = [entry for entry in context.parameters if not _finite(extremes.get(id(entry.tensor)))]
+    for entry in context.buffers:
+        pair = extremes.get(id(entry.tensor))
+        # A mask is infinite on purpose; running statistics are not, and nothing is NaN on purpose.
+        if pair is not None and (math.isnan(pair[0]) or (context.is_norm(entry.owner) and not _finite(pair))):
+            bad.append(entry)
+    if bad:
+        kinds = {"NaN" if math.isnan(extremes[id(entry.tensor)][0]) else "infinite values" for entry in bad}
+        what = f"{plural(len(bad), 'tensor holds', 'tensors hold')} {' or '.join(sorted(kinds))}"
+        names = tuple(entry.name for entry in bad)
+        fix = f"tp.stats(model, {bad[0].name!r})  # how many, then load or initialise it again"
+        yield Hit(names, what, fix, common(entry.path for entry in bad))
+
+
+def _finite(pair: tuple[float, float] | None) -> bool:
+    return pair is None or (math.isfinite(pair[0]) and math.isfinite(pair[1]))
+
+
+_WEIGHT = re.compile(r"(?:.*_)?weight(?:_.*)?")
+
+
+def is_matrix(tensor: torch.Tensor) -> bool:
+    """Whether two dimensions at least are larger than 1."""
+    return tensor.ndim >= 2 and sum(size > 1 for size in tensor.shape) >= 2
+
+
+def _weights(context: Context) -> Iterator[tuple[Entry, float]]:
+    """The weights of layers, norms left out, of which all elements have one value; and the value."""
+    extremes = context.extremes
+    for entry in context.parameters:
+        pair = extremes.get(id(entry.tensor))
+        if pair is None or pair[0] != pair[1] or math.isinf(pair[0]):
+            continue
+        if _WEIGHT.fullmatch(entry.key) and is_matrix(entry.tensor) and not context.is_norm(entry.owner):
+            yield entry, pair[0]
+
+
+def _constant(context: Context) -> Iterator[Hit]:
+    found = [(entry, value) for entry, value in _weights(context) if value != 0 and entry.tensor.requires_grad]
+    if found:
+        first, value = found[0]
+        what = f"every element of {first.name} is {value:g}"
+        if len(found) > 1:
+            what += f", and {plural(len(found) - 1, 'other weight is', 'other weights are')} constant too"
+        fix = f"nn.init.kaiming_uniform_({at(first.name)})"
+        yield Hit(tuple(entry.name for entry, _ in found), what, fix, common(entry.path for entry, _ in found))
+
+
+def _zero(context: Context) -> Iterator[Hit]:
+    found = [entry for entry, value in _weights(context) if value == 0]
+    if found:
+        names = tuple(entry.name for entry in found)
+        what = f"{plural(len(found), 'weight is', 'weights are')} zero in every element"
+        fix = f"nn.init.kaiming_uniform_({at(found[0].name)})  # unless it is zero on purpose"
+        yield Hit(names, what, fix, common(entry.path for entry in found))
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+_TIED = """\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+"""
+
+RULES = (
+    Rule(
+        "M201",
+        "overlapping-parameters",
+        "error",
+        "Parameters that have some elements in common, but not all",
+        "a step of one changes values of the other, and a checkpoint that stores both gives them separate memory",
+        _overlaps,
+        """\
+base = torch.randn(12)
+model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[4:])})
+""",
+        """\
+base = torch.randn(12)
+model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:])})
+""",
+        "Views that lie between each other without sharing an element (columns of one matrix) do not overlap. "
+        "Exact ties are no overlap either. A parameter that `expand()` made overlaps itself.",
+    ),
+    Rule(
+        "M202",
+        "broken-tie",
+        "warning",
+        "Weights that were tied, and that a copy made two",
+        "they are trained apart from here on, and stored twice",
+        _broken_ties,
+        _TIED + "        self.head.weight = nn.Parameter(self.embed.weight.detach().clone())\n\nmodel = Net()\n",
+        _TIED + "        self.head.weight = self.embed.weight\n\nmodel = Net()\n",
+        "Looked for are an embedding and another layer with the same values, what a module's `_tied_weights_keys` "
+        "names, and two trainable parameters for the same memory. Equal parts of equal copies (a teacher, two towers, "
+        "layers that were made with `deepcopy`) are not ties, and left alone.",
+    ),
+    Rule(
+        "M301",
+        "non-finite-parameter",
+        "error",
+        "NaN or infinite values",
+        "one of them is enough to make the output and every gradient NaN",
+        _non_finite,
+        "model = nn.Linear(4, 2)\nmodel.weight.data[0, 1] = float('nan')\n",
+        "model = nn.Linear(4, 2)\n",
+        "Of buffers, infinite ones count only in normalisation layers: masks are infinite on purpose.",
+    ),
+    Rule(
+        "M302",
+        "constant-weight",
+        "warning",
+        "A trainable weight matrix whose elements are all equal, and not zero",
+        "all units compute the same and get the same gradient, and never become different",
+        _constant,
+        "model = nn.Linear(4, 2)\nnn.init.ones_(model.weight)\n",
+        "model = nn.Linear(4, 2)\nnn.init.xavier_uniform_(model.weight)\n",
+        "Parameters called `weight` (or `weight_…`, `…_weight`) with two dimensions larger than 1, of any layer but a "
+        "norm. A frozen one is a fixed filter, such as an average.",
+    ),
+    Rule(
+        "M303",
+        "zero-weight",
+        "note",
+        "A weight matrix whose elements are all zero",
+        "what comes before it gets no gradient until it has moved, and nothing moves it where it is frozen",
+        _zero,
+        "model = nn.Linear(4, 2)\nnn.init.zeros_(model.weight)\n",
+        "model = nn.Linear(4, 2)\n",
+        "Often on purpose: the last layer of a residual branch, the second matrix of LoRA, a fresh head.",
+    ),
+)

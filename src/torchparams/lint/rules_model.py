@@ -1,0 +1,339 @@
+"""What can be wrong with how a network holds its parameters: hidden, moving, without values, of mixed kinds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from torchparams.lint.findings import Hit, Rule
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import torch
+    from torch import nn
+
+    from torchparams.lint.context import Context, Entry
+    from torchparams.lint.hidden import Found
+
+
+def at(path: str) -> str:
+    """The code that leads from `model` to the module or parameter at `path`.
+
+    >>> at("layers.0.weight")
+    'model.layers[0].weight'
+    """
+    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path.split(".") if path)
+
+
+def common(paths: Iterable[str]) -> str:
+    """The path of the innermost module that all `paths` are in.
+
+    >>> common(["encoder.0.fc", "encoder.1.fc"])
+    'encoder'
+    """
+    split = [path.split(".") if path else [] for path in paths]
+    if not split:
+        return ""
+    least, greatest = min(split), max(split)
+    count = next((i for i, (a, b) in enumerate(zip(least, greatest, strict=False)) if a != b), min(map(len, split)))
+    return ".".join(least[: min(count, len(least), len(greatest))])
+
+
+# --- hidden ---------------------------------------------------------------------------------
+
+
+def _hidden(context: Context) -> Iterator[Hit]:
+    for found in context.hidden:
+        if not found.trainable:
+            continue
+        count = plural(len(found.trainable), "trainable parameter")
+        held = f"of {plural(found.modules, 'module')}" if found.modules else ""
+        what = f"{_spelled(found)} is a {found.container} that holds {count} {held}".rstrip()
+        yield Hit(tuple(found.trainable), what, _registering(found), found.owner)
+
+
+def _hidden_state(context: Context) -> Iterator[Hit]:
+    for found in context.hidden:
+        if found.trainable or not (found.frozen or found.switched):
+            continue
+        names = (*found.frozen, *found.switched)
+        held = (
+            f"holds {plural(len(found.frozen), 'frozen parameter or buffer', 'frozen parameters and buffers')}"
+            if found.frozen
+            else f"holds {plural(len(found.switched), 'dropout layer')}"
+        )
+        yield Hit(names, f"{_spelled(found)} is a {found.container} that {held}", _registering(found), found.owner)
+
+
+def _spelled(found: Found) -> str:
+    return f"{found.owner}.{found.attribute}" if found.owner else found.attribute
+
+
+def _registering(found: Found) -> str:
+    here = f"self.{found.attribute}"
+    if found.container == "dict":
+        kind = "ParameterDict" if not found.modules else "ModuleDict"
+        return f"{here} = nn.{kind}({here})"
+    kind = "ParameterList" if not found.modules else "ModuleList"
+    if found.container == "dataclass":
+        names = [name.removeprefix(f"{found.owner}.") for name in (*found.trainable, *found.frozen, *found.switched)]
+        field = names[0].split(".")[1] if names and "." in names[0] else "…"
+        return f"self.{field} = {here}.{field}  # an attribute of the module itself is registered"
+    return f"{here} = nn.{kind}({here})"
+
+
+def _leaves(context: Context) -> Iterator[Hit]:
+    for found in context.hidden:
+        if not found.leaves:
+            continue
+        many = plural(len(found.leaves), "tensor")
+        held = (
+            "is a tensor with requires_grad" if found.container == "attribute" else f"holds {many} with requires_grad"
+        )
+        fix = (
+            f"self.{found.attribute} = nn.Parameter(self.{found.attribute}.detach())"
+            if found.container == "attribute"
+            else f"self.{found.attribute} = nn.ParameterList(map(nn.Parameter, …))"
+        )
+        yield Hit(tuple(found.leaves), f"{_spelled(found)} {held}, and no nn.Parameter", fix, found.owner)
+
+
+# --- frozen norms ---------------------------------------------------------------------------
+
+
+def _moving_norms(context: Context) -> Iterator[Hit]:
+    from torch.nn.modules.batchnorm import _NormBase
+
+    hits: dict[str, list[str]] = {}
+    for buffer in context.buffers:
+        path, module = buffer.path, buffer.owner
+        if path in hits or not isinstance(module, _NormBase) or not _moves(module):
+            continue
+        affine = [tensor for tensor in module._parameters.values() if tensor is not None]
+        if affine and not any(tensor.requires_grad for tensor in affine):
+            moving = [key for key in ("running_mean", "running_var") if module._buffers.get(key) is not None]
+            hits[path] = [f"{path}.{key}" if path else key for key in moving]
+    if hits:
+        one = next(iter(hits))
+        what = (
+            f"{one or 'the network'} is frozen, and still updates its running statistics"
+            if len(hits) == 1
+            else f"{len(hits):,} normalisation layers are frozen, and still update their running statistics"
+        )
+        fix = f"tp.freeze(model, {_below(hits)!r})"
+        yield Hit(tuple(name for names in hits.values() for name in names), what, fix, common(hits))
+
+
+def _moves(module: nn.Module) -> bool:
+    # Stored flags, as forward reads them; a momentum of 0 keeps the statistics.
+    stored = vars(module)
+    tracks = bool(stored.get("track_running_stats")) and module._buffers.get("running_mean") is not None
+    return tracks and bool(stored.get("training")) and stored.get("momentum") != 0
+
+
+def _below(paths: Iterable[str]) -> str:
+    listed = list(paths)
+    if len(listed) == 1:
+        return f"{listed[0]}.**" if listed[0] else "**"
+    inside = common(listed)
+    return (f"{inside}.**" if inside else "**") + ":norm:frozen"
+
+
+# --- no values ------------------------------------------------------------------------------
+
+
+def _lazy(context: Context) -> Iterator[Hit]:
+    if context.lazy:
+        names = tuple(entry.name for entry in context.lazy)
+        what = f"{plural(len(names), 'parameter is', 'parameters are')} lazy: without a shape and without values"
+        fix = "model(example)  # once, before the optimizer is made and anything is counted, initialised or saved"
+        yield Hit(names, what, fix, common(entry.path for entry in context.lazy))
+
+
+def _on_meta(context: Context) -> tuple[list[Entry], int]:
+    shaped = {id(entry.tensor) for entry in context.lazy}
+    entries = [entry for entry in context.parameters if id(entry.tensor) not in shaped]
+    return [entry for entry in entries if entry.tensor.is_meta], len(entries)
+
+
+def _some_meta(context: Context) -> Iterator[Hit]:
+    meta, count = _on_meta(context)
+    if meta and len(meta) < count:
+        names = tuple(entry.name for entry in meta)
+        what = f"{len(names):,} of {plural(count, 'parameter')} are on the meta device"
+        path = common(entry.path for entry in meta)
+        fix = f"{at(path)}.to_empty(device=…)  # then load or initialise what is in it"
+        yield Hit(names, what, fix, path)
+
+
+def _all_meta(context: Context) -> Iterator[Hit]:
+    meta, count = _on_meta(context)
+    if meta and len(meta) == count:
+        what = f"all {plural(count, 'parameter')} are on the meta device"
+        fix = "model.to_empty(device='cpu')  # then load or initialise it"
+        yield Hit(tuple(entry.name for entry in meta), what, fix)
+
+
+# --- mixed kinds ----------------------------------------------------------------------------
+
+
+def _mixed_dtypes(context: Context) -> Iterator[Hit]:
+    # Only layers: a module with submodules may keep a few numbers of its own in a wider type, and means it. And no
+    # types of 8 bits: they have scales of another.
+    kept = [entry for entry in context.parameters if _is_wide_float(entry.tensor.dtype)]
+    for entries in _mixed(kept, attrgetter("tensor.dtype")):
+        path, module = entries[0].path, entries[0].owner
+        if not module._modules:
+            told = ", ".join(f"{entry.key} is {str(entry.tensor.dtype).removeprefix('torch.')}" for entry in entries)
+            usual = Counter(entry.tensor.dtype for entry in entries).most_common(1)[0][0]
+            names = tuple(entry.name for entry in entries)
+            yield Hit(names, f"in {path or 'the network'}, {told}", f"{at(path)}.to({usual})", path)
+
+
+def _mixed_devices(context: Context) -> Iterator[Hit]:
+    for entries in _mixed([*context.parameters, *context.buffers], attrgetter("tensor.device")):
+        if any(entry.tensor.is_meta for entry in entries if entry.tensor is entry.owner._parameters.get(entry.key)):
+            continue  # which has a rule of its own
+        path = entries[0].path
+        told = ", ".join(f"{entry.key} is on {entry.tensor.device}" for entry in entries)
+        usual = Counter(str(entry.tensor.device) for entry in entries).most_common(1)[0][0]
+        names = tuple(entry.name for entry in entries)
+        yield Hit(names, f"in {path or 'the network'}, {told}", f"{at(path)}.to({usual!r})", path)
+
+
+def _is_wide_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _mixed(entries: list[Entry], kind: Callable[[Entry], Any]) -> list[list[Entry]]:
+    """The entries of each module that has some of different kinds."""
+    kinds = list(map(kind, entries))
+    if len(set(kinds)) < 2:  # as in most networks
+        return []
+    by_owner: dict[int, tuple[list[Entry], set[Any]]] = {}
+    for entry, found in zip(entries, kinds, strict=True):
+        listed, of = by_owner.setdefault(id(entry.owner), ([], set()))
+        listed.append(entry)
+        of.add(found)
+    return [listed for listed, of in by_owner.values() if len(of) > 1]
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+_NET = """\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+"""
+
+RULES = (
+    Rule(
+        "M101",
+        "hidden-parameter",
+        "error",
+        "Trainable parameters in a list, dict, tuple, set or dataclass",
+        "parameters(), state_dict(), to() and train() pass over it, so it is never trained, saved or moved",
+        _hidden,
+        _NET + "        self.layers = [nn.Linear(8, 8) for _ in range(2)]\n\nmodel = Net()\n",
+        _NET + "        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))\n\nmodel = Net()\n",
+        "A container whose modules and parameters the network also has elsewhere (in a `ModuleList`, say) hides "
+        "nothing, and neither does a way back to a parent. A module or `nn.Parameter` that was put past "
+        "`nn.Module.__setattr__` with `object.__setattr__` is hidden on purpose, and left alone. Containers are looked "
+        "into four deep, and at the first 10,000 items of each.",
+    ),
+    Rule(
+        "M102",
+        "hidden-state",
+        "note",
+        "Frozen parameters, buffers or dropout in a list, dict, tuple, set or dataclass",
+        "to() does not move it, state_dict() does not save it, and train() and eval() do not switch it",
+        _hidden_state,
+        _NET + "        self.drops = [nn.Dropout(0.1), nn.Dropout(0.2)]\n\nmodel = Net()\n",
+        _NET + "        self.drops = nn.ModuleList([nn.Dropout(0.1), nn.Dropout(0.2)])\n\nmodel = Net()\n",
+        "A frozen teacher is often put into a list so that it is not saved: hence only a note.",
+    ),
+    Rule(
+        "M103",
+        "hidden-leaf",
+        "warning",
+        "A tensor with requires_grad that is a plain attribute",
+        "autograd computes its gradient, but parameters() and state_dict() do not have it: no optimizer gets it",
+        _leaves,
+        _NET + "        self.scale = torch.ones(8, requires_grad=True)\n\nmodel = Net()\n",
+        _NET + "        self.scale = nn.Parameter(torch.ones(8))\n\nmodel = Net()\n",
+        "Only leaves: a result that was kept (`self.last_output = x`) has a history, and is none.",
+    ),
+    Rule(
+        "M104",
+        "moving-frozen-norm",
+        "warning",
+        "A frozen normalisation layer whose running statistics move",
+        "requires_grad=False stops the optimizer, not forward(), which updates running statistics in training",
+        _moving_norms,
+        """\
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+model[1].requires_grad_(False)
+""",
+        """\
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+tp.freeze(model, "1.**")
+""",
+        "The layer's weight and bias must both be frozen; one without any is not looked at. `tp.freeze` stops the "
+        "statistics too, and keeps them still through `model.train()`, which undoes an `eval()` of one layer.",
+    ),
+    Rule(
+        "M105",
+        "lazy-parameter",
+        "warning",
+        "A lazy parameter that has no shape yet",
+        "it cannot be counted, initialised or stepped before the first forward pass gives it its shape",
+        _lazy,
+        "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\n",
+        "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\nmodel(torch.zeros(1, 4))\n",
+    ),
+    Rule(
+        "M106",
+        "meta-parameter",
+        "error",
+        "Some parameters are on the meta device, and others are not",
+        "a parameter on the meta device has no values: something that should have loaded or initialised it did not",
+        _some_meta,
+        "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2, device='meta'))\n",
+        "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n",
+    ),
+    Rule(
+        "M107",
+        "meta-model",
+        "note",
+        "All parameters are on the meta device",
+        "the rules about values have nothing to look at",
+        _all_meta,
+        "with torch.device('meta'):\n    model = nn.Linear(4, 8)\n",
+        "model = nn.Linear(4, 8)\n",
+    ),
+    Rule(
+        "M108",
+        "mixed-dtype",
+        "warning",
+        "A layer with parameters of several floating-point types",
+        "most operations take one type and fail on two, and a cast of part of a network is easily forgotten",
+        _mixed_dtypes,
+        "model = nn.Linear(4, 8)\nmodel.weight.data = model.weight.data.bfloat16()\n",
+        "model = nn.Linear(4, 8).bfloat16()\n",
+        "Only layers without submodules, and no types of 8 bits: quantised weights have scales of another type. "
+        "Buffers do not count: a BatchNorm in half precision keeps its statistics in float32.",
+    ),
+    Rule(
+        "M109",
+        "mixed-device",
+        "warning",
+        "A module with parameters and buffers on several devices",
+        "operations take tensors of one device and fail on two",
+        _mixed_devices,
+        "model = nn.BatchNorm1d(4)\nmodel.running_mean = model.running_mean.to('meta')\n",
+        "model = nn.BatchNorm1d(4)\n",
+    ),
+)

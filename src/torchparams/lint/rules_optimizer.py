@@ -1,0 +1,314 @@
+"""What can be wrong between a network and its optimizers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from torchparams._selector.table import is_bias
+from torchparams.errors import nearest
+from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.rules_model import common
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torchparams.lint.context import Context, Group
+
+
+def _optimizer_of(context: Context) -> str:
+    return "optimizer" if len(context.optimizers) == 1 else "optimizers[0]"
+
+
+# --- which parameters -----------------------------------------------------------------------
+
+
+def _left_out(context: Context) -> Iterator[Hit]:
+    if not context.groups:
+        return
+    held = context.held
+    left = [entry for entry in context.parameters if entry.tensor.requires_grad and id(entry.tensor) not in held]
+    if left:
+        names = tuple(entry.name for entry in left)
+        path = common(entry.path for entry in left)
+        what = f"{plural(len(left), 'trainable parameter is', 'trainable parameters are')} in no group of the optimizer"
+        which = repr(f"{path}.**" if path else "**") if len(left) > 1 else repr(left[0].name)
+        yield Hit(
+            names, what, f"tp.freeze(model, {which})  # or {_optimizer_of(context)}.add_param_group({{...}})", path
+        )
+
+
+def _stale(context: Context) -> Iterator[Hit]:
+    known = context.by_id.keys()
+    if context.held <= known:
+        return
+    stale = {
+        id(tensor): (group.name(place), tensor)
+        for group in context.groups
+        for place, tensor in enumerate(group.tensors)
+        if id(tensor) not in known
+    }
+    missing: dict[Any, str] = {}
+    for entry in context.parameters:
+        if id(entry.tensor) not in context.held and not _is_lazy(entry.tensor):
+            missing.setdefault(entry.tensor.shape, entry.name)
+    replaced = [missing[t.shape] for _, t in stale.values() if not _is_lazy(t) and t.shape in missing]
+    what = f"the optimizer holds {plural(len(stale), 'tensor')} that the network does not"
+    if replaced:
+        what += f"; {replaced[0]}, of the same shape as one of them, is in no group"
+    names = tuple(name for name, _ in stale.values())
+    yield Hit(names, what, "optimizer = Optimizer(model.parameters())  # made after the last layer is replaced")
+
+
+def _is_lazy(tensor: Any) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    return bool(is_lazy(tensor))
+
+
+def _twice(context: Context) -> Iterator[Hit]:
+    if sum(len(group.tensors) for group in context.groups) == len(context.held):
+        return
+    counts = Counter(id(tensor) for group in context.groups for tensor in group.tensors)
+    places: dict[str, list[str]] = {}
+    for group in context.groups:
+        for place, tensor in enumerate(group.tensors):
+            if counts[id(tensor)] > 1:
+                places.setdefault(context.name_in(group, place), []).append(group.place)
+    name, groups = next(iter(places.items()))
+    where = ", ".join(dict.fromkeys(groups))
+    what = f"{plural(len(places), 'tensor is', 'tensors are')} in the optimizer several times ({name}: {where})"
+    yield Hit(tuple(places), what, "optimizer = Optimizer(tp.groups(model, …))  # each parameter in one group")
+
+
+def _frozen_gradients(context: Context) -> Iterator[Hit]:
+    moving = [e for e, _ in context.gradients if not e.tensor.requires_grad and id(e.tensor) in context.held]
+    if moving:
+        names = tuple(entry.name for entry in moving)
+        what = f"the optimizer holds {plural(len(moving), 'frozen parameter')} with a gradient"
+        path = common(entry.path for entry in moving)
+        which = moving[0].name if len(moving) == 1 else f"{path}.**" if path else "**:frozen"
+        yield Hit(names, what, f"tp.freeze(model, {which!r})  # clears .grad too", path)
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+def _decayed(context: Context) -> Iterator[Hit]:
+    decaying: set[int] = set()
+    for group in context.groups:
+        decay = group.options.get("weight_decay")
+        if isinstance(decay, int | float) and decay != 0:
+            decaying.update(map(id, group.tensors))
+    decayed = [
+        entry
+        for entry in (context.parameters if decaying else ())
+        if (("bias" in entry.name and is_bias(entry.name)) or context.is_norm(entry.owner))
+        and entry.tensor.requires_grad
+        and id(entry.tensor) in decaying
+    ]
+    if decayed:
+        names = tuple(entry.name for entry in decayed)
+        what = f"weight decay applies to {plural(len(decayed), 'parameter')} of norms and biases"
+        fix = "optimizer = Optimizer(tp.groups(model, tp.rule(':norm | :bias', weight_decay=0.0), weight_decay=…))"
+        yield Hit(names, what, fix, common(entry.path for entry in decayed))
+
+
+KNOWN = frozenset(
+    # A group's own keys, and those of torch's schedulers.
+    {"params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "initial_momentum"}
+    # What only some versions of an optimizer have: a state dict brings it from one to another.
+    | {"swa_lr", "foreach", "fused", "maximize", "capturable", "differentiable", "decoupled_weight_decay"}
+)
+"""Keys of a group that are torch's own, whatever the optimizer."""
+
+
+def _ignored(context: Context) -> Iterator[Hit]:
+    seen: dict[tuple[int, str], list[Group]] = {}
+    for group in context.groups:
+        defaults = _defaults(group.optimizer)
+        torchs = type(group.optimizer).__module__.startswith("torch.optim.")
+        for key, value in group.options.items():
+            # A label is no option. An optimizer that is not torch's may read what it has no default for: of such a one
+            # only what is nearly the name of a default counts.
+            if not isinstance(key, str) or isinstance(value, str) or key in KNOWN or key in defaults:
+                continue
+            if defaults and (torchs or nearest(key, list(defaults), 1)):
+                seen.setdefault((id(group.optimizer), key), []).append(group)
+    for (_, key), groups in seen.items():
+        optimizer = groups[0].optimizer
+        what = f"{type(optimizer).__name__} does not read the option {key!r} of {plural(len(groups), 'group')}"
+        near = nearest(key, sorted(_defaults(optimizer)), 1)
+        if key == "lr_scale":
+            fix = "group['lr'] = lr * group.pop('lr_scale')"
+        elif near:
+            fix = f"group[{near[0]!r}] = group.pop({key!r})"
+        else:
+            fix = f"del group[{key!r}]"
+        yield Hit(tuple(f"{group.place}.{key}" for group in groups), what, fix)
+
+
+def _defaults(optimizer: Any) -> dict[str, Any]:
+    defaults = getattr(optimizer, "defaults", None)
+    return defaults if isinstance(defaults, dict) else {}
+
+
+GROUPS = 32
+"""Groups up to which nothing is said: layer-wise learning rates make as many as there are layers."""
+
+
+def _many_groups(context: Context) -> Iterator[Hit]:
+    for optimizer in context.optimizers:
+        groups = [group for group in context.groups if group.optimizer is optimizer]
+        if len(groups) <= GROUPS:
+            continue
+        kinds = Counter(_options(group) for group in groups)
+        # As many groups as different options need are no fault.
+        if len(groups) > 4 * len(kinds):
+            what = f"{len(groups):,} groups have only {plural(len(kinds), 'set')} of options between them"
+            fix = "optimizer = Optimizer(tp.groups(model, …))  # one group for each set of options"
+            yield Hit(tuple(group.place for group in groups), what, fix)
+
+
+def _options(group: Group) -> tuple[tuple[str, str], ...]:
+    kept = ((key, value) for key, value in group.options.items() if key not in ("params", "param_names"))
+    return tuple(
+        sorted((str(key), repr(value) if isinstance(value, int | float | str | tuple) else "") for key, value in kept)
+    )
+
+
+# --- state ----------------------------------------------------------------------------------
+
+
+def _stale_state(context: Context) -> Iterator[Hit]:
+    import torch
+
+    held = context.held
+    names: list[str] = []
+    for which, optimizer in enumerate(context.optimizers):
+        state = getattr(optimizer, "state", None)
+        if not isinstance(state, dict):
+            continue
+        before = f"optimizers.{which}." if len(context.optimizers) > 1 else ""
+        for place, key in enumerate(state):
+            if isinstance(key, torch.Tensor) and id(key) not in held:
+                entry = context.by_id.get(id(key))
+                names.append(f"{before}state.{place}" if entry is None else entry.name)
+    if names:
+        what = f"the optimizer keeps state for {plural(len(names), 'tensor')} in none of its groups"
+        fix = (
+            "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
+            "for p in [p for p in optimizer.state if id(p) not in held]:\n"
+            "    del optimizer.state[p]"
+        )
+        yield Hit(tuple(names), what, fix)
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+_MODEL = "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n"
+_PLAIN = _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+
+RULES = (
+    Rule(
+        "O101",
+        "not-optimized",
+        "warning",
+        "A trainable parameter in no group of the optimizer",
+        "autograd computes its gradient at every step, and nothing uses it: it never changes",
+        _left_out,
+        _MODEL + "optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)\n",
+        _MODEL + "model[0].requires_grad_(False)\noptimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)\n",
+        "Several optimizers that step one network are given as a list: `tp.audit(model, [muon, adamw])`.",
+    ),
+    Rule(
+        "O102",
+        "stale-parameter",
+        "warning",
+        "A tensor in the optimizer that is no part of the network",
+        "the optimizer steps what the network no longer uses, and the layer that replaced it is not trained",
+        _stale,
+        _PLAIN + "model[1] = nn.Linear(8, 2)\noptimizer.add_param_group({'params': model[1].parameters()})\n",
+        _MODEL + "model[1] = nn.Linear(8, 2)\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
+        "A loss with parameters of its own, in the same optimizer, is found too: audit a module that holds both, or "
+        "suppress it by name.",
+    ),
+    Rule(
+        "O103",
+        "duplicate-parameter",
+        "error",
+        "A tensor that is in the optimizer several times",
+        "it is stepped once for each time, with as many times the learning rate and the decay",
+        _twice,
+        _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "optimizer.param_groups[0]['params'].append(model[0].weight)\n",
+        _PLAIN,
+    ),
+    Rule(
+        "O104",
+        "frozen-with-gradient",
+        "warning",
+        "A frozen parameter in the optimizer with a gradient left over",
+        "the optimizer looks at .grad, not at requires_grad: the next step moves it",
+        _frozen_gradients,
+        _PLAIN + "model(torch.ones(1, 4)).sum().backward()\nmodel[0].requires_grad_(False)\n",
+        _PLAIN + "model(torch.ones(1, 4)).sum().backward()\n"
+        "model[0].requires_grad_(False)\nmodel[0].weight.grad = model[0].bias.grad = None\n",
+        "`tp.freeze` clears the gradients of what it freezes.",
+    ),
+    Rule(
+        "O105",
+        "decayed-norm-or-bias",
+        "note",
+        "Weight decay on norms and biases",
+        "decay is for weights of matrices; on a norm's scale it pulls the layer's output to zero, and it gains nothing",
+        _decayed,
+        _MODEL + "optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)\n",
+        _MODEL + "optimizer = torch.optim.AdamW(\n"
+        "    [\n"
+        "        {'params': [p for p in model.parameters() if p.ndim >= 2], 'weight_decay': 0.01},\n"
+        "        {'params': [p for p in model.parameters() if p.ndim < 2], 'weight_decay': 0.0},\n"
+        "    ]\n"
+        ")\n",
+        "Norms are known by the class of their layer, not by their name.",
+    ),
+    Rule(
+        "O106",
+        "ignored-option",
+        "warning",
+        "An option of a group that the optimizer does not read",
+        "torch accepts any key in a group and reads only those that it knows, so that the option does nothing",
+        _ignored,
+        _MODEL + "optimizer = torch.optim.SGD([{'params': model.parameters(), 'lr_scale': 0.1}], lr=0.1)\n",
+        _MODEL + "optimizer = torch.optim.SGD([{'params': model.parameters(), 'lr': 0.01}], lr=0.1)\n",
+        "Text is a label and left alone, and so is what torch's schedulers write. An optimizer that is not torch's may "
+        "read keys that it has no default for: of such a one only a misspelt default is found. timm's schedulers, and "
+        "no others, apply `lr_scale`: suppress the rule where one of them is used.",
+    ),
+    Rule(
+        "O107",
+        "many-groups",
+        "note",
+        "Many more groups than there are different options",
+        "torch steps each group in a loop of its own, and steps all tensors of one group together: that is lost",
+        _many_groups,
+        "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])\n"
+        "optimizer = torch.optim.SGD([{'params': [p]} for p in model.parameters()], lr=0.1)\n",
+        "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
+    ),
+    Rule(
+        "O108",
+        "stale-state",
+        "warning",
+        "State of the optimizer for a tensor in none of its groups",
+        "it takes memory, and optimizer.state_dict() fails on it with a KeyError",
+        _stale_state,
+        _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
+        "model(torch.ones(1, 4)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n"
+        "model[1].requires_grad_(False)\noptimizer.param_groups[0]['params'] = list(model[0].parameters())\n",
+        _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
+        "model(torch.ones(1, 4)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n",
+    ),
+)

@@ -1,0 +1,137 @@
+"""The least and the greatest value of many tensors, in one pass over their memory.
+
+Two numbers answer what the rules ask of values: one of them is NaN or infinite where any value is, and they are equal
+where all values are. A sketch would tell more, and costs more for a tensor of a few elements than reading it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torchparams.sources._live import dispatches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+Extremes: TypeAlias = "dict[int, tuple[float, float]]"
+"""Least and greatest value by the identity of the tensor; both are NaN where any value is."""
+
+SMALL = 4096
+"""Elements up to which tensors are copied behind each other and reduced in one go: a call costs as much as these."""
+
+TOGETHER = 1 << 22
+"""Elements that are copied behind each other at most."""
+
+SLICE = 1 << 24
+"""Elements of a type of one byte that are widened at a time: torch cannot compare most of them."""
+
+
+def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
+    """The extremes of all tensors of floating point that have values, and the ids of those that could not be read.
+
+    Of a complex tensor the real and imaginary parts count as elements, of a sparse one what is stored. Left out are
+    tensors without values (lazy, on the meta device, of no elements) and those of integers.
+
+    >>> import torch
+    >>> weight = torch.tensor([1.0, 2.0])
+    >>> read_extremes([weight])[0][id(weight)]
+    (1.0, 2.0)
+    """
+    import torch
+
+    found: Extremes = {}
+    unread: set[int] = set()
+    small: dict[torch.dtype, list[tuple[int, torch.Tensor]]] = {}
+    single: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
+    kinds: dict[type, str] = {}
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        for tensor in tensors:
+            kind = kinds.get(type(tensor))
+            if kind is None:
+                kind = kinds[type(tensor)] = _kind(tensor)
+            if kind == "lazy":
+                continue
+            try:
+                dtype = tensor.dtype
+                if not (dtype.is_floating_point or dtype.is_complex) or tensor.is_meta:
+                    continue
+                if kind == "foreign":
+                    unread.add(id(tensor))
+                    continue
+                values = tensor if tensor.layout is torch.strided else _stored(tensor)
+                numel = values.numel()
+                if numel == 0:
+                    continue
+                if numel <= SMALL and values.is_cpu and dtype in (torch.float32, torch.bfloat16, torch.float16):
+                    small.setdefault(dtype, []).append((id(tensor), values.reshape(-1)))
+                    continue
+                least, greatest = _pair(values)
+                single.setdefault((least.device, least.dtype), []).append((id(tensor), least, greatest))
+            except Exception:  # a kind of tensor may refuse any question with any error
+                unread.add(id(tensor))
+        for together in small.values():
+            _reduce(together, found)
+        for pairs in single.values():
+            both = torch.stack([value for _, least, greatest in pairs for value in (least, greatest)])
+            numbers = both.cpu().double().tolist()  # one transfer for all tensors of a device
+            for (identity, _, _), least_of, greatest_of in zip(pairs, numbers[::2], numbers[1::2], strict=True):
+                found[identity] = least_of, greatest_of
+    return found, unread
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        return "lazy"
+    # A class that runs operations by code of its own has its values in other tensors, on other machines perhaps.
+    return "foreign" if dispatches(type(tensor)) else "plain"
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    stored: torch.Tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+    return stored.detach()
+
+
+def _pair(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    if values.element_size() > 1:
+        least, greatest = torch.aminmax(values)
+        return least, greatest
+    pairs = [torch.aminmax(part.float()) for part in torch.split(values.reshape(-1), SLICE)]
+    return torch.stack([pair.min for pair in pairs]).amin(), torch.stack([pair.max for pair in pairs]).amax()
+
+
+def _reduce(tensors: list[tuple[int, torch.Tensor]], found: Extremes) -> None:
+    """Extremes of small tensors of one type."""
+    import numpy as np
+    import torch
+
+    part: list[tuple[int, torch.Tensor]] = []
+    numel = 0
+
+    def flush() -> None:
+        flat: Any = torch.cat([values for _, values in part]).float().numpy()
+        sizes = np.fromiter((values.numel() for _, values in part), np.int64, len(part))
+        starts = np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            least = np.minimum.reduceat(flat, starts).tolist()
+            greatest = np.maximum.reduceat(flat, starts).tolist()
+        for (identity, _), low, high in zip(part, least, greatest, strict=True):
+            found[identity] = low, high
+
+    for pair in tensors:
+        part.append(pair)
+        numel += pair[1].numel()
+        if numel >= TOGETHER:
+            flush()
+            part, numel = [], 0
+    if part:
+        flush()
