@@ -171,6 +171,29 @@ def test_a_byte_flipped_in_a_storage_of_a_zip_is_named_with_its_member(
     assert named == ({"a", "tied"} if in_first else {"b", "part"} if 4 <= place - at.start < 12 else {"b"})
 
 
+DAMAGED = {"a": to_torch(ARRAYS["a"]), "b": to_torch(ARRAYS["b"])}
+WHOLE = {
+    "model.pt": saved(DAMAGED),
+    "deflated.pt": zipped(members_of(saved(DAMAGED)), deflate=True),
+    "legacy.pt": saved(DAMAGED, legacy=True),
+    "model.safetensors": safetensors_bytes(ARRAYS),
+}
+
+
+@given(data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_damage_of_any_kind_is_a_finding_and_no_error(data: st.DataObject, tmp_path_factory: Any) -> None:
+    name = data.draw(st.sampled_from(sorted(WHOLE)))
+    contents = bytearray(WHOLE[name])
+    place = data.draw(st.integers(0, len(contents) - 1))
+    contents[place] ^= data.draw(st.integers(1, 255))
+    path = written(tmp_path_factory.mktemp("damage"), bytes(contents[: data.draw(st.integers(1, 10_000))]), name)
+    for manifest in (None, tp.digest(DAMAGED)):
+        verification = tp.verify(path, manifest)
+        assert len(contents) == os.path.getsize(path) or not verification.ok
+        assert str(verification).endswith(".")
+
+
 # --- without one -----------------------------------------------------------------------------
 
 
@@ -454,19 +477,24 @@ def changed(change: str) -> str:
     return json.dumps(manifest)
 
 
+HINT = "torchparams digest TARGET -o FILE makes one, and torchparams diff compares two checkpoints."
+
 BAD: dict[str, tuple[str, str]] = {
     "no JSON": (
         "{",
         ", byte 1: the manifest is not JSON: expecting property name enclosed in double quotes, found its end",
     ),
-    "an array": ("[]", ": the manifest is an array, not an object"),
+    "an array": (
+        "[{}]",
+        ": not a manifest: it starts with b'[{}]'. " + HINT,
+    ),
     "something else": (
         '{"weight_map": {}}',
-        ": not a manifest: it has no format. torchparams digest TARGET -o manifest.json makes one.",
+        ": not a manifest: it has no format. " + HINT,
     ),
     "another format": (
         changed("m['format'] = 3"),
-        ": not a manifest: its format is the number 3. torchparams digest TARGET -o manifest.json makes one.",
+        ": not a manifest: its format is the number 3. " + HINT,
     ),
     "a key twice": (
         json.dumps(good())[:-1] + ', "digest": ""}',

@@ -41,6 +41,7 @@ _HEXADECIMAL = re.compile(r"[0-9a-f]{64}")
 _KEYS = ("format", "version", "source", "digest", "tensors")
 _TENSOR_KEYS = ("name", "dtype", "shape", "nbytes", "digest", "aliases")
 _MOST = (1 << 64) - 1  # sizes are unsigned 64-bit integers
+_HINT = "torchparams digest TARGET -o FILE makes one, and torchparams diff compares two checkpoints"
 _DIMENSIONS = 1024  # more than any tensor has, and few enough to multiply
 
 
@@ -145,13 +146,13 @@ def read_manifest(path: str) -> tuple[str, dict[str, TensorDigest], str]:
 
 
 def _parse(data: bytes, path: str) -> tuple[str, dict[str, TensorDigest], str]:
+    if data.lstrip(b" \t\r\n")[:1] != b"{":
+        raise FileFormatError(f"not a manifest: it starts with {data[:8]!r}", where=path, hint=_HINT)
     document = as_object(strict(data, "the manifest", path), "the manifest", path)
     made_by = document.get("format")
     if made_by != FORMAT:
         found = "it has no format" if made_by is None else f"its format is {describe(made_by)}"
-        raise FileFormatError(
-            f"not a manifest: {found}", where=path, hint="torchparams digest TARGET -o manifest.json makes one"
-        )
+        raise FileFormatError(f"not a manifest: {found}", where=path, hint=_HINT)
     _refuse_missing(document, _KEYS, "the manifest", path)
     version = document["version"]
     if type(version) is not int or version != VERSION:

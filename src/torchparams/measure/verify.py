@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.threads import ThreadEngine
-from torchparams.errors import FileFormatError
+from torchparams.errors import FileFormatError, LimitExceeded, NotReadable
 from torchparams.info import ParameterInfo
 from torchparams.measure.digest import Digests, chosen
 from torchparams.measure.hashing import encoded_as, tensor_digests
@@ -227,7 +227,7 @@ def verify(
         expected, label = Digests.read(manifest), os.fspath(manifest)
     try:
         params = chosen(x, None, strict=True)
-    except FileFormatError as error:
+    except (FileFormatError, LimitExceeded, NotReadable) as error:
         if not isinstance(x, str | os.PathLike):
             raise
         broken = Check("structure", FAILED, told(error, os.fspath(x)))
