@@ -1,0 +1,209 @@
+"""Reading two tensors in step, and comparing them block by block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.base import Job
+from torchparams.engines.lenient import LenientSource, Unread
+from torchparams.engines.threads import ThreadEngine
+from torchparams.errors import NotReadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy as np
+
+    from torchparams.dtypes import DType
+    from torchparams.engines.base import Block, Engine, Progress
+    from torchparams.info import ParameterInfo
+    from torchparams.sketch.compare import Compared
+    from torchparams.sources.base import Source
+
+    Array = np.ndarray[Any, Any]
+
+Operand = tuple["Source", "ParameterInfo"]
+
+
+def compare_pairs(
+    pairs: Iterable[tuple[str, Operand, Operand]],
+    *,
+    numeric: bool = False,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Compared | Unread]]:
+    """What each pair of tensors of one shape has in common, as it gets done; or why it cannot be had.
+
+    Args:
+        pairs: A key for the result; source and record of the one tensor, and of the other.
+        numeric: Whether values decide, as float64 or whole numbers; else bits do, and the two have one dtype.
+        engine: What runs it; a `ThreadEngine` unless given.
+        progress: Told bytes read and bytes in all.
+
+    Raises:
+        SourceError: A file is damaged, or was written to meanwhile.
+    """
+    lenient: dict[int, LenientSource] = {}
+    jobs: list[Job] = []
+    for key, *operands in pairs:
+        wrapped = [(lenient.setdefault(id(source), LenientSource(source)), info) for source, info in operands]
+        try:
+            jobs.append(Job.of_infos(*wrapped, key=key))
+        except NotReadable as error:
+            yield key, Unread.because(key, error)
+    engine = engine or ThreadEngine()
+    for job, result in engine.run(jobs, lambda job: CompareFold(job, numeric), combined, progress=progress):
+        yield job.key, result
+
+
+class CompareFold:
+    """The fold that compares a job's two tensors.
+
+    Args:
+        job: The two, from a `LenientSource` each.
+        numeric: Whether values decide, or bits.
+    """
+
+    def __init__(self, job: Job, numeric: bool) -> None:
+        self._job = job
+        (_, a), (_, b) = job.operands
+        self._compare = _compare_values(a.dtype, b.dtype) if numeric else _compare_bits(a.dtype)
+
+    def update(self, a: Block, b: Block) -> None:
+        """Compare a block of each."""
+        # Where values cannot be had, what comes has no elements.
+        if len(a.data) and len(b.data):
+            self._compare.update(a, b)
+
+    def finish(self) -> Compared | Unread:
+        """What they have in common, or why it cannot be had."""
+        for source, info in self._job.operands:
+            if isinstance(source, LenientSource) and info.name in source.unread:
+                return Unread(self._job.key, source.unread[info.name].reason)
+        return self._compare.finish()
+
+
+def combined(job: Job, parts: Sequence[Any]) -> Compared | Unread:
+    """What two tensors have in common, from what their parts have."""
+    from torchparams.sketch.compare import Compared
+
+    lost = next((part for part in parts if isinstance(part, Unread)), None)
+    return lost or (parts[0] if len(parts) == 1 else Compared.total(parts))
+
+
+def can_compare_values(a: DType, b: DType) -> bool:
+    """Whether elements of the two types are numbers, and so comparable as such.
+
+    >>> from torchparams.dtypes import DType
+    >>> can_compare_values(DType.of("bf16"), DType.of("int8")), can_compare_values(DType.of("bf16"), DType.of("qint8"))
+    (True, False)
+    """
+    return "opaque" not in (a.kind, b.kind)
+
+
+# --- how two types are compared ------------------------------------------------------------------
+
+
+class _Bits:
+    """Values of one type."""
+
+    def __init__(self, dtype: DType) -> None:
+        from torchparams.sketch.compare import Values, comparison
+
+        self._narrow = dtype.bits < 8
+        self._comparison = comparison(Values.of(dtype))
+        self.finish = self._comparison.finish
+
+    def update(self, a: Block, b: Block) -> None:
+        if self._narrow:
+            self._comparison.update(_unpacked(a), _unpacked(b))
+        else:
+            self._comparison.update(a.data, b.data)
+
+
+def _unpacked(block: Block) -> Array:
+    import numpy as np
+
+    return block.values().view(np.uint8) if block.packed else block.data
+
+
+class _Opaque:
+    """Bits that are not numbers by themselves: counted, and no more."""
+
+    def __init__(self, dtype: DType) -> None:
+        self._width = max(dtype.itemsize, 1)
+        self._changed = 0
+
+    def update(self, a: Block, b: Block) -> None:
+        import numpy as np
+
+        differ = (a.data.reshape(-1, self._width) != b.data.reshape(-1, self._width)).any(1)
+        self._changed += int(np.count_nonzero(differ))
+
+    def finish(self) -> Compared:
+        from torchparams.sketch.compare import Compared
+
+        return Compared(changed=self._changed)
+
+
+class _Numbers:
+    """Values of two types, as numbers of a third in which equal ones have equal bits."""
+
+    def __init__(self, a: DType, b: DType) -> None:
+        from torchparams.sketch.compare import Values, comparison
+
+        self._common = common_type(a, b)
+        self._comparison = comparison(Values.of(self._common))
+        self.finish = self._comparison.finish
+
+    def update(self, a: Block, b: Block) -> None:
+        import numpy as np
+
+        x, y = (as_numbers(block, self._common) for block in (a, b))
+        self._comparison.update(x.view(np.uint8), y.view(np.uint8))
+
+
+def common_type(a: DType, b: DType) -> DType:
+    """The type in which values of two types are compared: int64 or uint64 where one holds both, else a float type.
+
+    >>> from torchparams.dtypes import DType
+    >>> str(common_type(DType.of("bool"), DType.of("int8"))), str(common_type(DType.of("int8"), DType.of("bf16")))
+    ('int64', 'float64')
+    """
+    from torchparams.dtypes import DType
+
+    kinds = {a.kind, b.kind}
+    if "complex" in kinds:
+        return DType.of("complex128")
+    if "float" in kinds:
+        return DType.of("float64")
+    if "uint64" not in (a, b):
+        return DType.of("int64")
+    return DType.of("float64" if "int" in kinds else "uint64")
+
+
+def as_numbers(block: Block, common: DType) -> Array:
+    """The elements of a block in another type; -0.0 as 0.0, and every NaN of the same bits."""
+    import numpy as np
+
+    if block.info.dtype == "complex32":  # which numpy lacks
+        values = block.data.view(np.float16).astype(np.float32).view(np.complex64)
+    else:
+        values = block.values()
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        # ml_dtypes has no way from its types to complex128.
+        wide = values if values.dtype.kind == "c" or common.kind != "complex" else values.astype(np.float64)
+        made: Array = wide.astype(common.numpy)
+    if common.kind in ("float", "complex"):
+        parts = made.view(np.float64)
+        parts += 0.0
+        parts[np.isnan(parts)] = np.nan
+    return made
+
+
+def _compare_bits(dtype: DType) -> _Bits | _Opaque:
+    return _Opaque(dtype) if dtype.kind == "opaque" else _Bits(dtype)
+
+
+def _compare_values(a: DType, b: DType) -> _Numbers | _Opaque:
+    return _Numbers(a, b) if can_compare_values(a, b) else _Opaque(a)

@@ -1,0 +1,501 @@
+"""Two sources compared, tensor by tensor, in one pass over the values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import SelectorError, UnknownName
+from torchparams.measure.comparing import can_compare_values, compare_pairs
+from torchparams.measure.grouping import groups_of
+from torchparams.measure.pairing import Pair, choose, pair, proposal
+from torchparams.parameters import ROWS_SHOWN, Parameters, of
+from torchparams.renames import Renames
+from torchparams.report import to_html, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.engines.lenient import Unread
+    from torchparams.info import ParameterInfo
+    from torchparams.report import Report
+    from torchparams.sketch.compare import Compared
+
+STATUSES = ("identical", "equal", "changed", "shape", "dtype", "only_a", "only_b", "unread")
+"""What can be said of a tensor: see `TensorDiff.status`."""
+
+SAME = ("identical", "equal")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """A tensor of A, of B, or of both, and how the one in B differs from the one in A.
+
+    Numbers are NaN where nothing was compared, and where the bits are not numbers (quantised types).
+
+    Attributes:
+        name: What A calls it; of a tensor of B alone, its name there once that is renamed.
+        status: `identical`, bit for bit; `equal` in value (only with `numeric`); `changed`; `shape` or `dtype` where
+            these differ, so that no element was compared; `only_a`, `only_b`; `unread` where the values cannot be had.
+        a: Its record in A, None where it is not there.
+        b: Its record in B.
+        compared: What was counted and summed up.
+        reason: Why it is unread.
+    """
+
+    name: str
+    status: str
+    a: ParameterInfo | None
+    b: ParameterInfo | None
+    compared: Compared | None = None
+    reason: str = ""
+
+    @property
+    def info(self) -> ParameterInfo:
+        """The record in A, or in B where it is only there."""
+        found = self.a or self.b
+        assert found is not None
+        return found
+
+    @property
+    def numel(self) -> int:
+        """Count of elements."""
+        return self.info.numel
+
+    @property
+    def changed(self) -> int:
+        """Elements that changed."""
+        return 0 if self.compared is None else self.compared.changed
+
+    @property
+    def share(self) -> float:
+        """Share of the elements that changed, from 0 to 1."""
+        if self.compared is None:
+            return math.nan
+        return self.compared.changed / self.numel if self.numel else 0.0
+
+    @property
+    def max(self) -> float | int:
+        """Greatest |b - a|; infinite where an infinity came, went or turned."""
+        return math.nan if self.compared is None or self._opaque else self.compared.max
+
+    @property
+    def relative(self) -> float:
+        """‖b - a‖ / ‖a‖ in L2, of the values that are finite in both."""
+        return math.nan if self.compared is None or self._opaque else self.compared.relative
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two, of the values that are finite in both."""
+        return math.nan if self.compared is None or self._opaque else self.compared.cosine
+
+    @property
+    def nan_a(self) -> int:
+        """Values that are NaN in A only."""
+        return 0 if self.compared is None else self.compared.nan_a
+
+    @property
+    def nan_b(self) -> int:
+        """Values that are NaN in B only."""
+        return 0 if self.compared is None else self.compared.nan_b
+
+    @property
+    def _opaque(self) -> bool:
+        return self.info.dtype.kind == "opaque"
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON takes it."""
+        numbers = self.compared is not None
+        return {
+            "name": self.name,
+            "status": self.status,
+            "a": _side(self.a),
+            "b": _side(self.b),
+            "numel": self.numel,
+            "changed": self.changed if numbers else None,
+            "share": self.share if numbers else None,
+            "max": json_number(self.max) if numbers else None,
+            "relative": json_number(self.relative) if numbers else None,
+            "cosine": json_number(self.cosine) if numbers else None,
+            "nan_a": self.nan_a if numbers else None,
+            "nan_b": self.nan_b if numbers else None,
+            "reason": self.reason or None,
+        }
+
+
+def _side(info: ParameterInfo | None) -> dict[str, Any] | None:
+    if info is None:
+        return None
+    return {"name": info.name, "shape": None if info.shape is None else list(info.shape), "dtype": str(info.dtype)}
+
+
+def json_number(value: float) -> float | int | str:
+    """A number as JSON takes it: the words `nan`, `inf` and `-inf` for what it has no numbers for.
+
+    >>> json_number(0.5), json_number(float("-inf"))
+    (0.5, '-inf')
+    """
+    return value if isinstance(value, int) or math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDiff:
+    """Several tensors together.
+
+    Attributes:
+        name: What the group is called.
+        tensors: How many tensors there are, in A, in B, or in both.
+        differing: How many of them are not the same in both.
+        numel: Elements that were compared.
+        compared: What was counted and summed up of these.
+    """
+
+    name: str
+    tensors: int
+    differing: int
+    numel: int
+    compared: Compared
+
+    @staticmethod
+    def of(name: str, rows: Sequence[TensorDiff]) -> GroupDiff:
+        """The group of some tensors."""
+        from torchparams.sketch.compare import Compared
+
+        with_numbers = [row for row in rows if row.compared is not None]
+        return GroupDiff(
+            name,
+            len(rows),
+            sum(row.status not in SAME for row in rows),
+            sum(row.numel for row in with_numbers),
+            Compared.total(row.compared for row in with_numbers if row.compared is not None),
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the elements that changed, from 0 to 1."""
+        return self.compared.changed / self.numel if self.numel else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The group as JSON takes it."""
+        return {
+            "name": self.name,
+            "tensors": self.tensors,
+            "differing": self.differing,
+            "numel": self.numel,
+            "changed": self.compared.changed,
+            "share": self.share,
+            "max": json_number(self.compared.max),
+            "relative": json_number(self.compared.relative),
+            "cosine": json_number(self.compared.cosine),
+        }
+
+
+SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
+    "name": lambda row: row.name,
+    "numel": lambda row: row.numel,
+    "changed": lambda row: row.changed,
+    "share": lambda row: row.share,
+    "max": lambda row: row.max,
+    "relative": lambda row: row.relative,
+    "cosine": lambda row: row.cosine,
+}
+"""What rows can be ordered by."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How B differs from A; it prints as a table of what differs.
+
+    `found["name"]` is a row; iterating and `len` go over the rows, those of tensors that are the same included.
+
+    Attributes:
+        a, b: What the sources are called.
+        selector: What chose the tensors; None for all.
+        numeric: Whether values decided, or bits.
+        rename: What the names of B were renamed by; None where they were not.
+        proposal: A rename under which more tensors would meet, where none was asked for.
+        rows: A row for each tensor: in A's order, those that B alone has last.
+        by: How they are grouped; None where they are not.
+        groups: Their groups.
+        limit: Most rows that are shown; None for all.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> a = {"w": np.array([3.0, 4.0]), "b": np.zeros(2)}
+    >>> found = tp.diff(a, {"w": np.array([3.0, 3.0]), "b": np.zeros(2)})
+    >>> found.same, found["b"].status, found["w"].share, found["w"].max, found["w"].relative
+    (False, 'identical', 0.5, 1.0, 0.2)
+    """
+
+    a: str
+    b: str
+    selector: str | None
+    numeric: bool
+    rename: Renames | None
+    proposal: Renames | None
+    rows: tuple[TensorDiff, ...]
+    by: tuple[str, ...] | None = None
+    groups: tuple[GroupDiff, ...] = ()
+    limit: int | None = ROWS_SHOWN
+
+    @property
+    def same(self) -> bool:
+        """Whether every tensor is in both, and the same."""
+        return all(row.status in SAME for row in self.rows)
+
+    @property
+    def differing(self) -> tuple[TensorDiff, ...]:
+        """The rows of the tensors that are not the same in both."""
+        return tuple(row for row in self.rows if row.status not in SAME)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many tensors have each status."""
+        found = dict.fromkeys(STATUSES, 0)
+        for row in self.rows:
+            found[row.status] += 1
+        return found
+
+    @cached_property
+    def total(self) -> GroupDiff:
+        """All tensors together."""
+        return GroupDiff.of("total", self.rows)
+
+    def __iter__(self) -> Iterator[TensorDiff]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> TensorDiff:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise UnknownName.among(name, [row.name for row in self.rows], f"{self.a} and {self.b}")
+
+    def sorted(self, by: str) -> Diff:
+        """The same with rows in another order.
+
+        Args:
+            by: `name`, `numel`, `changed`, `share`, `max`, `relative` or `cosine`; descending with `-` before it. What
+                has no such number comes last.
+
+        Raises:
+            SelectorError: It is none of these.
+        """
+        key = _sort_key(by)
+        numbers = [row for row in self.rows if not _is_nan(key(row))]
+        others = [row for row in self.rows if _is_nan(key(row))]
+        return replace(self, rows=(*sorted(numbers, key=key, reverse=by.startswith("-")), *others))
+
+    def report(self) -> Report:
+        """What differs, as tables, and in a line what is the same."""
+        from torchparams.measure.diff_report import report
+
+        return report(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON takes it; of tensors that are the same, the count alone."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "same": self.same,
+            "selector": self.selector,
+            "numeric": self.numeric,
+            "rename": None if self.rename is None else self.rename.to_json(),
+            "proposal": None if self.proposal is None else self.proposal.to_json(),
+            "counts": dict(self.counts),
+            "total": self.total.to_json(),
+            "by": None if self.by is None else list(self.by),
+            "groups": [group.to_json() for group in self.groups],
+            "tensors": [row.to_json() for row in self.differing],
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def _sort_key(by: str) -> Callable[[TensorDiff], Any]:
+    key = by.removeprefix("-")
+    if key not in SORT_KEYS:
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
+    return SORT_KEYS[key]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def diff(
+    a: object,
+    b: object,
+    selector: object = None,
+    *,
+    rename: object = None,
+    numeric: bool = False,
+    by: object = None,
+    sort: str | None = None,
+    limit: int | None = ROWS_SHOWN,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Diff:
+    """How the parameters of B differ from those of A, tensor by tensor, in one pass over the values.
+
+    Tensors go together by name. Of two with one shape and one dtype every element is compared, and its **bits** decide:
+    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. The numbers are taken in float64, of
+    64-bit integers exactly, and are the same wherever the tensors lie and however many threads read them; norms and
+    cosines are over the values that are finite in both. Memory is that of the rows, whatever the size of the sources.
+
+    Of a live model, what a state dict holds is compared: buffers too, but for those that are not saved.
+
+    Args:
+        a: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
+        b: What it is compared with.
+        selector: Which tensors; None for all. Names are A's; a tensor that it hits on either side is compared.
+        rename: What the names of B are called in A, in any spelling of `torchparams.renames`; `auto` for what is
+            proposed where names differ by a wrapper's components or by a prefix.
+        numeric: Let values decide, also across dtypes: as whole numbers where both are (a uint64 with a signed type
+            excepted), else as float64. Then -0.0 is 0.0, and NaN is NaN.
+        by: Sum up by `module`, by `layer` (the name up to and including its first number), by `dtype`, or by the first
+            few components of names, given as their count; or by a selector or a list of them.
+        sort: What to order rows by, `-` before it for descending; see `Diff.sorted`.
+        limit: Most rows of each table that printing shows; None for all.
+        strict: Refuse selectors of which any union branch hits nothing.
+        engine: What runs it; a `ThreadEngine` unless given.
+        progress: Told bytes read and bytes in all.
+
+    Raises:
+        NoMatch: A selector's branch hits nothing, or a pattern of a rename.
+        MismatchError: The rename gives two tensors one name.
+        RenameError: It is not a rename.
+        SourceError: A source cannot be read, or was written to meanwhile.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> base = {"fc.weight": np.ones((2, 2), np.float32), "fc.bias": np.zeros(2, np.float32)}
+    >>> tuned = {"model.fc.weight": base["fc.weight"] * 1.5, "model.fc.bias": base["fc.bias"]}
+    >>> found = tp.diff(base, tuned, rename="auto")
+    >>> [(row.name, row.relative) for row in found.differing]
+    [('fc.weight', 0.5)]
+    """
+    if sort is not None:
+        _sort_key(sort)  # before anything is read
+    mine, yours = _saved(a), _saved(b)
+    infos_a, infos_b = _infos(mine), _infos(yours)
+    where = f"{mine.source.label} and {yours.source.label}"
+    renames, hint = None, None
+    if rename == "auto" if isinstance(rename, str) else rename is None:
+        found = proposal(infos_a, infos_b)
+        renames, hint = (None, found) if rename is None else (found, None)
+    else:
+        renames = Renames.of(rename)
+    pairs = pair(infos_a, infos_b, renames or Renames(), yours.source.label)
+    if selector is not None:
+        pairs = choose(pairs, selector, strict=strict, where=where)
+    rows = _compare(mine, yours, pairs, numeric, engine, progress)
+    grouped = None if by is None else _groups(rows, by, strict, where)
+    made = Diff(
+        a=mine.source.label,
+        b=yours.source.label,
+        selector=None if selector is None else _text(selector),
+        numeric=numeric,
+        rename=renames,
+        proposal=hint,
+        rows=tuple(rows),
+        by=None if grouped is None else grouped[0],
+        groups=() if grouped is None else grouped[1],
+        limit=limit,
+    )
+    return made if sort is None else made.sorted(sort)
+
+
+def _text(selector: object) -> str:
+    from torchparams.selectors import Selector
+
+    return str(Selector.of(selector))
+
+
+def _saved(x: object) -> Parameters:
+    """The table of what a state dict of `x` would hold; a table is taken as it is."""
+    return of(x, buffers=True)
+
+
+def _infos(params: Parameters) -> Mapping[str, ParameterInfo]:
+    infos = params.infos
+    if params.source.format != "module" or all(info.persistent for info in infos.values()):
+        return infos
+    return {name: info for name, info in infos.items() if info.persistent}
+
+
+def _compare(
+    a: Parameters,
+    b: Parameters,
+    pairs: list[Pair],
+    numeric: bool,
+    engine: Engine | None,
+    progress: Progress | None,
+) -> list[TensorDiff]:
+    rows: dict[str, TensorDiff | None] = {}
+    jobs = []
+    for p in pairs:
+        status = _apart(p, numeric)
+        rows[p.name] = None if status is None else TensorDiff(p.name, status, p.a, p.b)
+        if status is None and p.a is not None and p.b is not None:
+            jobs.append((p.name, (a.source, p.a), (b.source, p.b)))
+    by_name = {p.name: p for p in pairs}
+    for name, found in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
+        rows[name] = _row(by_name[name], found, numeric)
+    return [row for row in rows.values() if row is not None]
+
+
+def _apart(p: Pair, numeric: bool) -> str | None:
+    """What keeps two tensors from being compared element by element."""
+    if p.b is None:
+        return "only_a"
+    if p.a is None:
+        return "only_b"
+    if p.a.shape != p.b.shape:
+        return "shape"
+    if p.a.dtype != p.b.dtype and not (numeric and can_compare_values(p.a.dtype, p.b.dtype)):
+        return "dtype"
+    return None
+
+
+def _row(p: Pair, found: Compared | Unread, numeric: bool) -> TensorDiff:
+    from torchparams.engines.lenient import Unread
+
+    if isinstance(found, Unread):
+        return TensorDiff(p.name, "unread", p.a, p.b, reason=found.reason)
+    status = "changed" if found.changed else "equal" if numeric else "identical"
+    return TensorDiff(p.name, status, p.a, p.b, found)
+
+
+def _groups(
+    rows: Iterable[TensorDiff], by: object, strict: bool, where: str
+) -> tuple[tuple[str, ...], tuple[GroupDiff, ...]]:
+    by_name = {row.name: row for row in rows}
+    # A group is of the names in the table, which a tensor of B alone may have by a rename.
+    infos = {name: row.info if row.info.name == name else replace(row.info, name=name) for name, row in by_name.items()}
+    how: tuple[str, ...]
+    names: dict[str, list[str]] = {}
+    if isinstance(by, list | tuple) and len(by) == 1:
+        by = by[0]
+    depth = by if isinstance(by, int) else int(by) if isinstance(by, str) and by.isdecimal() else None
+    if depth is None:
+        how, names = groups_of(infos, by, strict=strict, where=where)
+    else:
+        if depth < 1:
+            raise SelectorError(f"names are grouped by their first component or more, not by {depth}")
+        how = (str(depth),)
+        for name in infos:
+            names.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+    return how, tuple(GroupDiff.of(group, [by_name[name] for name in members]) for group, members in names.items())

@@ -1,0 +1,214 @@
+"""How a difference looks: in a line what there is, then tables of what differs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torchparams.report import (
+    Cell,
+    Column,
+    Gap,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_count,
+    human_shape,
+    plural,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torchparams.info import ParameterInfo
+    from torchparams.measure.diff import Diff, GroupDiff, TensorDiff
+
+_WORDS = {
+    "changed": "changed",
+    "shape": "of another shape",
+    "dtype": "of another dtype",
+    "only_a": "only in A",
+    "only_b": "only in B",
+    "unread": "not compared",
+}
+
+
+def report(diff: Diff) -> Report:
+    """The report of `diff`; see `Diff.report`."""
+    parts: list[Text | Table] = [
+        Text(printable(f"A  {diff.a}"), "title"),
+        Text(printable(f"B  {diff.b}"), "title"),
+    ]
+    if diff.rename is not None and diff.rename:
+        parts.append(Text(printable(f"names of B: {diff.rename}"), "dim"))
+    if diff.groups:
+        parts.append(_group_table(diff))
+    else:
+        changed = [row for row in diff.rows if row.status == "changed"]
+        if changed:
+            parts.append(_changed_table(diff, changed))
+        for status in ("shape", "dtype"):
+            rows = [row for row in diff.rows if row.status == status]
+            if rows:
+                parts.append(_apart_table(_WORDS[status], rows, diff.limit))
+        for status in ("only_a", "only_b"):
+            rows = [row for row in diff.rows if row.status == status]
+            if rows:
+                parts.append(_one_side_table(_WORDS[status], rows, diff.limit))
+        unread = [row for row in diff.rows if row.status == "unread"]
+        if unread:
+            columns = (Column(_WORDS["unread"], style="name", shrink=True), Column("because"))
+            parts.append(Table(columns, _shown(unread, diff.limit, lambda row: (row.name, row.reason))))
+    parts.append(_verdict(diff))
+    if diff.proposal is not None:
+        parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
+    return Report(tuple(parts))
+
+
+def _verdict(diff: Diff) -> Text:
+    if not diff.rows:
+        return Text("nothing to compare: both hold no tensors", "dim")
+    counts, total = diff.counts, diff.total
+    same = "equal in value" if diff.numeric else "identical"
+    many = counts["identical"] + counts["equal"]
+    if diff.same:
+        size = f"{human_count(total.numel)} elements" if total.numel >= 1000 else plural(total.numel, "element")
+        bits = "" if diff.numeric else ", bit for bit"
+        return Text(f"{same}{bits}: {plural(many, 'tensor')}, {size}", "good")
+    parts = [f"{counts[status]:,} {words}" for status, words in _WORDS.items() if counts[status]]
+    return Text(f"{' · '.join(parts)} · {many:,} {same}", "warn")
+
+
+def _shown(
+    rows: Sequence[TensorDiff], limit: int | None, cells: Callable[[TensorDiff], tuple[Cell | str, ...]]
+) -> tuple[Row | Gap, ...]:
+    """Rows for those that are shown; no others are made."""
+    placed = cut([Row((str(i),)) for i in range(len(rows))] if limit is not None else [], limit, "tensors")
+    if limit is None or len(rows) <= limit:
+        return tuple(Row(cells(row)) for row in rows)
+    return tuple(each if isinstance(each, Gap) else Row(cells(rows[int(str(each.cells[0]))])) for each in placed)
+
+
+def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
+    nan = any(row.nan_a or row.nan_b for row in rows)
+    types = any(row.a is not None and row.b is not None and row.a.dtype != row.b.dtype for row in rows)
+    columns = (
+        Column("changed", style="name", shrink=True),
+        Column("shape"),
+        *([Column("dtype", style="dtype")] if types else []),
+        Column("elements", right=True),
+        Column("max |Δ|", right=True, style="number"),
+        Column("rel. L2", right=True, style="number"),
+        Column("cosine", right=True, style="number"),
+        *([Column("NaN in A, B only", right=True)] if nan else []),
+    )
+
+    def cells(row: TensorDiff) -> tuple[Cell | str, ...]:
+        return (
+            row.name,
+            human_shape(row.info.shape),
+            *([_dtypes(row)] if types else []),
+            share(row.changed, row.numel),
+            number(row.max),
+            number(row.relative),
+            cosine(row.cosine),
+            *([Cell(f"{row.nan_a:,}, {row.nan_b:,}", "error" if row.nan_b else "")] if nan else []),
+        )
+
+    shown = _shown(rows, diff.limit, cells)
+    if len(rows) > 1:
+        total, compared = diff.total, diff.total.compared
+        sums = (share(compared.changed, total.numel), number(compared.max), number(compared.relative))
+        last = ("all that was compared", "", *[""] * types, *sums, cosine(compared.cosine), *[""] * nan)
+        shown = (*shown, Row(last, total=True))
+    return Table(columns, shown)
+
+
+def _group_table(diff: Diff) -> Table:
+    columns = (
+        Column("by " + " | ".join(diff.by or ()), style="name", shrink=True),
+        Column("differ", right=True),
+        Column("tensors", right=True),
+        Column("elements", right=True),
+        Column("max |Δ|", right=True, style="number"),
+        Column("rel. L2", right=True, style="number"),
+        Column("cosine", right=True, style="number"),
+    )
+
+    def row(group: GroupDiff, total: bool = False) -> Row:
+        compared = group.compared
+        quiet = not group.differing
+        texts = (
+            f"{group.differing:,}",
+            f"{group.tensors:,}",
+            share(compared.changed, group.numel) if group.numel else "",
+            number(compared.max) if group.numel else "",
+            number(compared.relative) if group.numel else "",
+            cosine(compared.cosine) if group.numel else "",
+        )
+        return Row((group.name, *(Cell(text, "dim") if quiet else text for text in texts)), 0, total)
+
+    rows = cut([row(group) for group in diff.groups], diff.limit, "groups")
+    return Table(columns, (*rows, row(diff.total, total=True)))
+
+
+def _apart_table(title: str, rows: Sequence[TensorDiff], limit: int | None) -> Table:
+    columns = (Column(title, style="name", shrink=True), Column("in A"), Column("in B"))
+    return Table(columns, _shown(rows, limit, lambda row: (row.name, _described(row.a), _described(row.b))))
+
+
+def _one_side_table(title: str, rows: Sequence[TensorDiff], limit: int | None) -> Table:
+    columns = (Column(title, style="name", shrink=True), Column("shape"), Column("dtype", style="dtype"))
+    return Table(columns, _shown(rows, limit, lambda row: (row.name, human_shape(row.info.shape), str(row.info.dtype))))
+
+
+def _described(info: ParameterInfo | None) -> str:
+    return "" if info is None else f"{human_shape(info.shape)} {info.dtype}"
+
+
+def _dtypes(row: TensorDiff) -> str:
+    a, b = row.a, row.b
+    assert a is not None
+    assert b is not None
+    return str(a.dtype) if a.dtype == b.dtype else f"{a.dtype} → {b.dtype}"
+
+
+def share(changed: int, numel: int) -> str:
+    """How many of some elements changed, in percent; 0 % and 100 % are none and all of them, nothing less.
+
+    >>> share(1, 3), share(1, 10**9), share(10**9 - 1, 10**9), share(5, 5)
+    ('33.3 %', '< 0.1 %', '> 99.9 %', '100 %')
+    """
+    if changed == 0:
+        return "0 %"
+    if changed == numel:
+        return "100 %"
+    percent = 100 * changed / numel
+    return "< 0.1 %" if percent < 0.1 else "> 99.9 %" if percent > 99.9 else f"{percent:.1f} %"
+
+
+def number(value: float) -> str:
+    """A number in four digits; an integer that has more in full.
+
+    >>> number(0.000123456), number(2**60 + 1), number(0.0), number(float("nan"))
+    ('0.0001235', '1152921504606846977', '0', '')
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def cosine(value: float) -> str:
+    """A cosine; near 1, how far it is from it.
+
+    >>> cosine(0.5), cosine(1 - 1e-6), cosine(1.0), cosine(-1.0)
+    ('0.50000', '1 - 1.0e-06', '1', '-1')
+    """
+    if math.isnan(value):
+        return ""
+    if value in (1, -1):
+        return f"{value:.0f}"
+    return f"1 - {1 - value:.1e}" if value > 0.9999 else f"{value:.5f}"
