@@ -58,7 +58,8 @@ class Mixture(nn.Module):
 
 def by_hand(model: nn.Module) -> list[dict[str, Any]]:
     """Two groups, by words in the names."""
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (rest if parameter.ndim < 2 or name.endswith("bias") or "norm" in name else decay).append(parameter)

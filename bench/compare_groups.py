@@ -87,8 +87,8 @@ def timm_decay(model: nn.Module) -> tuple[set[str], set[str], nn.Module]:
     """What ours and timm spare."""
     from timm.optim import param_groups_weight_decay
 
-    listed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=listed)
+    listed: Any = getattr(model, "no_weight_decay", tuple)
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=listed())
     spared = {id(tensor) for group in groups if group["weight_decay"] == 0 for tensor in group["params"]}
     return ours(model), {name for name, tensor in model.named_parameters() if id(tensor) in spared}, model
 
