@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from torchparams import testing as testing
     from torchparams.dtypes import DType as DType
     from torchparams.edit.convert import convert as convert
+    from torchparams.edit.index import IndexRepair as IndexRepair
+    from torchparams.edit.index import repair_index as repair_index
+    from torchparams.edit.plan import Plan as Plan
+    from torchparams.edit.save import apply_delta as apply_delta
+    from torchparams.edit.save import delta as delta
+    from torchparams.edit.save import save as save
+    from torchparams.edit.written import Written as Written
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.lint.audit import audit as audit
@@ -71,18 +78,23 @@ _HOMES = {
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
     "Groups": "torchparams.train.groups",
+    "IndexRepair": "torchparams.edit.index",
     "Module": "torchparams.module",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
+    "Plan": "torchparams.edit.plan",
     "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
     "Stats": "torchparams.measure.stats",
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
     "Verification": "torchparams.measure.verify",
+    "Written": "torchparams.edit.written",
+    "apply_delta": "torchparams.edit.save",
     "audit": "torchparams.lint.audit",
     "convert": "torchparams.edit.convert",
     "coverage": "torchparams.train.load",
+    "delta": "torchparams.edit.save",
     "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
@@ -92,7 +104,9 @@ _HOMES = {
     "ls": "torchparams.measure.listing",
     "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
+    "repair_index": "torchparams.edit.index",
     "rule": "torchparams.train.rules",
+    "save": "torchparams.edit.save",
     "show": "torchparams.measure.describe",
     "stats": "torchparams.measure.stats",
     "unfreeze": "torchparams.train.freeze",

@@ -24,6 +24,7 @@ elements `[start, stop)`, in C order, in a memory that does not depend on the si
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
+>>> from torchparams.edit.work import evaluate
 >>> from torchparams.testing import MemorySource
 >>> class Normalised(Expression):
 ...     '''A tensor divided by its norm.'''
@@ -60,9 +61,6 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
     Array = np.ndarray[Any, Any]
-
-GROUP = 4
-"""Elements of less than a byte that a run begins at a multiple of: so many fill whole bytes, of 4 bits and of 6."""
 
 
 class Expression(ABC):
@@ -136,24 +134,6 @@ class Expression(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {list(self.shape)} {self.dtype}: {shorten(self.summary(), 100)}>"
-
-
-def evaluate(x: Expression) -> Array:
-    """All elements of an expression, in its shape: for tests, and for tensors that are small.
-
-    >>> import numpy as np
-    >>> from torchparams.testing import MemorySource
-    >>> evaluate(Stored(MemorySource({"w": np.arange(4).reshape(2, 2)}), "w"))
-    array([[0, 1],
-           [2, 3]])
-    """
-    import numpy as np
-
-    from torchparams.edit.work import Work
-
-    with Work() as work:
-        blocks = [block.copy() for block in work.blocks(x, begin=True)]
-    return (np.concatenate(blocks) if blocks else np.empty(0, x.dtype.numpy)).reshape(x.shape)
 
 
 class Stored(Expression):

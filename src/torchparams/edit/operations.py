@@ -3,7 +3,8 @@
 How to add another is said at the top of `expressions.py`.
 
 >>> import numpy as np
->>> from torchparams.edit.expressions import Stored, evaluate
+>>> from torchparams.edit.expressions import Stored
+>>> from torchparams.edit.work import evaluate
 >>> from torchparams.testing import MemorySource
 >>> w = Stored(MemorySource({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}), "w")
 >>> evaluate(Concat([Slice(w, 1, 2, 3), w], dim=1))

@@ -6,7 +6,6 @@ from math import lcm
 from typing import TYPE_CHECKING, Any, Self
 
 from torchparams.edit._casts import Losses
-from torchparams.edit.expressions import GROUP
 from torchparams.engines._read import Files, Reader
 
 if TYPE_CHECKING:
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from torchparams.edit.expressions import Expression, Stored
 
     Array = np.ndarray[Any, Any]
+
+GROUP = 4
+"""Elements of less than a byte that a run begins at a multiple of: so many fill whole bytes, of 4 bits and of 6."""
 
 BLOCK_BYTES = 1 << 19
 """Bytes of an operand that are read at once: with what is made of them, they stay in a second-level cache."""
@@ -154,6 +156,23 @@ def block_of(x: Expression, block_bytes: int = BLOCK_BYTES, most: int | None = N
         count = min(count, max(most // max(x.footprint, 1), 1))
     step = lcm(GROUP, *(part.granule for part in x.walk()))
     return max(count // step, 1) * step
+
+
+def evaluate(x: Expression) -> Array:
+    """All elements of an expression, in its shape: for tests, and for tensors that are small.
+
+    >>> import numpy as np
+    >>> from torchparams.edit.expressions import Stored
+    >>> from torchparams.testing import MemorySource
+    >>> evaluate(Stored(MemorySource({"w": np.arange(4).reshape(2, 2)}), "w"))
+    array([[0, 1],
+           [2, 3]])
+    """
+    import numpy as np
+
+    with Work() as work:
+        blocks = [block.copy() for block in work.blocks(x, begin=True)]
+    return (np.concatenate(blocks) if blocks else np.empty(0, x.dtype.numpy)).reshape(x.shape)
 
 
 def _packed_bytes(leaf: Stored) -> Array:

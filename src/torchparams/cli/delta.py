@@ -1,0 +1,48 @@
+"""`torchparams delta`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchparams.cli.app import AsJson, Select, app, show
+from torchparams.cli.convert import DryRun, Force, Memory, Source
+
+
+@app.command()
+def delta(
+    base: Source,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="The checkpoint that came of the base.", show_default=False),
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="DELTA", help="A file that ends in .safetensors.", show_default=False)
+    ],
+    select: Select = None,
+    memory: Memory = "256MiB",
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write only the tensors of a checkpoint that differ from its base in a bit.
+
+    torchparams apply makes the whole checkpoint of the two again.
+
+    \b
+    Examples:
+      torchparams delta base.safetensors tuned.safetensors delta.safetensors
+      torchparams delta base/ tuned/ delta.safetensors -s 'layers.{20..31}.**'
+      torchparams apply base.safetensors delta.safetensors tuned-again.safetensors
+    """
+    from torchparams.edit.save import delta as planned
+    from torchparams.render.progress import progress
+
+    plan = planned(source, base, target, select, memory=memory, overwrite=force)
+    if dry_run:
+        show(plan, as_json)
+        return
+    with progress("writing") as tell:
+        written = plan.run(tell)
+    show(written, as_json)

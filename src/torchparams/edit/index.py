@@ -1,0 +1,191 @@
+"""The index of a set of shards, made anew from what the shards hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams import limits
+from torchparams.edit._safetensors_out import index_of
+from torchparams.edit.write import replace_file, telling
+from torchparams.errors import FileFormatError, PlanError, SourceError
+from torchparams.report import Report, Text, human_bytes, plural, printable, to_html, to_text
+from torchparams.sources.base import FORMATS, open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[^.]+)")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, repr=False)
+class IndexRepair:
+    """What `repair_index` has done.
+
+    Attributes:
+        path: The index.
+        shards: Count of shards.
+        tensors: Count of names in them.
+        total_size: Bytes of their tensors.
+        changes: What the index said otherwise; empty where it was right, and was left as it is.
+    """
+
+    path: str
+    shards: int
+    tensors: int
+    total_size: int
+    changes: tuple[str, ...]
+
+    def report(self) -> Report:
+        """What was changed, line by line."""
+        parts = [
+            Text(
+                printable(
+                    f"{self.path}: {plural(self.tensors, 'tensor')} in {plural(self.shards, 'shard')}, "
+                    f"{human_bytes(self.total_size)}"
+                ),
+                "title",
+            )
+        ]
+        parts += [Text(printable(change)) for change in self.changes] or [Text("the index is right", "good")]
+        return Report(tuple(parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The repair as JSON takes it."""
+        return {
+            "path": self.path,
+            "shards": self.shards,
+            "tensors": self.tensors,
+            "total_size": self.total_size,
+            "changes": list(self.changes),
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> IndexRepair:
+    """Write the index of the numbered shards in a directory anew, from their headers.
+
+    Tensors that the index lacks or puts elsewhere, an index that is not there or is no JSON, a wrong `total_size`: all
+    come right. What else its `metadata` says is kept. Shards that are missing cannot be made up, and are an error.
+
+    Args:
+        path: The directory.
+        dry_run: Only say what would change.
+
+    Raises:
+        SourceError: There are no shards, or shards of several checkpoints.
+        FileFormatError: A shard is missing or damaged, or two hold one name.
+        WriteError: The disk said no. The index is as it was.
+
+    >>> import numpy as np, os, tempfile
+    >>> import torchparams as tp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     weights = {name: np.zeros(4, np.float32) for name in "ab"}
+    ...     _ = tp.convert(weights, f"{folder}/", max_shard_size=16).run()
+    ...     os.remove(f"{folder}/model.safetensors.index.json")
+    ...     tp.repair_index(folder).changes
+    ('there was no index',)
+    """
+    folder = os.fspath(path)
+    if not os.path.isdir(folder):
+        raise PlanError("shards and their index are a directory", where=folder, hint="name the directory")
+    stem, suffix, names = _shards(folder)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file in names:
+        source = open_file(os.path.join(folder, file), formats=tuple(f for f in FORMATS if f.name != "sharded index"))
+        for info in source.infos().values():
+            total += info.nbytes
+            for name in (info.name, *info.aliases):
+                if name in weight_map:
+                    raise FileFormatError(f"{name!r} is in {weight_map[name]!r} and in {file!r}", where=folder)
+                weight_map[name] = file
+        source.close()
+    place = os.path.join(folder, f"{stem}{suffix}.index.json")
+    old, problem = _read(place)
+    changes = [problem] if problem else _changes(old, weight_map, total)
+    metadata = old.get("metadata") if isinstance(old.get("metadata"), dict) else None
+    if changes and not dry_run:
+        with telling(place):
+            replace_file(place, index_of(weight_map, total, metadata or {}))
+    return IndexRepair(place, len(names), len(weight_map), total, tuple(changes))
+
+
+def _shards(folder: str) -> tuple[str, str, list[str]]:
+    sets: dict[tuple[str, str, str], list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        match = _SHARD.fullmatch(name)
+        if match and match["suffix"] in _SUFFIXES:
+            sets.setdefault((match["stem"], match["count"], match["suffix"]), []).append(name)
+    if len(sets) != 1:
+        shown = [f"{stem}-*-of-{count}{suffix}" for stem, count, suffix in sets]
+        raise SourceError(
+            f"there are shards of {len(sets)} checkpoints" if sets else "there are no numbered shards",
+            where=folder,
+            exists=", ".join(shown) or None,
+            hint="move all but one away" if sets else "shards are called model-00001-of-00002.safetensors, …",
+        )
+    ((stem, count, suffix), names) = next(iter(sets.items()))
+    there = set(names)
+    missing = [
+        name
+        for name in (f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1))
+        if name not in there
+    ]
+    if missing or len(names) != int(count):
+        raise FileFormatError(
+            f"{len(missing)} of {int(count)} shards are not there: {', '.join(missing[:_SHOWN])}"
+            + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""),
+            where=folder,
+            hint="an index can be made anew, and a shard cannot",
+        )
+    return stem, suffix, names
+
+
+def _read(path: str) -> tuple[dict[str, Any], str]:
+    """The index as it is, and what is wrong with it as a whole."""
+    try:
+        if os.path.getsize(path) > limits.INDEX_BYTES:
+            return {}, "the index was longer than any is"
+        with open(path, "rb") as file:
+            index = json.loads(file.read())
+    except FileNotFoundError:
+        return {}, "there was no index"
+    except OSError as error:
+        raise SourceError(error.strerror or str(error), where=path) from None
+    except (ValueError, RecursionError):
+        return {}, "the index was no JSON"
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        return index if isinstance(index, dict) else {}, "the index had no weight_map"
+    return index, ""
+
+
+def _changes(old: Mapping[str, Any], weight_map: Mapping[str, str], total: int) -> list[str]:
+    was = old["weight_map"]
+    lists = {
+        "added": [name for name in weight_map if name not in was],
+        "removed, as no shard holds them": [name for name in was if name not in weight_map],
+        "moved to the shard that holds them": [n for n, file in weight_map.items() if n in was and was[n] != file],
+    }
+    changes = [
+        f"{plural(len(names), 'tensor')} {what}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
+        for what, names in lists.items()
+        if names
+    ]
+    metadata = old.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if stated != total:
+        changes.append(f"total_size: {total}, and it was {'missing' if stated is None else stated}")
+    return changes
