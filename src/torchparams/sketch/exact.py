@@ -24,12 +24,15 @@ def ratio(numerator: int, denominator: int, exponent: int) -> float:
 
 
 def root(numerator: int, denominator: int, exponent: int) -> float:
-    """sqrt(numerator / denominator) · 2^exponent, within one unit in the last place.
+    """sqrt(numerator / denominator) · 2^exponent, rounded once.
 
     >>> root(2, 1, 0) == 2**0.5
     True
     """
-    # 128 bits of quotient leave 64 of root, more than a float64 has.
+    # 128 bits of quotient leave 64 of root, more than a float64 has; one more says that the root goes on.
     shift = max(128 + denominator.bit_length() - numerator.bit_length(), 0)
     shift += shift & 1
-    return ratio(math.isqrt((numerator << shift) // denominator), 1, exponent - shift // 2)
+    quotient, rest = divmod(numerator << shift, denominator)
+    whole = math.isqrt(quotient)
+    more = 1 if rest or whole * whole != quotient else 0
+    return ratio(whole << 1 | more, 1, exponent - shift // 2 - 1)

@@ -370,7 +370,7 @@ class Sketch:
         return ratio(self.sums[0], self.finite, self.unit)
 
     def std(self, correction: int = 1) -> float:
-        """Standard deviation of the finite values, within one unit in the last place.
+        """Standard deviation of the finite values, rounded once.
 
         sqrt((n·Σx² - (Σx)²) / (n·(n - correction))), in integers up to the root: nothing cancels.
 
@@ -389,7 +389,7 @@ class Sketch:
 
     @property
     def l2(self) -> float:
-        """Root of the sum of the squares of the finite values, within one unit in the last place."""
+        """Root of the sum of the squares of the finite values, rounded once."""
         return root(self.sums[2], 1, self.unit)
 
     @property
@@ -411,7 +411,7 @@ class Sketch:
             order = np.argsort(values, kind="stable")
             values = values[order]
             if not self._coding.exact and len(values) and self._min is not None and self._max is not None:
-                values = np.clip(values, self._min, self._max)
+                values = np.minimum(np.maximum(values, float(self._min)), float(self._max))
             found = self._derived["ordered"] = values, np.cumsum(counts[order], dtype=np.uint64)
         return found
 
