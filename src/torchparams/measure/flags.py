@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from torchparams.report import human_count, plural
@@ -170,6 +169,17 @@ def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
                 "scale",
                 f"its std {row.std:.3g} is {how} the {usual:.3g} of its {count} nearest siblings {role}",
             )
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle one of numbers, or the mean of the two (of the module `statistics`, which is slow to import).
+
+    >>> median([3, 1, 2]), median([4, 1, 2, 3])
+    (2, 2.5)
+    """
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def kinds_of(flags: Iterable[Flag]) -> dict[str, int]:
