@@ -166,8 +166,10 @@ class _Matching:
 
         missing = {name: info for name, info in self.wanted.items() if name not in found}
         mismatched: dict[str, Item] = {}
-        for name, sources in found.items():
-            item = self._judge(name, sources, have)
+        for name in self.wanted:
+            if name not in found:
+                continue
+            item = self._judge(name, found[name], have)
             if item.source is not None and name not in self._loaded:
                 mismatched[name] = item
         extra = modules_with_extra_state(self.module)

@@ -1,0 +1,418 @@
+"""Loading in place: against load_state_dict, dtype by dtype, and what must not change."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import torchparams as tp
+from torchparams.errors import MismatchError, NoMatch, NotReadable, TruncatedFile, UnsupportedSource
+from torchparams.train import _transfer
+from torchparams.train.load import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+OTHERS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.bool, torch.uint8, torch.int16, torch.int64]
+
+
+class Net(nn.Module):
+    mask: torch.Tensor
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, dtype=dtype)
+        self.norm = nn.BatchNorm2d(4, dtype=dtype)
+        self.head = nn.Linear(4, 2, dtype=dtype)
+        self.register_buffer("mask", torch.ones(2), persistent=False)
+
+
+class Holder(nn.Module):
+    """One parameter of any kind."""
+
+    w: nn.Parameter
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(value, requires_grad=False)
+
+
+def trained(model: Any) -> Any:
+    """The same model, with values that tell its tensors apart."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape))
+    return model
+
+
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    theirs = other.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def source_of(model: nn.Module, kind: str, folder: Path) -> Any:
+    state = model.state_dict()
+    if kind == "safetensors":
+        save_file(state, folder / "m.safetensors")
+        return folder / "m.safetensors"
+    if kind in ("zip", "legacy"):
+        torch.save(state, folder / "m.pt", _use_new_zipfile_serialization=kind == "zip")
+        return str(folder / "m.pt")
+    if kind == "numpy":
+        return {name: value.numpy() for name, value in state.items()}
+    return {"mapping": state, "model": model, "table": tp.of(model, buffers=True)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "numpy", "mapping", "model", "table"])
+def test_every_source_fills_the_model(kind: str, tmp_path: Path) -> None:
+    source, model = trained(Net()), Net()
+    mask = model.mask
+    found = load(model, source_of(source, kind, tmp_path))
+    assert found.complete
+    assert list(found.loaded) == [
+        "conv.weight",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+        "head.weight",
+        "head.bias",
+    ]
+    assert_same(model, source)
+    assert model.mask is mask
+    assert model.mask.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "mapping"])
+def test_parameters_stay_the_objects_that_they_are(kind: str, tmp_path: Path) -> None:
+    model = Net()
+    model.conv.weight.requires_grad_(False)
+    before = {name: (tensor, tensor.data_ptr(), tensor.requires_grad) for name, tensor in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    load(model, source_of(trained(Net()), kind, tmp_path))
+    for name, tensor in model.named_parameters():
+        was, address, requires_grad = before[name]
+        assert tensor is was
+        assert tensor.data_ptr() == address
+        assert tensor.requires_grad == requires_grad
+        assert tensor.is_leaf
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS], ids=str)
+def test_every_dtype_comes_bit_by_bit(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+    values = torch.randint(0, 2, (3, 5)).to(dtype)
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".pt":
+        torch.save({"w": values}, path)
+    else:
+        save_file({"w": values}, path)
+    model = Holder(torch.zeros(3, 5, dtype=dtype))
+    load(model, path)
+    assert torch.equal(model.w.view(torch.uint8), values.view(torch.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", None])
+@pytest.mark.parametrize("given", FLOATS, ids=str)
+@pytest.mark.parametrize("wanted", FLOATS, ids=str)
+def test_floats_are_cast_as_copy_does(
+    given: torch.dtype, wanted: torch.dtype, suffix: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transfer, "_SERIAL", 16)
+    monkeypatch.setattr(_transfer, "CAST_BYTES", 64)
+    values = torch.randn(70, 5).to(given)
+    values[0] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1e-7]).to(given)
+    x: Any = {"w": values, "odd": torch.zeros(1, dtype=torch.uint8)}
+    if suffix is not None:
+        x = tmp_path / f"m{suffix}"
+        if suffix == ".pt":
+            torch.save({"w": values}, x)
+        else:
+            save_file({"a": torch.zeros(3, dtype=torch.uint8), "w": values}, x)
+    model = Holder(torch.zeros(70, 5, dtype=wanted))
+    found = load(model, tp.of(x).select("w"))
+    assert torch.equal(model.w.isnan(), values.isnan())
+    assert torch.equal(model.w.nan_to_num(), values.to(wanted).nan_to_num())
+    expected = {} if given == wanted else {"w": f"{given} → {wanted}".replace("torch.", "")}
+    assert found.cast == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (torch.float32, torch.int64),
+        (torch.complex64, torch.float32),
+        (torch.float32, torch.complex64),
+        (torch.int64, torch.int32),
+        (torch.int64, torch.float32),
+        (torch.int8, torch.uint8),
+        (torch.bool, torch.uint8),
+    ],
+)
+def test_other_casts_are_mismatches(given: torch.dtype, wanted: torch.dtype) -> None:
+    model = Holder(torch.ones(3, dtype=wanted))
+    with pytest.raises(MismatchError) as caught:
+        load(model, {"w": torch.zeros(3, dtype=given)})
+    names = f"dtype {given}, not {wanted}".replace("torch.", "")
+    assert str(caught.value) == (f"dict → Holder: 1 mismatched: 'w' ({names}). 0 tensors fit, and nothing was changed.")
+    assert torch.equal(model.w, torch.ones(3, dtype=wanted))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(torch.int8, torch.int32), (torch.uint8, torch.int16)])
+def test_integers_are_cast_into_wider_ones(given: torch.dtype, wanted: torch.dtype) -> None:
+    model = Holder(torch.ones(2, dtype=wanted))
+    load(model, {"w": torch.tensor([1, 100]).to(given)})
+    assert model.w.tolist() == [1, 100]
+
+
+def test_no_cast_is_made_that_was_not_allowed() -> None:
+    with pytest.raises(MismatchError, match="'w' \\(dtype float64, not float32\\)"):
+        load(Holder(torch.zeros(2)), {"w": torch.zeros(2, dtype=torch.float64)}, cast=False)
+
+
+def test_packed_floats_are_unpacked(tmp_path: Path) -> None:
+    from torchparams.testing import MemorySource
+
+    values = np.array([0.5, 1.0, -6.0], np.float32)
+    dtype = tp.DType.of("F4")
+    model = Holder(torch.zeros(3, dtype=torch.bfloat16))
+    load(model, MemorySource({"w": values.astype(dtype.numpy)}))
+    assert model.w.tolist() == [0.5, 1.0, -6.0]
+    header = b'{"w":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes([0x21, 0x43]))
+    model = Holder(torch.zeros(4))
+    load(model, path)
+    assert model.w.tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("most", [1 << 20, 64])
+def test_a_target_that_is_not_contiguous(
+    dtype: torch.dtype, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transfer, "BUFFER_BYTES", most)
+    values = torch.randn(6, 3, 2, 2)
+    save_file({"w": values}, tmp_path / "m.safetensors")
+    model = Holder(torch.zeros(6, 3, 2, 2, dtype=dtype).to(memory_format=torch.channels_last))
+    strides = model.w.stride()
+    load(model, tmp_path / "m.safetensors")
+    assert torch.equal(model.w, values.to(dtype))
+    assert model.w.stride() == strides
+
+
+def test_views_in_a_file_come_as_they_show(tmp_path: Path) -> None:
+    base = torch.randn(4, 6)
+    torch.save(
+        {"a": base[:, ::2], "b": base.T, "c": base[1], "d": torch.zeros(1).expand(5), "e": base[0, 0]},
+        tmp_path / "m.pt",
+    )
+    model = nn.ParameterDict(
+        {"a": torch.zeros(4, 3), "b": torch.zeros(6, 4), "c": torch.zeros(6), "d": torch.ones(5), "e": torch.zeros(())}
+    )
+    load(model, tmp_path / "m.pt")
+    assert torch.equal(model["a"], base[:, ::2])
+    assert torch.equal(model["b"], base.T)
+    assert torch.equal(model["c"], base[1])
+    assert model["d"].tolist() == [0] * 5
+    assert model["e"] == base[0, 0]
+
+
+def test_no_elements_and_scalars(tmp_path: Path) -> None:
+    state = {"a": torch.zeros(0, 3), "b": torch.tensor(2.5), "c": torch.zeros(2, 0, dtype=torch.float64)}
+    save_file(state, tmp_path / "m.safetensors")
+    model = nn.ParameterDict({"a": torch.zeros(0, 3), "b": torch.tensor(0.0), "c": torch.zeros(2, 0)})
+    found = load(model, tmp_path / "m.safetensors")
+    assert found.complete
+    assert model["b"].item() == 2.5
+
+
+def test_large_tensors_are_read_in_parts_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_transfer, "PIECE_BYTES", 128)
+    monkeypatch.setattr(_transfer, "processors", lambda: 3)
+    state = {f"p{i}": torch.randn(7 * i, 11) for i in range(9)}
+    torch.save(state, tmp_path / "m.pt")
+    model = nn.ParameterDict({name: torch.zeros_like(value) for name, value in state.items()})
+    seen: list[tuple[int, int]] = []
+    load(model, tmp_path / "m.pt", progress=lambda done, total: seen.append((done, total)))
+    for name, value in state.items():
+        assert torch.equal(model[name], value)
+    total = sum(value.nbytes for value in state.values())
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+def test_autograd_is_told() -> None:
+    model = nn.Linear(2, 2)
+    source = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+    out = (model(torch.ones(1, 2, requires_grad=True)) ** 2).sum()
+    load(model, source)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_autograd_is_told_of_what_is_read_from_a_file(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, tmp_path / "m.safetensors")
+    model = nn.Linear(2, 2)
+    out = (model(torch.ones(1, 2, requires_grad=True)) ** 2).sum()
+    load(model, tmp_path / "m.safetensors")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+    assert model.weight.grad is None or not model.weight.grad.isnan().any()
+
+
+# --- meta and lazy ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "mapping"])
+def test_a_model_on_the_meta_device_gets_memory_and_keeps_its_parameters(kind: str, tmp_path: Path) -> None:
+    source = trained(Net())
+    with torch.device("meta"):
+        model = Net()
+    model.head.weight.requires_grad_(False)
+    model.head.bias.tag = "kept"  # type: ignore[attr-defined]  # an attribute of the user's
+    objects = dict(model.named_parameters())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    found = load(model, source_of(source, kind, tmp_path))
+    assert_same(model, source)
+    for name, parameter in model.named_parameters():
+        assert parameter is objects[name]
+        assert parameter.device.type == "cpu"
+    assert not model.head.weight.requires_grad
+    assert model.head.bias.tag == "kept"  # type: ignore[attr-defined]  # as above
+    assert found.notes == ("still on the meta device: mask; they were not loaded, and have no values",)
+    model.mask = torch.ones(2)
+    model.head(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.head.bias, source.head.bias)
+
+
+def test_ties_on_the_meta_device_stay() -> None:
+    with torch.device("meta"):
+        model = nn.ModuleDict({"a": nn.Embedding(3, 2), "b": nn.Linear(2, 3, bias=False)})
+        model["b"].weight = model["a"].weight
+    load(model, {"a.weight": torch.ones(3, 2)})
+    assert model["a"].weight is model["b"].weight
+    assert model["b"].get_parameter("weight").tolist() == [[1, 1]] * 3
+
+
+def test_a_tensor_on_the_meta_device_that_something_refers_to_weakly() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 1)
+    here = weakref.ref(model.weight)
+    with pytest.raises(NotReadable) as caught:
+        load(model, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    assert str(caught.value).startswith("weight cannot be moved from the meta device: Cannot swap t1 because")
+    assert str(caught.value).endswith("call model.to_empty(device='cpu') first, before an optimizer is made.")
+    assert here() is model.weight
+
+
+def test_lazy_parameters_take_the_shape_of_what_is_loaded() -> None:
+    model = nn.LazyLinear(2)
+    weight = model.weight
+    load(model, {"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    assert model.weight is weight
+    assert model(torch.ones(1, 3)).tolist() == [[3, 3]]
+
+
+def test_values_on_the_meta_device_are_none() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(MismatchError, match="'weight' \\(it is on the meta device, which holds no values\\)"):
+        load(model, {"weight": torch.zeros(1, 2, device="meta"), "bias": torch.zeros(1)})
+
+
+# --- one model's parameters exchanged --------------------------------------------------------------
+
+
+def test_a_model_from_itself() -> None:
+    model = trained(Net())
+    copy = {name: value.clone() for name, value in model.state_dict().items()}
+    load(model, model.state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, copy[name])
+
+
+@pytest.mark.parametrize("numpy", [False, True])
+def test_parameters_of_one_model_can_be_exchanged(numpy: bool) -> None:
+    model = nn.ParameterDict({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])})
+    x: dict[str, Any] = {"a": model["b"].detach(), "b": model["a"].detach()}
+    load(model, {name: value.numpy() for name, value in x.items()} if numpy else x)
+    assert model["a"].tolist() == [3, 4]
+    assert model["b"].tolist() == [1, 2]
+
+
+def test_views_of_one_memory_can_be_exchanged() -> None:
+    memory = torch.arange(6.0)
+    model = nn.ParameterDict({"a": nn.Parameter(memory[:3]), "b": nn.Parameter(memory[3:])})
+    load(model, {"a": memory[1:4], "b": memory.numpy()[0:3]})
+    assert memory.tolist() == [1, 2, 3, 0, 1, 2]
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+def test_nothing_changes_when_something_does_not_fit(tmp_path: Path) -> None:
+    model = Net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = trained(Net()).state_dict()
+    state["head.bias"] = torch.zeros(3)
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(MismatchError) as caught:
+        load(model, tmp_path / "m.safetensors")
+    assert str(caught.value) == (
+        f"{tmp_path}/m.safetensors → Net: 1 mismatched: 'head.bias' (shape [3], not [2]). "
+        "8 tensors fit, and nothing was changed. strict=False loads what fits."
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_error_on_the_way_says_what_was_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"a": torch.ones(1000), "b": torch.ones(2000)}, path)
+    source = tp.of(path)
+    with open(path, "r+b") as file:
+        file.truncate(6000)
+    model = nn.ParameterDict({"a": torch.zeros(1000), "b": torch.zeros(2000)})
+    with pytest.raises(TruncatedFile) as caught:
+        load(model, source)
+    assert "the file ends at byte 6000, within the tensor 'b'" in str(caught.value)
+    assert caught.value.__notes__ == [
+        "the model is partly loaded: 0 tensors of 2 hold the new values; these hold old ones, or some of both: a, b"
+    ]
+
+
+def test_only_a_live_model_can_be_loaded_into() -> None:
+    with pytest.raises(UnsupportedSource) as caught:
+        load({"w": torch.zeros(1)}, nn.Linear(1, 1))
+    assert str(caught.value) == (
+        "dict: load works on a live model, and this is a mapping. give the nn.Module, or a Parameters of it."
+    )
+
+
+def test_a_selector_that_hits_nothing() -> None:
+    with pytest.raises(NoMatch):
+        load(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "heads.**")
+
+
+def test_sparse_expanded_and_wrapped_tensors_are_mismatches(tmp_path: Path) -> None:
+    model = nn.ParameterDict({"a": torch.zeros(2), "b": torch.zeros(2)})
+    torch.save({"a": torch.zeros(2).to_sparse(), "b": torch.zeros(2)}, tmp_path / "m.pt")
+    found = tp.coverage(model, tmp_path / "m.pt")
+    assert found.mismatched["a"].note == "it is sparse or quantised, and not read here"
+    found = tp.coverage(model, {"a": torch.zeros(2).to_sparse(), "b": torch.zeros(2)})
+    assert found.mismatched["a"].note == "it is sparse (torch.sparse_coo)"
+    expanded = Holder(torch.zeros(1).expand(3))
+    found = tp.coverage(expanded, {"w": torch.zeros(3)})
+    assert found.mismatched["w"].note == "the model's is expanded: several of its elements are one in memory"
