@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchparams as tp
+from torchparams.errors import NoMatch, OptionError, SelectorError
+from torchparams.train.depth import blocks_of, number_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Mixer(nn.Module):
+    """A block with layers in it, in attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2)
+        self.fc = nn.Linear(2, 2)
+
+
+class Deep(nn.Module):
+    """A block with a block in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2)
+        self.mixer = Mixer()
+        self.mlp = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+
+
+def module(**parts: nn.Module) -> nn.Module:
+    made = nn.Module()
+    for name, part in parts.items():
+        made.add_module(name, part)
+    return made
+
+
+def depth_of(model: nn.Module, depth: Any = None) -> dict[str, int]:
+    """The depth of every parameter."""
+    groups = tp.groups(model, lr=1.0, layer_decay=0.5, depth=depth)
+    found = {name: origin.depth for name, origin in groups.origins.items()}
+    assert all(at is not None for at in found.values())
+    return {name: int(at or 0) for name, at in found.items()}
+
+
+def first_depths(model: nn.Module, depth: Any = None, components: int = 2) -> dict[str, int]:
+    """The depth of what begins with the same components, which has to be one."""
+    found: dict[str, int] = {}
+    for name, at in depth_of(model, depth).items():
+        key = ".".join(name.split(".")[:components])
+        assert found.setdefault(key, at) == at
+    return found
+
+
+def transformer(blocks: int = 3, block: Callable[[], nn.Module] = Deep) -> nn.Module:
+    model = module(
+        embed=nn.Embedding(5, 2),
+        blocks=nn.ModuleList(block() for _ in range(blocks)),
+        norm=nn.LayerNorm(2),
+        head=nn.Linear(2, 5),
+    )
+    model.register_parameter("cls_token", nn.Parameter(torch.zeros(1, 1, 2)))
+    return model
+
+
+# --- the rate ---------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_by_the_factor_from_one_depth_to_the_one_before() -> None:
+    groups = tp.groups(transformer(), tp.rule("head.**", lr=3.0), lr=1.0, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert rates["cls_token"] == rates["embed.weight"] == 0.5**4
+    assert [rates[f"blocks.{n}.norm.weight"] for n in range(3)] == [0.5**3, 0.5**2, 0.5]
+    assert rates["norm.weight"] == 1.0
+    assert rates["head.weight"] == 3.0
+    assert len(groups) == 6
+
+
+def test_a_factor_of_one_changes_nothing() -> None:
+    assert {group["lr"] for group in tp.groups(transformer(), lr=0.1, layer_decay=1)} == {0.1}
+
+
+def test_freezing_does_not_change_the_rates_of_the_rest() -> None:
+    model = transformer()
+    rates = {n: g["lr"] for g in tp.groups(model, lr=1.0, layer_decay=0.5) for n in g["param_names"]}
+    model.get_submodule("head").requires_grad_(False)
+    model.get_submodule("embed").requires_grad_(False)
+    left = {n: g["lr"] for g in tp.groups(model, lr=1.0, layer_decay=0.5) for n in g["param_names"]}
+    assert left == {name: rate for name, rate in rates.items() if not name.startswith(("head.", "embed."))}
+
+
+def test_a_rate_that_is_a_tensor_stays_one() -> None:
+    rate = torch.tensor(1.0)
+    groups = tp.groups(transformer(), tp.rule(tp.no_decay, weight_decay=0.0), lr=rate, layer_decay=0.5)
+    by_depth: dict[float, set[int]] = {}
+    for group in groups:
+        assert isinstance(group["lr"], torch.Tensor)
+        by_depth.setdefault(group["lr"].item(), set()).add(id(group["lr"]))
+    assert sorted(by_depth) == [0.0625, 0.125, 0.25, 0.5, 1.0]
+    assert all(len(tensors) == 1 for tensors in by_depth.values())
+    assert rate.item() == 1.0
+
+
+def test_what_a_layer_decay_needs() -> None:
+    with pytest.raises(OptionError) as error:
+        tp.groups(transformer(), tp.rule("head.**", lr=1.0), layer_decay=0.5)
+    assert str(error.value) == (
+        "Module: a layer decay needs the lr that it multiplies, and 'cls_token' has none. "
+        "give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
+    )
+    for wrong in (0, -0.5, 1.5, True, "0.5", float("nan")):
+        with pytest.raises(OptionError, match="it is a factor above 0 and up to 1"):
+            tp.groups(transformer(), lr=1.0, layer_decay=wrong)  # type: ignore[arg-type]  # some of them are wrong
+    with pytest.raises(OptionError) as error:
+        tp.groups(transformer(), lr=1.0, depth="blocks.{}.**")
+    assert str(error.value) == ("a depth is for a layer decay, and there is none. give layer_decay=0.75 too.")
+
+
+# --- the modules ------------------------------------------------------------------------------
+
+
+def test_embeddings_blocks_and_head() -> None:
+    assert first_depths(transformer()) == {
+        "cls_token": 0,
+        "embed.weight": 0,
+        "blocks.0": 1,
+        "blocks.1": 2,
+        "blocks.2": 3,
+        "norm.weight": 4,
+        "norm.bias": 4,
+        "head.weight": 4,
+        "head.bias": 4,
+    }
+
+
+def test_wrappers_change_nothing() -> None:
+    model = transformer()
+    assert depth_of(nn.DataParallel(model)) == depth_of(model)
+
+
+def test_the_stages_of_a_convolutional_network() -> None:
+    model = module(
+        conv1=nn.Conv2d(1, 1, 1),
+        layer1=nn.Sequential(Mixer(), Mixer()),
+        layer2=nn.Sequential(Mixer(), Mixer(), Mixer()),
+        fc=nn.Linear(1, 1),
+    )
+    assert list(first_depths(model).values()) == [0, 0, 1, 2, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lambda blocks: nn.Sequential(*blocks)])
+def test_stages_of_blocks_and_what_leads_over_to_the_next(kind: Callable[[list[nn.Module]], nn.Module]) -> None:
+    stages = [
+        module(
+            **({"downsample": nn.Linear(2, 2)} if n else {}),
+            blocks=kind([Deep() for _ in range(2)]),
+        )
+        for n in range(2)
+    ]
+    model = module(stem=nn.Linear(2, 2), stages=nn.ModuleList(stages), head=nn.Linear(2, 2))
+    found = first_depths(model, components=4)
+    assert found["stem.weight"] == 0
+    assert [found[f"stages.{s}.blocks.{b}"] for s in range(2) for b in range(2)] == [1, 2, 3, 4]
+    assert found["stages.1.downsample.weight"] == 3
+    assert found["head.weight"] == 5
+    assert depth_of(model, "stages.{}.blocks.{}.**") == depth_of(model)
+
+
+def test_a_sequence_of_sequences_is_one_of_stages() -> None:
+    model = module(
+        stem=nn.Conv2d(1, 1, 1),
+        blocks=nn.Sequential(nn.Sequential(Mixer()), nn.Sequential(Mixer(), Mixer()), nn.Sequential(Deep(), Deep())),
+        head=nn.Linear(1, 1),
+    )
+    found = first_depths(model, components=3)
+    assert [at for name, at in found.items() if name.startswith("blocks")] == [1, 2, 3, 4, 5]
+    assert found["head.weight"] == 6
+
+
+def test_experts_and_heads_are_no_depth() -> None:
+    def layer() -> nn.Module:
+        return module(
+            router=nn.Linear(2, 8),
+            experts=nn.ModuleList(Mixer() for _ in range(8)),
+            heads=nn.ModuleList(nn.Linear(2, 2) for _ in range(4)),
+            mlp=module(experts=nn.ModuleList(Deep() for _ in range(4))),
+        )
+
+    assert first_depths(module(layers=nn.ModuleList(layer() for _ in range(3)))) == {
+        "layers.0": 1,
+        "layers.1": 2,
+        "layers.2": 3,
+    }
+
+
+def test_an_encoder_and_a_decoder_follow_one_another() -> None:
+    model = module(
+        shared=nn.Embedding(3, 2),
+        encoder=module(block=nn.ModuleList(Deep() for _ in range(2)), norm=nn.LayerNorm(2)),
+        decoder=module(block=nn.ModuleList(Mixer() for _ in range(2)), norm=nn.LayerNorm(2)),
+    )
+    found = first_depths(model, components=3)
+    assert [found[f"encoder.block.{n}"] for n in range(2)] == [1, 2]
+    assert [found[f"decoder.block.{n}"] for n in range(2)] == [3, 4]
+    assert found["encoder.norm.weight"] == 3  # it stands between two blocks
+    assert found["decoder.norm.weight"] == 5
+
+
+def test_a_stem_in_two_steps_is_no_part_of_the_depth() -> None:
+    model = module(
+        stem=nn.Sequential(Mixer(), Mixer()),
+        blocks=nn.ModuleList(Deep() for _ in range(5)),
+        head=nn.Linear(2, 2),
+    )
+    found = first_depths(model)
+    assert found["stem.0"] == found["stem.1"] == 0
+    assert found["blocks.4"] == 5
+
+
+def test_a_plain_sequence_of_layers() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    assert first_depths(model, components=1) == {"0": 1, "2": 2, "4": 3}
+
+
+def test_a_block_that_is_used_twice_counts_where_it_is_first() -> None:
+    shared = Deep()
+    model = module(embed=nn.Embedding(2, 2), blocks=nn.ModuleList([shared, Deep(), shared]), head=nn.Linear(2, 2))
+    assert list(first_depths(model).values()) == [0, 1, 2, 3, 3]
+    tied = transformer()
+    tied.get_submodule("head").weight = tied.get_submodule("embed").weight
+    assert depth_of(tied)["embed.weight"] == 0
+
+
+def test_torchs_own_transformer() -> None:
+    model = nn.Transformer(4, 2, 2, 2, 4, batch_first=True)
+    blocks = blocks_of(model)
+    assert len(blocks) == 4
+    assert {type(block).__name__ for block in blocks} == {"TransformerEncoderLayer", "TransformerDecoderLayer"}
+
+
+def test_a_model_without_blocks_says_so() -> None:
+    with pytest.raises(OptionError) as error:
+        tp.groups(module(a=nn.Linear(1, 1), b=nn.Linear(1, 1)), lr=1.0, layer_decay=0.5)
+    assert str(error.value) == (
+        "Module: no stack of blocks is found, so there is no depth for a layer decay. "
+        "a stack is an nn.ModuleList or nn.Sequential with two modules of one class. "
+        "give the pattern of a block's names, as in depth='encoder.layer.{}.**', or a function."
+    )
+    with pytest.raises(OptionError) as error:
+        tp.groups(dict(nn.Linear(1, 1).named_parameters()), lr=1.0, layer_decay=0.5)
+    assert "a layer decay takes the depth from the modules of a model, and this has none" in str(error.value)
+
+
+def test_a_deep_network_is_no_deep_recursion() -> None:
+    model: nn.Module = transformer()
+    for _ in range(3000):
+        model = module(a=model)
+    assert len(blocks_of(model)) == 3
+
+
+# --- patterns and functions -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "groups"),
+    [
+        ("**.layer.{}.**", "encoder.layer.11.norm.weight", ("11",)),
+        ("layers.{}.blocks.{}.**", "layers.1.blocks.20.w", ("1", "20")),
+        ("s{}.b{}.**", "s2.b10.conv.weight", ("2", "10")),
+        ("**.h{}_*.w", "x.h3_a.w", ("3",)),
+        ("**.{a,b}.{}.w", "x.b.7.w", ("7",)),
+        ("layers.{}", "layers.3", ("3",)),
+        ("layers.{}.**", "layers.3", ("3",)),
+        ("**.layer.{}.**", "layer.x.layer.2.w", ("2",)),
+        ("layers.{}.**", "layers.x.w", None),
+        ("layers.{}.**", "my.layers.1.w", None),
+        ("layers.{}.w", "layers.1.bw", None),
+    ],
+)
+def test_a_pattern_finds_its_numbers(text: str, name: str, groups: tuple[str, ...] | None) -> None:
+    found = number_pattern(text)(name)
+    assert (None if found is None else found.groups()) == groups
+
+
+def test_numbers_of_a_pattern_are_ranked() -> None:
+    model = module(layers=nn.ModuleDict({"10": Mixer(), "2": Mixer(), "30": Mixer()}), head=nn.Linear(1, 1))
+    assert list(first_depths(model, "layers.{}.**").values()) == [2, 1, 3, 4, 4]
+
+
+def test_a_depth_that_is_a_function() -> None:
+    model = transformer()
+    found = depth_of(model, lambda info: 7 if info.ndim == 2 else 2)
+    assert found["embed.weight"] == 7
+    assert found["norm.bias"] == 2
+    groups = tp.groups(model, lr=1.0, layer_decay=0.5, depth=lambda info: 7 if info.ndim == 2 else 2)
+    assert {group["lr"] for group in groups} == {1.0, 0.5**5}
+    for wrong in (-1, 1.5, None, True):
+        with pytest.raises(OptionError) as error:
+            depth_of(model, lambda info, wrong=wrong: wrong)
+        assert str(error.value) == (f"the depth of 'cls_token' is {wrong!r}, and a depth is a whole number from 0 on")
+
+
+def test_a_depth_that_is_wrong() -> None:
+    model = transformer()
+    with pytest.raises(NoMatch) as error:
+        depth_of(model, "layers.{}.**")
+    assert str(error.value) == (
+        "Module: the depth `layers.{}.**` matches nothing. the names are cls_token to head.bias. "
+        "it has to match whole names: end it with .** for all that is in a block."
+    )
+    with pytest.raises(SelectorError, match=r"has no \{\} where the number stands"):
+        depth_of(model, "blocks.*.**")
+    for text in ("blocks.{}.** | head.**", "blocks.{}.**[ndim=2]", "/blocks.{}.w/"):
+        with pytest.raises(SelectorError, match="is not a glob alone"):
+            depth_of(model, text)
+    with pytest.raises(OptionError, match="or a function of ParameterInfo, not a int"):
+        depth_of(model, 3)
+
+
+def test_depth_is_linear_in_the_parameters() -> None:
+    class Counting(nn.Module):
+        looks = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(1, 1)
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("_modules", "_parameters"):
+                Counting.looks += 1
+            return super().__getattribute__(name)
+
+    looks = []
+    for count in (10, 400):
+        model = nn.Sequential(*[Counting() for _ in range(count)])
+        Counting.looks = 0
+        tp.groups(model, lr=1.0, layer_decay=0.99)
+        looks.append(Counting.looks / count)
+    assert looks[1] <= looks[0] + 1
