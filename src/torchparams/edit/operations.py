@@ -23,7 +23,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit._casts import cast, castable, losses, widen
+from torchparams.edit._casts import cast, cast_counting, castable, widen
 from torchparams.edit.expressions import Expression
 from torchparams.errors import MismatchError, PlanError
 from torchparams.info import Location
@@ -201,8 +201,8 @@ class Cast(Expression):
         """The other's elements, rounded."""
         (x,) = self.operands
         values = x.compute(start, stop, work)
-        out = cast(values, x.dtype, self.dtype)
-        work.count(self, losses(values, out, x.dtype, self.dtype))
+        out, lost = cast_counting(values, x.dtype, self.dtype)
+        work.count(self, lost)
         return out
 
     def spans(self) -> list[Location] | None:
