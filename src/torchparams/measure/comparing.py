@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job
@@ -34,6 +35,8 @@ def compare_pairs(
 ) -> Iterator[tuple[str, Compared | Unread]]:
     """What each pair of tensors of one shape has in common, as it gets done; or why it cannot be had.
 
+    Where two are equal, nothing is counted or summed up.
+
     Args:
         pairs: A key for the result; source and record of the one tensor, and of the other.
         numeric: Whether values decide, as float64 or whole numbers; else bits do, and the two have one dtype.
@@ -52,8 +55,30 @@ def compare_pairs(
         except NotReadable as error:
             yield key, Unread.because(key, error)
     engine = engine or ThreadEngine()
-    for job, result in engine.run(jobs, lambda job: CompareFold(job, numeric), combined, progress=progress):
-        yield job.key, result
+    again: list[Job] = []
+    for job, result in engine.run(jobs, lambda job: CompareFold(job, numeric, True), combined, progress=progress):
+        if isinstance(result, Unread):
+            yield job.key, result
+        elif result.complete or not result.compared.changed:
+            yield job.key, result.compared
+        else:
+            again.append(job)
+    # Few: tensors that begin alike, or have large parts alike, and differ elsewhere.
+    for job, result in engine.run(again, lambda job: CompareFold(job, numeric, False), combined):
+        yield job.key, result if isinstance(result, Unread) else result.compared
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part of two tensors has in common.
+
+    Attributes:
+        compared: What was counted and summed up.
+        complete: Whether all of it was: else, blocks that are equal are not in the sums of squares.
+    """
+
+    compared: Compared
+    complete: bool
 
 
 class CompareFold:
@@ -62,33 +87,55 @@ class CompareFold:
     Args:
         job: The two, from a `LenientSource` each.
         numeric: Whether values decide, or bits.
+        skipping: Look at no values before there is a difference: of tensors that are equal nobody needs a norm.
     """
 
-    def __init__(self, job: Job, numeric: bool) -> None:
+    def __init__(self, job: Job, numeric: bool, skipping: bool) -> None:
         self._job = job
         (_, a), (_, b) = job.operands
-        self._compare = _compare_values(a.dtype, b.dtype) if numeric else _compare_bits(a.dtype)
+        self._dtypes = a.dtype, b.dtype
+        self._numeric = numeric
+        self._compare: _Bits | _Opaque | _Numbers | None = None
+        self._skipping = skipping and a.dtype == b.dtype
+        self._complete = True
 
     def update(self, a: Block, b: Block) -> None:
         """Compare a block of each."""
-        # Where values cannot be had, what comes has no elements.
-        if len(a.data) and len(b.data):
-            self._compare.update(a, b)
+        if not len(a.data) or not len(b.data):  # where values cannot be had, what comes has no elements
+            return
+        if self._skipping and a.packed == b.packed:
+            from torchparams.sketch.compare import equal
 
-    def finish(self) -> Compared | Unread:
+            if equal(a.data, b.data):
+                self._complete = False
+                return
+            self._skipping = False
+        if self._compare is None:
+            self._compare = (_compare_values if self._numeric else _compare_bits)(*self._dtypes)
+        self._compare.update(a, b)
+
+    def finish(self) -> Part | Unread:
         """What they have in common, or why it cannot be had."""
+        from torchparams.sketch.compare import Compared
+
         for source, info in self._job.operands:
             if isinstance(source, LenientSource) and info.name in source.unread:
                 return Unread(self._job.key, source.unread[info.name].reason)
-        return self._compare.finish()
+        return Part(Compared() if self._compare is None else self._compare.finish(), self._complete)
 
 
-def combined(job: Job, parts: Sequence[Any]) -> Compared | Unread:
+def combined(job: Job, parts: Sequence[Part | Unread]) -> Part | Unread:
     """What two tensors have in common, from what their parts have."""
     from torchparams.sketch.compare import Compared
 
-    lost = next((part for part in parts if isinstance(part, Unread)), None)
-    return lost or (parts[0] if len(parts) == 1 else Compared.total(parts))
+    found: list[Part] = []
+    for part in parts:
+        if isinstance(part, Unread):
+            return part
+        found.append(part)
+    if len(found) == 1:
+        return found[0]
+    return Part(Compared.total(part.compared for part in found), all(part.complete for part in found))
 
 
 def can_compare_values(a: DType, b: DType) -> bool:
@@ -201,8 +248,9 @@ def as_numbers(block: Block, common: DType) -> Array:
     return made
 
 
-def _compare_bits(dtype: DType) -> _Bits | _Opaque:
-    return _Opaque(dtype) if dtype.kind == "opaque" else _Bits(dtype)
+def _compare_bits(a: DType, b: DType) -> _Bits | _Opaque:
+    assert a == b
+    return _Opaque(a) if a.kind == "opaque" else _Bits(a)
 
 
 def _compare_values(a: DType, b: DType) -> _Numbers | _Opaque:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnknownName
 from torchparams.measure.comparing import can_compare_values, compare_pairs
+from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
@@ -16,182 +17,13 @@ from torchparams.renames import Renames
 from torchparams.report import to_html, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torchparams.engines.base import Engine, Progress
     from torchparams.engines.lenient import Unread
     from torchparams.info import ParameterInfo
     from torchparams.report import Report
     from torchparams.sketch.compare import Compared
-
-STATUSES = ("identical", "equal", "changed", "shape", "dtype", "only_a", "only_b", "unread")
-"""What can be said of a tensor: see `TensorDiff.status`."""
-
-SAME = ("identical", "equal")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """A tensor of A, of B, or of both, and how the one in B differs from the one in A.
-
-    Numbers are NaN where nothing was compared, and where the bits are not numbers (quantised types).
-
-    Attributes:
-        name: What A calls it; of a tensor of B alone, its name there once that is renamed.
-        status: `identical`, bit for bit; `equal` in value (only with `numeric`); `changed`; `shape` or `dtype` where
-            these differ, so that no element was compared; `only_a`, `only_b`; `unread` where the values cannot be had.
-        a: Its record in A, None where it is not there.
-        b: Its record in B.
-        compared: What was counted and summed up.
-        reason: Why it is unread.
-    """
-
-    name: str
-    status: str
-    a: ParameterInfo | None
-    b: ParameterInfo | None
-    compared: Compared | None = None
-    reason: str = ""
-
-    @property
-    def info(self) -> ParameterInfo:
-        """The record in A, or in B where it is only there."""
-        found = self.a or self.b
-        assert found is not None
-        return found
-
-    @property
-    def numel(self) -> int:
-        """Count of elements."""
-        return self.info.numel
-
-    @property
-    def changed(self) -> int:
-        """Elements that changed."""
-        return 0 if self.compared is None else self.compared.changed
-
-    @property
-    def share(self) -> float:
-        """Share of the elements that changed, from 0 to 1."""
-        if self.compared is None:
-            return math.nan
-        return self.compared.changed / self.numel if self.numel else 0.0
-
-    @property
-    def max(self) -> float | int:
-        """Greatest |b - a|; infinite where an infinity came, went or turned."""
-        return math.nan if self.compared is None or self._opaque else self.compared.max
-
-    @property
-    def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2, of the values that are finite in both."""
-        return math.nan if self.compared is None or self._opaque else self.compared.relative
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the angle between the two, of the values that are finite in both."""
-        return math.nan if self.compared is None or self._opaque else self.compared.cosine
-
-    @property
-    def nan_a(self) -> int:
-        """Values that are NaN in A only."""
-        return 0 if self.compared is None else self.compared.nan_a
-
-    @property
-    def nan_b(self) -> int:
-        """Values that are NaN in B only."""
-        return 0 if self.compared is None else self.compared.nan_b
-
-    @property
-    def _opaque(self) -> bool:
-        return self.info.dtype.kind == "opaque"
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as JSON takes it."""
-        numbers = self.compared is not None
-        return {
-            "name": self.name,
-            "status": self.status,
-            "a": _side(self.a),
-            "b": _side(self.b),
-            "numel": self.numel,
-            "changed": self.changed if numbers else None,
-            "share": self.share if numbers else None,
-            "max": json_number(self.max) if numbers else None,
-            "relative": json_number(self.relative) if numbers else None,
-            "cosine": json_number(self.cosine) if numbers else None,
-            "nan_a": self.nan_a if numbers else None,
-            "nan_b": self.nan_b if numbers else None,
-            "reason": self.reason or None,
-        }
-
-
-def _side(info: ParameterInfo | None) -> dict[str, Any] | None:
-    if info is None:
-        return None
-    return {"name": info.name, "shape": None if info.shape is None else list(info.shape), "dtype": str(info.dtype)}
-
-
-def json_number(value: float) -> float | int | str:
-    """A number as JSON takes it: the words `nan`, `inf` and `-inf` for what it has no numbers for.
-
-    >>> json_number(0.5), json_number(float("-inf"))
-    (0.5, '-inf')
-    """
-    return value if isinstance(value, int) or math.isfinite(value) else str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class GroupDiff:
-    """Several tensors together.
-
-    Attributes:
-        name: What the group is called.
-        tensors: How many tensors there are, in A, in B, or in both.
-        differing: How many of them are not the same in both.
-        numel: Elements that were compared.
-        compared: What was counted and summed up of these.
-    """
-
-    name: str
-    tensors: int
-    differing: int
-    numel: int
-    compared: Compared
-
-    @staticmethod
-    def of(name: str, rows: Sequence[TensorDiff]) -> GroupDiff:
-        """The group of some tensors."""
-        from torchparams.sketch.compare import Compared
-
-        with_numbers = [row for row in rows if row.compared is not None]
-        return GroupDiff(
-            name,
-            len(rows),
-            sum(row.status not in SAME for row in rows),
-            sum(row.numel for row in with_numbers),
-            Compared.total(row.compared for row in with_numbers if row.compared is not None),
-        )
-
-    @property
-    def share(self) -> float:
-        """Share of the elements that changed, from 0 to 1."""
-        return self.compared.changed / self.numel if self.numel else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The group as JSON takes it."""
-        return {
-            "name": self.name,
-            "tensors": self.tensors,
-            "differing": self.differing,
-            "numel": self.numel,
-            "changed": self.compared.changed,
-            "share": self.share,
-            "max": json_number(self.compared.max),
-            "relative": json_number(self.compared.relative),
-            "cosine": json_number(self.compared.cosine),
-        }
-
 
 SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
     "name": lambda row: row.name,

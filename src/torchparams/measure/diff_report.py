@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torchparams.info import ParameterInfo
-    from torchparams.measure.diff import Diff, GroupDiff, TensorDiff
+    from torchparams.measure.diff import Diff
+    from torchparams.measure.diff_rows import GroupDiff, TensorDiff
 
 _WORDS = {
     "changed": "changed",
@@ -122,7 +123,7 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
     if len(rows) > 1:
         total, compared = diff.total, diff.total.compared
         sums = (share(compared.changed, total.numel), number(compared.max), number(compared.relative))
-        last = ("all that was compared", "", *[""] * types, *sums, cosine(compared.cosine), *[""] * nan)
+        last = ("total", "", *[""] * types, *sums, cosine(total.cosine), *[""] * nan)
         shown = (*shown, Row(last, total=True))
     return Table(columns, shown)
 
@@ -147,7 +148,7 @@ def _group_table(diff: Diff) -> Table:
             share(compared.changed, group.numel) if group.numel else "",
             number(compared.max) if group.numel else "",
             number(compared.relative) if group.numel else "",
-            cosine(compared.cosine) if group.numel else "",
+            cosine(group.cosine) if group.numel else "",
         )
         return Row((group.name, *(Cell(text, "dim") if quiet else text for text in texts)), 0, total)
 

@@ -8,6 +8,8 @@
  *
  *   update(state, kind, unit, table, a, b)   compares; the global interpreter lock is released
  *   finish(state)                            gives the result and leaves the state as it was at the start
+ *
+ * and before there is a difference, `equal(a, b)` says that there is none in a block.
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -559,6 +561,27 @@ static PyObject *py_finish(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *py_equal(PyObject *self, PyObject *args)
+{
+    Py_buffer a, b;
+    int equal;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &a, &b))
+        return NULL;
+    if (a.len != b.len) {
+        equal = 0;
+    } else if (a.len < 1 << 14) {
+        equal = memcmp(a.buf, b.buf, (size_t)a.len) == 0;
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        equal = memcmp(a.buf, b.buf, (size_t)a.len) == 0;
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&b);
+    PyBuffer_Release(&a);
+    return PyBool_FromLong(equal);
+}
+
 static PyObject *py_size(PyObject *self, PyObject *unused)
 {
     (void)self;
@@ -592,6 +615,7 @@ static PyMethodDef methods[] = {
     {"size", py_size, METH_NOARGS, "Bytes of a comparison."},
     {"update", py_update, METH_VARARGS, "update(state, kind, unit, table, a, b): compares the values of two blocks."},
     {"finish", py_finish, METH_VARARGS, "finish(state): the result; the comparison is empty again."},
+    {"equal", py_equal, METH_VARARGS, "equal(a, b): whether two blocks have the same bytes."},
     {"levels", py_levels, METH_NOARGS, "How many vector units can be used here."},
     {"use", py_use, METH_VARARGS, "use(i): use another vector unit from now on, the last being the best."},
     {NULL, NULL, 0, NULL},

@@ -383,6 +383,17 @@ def comparison(values: Values, implementation: str | None = None) -> Comparison:
     return CComparison(values) if chosen == "c" else NumpyComparison(values)
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two contiguous buffers have the same bytes.
+
+    >>> equal(np.arange(3), np.arange(3)), equal(b"ab", b"ac"), equal(b"ab", b"a")
+    (True, False, False)
+    """
+    if uses_c():
+        return _compare.equal(a, b)
+    return len(a) == len(b) and np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
+
+
 def uses_c() -> bool:
     """Whether the kernel in use is that in C."""
     return _BUILT and _WANTED != "numpy"
