@@ -171,7 +171,7 @@ def hugging_face() -> Iterator[tuple[str, nn.Module]]:
         "ConvNeXt": lambda: hf.ConvNextModel(hf.ConvNextConfig()),
         "ResNet": lambda: hf.ResNetModel(hf.ResNetConfig()),
         "CLIP": lambda: hf.CLIPModel(hf.CLIPConfig()),
-        "Whisper": lambda: hf.WhisperModel(hf.WhisperConfig(d_model=32, encoder_layers=2, decoder_layers=2)),
+        "Whisper": lambda: hf.WhisperModel(hf.WhisperConfig(d_model=48, encoder_layers=2, decoder_layers=2)),
         "Wav2Vec2": lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**tiny, intermediate_size=64)),
     }
     for name, make in makers.items():
