@@ -10,9 +10,9 @@ from torchparams.parameters import Parameters, of
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from torchparams.info import ParameterInfo
+    from torchparams.sources._live import LiveRecords
     from torchparams.sources._module import ModuleSource
 
 
@@ -22,15 +22,27 @@ class Chosen:
 
     Attributes:
         source: The network.
-        infos: The records of all its parameters, by canonical name.
-        tensors: The tensors themselves, under the same names.
+        records: One reading of it, with all its tensors by canonical name.
         names: Those that are selected, in the network's order.
     """
 
     source: ModuleSource
-    infos: Mapping[str, ParameterInfo]
-    tensors: Mapping[str, Any]
+    records: LiveRecords
     names: tuple[str, ...]
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """All tensors of the network, by canonical name."""
+        return self.records.tensors
+
+    def parameters(self, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
+        """Name and tensor of what is selected, or of `names`, the buffers left out."""
+        names = self.names if names is None else names
+        tensors = self.records.tensors
+        if not self.source.buffers:
+            return [(name, tensors[name]) for name in names]
+        kinds = dict(zip(tensors, self.records.column("kind"), strict=True))
+        return [(name, tensors[name]) for name in names if kinds[name] == "parameter"]
 
 
 def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
@@ -58,20 +70,18 @@ def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
 def choose(x: object, selector: object, verb: str) -> Chosen:
     """What `selector` hits in the live network `x`, strictly; None is all of `x`.
 
-    The records are made once: that is most of what a verb costs on a large network.
+    The network is read once, and no record of a tensor is made that the selector does not ask for.
 
     Raises:
         UnsupportedSource: `x` is no live network.
         NoMatch: A part of the selector hits nothing.
     """
     source, params = live_table(x, verb)
-    infos = source.infos()
-    within = infos
+    records = within = source.records()
     if params.selector is not None:
-        names = params.selector.names(infos.values())
-        within = {name: info for name, info in infos.items() if name in names}
-    chosen = tuple(within)
+        within = records.only(params.selector.names(records))
+    names = within.names
     if selector is not None:
-        hits = Selector.of(selector).names(within.values(), strict=True, where=source.label)
-        chosen = tuple(name for name in within if name in hits)
-    return Chosen(source, infos, source.keys(), chosen)
+        hits = Selector.of(selector).names(within, strict=True, where=source.label)
+        names = [name for name in names if name in hits]
+    return Chosen(source, records, tuple(names))

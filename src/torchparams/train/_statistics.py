@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -77,6 +79,8 @@ def has_running_statistics(module: nn.Module) -> bool:
     (True, False)
     """
     buffers = module._buffers
+    if not buffers:
+        return False
     if buffers.get("running_mean") is not None or buffers.get("running_var") is not None:
         return True
     from torch.nn.utils.parametrizations import _SpectralNorm
@@ -91,78 +95,98 @@ class Layers:
     """The layers with running statistics, and what is frozen in and around them.
 
     Asked only after the flags have been set.
+
+    Attributes:
+        by_name: The layers, by canonical name.
     """
 
     def __init__(self, chosen: Chosen) -> None:
         from torchparams.sources._traverse import holders
 
-        self.root = chosen.source.module
-        self.selected = {id(chosen.tensors[name]) for name in chosen.names}
+        self._root = chosen.source.module
+        self._selected = {id(chosen.tensors[name]) for name in chosen.names}
         self.by_name: dict[str, nn.Module] = {}
         met: set[int] = set()
-        for prefix, _, module in holders(self.root, buffers=True):
+        for prefix, _, module in holders(self._root, buffers=True):
             if module._buffers and id(module) not in met and has_running_statistics(module):
                 met.add(id(module))
                 self.by_name[prefix[:-1]] = module
-        self._around: dict[int, tuple[bool, bool, bool]] | None = None
-        self._parents: dict[int, nn.Module] = {}
 
-    def held(self) -> list[tuple[str, nn.Module]]:
-        """Those that are held, and that the selection touches."""
-        return [(n, layer) for n, layer in self.by_name.items() if hold_on(layer) is not None and self.touched(layer)]
+    def state(self, layer: nn.Module) -> tuple[bool, bool, bool]:
+        """Whether something that the layer goes with is selected, whether all of that is frozen, whether it is its own.
 
-    def owns(self, layer: nn.Module) -> bool:
-        """Whether the layer has parameters of its own."""
-        return next(layer.parameters(), None) is not None
+        A layer goes with its own parameters, or, having none, with those in the nearest module around it that has some.
+        """
+        # Most layers hold their parameters and nothing inside, and need no look around.
+        own = [] if layer._modules else [p for p in layer._parameters.values() if p is not None]
+        if own:
+            return not self._selected.isdisjoint(map(id, own)), not any(p.requires_grad for p in own), True
+        around = self._around
+        here = id(layer)
+        while here not in around.bearing and here in around.parents:
+            here = around.parents[here]
+        return here in around.selected, here not in around.trainable, here == id(layer)
 
-    def touched(self, layer: nn.Module) -> bool:
-        """Whether something that the layer goes with is selected."""
-        return any(id(buffer) in self.selected for buffer in layer._buffers.values()) or self._anchor(layer)[2]
+    def named(self, layer: nn.Module) -> bool:
+        """Whether a buffer of the layer is selected itself."""
+        return any(id(buffer) in self._selected for buffer in layer._buffers.values() if buffer is not None)
 
-    def wholly_frozen(self, layer: nn.Module) -> bool:
-        """Whether nothing that the layer goes with is trainable."""
-        return not self._anchor(layer)[1]
+    @cached_property
+    def _around(self) -> _Around:
+        return _Around.of(self._root, self._selected)
 
-    def _anchor(self, layer: nn.Module) -> tuple[bool, bool, bool]:
-        """Of the nearest module with parameters: whether it has any, any trainable, any selected."""
-        own = self._ask(layer.parameters())
-        if own[0]:
-            return own
-        around = self._all()
-        here: nn.Module | None = layer
-        while here is not None:
-            if around[id(here)][0]:
-                return around[id(here)]
-            here = self._parents.get(id(here))
-        return own
 
-    def _ask(self, parameters: Iterator[Any]) -> tuple[bool, bool, bool]:
-        found = trainable = selected = False
-        for parameter in parameters:
-            found = True
-            trainable = trainable or parameter.requires_grad
-            selected = selected or id(parameter) in self.selected
-        return found, trainable, selected
+@dataclass(slots=True)
+class _Around:
+    """Which modules have, in them or below, any parameter, a trainable one, a selected one; modules by their `id`.
 
-    def _all(self) -> Mapping[int, tuple[bool, bool, bool]]:
-        """The same for every module with all that is below it, each module looked at once."""
-        if self._around is None:
-            self._around = {}
-            stack: list[tuple[nn.Module, Iterator[nn.Module | None]]] = [(self.root, iter(self.root._modules.values()))]
-            entered = {id(self.root)}
-            while stack:
-                module, children = stack[-1]
-                for child in children:
-                    if child is not None and id(child) not in entered:
-                        entered.add(id(child))
-                        self._parents[id(child)] = module
-                        stack.append((child, iter(child._modules.values())))
-                        break
-                else:
-                    stack.pop()
-                    parts = [self._ask(module.parameters(recurse=False))]
-                    # A module that is its own ancestor is not finished yet, and adds nothing to itself.
-                    parts += [self._around[id(c)] for c in module._modules.values() if c and id(c) in self._around]
-                    found, trainable, selected = (any(column) for column in zip(*parts, strict=True))
-                    self._around[id(module)] = found, trainable, selected
-        return self._around
+    Attributes:
+        bearing: Those with any.
+        trainable: Those with a trainable one.
+        selected: Those with a selected one.
+        parents: Module → the one around it, at the first place where it is met.
+    """
+
+    bearing: set[int]
+    trainable: set[int]
+    selected: set[int]
+    parents: dict[int, int]
+
+    @classmethod
+    def of(cls, root: nn.Module, chosen: set[int]) -> _Around:
+        """Looks at each module once: those inside before the one around them."""
+        around = cls(set(), set(), set(), {})
+        stack = [(root, iter(root._modules.values()))]
+        entered = {id(root)}
+        while stack:
+            module, children = stack[-1]
+            for child in children:
+                if child is None or (here := id(child)) in entered:
+                    continue
+                entered.add(here)
+                around.parents[here] = id(module)
+                if child._modules:
+                    stack.append((child, iter(child._modules.values())))
+                    break
+                if child._parameters:
+                    around.add(child, chosen)
+            else:
+                stack.pop()
+                around.add(module, chosen)
+        return around
+
+    def add(self, module: nn.Module, chosen: set[int]) -> None:
+        """Note a module, when those in it are noted."""
+        here = id(module)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                self.bearing.add(here)
+                if parameter.requires_grad:
+                    self.trainable.add(here)
+                if id(parameter) in chosen:
+                    self.selected.add(here)
+        if module._modules:
+            inside = set(map(id, module._modules.values()))
+            for noted in (self.bearing, self.trainable, self.selected):
+                if not inside.isdisjoint(noted):
+                    noted.add(here)

@@ -37,7 +37,7 @@ from torchparams.train._live import Chosen, choose
 from torchparams.train._statistics import Layers, StatisticsHold, hold_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -54,8 +54,8 @@ def freeze(model: object, selector: object = None, *, statistics: bool = True) -
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        selector: What to freeze, strictly; None is all of `model`. Buffers, which only a table made with `buffers=True`
-            has, stand for the running statistics of their layer.
+        selector: What to freeze, strictly; None is all of `model`. A buffer, which only a table has that is made with
+            `buffers=True`, stands for the running statistics of its layer: they stop, whatever else is trained.
         statistics: Also stop the running statistics of normalisation layers that are then wholly frozen.
 
     Returns:
@@ -95,7 +95,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        selector: What to unfreeze, strictly; None is all of `model`.
+        selector: What to unfreeze, strictly; None is all of `model`. Buffers as in `freeze`.
 
     Returns:
         What was done; `.undo()`, or leaving a `with` block, takes it back.
@@ -117,13 +117,18 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
     steps = _Steps()
     changed, cannot = [], []
     try:
-        for name, parameter in _selected_parameters(chosen):
+        for name, parameter in chosen.parameters():
             if not (parameter.dtype.is_floating_point or parameter.dtype.is_complex):
                 cannot.append(name)
             elif steps.set_requires_grad(parameter, True, parameter.grad):
                 changed.append(name)
         layers = Layers(chosen)
-        released = [name for name, layer in layers.held() if not layers.wholly_frozen(layer)]
+        released = []
+        for name, layer in layers.by_name.items():
+            if hold_on(layer) is not None:
+                touched, frozen, _ = layers.state(layer)
+                if layers.named(layer) or (touched and not frozen):
+                    released.append(name)
         for name in released:
             steps.release(layers.by_name[name])
     except BaseException:
@@ -134,8 +139,8 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 
 def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     """Freeze, and stop the statistics of the layers that are named so; None: of those that are wholly frozen."""
-    for name in chosen.names:
-        if not chosen.tensors[name].is_leaf:
+    for name, parameter in chosen.parameters():
+        if not parameter.is_leaf:
             raise TorchParamsError(
                 f"{name} is the result of an operation, and only a tensor that stands by itself can be frozen",
                 where=chosen.source.label,
@@ -144,30 +149,28 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     steps = _Steps()
     changed, moving = [], []
     try:
-        for name, parameter in _selected_parameters(chosen):
+        for name, parameter in chosen.parameters():
             before = parameter.grad
             if steps.set_requires_grad(parameter, False, before):
                 changed.append(name)
             if before is not None:
                 steps.clear(parameter, before)
         layers = Layers(chosen)
-        stopped = statistics
+        stopped: list[str] | None = None if statistics is None else list(statistics)
         if stopped is None:
-            touched = [(name, layer) for name, layer in layers.by_name.items() if layers.touched(layer)]
-            stopped = [name for name, layer in touched if layers.wholly_frozen(layer)]
-            moving = [name for name, layer in touched if not layers.wholly_frozen(layer) and layers.owns(layer)]
+            stopped = []
+            for name, layer in layers.by_name.items():
+                touched, frozen, own = layers.state(layer)
+                if (touched and frozen) or layers.named(layer):
+                    stopped.append(name)
+                elif touched and own and hold_on(layer) is None:
+                    moving.append(name)
         for name in stopped:
             steps.hold(layers.by_name[name])
     except BaseException:
         steps.undo()
         raise
     return Frozen(chosen, tuple(changed), tuple(stopped), steps, tuple(moving))
-
-
-def _selected_parameters(chosen: Chosen) -> Iterator[tuple[str, Any]]:
-    for name in chosen.names:
-        if chosen.infos[name].kind == "parameter":
-            yield name, chosen.tensors[name]
 
 
 # --- what was done, and its undoing ---------------------------------------------------------
@@ -259,15 +262,16 @@ class _Change:
         self.names: tuple[str, ...] = ()
         self.label = "no model"
         self.trainable = self.numel = 0
-        self._shapes: dict[str, tuple[tuple[int, ...] | None, int]] = {}
+        self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
         self._ddp = False
         if chosen is not None:
-            kinds = {name: info for name, info in chosen.infos.items() if info.kind == "parameter"}
-            self.names = tuple(name for name in chosen.names if name in kinds)
+            records = chosen.records
+            self.names = tuple(name for name, _ in chosen.parameters())
             self.label = chosen.source.label
-            self.numel = sum(info.numel for info in kinds.values())
-            self.trainable = sum(i.numel for name, i in kinds.items() if chosen.tensors[name].requires_grad)
-            self._shapes = {name: (kinds[name].shape, kinds[name].numel) for name in self.names}
+            self._sizes = dict(zip(records.tensors, records.column("sizes"), strict=True))
+            every = chosen.parameters(records.names)
+            self.numel = sum(self._sizes[name][1] for name, _ in every)
+            self.trainable = sum(self._sizes[name][1] for name, parameter in every if parameter.requires_grad)
             self._ddp = "DistributedDataParallel(" in chosen.source.label
 
     def undo(self) -> None:
@@ -303,7 +307,7 @@ class _Change:
         changed = frozenset(self.changed)
         rows = []
         for name in self.names:
-            shape, numel = self._shapes.get(name, ((), 0))
+            shape, numel = self._sizes.get(name, (None, 0))
             rows.append(Row((name, human_shape(shape), f"{numel:,}", self.before[name not in changed])))
         already = len(self.names) - len(self.changed)
         title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
@@ -392,8 +396,8 @@ class Frozen(_Change):
         ('weight', 'bias')
         """
         chosen = choose(model, None, "torchparams.Frozen.of")
-        names = tuple(n for n in chosen.names if chosen.infos[n].requires_grad is False)
-        chosen = Chosen(chosen.source, chosen.infos, chosen.tensors, names)
+        names = tuple(name for name, parameter in chosen.parameters() if not parameter.requires_grad)
+        chosen = Chosen(chosen.source, chosen.records, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
         return cls(chosen, (), held, _Steps(), ())
 
@@ -434,9 +438,10 @@ class Frozen(_Change):
         """
         chosen = choose(model, None, "torchparams.Frozen.apply")
         names = _found(self.names, chosen)
-        chosen = Chosen(chosen.source, chosen.infos, chosen.tensors, tuple(n for n in chosen.infos if n in names))
-        layers = tuple(Layers(chosen).by_name)
-        _refuse_missing([n for n in self.statistics if n not in layers], self.statistics, layers, "layers", chosen)
+        chosen = Chosen(chosen.source, chosen.records, tuple(name for name in chosen.tensors if name in names))
+        layers = Layers(chosen).by_name
+        missing = [name for name in self.statistics if name not in layers]
+        _refuse_missing(missing, self.statistics, tuple(layers), "layers", chosen)
         return _freeze(chosen, self.statistics)
 
     def to_json(self) -> dict[str, Any]:
@@ -446,7 +451,8 @@ class Frozen(_Change):
     def _notes(self) -> list[Text | Table]:
         notes: list[Text | Table] = []
         if self.moving:
-            notes.append(Text(f"running statistics go on in {_listed(self.moving)}, which is half frozen", "warn"))
+            what = "layer that is half frozen", "layers that are half frozen"
+            notes.append(Text(f"running statistics go on in {_listed(self.moving, *what)}", "warn"))
         if self.cleared:
             notes.append(Text(f"cleared {plural(self.cleared, 'left-over gradient')}"))
         if self._ddp:
@@ -496,9 +502,10 @@ class Unfrozen(_Change):
 
 def _found(names: Sequence[str], chosen: Chosen) -> frozenset[str]:
     """The canonical names for `names`, which may be those of a model whose ties or wrappers were otherwise."""
-    other = {spelling: i.name for i in chosen.infos.values() for spelling in (*i.aliases, i.raw_name)}
-    found = {name: name if name in chosen.infos else other.get(name) for name in names}
-    _refuse_missing([n for n, hit in found.items() if hit is None], names, tuple(chosen.infos), "parameters", chosen)
+    known = list(chosen.tensors)
+    other = {spelling: known[row] for row, spelling in (*chosen.records.aliases, *chosen.records.raws)}
+    found = {name: name if name in chosen.tensors else other.get(name) for name in names}
+    _refuse_missing([n for n, hit in found.items() if hit is None], names, known, "parameters", chosen)
     return frozenset(name for name in found.values() if name is not None)
 
 
@@ -524,8 +531,8 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(name or "the model itself" for name in names[:_LISTED]) + (f" and {more:,} more" * (more > 0))
 
 
-def _listed(names: Sequence[str], what: str = "layer") -> str:
-    return f"{plural(len(names), what)}: {_first(names)}"
+def _listed(names: Sequence[str], what: str = "layer", several: str | None = None) -> str:
+    return f"{plural(len(names), what, several)}: {_first(names)}"
 
 
 def _count(n: int) -> str:
