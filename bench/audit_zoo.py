@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-TIMM = (
-    "beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convit_tiny convmixer_768_32 convnext_atto "
-    "convnextv2_atto crossvit_tiny_240 davit_tiny deit3_small_patch16_224 deit_tiny_distilled_patch16_224 densenet121 "
-    "dla34 edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8 "
-    "focalnet_tiny_srf ghostnet_100 hrnet_w18_small inception_v3 levit_128s maxvit_pico_rw_256 mixer_s32_224 "
-    "mobilenetv3_small_100 mobilevit_xxs nfnet_f0 pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0 resnet18 "
-    "resnetblur18 resnetv2_50 rexnet_100 seresnet18 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 tinynet_e "
-    "tiny_vit_5m_224 twins_svt_small vgg11_bn visformer_tiny vit_relpos_small_patch16_224 vit_tiny_patch16_224 "
-    "volo_d1_224 xcit_nano_12_p16_224"
-).split()
+TIMM = """
+beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convit_tiny convmixer_768_32 convnext_atto
+convnextv2_atto crossvit_tiny_240 davit_tiny deit3_small_patch16_224 deit_tiny_distilled_patch16_224 densenet121
+dla34 edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8
+focalnet_tiny_srf ghostnet_100 hrnet_w18_small inception_v3 levit_128s maxvit_pico_rw_256 mixer_s32_224
+mobilenetv3_small_100 mobilevit_xxs nfnet_f0 pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0 resnet18
+resnetblur18 resnetv2_50 rexnet_100 seresnet18 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 tinynet_e
+tiny_vit_5m_224 twins_svt_small vgg11_bn visformer_tiny vit_relpos_small_patch16_224 vit_tiny_patch16_224
+volo_d1_224 xcit_nano_12_p16_224
+"""
 
 WIDTH = {
     "hidden_size": 64,
@@ -114,7 +114,7 @@ def zoo(wanted: list[str]) -> Iterator[tuple[str, nn.Module]]:
     import timm
     import transformers
 
-    for name in TIMM:
+    for name in TIMM.split():
         if not wanted or name in wanted:
             yield f"timm/{name}", timm.create_model(name)
     for kind, (head, options) in TRANSFORMERS.items():

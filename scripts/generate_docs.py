@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from audit_docs import audit_page
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,7 +39,7 @@ def command_reference() -> str:
     return "\n".join(pages)
 
 
-PAGES = {"docs/cli.md": command_reference}
+PAGES = {"docs/cli.md": command_reference, "docs/audit.md": audit_page}
 
 
 def main(arguments: list[str]) -> int:

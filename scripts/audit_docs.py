@@ -1,0 +1,99 @@
+"""The page of the audit's rules, made from the rules themselves.
+
+python scripts/audit_docs.py        print it; scripts/generate_docs.py writes and checks it
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchparams.lint.findings import Audit, Rule
+
+HEAD = """\
+# The audit
+
+`torchparams.audit(model, optimizer=None)` is a linter for parameters. It looks at a live network, and at its \
+optimizer and its gradients where there are any, and says what is wrong, why that matters, and what to do. It \
+changes nothing, and none of the network's own code runs.
+
+```python
+import torch
+from torch import nn
+
+import torchparams as tp
+```
+
+```python
+model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.ndim >= 2])
+
+found = tp.audit(model, optimizer)
+assert [finding.id for finding in found] == ["O101"]
+assert found.exit_code == 1
+print(found)  # or found.to_json(); found.errors, found.warnings and found.notes are parts of it
+```
+
+**Severities.** An *error* is a mistake. A *warning* is one almost always. A *note* is legal, and rarely what is \
+meant. The exit status of `torchparams audit` (and `exit_code`) is 1 where there is an error or a warning; notes \
+alone leave it at 0.
+
+**Choosing rules** works as in ruff: `select=` and `ignore=` (`--select`, `--ignore`) take ids, the beginning of ids \
+(`M`, `O1`) or names, and what spells more of an id wins.
+
+**Suppression** is by rule and selector: with `suppress={"M303": "head.**"}` (`--suppress 'M303=head.**'`) that rule \
+says nothing about these parameters. A selector that hits neither a parameter nor anything that was found is an error.
+
+**From the command line**, `torchparams audit mypackage.models:build` calls `build()` and audits what it returns. With \
+`--meta` the model is built without memory for its values, and the rules about values have nothing to look at.
+
+**Cost.** Every value is read once, at the speed of memory; everything else is linear in the number of modules and \
+parameters, but for the sorting of addresses.
+
+## The rules
+
+The examples are run by the tests: in the first of each rule it finds something, in the second nothing is found.
+"""
+
+
+def audit_page() -> str:
+    """`docs/audit.md`."""
+    from torchparams.lint.audit import RULES
+
+    lines = [HEAD]
+    lines.append("| id | name | severity | finds |\n|---|---|---|---|")
+    for rule in RULES:
+        anchor = f"{rule.id}-{rule.name}".lower()
+        lines.append(f"| [{rule.id}](#{anchor}) | {rule.name} | {rule.severity} | {rule.title} |")
+    lines += ["", *map(_section, RULES)]
+    return "\n".join(lines)
+
+
+def _section(rule: Rule) -> str:
+    (finding, *_) = (finding for finding in run(rule.failing) if finding.id == rule.id)
+    paragraphs = [
+        f"### {rule.id} {rule.name}",
+        f"*{rule.severity}.* {rule.title}. Why it matters: {rule.why}.",
+        *([rule.background] if rule.background else []),
+        f"```python\n{rule.failing}```",
+        f"```text\n{finding}\n```",
+        f"Without it:\n\n```python\n{rule.passing}```",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def run(example: str) -> Audit:
+    """The audit of what an example makes."""
+    import torch
+    from torch import nn
+
+    import torchparams as tp
+
+    torch.manual_seed(0)
+    made: dict[str, Any] = {"torch": torch, "nn": nn, "tp": tp}
+    exec(compile(example, "<example>", "exec"), made)
+    return tp.audit(made["model"], made.get("optimizer"))
+
+
+if __name__ == "__main__":
+    print(audit_page())

@@ -1,0 +1,54 @@
+"""Every rule finds what its failing example has, and nothing in its passing one: the examples are documentation."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from audit_docs import audit_page, run
+
+from torchparams.lint.audit import RULES
+from torchparams.lint.findings import SEVERITIES, Rule
+
+EACH = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+
+
+@EACH
+def test_the_failing_example_fails_by_this_rule_alone(rule: Rule) -> None:
+    found = run(rule.failing)
+    assert [finding.id for finding in found] == [rule.id]
+    (finding,) = found
+    assert finding.names
+    assert (finding.severity, finding.why) == (rule.severity, rule.why)
+
+
+@EACH
+def test_the_passing_example_passes_every_rule(rule: Rule) -> None:
+    assert list(run(rule.passing)) == []
+
+
+@EACH
+def test_a_rule_is_described(rule: Rule) -> None:
+    assert re.fullmatch(r"[MOG]\d{3}", rule.id)
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
+    assert rule.severity in SEVERITIES
+    for text in (rule.title, rule.why):
+        assert text
+        assert not text.endswith(".")
+        assert "\n" not in text
+    assert rule.title[0].isupper()
+
+
+def test_ids_and_names_are_distinct_and_in_order() -> None:
+    ids = [rule.id for rule in RULES]
+    assert len(set(ids)) == len(ids)
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    for family in "MOG":
+        of_family = [id for id in ids if id[0] == family]
+        assert of_family == sorted(of_family)
+
+
+def test_every_rule_is_in_the_page() -> None:
+    page = audit_page()
+    for rule in RULES:
+        assert f"### {rule.id} {rule.name}\n" in page
