@@ -45,7 +45,8 @@ def castable(old: DType, new: DType) -> bool:
     """Whether a cast between two types has a meaning here.
 
     Numbers go to floats, integers and truth values to integers, complex numbers to complex numbers. Floats do not
-    become integers: what is meant by that is a quantisation, which has a scale.
+    become integers: what is meant by that is a quantisation, which has a scale. Nothing becomes `float8_e8m0fnu`, the
+    type of such scales, which has neither a sign nor a zero.
 
     >>> from torchparams.dtypes import DType
     >>> f32, i8, bf16 = DType.of("F32"), DType.of("I8"), DType.of("BF16")
@@ -54,7 +55,7 @@ def castable(old: DType, new: DType) -> bool:
     """
     if old == new:
         return True
-    if old.numpy_name is None or new.numpy_name is None:
+    if old.numpy_name is None or new.numpy_name is None or new == "float8_e8m0fnu":
         return False
     targets = {
         "float": ("float",),
@@ -143,7 +144,13 @@ def cast(values: Array, old: DType, new: DType) -> Array:
         with np.errstate(all="ignore"):
             values = values.astype(np.float32)  # as torch does
     with np.errstate(all="ignore"):
+        if new == "float8_e4m3fn":
+            # It has no infinity. As in torch, what is too large becomes the largest number; in ml_dtypes, NaN.
+            values = np.clip(values, -_E4M3_MOST, _E4M3_MOST)
         return values.astype(new.numpy)
+
+
+_E4M3_MOST = 448.0
 
 
 def widen(values: Array, dtype: DType) -> Array:

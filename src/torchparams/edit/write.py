@@ -443,14 +443,16 @@ def _keep_old(folder: str, names: Sequence[str], replace_index: Any, note: Any) 
         return []  # what cannot be opened is not kept
     files = sorted(set(places.values()))
     second = {name: name.replace(STEM, f"{STEM}.previous", 1) for name in files if name in set(names)}
-    if not second and os.path.exists(os.path.join(folder, INDEX)):
+    metadata.pop("total_size", None)
+    if not os.path.exists(os.path.join(folder, INDEX)):  # before any file of another name is there
+        replace_index(index_of(places, total, metadata))
+    if not second:
         return []
     note(list(second.values()))
     for name, other in second.items():
         _system.remove(os.path.join(folder, other))
         _system.link(os.path.join(folder, name), os.path.join(folder, other))
     _system.sync_directory(folder)
-    metadata.pop("total_size", None)
     replace_index(index_of({name: second.get(file, file) for name, file in places.items()}, total, metadata))
     return list(second.values())
 
