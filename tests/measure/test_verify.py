@@ -96,7 +96,7 @@ def test_every_kind_of_difference_is_named() -> None:
         "missing     missing     float32 [2, 3]\n"
         "\n"
         "check                    result\n"
-        "digests    failed        1 of 6 tensors as in the manifest\n"
+        "digests    failed        1 of 7 tensors as in the manifest\n"
         "structure  not possible  a mapping has no stored form; only a manifest says what it was\n"
         "6 tensors, 128 B: 1 with other content, 1 with another shape, 2 with another dtype, 1 missing, 1 unexpected."
     )

@@ -247,7 +247,8 @@ def verify(
         differences = tuple(_compare(source, infos, listed, engine or ThreadEngine(), progress))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
         progress = None  # what is left is little, unless something is wrong
-        count = f"{len(whole):,} of {plural(len(infos), 'tensor')} as in the manifest"
+        missing = sum(difference.kind == "missing" for difference in differences)
+        count = f"{len(whole):,} of {plural(len(infos) + missing, 'tensor')} as in the manifest"
         checks.append(Check("digests", FAILED if differences else OK, count))
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
