@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from torchparams.train.groups import groups as groups
     from torchparams.train.load import coverage as coverage
     from torchparams.train.load import load as load
+    from torchparams.train.optimizer import OptimizerState as OptimizerState
+    from torchparams.train.optimizer import optimizer_state as optimizer_state
+    from torchparams.train.optimizer_load import load_optimizer_state as load_optimizer_state
     from torchparams.train.rules import Rule as Rule
     from torchparams.train.rules import no_decay as no_decay
     from torchparams.train.rules import rule as rule
@@ -80,6 +83,7 @@ _HOMES = {
     "Groups": "torchparams.train.groups",
     "IndexRepair": "torchparams.edit.index",
     "Module": "torchparams.module",
+    "OptimizerState": "torchparams.train.optimizer",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Plan": "torchparams.edit.plan",
@@ -101,9 +105,11 @@ _HOMES = {
     "freeze": "torchparams.train.freeze",
     "groups": "torchparams.train.groups",
     "load": "torchparams.train.load",
+    "load_optimizer_state": "torchparams.train.optimizer_load",
     "ls": "torchparams.measure.listing",
     "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
+    "optimizer_state": "torchparams.train.optimizer",
     "repair_index": "torchparams.edit.index",
     "rule": "torchparams.train.rules",
     "save": "torchparams.edit.save",
