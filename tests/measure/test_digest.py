@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -315,6 +317,25 @@ def test_threads_blocks_and_mapping_do_not_matter(tmp_path: Path, monkeypatch: p
                 engine = ThreadEngine(threads, block_bytes=block, part_bytes=block, mapped=mapped)
                 assert tp.digest(path, engine=engine).digest == expected
                 assert tp.digest(MemorySource(arrays), engine=engine).digest == expected
+
+
+def test_a_forked_child_does_not_wait_for_threads_that_it_lacks(tmp_path: Path) -> None:
+    # In a process of its own: this one may have threads that do not survive a fork.
+    script = """
+import os, signal
+import numpy as np
+import torchparams as tp
+
+weights = {"w": np.zeros(8 << 20, np.uint8)}
+expected = tp.digest(weights).digest
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if tp.digest(weights).digest == expected else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout == "0\n", ran.stderr
 
 
 def test_a_selector_and_what_it_hits_nothing_with(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ missing does.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ SET_CONTEXT = f"torchparams set digest v{VERSION}"
 
 _SHARED = 1 << 22  # bytes from which on a tensor may be hashed by several threads
 _X2 = "float4_e2m1fn_x2"
+_PROCESS = os.getpid()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class DigestFold:
         from blake3 import blake3
 
         self._info = info
-        self._hasher = blake3(max_threads=blake3.AUTO if several else 1)
+        self._hasher = blake3(max_threads=_threads() if several else 1)
 
     def update(self, block: Block) -> None:
         """Hash a block."""
@@ -167,6 +169,18 @@ class DigestFold:
     def finish(self) -> str:
         """The digest, in hexadecimal."""
         return tensor_digest(*encoded_as(self._info), self._hasher.digest())
+
+
+def _threads() -> int:
+    """How many threads a hasher may use."""
+    from blake3 import blake3
+
+    from torchparams.engines.threads import processors
+
+    # BLAKE3's own threads, which all hashers share, are not there in a child that was forked: it would wait for them
+    # for ever. A number asks for threads that are new.
+    auto: int = blake3.AUTO
+    return auto if os.getpid() == _PROCESS else min(processors(), 8)
 
 
 def tensor_digest(dtype: DType, shape: Sequence[int], content: bytes) -> str:
