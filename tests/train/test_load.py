@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,13 @@ def source_of(model: nn.Module, kind: str, folder: Path) -> Any:
     if kind == "safetensors":
         save_file(state, folder / "m.safetensors")
         return folder / "m.safetensors"
+    if kind == "sharded":
+        shards = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+        weight_map = {name: shards[i % 2] for i, name in enumerate(state)}
+        for shard in shards:
+            save_file({name: value for name, value in state.items() if weight_map[name] == shard}, folder / shard)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        return folder
     if kind in ("zip", "legacy"):
         torch.save(state, folder / "m.pt", _use_new_zipfile_serialization=kind == "zip")
         return str(folder / "m.pt")
@@ -71,7 +79,7 @@ def source_of(model: nn.Module, kind: str, folder: Path) -> Any:
     return {"mapping": state, "model": model, "table": tp.of(model, buffers=True)}[kind]
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "numpy", "mapping", "model", "table"])
+@pytest.mark.parametrize("kind", ["safetensors", "sharded", "zip", "legacy", "numpy", "mapping", "model", "table"])
 def test_every_source_fills_the_model(kind: str, tmp_path: Path) -> None:
     source, model = trained(Net()), Net()
     mask = model.mask
@@ -227,6 +235,16 @@ def test_views_in_a_file_come_as_they_show(tmp_path: Path) -> None:
     assert torch.equal(model["c"], base[1])
     assert model["d"].tolist() == [0] * 5
     assert model["e"] == base[0, 0]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "mapping"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_default_device_does_not_matter(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source, model = trained(Net()), Net(dtype)
+    x = source_of(source, kind, tmp_path)
+    with torch.device("meta"):
+        load(model, x)
+    assert_same(model, source.to(dtype))
 
 
 def test_no_elements_and_scalars(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_it_is_a_mapping_of_tensors_that_every_report_takes() -> None:
     assert len(state) == 12
     assert state["b.bias.exp_avg"] is optimizer.state[model.get_parameter("b.bias")]["exp_avg"]
     assert "a.weight.momentum" not in state
+    with pytest.raises(KeyError):
+        state["a.weight.exp_avg.0"]
     assert tp.of(state).select("**.exp_avg").names == [
         "a.weight.exp_avg",
         "a.bias.exp_avg",

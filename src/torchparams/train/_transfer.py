@@ -97,7 +97,7 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
         _read_all(direct, files, state)
         _cast_all(casts, state)
         others.sort(key=lambda item: ("", 0) if item[1] is None else (item[1].file, item[1].start))
-        buffer = torch.empty(0, dtype=torch.uint8)
+        buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
         for pair, place in others:
             if pair.name in saved:
                 pair.target.detach().copy_(saved.pop(pair.name))
@@ -209,7 +209,7 @@ def _memory(pair: Pair) -> memoryview | None:
         return None
     # As bytes of the storage, which any type has; numpy knows neither bfloat16 nor float8.
     start = target.storage_offset() * target.element_size()
-    whole = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
+    whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(target.untyped_storage())
     return whole[start : start + pair.info.nbytes].numpy().data
 
 
@@ -304,7 +304,7 @@ class _Casting:
                 data = data.copy()
             # The memory is read-only, which torch takes with a warning; it only reads it.
             raw = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
-            values = torch.frombuffer(raw, dtype=dtype.torch) if data.nbytes else torch.empty(0)
+            values = torch.frombuffer(raw, dtype=dtype.torch) if data.nbytes else torch.empty(0, device="cpu")
         part = self._flat[block.start : block.stop]
         for start in range(0, len(part), _SERIAL):
             part[start : start + _SERIAL].copy_(values[start : start + _SERIAL])
@@ -324,7 +324,7 @@ def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: _OpenFile
     for view, start in _parts(target, BUFFER_BYTES // dtype.itemsize):
         size = view.numel() * dtype.itemsize
         if len(buffer) < size:
-            buffer = torch.empty(max(size, min(BUFFER_BYTES, pair.info.nbytes)), dtype=torch.uint8)
+            buffer = torch.empty(max(size, min(BUFFER_BYTES, pair.info.nbytes)), dtype=torch.uint8, device="cpu")
         files.read(place.file, buffer[:size].numpy().data, place.start + start * dtype.itemsize, pair.info.name)
         view.copy_(buffer[:size].view(dtype.torch).view(view.shape))
     return buffer

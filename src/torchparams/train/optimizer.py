@@ -99,7 +99,16 @@ class OptimizerState(Mapping[str, Any]):
     # --- a mapping of tensors --------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
-        return self._tensors()[name]
+        import torch
+
+        # A loop over the items asks for each: the way there leads through the name, not through all tensors.
+        owner, _, key = name.rpartition(".")
+        value = self.state.get(owner, {}).get(key)
+        if value is None and key.isdecimal():
+            owner, _, key_of_list = owner.rpartition(".")
+            listed = self.state.get(owner, {}).get(key_of_list)
+            value = listed[int(key)] if isinstance(listed, list | tuple) and int(key) < len(listed) else None
+        return value if isinstance(value, torch.Tensor) else self._tensors()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors())
