@@ -83,6 +83,15 @@ class Coding:
         known: Array = (_table(self.dtype) if self.exact else _table_of_middles(self.kind))[codes]
         return known
 
+    def ascending(self, codes: Array, counts: Array) -> tuple[Array, Array]:
+        """Ascending codes and their counts, in the ascending order of what they stand for; those of NaN anywhere."""
+        if self.kind[0] in "iu" or self.dtype.kind in ("uint", "bool") or self.dtype == "float8_e8m0fnu":
+            return codes, counts
+        first = int(codes.searchsorted(self.size // 2))  # of those with a sign
+        # Of floats, the magnitudes of negative ones ascend; integers are in two's complement.
+        step = -1 if self.is_float else 1
+        return tuple(np.concatenate([a[first:][::step], a[:first]]) for a in (codes, counts))  # type: ignore[return-value]  # two
+
     def sums(self, codes: Array, counts: Array) -> tuple[int, int, int]:
         """Sum of the finite values, of their magnitudes, of their squares: exact, in `unit`s (squared).
 

@@ -404,15 +404,13 @@ class Sketch:
         """The finite values that occur, ascending, as float64; and how many values are up to each."""
         found: tuple[Array, Array] | None = self._derived.get("ordered")
         if found is None:
-            values = self._coding.values(self.codes)
-            counts = self.counts
+            codes, counts = self._coding.ascending(self.codes, self.counts)
+            values = self._coding.values(codes)
             if not (finite := np.isfinite(values)).all():
                 values, counts = values[finite], counts[finite]
-            order = np.argsort(values, kind="stable")
-            values = values[order]
             if not self._coding.exact and len(values) and self._min is not None and self._max is not None:
                 values = np.minimum(np.maximum(values, float(self._min)), float(self._max))
-            found = self._derived["ordered"] = values, np.cumsum(counts[order], dtype=np.uint64)
+            found = self._derived["ordered"] = values, np.cumsum(counts, dtype=np.uint64)
         return found
 
     @overload
