@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from torchparams.module import Module as Module
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
+    from torchparams.renames import Renames as Renames
     from torchparams.selectors import Selector as Selector
     from torchparams.train.coverage import Coverage as Coverage
     from torchparams.train.freeze import Frozen as Frozen
@@ -87,6 +88,7 @@ _HOMES = {
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Plan": "torchparams.edit.plan",
+    "Renames": "torchparams.renames",
     "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
     "Stats": "torchparams.measure.stats",

@@ -504,6 +504,8 @@ def test_json_is_json_and_has_no_rows_of_what_is_the_same() -> None:
     ]
     assert found["by"] == ["module"]
     assert found["groups"][0]["name"] == "(top level)"
+    assert found["proposal"] is None
+    assert tp.diff(BASE, WRAPPED).to_json()["proposal"] == "strip 'module.' from 2 of 3 names"
     assert found["rename"]["rules"] == [{"names": {"n": "n2"}}]
 
 

@@ -49,7 +49,11 @@ def compare_pairs(
     lenient: dict[int, LenientSource] = {}
     jobs: list[Job] = []
     for key, *operands in pairs:
-        wrapped = [(lenient.setdefault(id(source), LenientSource(source)), info) for source, info in operands]
+        wrapped = []
+        for source, info in operands:
+            if id(source) not in lenient:
+                lenient[id(source)] = LenientSource(source)
+            wrapped.append((lenient[id(source)], info))
         try:
             jobs.append(Job.of_infos(*wrapped, key=key))
         except NotReadable as error:

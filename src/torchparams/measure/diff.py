@@ -138,7 +138,7 @@ class Diff:
             "selector": self.selector,
             "numeric": self.numeric,
             "rename": None if self.rename is None else self.rename.to_json(),
-            "proposal": None if self.proposal is None else self.proposal.to_json(),
+            "proposal": None if self.proposal is None else str(self.proposal),
             "counts": dict(self.counts),
             "total": self.total.to_json(),
             "by": None if self.by is None else list(self.by),
@@ -185,7 +185,8 @@ def diff(
     Tensors go together by name. Of two with one shape and one dtype every element is compared, and its **bits** decide:
     -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. The numbers are taken in float64, of
     64-bit integers exactly, and are the same wherever the tensors lie and however many threads read them; norms and
-    cosines are over the values that are finite in both. Memory is that of the rows, whatever the size of the sources.
+    cosines are over the values that are finite in both. A complex element counts as changed once, and is two values in
+    the numbers. Memory is that of the rows, whatever the size of the sources.
 
     Of a live model, what a state dict holds is compared: buffers too, but for those that are not saved.
 
@@ -225,9 +226,10 @@ def diff(
     infos_a, infos_b = _infos(mine), _infos(yours)
     where = f"{mine.source.label} and {yours.source.label}"
     renames, hint = None, None
-    if rename == "auto" if isinstance(rename, str) else rename is None:
-        found = proposal(infos_a, infos_b)
-        renames, hint = (None, found) if rename is None else (found, None)
+    if rename is None:
+        hint = proposal(infos_a, infos_b)
+    elif isinstance(rename, str) and rename == "auto":
+        renames = proposal(infos_a, infos_b)
     else:
         renames = Renames.of(rename)
     pairs = pair(infos_a, infos_b, renames or Renames(), yours.source.label)

@@ -87,10 +87,11 @@ def _shown(
     rows: Sequence[TensorDiff], limit: int | None, cells: Callable[[TensorDiff], tuple[Cell | str, ...]]
 ) -> tuple[Row | Gap, ...]:
     """Rows for those that are shown; no others are made."""
-    placed = cut([Row((str(i),)) for i in range(len(rows))] if limit is not None else [], limit, "tensors")
     if limit is None or len(rows) <= limit:
         return tuple(Row(cells(row)) for row in rows)
-    return tuple(each if isinstance(each, Gap) else Row(cells(rows[int(str(each.cells[0]))])) for each in placed)
+    head = (limit + 1) // 2
+    ends = [Row(cells(row)) for row in (*rows[:head], *rows[len(rows) - (limit - head) :])]
+    return (*ends[:head], Gap(f"… {len(rows) - limit:,} more tensors …"), *ends[head:])
 
 
 def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
