@@ -46,7 +46,7 @@ class Pair(NamedTuple):
     right: int
 
 
-def found(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def found(model: Any) -> dict[str, tuple[str, ...]]:
     """Names by the rules that found something."""
     names: dict[str, tuple[str, ...]] = {}
     for finding in tp.audit(model, select="M101,M102,M103"):
@@ -145,14 +145,14 @@ def test_leaves_are_warnings() -> None:
 
 def test_what_is_registered_elsewhere_is_not_hidden() -> None:
     layers = [linear(), linear()]
-    model = Net(x=layers, y={"a": layers[0].weight}, layers=nn.ModuleList(layers))
+    model: Any = Net(x=layers, y={"a": layers[0].weight}, layers=nn.ModuleList(layers))
     model.grouped = [nn.Sequential(*layers)]  # a module of its own, and nothing new in it
     model.seen = [layers[0].weight, layers[1].weight.detach()]
     assert found(model) == {}
 
 
 def test_a_way_back_is_no_part() -> None:
-    model = Net(child=Net(), other=Net())
+    model: Any = Net(child=Net(), other=Net())
     model.child.parent = [model]
     model.child.context = {"root": model}
     assert found(model) == {}
@@ -162,7 +162,7 @@ def test_a_way_back_is_no_part() -> None:
 
 
 def test_what_is_hidden_on_purpose() -> None:
-    model = Net()
+    model: Any = Net()
     object.__setattr__(model, "teacher", linear())
     model.__dict__["scale"] = nn.Parameter(torch.ones(2))
     model.ref = weakref.ref(linear())
@@ -172,8 +172,8 @@ def test_what_is_hidden_on_purpose() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
-def test_recurrent_layers_keep_lists_of_their_own(kind: type[nn.Module]) -> None:
-    model = kind(3, 4, num_layers=2, bidirectional=True)
+def test_recurrent_layers_keep_lists_of_their_own(kind: Any) -> None:
+    model: Any = kind(3, 4, num_layers=2, bidirectional=True)
     assert list(tp.audit(model)) == []
     assert list(tp.audit(copy.deepcopy(model))) == []
     torch.nn.utils.parametrizations.weight_norm(model, "weight_hh_l0")
@@ -184,7 +184,7 @@ def test_recurrent_layers_keep_lists_of_their_own(kind: type[nn.Module]) -> None
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_torchs_own_layers_are_clean() -> None:
-    models = [
+    models: list[Any] = [
         nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
         nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3),
         nn.MultiheadAttention(8, 2, kdim=4, vdim=4),
@@ -216,9 +216,10 @@ def test_containers_without_end() -> None:
 
 
 def test_a_long_chain_of_what_is_hidden() -> None:
-    model = tip = Net()
+    model: Any = Net()
+    tip = model
     for _ in range(3_000):
-        following = Net()
+        following: Any = Net()
         tip.next_ = [following]
         tip = following
     tip.last = linear()

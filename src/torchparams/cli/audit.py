@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, app, show
 from torchparams.cli.targets import build
 from torchparams.errors import SelectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @app.command()
@@ -64,14 +67,17 @@ def audit(
         build(target, device="meta" if meta else "cpu"),
         select=select,
         ignore=ignore,
-        suppress=dict(map(_suppression, suppress or ())) or None,
+        suppress=_suppressions(suppress or ()),
     )
     show(found, as_json)
     return EXIT_DIFFERENCE if found.exit_code else FINE
 
 
-def _suppression(text: str) -> tuple[str, str]:
-    rule, sign, selector = text.partition("=")
-    if not sign:
-        raise SelectorError(f"{text!r} is no suppression", exists="one is a rule and a selector: M303=head.**")
-    return rule, selector
+def _suppressions(texts: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        rule, sign, selector = text.partition("=")
+        if not sign:
+            raise SelectorError(f"{text!r} is no suppression", exists="one is a rule and a selector: M303=head.**")
+        found[rule] = f"{found[rule]} | {selector}" if rule in found else selector
+    return found

@@ -40,7 +40,7 @@ class Sharing:
 
     Attributes:
         exact: Groups of parameters that are different objects for the very same elements.
-        partial: Pairs of which the second has some of the first's elements.
+        partial: Pairs with some of their elements in common, in the order of the entries.
         itself: Parameters with an element at several indices.
     """
 
@@ -60,7 +60,7 @@ def view_of(entry: Entry) -> View | None:
             return None
         start: int = tensor.data_ptr()
         device: object = tensor.device
-        if start == 0:  # no address: on the meta device
+        if start == 0 or tensor.is_meta:  # no address
             storage = tensor.untyped_storage()
             device, start = storage._cdata, int(tensor.storage_offset()) * size
         if tensor.is_contiguous():
@@ -97,6 +97,10 @@ def sharing(entries: Sequence[Entry]) -> Sharing:
             end = max(end, stop)
         if len(cluster) > 1:
             _split([view for i in cluster if (view := view_of(entries[i]))], found)
+    if found.partial:
+        rows = {id(entry.tensor): row for row, entry in enumerate(entries)}
+        ordered = [sorted(pair, key=lambda entry: rows[id(entry.tensor)]) for pair in found.partial]
+        found.partial = sorted(((a, b) for a, b in ordered), key=lambda pair: [rows[id(e.tensor)] for e in pair])
     return found
 
 

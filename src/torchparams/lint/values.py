@@ -46,7 +46,7 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
     small: dict[torch.dtype, list[tuple[int, torch.Tensor]]] = {}
     single: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     kinds: dict[type, str] = {}
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+    with torch.no_grad():
         for tensor in tensors:
             kind = kinds.get(type(tensor))
             if kind is None:
