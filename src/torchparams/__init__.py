@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from torchparams.train.freeze import Unfrozen as Unfrozen
     from torchparams.train.freeze import freeze as freeze
     from torchparams.train.freeze import unfreeze as unfreeze
+    from torchparams.train.gradients import GradNorms as GradNorms
+    from torchparams.train.gradients import grad_norms as grad_norms
+    from torchparams.train.gradients import gradients as gradients
     from torchparams.train.groups import Groups as Groups
     from torchparams.train.groups import groups as groups
     from torchparams.train.load import coverage as coverage
@@ -81,6 +84,7 @@ _HOMES = {
     "Duplicates": "torchparams.measure.digest",
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
+    "GradNorms": "torchparams.train.gradients",
     "Groups": "torchparams.train.groups",
     "IndexRepair": "torchparams.edit.index",
     "Module": "torchparams.module",
@@ -105,6 +109,8 @@ _HOMES = {
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
     "freeze": "torchparams.train.freeze",
+    "grad_norms": "torchparams.train.gradients",
+    "gradients": "torchparams.train.gradients",
     "groups": "torchparams.train.groups",
     "load": "torchparams.train.load",
     "load_optimizer_state": "torchparams.train.optimizer_load",

@@ -1,0 +1,479 @@
+"""Gradients by name: a table over `.grad`, and the norms of all of them at once."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torchparams.errors import NotReadable, OptionError, UnknownName
+from torchparams.parameters import Parameters, of
+from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, plural, to_html, to_text
+from torchparams.selectors import Selector
+from torchparams.sources._live import LiveRecords
+from torchparams.sources._traverse import Listing
+from torchparams.sources.base import Source
+from torchparams.train._live import live_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from torchparams.info import ParameterInfo
+    from torchparams.sources._module import ModuleSource
+
+    _Alike: TypeAlias = dict[tuple[torch.device, torch.dtype], Sequence[int]]
+
+ROWS_SHOWN = 40
+"""Norms that a report lists at most."""
+
+
+def gradients(model: object) -> Parameters:
+    """The gradients of a model as a table of parameters: same names, and every report works on it.
+
+    The table is live: it shows what `.grad` holds whenever it is asked. A parameter without a gradient is not in it.
+    A record describes the gradient (its shape, dtype, memory), with the owner and `requires_grad` of its parameter, so
+    that `:norm` selects as ever, and `:frozen` finds what is left over. A sparse gradient is given as it is by
+    `params[name]`, and filled with its zeros where its values are read.
+
+    Args:
+        model: A live `nn.Module`, or a `Parameters` of one.
+
+    Raises:
+        UnsupportedSource: `model` is no live network.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    >>> grads = tp.gradients(model)
+    >>> grads.names
+    []
+    >>> _ = model[0](torch.ones(1, 3)).sum().backward()
+    >>> grads.names
+    ['0.weight', '0.bias']
+    >>> grads["0.bias"]
+    tensor([1., 1.])
+    """
+    source, params = live_table(model, "torchparams.gradients")
+    return Parameters(GradientSource(source), params.selector)
+
+
+class GradientSource(Source):
+    """The gradients of a live network, found anew at each use.
+
+    Args:
+        model: The network's parameters.
+
+    >>> from torch import nn
+    >>> from torchparams.sources._module import ModuleSource
+    >>> GradientSource(ModuleSource(nn.Linear(3, 2))).label
+    'gradients of Linear'
+    """
+
+    format = "gradients"
+    live = True
+
+    def __init__(self, model: ModuleSource) -> None:
+        self.model = model
+        self.label = f"gradients of {model.label}"
+
+    def __eq__(self, other: object) -> bool:
+        return self.model == other.model if isinstance(other, GradientSource) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((GradientSource, self.model))
+
+    # --- listing ---------------------------------------------------------------------------
+
+    def keys(self) -> Mapping[str, Any]:
+        """Canonical name → gradient; makes no records."""
+        return {name: grad for name, p in self.model.keys().items() if (grad := p.grad) is not None}
+
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Canonical name and gradient of every parameter that has one, or of `names`, as they are now."""
+        grads = self.keys()
+        return iter(grads.items()) if names is None else ((name, grads[name]) for name in names)
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """Canonical name → record, as they are at the time of the call."""
+        records = self.records()
+        return dict(zip(records.names, records.infos, strict=True))
+
+    def records(self) -> GradientRecords:
+        """One reading, of which as much is looked up as is asked for."""
+        return GradientRecords.of_parameters(self.model.records())
+
+    def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
+        """Name, canonical name and gradient, with the meaning of `nn.Module.named_parameters`."""
+        for given, name, parameter in self.model.walk(recurse=recurse, remove_duplicate=remove_duplicate):
+            if parameter.grad is not None:
+                yield given, name, parameter.grad
+
+    # --- values ----------------------------------------------------------------------------
+
+    def value(self, name: str) -> Any:
+        """The very gradient, under any spelling of the parameter's name.
+
+        Raises:
+            UnknownName: There is no such parameter, or it has no gradient.
+        """
+        grad = self.model.value(name).grad
+        if grad is None:
+            raise self._without(name)
+        return grad
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The gradient without its history; a sparse one with its zeros."""
+        grad: torch.Tensor = self.value(name).detach()
+        return grad if str(grad.layout) == "torch.strided" else grad.to_dense()
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The values as a read-only array: a view of the gradient's own memory where that is on the CPU.
+
+        Raises:
+            NotReadable: It has no values (meta), or its class keeps them to itself (distributed).
+        """
+        from torchparams.sources._mapping import MappingSource
+
+        return MappingSource({name: self.tensor(name)}, self.label).numpy(name)
+
+    # --- names -----------------------------------------------------------------------------
+
+    def takes(self, name: str) -> bool:
+        """Whether `name` leads to a parameter, as it is spelt, and that has a gradient."""
+        return self.model.takes(name) and self.model.value(name).grad is not None
+
+    def find(self, name: str) -> str | None:
+        """The canonical name of a parameter with a gradient, for any spelling of it."""
+        found = self.model.find(name)
+        return found if found is not None and self.model.value(found).grad is not None else None
+
+    def resolve(self, name: str) -> str:
+        """What `find` gives, or an error that says whether it is the parameter or its gradient that is not there.
+
+        Raises:
+            UnknownName: There is no such parameter, or it has no gradient.
+        """
+        found = self.model.resolve(name)
+        if self.model.value(found).grad is None:
+            raise self._without(name)
+        return found
+
+    def _without(self, name: str) -> UnknownName:
+        frozen = not self.model.value(name).requires_grad
+        return UnknownName(
+            f"{name!r} has no gradient",
+            where=self.model.label,
+            exists="it is frozen" if frozen else None,
+            hint=None if frozen else "a gradient is there after backward() of something that depends on it",
+        )
+
+
+class GradientRecords(LiveRecords):
+    """One reading of the gradients; what it says of `requires_grad` is the parameters'."""
+
+    def __init__(
+        self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]], parameters: Mapping[str, Any]
+    ) -> None:
+        super().__init__(listing, aliases)
+        self._parameters = parameters
+
+    @classmethod
+    def of_parameters(cls, records: LiveRecords) -> GradientRecords:
+        """The gradients of the parameters in a reading of the network."""
+        grads: dict[str, Any] = {}
+        owners = []
+        for (name, parameter), owner in zip(records.tensors.items(), records.owners, strict=True):
+            grad = parameter.grad
+            if grad is not None:
+                grads[name] = grad
+                owners.append(owner)
+        read = records._listing
+        listing = Listing(grads, owners, read.raws, read.buffers, read.tied, read.shared)
+        return cls(listing, lambda: records._tied, records.tensors)
+
+    def only(self, names: Container[str]) -> GradientRecords:
+        """Those of `names`, in the same order."""
+        part = super().only(names)
+        return GradientRecords(part._listing, part._find_aliases, self._parameters)
+
+    def _find(self, field: str) -> Sequence[Any]:
+        if field == "requires_grad":
+            return [self._parameters[name].requires_grad for name in self.tensors]
+        return super()._find(field)
+
+
+# --- norms ----------------------------------------------------------------------------------
+
+
+def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
+    """The norm of every gradient, of groups of them, and of all: one `torch._foreach_norm` and one transfer.
+
+    Half-precision gradients are summed in float32; the norms of groups and of all are put together from those of the
+    parameters in float64: `(Σ normᵖ)^(1/p)`, the same as `torch.nn.utils.get_total_norm` gives.
+
+    Args:
+        model: A live `nn.Module`, a `Parameters` of one, or a table that `gradients` gave.
+        by: How to group. `"module"` is by the module that holds the parameter; anything else is a selector, a list of
+            selectors, or a mapping of labels to selectors, each of them strict and on its own, so that groups may
+            overlap. None gives no groups.
+        p: Which norm: a positive number, also `math.inf`.
+
+    Returns:
+        The norms, by name.
+
+    Raises:
+        NoMatch: A part of a selector hits no parameter.
+        OptionError: There is no such norm.
+        NotReadable: A gradient has no values: it is on the meta device.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     for parameter in model.parameters():
+    ...         parameter.grad = torch.ones_like(parameter)
+    >>> norms = tp.grad_norms(model, by="module")
+    >>> round(norms.total ** 2), round(norms.norms["0.weight"] ** 2)
+    (11, 6)
+    >>> print(norms)
+    Sequential: gradient norms, p = 2
+    group  tensors   norm
+    0            2  2.828
+    1            2  1.732
+    ─────────────────────
+    total        4  3.317
+    """
+    if not isinstance(p, int | float) or not p > 0:
+        raise OptionError(f"there is no norm with p = {p!r}", exists="p is a positive number, also math.inf")
+    names, grads, without = [], [], []
+    source, tensors, flags = _read(model)
+    for name, tensor in tensors.items():
+        grad = tensor.grad if flags is None else tensor
+        if grad is not None:
+            names.append(name)
+            grads.append(grad)
+        elif tensor.requires_grad:
+            without.append(name)
+    norms = dict(zip(names, _norms(names, grads, float(p), source.label), strict=True))
+    members = {} if by is None else _members(source, tensors, norms, by)
+    return GradNorms(source.label, norms, float(p), members, tuple(without))
+
+
+def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any], bool | None]:
+    """The network, what is selected of it, and whether those are gradients already."""
+    params = of(model)
+    if isinstance(params.source, GradientSource):
+        source = params.source.model
+        return source, params.source.keys() if params.selector is None else dict(params.items()), True
+    source, params = live_table(params, "torchparams.grad_norms")
+    if params.selector is None:
+        return source, source.keys(), None
+    return source, source.records().only(params.selector.names(source.records())).tensors, None
+
+
+def _members(
+    source: ModuleSource, tensors: Mapping[str, Any], norms: Mapping[str, float], by: object
+) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    if by == "module":
+        for name in norms:
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+        return {label: tuple(names) for label, names in groups.items()}
+    records = source.records().only(tensors)
+    if isinstance(by, dict):
+        wanted = {str(label): Selector.of(what) for label, what in by.items()}
+    else:
+        selectors = [Selector.of(what) for what in (by if isinstance(by, list | tuple) else [by])]
+        wanted = {str(selector): selector for selector in selectors}
+    found = {label: what.names(records, strict=True, where=source.label) for label, what in wanted.items()}
+    return {label: tuple(name for name in norms if name in hits) for label, hits in found.items()}
+
+
+def _norms(names: Sequence[str], grads: list[Any], p: float, where: str) -> list[float]:
+    """The norm of each gradient."""
+    import torch
+
+    if not grads:
+        return []
+    kinds = set(map(attrgetter("dtype"), grads)), set(map(attrgetter("device"), grads)), set(map(type, grads))
+    plain = all(len(kind) == 1 for kind in kinds) and type(grads[0]) is torch.Tensor
+    with torch.no_grad():
+        if plain and p != math.inf and set(map(attrgetter("layout"), grads)) == {torch.strided}:
+            groups: _Alike = {(grads[0].device, grads[0].dtype): range(len(grads))}
+        else:
+            grads = [_dense(name, grad, p, where) for name, grad in zip(names, grads, strict=True)]
+            groups = _alike(grads)
+        stacks = []
+        for (device, dtype), places in groups.items():
+            if device.type == "meta":
+                raise NotReadable(
+                    f"the gradient of {names[places[0]]} is on the meta device, which holds no values", where=where
+                )
+            # Squares of half-precision values overflow and vanish in their own type.
+            wide = torch.float32 if dtype.itemsize < 4 else None
+            stacks.append(torch.stack(torch._foreach_norm([grads[place] for place in places], p, dtype=wide)))
+        if len(stacks) == 1:
+            return list(stacks[0].tolist())
+        widest = torch.float64 if any(stack.dtype == torch.float64 for stack in stacks) else torch.float32
+        values: list[float] = torch.cat([stack.to(stacks[0].device, widest) for stack in stacks]).tolist()
+    ordered = [0.0] * len(grads)
+    for place, value in zip((place for places in groups.values() for place in places), values, strict=True):
+        ordered[place] = value
+    return ordered
+
+
+def _alike(grads: Sequence[Any]) -> _Alike:
+    groups: dict[tuple[torch.device, torch.dtype], Any] = {}
+    for place, grad in enumerate(grads):
+        groups.setdefault((grad.device, grad.dtype), []).append(place)
+    return groups
+
+
+def _dense(name: str, grad: Any, p: float, where: str) -> Any:
+    """A plain tensor with the norm of `grad`."""
+    import torch
+
+    if hasattr(grad, "full_tensor"):  # a DTensor: its norm is one of all its shards
+        return torch.linalg.vector_norm(grad, p).full_tensor()
+    if grad.layout != torch.strided:
+        # The values that are stored are all that counts; the same place may be stored twice, and they add.
+        grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
+    return grad if grad.numel() else grad.new_zeros(1)  # nothing has no largest element
+
+
+def combined(norms: Iterable[float], p: float) -> float:
+    """The p-norm of everything, from the norms of its parts.
+
+    >>> combined([3.0, 4.0], 2), combined([], 2)
+    (5.0, 0.0)
+    """
+    parts = list(norms)
+    largest = 0.0
+    for part in parts:
+        if math.isnan(part):
+            return math.nan
+        largest = max(largest, part)
+    if p == math.inf or largest in (0.0, math.inf):
+        return largest
+    if p == 2:
+        return math.hypot(*parts)
+    # Scaled, so that no power overflows.
+    return float(largest * math.fsum((part / largest) ** p for part in parts) ** (1 / p))
+
+
+class GradNorms:
+    """Norms of gradients.
+
+    Attributes:
+        label: The model.
+        p: Which norm.
+        norms: Name of each parameter that has a gradient → its norm, in the model's order.
+        members: Label of each group → the names in it that have a gradient.
+        without: Names of trainable parameters that have no gradient.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        norms: dict[str, float],
+        p: float,
+        members: dict[str, tuple[str, ...]],
+        without: tuple[str, ...],
+    ) -> None:
+        self.label = label
+        self.norms = norms
+        self.p = p
+        self.members = members
+        self.without = without
+
+    @cached_property
+    def total(self) -> float:
+        """The norm of all gradients together."""
+        return combined(self.norms.values(), self.p)
+
+    @cached_property
+    def groups(self) -> dict[str, float]:
+        """Label of each group → the norm of all gradients in it together."""
+        return {label: combined(map(self.norms.__getitem__, names), self.p) for label, names in self.members.items()}
+
+    @cached_property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters whose norm is NaN or infinite, in the model's order: the first is the first."""
+        return tuple(name for name, norm in self.norms.items() if not math.isfinite(norm))
+
+    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+        """The norms as a report: of the groups where there are any, else of the parameters; what is not finite first.
+
+        Args:
+            limit: Most rows to show; None for all.
+        """
+        grouped = bool(self.members)
+        values = self.groups if grouped else self.norms
+        counts = {label: len(names) for label, names in self.members.items()}
+
+        def row(label: str, value: float, tensors: int, total: bool = False) -> Row:
+            shown = Cell(_number(value), "" if math.isfinite(value) else "error")
+            count = (f"{tensors:,}",) if grouped else ()
+            return Row((label, *count, shown), total=total)
+
+        ordered = sorted(values, key=lambda label: math.isfinite(values[label]))
+        rows = [row(label or "(top level)", values[label], counts.get(label, 1)) for label in ordered]
+        columns = (
+            Column("group" if grouped else "name", style="name", shrink=True),
+            *([Column("tensors", right=True)] if grouped else []),
+            Column("norm", right=True, style="number"),
+        )
+        total = row("total", self.total, len(self.norms), total=True)
+        parts: list[Text | Table] = [
+            Text(f"{self.label}: gradient norms, p = {_number(self.p)}", "title"),
+            Table(columns, (*cut(rows, limit, "groups" if grouped else "parameters"), total)),
+        ]
+        if self.nonfinite:
+            text = f"not finite: {_first(self.nonfinite)}"
+            parts.append(Text(text, "error"))
+        if self.without:
+            what = plural(len(self.without), "trainable parameter has", "trainable parameters have")
+            parts.append(Text(f"{what} no gradient: {_first(self.without)}", "warn"))
+        return Report(tuple(parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The norms as JSON takes them."""
+        return {
+            "p": _json(self.p),
+            "total": _json(self.total),
+            "norms": {name: _json(norm) for name, norm in self.norms.items()},
+            "groups": {
+                label: {"norm": _json(self.groups[label]), "names": list(names)}
+                for label, names in self.members.items()
+            },
+            "nonfinite": list(self.nonfinite),
+            "without": list(self.without),
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+_LISTED = 3
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
