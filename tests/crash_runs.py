@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = 200  # bytes that are copied at once: several copies for each tensor
-CALLS = ("create", "resize", "reserve", "write", "copy", "sync", "sync_directory", "rename", "link", "remove")
-CALLS += ("make_directory", "remove_directory", "lock")
+CALLS = (
+    *("create", "resize", "reserve", "write", "copy", "sync", "sync_directory", "rename", "link", "remove"),
+    *("make_directory", "remove_directory", "lock"),
+)
 
 
 def weights(seed: int, count: int = 6) -> dict[str, Any]:
@@ -61,12 +63,20 @@ def nothing(path: Path) -> None:
     del path
 
 
+def write_safetensors(path: Path) -> None:
+    path.write_bytes(safetensors_bytes(weights(1)))
+
+
+def write_torch(path: Path) -> None:
+    tp.convert(weights(1), path).run()
+
+
 # Target, what is there before, and the options of `convert`.
 SCENARIOS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
-    "a file over a file": ("t.safetensors", lambda p: _write(p), {}),
+    "a file over a file": ("t.safetensors", write_safetensors, {}),
     "a new file": ("t.safetensors", nothing, {}),
-    "a cast file over a file": ("t.safetensors", lambda p: _write(p), {"dtype": "bf16", "allow_overflow": True}),
-    "a torch file over a file": ("t.pt", lambda p: tp.convert(weights(1), p).run() and None, {}),
+    "a cast file over a file": ("t.safetensors", write_safetensors, {"dtype": "bf16", "allow_overflow": True}),
+    "a torch file over a file": ("t.pt", write_torch, {}),
     "a new directory": ("t", nothing, {"max_shard_size": 640}),
     "shards over as many": ("t", with_others, {"max_shard_size": 640}),
     "shards over fewer": ("t", lambda p: shards(p, 1, 1000), {"max_shard_size": 640}),
@@ -77,10 +87,6 @@ SCENARIOS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "one file over shards without an index": ("t", no_index, {}),
     "two threads": ("t", with_others, {"max_shard_size": 640}),
 }
-
-
-def _write(path: Path) -> None:
-    path.write_bytes(safetensors_bytes(weights(1)))
 
 
 def state(path: Path) -> dict[str, bytes] | None:

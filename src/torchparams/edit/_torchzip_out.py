@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 FOLDER = "archive"
 
-_LIMIT_32, _LIMIT_16 = 0xFFFFFFFF, 0xFFFF
-"""From these numbers on, a zip needs the fields of ZIP64."""
+_FULL_32, _FULL_16 = 0xFFFFFFFF, 0xFFFF
+"""What a field holds whose number stands in one of ZIP64."""
+
+_LIMIT_32, _LIMIT_16 = _FULL_32, _FULL_16
+"""From these numbers on, one of ZIP64 is needed."""
 
 _STORAGES = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
@@ -122,7 +125,7 @@ class _Member:
         zip64 = self._zip64()
         fill = self.start - self.header - 30 - len(self.name) - len(zip64) - 4
         extra = zip64 + b"FB" + struct.pack("<H", fill) + b"Z" * fill  # as torch fills
-        size = _LIMIT_32 if zip64 else self.size
+        size = _FULL_32 if zip64 else self.size
         fields = (0x04034B50, 45 if zip64 else 20, 0x0800, 0, 0, 0x21, self.crc, size, size, len(self.name), len(extra))
         return struct.pack("<IHHHHHIIIHH", *fields) + self.name.encode() + extra
 
@@ -131,11 +134,11 @@ class _Member:
         far = [self.header] if self.header >= _LIMIT_32 else []
         wide = large + far
         extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        size = _LIMIT_32 if large else self.size
+        size = _FULL_32 if large else self.size
         version = 45 if wide else 20
         fields = (
             *(0x02014B50, version, version, 0x0800, 0, 0, 0x21, self.crc, size, size, len(self.name), len(extra)),
-            *(0, 0, 0, 0, _LIMIT_32 if far else self.header),
+            *(0, 0, 0, 0, _FULL_32 if far else self.header),
         )
         return struct.pack("<IHHHHHHIIIHHHHHII", *fields) + self.name.encode() + extra
 
@@ -147,12 +150,10 @@ def _directory(members: Sequence[_Member], at: int) -> bytes:
     if count >= _LIMIT_16 or at >= _LIMIT_32 or size >= _LIMIT_32:
         tail = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, size, at)
         tail += struct.pack("<IIQI", 0x07064B50, 0, at + size, 1)
-    shown = min(count, _LIMIT_16)
-    return (
-        entries
-        + tail
-        + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, shown, shown, min(size, _LIMIT_32), min(at, _LIMIT_32), 0)
-    )
+    shown = count if count < _LIMIT_16 else _FULL_16
+    size = size if size < _LIMIT_32 else _FULL_32
+    at = at if at < _LIMIT_32 else _FULL_32
+    return entries + tail + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, shown, shown, size, at, 0)
 
 
 # --- the pickle ------------------------------------------------------------------------------
