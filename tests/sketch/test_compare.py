@@ -44,7 +44,7 @@ def pairs_of(name: str) -> list[tuple[Array, Array]]:
         return [(a[:-1].view(name), b[:-1].view(name)) for a, b in pairs_of(PARTS[name])]
     kinds = list(long_arrays(name).values())
     shifted = [(a, np.roll(a, 7)) for a in kinds[:4]]
-    mixed = list(itertools.pairwise(kinds))
+    mixed = list(itertools.pairwise(kinds))[::2]
     near = []
     for a in kinds[:3]:
         b = a.copy()
