@@ -94,6 +94,23 @@ def test_freezing_does_not_change_the_rates_of_the_rest() -> None:
     assert left == {name: rate for name, rate in rates.items() if not name.startswith(("head.", "embed."))}
 
 
+def test_a_selection_has_the_rates_that_it_has_in_the_whole() -> None:
+    model = transformer()
+    rates = {n: g["lr"] for g in tp.groups(model, lr=1.0, layer_decay=0.5) for n in g["param_names"]}
+    blocks = tp.groups(tp.of(model).select("blocks.**"), lr=1.0, layer_decay=0.5)
+    assert {n: g["lr"] for g in blocks for n in g["param_names"]} == {
+        name: rate for name, rate in rates.items() if name.startswith("blocks.")
+    }
+
+
+def test_buffers_have_no_depth() -> None:
+    model = module(blocks=nn.Sequential(Mixer(), Mixer()))
+    model.get_submodule("blocks.1").register_buffer("steps", torch.zeros(1))
+    model.register_module("count", nn.BatchNorm1d(1, affine=False))
+    assert tp.groups(tp.of(model, buffers=True), lr=1.0, layer_decay=0.5) == tp.groups(model, lr=1.0, layer_decay=0.5)
+    assert set(first_depths(model).values()) == {1, 2}
+
+
 def test_a_rate_that_is_a_tensor_stays_one() -> None:
     rate = torch.tensor(1.0)
     groups = tp.groups(transformer(), tp.rule(tp.no_decay, weight_decay=0.0), lr=rate, layer_decay=0.5)
@@ -113,6 +130,9 @@ def test_what_a_layer_decay_needs() -> None:
         "Module: a layer decay needs the lr that it multiplies, and 'cls_token' has none. "
         "give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
     )
+    with pytest.raises(OptionError) as error:
+        tp.groups(transformer(), lr="auto", layer_decay=0.5)
+    assert str(error.value) == "Module: a layer decay multiplies the lr, and that of 'cls_token' is 'auto'"
     for wrong in (0, -0.5, 1.5, True, "0.5", float("nan")):
         with pytest.raises(OptionError, match="it is a factor above 0 and up to 1"):
             tp.groups(transformer(), lr=1.0, layer_decay=wrong)  # type: ignore[arg-type]  # some of them are wrong

@@ -51,6 +51,9 @@ class Groups(list[dict[str, Any]]):
         defaults: The options for what no rule says otherwise.
         layer_decay: The factor from one depth to the next lower one; None without it.
         frozen: Names of the parameters that are left out because they are frozen.
+        origins: Name of a parameter → where its options come from; of the frozen ones too.
+        hits: How many parameters each rule hits, frozen ones included.
+        source: What lists the parameters.
     """
 
     def __init__(
@@ -220,7 +223,7 @@ def groups(
     """
     params = of(model)
     _refuse_wrong(params, rules, layer_decay, depth, defaults)
-    records = params.records()
+    records = _parameters(params.records())
     tensors = _tensors(params, records)
     masks: dict[str, int] = {}
     hits: list[int] = []
@@ -232,18 +235,18 @@ def groups(
     deep: Iterable[int | None] = [None] * len(records)
     deepest = 0
     if layer_decay is not None:
-        known = depths(records, getattr(params.source, "module", None), depth, params.source.label)
-        deep, deepest = known, max(known, default=0)
+        # Of a selection too, the depth is that in the whole model: two selections of it fit together.
+        whole = records if params.selector is None else _parameters(params.source.records())
+        found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
+        known = dict(zip(whole.names, found, strict=True))
+        deep, deepest = map(known.__getitem__, records.names), max(found, default=0)
 
     made: dict[tuple[int, int | None], tuple[Origin, dict[str, Any] | None]] = {}
     by_options: dict[Any, dict[str, Any]] = {}
     scaled: dict[tuple[Any, int], Any] = {}
     origins: dict[str, Origin] = {}
     frozen: list[str] = []
-    columns = zip(records.names, records.column("kind"), records.column("requires_grad"), deep, strict=True)
-    for name, kind, trainable, at in columns:
-        if kind == "buffer":
-            continue
+    for name, trainable, at in zip(records.names, records.column("requires_grad"), deep, strict=True):
         mask = masks.get(name, 0)
         known_origin = made.get((mask, at))
         if known_origin is None:
@@ -308,6 +311,14 @@ def _refuse_wrong(
         )
 
 
+def _parameters(records: Records) -> Records:
+    """The reading without its buffers, which no optimizer steps."""
+    kinds = records.column("kind")
+    if "buffer" not in kinds:
+        return records
+    return records.only({name for name, kind in zip(records.names, kinds, strict=True) if kind != "buffer"})
+
+
 def _tensors(params: Parameters, records: Records) -> Mapping[str, Any]:
     """The parameters themselves, by name."""
     if records.tensors is not None:
@@ -349,7 +360,12 @@ def _decayed(
     # An lr that is a tensor (of a capturable optimizer) is multiplied once for each depth, not for each set of rules.
     key = (_key(base), depth)
     if key not in scaled:
-        scaled[key] = base * scale
+        try:
+            scaled[key] = base * scale
+        except TypeError:
+            raise OptionError(
+                f"a layer decay multiplies the lr, and that of {name!r} is {base!r}", where=where
+            ) from None
     return Origin({**origin.options, "lr": scaled[key]}, origin.by, origin.rules, depth, scale)
 
 
