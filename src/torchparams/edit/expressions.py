@@ -157,7 +157,8 @@ class Stored(Expression):
         self.source = source
         self.place = source.span(self.info.name)
         if self.place is None and _is_materialised(source, self.info):
-            self.resident = self.nbytes
+            # Of a compressed storage, all of it is inflated.
+            self.resident = self.nbytes if self.info.storage is None else max(self.nbytes, self.info.storage.nbytes)
 
     def compute(self, start: int, stop: int, work: Work) -> Array:
         """The elements, read."""
