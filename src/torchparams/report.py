@@ -121,7 +121,7 @@ def elide(text: str, width: int) -> str:
         return text
     if width <= 1:
         return "…"[:width]
-    tail = (width - 1) * 3 // 5
+    tail = (width - 1) // 2
     head = width - 1 - tail
     return f"{text[:head]}…{text[len(text) - tail :]}"
 
