@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from torchparams.parameters import of as of
     from torchparams.renames import Renames as Renames
     from torchparams.selectors import Selector as Selector
+    from torchparams.train.apply import Applied as Applied
+    from torchparams.train.apply import apply_ as apply_
     from torchparams.train.coverage import Coverage as Coverage
     from torchparams.train.freeze import Frozen as Frozen
     from torchparams.train.freeze import Unfrozen as Unfrozen
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from torchparams.train.gradients import gradients as gradients
     from torchparams.train.groups import Groups as Groups
     from torchparams.train.groups import groups as groups
+    from torchparams.train.init import Initialised as Initialised
+    from torchparams.train.init import init as init
     from torchparams.train.load import coverage as coverage
     from torchparams.train.load import load as load
     from torchparams.train.optimizer import OptimizerState as OptimizerState
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Applied": "torchparams.train.apply",
     "Audit": "torchparams.lint.findings",
     "Coverage": "torchparams.train.coverage",
     "DType": "torchparams.dtypes",
@@ -87,6 +92,7 @@ _HOMES = {
     "GradNorms": "torchparams.train.gradients",
     "Groups": "torchparams.train.groups",
     "IndexRepair": "torchparams.edit.index",
+    "Initialised": "torchparams.train.init",
     "Module": "torchparams.module",
     "OptimizerState": "torchparams.train.optimizer",
     "ParameterInfo": "torchparams.info",
@@ -100,6 +106,7 @@ _HOMES = {
     "Unfrozen": "torchparams.train.freeze",
     "Verification": "torchparams.measure.verify",
     "Written": "torchparams.edit.written",
+    "apply_": "torchparams.train.apply",
     "apply_delta": "torchparams.edit.save",
     "audit": "torchparams.lint.audit",
     "convert": "torchparams.edit.convert",
@@ -112,6 +119,7 @@ _HOMES = {
     "grad_norms": "torchparams.train.gradients",
     "gradients": "torchparams.train.gradients",
     "groups": "torchparams.train.groups",
+    "init": "torchparams.train.init",
     "load": "torchparams.train.load",
     "load_optimizer_state": "torchparams.train.optimizer_load",
     "ls": "torchparams.measure.listing",

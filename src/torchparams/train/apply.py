@@ -1,0 +1,166 @@
+"""One function, in place, on everything that a selector hits."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
+from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
+from torchparams.train._live import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROWS_SHOWN = 40
+"""Tensors that a report lists at most."""
+
+
+def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> Applied:
+    """Call `function` with each selected parameter, under `torch.no_grad()`.
+
+    The function may change the tensor it is given, or return the new values, which are then copied into it: both
+    `torch.nn.init.zeros_` and `lambda w: w * 0.5` do. The parameters stay the same objects in the same memory, and
+    autograd notices the change. A tied tensor is changed once. There is no undo: the old values are gone.
+
+    Args:
+        model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too).
+        selector: What to change, strictly; None is all of `model`.
+        function: Takes a tensor; returns None, that tensor, or another of the same shape.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        NoMatch: A part of the selector hits nothing.
+        NotReadable: A selected parameter has no values: it is lazy or on the meta device. Nothing has changed.
+        OptionError: The function returned something else than a tensor.
+        MismatchError: It returned a tensor of another shape.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    >>> tp.apply_(model, "**.bias", torch.nn.init.zeros_).names
+    ('0.bias', '1.bias')
+    >>> print(tp.apply_(model, "0.weight", lambda w: w.clamp(-0.1, 0.1)))
+    Sequential: applied <lambda> to 1 tensor
+    name      shape
+    0.weight  [2, 2]
+    """
+    import torch
+
+    chosen = choose(model, selector, "torchparams.apply_")
+    tensors = {name: chosen.tensors[name] for name in chosen.names}
+    refuse_without_values(tensors, chosen.source.label)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            call_in_place(function, tensor, name, "apply_")
+    return Applied(chosen.source.label, function_name(function), {n: tuple(t.shape) for n, t in tensors.items()})
+
+
+def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: str, **options: Any) -> None:
+    """Let `function` change `tensor`: itself, or by what it returns.
+
+    Raises:
+        OptionError: It returned something else than a tensor.
+        MismatchError: It returned a tensor of another shape.
+    """
+    import torch
+
+    try:
+        result = function(tensor, **options)
+    except Exception as error:
+        error.add_note(f"torchparams.{verb}: at {name}, {human_shape(tuple(tensor.shape))}; those before it are done")
+        raise
+    if result is None or result is tensor:
+        return
+    if not isinstance(result, torch.Tensor):
+        raise OptionError(
+            f"{function_name(function)} returned {shorten(repr(result))} for {name}",
+            hint="a function changes the tensor it is given, or returns a tensor of new values",
+        )
+    if result.shape != tensor.shape:
+        raise MismatchError(
+            f"{function_name(function)} returned the shape {human_shape(tuple(result.shape))} for {name}",
+            exists=f"its own is {human_shape(tuple(tensor.shape))}",
+        )
+    tensor.copy_(result)
+
+
+def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool = False) -> None:
+    """An error for a tensor that is lazy, or, unless `meta` is fine, on the meta device.
+
+    Raises:
+        NotReadable: There is one.
+    """
+    from torch.nn.parameter import is_lazy
+
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise NotReadable(
+                f"{name} is lazy: it has no shape and no values yet",
+                where=where,
+                hint="run the model once, which gives it its shape",
+            )
+        if not meta and tensor.device.type == "meta":
+            raise NotReadable(
+                f"{name} is on the meta device, which holds no values",
+                where=where,
+                hint="give it memory first: torchparams.init does, and so does model.to_empty(device='cpu')",
+            )
+
+
+def function_name(function: object) -> str:
+    """What a report calls a function: `kaiming_normal_(a=0.1)`.
+
+    >>> import functools
+    >>> function_name(functools.partial(max, key=len))
+    'max(key=<built-in function len>)'
+    """
+    if isinstance(function, functools.partial):
+        given = [*map(repr, function.args), *(f"{key}={value!r}" for key, value in function.keywords.items())]
+        return f"{function_name(function.func)}({', '.join(given)})"
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+class Applied:
+    """What `apply_` has changed.
+
+    Attributes:
+        label: The model.
+        function: Name of the function.
+        shapes: Name → shape of what was changed, in the model's order.
+    """
+
+    def __init__(self, label: str, function: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.label = label
+        self.function = function
+        self.shapes = shapes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what was changed, in the model's order."""
+        return tuple(self.shapes)
+
+    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+        """What was changed, as a report.
+
+        Args:
+            limit: Most tensors to list; None for all.
+        """
+        rows = [Row((name, human_shape(shape))) for name, shape in self.shapes.items()]
+        columns = Column("name", style="name", shrink=True), Column("shape")
+        title = f"{self.label}: applied {self.function} to {plural(len(rows), 'tensor')}"
+        return Report((Text(title, "title"), Table(columns, cut(rows, limit, "tensors"))))
+
+    def to_json(self) -> dict[str, Any]:
+        """What was changed, as JSON takes it."""
+        return {"function": self.function, "names": list(self.names)}
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())

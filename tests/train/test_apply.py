@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchparams as tp
+from torchparams.errors import MismatchError, NoMatch, NotReadable, OptionError
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda w: w * 2, lambda w: w.mul_(2), lambda w: w.data.mul_(2), partial(torch.mul, other=2)]
+)
+def test_in_place_or_by_return(function: Any) -> None:
+    model = net()
+    before = {name: (p, p.data_ptr(), p._version, p.detach().clone()) for name, p in model.named_parameters()}
+    applied = tp.apply_(model, "{0,2}.weight", function)
+    assert applied.names == ("0.weight", "2.weight")
+    for name, parameter in model.named_parameters():
+        same, address, version, values = before[name]
+        assert parameter is same and parameter.data_ptr() == address and parameter.requires_grad
+        assert torch.equal(parameter, values * 2 if name in applied.names else values)
+        assert name in applied.names or parameter._version == version
+
+
+def test_autograd_notices() -> None:
+    model: Any = nn.Linear(2, 2)
+    loss: Any = (model.weight * model.weight).sum()
+    tp.apply_(model, "weight", lambda w: w.zero_())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_nothing_returned_is_in_place() -> None:
+    def halve(weight: torch.Tensor) -> None:
+        weight *= 0.5
+
+    model = nn.Linear(2, 2)
+    nn.init.ones_(model.weight)
+    tp.apply_(model, "weight", halve)
+    assert model.weight.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_tied_once_and_buffers_where_they_are_listed() -> None:
+    tied: Any = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    tied["b"].weight = tied["a"].weight
+    nn.init.ones_(tied["a"].weight)
+    assert tp.apply_(tied, "**.weight", lambda w: w + 1).names == ("a.weight",)
+    assert tied["b"].weight[0, 0] == 2
+    model = net()
+    with pytest.raises(NoMatch):
+        tp.apply_(model, "**.running_mean", torch.zero_)
+    tp.apply_(tp.of(model, buffers=True), "**.running_mean", lambda m: m + 3)
+    assert model[1].running_mean.tolist() == [3, 3, 3, 3]
+
+
+def test_what_a_function_may_not_return() -> None:
+    model = net()
+    with pytest.raises(OptionError) as caught:
+        tp.apply_(model, "0.bias", len)
+    assert str(caught.value) == (
+        "len returned 4 for 0.bias. a function changes the tensor it is given, or returns a tensor of new values."
+    )
+    with pytest.raises(MismatchError) as mismatch:
+        tp.apply_(model, "0.bias", torch.sum)
+    assert str(mismatch.value) == "sum returned the shape [] for 0.bias. its own is [4]."
+
+
+def test_an_error_says_where() -> None:
+    with pytest.raises(ValueError, match="Fan in and fan out") as caught:
+        tp.apply_(net(), "0.bias", nn.init.kaiming_normal_)
+    assert caught.value.__notes__ == ["torchparams.apply_: at 0.bias, [4]; those before it are done"]
+
+
+def test_no_values_to_change() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"), nn.LazyLinear(2))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(NotReadable) as caught:
+        tp.apply_(model, "{0,1}.weight", nn.init.zeros_)
+    assert str(caught.value) == (
+        "Sequential: 1.weight is on the meta device, which holds no values. give it memory first: torchparams.init "
+        "does, and so does model.to_empty(device='cpu')."
+    )
+    with pytest.raises(NotReadable) as caught:
+        tp.apply_(model, "{0,2}.weight", nn.init.zeros_)
+    assert str(caught.value) == (
+        "Sequential: 2.weight is lazy: it has no shape and no values yet. run the model once, which gives it its shape."
+    )
+    assert torch.equal(model[0].weight, before)
+
+
+def test_the_report() -> None:
+    applied = tp.apply_(net(), "2.*", partial(torch.clamp, min=0))
+    assert str(applied) == (
+        "Sequential: applied clamp(min=0) to 2 tensors\nname      shape\n2.weight  [2, 4]\n2.bias    [2]"
+    )
+    assert applied.to_json() == {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"]}
+    assert applied._repr_html_().startswith("<p>Sequential")
