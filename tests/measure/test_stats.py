@@ -53,6 +53,7 @@ def test_every_type_against_numpy(dtype: str) -> None:
     row, all_values = row_of(array), wide(array)
     values = all_values[np.isfinite(all_values)]
     assert (row.name, row.tensors, row.shape, row.dtype, row.numel) == ("w", 1, (7, 9), dtype, 63)
+    assert row.values == len(all_values)
     assert row.zeros == np.count_nonzero(all_values == 0)
     assert row.nan == np.count_nonzero(np.isnan(all_values))
     assert (row.posinf, row.neginf) == (np.sum(all_values == math.inf), np.sum(all_values == -math.inf))
@@ -140,6 +141,12 @@ def test_layouts_and_views_make_no_difference() -> None:
     assert (a.mean, a.l1, a.quantiles) == (b.mean, b.l1, b.quantiles) == (d.mean, d.l1, d.quantiles)
     assert c.numel == 24
     assert (e.numel, e.l1) == (96, 2 * a.l1)
+
+
+def test_the_share_of_zeros_is_of_values() -> None:
+    found = tp.stats({"w": np.zeros(3, np.complex64)})
+    assert (found["w"].numel, found["w"].values, found["w"].zeros) == (3, 6, 6)
+    assert "100%" in str(found)
 
 
 def test_a_number_of_threads_makes_no_difference() -> None:
@@ -494,11 +501,12 @@ def test_numbers(value: float, text: str) -> None:
 
 def test_json_is_stable() -> None:
     form = tp.stats({"w": np.array([[1.0, np.nan]], np.float16)}, by="module").to_json()
-    assert list(form) == ["source", "format", "selector", "by", "rows", "flags", "unread"]
+    assert list(form) == ["source", "format", "selector", "by", "total", "rows", "flags", "unread"]
     assert form["by"] == ["module"]
+    assert form["total"] == {"tensors": 1, "numel": 2, "nbytes": 4}
     assert list(form["rows"][0]) == [
-        "name", "tensors", "shape", "dtype", "numel", "zeros", "nan", "posinf", "neginf", "min", "max", "mean", "std",
-        "l1", "l2", "linf", "quantiles", "histogram", "entropy", "distinct", "saturated", "exact",
+        "name", "tensors", "shape", "dtype", "numel", "values", "zeros", "nan", "posinf", "neginf", "min", "max",
+        "mean", "std", "l1", "l2", "linf", "quantiles", "histogram", "entropy", "distinct", "saturated", "exact",
     ]  # fmt: skip
     assert form["rows"][0]["std"] == "nan"
     assert form["flags"] == [{"name": "w", "kind": "non-finite", "reason": "1 NaN among 2 values"}]

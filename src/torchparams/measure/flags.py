@@ -101,7 +101,7 @@ def _is_vector(row: TensorStats) -> bool:
 def _alone(row: TensorStats) -> Iterator[Flag]:
     if not _is_float(row) or row.dtype is None:
         return
-    values = row.numel * (2 if row.dtype.kind == "complex" else 1)
+    values = row.values
     # Masks that are added to attention scores hold 0 and -Inf, or 0 and the least number, and nothing else.
     if row.nonfinite and not (row.zeros and row.zeros + row.neginf == values):
         kinds = ((row.nan, "NaN"), (row.posinf, "+Inf"), (row.neginf, "-Inf"))
@@ -139,9 +139,11 @@ def _vectors(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
     if len(constant) * 4 > len(siblings):
         return
     for row in constant:
-        kind, what = ("zero", "0") if row.zeros == row.numel else ("constant", f"{row.min:g}")
+        kind, what = ("zero", "0") if row.zeros == row.values else ("constant", f"{row.min:g}")
         others = len(siblings) - len(constant)
-        yield Flag(row.name, kind, f"all {row.numel:,} values are {what}; of {others} siblings {role} none is constant")
+        yield Flag(
+            row.name, kind, f"all {row.values:,} values are {what}; of {others} siblings {role} none is constant"
+        )
 
 
 def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:

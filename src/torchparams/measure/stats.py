@@ -11,7 +11,7 @@ from torchparams.errors import SelectorError, TorchParamsError, UnknownName
 from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.tensor_stats import TensorStats, derive
-from torchparams.parameters import of, total_of
+from torchparams.parameters import of
 from torchparams.report import to_html, to_text
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Stats:
         rows: The rows, in the source's order until `sorted` makes another.
         flags: What a person should look at: of tensors, also where rows are groups.
         unread: Tensors whose values cannot be had, and why.
-        total: Tensors, parameters and bytes, in words.
+        infos: Records of all the tensors, in the source's order.
         shown: Quantiles that the table has a column for.
         limit: Most rows, flags and unread tensors that are shown; None for all.
         wide: Whether the table has every column, or those that 80 characters have room for.
@@ -74,7 +74,7 @@ class Stats:
     rows: tuple[TensorStats, ...]
     flags: tuple[Flag, ...]
     unread: tuple[Unread, ...]
-    total: str
+    infos: tuple[ParameterInfo, ...]
     shown: tuple[float, ...] = ()
     limit: int | None = ROWS_SHOWN
     wide: bool = False
@@ -119,6 +119,11 @@ class Stats:
             "format": self.format,
             "selector": self.selector,
             "by": None if self.by is None else list(self.by),
+            "total": {
+                "tensors": len(self.infos),
+                "numel": sum(info.numel for info in self.infos),
+                "nbytes": sum(info.nbytes for info in self.infos),
+            },
             "rows": [row.to_json() for row in self.rows],
             "flags": [flag.to_json() for flag in self.flags],
             "unread": [{"name": each.name, "reason": each.reason} for each in self.unread],
@@ -211,7 +216,7 @@ def stats(
         rows=tuple(rows if groups is None else groups),
         flags=tuple(flags_of(rows)),
         unread=tuple(unread),
-        total=total_of(list(infos.values())),
+        infos=tuple(infos.values()),
         shown=() if quantiles is None else wanted,
         limit=limit,
         wide=wide,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from torchparams.measure.flags import kinds_of
+from torchparams.parameters import total_of
 from torchparams.report import (
     Cell,
     Column,
@@ -38,7 +39,7 @@ def report(stats: Stats) -> Report:
         shown = [column for column, _ in columns]
         rows = cut(_Lazy(stats.rows, [show for _, show in columns]), limit)  # type: ignore[arg-type]  # a sequence
         parts.append(Table(tuple(shown), rows))
-    parts.append(Text(stats.total, "dim"))
+    parts.append(Text(total_of(list(stats.infos)), "dim"))
     if stats.unread:
         parts.append(Text(f"not read: {plural(len(stats.unread), 'tensor')}", "warn"))
         parts += _lines(((each.name, each.reason) for each in stats.unread), len(stats.unread), limit)
@@ -94,7 +95,7 @@ def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
     found += [_numeric(key, key) for key in ("mean", "std", "min", "max")]
     given = stats.quantiles if wide else stats.shown
     found += [_quantile(i, q, 3 if wide else 2) for i, q in enumerate(given)]
-    if wide or any(row.zeros >= 0.0005 * row.numel > 0 for row in rows):
+    if wide or any(row.zeros >= 0.0005 * row.values > 0 for row in rows):
         found.append((Column("zeros", right=True), _zeros))
     if wide or any(row.nonfinite for row in rows):
         found += odd if wide else [(Column("NaN/Inf", right=True), lambda row: _odd(row.nonfinite))]
@@ -117,7 +118,7 @@ def _quantile(i: int, q: float, digits: int) -> tuple[Column, _Show]:
 def _zeros(row: TensorStats) -> Cell | str:
     if not row.zeros:
         return ""
-    share = row.zeros / max(row.numel, 1)
+    share = row.zeros / row.values
     return "0%" if share < 0.0005 else f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
 
 

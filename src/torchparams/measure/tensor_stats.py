@@ -36,6 +36,7 @@ class TensorStats:
         shape: The tensor's; None of a group.
         dtype: Element type; None of a group of several.
         numel: Count of elements.
+        values: Count of values: that of elements, of complex ones twice as many.
         zeros, nan, posinf, neginf: Counts of 0 (of either sign), NaN, +Inf, -Inf.
         min, max: Least and greatest value.
         mean: Mean.
@@ -61,6 +62,7 @@ class TensorStats:
     shape: tuple[int, ...] | None
     dtype: DType | None
     numel: int
+    values: int
     zeros: int
     nan: int
     posinf: int
@@ -106,6 +108,7 @@ class TensorStats:
             "shape": None if self.shape is None else list(self.shape),
             "dtype": None if self.dtype is None else str(self.dtype),
             "numel": self.numel,
+            "values": self.values,
             "zeros": self.zeros,
             "nan": self.nan,
             "posinf": self.posinf,
@@ -147,7 +150,7 @@ def derive(
         quantiles: Which ones, from 0 to 1.
         name, numel, shape, dtype, tensors: What the sketch does not know.
     """
-    std = sketch.std()
+    std, nan = sketch.std(), sketch.nan
     low, high, histogram = _histogram(sketch, std)
     return TensorStats(
         name=name,
@@ -155,8 +158,9 @@ def derive(
         shape=shape,
         dtype=dtype,
         numel=numel,
+        values=sketch.finite + nan + sketch.posinf + sketch.neginf,
         zeros=sketch.zeros,
-        nan=sketch.nan,
+        nan=nan,
         posinf=sketch.posinf,
         neginf=sketch.neginf,
         min=sketch.min,
