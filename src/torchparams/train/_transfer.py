@@ -23,6 +23,7 @@ from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine, processors
 from torchparams.errors import NotReadable, TruncatedFile
 from torchparams.report import plural
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,16 +83,17 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
     direct: list[_Direct] = []
     casts: list[Pair] = []
     others: list[tuple[Pair, Location | None]] = []
-    saved = _saved_from_overwriting(pairs)
-    for pair in pairs:
-        place = None if pair.name in saved else pair.source.span(pair.info.name)
-        memory = None if place is None else _memory(pair)
-        if place is not None and memory is not None:
-            direct.append(_Direct(pair, place, memory))
-        elif place is not None and _flat_on_cpu(pair.target) and sys.byteorder == "little":
-            casts.append(pair)
-        else:
-            others.append((pair, place))
+    with paused_gc():  # some objects for each tensor, and no cycles
+        saved = _saved_from_overwriting(pairs)
+        for pair in pairs:
+            place = None if pair.name in saved else pair.source.span(pair.info.name)
+            memory = None if place is None else _memory(pair)
+            if place is not None and memory is not None:
+                direct.append(_Direct(pair, place, memory))
+            elif place is not None and _flat_on_cpu(pair.target) and sys.byteorder == "little":
+                casts.append(pair)
+            else:
+                others.append((pair, place))
     files = _OpenFiles()
     try:
         _read_all(direct, files, state)

@@ -25,6 +25,7 @@ _NAMES_IN_ERROR = 3
 _DEEPEST = 8  # components of a common ending
 _SPELLED = 16  # names of each kind that are compared letter by letter, where these are not too many
 _SPELLED_AMONG = 2_000
+_MATCHED_AMONG = 10_000  # names on both sides; of more, how they end says enough
 
 
 def _empty() -> Mapping[str, Item]:
@@ -246,9 +247,9 @@ def candidates(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """For each of `these` the one of `others` that was perhaps meant, and the other way round.
 
-    Taken is, in this order, what goes together by shape and place (see `torchparams.renames.best_match`); what ends
-    in the same components and is of the same shape; for the first few, what is spelled alike; and what ends alike at
-    all. Linear.
+    Taken is, in this order, what goes together by shape and place (see `torchparams.renames.best_match`), unless there
+    are very many; what ends in the same components and is of the same shape; for the first few, what is spelled alike;
+    and what ends alike at all. Linear.
 
     Args:
         these: Records by name.
@@ -262,7 +263,8 @@ def candidates(
     """
     if not (these and others):
         return {}, {}
-    pairs = {match.have: match.want for match in best_match(these, others)}
+    few = len(these) + len(others) <= _MATCHED_AMONG
+    pairs = {match.have: match.want for match in best_match(these, others)} if few else {}
     back = {theirs: ours for ours, theirs in pairs.items()}
     return _with_alike(pairs, these, others), _with_alike(back, others, these)
 

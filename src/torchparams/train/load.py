@@ -10,6 +10,7 @@ from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.parameters import Parameters
 from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.report import plural
+from torchparams.sources._bytes import paused_gc
 from torchparams.sources._module import ModuleSource
 from torchparams.sources.base import open_source
 from torchparams.train._fit import (
@@ -128,7 +129,8 @@ class _Matching:
         self.live = ModuleSource(source.module, buffers=True)
         records = self.live.records()
         self.targets: Mapping[str, torch.Tensor] = records.tensors
-        self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
+        with paused_gc():
+            self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
         chosen = self.model_infos if table == Parameters(self.live) else table.infos
         self.wanted = {name: info for name, info in chosen.items() if info.persistent}
         given = _table_of(x)
@@ -137,7 +139,9 @@ class _Matching:
         self._arguments = model, x, selector
         self._cast = cast
         self._loaded: dict[str, tuple[ParameterInfo, Item]] = {}
-        self.coverage = self._match(rename)
+        # Matching makes several objects for each tensor, and no cycles.
+        with paused_gc():
+            self.coverage = self._match(rename)
 
     def _match(self, rename: object) -> Coverage:
         have = _spellings(self.given_infos)
@@ -278,7 +282,8 @@ class _Matching:
 
     def pairs(self) -> list[Pair]:
         """The tensors to copy."""
-        return [Pair(name, self.targets[name], self.given, info) for name, (info, _) in self._loaded.items()]
+        with paused_gc():
+            return [Pair(name, self.targets[name], self.given, info) for name, (info, _) in self._loaded.items()]
 
     @property
     def without_memory(self) -> list[str]:
