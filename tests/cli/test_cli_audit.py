@@ -130,5 +130,9 @@ def test_what_is_refused(arguments: list[str], message: str, capsys: Captured) -
 
 def test_a_file_is_no_live_model(capsys: Captured) -> None:
     ran = command(capsys, "audit", "model.safetensors")
-    assert ran.status == 2
-    assert "model.safetensors" in ran.err
+    assert (ran.status, ran.out, ran.err) == (
+        2,
+        "",
+        "torchparams: model.safetensors: a checkpoint cannot be audited. an audit looks at a live nn.Module. "
+        "torchparams.stats looks at the values of a checkpoint.\n",
+    )

@@ -148,7 +148,7 @@ def test_messages() -> None:
         rules_of("X")
     assert str(error.value) == "no rule is called 'X'. ids begin with M, O or G, as in M101."
     with pytest.raises(UnsupportedSource) as unsupported:
-        tp.audit({"weight": torch.ones(2)})  # type: ignore[arg-type]  # as people may
+        tp.audit({"weight": torch.ones(2)})
     assert str(unsupported.value) == (
         "a dict cannot be audited. an audit looks at a live nn.Module. torchparams.stats looks at the values of a "
         "checkpoint."

@@ -145,3 +145,15 @@ def test_constants_in_one_finding() -> None:
     (finding,) = tp.audit(model)
     assert finding.what == "every element of 0.weight is 0.5, and 3 other weights are constant too"
     assert finding.names == ("0.weight", "1.weight", "2.weight", "3.weight")
+
+
+def test_on_the_meta_device_on_purpose_and_by_mistake() -> None:
+    def of(meta: int, real: int) -> list[str]:
+        devices = ["meta"] * meta + ["cpu"] * real
+        return ids(nn.ParameterList([nn.Parameter(torch.ones(2, device=device)) for device in devices]))
+
+    assert of(3, 0) == ["M107"]
+    assert of(3, 1) == ["M107"]
+    assert of(1, 3) == ["M106"]
+    assert of(0, 3) == []
+    assert of(0, 0) == []

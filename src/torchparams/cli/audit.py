@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, app, show
-from torchparams.cli.targets import build
+from torchparams.cli.targets import build, is_live
 from torchparams.errors import SelectorError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def audit(
     if target is None:
         raise typer.BadParameter("there is no TARGET; name what makes the model, as package.module:callable")
     found = audited(
-        build(target, device="meta" if meta else "cpu"),
+        build(target, device="meta" if meta else "cpu") if is_live(target) else target,
         select=select,
         ignore=ignore,
         suppress=_suppressions(suppress or ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnsupportedSource, nearest
@@ -20,7 +21,7 @@ RULES: tuple[Rule, ...] = (*rules_model.RULES, *rules_memory.RULES, *rules_optim
 
 
 def audit(
-    model: nn.Module | Parameters,
+    model: object,
     optimizer: Any = None,
     *,
     select: str | Iterable[str] | None = None,
@@ -87,8 +88,10 @@ def _network(model: Any) -> nn.Module:
         model = getattr(model.source, "module", model)
     if isinstance(model, nn.Module):
         return model
+    path = isinstance(model, str | os.PathLike)
     raise UnsupportedSource(
-        f"a {type(model).__name__} cannot be audited",
+        "a checkpoint cannot be audited" if path else f"a {type(model).__name__} cannot be audited",
+        where=os.fspath(model) if path else None,
         exists="an audit looks at a live nn.Module",
         hint="torchparams.stats looks at the values of a checkpoint",
     )

@@ -131,11 +131,11 @@ class Context:
     @cached_property
     def _listed(self) -> tuple[list[Entry], list[Entry]]:
         listing = list_tensors(self.model, True)
-        parameters: list[Entry] = []
-        buffers: list[Entry] = []
-        for (name, tensor), owner in zip(listing.tensors.items(), listing.owners, strict=True):
-            (buffers if name in listing.buffers else parameters).append(Entry(name, tensor, owner))
-        return parameters, buffers
+        entries = list(map(Entry, listing.tensors, listing.tensors.values(), listing.owners))
+        if not listing.buffers:
+            return entries, []
+        parameters = [entry for entry in entries if entry.name not in listing.buffers]
+        return parameters, [entry for entry in entries if entry.name in listing.buffers]
 
     @cached_property
     def parameters(self) -> list[Entry]:

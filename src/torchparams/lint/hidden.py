@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,10 @@ class Found:
 def find_hidden(context: Context) -> list[Found]:
     """One entry for each attribute that hides something."""
     search = _Search(context)
-    found = [found for path, module in context.named_modules() for found in search.attributes(path, module)]
-    found += [found for path, module in search.modules for found in search.attributes(path, module)]
+    found: list[Found] = []
+    for path, module in chain(context.named_modules(), search.modules):
+        if attributes := search.attributes(module):
+            found += search.hidden_in(path, module, attributes)
     return found
 
 
@@ -83,12 +85,15 @@ class _Search:
         self._known = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_all_weights"})
         self._module_class, self._tensor_class = nn.Module, torch.Tensor
 
-    def attributes(self, path: str, module: nn.Module) -> Iterator[Found]:
-        """What the attributes of a module hide."""
-        known = self._known
-        stored = vars(module)
-        for attribute in [a for a, value in stored.items() if a not in known and type(value) not in _SIMPLE]:
-            value = stored[attribute]
+    def attributes(self, module: nn.Module) -> list[str]:
+        """The attributes that could hide something."""
+        known, simple = self._known, _SIMPLE
+        return [name for name, value in vars(module).items() if name not in known and type(value) not in simple]
+
+    def hidden_in(self, path: str, module: nn.Module, attributes: list[str]) -> Iterator[Found]:
+        """What they hide."""
+        for attribute in attributes:
+            value = vars(module)[attribute]
             found = Found(path, attribute, _container(type(value)) or "attribute", [], [], [], [])
             self._look(value, f"{path}.{attribute}" if path else attribute, 0, module, found, set())
             if found.trainable or found.frozen or found.switched or found.leaves:

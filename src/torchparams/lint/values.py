@@ -43,9 +43,10 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
 
     found: Extremes = {}
     unread: set[int] = set()
-    small: dict[torch.dtype, list[tuple[int, torch.Tensor]]] = {}
+    small: dict[torch.dtype, list[torch.Tensor]] = {}
     single: dict[tuple[torch.device, torch.dtype], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     kinds: dict[type, str] = {}
+    together = (torch.float32, torch.bfloat16, torch.float16)
     with torch.no_grad():
         for tensor in tensors:
             kind = kinds.get(type(tensor))
@@ -64,15 +65,15 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
                 numel = values.numel()
                 if numel == 0:
                     continue
-                if numel <= SMALL and values.is_cpu and dtype in (torch.float32, torch.bfloat16, torch.float16):
-                    small.setdefault(dtype, []).append((id(tensor), values.reshape(-1)))
+                if numel <= SMALL and values is tensor and values.is_cpu and dtype in together:
+                    small.setdefault(dtype, []).append(tensor)
                     continue
                 least, greatest = _pair(values)
                 single.setdefault((least.device, least.dtype), []).append((id(tensor), least, greatest))
             except Exception:  # a kind of tensor may refuse any question with any error
                 unread.add(id(tensor))
-        for together in small.values():
-            _reduce(together, found)
+        for alike in small.values():
+            _reduce(alike, found)
         for pairs in single.values():
             both = torch.stack([value for _, least, greatest in pairs for value in (least, greatest)])
             numbers = both.cpu().double().tolist()  # one transfer for all tensors of a device
@@ -109,29 +110,24 @@ def _pair(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([pair.min for pair in pairs]).amin(), torch.stack([pair.max for pair in pairs]).amax()
 
 
-def _reduce(tensors: list[tuple[int, torch.Tensor]], found: Extremes) -> None:
+def _reduce(tensors: list[torch.Tensor], found: Extremes) -> None:
     """Extremes of small tensors of one type."""
     import numpy as np
-    import torch
+    from torch._utils import _flatten_dense_tensors
 
-    part: list[tuple[int, torch.Tensor]] = []
-    numel = 0
-
-    def flush() -> None:
-        flat: Any = torch.cat([values for _, values in part]).float().numpy()
-        sizes = np.fromiter((values.numel() for _, values in part), np.int64, len(part))
-        starts = np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(np.int64)
+    sizes = np.fromiter((tensor.numel() for tensor in tensors), np.int64, len(tensors))
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(tensors):
+        # At least one, and then as many as there is room for.
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + TOGETHER, side="right")))
+        # No Python object is made for each, of which there are tens of thousands.
+        flat: Any = _flatten_dense_tensors(tensors[first:last])  # type: ignore[no-untyped-call]  # torch's own
+        starts = ends[first:last] - sizes[first:last]
+        starts -= starts[0]
+        array = flat.float().numpy()
         with np.errstate(invalid="ignore"):
-            least = np.minimum.reduceat(flat, starts).tolist()
-            greatest = np.maximum.reduceat(flat, starts).tolist()
-        for (identity, _), low, high in zip(part, least, greatest, strict=True):
-            found[identity] = low, high
-
-    for pair in tensors:
-        part.append(pair)
-        numel += pair[1].numel()
-        if numel >= TOGETHER:
-            flush()
-            part, numel = [], 0
-    if part:
-        flush()
+            least = np.minimum.reduceat(array, starts).tolist()
+            greatest = np.maximum.reduceat(array, starts).tolist()
+        found.update(zip(map(id, tensors[first:last]), zip(least, greatest, strict=True), strict=True))
+        first = last
