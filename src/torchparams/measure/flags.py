@@ -87,6 +87,15 @@ def role_of(name: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
+def place_of(name: str) -> list[tuple[int, str]]:
+    """Something that sorts names of one role by the numbers in them.
+
+    >>> sorted(["h.10.w", "h.9.w"], key=place_of)
+    ['h.9.w', 'h.10.w']
+    """
+    return [(len(part), part) for part in name.split(".") if part.isdecimal()]
+
+
 def _is_float(row: TensorStats) -> bool:
     return row.dtype is not None and row.dtype.kind in ("float", "complex")
 
@@ -148,7 +157,8 @@ def _vectors(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
 
 def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
     """Standard deviations that are far from those of the nearest siblings."""
-    rows = [row for row in siblings if 0 < row.std < math.inf]
+    # Names in a file are often in the order of text: 1, 10, 11, 2.
+    rows = sorted((row for row in siblings if 0 < row.std < math.inf), key=lambda row: place_of(row.name))
     if len(rows) <= SIBLINGS:
         return
     logs = [math.log2(row.std) for row in rows]
