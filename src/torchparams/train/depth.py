@@ -220,7 +220,7 @@ def _alike(stack: nn.Module) -> list[nn.Module]:
 
 
 def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
+    return any(parameter is not None for _, _, owner in holders(module) for parameter in owner._parameters.values())
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -238,8 +238,9 @@ def groups(
         # Of a selection too, the depth is that in the whole model: two selections of it fit together.
         whole = records if params.selector is None else _parameters(params.source.records())
         found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
-        known = dict(zip(whole.names, found, strict=True))
-        deep, deepest = map(known.__getitem__, records.names), max(found, default=0)
+        deep, deepest = found, max(found, default=0)
+        if whole is not records:
+            deep = map(dict(zip(whole.names, found, strict=True)).__getitem__, records.names)
 
     made: dict[tuple[int, int | None], tuple[Origin, dict[str, Any] | None]] = {}
     by_options: dict[Any, dict[str, Any]] = {}
