@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from torchparams.train.optimizer import OptimizerState as OptimizerState
     from torchparams.train.optimizer import optimizer_state as optimizer_state
     from torchparams.train.optimizer_load import load_optimizer_state as load_optimizer_state
+    from torchparams.train.penalty import Penalty as Penalty
+    from torchparams.train.penalty import penalty as penalty
     from torchparams.train.rules import Rule as Rule
     from torchparams.train.rules import no_decay as no_decay
     from torchparams.train.rules import rule as rule
@@ -97,6 +99,7 @@ _HOMES = {
     "OptimizerState": "torchparams.train.optimizer",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
+    "Penalty": "torchparams.train.penalty",
     "Plan": "torchparams.edit.plan",
     "Renames": "torchparams.renames",
     "Rule": "torchparams.train.rules",
@@ -126,6 +129,7 @@ _HOMES = {
     "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
     "optimizer_state": "torchparams.train.optimizer",
+    "penalty": "torchparams.train.penalty",
     "repair_index": "torchparams.edit.index",
     "rule": "torchparams.train.rules",
     "save": "torchparams.edit.save",

@@ -1,0 +1,231 @@
+"""Regularisers over a selection: L1, L2, and L2-SP, which pulls towards where the training started.
+
+L2-SP is from X. Li, Y. Grandvalet and F. Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
+Networks", ICML 2018: fine-tuning with `α/2 ‖w − w⁰‖²` on the pretrained part and `β/2 ‖w‖²` on the new one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import MismatchError, NotReadable, OptionError, UnknownName, nearest
+from torchparams.parameters import of
+from torchparams.report import human_shape, plural, printable
+from torchparams.train._live import choose
+from torchparams.train.apply import refuse_without_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from torchparams.parameters import Parameters
+    from torchparams.train._live import Chosen
+
+
+def penalty(model: object, selector: object = None, p: int = 2, toward: object = None) -> torch.Tensor:
+    """The sum of `|w − toward|ᵖ` over all elements of the selected parameters, to be added to a loss.
+
+    With `p=2` that is a squared norm: weight decay `λ` of plain SGD is `λ/2 · penalty`, and L2-SP is `α/2 · penalty`
+    with `toward`. Sums are in float32 at least, whatever the parameters' type. A tied parameter counts once.
+
+    `toward` is looked up and read at every call, and the selector is applied; in a training loop, make a `Penalty`
+    once and call that.
+
+    Args:
+        model: A live `nn.Module`, or a `Parameters` of one.
+        selector: What to penalise, strictly; None is all of `model`.
+        p: 1 or 2.
+        toward: Where to pull: anything that has parameters of the same names and shapes, such as the path of a
+            checkpoint; None is zero.
+
+    Returns:
+        A scalar, differentiable, on the device of the first parameter.
+
+    Raises:
+        NoMatch: A part of the selector hits nothing.
+        MismatchError: `toward` lacks a selected parameter, or has it in another shape.
+        OptionError: `p` is neither 1 nor 2, or a selected parameter holds integers.
+        NotReadable: A selected parameter has no values.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.copy_(torch.tensor([[3.0, -4.0]]))
+    >>> tp.penalty(model, "weight").item(), tp.penalty(model, "weight", p=1).item()
+    (25.0, 7.0)
+    >>> tp.penalty(model, "weight", toward={"weight": torch.tensor([[3.0, 0.0]])}).item()
+    16.0
+    """
+    return Penalty(model, selector, p, toward, _keep=False)()
+
+
+class Penalty:
+    """A regulariser whose selection and target are settled once: call it at every step.
+
+    The values of `toward` are those at the making: a live model or a mapping of tensors (`model.state_dict()` shares
+    the memory of the model) is copied, a file is not read into memory before it is needed. They go to the parameters'
+    device at the first call. The parameters themselves are looked up at each call, so one that was replaced is not
+    missed.
+
+    Args:
+        model: As in `penalty`, and so are the errors.
+        selector: What to penalise.
+        p: 1 or 2.
+        toward: Where to pull; `model` itself is where it is now.
+
+    Attributes:
+        names: The penalised parameters, by canonical name, in the model's order.
+        p: 1 or 2.
+        toward: What the target is called; None where it is zero.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    >>> pull = tp.Penalty(model, "0.**", toward=model)
+    >>> loss = model(torch.ones(1, 2)).sum() + 0.01 * pull()
+    >>> loss.backward()
+    >>> pull().item()
+    0.0
+    >>> pull
+    Penalty(2 tensors of Sequential, p=2, toward Sequential)
+    """
+
+    def __init__(
+        self, model: object, selector: object = None, p: int = 2, toward: object = None, *, _keep: bool = True
+    ) -> None:
+        if p not in (1, 2):
+            raise OptionError(f"there is no penalty with p = {p!r}", exists="p is 1 or 2")
+        chosen = choose(model, selector, "torchparams.penalty")
+        kinds = dict(chosen.parameters())
+        if not kinds:
+            raise OptionError("there is nothing to penalise", where=chosen.source.label, exists="it has no parameters")
+        self.names = tuple(kinds)
+        self.p = int(p)
+        self.toward: str | None = None
+        self._source = chosen.source
+        self._bases: list[torch.Tensor] | None = None
+        _refuse_unusable(kinds, self._source.label)
+        if toward is not None:
+            table = of(toward)
+            self.toward = table.source.label
+            self._bases = [
+                _base(table, there, kinds[name], name, copy=_keep and table.source.live)
+                for name, there in _matched(self.names, chosen, table).items()
+            ]
+
+    def __call__(self) -> torch.Tensor:
+        """The penalty of the parameters as they are: a scalar, differentiable."""
+        tensors = self._source.keys()
+        try:
+            parameters = [tensors[name] for name in self.names]
+        except KeyError as missing:
+            raise UnknownName.among(str(missing.args[0]), tensors, self._source.label) from None
+        _refuse_unusable(dict(zip(self.names, parameters, strict=True)), self._source.label)
+        if self._bases is not None:
+            self._settle(parameters)
+        return _total(parameters, self._bases, self.p)
+
+    def _settle(self, parameters: Sequence[Any]) -> None:
+        """Bring the targets to the devices of the parameters."""
+        assert self._bases is not None
+        for place, (name, parameter) in enumerate(zip(self.names, parameters, strict=True)):
+            base = self._bases[place]
+            if base.shape != parameter.shape:
+                raise _other_shape(name, parameter, base.shape, self.toward)
+            if base.device != parameter.device:
+                self._bases[place] = base.to(parameter.device)
+
+    def __repr__(self) -> str:
+        where = "" if self.toward is None else f", toward {self.toward}"
+        return printable(f"Penalty({plural(len(self.names), 'tensor')} of {self._source.label}, p={self.p}{where})")
+
+
+def _total(parameters: Sequence[Any], bases: Sequence[Any] | None, p: int) -> torch.Tensor:
+    import torch
+
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, parameter in enumerate(parameters):
+        groups.setdefault((parameter.device, parameter.dtype), []).append(place)
+    sums: list[torch.Tensor] = []
+    for (_, dtype), places in groups.items():
+        wide = torch.float32 if dtype.itemsize < 4 else dtype
+        parts = [parameters[place] for place in places]
+        if wide is not dtype:
+            parts = [part.to(wide) for part in parts]
+        if bases is not None:
+            parts = list(torch._foreach_sub(parts, [bases[place].to(wide) for place in places]))
+        # A norm and its square, rather than squares and their sum: one pass, and nothing the size of a parameter is
+        # made. Where it is 0 its gradient is 0 too.
+        norms = torch.stack(torch._foreach_norm(parts, p))
+        sums.append(norms.square().sum() if p == 2 else norms.sum())
+    widest = max((part.dtype for part in sums), key=lambda dtype: dtype.itemsize)
+    total = sums[0].to(widest)
+    for part in sums[1:]:
+        total = total + part.to(total.device, widest)
+    return total
+
+
+def _refuse_unusable(tensors: Mapping[str, Any], where: str) -> None:
+    refuse_without_values(tensors, where)
+    for name, tensor in tensors.items():
+        if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+            raise OptionError(
+                f"{name} holds integers, which no gradient moves", where=where, hint="leave it out of the selection"
+            )
+
+
+def _matched(names: Sequence[str], chosen: Chosen, table: Parameters) -> dict[str, str]:
+    """Name in the model → name in the target."""
+    records = table.records()
+    known = list(records.names)
+    spelled = {alias: known[row] for row, alias in records.aliases} | {name: name for name in known}
+    ours: dict[str, list[str]] = {}
+    for row, alias in chosen.records.aliases:
+        ours.setdefault(chosen.records.names[row], []).append(alias)
+    found: dict[str, str] = {}
+    missing = []
+    for name in names:
+        there = next((spelled[spelling] for spelling in (name, *ours.get(name, ())) if spelling in spelled), None)
+        if there is None:
+            missing.append(name)
+        else:
+            found[name] = there
+    if missing:
+        near = nearest(missing[0], known, count=1)
+        first = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
+        raise MismatchError(
+            f"{len(missing):,} of {plural(len(names), 'selected parameter')} are not there: {first}",
+            where=table.source.label,
+            exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
+            hint="select what it holds, and penalise the rest toward nothing",
+        )
+    return found
+
+
+def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: bool) -> torch.Tensor:
+    """The target's tensor, checked against the parameter that is pulled to it."""
+    from torch.nn.parameter import is_lazy
+
+    shape = table.source.info(there).shape if not table.source.live else None
+    if shape is None:
+        value = table.source.value(there)
+        if is_lazy(value):
+            raise NotReadable(f"{there} is lazy: it has no shape and no values yet", where=table.source.label)
+        shape = tuple(value.shape)
+    if tuple(shape) != tuple(parameter.shape):
+        raise _other_shape(name, parameter, shape, table.source.label)
+    base = table.source.tensor(there).detach()
+    if base.device.type == "meta":
+        raise NotReadable(f"{there} is on the meta device, which holds no values", where=table.source.label)
+    return base.clone() if copy else base
+
+
+def _other_shape(name: str, parameter: Any, shape: Sequence[int], where: str | None) -> MismatchError:
+    return MismatchError(
+        f"{name} has the shape {human_shape(tuple(shape))}",
+        where=where,
+        exists=f"in the model it has {human_shape(tuple(parameter.shape))}",
+        hint="leave it out of the selection",
+    )
