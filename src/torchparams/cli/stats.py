@@ -49,7 +49,7 @@ def stats(
 ) -> None:
     """Show statistics of values, and what to look at: NaN, constant and saturated tensors, odd scales.
 
-    Every value is read once, and the numbers are exact.
+    Every value is read once. Numbers are exact; only of types wider than 16 bits, quantiles are within 1/256.
 
     \b
     Examples:
