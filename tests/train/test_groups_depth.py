@@ -133,6 +133,11 @@ def test_what_a_layer_decay_needs() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), lr="auto", layer_decay=0.5)
     assert str(error.value) == "Module: a layer decay multiplies the lr, and that of 'cls_token' is 'auto'"
+    frozen = transformer()
+    frozen.requires_grad_(False).get_submodule("head").requires_grad_(True)
+    only_head = tp.groups(frozen, tp.rule("head.**", lr=1.0), layer_decay=0.5)
+    assert [(group["lr"], group["param_names"]) for group in only_head] == [(1.0, ["head.weight", "head.bias"])]
+    assert only_head.explain("cls_token").depth == 0
     for wrong in (0, -0.5, 1.5, True, "0.5", float("nan")):
         with pytest.raises(OptionError, match="it is a factor above 0 and up to 1"):
             tp.groups(transformer(), lr=1.0, layer_decay=wrong)  # type: ignore[arg-type]  # some of them are wrong

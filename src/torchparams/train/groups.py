@@ -225,23 +225,12 @@ def groups(
     _refuse_wrong(params, rules, layer_decay, depth, defaults)
     records = _parameters(params.records())
     tensors = _tensors(params, records)
-    masks: dict[str, int] = {}
-    hits: list[int] = []
-    for place, one in enumerate(rules):
-        names = one.selector.names(records, strict=one.strict, where=params.source.label)
-        hits.append(len(names))
-        for name in names:
-            masks[name] = masks.get(name, 0) | 1 << place
+    where = params.source.label
+    masks, hits = _masks(rules, records, where)
     deep: Iterable[int | None] = [None] * len(records)
     deepest = 0
     if layer_decay is not None:
-        # Of a selection too, the depth is that in the whole model: two selections of it fit together.
-        whole = records if params.selector is None else _parameters(params.source.records())
-        found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
-        deep, deepest = found, max(found, default=0)
-        if whole is not records:
-            deep = map(dict(zip(whole.names, found, strict=True)).__getitem__, records.names)
-
+        deep, deepest = _depths(params, records, depth)
     made: dict[tuple[int, int | None], tuple[Origin, dict[str, Any] | None]] = {}
     by_options: dict[Any, dict[str, Any]] = {}
     scaled: dict[tuple[Any, int], Any] = {}
@@ -253,7 +242,7 @@ def groups(
         if known_origin is None:
             origin = _origin(mask, rules, defaults)
             if layer_decay is not None and at is not None:
-                origin = _decayed(origin, at, layer_decay ** (deepest - at), scaled, name, params.source.label)
+                origin = _decayed(origin, at, layer_decay ** (deepest - at), scaled, name, where)
             known_origin = made[mask, at] = (origin, None)
         origin, group = known_origin
         origins[name] = origin
@@ -261,6 +250,12 @@ def groups(
             frozen.append(name)
             continue
         if group is None:
+            if layer_decay is not None and "lr" not in origin.options:
+                raise OptionError(
+                    f"a layer decay needs the lr that it multiplies, and {name!r} has none",
+                    where=where,
+                    hint="give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)",
+                )
             key = frozenset((option, _key(value)) for option, value in origin.options.items())
             group = by_options.get(key)
             if group is None:
@@ -271,7 +266,7 @@ def groups(
     if not by_options:
         raise NoMatch(
             "there is no trainable parameter for an optimizer",
-            where=params.source.label,
+            where=where,
             exists=f"{plural(len(frozen), 'parameter')}, all frozen" if frozen else "there are no parameters",
             hint="torchparams.unfreeze(model, selector) makes some trainable" if frozen else None,
         )
@@ -283,7 +278,7 @@ def groups(
         layer_decay=layer_decay,
         frozen=tuple(frozen),
         origins=origins,
-        hits=tuple(hits),
+        hits=hits,
     )
 
 
@@ -320,6 +315,29 @@ def _parameters(records: Records) -> Records:
     return records.only({name for name, kind in zip(records.names, kinds, strict=True) if kind != "buffer"})
 
 
+def _masks(rules: tuple[Rule, ...], records: Records, where: str) -> tuple[dict[str, int], tuple[int, ...]]:
+    """For each parameter that a rule hits, the rules that do, a bit for each; and how many each rule hits."""
+    masks: dict[str, int] = {}
+    hits = []
+    for place, one in enumerate(rules):
+        names = one.selector.names(records, strict=one.strict, where=where)
+        hits.append(len(names))
+        for name in names:
+            masks[name] = masks.get(name, 0) | 1 << place
+    return masks, tuple(hits)
+
+
+def _depths(params: Parameters, records: Records, depth: object) -> tuple[Iterable[int], int]:
+    """The depth of each parameter, and the greatest in the model."""
+    # Of a selection too, the depth is that in the whole model: two selections of it fit together.
+    whole = records if params.selector is None else _parameters(params.source.records())
+    found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
+    deepest = max(found, default=0)
+    if whole is records:
+        return found, deepest
+    return map(dict(zip(whole.names, found, strict=True)).__getitem__, records.names), deepest
+
+
 def _tensors(params: Parameters, records: Records) -> Mapping[str, Any]:
     """The parameters themselves, by name."""
     if records.tensors is not None:
@@ -352,11 +370,7 @@ def _decayed(
     origin: Origin, depth: int, scale: float, scaled: dict[tuple[Any, int], Any], name: str, where: str
 ) -> Origin:
     if "lr" not in origin.options:
-        raise OptionError(
-            f"a layer decay needs the lr that it multiplies, and {name!r} has none",
-            where=where,
-            hint="give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)",
-        )
+        return Origin(origin.options, origin.by, origin.rules, depth)
     base = origin.options["lr"]
     # An lr that is a tensor (of a capturable optimizer) is multiplied once for each depth, not for each set of rules.
     key = (_key(base), depth)
