@@ -111,6 +111,10 @@ class FileBytes:
                     pass  # a process may have only so many mappings
         return bytearray(self.view(start, stop))
 
+    def check_unchanged(self) -> None:
+        """Refuse the file if it was written to or replaced since this was made."""
+        self._reopen().close()
+
     def close(self) -> None:
         """Forget the mapping; it ends with the last array that is a view of it."""
         self._map = None

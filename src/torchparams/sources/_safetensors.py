@@ -126,6 +126,10 @@ class SafetensorsSource(Source):
         """The file."""
         return (self._file.path,)
 
+    def check_unchanged(self) -> None:
+        """Refuse the file if it was written to since it was listed."""
+        self._file.check_unchanged()
+
     def close(self) -> None:
         """Let go of the mapped file; it is mapped again when a value is asked for."""
         self._file.close()

@@ -215,6 +215,11 @@ class ShardedSource(Source):
         if stated != total:
             raise SizeMismatch(f"its total_size is {stated}, and its tensors take {total} bytes", where=where)
 
+    def check_unchanged(self) -> None:
+        """Refuse shards that were written to since they were listed."""
+        for shard in self._shards.values():
+            shard.check_unchanged()
+
     def close(self) -> None:
         """Close the shards."""
         for shard in self._shards.values():

@@ -16,7 +16,7 @@ import pytest
 
 import torchparams as tp
 from torchparams.dtypes import DType
-from torchparams.errors import NotReadable, TorchParamsError, UnknownName
+from torchparams.errors import NotReadable, SourceError, TorchParamsError, UnknownName
 from torchparams.info import ParameterInfo
 from torchparams.testing._inputs import big_between, few, folder, limited
 from torchparams.testing._reference import (
@@ -398,6 +398,19 @@ class SourceTests:
             stat = os.stat(path)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
             assert source.fingerprint() != before
+
+    def test_files_that_were_written_to_since_they_were_listed(self, tmp_path: Path) -> None:
+        """Whoever reads bytes by `span` asks first whether they are still those that were listed."""
+        source = self.make(tmp_path, few())
+        source.check_unchanged()
+        for path in source.files:
+            if any(info.location is not None and info.location.file == path for info in source.infos().values()):
+                stat = os.stat(path)
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+                with pytest.raises(SourceError):
+                    source.check_unchanged()
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        source.check_unchanged()
 
     def test_writing_to_values_changes_no_file(self, tmp_path: Path) -> None:
         """Values may be written to or refuse it: the file and the next reading stay as they were."""
