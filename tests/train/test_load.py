@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import torchparams as tp
-from torchparams.errors import MismatchError, NoMatch, NotReadable, TruncatedFile, UnsupportedSource
+from torchparams.errors import MismatchError, NoMatch, NotReadable, SourceError, TruncatedFile, UnsupportedSource
 from torchparams.train import _transfer
 from torchparams.train.load import load
 
@@ -396,19 +396,43 @@ def test_nothing_changes_when_something_does_not_fit(tmp_path: Path) -> None:
         assert torch.equal(value, before[name])
 
 
-def test_an_error_on_the_way_says_what_was_loaded(tmp_path: Path) -> None:
+def test_an_error_on_the_way_says_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"a": torch.ones(1000), "b": torch.ones(2000)}, path)
-    source = tp.of(path)
-    with open(path, "r+b") as file:
-        file.truncate(6000)
     model = nn.ParameterDict({"a": torch.zeros(1000), "b": torch.zeros(2000)})
+
+    def cut(done: int, total: int) -> None:
+        with open(path, "r+b") as file:
+            file.truncate(6000)
+
+    monkeypatch.setattr(_transfer, "processors", lambda: 1)
+    monkeypatch.setattr(_transfer, "PIECE_BYTES", 4000)
     with pytest.raises(TruncatedFile) as caught:
-        load(model, source)
-    assert "the file ends at byte 6000, within the tensor 'b'" in str(caught.value)
+        load(model, path, progress=cut)
+    assert str(caught.value) == (
+        f"{path}: the file ends at byte 6000, within the tensor 'b'. it was longer when it was listed."
+    )
     assert caught.value.__notes__ == [
-        "the model is partly loaded: 0 tensors of 2 hold the new values; these hold old ones, or some of both: a, b"
+        "the model is partly loaded: 1 tensor of 2 holds the new values; these hold old ones, or some of both: b"
     ]
+    assert model["a"].tolist() == [1] * 1000
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_table_of_a_file_that_was_written_to_since(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m{suffix}"
+    save = (lambda state: torch.save(state, path)) if suffix == ".pt" else (lambda state: save_file(state, path))
+    save({"w": torch.ones(3)})
+    source = tp.of(path)
+    save({"a": torch.zeros(5), "w": torch.ones(3)})
+    with torch.device("meta"):
+        model = Holder(torch.zeros(3))
+    with pytest.raises(SourceError) as caught:
+        load(model, source)
+    assert str(caught.value) == (
+        f"{path}: the file was written to since it was listed. open it anew to see what it holds."
+    )
+    assert model.w.is_meta
 
 
 def test_only_a_live_model_can_be_loaded_into() -> None:

@@ -94,6 +94,8 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
                 casts.append(pair)
             else:
                 others.append((pair, place))
+    for source in {id(pair.source): pair.source for pair in pairs}.values():
+        source.check_unchanged()
     files = _OpenFiles()
     try:
         _read_all(direct, files, state)
@@ -141,8 +143,9 @@ class _State:
         left = [pair.name for pair in self._pairs if pair.name not in self._done]
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5:,} more" if len(left) > 5 else "")
         return (
-            f"the model is partly loaded: {plural(len(self._done), 'tensor')} of {len(self._pairs):,} hold the new "
-            f"values; these hold old ones, or some of both: {shown}"
+            f"the model is partly loaded: {plural(len(self._done), 'tensor')} of {len(self._pairs):,} "
+            f"{'holds' if len(self._done) == 1 else 'hold'} the new values; "
+            f"these hold old ones, or some of both: {shown or 'none'}"
         )
 
 

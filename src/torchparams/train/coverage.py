@@ -41,7 +41,7 @@ class Item:
         source: Its own name in what is loaded; None of what is missing.
         note: What does not fit, or, of what is loaded, its cast: `float32 → bfloat16`; mostly empty.
         nearest: Of what is not loaded, the name on the other side that was perhaps meant.
-        also: Further names in what is loaded whose values are the same and belong here too: the model has them tied.
+        also: Further names in what is loaded that belong here too: the model has them tied.
     """
 
     name: str
@@ -232,7 +232,7 @@ def _sentence(kind: str, items: Mapping[str, Item]) -> str:
 def _row(kind: str, style: str, item: Item) -> Row:
     notes = [item.note] if item.note else []
     if item.also:
-        notes.append(f"the same as {', '.join(item.also)}")
+        notes.append(f"{kind} with {', '.join(item.also)}")
     if item.nearest is not None:
         notes.append(f"perhaps {item.nearest}")
     source = "" if item.source in (None, item.name) else str(item.source)

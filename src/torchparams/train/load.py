@@ -88,8 +88,10 @@ def load(
     match = _Matching(model, x, selector, rename, cast)
     match.coverage.refuse(strict, match.hint(rename, strict))
     match.refuse_nothing(rename)
+    match.given.check_unchanged()
+    shapes = match.shapes
     for name in match.without_memory:
-        give_memory(name, match.targets[name], match.shapes[name], device)
+        give_memory(name, match.targets[name], shapes[name], device)
     transfer(match.pairs(), progress)
     return replace(match.coverage, notes=(*match.coverage.notes, *match.left_on_meta()))
 
@@ -224,11 +226,12 @@ class _Matching:
         for source in distinct.values():
             why = problem(have[source], self.given, info, target, cast=self._cast)
             if why:
-                return Item(name, source, why)
+                return Item(name, source, why, also=tuple(other for other in sources if other != source))
         if len(distinct) > 1:
             differing = self._differing(have, list(reversed(distinct.values())))
             if differing is not None:
-                return Item(name, first, f"tied in the model, and {differing} holds other values")
+                note = f"tied in the model, and {differing} holds other values"
+                return Item(name, first, note, also=tuple(more))
         given = have[first]
         note = "" if given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
         item = Item(name, first, note, also=tuple(more))
