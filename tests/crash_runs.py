@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,20 @@ class Killing:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_at(moment: int, write: Callable[[], None]) -> int:
+    """The exit status of a process that writes and is killed at a moment, if it comes so far."""
+    child = os.fork()
+    if not child:
+        try:
+            Killing(moment)
+            write()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
 def run(folder: Path, scenario: str) -> int:
     """Every moment of a scenario; gives how many there were."""
     name, before, options = SCENARIOS[scenario]
@@ -159,18 +174,7 @@ def run(folder: Path, scenario: str) -> int:
         moment += 1
         shutil.rmtree(place)
         shutil.copytree(pristine, place)
-        child = os.fork()
-        if not child:
-            try:
-                Killing(moment)
-                write()
-                os._exit(0)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
+        status = killed_at(moment, write)
         found = state(target)
         assert found in (old, new), f"{scenario}, moment {moment}: neither old nor new"
         if os.WIFEXITED(status):
@@ -178,6 +182,11 @@ def run(folder: Path, scenario: str) -> int:
             assert found == new
             assert listing(place) == complete
             return moment - 1
+        # Half of the runs that clean up are killed, too.
+        if moment % 2:
+            again = 1 + moment * 7 % 45
+            killed_at(again, write)
+            assert state(target) in (old, new), f"{scenario}, moment {moment}, then {again}: neither old nor new"
         write()
         assert state(target) == new, f"{scenario}, moment {moment}: the next run"
         assert listing(place) == complete, f"{scenario}, moment {moment}: {listing(place)}"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from torchparams.edit import _system
-from torchparams.edit.write import Directory, OneFile, telling, write_error
+from torchparams.edit._directory import Directory
+from torchparams.edit.write import OneFile, telling, write_error
 from torchparams.edit.written import CastLosses, Written
 from torchparams.errors import PlanError, SourceError, TorchParamsError, TruncatedFile
 from torchparams.report import plural

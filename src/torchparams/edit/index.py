@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
+from torchparams.edit import _system
 from torchparams.edit._safetensors_out import index_of
 from torchparams.edit.write import replace_file, telling
 from torchparams.errors import FileFormatError, PlanError, SourceError
@@ -120,6 +121,7 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
     if changes and not dry_run:
         with telling(place):
             replace_file(place, index_of(weight_map, total, metadata or {}))
+            _system.sync_directory(folder)
     return IndexRepair(place, len(names), len(weight_map), total, tuple(changes))
 
 

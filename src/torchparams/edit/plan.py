@@ -7,10 +7,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit import _safetensors_out, _torchzip_out
+from torchparams.edit._directory import check_directory
 from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output, View, parse_bytes
 from torchparams.edit.operations import Cast
-from torchparams.edit.write import check_directory, free_or_raise
+from torchparams.edit.write import free_or_raise
 from torchparams.errors import PlanError, SourceError, shorten
 from torchparams.report import (
     Column,
@@ -129,7 +130,7 @@ class Plan:
             SourceError: A source was written to since the plan was made.
         """
         self.check_sources()
-        target = self.path
+        target = self.path.rstrip("/" + os.sep) or self.path
         if os.path.lexists(target):
             is_directory = os.path.isdir(target)
             if is_directory != self.is_directory:
@@ -145,7 +146,7 @@ class Plan:
                     where=target,
                     hint="to replace it once the new one is complete, pass overwrite=True (--force)",
                 )
-        folder = target if os.path.isdir(target) else os.path.dirname(target.rstrip("/" + os.sep)) or "."
+        folder = target if os.path.isdir(target) else os.path.dirname(target) or "."
         if not os.path.isdir(folder):
             raise PlanError("there is no such directory", where=folder, hint=f"make it first: mkdir -p {folder}")
         free_or_raise(folder, self.file_bytes, target)
