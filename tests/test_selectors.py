@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_infos import live, stored, transformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_infos import live, stored, transformer
 from torchparams._selector.parser import parse
 from torchparams.errors import NoMatch, SelectorError, SelectorSyntaxError
 from torchparams.selectors import Explanation, Selector, quote

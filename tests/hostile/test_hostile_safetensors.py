@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import safetensors
-from fuzz import fuzz_safetensors
 
 import torchparams as tp
+from fuzz import fuzz_safetensors
 from torchparams import limits
 from torchparams.errors import (
     FileFormatError,

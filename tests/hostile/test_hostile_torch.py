@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+import torchparams as tp
 from fuzz import fuzz_torch
 from torch_files import (
     Payload,
@@ -38,8 +40,6 @@ from torch_files import (
     written,
     zipped,
 )
-
-import torchparams as tp
 from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError, TruncatedFile
 
 if TYPE_CHECKING:

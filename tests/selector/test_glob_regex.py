@@ -6,8 +6,8 @@ import re
 
 import pytest
 from hypothesis import example, given, settings
-from selector_strategies import GLOBS, NAMES, glob
 
+from selector_strategies import GLOBS, NAMES, glob
 from torchparams._selector.glob_regex import matcher, to_regex
 from torchparams._selector.globs import Glob, matches
 

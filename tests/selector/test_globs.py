@@ -7,8 +7,8 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selector_strategies import GLOBS, NAMES, glob
 
+from selector_strategies import GLOBS, NAMES, glob
 from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Range, Wild, matches, quote, read_glob
 from torchparams.errors import SelectorSyntaxError
 

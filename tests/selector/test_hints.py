@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from fake_infos import live, stored, transformer
 
+from fake_infos import live, stored, transformer
 from torchparams._selector.hints import refuse_empty
 from torchparams._selector.parser import parse
 from torchparams._selector.table import Table

@@ -9,8 +9,8 @@ import sys
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from selector_strategies import GLOBS, TEXTS, glob
 
+from selector_strategies import GLOBS, TEXTS, glob
 from torchparams import limits
 from torchparams._selector.globs import Glob
 from torchparams._selector.parser import FIELDS, ORDERED, UNITS, WORDS, parse

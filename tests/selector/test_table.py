@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_infos import EMBEDDING, LINEAR, MODULE, NORM, live, stored, transformer
 
+from fake_infos import EMBEDDING, LINEAR, MODULE, NORM, live, stored, transformer
 from torchparams._selector.parser import parse
 from torchparams._selector.table import Table, class_spellings, is_bias
 from torchparams.errors import SelectorError

@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from bit_patterns import EXACT, WIDE, arrays, special_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bit_patterns import EXACT, WIDE, arrays, special_bits
 from torchparams.dtypes import ALL, DType
 from torchparams.errors import NotReadable
 from torchparams.sketch.codes import Coding

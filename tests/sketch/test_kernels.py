@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bit_patterns import array_of_bits, arrays, long_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bit_patterns import array_of_bits, arrays, long_arrays
 from torchparams.sketch import kernels
 from torchparams.sketch.kernels import Counted, NumpyTally, codes_of, group_counts, magnitude_codes, merge_counts, tally
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bit_patterns import EXACT, NUMERIC, WIDE, Array, array_of_bits, arrays, long_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bit_patterns import EXACT, NUMERIC, WIDE, Array, array_of_bits, arrays, long_arrays
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError, MismatchError, NotReadable
 from torchparams.sketch import Builder, Sketch, kernels

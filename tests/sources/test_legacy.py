@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+import torchparams as tp
 from torch_files import (
     Payload,
     assert_same,
@@ -27,8 +29,6 @@ from torch_files import (
     whole,
     written,
 )
-
-import torchparams as tp
 from torchparams.errors import FileFormatError, NotReadable, SizeMismatch, SourceError, TrailingBytes, TruncatedFile
 from torchparams.sources._legacy import (
     LegacySource,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import named, number, row, table, text, whole
 
+from torch_files import named, number, row, table, text, whole
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, TruncatedFile
 from torchparams.sources._pickle import _FIXED, Machine

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import named, number, row, table, text, whole
 
+from torch_files import named, number, row, table, text, whole
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError
 from torchparams.sources._pickle import Machine

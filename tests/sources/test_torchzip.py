@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+import torchparams as tp
 from torch_files import (
     assert_same,
     bits,
@@ -31,8 +33,6 @@ from torch_files import (
     written,
     zipped,
 )
-
-import torchparams as tp
 from torchparams import limits
 from torchparams.errors import (
     FileFormatError,

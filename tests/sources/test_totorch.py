@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import assert_same, bits
 
+from torch_files import assert_same, bits
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch_files import members_of, saved, written, zipped
 
+from torch_files import members_of, saved, written, zipped
 from torchparams.errors import FileFormatError, NotReadable, SizeMismatch, SourceError, TrailingBytes, TruncatedFile
 from torchparams.sources._bytes import FileBytes
 from torchparams.sources._zip import ZipDirectory
