@@ -2,6 +2,8 @@
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    fail where one is not what it would be written as
+
+A page is a function in `PAGES`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ one line: a terminal shows it as it is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class TorchParamsError(Exception):
