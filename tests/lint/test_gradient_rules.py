@@ -38,9 +38,42 @@ def test_no_gradient() -> None:
 
 def test_zero_gradient() -> None:
     model = net()
-    nn.init.zeros_(model[2].weight)
+    nn.init.constant_(model[0].bias, 1e6)  # saturated
     model(torch.randn(3, 4)).sum().backward()
     assert found(model) == {"G102": ("0.weight", "0.bias")}
+
+
+def test_a_head_that_begins_as_zero_is_meant() -> None:
+    model = net()
+    nn.init.zeros_(model[2].weight)
+    model(torch.randn(3, 4)).sum().backward()
+    assert found(model) == {}
+
+
+class Block(nn.Module):
+    """A residual block, whose last norm lets nothing through before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.norm, self.fc2 = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x + self.norm(self.fc2(self.fc1(x)))
+
+
+def test_a_branch_that_begins_as_zero_is_meant() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2))
+    model(torch.randn(3, 4)).square().sum().backward()
+    assert float(model[1].fc1.weight.grad.abs().max()) == 0  # type: ignore[operator,union-attr]  # a Linear's
+    assert found(model) == {}
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.zero_grad()
+    model(torch.randn(3, 4)).square().sum().backward()
+    assert found(model) == {}
+    model[1].fc1.weight.grad.zero_()  # type: ignore[operator,union-attr]  # as above
+    assert found(model) == {"G102": ("1.fc1.weight",)}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

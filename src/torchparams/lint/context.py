@@ -205,27 +205,24 @@ class Context:
     @cached_property
     def extremes(self) -> Extremes:
         """Least and greatest value of every parameter and buffer that is of floating point and can be read."""
-        found, unread = read_extremes([entry.tensor for entry in (*self.parameters, *self.buffers)])
-        self._note(unread)
+        entries = (*self.parameters, *self.buffers)
+        found, unread = read_extremes([entry.tensor for entry in entries])
+        self.unread.update((entry.name, None) for entry in entries if unread and id(entry.tensor) in unread)
         return found
 
     @cached_property
     def gradients(self) -> list[tuple[Entry, torch.Tensor]]:
         """The parameters that have a gradient, and the gradient."""
-        return [(entry, grad) for entry in self.parameters if (grad := entry.tensor.grad) is not None]
+        # Asking what is no leaf for its gradient makes PyTorch warn.
+        leaves = (entry for entry in self.parameters if entry.tensor.is_leaf)
+        return [(entry, grad) for entry in leaves if (grad := entry.tensor.grad) is not None]
 
     @cached_property
     def gradient_extremes(self) -> Extremes:
         """Least and greatest value of every gradient, by the identity of the gradient."""
         found, unread = read_extremes([gradient for _, gradient in self.gradients])
-        self._note(unread)
+        self.unread.update((entry.name, None) for entry, gradient in self.gradients if id(gradient) in unread)
         return found
-
-    def _note(self, unread: set[int]) -> None:
-        if unread:
-            for entry in (*self.parameters, *self.buffers):
-                if id(entry.tensor) in unread or id(entry.tensor.grad) in unread:
-                    self.unread[entry.name] = None
 
     # --- optimizers ------------------------------------------------------------------------
 

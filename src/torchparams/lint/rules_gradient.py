@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torchparams._selector.table import is_bias
 from torchparams.lint.findings import Hit, Rule
 from torchparams.lint.rules_model import common
 from torchparams.report import plural
@@ -29,8 +30,35 @@ def _zero(context: Context) -> Iterator[Hit]:
     extremes = context.gradient_extremes
     zero = [e for e, grad in context.gradients if e.tensor.requires_grad and extremes.get(id(grad)) == (0.0, 0.0)]
     if zero:
+        gated = _gated(context)
+        zero = [entry for entry in zero if not gated.intersection(("", *_around(entry.path, LEVELS)))]
+    if zero:
         what = f"{plural(len(zero), 'gradient is', 'gradients are')} zero in every element"
         yield _hit(zero, what, "tp.grad_norms(model)  # shows where the gradient ends")
+
+
+LEVELS = 2
+"""Modules above a layer in which a gate that is still zero explains its zero gradient: its branch, and its block."""
+
+
+def _gated(context: Context) -> set[str]:
+    """Paths of the modules with a weight that is zero and about to move: initialised so, for the first step only.
+
+    A layer of the network itself, its head mostly, stands behind everything: then the network is among them.
+    """
+    paths: set[str] = set()
+    for entry, gradient in context.gradients:
+        if context.extremes.get(id(entry.tensor)) == (0.0, 0.0) and not is_bias(entry.name):
+            pair = context.gradient_extremes.get(id(gradient))
+            if pair is not None and pair != (0.0, 0.0):
+                paths.update(_around(entry.path, len(entry.name)) or [""])
+    return paths
+
+
+def _around(path: str, levels: int) -> list[str]:
+    """The paths of the modules above, the nearest first; the network itself is none of them."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 1 - levels), -1)]
 
 
 def _non_finite(context: Context) -> Iterator[Hit]:
@@ -87,8 +115,9 @@ RULES = (
         "nn.init.constant_(model[0].bias, -100.0)\nmodel(torch.ones(1, 4)).sum().backward()\n",
         "model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))\n"
         "nn.init.constant_(model[0].bias, 100.0)\nmodel(torch.ones(1, 4)).sum().backward()\n",
-        "What stands before a zero-initialised layer (LoRA's second matrix, the last layer of a residual branch) has a "
-        "zero gradient in the first step, and only in that.",
+        "What stands before a zero-initialised layer (LoRA's second matrix, the last norm of a residual branch) has a "
+        "zero gradient in the first step, and only in that: where a weight of the same block, or the head, is still zero, and has a "
+        "gradient itself, nothing is said.",
     ),
     Rule(
         "G103",

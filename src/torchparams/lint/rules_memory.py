@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def _overlaps(context: Context) -> Iterator[Hit]:
     for first, second in context.sharing.partial:
-        what = f"{second.name} and {first.name} have some of their elements in common, and not all"
+        what = f"{first.name} and {second.name} have elements in common, and are not one parameter"
         fix = f"{at(second.name)} = nn.Parameter({at(second.name)}.detach().clone())"
         yield Hit((first.name, second.name), what, fix, common((first.path, second.path)))
     for entry in context.sharing.itself:
@@ -203,7 +203,7 @@ RULES = (
         "M201",
         "overlapping-parameters",
         "error",
-        "Parameters that have some elements in common, but not all",
+        "Parameters that have elements in common, and are not the same",
         "a step of one changes values of the other, and a checkpoint that stores both gives them separate memory",
         _overlaps,
         """\

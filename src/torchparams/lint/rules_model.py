@@ -195,7 +195,7 @@ def _mixed_dtypes(context: Context) -> Iterator[Hit]:
 
 def _mixed_devices(context: Context) -> Iterator[Hit]:
     for entries in _mixed([*context.parameters, *context.buffers], attrgetter("tensor.device")):
-        if any(entry.tensor.is_meta for entry in entries if entry.tensor is entry.owner._parameters.get(entry.key)):
+        if any(entry.tensor.is_meta and id(entry.tensor) in context.by_id for entry in entries):
             continue  # which has a rule of its own
         path = entries[0].path
         told = ", ".join(f"{entry.key} is on {entry.tensor.device}" for entry in entries)
