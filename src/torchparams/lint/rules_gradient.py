@@ -116,8 +116,8 @@ RULES = (
         "model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))\n"
         "nn.init.constant_(model[0].bias, 100.0)\nmodel(torch.ones(1, 4)).sum().backward()\n",
         "What stands before a zero-initialised layer (LoRA's second matrix, the last norm of a residual branch) has a "
-        "zero gradient in the first step, and only in that: where a weight of the same block, or the head, is still zero, and has a "
-        "gradient itself, nothing is said.",
+        "zero gradient in the first step, and only in that. So nothing is said where a weight of the same block, or of "
+        "the head, is still zero and has a gradient itself.",
     ),
     Rule(
         "G103",
