@@ -167,7 +167,7 @@ class GroupSums:
         self._limit = max(PENDING_CODES, 2 * self._pending)
 
     def _close(self, group: str) -> None:
-        infos = [self._infos[name] for name in sorted(self._read[group])]
+        infos = [self._infos[name] for name in self._read[group]]
         self._rows[group] = self._derive(self._sum(group), group, infos)
         self._pending -= sum(len(part.codes) for part in self._parts[group])
         self._parts[group] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,14 @@ class Stats:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> TensorStats:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise UnknownName.among(name, [row.name for row in self.rows], self.label)
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise UnknownName.among(name, self._by_name, self.label) from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorStats]:
+        return {row.name: row for row in self.rows}
 
     def sorted(self, by: str) -> Stats:
         """The same with rows in another order.

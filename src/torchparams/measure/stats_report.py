@@ -94,7 +94,7 @@ def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
         found.append((Column("numel", right=True), lambda row: human_count(row.numel)))
     found += [_numeric(key, key) for key in ("mean", "std", "min", "max")]
     given = stats.quantiles if wide else stats.shown
-    found += [_quantile(i, q, 3 if wide else 2) for i, q in enumerate(given)]
+    found += [_quantile(i, q) for i, q in enumerate(given)]
     if wide or any(row.zeros >= 0.0005 * row.values > 0 for row in rows):
         found.append((Column("zeros", right=True), _zeros))
     if wide or any(row.nonfinite for row in rows):
@@ -111,8 +111,8 @@ def _numeric(title: str, key: str) -> tuple[Column, _Show]:
     return Column(title, right=True), lambda row: number(getattr(row, key))
 
 
-def _quantile(i: int, q: float, digits: int) -> tuple[Column, _Show]:
-    return Column(f"{100 * q:.{digits + 2}g}%", right=True), lambda row: number(row.quantiles[i][1])
+def _quantile(i: int, q: float) -> tuple[Column, _Show]:
+    return Column(f"{100 * q:.6g}%", right=True), lambda row: number(row.quantiles[i][1])
 
 
 def _zeros(row: TensorStats) -> Cell | str:

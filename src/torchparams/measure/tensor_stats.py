@@ -120,7 +120,7 @@ class TensorStats:
             "l1": json_number(self.l1),
             "l2": json_number(self.l2),
             "linf": json_number(self.linf),
-            "quantiles": {f"{q:g}": json_number(value) for q, value in self.quantiles},
+            "quantiles": {f"{q:.15g}": json_number(value) for q, value in self.quantiles},
             "histogram": {
                 "low": json_number(self.low),
                 "high": json_number(self.high),
