@@ -132,7 +132,7 @@ def _shards(folder: str) -> tuple[str, str, list[str]]:
         if match and match["suffix"] in _SUFFIXES:
             sets.setdefault((match["stem"], match["count"], match["suffix"]), []).append(name)
     if len(sets) != 1:
-        shown = [f"{stem}-*-of-{count}{suffix}" for stem, count, suffix in sets]
+        shown = [f"{stem}-*-of-{count}{suffix}" for stem, count, suffix in sorted(sets)]
         raise SourceError(
             f"there are shards of {len(sets)} checkpoints" if sets else "there are no numbered shards",
             where=folder,

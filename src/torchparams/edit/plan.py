@@ -275,7 +275,7 @@ class Plan:
         )
         rows = [
             Row((o.name, human_shape(o.expression.shape), str(o.expression.dtype), human_bytes(o.expression.nbytes),
-                 "as it is" if _is_unchanged(o) else o.expression.summary()))
+                 self._origin(o)))
             for o in self.outputs
         ]  # fmt: skip
         rows += [Row((v.name, human_shape(v.shape), str(v.dtype), "", f"shares {v.base}")) for v in self.views]
@@ -301,6 +301,12 @@ class Plan:
         if len(self.notes) > _NOTES_SHOWN:
             parts.append(Text(f"… {len(self.notes) - _NOTES_SHOWN:,} more notes"))
         return Report(tuple(parts))
+
+    def _origin(self, output: Output) -> str:
+        x = output.expression
+        if not isinstance(x, Stored) or x.info.name != output.name:
+            return x.summary()
+        return "as it is" if len(self.sources) == 1 else f"as it is in {x.source.label}"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON takes it."""
@@ -374,10 +380,6 @@ class Plan:
         from torchparams.edit._execute import execute
 
         return execute(self, progress)
-
-
-def _is_unchanged(output: Output) -> bool:
-    return isinstance(output.expression, Stored) and output.expression.info.name == output.name
 
 
 def kind_of(path: str, format: str | None) -> tuple[bool, str]:
