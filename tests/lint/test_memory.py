@@ -158,6 +158,17 @@ def test_what_a_model_declares(keys: object) -> None:
     assert ties(model) == [("0.a.weight", "0.b.weight")]
 
 
+@pytest.mark.parametrize("keys", [["head.weight"], {"head.weight": "embed.weight"}])
+def test_copies_of_what_is_declared_are_no_ties(keys: object) -> None:
+    class Declares(Language):
+        _tied_weights_keys = keys
+
+    model = Declares()
+    towers = nn.ModuleDict({"a": model, "b": copy.deepcopy(model), "teacher": copy.deepcopy(model)})
+    towers["teacher"].requires_grad_(False)
+    assert ties(towers) == []
+
+
 def test_equal_extremes_are_not_equal_values() -> None:
     model = Language(tied=False)
     values = torch.tensor([-1.0, 1.0]).repeat(16).reshape(8, 4)

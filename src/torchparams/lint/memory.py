@@ -140,7 +140,7 @@ def _marked(cluster: list[View]) -> list[tuple[Entry, Entry]]:
     unit = math.gcd(*sizes, *(view.start - start for view in cluster))
     count = (stop - start) // unit
     if count > MASK:
-        return []
+        return []  # not told: better no finding than a false one
     owner = np.full(count, -1, np.int32)
     pairs = []
     for place, (view, size) in enumerate(zip(cluster, sizes, strict=True)):

@@ -57,39 +57,47 @@ def _tie(entries: list[Entry], how: str) -> Hit:
 def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
     """Groups of matrices that were one tensor before a copy, it seems."""
     extremes = context.extremes
-    declared = _declared(context)
-    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    listed, pairs = _declared(context)
     counts = Counter(extremes.values())
     twice = {pair for pair, count in counts.items() if count > 1 and _spans(pair)}
+    alike: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in context.parameters:
         tensor = entry.tensor
         if (pair := extremes.get(id(tensor))) is not None and pair in twice and is_matrix(tensor):
             alike.setdefault((tensor.shape, tensor.dtype, tensor.device, pair), []).append(entry)
     for entries in alike.values():
-        if len(entries) == 1 or not any(entry.name in declared or _embeds(context, entry) for entry in entries):
+        if len(entries) == 1 or not any(_may_tie(entry, listed) or entry.name in pairs for entry in entries):
             continue
         same: dict[bytes, list[Entry]] = {}
         for entry in entries:
             same.setdefault(_digest(entry.tensor), []).append(entry)
         for equal in same.values():
             if len(equal) > 1:
-                yield from _meant(context, equal, declared)
+                yield from _meant(equal, listed, pairs)
 
 
-def _meant(context: Context, equal: list[Entry], declared: set[str]) -> Iterator[list[Entry]]:
-    if any(entry.name in declared for entry in equal):
-        yield equal
+def _meant(equal: list[Entry], listed: set[str], pairs: dict[str, str]) -> Iterator[list[Entry]]:
+    """Of matrices that are equal, those that are so because they were tied."""
+    by_name = {entry.name: entry for entry in equal}
+    declared = [(by_name[pairs[name]], entry) for name, entry in by_name.items() if pairs.get(name) in by_name]
+    if declared:
+        first = declared[0][0]
+        yield [first, *(entry for other, entry in declared if other is first)]
         return
     # A frozen copy of a trained network is a teacher, and equal parts of equal copies have equal names.
     for trains in (True, False):
         kept = [entry for entry in equal if entry.tensor.requires_grad is trains]
-        if len({".".join(entry.name.split(".")[-2:]) for entry in kept}) > 1:
-            embedding = next((entry for entry in kept if _embeds(context, entry)), None)
-            if embedding is not None:
-                yield [embedding, *(entry for entry in kept if entry is not embedding)]
+        ends = {tuple(entry.name.split(".")[-2:]) for entry in kept}
+        if len(ends) > 1 and any(_may_tie(entry, listed) for entry in kept):
+            # What the others are tied to comes first: the embedding, or what is not listed as tied to another.
+            yield sorted(kept, key=lambda entry: (not _embeds(entry), entry.name in listed))
 
 
-def _embeds(context: Context, entry: Entry) -> bool:
+def _may_tie(entry: Entry, listed: set[str]) -> bool:
+    return entry.name in listed or _embeds(entry)
+
+
+def _embeds(entry: Entry) -> bool:
     return entry.key == "weight" and any(cls.__name__.endswith("Embedding") for cls in type(entry.owner).__mro__)
 
 
@@ -106,24 +114,25 @@ def _digest(tensor: torch.Tensor) -> bytes:
     return digest
 
 
-def _declared(context: Context) -> set[str]:
-    """Names that a module says are tied, as transformers' models do: a list of names, or a dict of name → name."""
-    names: set[str] = set()
+def _declared(context: Context) -> tuple[set[str], dict[str, str]]:
+    """What modules say is tied, as those of transformers do: a list of names, or a dict of name → name."""
+    listed: set[str] = set()
+    pairs: dict[str, str] = {}
     classes: dict[type, Any] = {}
     for path, module in context.named_modules():
         kind = type(module)
         if kind not in classes:
-            classes[kind] = next(
-                (vars(c)["_tied_weights_keys"] for c in kind.__mro__ if "_tied_weights_keys" in vars(c)), None
-            )
+            declaring = (vars(cls)["_tied_weights_keys"] for cls in kind.__mro__ if "_tied_weights_keys" in vars(cls))
+            classes[kind] = next(declaring, None)
         if classes[kind] is None:
             continue
         keys = vars(module).get("_tied_weights_keys", classes[kind])
-        if isinstance(keys, dict | list | tuple | set):
-            values = keys.values() if isinstance(keys, dict) else ()
-            texts = [key for key in (*keys, *values) if isinstance(key, str)]
-            names.update(f"{path}.{text}" if path else text for text in texts)
-    return names
+        dot = f"{path}." if path else ""
+        if isinstance(keys, dict):
+            pairs.update((f"{dot}{a}", f"{dot}{b}") for a, b in keys.items() if isinstance(b, str))
+        elif isinstance(keys, list | tuple | set):
+            listed.update(f"{dot}{key}" for key in keys if isinstance(key, str))
+    return listed, pairs
 
 
 # --- values ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ def common(paths: Iterable[str]) -> str:
     if not split:
         return ""
     least, greatest = min(split), max(split)
-    count = next((i for i, (a, b) in enumerate(zip(least, greatest, strict=False)) if a != b), min(map(len, split)))
-    return ".".join(least[: min(count, len(least), len(greatest))])
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least, greatest, strict=False))
+    return ".".join(part for part, _ in shared)
 
 
 # --- hidden ---------------------------------------------------------------------------------
