@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import torchparams as tp
-from torchparams.errors import MismatchError, UnsupportedSource
+from torchparams.errors import MismatchError, UnsupportedSource, nearest
+from torchparams.train import optimizer_load
 
 
 def net(*names: str, width: int = 2) -> nn.ModuleDict:
@@ -124,6 +125,17 @@ def test_what_an_option_needs_must_have_been_saved() -> None:
     momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     assert tp.load_optimizer_state(model, momentum, plain).complete
     momentum.step()
+
+
+def test_loading_nothing_is_never_meant() -> None:
+    old, new = net("a"), net("b")
+    state = tp.optimizer_state(old, stepped(old))
+    with pytest.raises(MismatchError) as caught:
+        tp.load_optimizer_state(new, torch.optim.Adam(new.parameters()), state, strict=False)
+    assert str(caught.value) == (
+        "Adam state → Adam of ModuleDict: nothing of it fits the optimizer. it is of a.weight; the optimizer has "
+        'b.weight. rename="auto" finds the prefixes that wrappers add.'
+    )
 
 
 def test_loaded_state_shares_no_memory_with_what_was_saved() -> None:
@@ -290,3 +302,22 @@ def test_names_of_a_wrapped_model() -> None:
     for rename in ("auto", r"^module\.="):
         assert tp.load_optimizer_state(plain, other, saved, rename=rename).complete
     assert moment(plain, other, "a") == 0.1
+
+
+def test_work_grows_with_the_count_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return nearest(*arguments)
+
+    monkeypatch.setattr(optimizer_load, "nearest", counted)
+    old = nn.ParameterDict({f"p{i}": torch.zeros(1) for i in range(300)})
+    new = nn.ParameterDict({f"{'q' if i else 'p'}{i}": torch.zeros(1) for i in range(300)})
+    optimizer = torch.optim.SGD(old.parameters(), lr=0.1)
+    found = tp.load_optimizer_state(
+        new, torch.optim.SGD(new.parameters(), lr=0.1), tp.optimizer_state(old, optimizer), strict=False
+    )
+    assert len(found.missing) == len(found.unexpected) == 299
+    assert calls <= 32

@@ -11,7 +11,7 @@ from torchparams.renames import best_match
 from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torchparams.info import ParameterInfo
 
@@ -112,12 +112,12 @@ class Coverage:
         """Canonical name → the cast it goes through, `float32 → bfloat16`, for those that do."""
         return {item.name: item.note for item in self.loaded.values() if item.note}
 
-    def refuse(self, strict: bool | Collection[str], hint: str | None = None) -> None:
+    def refuse(self, strict: bool | Collection[str], hint: Callable[[], str | None]) -> None:
         """Raise if something is wrong that `strict` does not allow.
 
         Args:
             strict: True for all of `KINDS`, False for none, or the names of some.
-            hint: What to do.
+            hint: Says what to do; called only then, as finding out may take as long as the matching did.
 
         Raises:
             MismatchError: Something does not fit; the message has the first names of each kind.
@@ -130,7 +130,7 @@ class Coverage:
                 "; ".join(parts),
                 where=f"{self.source} → {self.model}",
                 exists=f"{plural(len(self.loaded), 'tensor fits', 'tensors fit')}, and nothing was changed",
-                hint=hint,
+                hint=hint(),
             )
 
     # --- print -----------------------------------------------------------------------------------

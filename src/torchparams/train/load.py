@@ -86,7 +86,7 @@ def load(
     """
     strict_kinds(strict)
     match = _Matching(model, x, selector, rename, cast)
-    match.coverage.refuse(strict, match.hint(rename, strict))
+    match.coverage.refuse(strict, lambda: match.hint(rename, strict))
     match.refuse_nothing(rename)
     match.given.check_unchanged()
     shapes = match.shapes

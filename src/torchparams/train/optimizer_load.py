@@ -77,7 +77,8 @@ def load_optimizer_state(
         What was loaded, by the name of the parameter, and what did not fit.
 
     Raises:
-        MismatchError: Something does not fit that `strict` asks for, or the state is that of another kind of optimizer.
+        MismatchError: Something does not fit that `strict` asks for, or nothing at all; or the state is that of another
+            kind of optimizer. Nothing was changed.
         UnsupportedSource: `x` is no state of an optimizer, or one without names.
 
     >>> import torch
@@ -103,7 +104,14 @@ def load_optimizer_state(
     _check_kind(saved, optimizer)
     chosen = _options(saved, own, options)
     coverage = _match(saved, own, chosen)
-    coverage.refuse(strict, "strict=False loads what fits" if coverage.loaded else None)
+    coverage.refuse(strict, lambda: "strict=False loads what fits" if coverage.loaded else None)
+    if not coverage.loaded and own.names:
+        raise MismatchError(
+            "nothing of it fits the optimizer",
+            where=f"{coverage.source} → {coverage.model}",
+            exists=f"it is of {listed(saved.names) or 'no parameters'}; the optimizer has {listed(own.names)}",
+            hint='rename="auto" finds the prefixes that wrappers add',
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         if not coverage.complete:
             raise MismatchError(
@@ -278,20 +286,19 @@ def _check_kind(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None
 
 
 def _match(saved: OptimizerState, own: _Own, options: Sequence[Mapping[str, Any]]) -> Coverage:
-    given = set(saved.names)
+    saved_with = {name: group for group in saved.groups for name in group["params"]}
     loaded: list[Item] = []
     mismatched: list[Item] = []
     missing: list[str] = []
     groups = zip(options, own.optimizer.param_groups, strict=True)
     option_of = {id(p): chosen for chosen, group in groups for p in group["params"]}
     for name, parameter in zip(own.names, own.parameters, strict=True):
-        if name not in given:
+        if name not in saved_with:
             missing.append(name)
             continue
-        why = _problem(saved, name, parameter, option_of[id(parameter)], own.optimizer)
+        why = _problem(saved, name, parameter, option_of[id(parameter)], saved_with[name], own.optimizer)
         (mismatched if why else loaded).append(Item(name, name, why))
     unexpected = [name for name in saved.names if name not in own.by_name]
-    wanted = [name for name in missing if name not in given]
     kind = type(own.optimizer).__name__
     return Coverage(
         f"{kind} of {own.source.label}",
@@ -299,7 +306,7 @@ def _match(saved: OptimizerState, own: _Own, options: Sequence[Mapping[str, Any]
         grouped(loaded),
         grouped(Item(name, nearest=_near(name, unexpected, i)) for i, name in enumerate(missing)),
         grouped(
-            Item(name, name, _absence(name, own), _near(name, wanted, i) if name not in own.model else None)
+            Item(name, name, _absence(name, own), _near(name, missing, i) if name not in own.model else None)
             for i, name in enumerate(unexpected)
         ),
         grouped(mismatched),
@@ -317,7 +324,12 @@ def _absence(name: str, own: _Own) -> str:
 
 
 def _problem(
-    saved: OptimizerState, name: str, parameter: torch.Tensor, options: Mapping[str, Any], optimizer: object
+    saved: OptimizerState,
+    name: str,
+    parameter: torch.Tensor,
+    options: Mapping[str, Any],
+    saved_with: Mapping[str, Any],
+    optimizer: object,
 ) -> str:
     import torch
 
@@ -331,7 +343,8 @@ def _problem(
                 return f"its {key} is of shape {human_shape(tuple(value.shape))}, not {human_shape(shape)}"
     for option, key in _NEEDED.items():
         # SGD makes its buffer whenever there is none.
-        if state and options.get(option) and key not in state and not isinstance(optimizer, torch.optim.SGD):
+        switched_on = options.get(option) and not saved_with.get(option)
+        if state and switched_on and key not in state and not isinstance(optimizer, torch.optim.SGD):
             return f"saved without {option}, which needs {key}"
     return ""
 
