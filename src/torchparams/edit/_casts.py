@@ -270,6 +270,25 @@ def _float32() -> DType:
     return DType.of("float32")
 
 
+def reaches_infinity(values: Array, old: DType, new: DType) -> bool:
+    """Whether an element's magnitude is beyond every number of a type with less range: NaN is not, infinity is.
+
+    >>> import numpy as np
+    >>> from torchparams.dtypes import DType
+    >>> f32, f16, bf16 = DType.of("F32"), DType.of("F16"), DType.of("BF16")
+    >>> values = np.array([70000.0], np.float32)
+    >>> reaches_infinity(values, f32, f16), reaches_infinity(values, f32, bf16)
+    (True, False)
+    """
+    most = _largest(new)
+    if most >= _largest(old) or not len(values):
+        return False
+    import numpy as np
+
+    # fmax and fmin pass NaN by, without a copy of the values.
+    return bool(np.fmax.reduce(values) > most or np.fmin.reduce(values) < -most)
+
+
 @lru_cache
 def _largest(dtype: DType) -> float:
     import numpy as np

@@ -365,7 +365,7 @@ class _Worker:
                 raise _ended(task.path, task.start + at)
             at += got
             self.nbytes += got
-        _system.begin_writeback(fd, task.offset, task.count)
+        _begin_writeback(fd, task.offset, task.count)
 
     def _copy_counting(self, path: str, start: int, fd: int, offset: int, count: int, crc: int) -> int:
         """Copy, and go on computing a CRC-32."""
@@ -381,7 +381,7 @@ class _Worker:
             self.nbytes += got
             if at % PIECE == 0 or at == count:
                 first = (at - 1) // PIECE * PIECE
-                _system.begin_writeback(fd, offset + first, at - first)
+                _begin_writeback(fd, offset + first, at - first)
         return crc
 
     def _blame(self, error: OSError, path: str, source: int, at: int) -> Exception:
@@ -429,7 +429,12 @@ class _Worker:
             raise _unreadable(error, ", ".join(sorted({leaf.source.label for leaf in x.leaves()}))) from error
         if wanted:
             run.crcs[task.output.name] = crc
-        _system.begin_writeback(fd, task.offset, offset - task.offset)
+        _begin_writeback(fd, task.offset, offset - task.offset)
+
+
+def _begin_writeback(fd: int, offset: int, count: int) -> None:
+    if count >= _BUFFER:  # else it is not worth a call
+        _system.begin_writeback(fd, offset, count)
 
 
 def as_bytes(values: Any, x: Expression) -> memoryview:

@@ -23,7 +23,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit._casts import cast, cast_counting, castable, widen
+from torchparams.edit._casts import cast_counting, castable
+from torchparams.edit._combine import Combination
 from torchparams.edit.expressions import Expression
 from torchparams.errors import MismatchError, PlanError
 from torchparams.info import Location
@@ -224,7 +225,7 @@ class Cast(Expression):
         return {**super().to_json(), "dtype": str(self.dtype)}
 
 
-class Linear(Expression):
+class Linear(Combination):
     """A weighted sum, computed in float32 or float64 and rounded once.
 
     Args:
@@ -232,6 +233,7 @@ class Linear(Expression):
         weights: A number for each.
         dtype: The result's type; that of the first unless given.
         accumulate: `float32` or `float64`: the type that products and sums are computed in.
+        allow_overflow: Accept sums that are finite, and infinite in the result's type.
 
     Raises:
         MismatchError: Their shapes differ.
@@ -244,17 +246,11 @@ class Linear(Expression):
         weights: Sequence[float],
         dtype: DType | None = None,
         accumulate: str = "float32",
+        *,
+        allow_overflow: bool = False,
     ) -> None:
-        for part in parts:
-            if part.shape != parts[0].shape:
-                raise MismatchError(
-                    f"{parts[0].summary()} has shape {list(parts[0].shape)}, and {part.summary()} {list(part.shape)}"
-                )
-            if part.dtype.kind != "float" or part.dtype.numpy_name is None:
-                raise PlanError(f"a weighted sum is of floats, not of {part.dtype}", where=part.summary())
-        super().__init__(parts[0].shape, parts[0].dtype if dtype is None else dtype, tuple(parts))
+        super().__init__(parts, dtype, accumulate, allow_overflow=allow_overflow)
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
-        self.accumulate = DType.of(accumulate)
 
     def compute(self, start: int, stop: int, work: Work) -> Array:
         """Sums and products in the order of the parts."""
@@ -264,9 +260,7 @@ class Linear(Expression):
         total: Array | None = None
         with np.errstate(all="ignore"):
             for part, weight in zip(self.operands, self.weights, strict=True):
-                values = part.compute(start, stop, work)
-                # A copy, which may be written to: also of what has the type already.
-                values = widen(values, part.dtype) if self.accumulate == "float32" else values.astype(kind)
+                values = self.wide(part, start, stop, work)
                 if weight != 1:
                     values *= kind(weight)
                 if total is None:
@@ -274,12 +268,7 @@ class Linear(Expression):
                 else:
                     total += values
         assert total is not None
-        return cast(total, self.accumulate, self.dtype)
-
-    @property
-    def footprint(self) -> int:
-        """The operands, two numbers and the result."""
-        return sum(part.footprint for part in self.operands) + 3 * self.accumulate.itemsize + self.dtype.itemsize
+        return self.narrow(total)
 
     def summary(self) -> str:
         """As a sum."""
@@ -288,7 +277,7 @@ class Linear(Expression):
 
     def to_json(self) -> dict[str, Any]:
         """With the weights."""
-        return {**super().to_json(), "weights": list(self.weights), "accumulate": str(self.accumulate)}
+        return {**super().to_json(), "weights": list(self.weights)}
 
 
 class Elementwise(Expression):

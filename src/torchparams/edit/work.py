@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.edit.expressions import Expression, Stored
+    from torchparams.sources.base import Source
 
     Array = np.ndarray[Any, Any]
 
@@ -43,6 +44,7 @@ class Work:
         self._readers: list[Reader] = []
         self._slots: dict[int, int] = {}
         self._arrays: dict[int, Array] = {}
+        self._mapped: list[Source] = []
         self._kept: tuple[str, Array] | None = None
         self._prepared: dict[int, Any] = {}
         self.block = block_bytes
@@ -60,8 +62,15 @@ class Work:
         """Close files, and let go of arrays."""
         for reader in self._readers:
             reader.close()
-        self._arrays.clear()
+        self._let_go()
         self._kept = None
+
+    def _let_go(self) -> None:
+        # Pages of a mapped file that were looked at count as memory of this process until the mapping ends.
+        for source in self._mapped:
+            source.close()
+        self._mapped.clear()
+        self._arrays.clear()
 
     # --- for whoever runs expressions --------------------------------------------------------------
 
@@ -69,7 +78,7 @@ class Work:
         """Go on to an expression, and prepare it. Of the one before, its memory is used again."""
         self.block = block_of(x, self._block_bytes) if block is None else block
         self._slots.clear()
-        self._arrays.clear()
+        self._let_go()
         self._prepared.clear()
         for part in x.walk():
             state = part.prepare(self)
@@ -137,6 +146,8 @@ class Work:
             if self._kept is not None and (storage is None or storage.key != self._kept[0]):
                 self._kept = None
             array = self._arrays[id(leaf)] = leaf.source.numpy(leaf.info.name)
+            if leaf.source.files:
+                self._mapped.append(leaf.source)
             if storage is not None:
                 self._kept = storage.key, array
         return array
