@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import torchparams as tp
 from torchparams.errors import MismatchError, NoMatch, NotReadable, SourceError, TruncatedFile, UnsupportedSource
@@ -455,6 +456,12 @@ def test_sparse_expanded_and_wrapped_tensors_are_mismatches(tmp_path: Path) -> N
     assert found.mismatched["a"].note == "it is sparse or quantised, and not read here"
     found = tp.coverage(model, {"a": torch.zeros(2).to_sparse(), "b": torch.zeros(2)})
     assert found.mismatched["a"].note == "it is sparse (torch.sparse_coo)"
+    two: torch.Tensor = TwoTensor(torch.zeros(2), torch.zeros(2))  # type: ignore[no-untyped-call]  # torch's omission
+    wrapped = nn.ParameterDict({"a": two, "b": torch.zeros(2)})
+    found = tp.coverage(wrapped, {"a": torch.zeros(2), "b": torch.zeros(2)})
+    assert found.mismatched["a"].note == "the model's: a TwoTensor keeps its values in other tensors"
+    found = tp.coverage(model, wrapped)
+    assert found.mismatched["a"].note == "a TwoTensor keeps its values in other tensors"
     expanded = Holder(torch.zeros(1).expand(3))
     found = tp.coverage(expanded, {"w": torch.zeros(3)})
     assert found.mismatched["w"].note == "the model's is expanded: several of its elements are one in memory"
