@@ -104,6 +104,19 @@ def test_a_gradient_left_over() -> None:
     assert found(model, SGD(model[1:].parameters(), lr=0.1)) == {"O101": ("0.bias",)}
 
 
+def test_fixes_select_no_more_than_what_was_found() -> None:
+    model: Any = nn.Sequential(net(), net())
+
+    def fix(parameters: Any) -> str:
+        return tp.audit(model, SGD(list(parameters), lr=0.1), select="O101")[0].fix.partition("  #")[0]
+
+    assert fix(model[0].parameters()) == "tp.freeze(model, '1.**')"
+    assert fix([model[0][0].weight]) == "tp.freeze(model, finding.names)"
+    every = list(model.parameters())
+    assert fix(every[1:]) == "tp.freeze(model, '0.0.weight')"
+    assert fix(every[1:-1]) == "tp.freeze(model, ['0.0.weight', '1.2.bias'])"
+
+
 def test_decay_by_owner_not_by_name() -> None:
     model = nn.ModuleDict({"norm": nn.Linear(3, 3, bias=False), "fc": nn.BatchNorm1d(3)})
     assert found(model, AdamW(model.parameters())) == {"O105": ("fc.weight", "fc.bias")}

@@ -14,11 +14,22 @@ from torchparams.report import plural
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchparams.lint.context import Context, Group
+    from torchparams.lint.context import Context, Entry, Group
 
 
-def _optimizer_of(context: Context) -> str:
-    return "optimizer" if len(context.optimizers) == 1 else "optimizers[0]"
+NAMED = 4
+"""Names that a fix spells one by one."""
+
+
+def _selecting(context: Context, chosen: list[Entry]) -> str:
+    """Code for a selector of these parameters and no others."""
+    if len(chosen) == 1:
+        return repr(chosen[0].name)
+    path = common(entry.path for entry in chosen)
+    inside = sum(entry.name.startswith(f"{path}.") for entry in context.parameters) if path else len(context.parameters)
+    if inside == len(chosen):
+        return repr(f"{path}.**" if path else "**")
+    return repr([entry.name for entry in chosen]) if len(chosen) <= NAMED else "finding.names"
 
 
 # --- which parameters -----------------------------------------------------------------------
@@ -33,10 +44,8 @@ def _left_out(context: Context) -> Iterator[Hit]:
         names = tuple(entry.name for entry in left)
         path = common(entry.path for entry in left)
         what = f"{plural(len(left), 'trainable parameter is', 'trainable parameters are')} in no group of the optimizer"
-        which = repr(f"{path}.**" if path else "**") if len(left) > 1 else repr(left[0].name)
-        yield Hit(
-            names, what, f"tp.freeze(model, {which})  # or {_optimizer_of(context)}.add_param_group({{...}})", path
-        )
+        fix = f"tp.freeze(model, {_selecting(context, left)})  # or optimizer.add_param_group(…)"
+        yield Hit(names, what, fix, path)
 
 
 def _stale(context: Context) -> Iterator[Hit]:
@@ -88,8 +97,7 @@ def _frozen_gradients(context: Context) -> Iterator[Hit]:
         names = tuple(entry.name for entry in moving)
         what = f"the optimizer holds {plural(len(moving), 'frozen parameter')} with a gradient"
         path = common(entry.path for entry in moving)
-        which = moving[0].name if len(moving) == 1 else f"{path}.**" if path else "**:frozen"
-        yield Hit(names, what, f"tp.freeze(model, {which!r})  # clears .grad too", path)
+        yield Hit(names, what, f"tp.freeze(model, {_selecting(context, moving)})  # clears .grad too", path)
 
 
 # --- options --------------------------------------------------------------------------------
