@@ -338,6 +338,23 @@ def test_views_of_which_none_is_the_whole_are_written_apart(tmp_path: Path) -> N
     assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True)["b"], w[4:])
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_conjugates_and_negatives_are_written_as_what_they_show(in_file: bool, tmp_path: Path) -> None:
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    state = {"z": z, "conj": z.conj(), "part": z[1:]}
+    if not in_file:  # torch.save takes no memory that is seen as two types
+        state |= {"neg": z.conj().imag, "real": z.real}
+    source: object = written(tmp_path, saved(state)) if in_file else state
+    for path in (tmp_path / "x.pt", tmp_path / "x.safetensors"):
+        tp.convert(source, path).run()
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert loaded["conj"].untyped_storage().data_ptr() != loaded["z"].untyped_storage().data_ptr()
+    for name, tensor in state.items():
+        assert torch.equal(loaded[name].resolve_conj(), tensor.resolve_conj())
+        assert torch.equal(load_file(tmp_path / "x.safetensors")[name], tensor.resolve_conj().resolve_neg())
+    assert loaded["part"].untyped_storage().data_ptr() == loaded["z"].untyped_storage().data_ptr()
+
+
 def test_a_short_view_in_a_long_one_does_not_end_it(tmp_path: Path) -> None:
     # The running maximum of ends counts, not the end of the last.
     w = torch.arange(10.0)

@@ -212,6 +212,8 @@ def _is_whole(extent: _Extent, group: Sequence[_Extent]) -> bool:
     info = extent.entry.info
     if info.shape is None or info.storage is None or extent.stop - extent.start != info.nbytes:
         return False
+    if not extent.entry.source.shows_storage(info.name):
+        return False
     pairs = zip(info.shape, info.storage.stride, _c_order(info.shape), strict=True)
     if any(size > 1 and step != wanted for size, step, wanted in pairs):
         return False
@@ -222,6 +224,8 @@ def _fits(extent: _Extent, base: _Extent) -> bool:
     """Whether a view of a base is one of what the base becomes."""
     old, new = extent.entry.info.dtype, extent.entry.dtype
     if old.bits < 8 or (extent.start - base.start) % old.itemsize:
+        return False
+    if not extent.entry.source.shows_storage(extent.entry.info.name):
         return False
     if base.entry.dtype == base.entry.info.dtype and old == new:
         return True

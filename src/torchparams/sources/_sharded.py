@@ -179,6 +179,10 @@ class ShardedSource(Source):
         """The bytes in the shard that holds it."""
         return self._holding(name).span(name)
 
+    def shows_storage(self, name: str) -> bool:
+        """What the shard says that holds it."""
+        return self._holding(name).shows_storage(name)
+
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The index's `metadata`, as it stands there; `check_total_size` compares its `total_size`."""

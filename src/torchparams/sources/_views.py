@@ -200,6 +200,11 @@ class PickledSource(Source):
             return None
         return None if self._big_endian(tensor) else info.location
 
+    def shows_storage(self, name: str) -> bool:
+        """Whether it is neither a conjugate nor a negative of what is stored."""
+        tensor = self._names[name].tensor
+        return tensor.problem is None and not tensor.conj and not tensor.neg
+
     def _readable(self, name: str) -> TensorRef:
         tensor = self._names[name].tensor
         if tensor.problem is not None:

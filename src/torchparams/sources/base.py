@@ -103,6 +103,11 @@ class Source(ABC):
         """
         return None
 
+    def shows_storage(self, name: str) -> bool:
+        """Whether its elements are those of its record's storage as they lie there: no conjugates, no negatives."""
+        value: Any = self.value(name) if self.live else None
+        return not (hasattr(value, "is_conj") and (value.is_conj() or value.is_neg()))
+
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
         """Canonical name and value of every entry, or of `names`; each value is read when its turn comes."""
         for name in self.keys() if names is None else names:
