@@ -129,6 +129,16 @@ def test_which_casts_have_a_meaning(old: str, new: str, allowed: bool) -> None:
     assert castable(DType.of(old), DType.of(new)) is allowed
 
 
+@pytest.mark.parametrize("name", ["int64", "uint64"])
+@pytest.mark.parametrize("new", ["float32", "float64", "bfloat16", "float16"])
+def test_integers_beyond_those_that_a_float_has(name: str, new: str) -> None:
+    before = array_of_bits(special_bits(DType.of(name)), name)
+    after, lost = cast_counting(before, DType.of(name), DType.of(new))
+    with np.errstate(all="ignore"):
+        made = after.astype(np.float64).tolist()
+    assert lost.changed == sum(x != y for x, y in zip(before.tolist(), made, strict=True))
+
+
 def test_parts_of_complex_numbers_are_counted() -> None:
     before = np.array([1 + 1e300j, 1e-300 + 2j], np.complex128)
     _, lost = cast_counting(before, DType.of("complex128"), DType.of("complex64"))

@@ -433,6 +433,7 @@ def test_other_entries_of_a_checkpoint_are_listed_as_not_written(tmp_path: Path)
     plan = tp.convert(source, tmp_path / "x.safetensors")
     assert [name for name, _ in plan.dropped] == ["epoch", "args"]
     assert "not written: epoch (not a tensor), args (not a tensor)" in str(plan)
+    assert "not written: epoch (not a tensor), args (not a tensor)" in str(plan.run())
 
 
 def test_the_metadata_of_shards_and_of_their_index(tmp_path: Path) -> None:
@@ -551,7 +552,7 @@ def test_a_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = plan.run()
     assert str(report).startswith("y.safetensors: 3 tensors, 264 B in 0.")
     assert set(json.loads(json.dumps(report.to_json()))) == {
-        *("path", "files", "tensors", "nbytes", "copied_bytes", "seconds", "casts", "notes"),
+        *("path", "files", "tensors", "nbytes", "copied_bytes", "seconds", "casts", "dropped", "notes"),
     }
 
 

@@ -249,9 +249,11 @@ def _of_integers(before: Array, after: Array, new: DType) -> Losses:
         over = ~np.isfinite(y) | ((abs(x) > _largest(new)) & (abs(y) >= _largest(new)))
         changed = (x != y) | over
         if before.dtype.itemsize == 8 and before.dtype.kind != "b":
-            # Beyond 2**53 float64 has not every integer: those are compared as integers.
-            large = ~changed & (abs(x) > 2**53) & (abs(y) < 2**63)
-            changed[large] = y[large].astype(np.int64).astype(before.dtype) != before[large]
+            # Beyond 2**53 float64 has not every integer: those are compared as integers, unless y is beyond those.
+            beyond = y >= (2.0**64 if before.dtype.kind == "u" else 2.0**63)
+            large = ~beyond & (abs(x) > 2**53) & np.isfinite(y)
+            changed |= beyond
+            changed[large] = y[large].astype(before.dtype) != before[large]
     return Losses(
         int(np.count_nonzero(over)), int(np.count_nonzero((x != 0) & (y == 0))), int(np.count_nonzero(changed))
     )

@@ -66,6 +66,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
         plan.copied,
         time.perf_counter() - begun,
         casts,
+        plan.dropped,
         plan.notes,
     )
 
@@ -450,7 +451,12 @@ def as_bytes(values: Any, x: Expression) -> memoryview:
 
 def _read(source: int, path: str, into: memoryview, at: int) -> int:
     try:
-        got = os.preadv(source, [into], at)
+        if hasattr(os, "preadv"):
+            got = os.preadv(source, [into], at)
+        else:
+            data = os.pread(source, len(into), at)
+            got = len(data)
+            into[:got] = data
     except OSError as error:
         raise _unreadable(error, path) from error
     if not got:

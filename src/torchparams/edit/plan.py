@@ -12,6 +12,7 @@ from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output, View, parse_bytes
 from torchparams.edit.operations import Cast
 from torchparams.edit.write import free_or_raise
+from torchparams.edit.written import Written, remarks
 from torchparams.errors import PlanError, SourceError, shorten
 from torchparams.report import (
     Column,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torchparams.edit.layout import FileLayout
-    from torchparams.edit.written import Written
     from torchparams.engines.base import Progress
     from torchparams.sources.base import Source
 
@@ -42,7 +42,6 @@ MEMORY = 256 << 20
 SAFETENSORS, TORCH_ZIP = "safetensors", "torch zip"
 _SUFFIXES = {".safetensors": SAFETENSORS, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH_ZIP)}
 _ROWS_SHOWN = 40
-_NOTES_SHOWN = 8
 
 
 class Plan:
@@ -292,15 +291,7 @@ class Plan:
                 "dim",
             ),
         ]
-        if self.dropped:
-            shown = [f"{name} ({why})" for name, why in self.dropped[:_NOTES_SHOWN]]
-            more = len(self.dropped) - len(shown)
-            text = ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
-            parts.append(Text(printable(f"not written: {text}"), "warn"))
-        parts += [Text(printable(note)) for note in self.notes[:_NOTES_SHOWN]]
-        if len(self.notes) > _NOTES_SHOWN:
-            parts.append(Text(f"… {len(self.notes) - _NOTES_SHOWN:,} more notes"))
-        return Report(tuple(parts))
+        return Report((*parts, *remarks(self.dropped, self.notes)))
 
     def _origin(self, output: Output) -> str:
         x = output.expression

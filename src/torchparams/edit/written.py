@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.report import Column, Report, Row, Table, Text, cut, human_bytes, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torchparams.dtypes import DType
     from torchparams.edit._casts import Losses
 
 _ROWS_SHOWN = 20
+_REMARKS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Written:
         copied: Bytes that went from file to file as they are.
         seconds: How long it took.
         casts: What each cast lost, those without loss included.
-        notes: What the plan had to say.
+        dropped: What of the sources was not written, and why.
+        notes: What else the plan had to say.
     """
 
     path: str
@@ -60,7 +64,8 @@ class Written:
     copied: int
     seconds: float
     casts: tuple[CastLosses, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    dropped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def report(self) -> Report:
         """The report: one line, and a table of the casts that lost something."""
@@ -87,7 +92,7 @@ class Written:
         exact = len(self.casts) - len(lossy)
         if exact:
             parts.append(Text(f"{plural(exact, 'tensor')} cast without a change in value", "dim"))
-        return Report((*parts, *(Text(printable(note)) for note in self.notes)))
+        return Report((*parts, *remarks(self.dropped, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON takes it."""
@@ -99,6 +104,7 @@ class Written:
             "copied_bytes": self.copied,
             "seconds": self.seconds,
             "casts": [cast.to_json() for cast in self.casts],
+            "dropped": [{"name": name, "why": why} for name, why in self.dropped],
             "notes": list(self.notes),
         }
 
@@ -109,6 +115,19 @@ class Written:
 
     def _repr_html_(self) -> str:
         return to_html(self.report())
+
+
+def remarks(dropped: Sequence[tuple[str, str]], notes: Sequence[str]) -> list[Text]:
+    """What is not written, and what else there is to say, in a few lines."""
+    parts = []
+    if dropped:
+        shown = ", ".join(f"{name} ({why})" for name, why in dropped[:_REMARKS_SHOWN])
+        more = len(dropped) - _REMARKS_SHOWN
+        parts.append(Text(printable(f"not written: {shown}{f' and {more:,} more' if more > 0 else ''}"), "warn"))
+    parts += [Text(printable(note)) for note in notes[:_REMARKS_SHOWN]]
+    if len(notes) > _REMARKS_SHOWN:
+        parts.append(Text(f"… {len(notes) - _REMARKS_SHOWN:,} more notes"))
+    return parts
 
 
 def _row(cast: CastLosses) -> Row:
