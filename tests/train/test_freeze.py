@@ -442,6 +442,15 @@ def test_several_freezes_are_undone_each_by_itself() -> None:
     assert state(model) == before
 
 
+def test_undo_after_something_else_has_unfrozen() -> None:
+    model = net()
+    before = state(model)
+    frozen = tp.freeze(model, "head.**")
+    tp.unfreeze(model, "head.**")
+    frozen.undo()
+    assert state(model) == before
+
+
 def test_unfreeze_and_its_undo() -> None:
     model = net()
     tp.freeze(model)
@@ -587,6 +596,18 @@ def test_strictness_and_selections() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert tp.freeze(tp.of(model).select("head.**"), "**.bias").names == ("head.0.bias", "head.1.bias")
     assert tp.freeze(tp.of(model).select("head.**")).names[:2] == ("head.0.weight", "head.0.bias")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_scripted_modules() -> None:
+    scripted: Any = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    before = scripted.state_dict()["1.running_mean"].clone()
+    frozen = tp.freeze(scripted)
+    scripted.train()(torch.randn(4, 3))
+    assert frozen.statistics == ("1",) and torch.equal(scripted.state_dict()["1.running_mean"], before)
+    frozen.undo()
+    scripted(torch.randn(4, 3))
+    assert not torch.equal(scripted.state_dict()["1.running_mean"], before)
 
 
 def test_names_without_wrappers() -> None:

@@ -35,14 +35,15 @@ class Chosen:
         """All tensors of the network, by canonical name."""
         return self.records.tensors
 
-    def parameters(self, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
-        """Name and tensor of what is selected, or of `names`, the buffers left out."""
+    def parameters(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Name → tensor of what is selected, or of `names`, the buffers left out."""
+        # No list of pairs: tens of thousands of new tuples make the garbage collector look at everything there is.
         names = self.names if names is None else names
         tensors = self.records.tensors
         if not self.source.buffers:
-            return [(name, tensors[name]) for name in names]
+            return {name: tensors[name] for name in names}
         kinds = dict(zip(tensors, self.records.column("kind"), strict=True))
-        return [(name, tensors[name]) for name in names if kinds[name] == "parameter"]
+        return {name: tensors[name] for name in names if kinds[name] == "parameter"}
 
 
 def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:

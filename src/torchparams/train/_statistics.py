@@ -81,7 +81,8 @@ def has_running_statistics(module: nn.Module) -> bool:
     buffers = module._buffers
     if not buffers:
         return False
-    if buffers.get("running_mean") is not None or buffers.get("running_var") is not None:
+    # A scripted module's buffers are no dict, and have no `get`.
+    if any(name in buffers and buffers[name] is not None for name in ("running_mean", "running_var")):
         return True
     from torch.nn.utils.parametrizations import _SpectralNorm
     from torch.nn.utils.spectral_norm import SpectralNorm

@@ -13,6 +13,8 @@ running statistics: those of the BatchNorm and InstanceNorm families, anybody's 
 **How they stop.** The layer stays in evaluation mode: it uses its statistics and does not move them. Its `train` is
 shadowed by a `StatisticsHold` in the instance, so that `model.train()` passes it by, while copies and pickles of the
 model keep what they have. `track_running_stats` is not touched: without it a layer would normalise by the batch.
+What makes new layers of the old ones (`convert_sync_batchnorm`, `torch.jit.script`) leaves the holds behind: freeze
+what it gives.
 """
 
 from __future__ import annotations
@@ -114,13 +116,13 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
     24
     """
     chosen = choose(model, selector, "torchparams.unfreeze")
-    steps = _Steps()
+    steps = _Steps(requires_grad=True)
     changed, cannot = [], []
     try:
-        for name, parameter in chosen.parameters():
+        for name, parameter in chosen.parameters().items():
             if not (parameter.dtype.is_floating_point or parameter.dtype.is_complex):
                 cannot.append(name)
-            elif steps.set_requires_grad(parameter, True, parameter.grad):
+            elif steps.flip(parameter, parameter.grad):
                 changed.append(name)
         layers = Layers(chosen)
         released = []
@@ -139,7 +141,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 
 def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     """Freeze, and stop the statistics of the layers that are named so; None: of those that are wholly frozen."""
-    for name, parameter in chosen.parameters():
+    for name, parameter in chosen.parameters().items():
         if not parameter.is_leaf:
             raise TorchParamsError(
                 f"{name} is the result of an operation, and only a tensor that stands by itself can be frozen",
@@ -149,9 +151,9 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     steps = _Steps()
     changed, moving = [], []
     try:
-        for name, parameter in chosen.parameters():
+        for name, parameter in chosen.parameters().items():
             before = parameter.grad
-            if steps.set_requires_grad(parameter, False, before):
+            if steps.flip(parameter, before):
                 changed.append(name)
             if before is not None:
                 steps.clear(parameter, before)
@@ -179,18 +181,21 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
 class _Steps:
     """What has been changed, with what was there before. Nothing that was so already is in it."""
 
-    def __init__(self) -> None:
-        self.flags: list[tuple[Any, bool, Any]] = []
+    def __init__(self, requires_grad: bool = False) -> None:
+        self.requires_grad = requires_grad
+        # Two lists, and not one of pairs, which would be so many objects more for the garbage collector.
+        self.flipped: list[Any] = []
+        self.grads: list[Any] = []
         self.cleared: list[tuple[Any, Any]] = []
         self.held: list[StatisticsHold] = []
         self.released: list[StatisticsHold] = []
 
-    def set_requires_grad(self, parameter: Any, value: bool, grad: Any) -> bool:
-        before = parameter.requires_grad
-        if before is value:
+    def flip(self, parameter: Any, grad: Any) -> bool:
+        if parameter.requires_grad is self.requires_grad:
             return False
-        parameter.requires_grad = value  # not requires_grad_(): a lazy parameter has only the attribute
-        self.flags.append((parameter, before, grad))
+        parameter.requires_grad = self.requires_grad  # not requires_grad_(): a lazy parameter has only the attribute
+        self.flipped.append(parameter)
+        self.grads.append(grad)
         return True
 
     def clear(self, parameter: Any, grad: Any) -> None:
@@ -219,12 +224,12 @@ class _Steps:
             hold = self.released.pop()
             if hold_on(hold.module) is None:
                 hold.place()
-        while self.flags:
-            parameter, before, grad = self.flags.pop()
-            parameter.requires_grad = before
-            if not before:
+        while self.flipped:
+            parameter, grad = self.flipped.pop(), self.grads.pop()
+            parameter.requires_grad = not self.requires_grad
+            if self.requires_grad:
                 # Frozen again: what has come meanwhile is a left-over gradient, by which an optimizer would move it.
-                parameter.grad = grad
+                parameter.grad = grad if grad is None or _fits(parameter, grad) else None
         while self.cleared:
             parameter, grad = self.cleared.pop()
             if parameter.grad is None and _fits(parameter, grad):
@@ -266,12 +271,12 @@ class _Change:
         self._ddp = False
         if chosen is not None:
             records = chosen.records
-            self.names = tuple(name for name, _ in chosen.parameters())
+            self.names = tuple(chosen.parameters())
             self.label = chosen.source.label
             self._sizes = dict(zip(records.tensors, records.column("sizes"), strict=True))
             every = chosen.parameters(records.names)
-            self.numel = sum(self._sizes[name][1] for name, _ in every)
-            self.trainable = sum(self._sizes[name][1] for name, parameter in every if parameter.requires_grad)
+            self.numel = sum(self._sizes[name][1] for name in every)
+            self.trainable = sum(self._sizes[name][1] for name, parameter in every.items() if parameter.requires_grad)
             self._ddp = "DistributedDataParallel(" in chosen.source.label
 
     def undo(self) -> None:
@@ -396,7 +401,7 @@ class Frozen(_Change):
         ('weight', 'bias')
         """
         chosen = choose(model, None, "torchparams.Frozen.of")
-        names = tuple(name for name, parameter in chosen.parameters() if not parameter.requires_grad)
+        names = tuple(name for name, parameter in chosen.parameters().items() if not parameter.requires_grad)
         chosen = Chosen(chosen.source, chosen.records, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
         return cls(chosen, (), held, _Steps(), ())

@@ -98,20 +98,20 @@ class Penalty:
         if p not in (1, 2):
             raise OptionError(f"there is no penalty with p = {p!r}", exists="p is 1 or 2")
         chosen = choose(model, selector, "torchparams.penalty")
-        kinds = dict(chosen.parameters())
-        if not kinds:
+        selected = chosen.parameters()
+        if not selected:
             raise OptionError("there is nothing to penalise", where=chosen.source.label, exists="it has no parameters")
-        self.names = tuple(kinds)
+        self.names = tuple(selected)
         self.p = int(p)
         self.toward: str | None = None
         self._source = chosen.source
         self._bases: list[torch.Tensor] | None = None
-        _refuse_unusable(kinds, self._source.label)
+        _refuse_unusable(selected, self._source.label)
         if toward is not None:
             table = of(toward)
             self.toward = table.source.label
             self._bases = [
-                _base(table, there, kinds[name], name, copy=_keep and table.source.live)
+                _base(table, there, selected[name], name, copy=_keep and table.source.live)
                 for name, there in _matched(self.names, chosen, table).items()
             ]
 
