@@ -250,40 +250,41 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     if not isinstance(p, int | float) or not p > 0:
         raise OptionError(f"there is no norm with p = {p!r}", exists="p is a positive number, also math.inf")
     names, grads, without = [], [], []
-    source, tensors, flags = _read(model)
-    for name, tensor in tensors.items():
-        grad = tensor.grad if flags is None else tensor
+    source, parameters = _read(model)
+    for name, parameter in parameters.items():
+        grad = parameter.grad
         if grad is not None:
             names.append(name)
             grads.append(grad)
-        elif tensor.requires_grad:
+        elif parameter.requires_grad:
             without.append(name)
     norms = dict(zip(names, _norms(names, grads, float(p), source.label), strict=True))
-    members = {} if by is None else _members(source, tensors, norms, by)
+    members = {} if by is None else _members(source, parameters, norms, by)
     return GradNorms(source.label, norms, float(p), members, tuple(without))
 
 
-def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any], bool | None]:
-    """The network, what is selected of it, and whether those are gradients already."""
+def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
+    """The network, and which of its parameters are meant."""
     params = of(model)
     if isinstance(params.source, GradientSource):
-        source = params.source.model
-        return source, params.source.keys() if params.selector is None else dict(params.items()), True
+        every = params.source.model.keys()
+        return params.source.model, {name: every[name] for name in params}
     source, params = live_table(params, "torchparams.grad_norms")
     if params.selector is None:
-        return source, source.keys(), None
-    return source, source.records().only(params.selector.names(source.records())).tensors, None
+        return source, source.keys()
+    records = source.records()
+    return source, records.only(params.selector.names(records)).tensors
 
 
 def _members(
-    source: ModuleSource, tensors: Mapping[str, Any], norms: Mapping[str, float], by: object
+    source: ModuleSource, parameters: Mapping[str, Any], norms: Mapping[str, float], by: object
 ) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     if by == "module":
         for name in norms:
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         return {label: tuple(names) for label, names in groups.items()}
-    records = source.records().only(tensors)
+    records = source.records().only(parameters)
     if isinstance(by, dict):
         wanted = {str(label): Selector.of(what) for label, what in by.items()}
     else:

@@ -40,7 +40,7 @@ def init(
 
     Each parameter has its own random stream, from the seed and its name: adding, removing or reordering layers changes
     no other parameter. A function with an argument `generator`, as those of `torch.nn.init` have, gets one. Any other
-    runs with PyTorch's global generators seeded for it; they are put back afterwards.
+    runs with PyTorch's global generators seeded for it; those of the CPU and of CUDA devices are put back afterwards.
 
     A parameter on the meta device that a rule reaches gets memory on `device`, and stays the same object: ties and an
     optimizer's references hold. So do the buffers of a normalisation layer that knows how to reset them, once its
