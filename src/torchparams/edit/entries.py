@@ -34,12 +34,15 @@ class Entry:
         info: Its record there.
         names: What it is to be called: once, or under each of its names.
         dtype: The element type that it is to have.
+        expression: What it is computed by, of that type; None where it is a tensor of the source, cast if need be. Then
+            the record is one without a storage: what is computed shares no memory.
     """
 
     source: Source
     info: ParameterInfo
     names: tuple[str, ...]
     dtype: DType
+    expression: Expression | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def _make_one(entry: Entry, format: str, how: str, base: tuple[Entry, int] | Non
 
 
 def _expression(entry: Entry, format: str) -> Expression:
+    if entry.expression is not None:
+        for leaf in entry.expression.leaves():
+            _check_readable(leaf)
+        return entry.expression
     stored = Stored(entry.source, entry.info.name, entry.info)
     _check_readable(stored)
     shape = stored.shape

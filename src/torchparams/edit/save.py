@@ -128,14 +128,14 @@ def delta(
     ours, theirs = _by_name(params.source, params.infos), _by_name(below.source, below.infos)
     new = [name for name in ours if name not in theirs]
     gone = [name for name in theirs if name not in ours] if selector is None else []
-    differing = _differing(ours, theirs)
+    changed = differing(ours, theirs)
     entries = [
         Entry(source, info, (name,), info.dtype)
         for name, (source, info) in ours.items()
-        if name in differing or name not in theirs
+        if name in changed or name not in theirs
     ]
     told = {"version": _VERSION, "base": digest(below).digest, "removed": gone}
-    count = len(differing)
+    count = len(changed)
     notes.append(
         f"a delta: {plural(count, 'tensor')} {'differs' if count == 1 else 'differ'}, "
         f"{len(new):,} {_are(len(new))} new, {len(gone):,} {_are(len(gone))} gone"
@@ -265,7 +265,7 @@ class _Same:
         return self.same
 
 
-def _differing(ours: Named, theirs: Named) -> set[str]:
+def differing(ours: Named, theirs: Named) -> set[str]:
     """The names that both have, whose tensors differ in type, shape or a bit."""
     from torchparams.engines.base import Job
     from torchparams.engines.threads import ThreadEngine
