@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torchparams.edit.convert import convert as convert
     from torchparams.edit.index import IndexRepair as IndexRepair
     from torchparams.edit.index import repair_index as repair_index
+    from torchparams.edit.merge import merge as merge
     from torchparams.edit.plan import Plan as Plan
     from torchparams.edit.save import apply_delta as apply_delta
     from torchparams.edit.save import delta as delta
@@ -126,6 +127,7 @@ _HOMES = {
     "load": "torchparams.train.load",
     "load_optimizer_state": "torchparams.train.optimizer_load",
     "ls": "torchparams.measure.listing",
+    "merge": "torchparams.edit.merge",
     "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
     "optimizer_state": "torchparams.train.optimizer",

@@ -276,4 +276,6 @@ def test_json_names_the_operations() -> None:
     assert repr(x) == "<Cast [6, 2] bfloat16: join(w[0:2], w) as bfloat16>"
     many = Concat([w] * 5, 1)
     assert many.summary() == "join(w, …, w, dim=1)"
-    assert Linear([w] * 4, [1, 2, 3, 4]).summary() == "1·w + … + 4·w"
+    assert Linear([w] * 4, [1, 2, 3, 4]).summary() == "[1, 2, 3, 4]·w"
+    v = Stored(MemorySource({"v": np.zeros((4, 2), np.float32)}), "v")
+    assert Linear([w, v], [1, 0.5]).summary() == "1·w + 0.5·v"

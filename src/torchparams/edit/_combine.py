@@ -93,6 +93,11 @@ class Combination(Expression):
                 )
         return out
 
+    def called(self) -> str:
+        """The operands' summary, where all have the same; else their summaries."""
+        names = list(dict.fromkeys(part.summary() for part in self.operands))
+        return ", ".join(names if len(names) <= 4 else [*names[:2], "…", names[-1]])
+
     @property
     def footprint(self) -> int:
         """The operands, the numbers that are computed with, and the result."""

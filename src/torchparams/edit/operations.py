@@ -3,6 +3,7 @@
 How to add another is said at the top of `expressions.py`.
 
 >>> import numpy as np
+>>> from torchparams.dtypes import DType
 >>> from torchparams.edit.expressions import Stored
 >>> from torchparams.edit.work import evaluate
 >>> from torchparams.testing import MemorySource
@@ -22,7 +23,6 @@ from bisect import bisect_right
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from torchparams.dtypes import DType
 from torchparams.edit._casts import cast_counting, castable
 from torchparams.edit._combine import Combination
 from torchparams.edit.expressions import Expression
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from torchparams.dtypes import DType
     from torchparams.edit.work import Work
 
     Array = np.ndarray[Any, Any]
@@ -271,7 +272,11 @@ class Linear(Combination):
         return self.narrow(total)
 
     def summary(self) -> str:
-        """As a sum."""
+        """As a sum; of tensors of one name, as weights of the name."""
+        weights = [f"{weight:g}" for weight in self.weights]
+        if len({part.summary() for part in self.operands}) == 1:
+            shown = weights if len(weights) <= 4 else [*weights[:2], "…", weights[-1]]
+            return f"[{', '.join(shown)}]·{self.operands[0].summary()}"
         parts = [f"{weight:g}·{part.summary()}" for part, weight in zip(self.operands, self.weights, strict=True)]
         return " + ".join(parts if len(parts) <= 3 else [parts[0], "…", parts[-1]])
 

@@ -1,0 +1,140 @@
+"""Spherical interpolation of two tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torchparams.edit._combine import Combination
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from torchparams.dtypes import DType
+    from torchparams.edit.expressions import Expression
+    from torchparams.edit.work import Work
+
+    Array = np.ndarray[Any, Any]
+
+TILE = 4096
+"""Elements whose products are summed by numpy; the sums of tiles are added without rounding. Blocks are whole tiles, so
+that no sum depends on how the tensor is cut into blocks."""
+
+STRAIGHT = 1e-3
+"""The sine of an angle below which a straight line stands for the arc.
+
+Of tensors that point the same way the two agree there to float32's precision; of opposite ones no arc is defined.
+"""
+
+
+class Slerp(Combination):
+    """The point at `t` on the arc from one tensor to another: Shoemake 1985, doi:10.1145/325334.325242.
+
+    A tensor is taken as one vector. With ω the angle between the two, the result is
+    `sin((1 − t)ω)/sin ω · a + sin(tω)/sin ω · b`. The norms and the product that ω comes from are computed in float64
+    before anything else is. Where a norm is zero or not finite, or the two are parallel or opposite (`sin ω < 0.001`),
+    it is the point on the straight line, `(1 − t)·a + t·b`.
+
+    Args:
+        a, b: The tensors, of one shape.
+        t: 0 for the first, 1 for the second.
+        dtype: The result's type; that of the first unless given.
+        accumulate: `float32` or `float64`: the type that products and the sum are computed in.
+        allow_overflow: Accept results that are finite, and infinite in the result's type.
+
+    >>> import numpy as np
+    >>> from torchparams.edit.expressions import Stored
+    >>> from torchparams.edit.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> a, b = (Stored(MemorySource({"w": np.array(w, np.float32)}), "w") for w in ([1, 0], [0, 1]))
+    >>> evaluate(Slerp(a, b, 0.5))
+    array([0.70710677, 0.70710677], dtype=float32)
+    """
+
+    granule = TILE
+
+    def __init__(
+        self,
+        a: Expression,
+        b: Expression,
+        t: float,
+        dtype: DType | None = None,
+        accumulate: str = "float32",
+        *,
+        allow_overflow: bool = False,
+    ) -> None:
+        super().__init__((a, b), dtype, accumulate, allow_overflow=allow_overflow)
+        self.t = float(t)
+
+    def prepare(self, work: Work) -> tuple[float, float]:
+        """What each of the two is multiplied by."""
+        import numpy as np
+
+        a, b = self.operands
+        sums: tuple[list[float], list[float], list[float]] = ([], [], [])
+        with np.errstate(all="ignore"):
+            for start in range(0, self.numel, work.block):
+                stop = min(start + work.block, self.numel)
+                x = self.wide(a, start, stop, work).astype(np.float64)
+                y = self.wide(b, start, stop, work).astype(np.float64)
+                for found, left, right in zip(sums, (x, y, x), (x, y, y), strict=True):
+                    found += _tiles(left * right)
+        aa, bb, ab = (_total(found) for found in sums)
+        return arc(aa, bb, ab, self.t)
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """Two products and a sum."""
+        import numpy as np
+
+        kind = self.accumulate.numpy.type
+        with np.errstate(all="ignore"):
+            total, other = (self.wide(part, start, stop, work) for part in self.operands)
+            for values, factor in zip((total, other), work.prepared(self), strict=True):
+                values *= kind(factor)
+            total += other
+        return self.narrow(total)
+
+    @property
+    def footprint(self) -> int:
+        """That of a sum, and of products in float64."""
+        return super().footprint + 24
+
+    def summary(self) -> str:
+        """As a call."""
+        return f"slerp({self.called()}, t={self.t:g})"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the place on the arc."""
+        return {**super().to_json(), "t": self.t}
+
+
+def arc(aa: float, bb: float, ab: float, t: float) -> tuple[float, float]:
+    """The two factors of an interpolation at `t`, of the products a·a, b·b and a·b.
+
+    >>> arc(1.0, 1.0, 0.0, 0.5)
+    (0.7071067811865475, 0.7071067811865475)
+    >>> arc(1.0, 4.0, 2.0, 0.25)
+    (0.75, 0.25)
+    """
+    norms = math.sqrt(aa) * math.sqrt(bb)
+    if 0 < norms < math.inf and math.isfinite(ab):
+        omega = math.acos(min(max(ab / norms, -1.0), 1.0))
+        if math.sin(omega) >= STRAIGHT:
+            return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
+    return 1 - t, t
+
+
+def _tiles(products: Array) -> list[float]:
+    """The sum of each tile of a block."""
+    whole = len(products) - len(products) % TILE
+    found: list[float] = products[:whole].reshape(-1, TILE).sum(axis=1).tolist()
+    if whole < len(products):
+        found.append(float(products[whole:].sum()))
+    return found
+
+
+def _total(sums: list[float]) -> float:
+    try:
+        return math.fsum(sums)
+    except (OverflowError, ValueError):  # infinities of both signs, or a sum beyond all numbers
+        return math.nan
