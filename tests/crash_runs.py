@@ -149,7 +149,7 @@ def run(folder: Path, scenario: str) -> int:
     name, before, options = SCENARIOS[scenario]
     _execute.PIECE = PARTS
     if scenario == "two threads":
-        _execute.INLINE = 0
+        _execute.INLINE = -1
     source = folder / "source.safetensors"
     source.write_bytes(safetensors_bytes(weights(2)))
     place = folder / "place"

@@ -556,7 +556,7 @@ def test_a_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize("inline", [1 << 22, 0])
+@pytest.mark.parametrize("inline", [1 << 22, -1])
 def test_progress_ends_at_the_whole(inline: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchparams.edit import _execute
 
@@ -595,7 +595,7 @@ def test_threads_write_what_one_does(suffix: str, tmp_path: Path, monkeypatch: p
     tp.convert(arrays, tmp_path / "x.pt").run()
     options: dict[str, Any] = {"dtype": {"{0..5}": "bf16"}, "allow_overflow": True}
     one = tp.convert(tmp_path / "x.pt", tmp_path / f"one{suffix}", **options).run()
-    monkeypatch.setattr(_execute, "INLINE", 0)
+    monkeypatch.setattr(_execute, "INLINE", -1)
     monkeypatch.setattr(_execute, "PIECE", 1000)
     monkeypatch.setattr(threads, "processors", lambda: 4)
     several = tp.convert(tmp_path / "x.pt", tmp_path / f"several{suffix}", **options).run()

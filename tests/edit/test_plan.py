@@ -87,7 +87,7 @@ def test_it_runs_again(tmp_path: Path) -> None:
 def test_what_is_prepared_is_run_in_order_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchparams.edit import _execute
 
-    monkeypatch.setattr(_execute, "INLINE", 0)
+    monkeypatch.setattr(_execute, "INLINE", -1)
     monkeypatch.setattr(_execute, "PIECE", 100)
 
     class Cumulated(Expression):

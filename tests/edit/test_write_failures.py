@@ -435,7 +435,7 @@ def test_interrupted(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    for inline in (1 << 22, 0):
+    for inline in (1 << 22, -1):
         monkeypatch.setattr(_execute, "INLINE", inline)
         plan = tp.convert(source, target, dtype="f64", overwrite=True)
         with pytest.raises(KeyboardInterrupt):
@@ -446,7 +446,7 @@ def test_interrupted(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_error_in_a_thread_stops_the_others(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchparams.engines import threads
 
-    monkeypatch.setattr(_execute, "INLINE", 0)
+    monkeypatch.setattr(_execute, "INLINE", -1)
     monkeypatch.setattr(_execute, "PIECE", 100)
     monkeypatch.setattr(threads, "processors", lambda: 4)
     failing(monkeypatch, "copy", errno.ENOSPC, nth=3)

@@ -33,7 +33,9 @@ PIECE = 1 << 25
 """Bytes that a thread takes at once, and that the disk is told to begin writing."""
 
 INLINE = 1 << 22
-"""Bytes of a plan below which it runs in the caller's thread."""
+"""Bytes to compute, below which a plan runs in the caller's thread."""
+
+_MOST_THREADS = 4
 
 _BUFFER = 1 << 20
 _OPEN = 32  # source files that one thread keeps open
@@ -46,7 +48,9 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
 
     begun = time.perf_counter()
     plan.check()
-    threads = 1 if plan.nbytes <= INLINE else min(max(processors(), 1), 4)
+    # Copies are a matter of the kernel and the disk: two at once to one file wait for each other.
+    computed = plan.nbytes - (0 if any(file.crc for file in plan.files) else plan.copied)
+    threads = 1 if computed <= INLINE else min(max(processors(), 1), _MOST_THREADS)
     with telling(plan.path), (Directory if plan.is_directory else OneFile)(plan.path) as target:
         run = _Run(plan, target, threads)
         run.all(progress)
