@@ -80,7 +80,7 @@ class Plan:
     >>> a, b = (MemorySource({"w": np.full(3, value, np.float32)}) for value in (1, 3))
     >>> plan = Plan([Output("w", Linear([Stored(a, "w"), Stored(b, "w")], [0.5, 0.5]))], "/tmp/mean.safetensors")
     >>> [(output.name, output.expression.summary()) for output in plan.outputs], plan.nbytes
-    ([('w', '0.5·w + 0.5·w')], 12)
+    ([('w', '[0.5, 0.5]·w')], 12)
     """
 
     def __init__(
@@ -378,6 +378,8 @@ def kind_of(path: str, format: str | None) -> tuple[bool, str]:
     spelled = {"safetensors": SAFETENSORS, "torch zip": TORCH_ZIP, "torch": TORCH_ZIP, None: None}
     if format not in spelled:
         raise PlanError(f"no format is called {format!r}", exists="there are 'safetensors' and 'torch zip'")
+    if not path:
+        raise PlanError("a target has a name, and this is an empty text")
     wanted = spelled[format]
     name = os.path.basename(path)
     suffix = os.path.splitext(name)[1]
