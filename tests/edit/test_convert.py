@@ -512,6 +512,7 @@ def test_the_suffix_says_the_format() -> None:
         "out/llama-3.1: the suffix '.1' says no format. known are .safetensors .pt .pth .bin .ckpt. "
         "for a directory of safetensors, write out/llama-3.1/."
     )
+    assert refusal(PlanError, SOME, "") == "a target has a name, and this is an empty text"
     assert refusal(PlanError, SOME, "x.gguf", format="gguf") == (
         "no format is called 'gguf'. there are 'safetensors' and 'torch zip'."
     )

@@ -404,6 +404,16 @@ def test_what_killed_runs_left_is_removed_and_what_is_in_use_is_not(source: Path
         assert sorted(os.listdir(target.parent)) == [".busy.safetensors.torchparams-partial", ".mine", target.name]
 
 
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(source: Path, target: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    link = target.parent / f".{target.name}.torchparams-partial"
+    link.symlink_to(victim)
+    assert "too many levels of symbolic links" in refused(WriteError, convert(source, target))
+    assert victim.read_text() == "mine"
+    assert link.is_symlink()
+
+
 def test_permissions_are_kept_and_others_are_those_of_new_files(source: Path, target: Path, tmp_path: Path) -> None:
     target.chmod(0o640)
     convert(source, target)()

@@ -17,9 +17,14 @@ _PIECE = 1 << 20
 _most = 1 << 30  # copied by one call to the kernel
 
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""A link that somebody has put where a temporary file goes leads to a file of somebody else's."""
+
+
 def create(path: str) -> int:
-    """A file that may be written to, made if there is none; it is not emptied."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+    """A file that may be written to, made if there is none; it is not emptied, and not a link."""
+    flags = os.O_RDWR | os.O_CREAT | NO_LINK | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags, 0o666)
 
 
 def resize(fd: int, size: int) -> None:

@@ -275,7 +275,10 @@ def clean(folder: str) -> None:
         path = os.path.join(folder, name)
         is_directory = os.path.isdir(path)
         with suppress(OSError):
-            fd = os.open(os.path.join(path, JOURNAL) if is_directory else path, os.O_RDWR | os.O_CREAT * is_directory)
+            fd = os.open(
+                os.path.join(path, JOURNAL) if is_directory else path,
+                os.O_RDWR | _system.NO_LINK | os.O_CREAT * is_directory,
+            )
             try:
                 if _system.lock(fd):
                     (clear if is_directory else _system.remove)(path)
