@@ -15,7 +15,7 @@ which the new set takes the place of the old.
 5. What the new index does not name is removed; and the index, where one file alone needs none.
 
 A journal in the directory says what is on the way. It is locked as long as its writer lives: a second writer is told
-so, and the next one after a writer that was killed first finishes step 5, or removes what step 3 left.
+so, and the next one after a writer that was killed first finishes step 5, or takes steps 3 and 2 back.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class Directory(Target):
         else:
             kept = _keep_old(self.folder, names, self._replace_index, self._note)
             old = sorted({*old, *kept})
-            text = index or index_of({"": names[0]}, 0, {})
-            if index is None:
-                text = _index_of_one(self._temporary(names[0]), names[0])
+            text = _index_of_one(self._temporary(names[0]), names[0]) if index is None else index
             self._write_journal(text, names, [name for name in old if name not in names], drop_index=index is None)
             for name, final in zip(names, finals, strict=True):
                 _system.rename(self._temporary(name), final)
