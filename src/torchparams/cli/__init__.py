@@ -1,4 +1,4 @@
 """The command line: one module a command, and none of them with logic of its own."""
 
-COMMANDS = ("ls", "show", "stats", "diff", "digest", "verify", "audit", "convert", "delta", "apply")
+COMMANDS = ("ls", "show", "stats", "diff", "digest", "verify", "audit", "convert", "delta", "apply", "merge")
 """The modules that hold a command each, in the order in which `--help` lists them."""

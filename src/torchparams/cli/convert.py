@@ -49,6 +49,18 @@ Metadata = Annotated[
         metavar="KEY=TEXT", help="Text that a safetensors file says beside its tensors; repeatable.", show_default=False
     ),
 ]
+Types = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        metavar="[SELECTOR=]DTYPE",
+        help="Cast all floats (bf16), or what a selector hits ('**.norm.*=f32'); repeatable, the last wins.",
+        show_default=False,
+    ),
+]
+AllowOverflow = Annotated[
+    bool, typer.Option("--allow-overflow", help="Accept finite values that rounding makes infinite.")
+]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory that tensors may take.")]
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace the target, even a source, once the new one is complete.")
@@ -81,17 +93,8 @@ def convert(
         str | None,
         typer.Option(metavar="PREFIX", help="Take this off the names that begin with it.", show_default=False),
     ] = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[SELECTOR=]DTYPE",
-            help="Cast all floats (bf16), or what a selector hits ('**.norm.*=f32'); repeatable, the last wins.",
-            show_default=False,
-        ),
-    ] = None,
-    allow_overflow: Annotated[
-        bool, typer.Option("--allow-overflow", help="Accept finite values that a cast makes infinite.")
-    ] = False,
+    dtype: Types = None,
+    allow_overflow: AllowOverflow = False,
     shared: Shared = None,
     max_shard_size: ShardSize = None,
     metadata: Metadata = None,
