@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import threading
 import tracemalloc
@@ -10,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from torchparams.engines import Block, Engine, ThreadEngine, jobs_of
+from torchparams.engines import Block, Engine, ThreadEngine, _read, jobs_of
 from torchparams.engines.threads import processors
+from torchparams.errors import SourceError, TruncatedFile
 from torchparams.sources.base import open_source
 from torchparams.testing import EngineTests, MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Self
 
 
 class TestOneThread(EngineTests):
@@ -115,6 +119,60 @@ def test_without_preadv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delattr(os, "preadv")
     engine = ThreadEngine(2, block_bytes=1 << 14)
     assert set(engine.map(jobs_of(source), lambda job: Count(), total).values()) == {100_000}
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write(tmp_path, 100, 1000))
+    path = source.files[0]
+    size = os.path.getsize(path) - 50_500
+
+    class Cut(mmap.mmap):
+        def madvise(self, *arguments: int) -> None:
+            if os.path.getsize(path) > size:
+                os.truncate(path, size)
+                raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr(_read, "_POPULATE", 22)
+    monkeypatch.setattr(mmap, "mmap", Cut)
+    with pytest.raises(TruncatedFile, match=rf"the file ends at byte {size}, within the tensor 'layer\.49'"):
+        ThreadEngine(1, block_bytes=1 << 16, mapped=True).map(jobs_of(source), lambda job: Count(), total)
+
+
+def test_a_file_that_is_cut_before_it_is_mapped_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write(tmp_path, 1, 30_000))
+    path = source.files[0]
+
+    class Cut(mmap.mmap):
+        def __new__(cls, *arguments: int, **options: int) -> Self:
+            os.truncate(path, 10_000)
+            return super().__new__(cls, *arguments, **options)
+
+    monkeypatch.setattr(mmap, "mmap", Cut)
+    with pytest.raises(TruncatedFile, match=r"the file ends at byte 10000, within the tensor 'layer\.0'"):
+        ThreadEngine(1, mapped=True).map(jobs_of(source), lambda job: Count(), total)
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write(tmp_path, 2, 100))
+
+    class Failing(mmap.mmap):
+        def madvise(self, *arguments: int) -> None:
+            raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr(_read, "_POPULATE", 22)
+    monkeypatch.setattr(mmap, "mmap", Failing)
+    engine = ThreadEngine(1, mapped=True)
+    with pytest.raises(SourceError) as caught:
+        engine.map(jobs_of(source), lambda job: Count(), total)
+    size = os.path.getsize(source.files[0])
+    assert str(caught.value) == f"{source.files[0]}: the bytes 0 to {size} cannot be read: Bad address"
+
+    class Old(mmap.mmap):
+        def madvise(self, *arguments: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Old)
+    assert engine.map(jobs_of(source), lambda job: Count(), total) == {"layer.0": 100, "layer.1": 100}
 
 
 def test_tensors_are_read_as_they_lie_in_the_file(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from torchparams.info import Location, ParameterInfo
 
     Array = np.ndarray[Any, Any]
+
+
+_POPULATE = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ, since Linux 5.14: Python has no name for it
 
 
 class Files:
@@ -67,7 +73,7 @@ class Reader:
     def __init__(self, files: Files, nbytes: int) -> None:
         self._files = files
         self._nbytes = nbytes
-        self._memory: Array | None = None
+        self._memory = memoryview(b"")
         self._file: Any = None
         self._path = ""
         self._held = (0, 0)  # the range of the file that the memory holds
@@ -96,13 +102,12 @@ class Reader:
                 where=place.file,
                 exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
             )
-        assert self._memory is not None  # something was read into it
         return Block(info, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
 
     def _read(self, first: int, last: int) -> None:
         """Read a range of the file, or as much of it as there is."""
         self._held = (0, 0)
-        memory = self._buffer(last - first)[: last - first].data
+        memory = self._buffer(last - first)[: last - first]
         at = 0
         if not hasattr(os, "preadv"):
             self._file.seek(first)
@@ -121,21 +126,19 @@ class Reader:
         import numpy as np
 
         if array.flags.c_contiguous and array.dtype.isnative:
-            return Block(info, start, stop, array.reshape(-1)[start:stop].view(np.uint8), packed=False)
+            return Block(info, start, stop, array.reshape(-1)[start:stop].view(np.uint8).data, packed=False)
         self._held = (0, 0)
         size = (stop - start) * array.itemsize
         data = self._buffer(size)[:size]
         if array.dtype.isnative and array.itemsize in (1, 2, 4, 8):
             # As integers, of which the layout alone matters: they copy faster than the types of ml_dtypes.
             array = array.view(f"u{array.itemsize}")
-        gather(array, data.view(array.dtype.newbyteorder("=")), start, stop)
+        gather(array, np.frombuffer(data, array.dtype.newbyteorder("=")), start, stop)
         return Block(info, start, stop, data, packed=False)
 
-    def _buffer(self, nbytes: int) -> Array:
-        import numpy as np
-
-        if self._memory is None or len(self._memory) < nbytes:
-            self._memory = np.empty(max(nbytes, self._nbytes), np.uint8)
+    def _buffer(self, nbytes: int) -> memoryview:
+        if self._memory.readonly or len(self._memory) < nbytes:
+            self._memory = memoryview(bytearray(max(nbytes, self._nbytes)))
         return self._memory
 
     def close(self) -> None:
@@ -146,32 +149,45 @@ class Reader:
 
 
 class MappingReader(Reader):
-    """The same without a copy: a range of a file is mapped, until the next one is or an array needs the memory."""
+    """The same without a copy: a range of a file is mapped, until the next one is or an array needs the memory.
+
+    To touch a page of a mapping that the disk does not give, or behind the end of a file that was cut, ends the process
+    (SIGBUS). So Linux is asked to put all pages of a range in their place first, which is an error where it cannot.
+    """
 
     def _read(self, first: int, last: int) -> None:
-        import mmap
-
-        import numpy as np
-
-        self._memory, self._held = None, (0, 0)  # this unmaps what was mapped
-        # To touch a page behind the end of the file would end the process.
+        self._memory, self._held = memoryview(b""), (0, 0)  # this unmaps what was mapped
         last = min(last, os.fstat(self._file.fileno()).st_size)
         if first >= last:
-            self._memory, self._held = np.empty(0, np.uint8), (first, first)
+            self._held = (first, first)
             return
         begin = first - first % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(self._file.fileno(), last - begin, access=mmap.ACCESS_READ, offset=begin)
-        self._memory, self._held = np.frombuffer(mapped, np.uint8), (begin, last)
-
-    def _buffer(self, nbytes: int) -> Array:
-        if self._memory is not None and not self._memory.flags.writeable:
-            self._memory = None
-        return super()._buffer(nbytes)
+        try:
+            mapped = mmap.mmap(self._file.fileno(), last - begin, access=mmap.ACCESS_READ, offset=begin)
+            _populate(mapped)
+        except (OSError, ValueError) as error:
+            if os.fstat(self._file.fileno()).st_size < last:  # cut just now
+                self._read(first, last)
+                return
+            why = error.strerror if isinstance(error, OSError) else error
+            raise SourceError(f"the bytes {begin} to {last} cannot be read: {why}", where=self._path) from None
+        self._memory, self._held = memoryview(mapped), (begin, last)
 
     def close(self) -> None:
         """Close the file, and unmap it."""
         super().close()
-        self._memory = None
+        self._memory = memoryview(b"")
+
+
+def _populate(mapped: mmap.mmap) -> None:
+    """Put all pages of a mapping in their place, or raise an error where it would end the process to touch them."""
+    if _POPULATE is None:
+        return
+    try:
+        mapped.madvise(_POPULATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # that is an older Linux, which does not know of it
+            raise
 
 
 def gather(array: Array, out: Array, start: int, stop: int) -> None:
