@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torchparams.edit.convert import convert as convert
     from torchparams.edit.index import IndexRepair as IndexRepair
     from torchparams.edit.index import repair_index as repair_index
+    from torchparams.edit.lora import fold_lora as fold_lora
+    from torchparams.edit.lora_extract import Extracted as Extracted
+    from torchparams.edit.lora_extract import extract_lora as extract_lora
     from torchparams.edit.merge import merge as merge
     from torchparams.edit.plan import Plan as Plan
     from torchparams.edit.save import apply_delta as apply_delta
@@ -90,6 +93,7 @@ _HOMES = {
     "Diff": "torchparams.measure.diff",
     "Digests": "torchparams.measure.digest",
     "Duplicates": "torchparams.measure.digest",
+    "Extracted": "torchparams.edit.lora_extract",
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
     "GradNorms": "torchparams.train.gradients",
@@ -119,6 +123,8 @@ _HOMES = {
     "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
+    "extract_lora": "torchparams.edit.lora_extract",
+    "fold_lora": "torchparams.edit.lora",
     "freeze": "torchparams.train.freeze",
     "grad_norms": "torchparams.train.gradients",
     "gradients": "torchparams.train.gradients",

@@ -32,6 +32,17 @@ def combines(dtype: DType) -> bool:
     return dtype.kind == "float" and dtype.numpy_name is not None and dtype != NEITHER
 
 
+def check_floats(parts: Sequence[Expression]) -> None:
+    """Refuse what cannot be averaged.
+
+    Raises:
+        PlanError: A tensor holds no floats.
+    """
+    for part in parts:
+        if not combines(part.dtype):
+            raise PlanError(f"a weighted sum is of floats, not of {part.dtype}", where=part.summary())
+
+
 class Combination(Expression):
     """Tensors of one shape, combined element by element in float32 or float64.
 
@@ -62,8 +73,7 @@ class Combination(Expression):
                 raise MismatchError(
                     f"{parts[0].summary()} has shape {list(parts[0].shape)}, and {part.summary()} {list(part.shape)}"
                 )
-            if not combines(part.dtype):
-                raise PlanError(f"a weighted sum is of floats, not of {part.dtype}", where=part.summary())
+        check_floats(parts)
         super().__init__(parts[0].shape, parts[0].dtype if dtype is None else dtype, tuple(parts))
         self.accumulate = DType.of(accumulate)
         self.allow_overflow = allow_overflow
