@@ -55,6 +55,15 @@ def test_listing_a_file_imports_neither_torch_nor_numpy(arguments: list[str], tm
     assert not imported_by(code) & {"torch", "numpy", "rich", "ml_dtypes", "blake3", "pydantic"}
 
 
+@pytest.mark.parametrize("command", ["diff", "digest"])
+def test_equal_files_and_digests_need_no_numpy(command: str, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for file in files:
+        file.write_bytes(safetensors_bytes({"a.weight": sample("bfloat16", (200, 300)), "b": sample("int8", ())}))
+    code = f"from torchparams.cli.app import run; assert run([{command!r}, *{[*map(str, files)]!r}]) == 0"
+    assert not imported_by(code) & {"torch", "numpy", "rich", "ml_dtypes", "pydantic"}
+
+
 def test_showing_a_tensor_does_not_import_torch(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"a.weight": sample("bfloat16", (2, 3))}))

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from bit_patterns import NUMERIC, array_of_bits, arrays, long_arrays
 from torchparams.dtypes import DType
 from torchparams.errors import NotReadable
-from torchparams.sketch import compare
-from torchparams.sketch.compare import UNIT, Compared, Values, comparison
+from torchparams.sketch import native
+from torchparams.sketch.compare import Values, comparison
+from torchparams.sketch.compared import UNIT, Compared, equal
 
 Array = np.ndarray[Any, Any]
 
-IMPLEMENTATIONS = ("numpy", "c") if compare._BUILT else ("numpy",)
+IMPLEMENTATIONS = ("numpy", "c") if native.BUILT else ("numpy",)
 PARTS = {"complex64": "float32", "complex128": "float64"}
-KERNELS = [importlib.import_module("torchparams.sketch._compare")] if compare._BUILT else []
+KERNELS = [importlib.import_module("torchparams.sketch._compare")] if native.BUILT else []
 LEVELS = [(kernel, level) for kernel in KERNELS for level in range(kernel.levels())]
 
 
@@ -239,3 +240,15 @@ def test_the_kernel_checks_what_it_is_given(kernel: Any) -> None:
         kernel.finish(state[:8])
     with pytest.raises(ValueError, match="this machine has no such vector unit"):
         kernel.use(99)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equal_bytes(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "WANTED", implementation)
+    data = bytes(range(256)) * 1000
+    assert equal(b"", b"") and equal(memoryview(data), bytearray(data)) and equal(np.zeros(3), np.zeros(3))
+    assert not equal(data, data[:-1])
+    for at in (0, 63, 100_000, len(data) - 1):
+        other = bytearray(data)
+        other[at] ^= 1
+        assert not equal(data, other)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bit_patterns import array_of_bits, arrays, long_arrays
-from torchparams.sketch import kernels
+from torchparams.sketch import kernels, native
 from torchparams.sketch.kernels import Counted, NumpyTally, codes_of, group_counts, magnitude_codes, merge_counts, tally
 
 NAMES = {
@@ -30,7 +32,7 @@ NAMES = {
     "i64": "int64",
     "u64": "uint64",
 }
-HAS_C = kernels._BUILT
+HAS_C = native.BUILT
 IMPLEMENTATIONS = ("numpy", "c") if HAS_C else ("numpy",)
 UNITS = kernels.vector_units()
 
@@ -227,29 +229,34 @@ def test_a_vector_unit_that_is_not_there_is_refused() -> None:
 
 def test_c_refuses_what_is_no_tally() -> None:
     for size in (0, 8, 1000) if HAS_C else ():
-        native = importlib.import_module("torchparams.sketch._kernels")
+        extension = importlib.import_module("torchparams.sketch._kernels")
         with pytest.raises(ValueError, match="not a tally"):
-            native.update(bytearray(size), 0, b"", True)
+            extension.update(bytearray(size), 0, b"", True)
         for kind in (-1, 99):
             with pytest.raises(ValueError, match="no such kind of kernel"):
-                native.finish(np.zeros(native.size() // 8, np.uint64), kind)
+                extension.finish(np.zeros(extension.size() // 8, np.uint64), kind)
         for unit in (-1, 99):
             with pytest.raises(ValueError, match="this machine has no such vector unit"):
-                native.use(unit)
+                extension.use(unit)
+
+
+def test_where_there_is_a_compiler_both_implementations_are_tested() -> None:
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    assert native.BUILT or shutil.which(compiler) is None
 
 
 def test_it_says_which_kernels_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_WANTED", "")
+    monkeypatch.setattr(native, "WANTED", "")
     if HAS_C:
         assert kernels.implementation() == f"C, {UNITS[-1]}"
-    monkeypatch.setattr(kernels, "_BUILT", False)
+    monkeypatch.setattr(native, "BUILT", False)
     assert kernels.implementation() == "NumPy, several times slower: the package was built without a C compiler"
     assert isinstance(tally("f32"), NumpyTally)
 
 
 def test_the_environment_can_ask_for_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_BUILT", True)
-    monkeypatch.setattr(kernels, "_WANTED", "numpy")
+    monkeypatch.setattr(native, "BUILT", True)
+    monkeypatch.setattr(native, "WANTED", "numpy")
     assert isinstance(tally("f32"), NumpyTally)
     assert kernels.implementation() == "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
 

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from bit_patterns import EXACT, NUMERIC, WIDE, Array, array_of_bits, arrays, long_arrays
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError, MismatchError, NotReadable
-from torchparams.sketch import Builder, Sketch, kernels
+from torchparams.sketch import Builder, Sketch, native
 
 QUANTILES = [0.0, 0.01, 0.25, 1 / 3, 0.5, 0.9, 0.999, 1.0]
 laws = settings(max_examples=20)
 
 
-@pytest.fixture(params=("numpy", "c") if kernels._BUILT else ("numpy",))
+@pytest.fixture(params=("numpy", "c") if native.BUILT else ("numpy",))
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with each of the implementations; that their counts are equal is tested with the kernels."""
-    monkeypatch.setattr(kernels, "_WANTED", request.param)
+    monkeypatch.setattr(native, "WANTED", request.param)
 
 
 def values_of(array: Array) -> Array:

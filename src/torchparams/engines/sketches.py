@@ -39,7 +39,7 @@ class SketchFold:
             from torchparams.sketch import Builder
 
             self._builder = Builder(self._dtype, packed=block.packed)
-        self._builder.update(block.data, block.numel)
+        self._builder.update(block.buffer, block.numel)
 
     def finish(self) -> Sketch:
         """The sketch of all blocks."""

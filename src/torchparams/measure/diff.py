@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchparams.engines.lenient import Unread
     from torchparams.info import ParameterInfo
     from torchparams.report import Report
-    from torchparams.sketch.compare import Compared
+    from torchparams.sketch.compared import Compared
 
 SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
     "name": lambda row: row.name,
@@ -203,7 +203,7 @@ def diff(
         sort: What to order rows by, `-` before it for descending; see `Diff.sorted`.
         limit: Most rows of each table that printing shows; None for all.
         strict: Refuse selectors of which any union branch hits nothing.
-        engine: What runs it; a `ThreadEngine` unless given.
+        engine: What runs it; a `ThreadEngine` that maps files unless given.
         progress: Told bytes read and bytes in all.
 
     Raises:

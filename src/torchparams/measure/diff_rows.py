@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torchparams.info import ParameterInfo
-    from torchparams.sketch.compare import Compared
+    from torchparams.sketch.compared import Compared
 
 STATUSES = ("identical", "equal", "changed", "shape", "dtype", "only_a", "only_b", "unread")
 """What can be said of a tensor: see `TensorDiff.status`."""
@@ -152,7 +152,7 @@ class GroupDiff:
     @staticmethod
     def of(name: str, rows: Sequence[TensorDiff]) -> GroupDiff:
         """The group of some tensors."""
-        from torchparams.sketch.compare import Compared
+        from torchparams.sketch.compared import Compared
 
         with_numbers = [row for row in rows if row.compared is not None]
         return GroupDiff(

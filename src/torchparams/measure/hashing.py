@@ -155,12 +155,12 @@ class DigestFold:
 
     def update(self, block: Block) -> None:
         """Hash a block."""
-        data: Any = block.data
         if block.info.dtype.bits < 8 and not block.packed:
             from torchparams.sources._bytes import pack
 
-            data = pack(data, block.info.dtype)
-        self.add(data)
+            self.add(pack(block.data, block.info.dtype))
+        else:
+            self.add(block.buffer)
 
     def add(self, data: Any) -> None:
         """Hash the next bytes of the tensor, as its digest has them."""

@@ -20,27 +20,20 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from torchparams.dtypes import DType
+from torchparams.sketch import native
 from torchparams.sketch.codes import Coding
+from torchparams.sketch.compared import SCALE, UNIT, Compared
 
-try:
+if native.BUILT:
     from torchparams.sketch import _compare
 
-    _BUILT = True
-except ImportError:  # built without a compiler: what is defined below runs instead
-    _BUILT = False
-
-_WANTED = os.environ.get("TORCHPARAMS_KERNELS", "").lower()
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
 Array: TypeAlias = "NDArray[Any]"
@@ -50,12 +43,6 @@ KINDS = ("p8", "bf16", "f16", "f32", "f64", "i16", "u16", "i32", "u32", "i64", "
 
 GROUP, LANES = 64, 8
 """Values that are added up in float64, and how many sums run side by side."""
-
-SCALE = 600
-"""Values whose squares might leave the range of float64 are multiplied by 2^±SCALE before they are squared."""
-
-UNIT = -1074 - 2 * SCALE
-"""Exponent of the power of two that sums count in."""
 
 _KIND_OF = {
     "bfloat16": "bf16",
@@ -104,101 +91,6 @@ def _values(dtype: DType) -> Values:
     # Of sub-byte values the bits above them are of no meaning, and of a truth value all bits but whether one is set.
     table = coding.values(np.minimum(codes, 1) if dtype == "bool" else codes % coding.size)
     return Values("p8", parts, np.ascontiguousarray(table))
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """How the values `b` differ from the values `a`. Of several parts of a tensor, or several tensors, they add.
-
-    Attributes:
-        changed: Elements whose bits differ.
-        nan_a: Values that are NaN in `a` only.
-        nan_b: Values that are NaN in `b` only.
-        max: Greatest |b - a|: an integer of 64-bit integers, else float64. Infinite where an infinity came, went or
-            turned, or where it is beyond float64; NaN is left out.
-        dd: Sum of (b - a)², in units of 2^`UNIT`, of values that are finite in both.
-        aa: Sum of a².
-        bb: Sum of b².
-        ab: Sum of a·b.
-
-    >>> one = Compared(changed=1, max=0.5, dd=4, aa=16, bb=16, ab=16)
-    >>> (one + one).changed, one.relative, one.cosine
-    (2, 0.5, 1.0)
-    """
-
-    changed: int = 0
-    nan_a: int = 0
-    nan_b: int = 0
-    max: float | int = 0
-    dd: int = 0
-    aa: int = 0
-    bb: int = 0
-    ab: int = 0
-
-    def __add__(self, other: Compared) -> Compared:
-        return Compared(
-            self.changed + other.changed,
-            self.nan_a + other.nan_a,
-            self.nan_b + other.nan_b,
-            max(self.max, other.max),
-            self.dd + other.dd,
-            self.aa + other.aa,
-            self.bb + other.bb,
-            self.ab + other.ab,
-        )
-
-    @staticmethod
-    def total(parts: Iterable[Compared]) -> Compared:
-        """The sum of any number of them."""
-        return sum(parts, Compared())
-
-    @property
-    def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2; 0 where nothing differs, infinite where `a` is all zeros."""
-        if not self.dd:
-            return 0.0
-        return _root_of_ratio(self.dd, self.aa) if self.aa else math.inf
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the angle between `a` and `b`; NaN where one is all zeros."""
-        if not self.aa or not self.bb:
-            return math.nan
-        if self.aa == self.bb == self.ab:
-            return 1.0
-        cosine = min(_root_of_ratio(self.ab * self.ab, self.aa * self.bb), 1.0)
-        return cosine if self.ab > 0 else -cosine
-
-    @property
-    def distance(self) -> float:
-        """‖b - a‖ in L2."""
-        return _root(self.dd)
-
-    @property
-    def norm(self) -> float:
-        """‖a‖ in L2."""
-        return _root(self.aa)
-
-
-def _root_of_ratio(a: int, b: int) -> float:
-    """√(a/b), correct to one unit in the last place or so."""
-    # A quotient of 118 bits or more, so that its root has more than float64 holds.
-    shift = max(118 - a.bit_length() + b.bit_length(), 0)
-    shift += shift % 2
-    try:
-        return math.ldexp(math.isqrt((a << shift) // b), -shift // 2)
-    except OverflowError:
-        return math.inf
-
-
-def _root(n: int) -> float:
-    """√(n·2^UNIT)."""
-    drop = max(n.bit_length() - 118, 0)
-    drop += drop % 2
-    try:
-        return math.ldexp(math.isqrt(n >> drop), (drop + UNIT) // 2)
-    except OverflowError:
-        return math.inf
 
 
 class Comparison(Protocol):
@@ -379,21 +271,5 @@ def comparison(values: Values, implementation: str | None = None) -> Comparison:
     >>> found.changed, found.max, found.relative
     (1, 1.0, 0.2)
     """
-    chosen = implementation or ("c" if uses_c() else "numpy")
+    chosen = implementation or ("c" if native.uses_c() else "numpy")
     return CComparison(values) if chosen == "c" else NumpyComparison(values)
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two contiguous buffers have the same bytes.
-
-    >>> equal(np.arange(3), np.arange(3)), equal(b"ab", b"ac"), equal(b"ab", b"a")
-    (True, False, False)
-    """
-    if uses_c():
-        return _compare.equal(a, b)
-    return len(a) == len(b) and np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
-
-
-def uses_c() -> bool:
-    """Whether the kernel in use is that in C."""
-    return _BUILT and _WANTED != "numpy"

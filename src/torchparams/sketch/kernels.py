@@ -22,7 +22,6 @@ data. C is used where the package was built with a compiler, unless the environm
 from __future__ import annotations
 
 import math
-import os
 import struct
 import threading
 from dataclasses import dataclass
@@ -30,14 +29,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-try:
+from torchparams.sketch import native
+from torchparams.sketch.native import uses_c
+
+if native.BUILT:
     from torchparams.sketch import _kernels
-
-    _BUILT = True
-except ImportError:  # built without a compiler: what is defined below runs instead
-    _BUILT = False
-
-_WANTED = os.environ.get("TORCHPARAMS_KERNELS", "").lower()
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -385,18 +381,13 @@ def return_tally(mine: Tally) -> None:
         kept.append(mine)
 
 
-def uses_c() -> bool:
-    """Whether the kernels in use are those in C."""
-    return _BUILT and _WANTED != "numpy"
-
-
 def vector_units() -> list[str]:
     """The vector units that the kernels in C can use on this machine, the best last; none without C.
 
     >>> len(vector_units()) > 0 or not uses_c()
     True
     """
-    return _kernels.levels() if _BUILT else []
+    return _kernels.levels() if native.BUILT else []
 
 
 def use_vector_unit(name: str) -> None:
@@ -419,6 +410,6 @@ def implementation() -> str:
     """
     if uses_c():
         return f"C, {vector_units()[-1]}"
-    if not _BUILT:
+    if not native.BUILT:
         return "NumPy, several times slower: the package was built without a C compiler"
     return "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
