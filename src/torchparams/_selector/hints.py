@@ -5,7 +5,6 @@ Everything here is on the way to an error or an explanation. It is linear in the
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -251,16 +250,9 @@ def _corrected(glob: Glob, vocabulary: Collection[str]) -> Glob | None:
     return Glob(tuple(swapped))
 
 
-_CANDIDATES = 2_000
-
-
 def _nearest_word(word: str, vocabulary: Collection[str]) -> str | None:
-    # Comparing costs some microseconds a word: of very many, those are compared that share the most letters with it.
     slack = max(2, len(word) // 3)
     close = sorted(other for other in vocabulary if abs(len(other) - len(word)) <= slack)
-    if len(close) > _CANDIDATES:
-        letters = set(word)
-        close = heapq.nlargest(_CANDIDATES, close, key=lambda other: len(letters.intersection(other)))
     same = [other for other in close if other.casefold() == word.casefold()]
     near = same or nearest(word, close, count=1)
     return near[0] if near else None
