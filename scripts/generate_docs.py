@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def command_reference() -> str:
     """`docs/cli.md`: the help of every command."""
-    from torchparams.cli import COMMANDS
+    from torchparams.cli import COMMANDS, SUBCOMMANDS
     from torchparams.cli.app import run
 
     os.environ["COLUMNS"] = "100"  # typer asks for the width of a terminal, which is another everywhere
@@ -31,7 +31,8 @@ def command_reference() -> str:
         "written below is what `--help` prints.\n",
         "Exit statuses: 0 fine, 1 a difference or a finding, 2 an error, 130 interrupted.\n",
     ]
-    for arguments in ([], *([name] for name in COMMANDS)):
+    every = [[name, *more] for name in COMMANDS for more in ([], *([sub] for sub in SUBCOMMANDS.get(name, ())))]
+    for arguments in ([], *every):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             run([*arguments, "--help"])

@@ -142,7 +142,8 @@ class Difference(Combination):
 
     def summary(self) -> str:
         """As a formula."""
-        return " - ".join(part.summary() for part in self.operands)
+        names = [part.summary() for part in self.operands]
+        return f"the change of {names[0]}" if names[0] == names[1] else " - ".join(names)
 
 
 class Factors:

@@ -19,7 +19,7 @@ from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output
 from torchparams.edit.plan import MEMORY, Plan
 from torchparams.edit.save import differing
-from torchparams.edit.write import replace_file
+from torchparams.edit.write import replace_file, telling
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
 from torchparams.report import Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
 
@@ -258,16 +258,20 @@ class LoraPlan(Plan):
     def run(self, progress: Progress | None = None) -> Extracted:  # type: ignore[override]  # it says more
         """Write it: see `Plan.run`. The configuration comes last; without it, it is no adapter.
 
+        Of an adapter that is replaced, the two files are, one right after the other.
+
         Returns:
             What was written, and what each change leaves.
         """
         self.check()
         fresh = not os.path.isdir(self.folder)
         if fresh:
-            os.mkdir(self.folder)
+            with telling(self.folder):
+                os.mkdir(self.folder)
         try:
             written = super().run(progress)
-            replace_file(os.path.join(self.folder, CONFIG), (json.dumps(self.config, indent=2) + "\n").encode())
+            with telling(self.folder):
+                replace_file(os.path.join(self.folder, CONFIG), (json.dumps(self.config, indent=2) + "\n").encode())
         except BaseException:
             if fresh:
                 with suppress(OSError):
