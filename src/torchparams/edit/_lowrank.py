@@ -206,12 +206,11 @@ class Factors:
         basis = self._range(work)
         small = np.zeros((basis.shape[1], self.columns), np.float32)
         squares = 0.0
-        for first, last, rows in self._blocks(work):
-            small += basis[first:last].T @ rows
-            squares += float(np.square(rows, dtype=np.float64).sum())
-        if not np.isfinite(squares):
-            raise NotReadable(f"{self.name!r} differs by what is not finite: it has no decomposition")
-        left, values, right = np.linalg.svd(small, full_matrices=False)
+        with np.errstate(all="ignore"):
+            for first, last, rows in self._blocks(work):
+                small += basis[first:last].T @ rows
+                squares += float(np.square(rows, dtype=np.float64).sum())
+        left, values, right = np.linalg.svd(self._finite(small), full_matrices=False)
         root = np.sqrt(values[: self.rank])
         f32 = DType.of("float32")
         b, a = (
@@ -231,11 +230,14 @@ class Factors:
         """An orthonormal basis, shape (rows, directions), of the leading directions of the difference's columns."""
         import numpy as np
 
+        if self.directions == self.rows:
+            return np.eye(self.rows, dtype=np.float32)
+        if self.directions == self.columns:
+            return np.linalg.qr(self._images(np.eye(self.columns, dtype=np.float32), work))[0]
         key = hashlib.blake2b(self.name.encode(), digest_size=16).digest()
         numbers = np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64)))
-        across = numbers.standard_normal((self.columns, self.directions), dtype=np.float32)
-        images = self._images(across, work)
-        for _ in range(_ITERATIONS if self.directions < min(self.rows, self.columns) else 0):
+        images = self._images(numbers.standard_normal((self.columns, self.directions), dtype=np.float32), work)
+        for _ in range(_ITERATIONS):
             basis = np.linalg.qr(images)[0]
             back = np.zeros((self.columns, self.directions), np.float32)
             for first, last, rows in self._blocks(work):
@@ -249,9 +251,17 @@ class Factors:
         import numpy as np
 
         out = np.empty((self.rows, across.shape[1]), np.float32)
-        for first, last, rows in self._blocks(work):
-            out[first:last] = rows @ across
-        return out
+        with np.errstate(all="ignore"):
+            for first, last, rows in self._blocks(work):
+                out[first:last] = rows @ across
+        return self._finite(out)
+
+    def _finite(self, found: Array) -> Array:
+        import numpy as np
+
+        if not np.isfinite(found).all():
+            raise NotReadable(f"{self.name!r} differs by what is not finite: it has no decomposition")
+        return found
 
 
 class Factor(Expression):
