@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"errors", "limits"},
             {"dtypes"},
             {"info", "records"},
-            {"report", "names", "_selector", "selectors", "renames"},
+            {"report", "rows", "names", "_selector", "selectors", "renames"},
             {"parameters", "sources", "module"},
             {"sketch"},
             {"engines"},

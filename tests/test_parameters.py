@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import html.parser
+import re
 from collections.abc import ItemsView, Mapping, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchparams as tp
-from torchparams import parameters as table_module
+from torchparams import rows as table_module
 from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName
 from torchparams.info import ParameterInfo
-from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
 from torchparams.records import Records
 from torchparams.report import Row
+from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
 from torchparams.sources._live import LiveRecords
+from torchparams.sources._module import ModuleSource
 from torchparams.sources.base import Source
 from torchparams.testing import MemorySource
 
@@ -284,6 +286,15 @@ def test_explaining(params: tp.Parameters) -> None:
     assert "**.bias" in text
     weights = params.select("**.weight")
     assert "nothing" in str(weights.explain("**.bias"))
+
+
+def test_errors_of_selectors_say_of_which_source() -> None:
+    params = tp.of(MemorySource(arrays()))
+    label = re.escape(params.source.label)
+    with pytest.raises(SelectorError, match=f"^{label}: `:trainable` cannot be told"):
+        params.explain(":trainable")
+    with pytest.raises(SelectorError, match=f"^{label}: `:trainable` cannot be told"):
+        _ = params.select(":trainable", strict=False).names
 
 
 def test_the_order_is_the_sources() -> None:
@@ -713,6 +724,61 @@ def test_a_loop_over_a_selection_is_one_use() -> None:
     assert "0.weight" in trainable
     del second
     assert "0.weight" not in trainable
+
+
+@pytest.mark.parametrize("selector", ["**", "**.weight", ":trainable"])
+def test_records_in_a_loop_over_a_live_table_come_of_one_reading(
+    selector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    model.append(model[3])  # a tie, whose aliases take a walk of their own
+    params = tp.of(model) if selector == "**" else tp.of(model).select(selector)
+    read = 0
+    records = ModuleSource.records
+
+    def counted(self: ModuleSource) -> Any:
+        nonlocal read
+        read += 1
+        return records(self)
+
+    monkeypatch.setattr(ModuleSource, "records", counted)
+    expected = params.infos
+    uses: list[Callable[[], Iterable[str]]] = [
+        lambda: params,
+        params.keys,
+        lambda: (name for name, _ in params.items()),
+    ]
+    for use in uses:
+        read = 0
+        assert {name: params.info(name) for name in use()} == expected
+        assert read <= 2
+        assert params._reading is None  # it would keep the tensors
+    read = 0
+    assert params.info("7.weight") == expected["7.weight"]
+    assert read == 1
+
+
+def test_records_in_a_loop_are_never_stale() -> None:
+    model = net()
+    params = tp.of(model)
+    for name in params:
+        assert params.info(name).requires_grad
+        params[name].requires_grad_(False)
+        assert not params.info(name).requires_grad
+    for name in params:
+        assert params.info("0.weight").shape == model[0].weight.shape
+        model[0].weight = nn.Parameter(torch.zeros(len(name), 1))
+        assert params.info("0.weight").shape == (len(name), 1)
+    for _ in params:
+        assert params.info("2.weight")
+        del model[2]
+        with pytest.raises(UnknownName):
+            params.info("2.weight")
+        break
+    chosen = params.select("0.*")
+    for _ in chosen:
+        with pytest.raises(UnknownName, match="is not in this selection"):
+            chosen.info("1.weight")
 
 
 def test_the_length_is_that_of_now() -> None:

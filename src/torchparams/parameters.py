@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.records import Records
-from torchparams.report import (
-    Cell,
-    Column,
-    Report,
-    Row,
-    Table,
-    Text,
-    cut,
-    human_bytes,
-    human_count,
-    human_shape,
-    plural,
-    printable,
-    to_html,
-    to_text,
-)
+from torchparams.report import Report, Text, printable, to_html, to_text
+from torchparams.rows import ROWS_SHOWN as ROWS_SHOWN
+from torchparams.rows import sort_infos, table_of, total_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,12 +19,6 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.selectors import Explanation, Selector
     from torchparams.sources.base import Source
-
-ROWS_SHOWN = 40
-"""Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
-
-ALIASES_SHOWN = 3
-"""Further names of a tied tensor that its row shows at most."""
 
 
 class Parameters(Mapping[str, Any]):
@@ -58,7 +39,7 @@ class Parameters(Mapping[str, Any]):
     (2, 8, 32)
     """
 
-    __slots__ = ("_ahead", "_cache", "_loops", "_selector", "_source")
+    __slots__ = ("_ahead", "_cache", "_loops", "_reading", "_selector", "_source")
 
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
@@ -66,6 +47,7 @@ class Parameters(Mapping[str, Any]):
         self._cache: Mapping[str, ParameterInfo] | None = None
         self._ahead: tuple[weakref.ref[Iterator[Any]], int] | None = None
         self._loops: dict[weakref.ref[Iterator[Any]], Mapping[str, Any]] = {}
+        self._reading: tuple[weakref.ref[Iterator[Any]], Records] | None = None
 
     # --- the table -------------------------------------------------------------------------
 
@@ -103,7 +85,9 @@ class Parameters(Mapping[str, Any]):
             return Records(self._cache.values())
         records = self._source.records()
         # The order is the source's, whatever the order of the selector's terms.
-        return records if self._selector is None else records.only(self._selector.names(records))
+        return (
+            records if self._selector is None else records.only(self._selector.names(records, where=self._source.label))
+        )
 
     def info(self, name: str) -> ParameterInfo:
         """The record of the parameter `name`, under any of its spellings; of many, `infos` makes all at once.
@@ -111,7 +95,15 @@ class Parameters(Mapping[str, Any]):
         Raises:
             UnknownName: No parameter of this table is named so.
         """
-        return self._source.info(self._name(name))
+        if not self._source.live or not isinstance(name, str):
+            return self._source.info(self._name(name))
+        records = self._read(name)
+        if records.tensors is None or name not in records.tensors:
+            return self._source.info(self._name(name))
+        info = records.one(name)
+        if self._selector is None or self._in_loop(name) or self._hits(info):
+            return info
+        raise self._unselected(name)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
@@ -160,12 +152,13 @@ class Parameters(Mapping[str, Any]):
         # reading of the whole model for each name.
         def walk() -> Iterator[Any]:
             self._ahead = None
-            if names is not None and self._selector is not None:
-                self._loops[here] = names
+            self._loops[here] = names or {}
             try:
                 yield from listed
             finally:
                 self._loops.pop(here, None)
+                if self._reading is not None and self._reading[0] is here:
+                    self._reading = None
 
         walking = walk()
         here = weakref.ref(walking)
@@ -268,17 +261,38 @@ class Parameters(Mapping[str, Any]):
             raise TypeError(f"a parameter's name is a str, not {type(name).__name__}: {name!r}")
         canonical = self._source.resolve(name)
         if not self._selects(canonical):
-            raise UnknownName(
-                f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
-            )
+            raise self._unselected(name)
         return canonical
+
+    def _unselected(self, name: str) -> UnknownName:
+        return UnknownName(
+            f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
+        )
 
     def _selects(self, canonical: str) -> bool:
         if self._selector is None or self._in_loop(canonical):
             return True
         if self._source.live:  # a record of all for each question would make a loop over a selection quadratic
-            return bool(self._selector.names([self._source.info(canonical)], where=self._source.label))
+            return self._hits(self._source.info(canonical))
         return canonical in self.infos
+
+    def _hits(self, info: ParameterInfo) -> bool:
+        return self._selector is None or bool(self._selector.names([info], where=self._source.label))
+
+    def _read(self, name: str) -> Records:
+        """One reading of a live source; within a loop one for all records that are asked for there.
+
+        Unless the tensor that is asked for has been replaced in between.
+        """
+        if self._reading is not None and self._reading[0] in self._loops:
+            records = self._reading[1]
+            known = (records.tensors or {}).get(name)
+            if known is not None and self._source.takes(name) and self._source.value(name) is known:
+                return records
+        records = self._source.records()
+        loop = list(self._loops)[-1:]
+        self._reading = (loop[0], records) if loop else None
+        return records
 
     def _in_loop(self, name: str) -> bool:
         return any(name in names for names in tuple(self._loops.values()))
@@ -307,7 +321,7 @@ class Parameters(Mapping[str, Any]):
         """Which term of `selector` hits which parameter, and how many each; it prints as a table."""
         from torchparams.selectors import Selector
 
-        return Selector.of(selector).explain(self.records())
+        return Selector.of(selector).explain(self.records(), where=self._source.label)
 
     def filter(self, keep: Callable[[ParameterInfo], bool]) -> Parameters:
         """The parameters whose record `keep` accepts."""
@@ -436,85 +450,3 @@ def of(x: object, *, buffers: bool = False) -> Parameters:
     from torchparams.sources.base import open_source
 
     return Parameters(open_source(x, buffers=buffers))
-
-
-def sort_infos(infos: list[ParameterInfo], by: str | None) -> list[ParameterInfo]:
-    """`infos` in the order of one of their attributes, descending with `-` before its name."""
-    if by is None:
-        return infos
-    key = by.removeprefix("-")
-    if key not in SORT_KEYS:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
-    return sorted(infos, key=SORT_KEYS[key], reverse=by.startswith("-"))
-
-
-SORT_KEYS: dict[str, Callable[[ParameterInfo], Any]] = {
-    "name": lambda info: info.name,
-    "numel": lambda info: info.numel,
-    "nbytes": lambda info: info.nbytes,
-    "dtype": lambda info: str(info.dtype),
-    "shape": lambda info: info.shape or (),
-    "module": lambda info: info.module or "",
-}
-
-
-def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
-    """Rows for `infos`; columns that say nothing of any of them are left out."""
-    live = any(info.requires_grad is not None for info in infos)
-    modules = any(info.module is not None for info in infos)
-    kinds = len({(info.kind, info.persistent) for info in infos}) > 1
-    columns = [
-        Column("name", style="name", shrink=True),
-        Column("shape"),
-        Column("dtype", style="dtype"),
-        Column("numel", right=True, style="number"),
-        Column("size", right=True),
-        *([Column("kind")] if kinds else []),
-        *([Column("trainable")] if live else []),
-        *([Column("module", style="dim", shrink=True)] if modules else []),
-    ]
-
-    def row(info: ParameterInfo) -> Row:
-        more = len(info.aliases) - ALIASES_SHOWN
-        tied = ", ".join((*info.aliases[:ALIASES_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
-        trainable = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}[info.requires_grad]
-        return Row(
-            (
-                f"{info.name} = {tied}" if tied else info.name,
-                human_shape(info.shape),
-                str(info.dtype),
-                f"{info.numel:,}",
-                human_bytes(info.nbytes),
-                *([info.kind if info.persistent else f"{info.kind}, not saved"] if kinds else []),
-                *([trainable] if live else []),
-                *([(info.module or "").rpartition(".")[2]] if modules else []),
-            )
-        )
-
-    # Rows that will not be shown are not made: a table of 100,000 parameters prints at once.
-    if limit is None or len(infos) <= limit:
-        return Table(tuple(columns), tuple(map(row, infos)))
-    head = (limit + 1) // 2
-    shown = [*map(row, infos[:head]), *map(row, infos[len(infos) - (limit - head) :])]
-    gap = cut(range(len(infos)), limit, "parameters")[head]  # type: ignore[arg-type]  # only its count is used
-    return Table(tuple(columns), (*shown[:head], gap, *shown[head:]))
-
-
-def total_of(infos: list[ParameterInfo]) -> str:
-    """The line under a table: tensors, parameters, bytes, trainable share."""
-    buffers = sum(info.numel for info in infos if info.kind == "buffer")
-    numel = sum(info.numel for info in infos) - buffers
-    parts = [
-        plural(len(infos), "tensor"),
-        f"{human_count(numel)} parameters" if numel >= 1000 else plural(numel, "parameter"),
-        *([f"{human_count(buffers)} in buffers"] if buffers else []),
-        human_bytes(sum(info.nbytes for info in infos)),
-    ]
-    counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
-    if counted:
-        trainable = sum(info.numel for info in counted if info.requires_grad)
-        parts.append(f"{trainable / numel:.1%} trainable" if numel else "nothing trainable")
-    tied = sum(len(info.aliases) for info in infos)
-    if tied:
-        parts.append(plural(tied, "tied name"))
-    return " · ".join(parts)

@@ -75,6 +75,14 @@ class Records:
         """Place and alias, for every alias."""
         return [(row, alias) for row, info in enumerate(self.infos) if info.aliases for alias in info.aliases]
 
+    def one(self, name: str) -> ParameterInfo:
+        """The record of the canonical name `name`."""
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, ParameterInfo]:
+        return {info.name: info for info in self.infos}
+
     def only(self, names: Container[str]) -> Records:
         """Those of `names`, in the same order."""
         return Records(info for info in self.infos if info.name in names)

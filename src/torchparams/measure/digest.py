@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
-from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, Parameters, of
+from torchparams.parameters import Parameters, of
 from torchparams.report import (
     Cell,
     Column,
@@ -24,6 +24,7 @@ from torchparams.report import (
     to_html,
     to_text,
 )
+from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence

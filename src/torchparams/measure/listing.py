@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torchparams.parameters import Parameters, of, sort_infos, total_of
+from torchparams.parameters import Parameters, of
 from torchparams.report import (
     Cell,
     Column,
@@ -19,6 +19,7 @@ from torchparams.report import (
     to_html,
     to_text,
 )
+from torchparams.rows import sort_infos, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from torchparams.measure.flags import kinds_of
-from torchparams.parameters import total_of
 from torchparams.report import (
     Cell,
     Column,
@@ -21,6 +20,7 @@ from torchparams.report import (
     plural,
     printable,
 )
+from torchparams.rows import total_of
 
 if TYPE_CHECKING:
     from torchparams.measure.stats import Stats

@@ -13,7 +13,6 @@ from torchparams.info import ParameterInfo
 from torchparams.measure.digest import Digests, chosen
 from torchparams.measure.hashing import encoded_as, tensor_digests
 from torchparams.measure.integrity import FAILED, IMPOSSIBLE, OK, Check, integrity, told
-from torchparams.parameters import ALIASES_SHOWN, ROWS_SHOWN, Parameters
 from torchparams.report import (
     Cell,
     Column,
@@ -29,6 +28,7 @@ from torchparams.report import (
     to_html,
     to_text,
 )
+from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Progress
     from torchparams.measure.hashing import TensorDigest
+    from torchparams.parameters import Parameters
     from torchparams.sources.base import Source
 
 KINDS = ("content", "unreadable", "shape", "dtype", "missing", "unexpected")

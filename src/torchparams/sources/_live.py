@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class LiveRecords(Records):
         self.tensors = listing.tensors
         self._listing = listing
         self._find_aliases = aliases
+        self._owner_of: dict[str, nn.Module] | None = None
 
     @classmethod
     def of(cls, module: nn.Module, buffers: bool) -> LiveRecords:
@@ -69,6 +71,15 @@ class LiveRecords(Records):
     def _tied(self) -> Mapping[str, list[str]]:
         return self._find_aliases()
 
+    def one(self, name: str) -> ParameterInfo:
+        """The record of one canonical name, as its tensor is at the time of the call; makes no others."""
+        if self._owner_of is None:
+            self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
+        listed = self._listing
+        alone = replace(listed, tensors={name: self.tensors[name]}, owners=[self._owner_of[name]])
+        (info,) = LiveRecords(alone, lambda: self._tied).infos
+        return info
+
     def only(self, names: Container[str]) -> LiveRecords:
         """Those of `names`, in the same order."""
         all_of = self._listing
@@ -78,8 +89,7 @@ class LiveRecords(Records):
             if name in names:
                 tensors[name] = tensor
                 owners.append(owner)
-        part = Listing(tensors, owners, all_of.raws, all_of.buffers, all_of.tied, all_of.shared)
-        return LiveRecords(part, lambda: self._tied)
+        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied)
 
     @property
     def infos(self) -> list[ParameterInfo]:

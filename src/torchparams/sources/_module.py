@@ -77,8 +77,7 @@ class ModuleSource(Source):
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""
-        (info,) = self.records().only((name,)).infos
-        return info
+        return self.records().one(name)
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
         """Name, canonical name and parameter, found one by one: `next(params())` looks no further than the first.
