@@ -168,7 +168,7 @@ def numbers(texts: list[str] | None, option: str) -> dict[str | None, float | li
             values = [float(each) for each in given.split(",")]
         except ValueError:
             raise typer.BadParameter(
-                f"{given!r} is not a number, or several with commas between them", param_hint=option
+                f"{given!r} is no number, and not several with commas between them", param_hint=option
             ) from None
         if equals:
             found.pop(selector, None)  # what is said again comes last

@@ -215,7 +215,8 @@ def _number(config: Mapping[str, Any], pattern: str, default: str, module: str, 
                 found = value
                 break
         except re.error as error:
-            raise FileFormatError(f"{key!r} in {pattern} is not a regular expression: {error.msg}", where=file) from None
+            what = f"{key!r} in {pattern} is not a regular expression: {error.msg}"
+            raise FileFormatError(what, where=file) from None
     if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found) or found < 0:
         raise FileFormatError(f"{default}={shorten(repr(found))} is not a number", where=file)
     if default == "r" and not found:
