@@ -199,17 +199,17 @@ def as_array(
         raise NotReadable(f"numpy has no arrays of {about}: {error}", where=where) from None
 
 
-def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of C order, in elements.
+def contiguous(shape: Sequence[int], fortran: bool = False) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of that shape, in elements, as torch counts them: a size of 0 counts as 1.
 
-    >>> contiguous((2, 3, 4))
-    (12, 4, 1)
+    >>> contiguous((2, 3, 4)), contiguous((2, 3, 4), fortran=True), contiguous((2, 0, 4))
+    ((12, 4, 1), (1, 2, 6), (4, 4, 1))
     """
     strides, step = [], 1
-    for size in reversed(shape):
+    for size in shape if fortran else reversed(shape):
         strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
+        step *= max(size, 1)
+    return tuple(strides if fortran else reversed(strides))
 
 
 def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:

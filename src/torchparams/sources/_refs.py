@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import dtypes
 from torchparams.dtypes import DType
 from torchparams.errors import shorten
+from torchparams.sources._bytes import contiguous
 from torchparams.sources._pickle_values import Blob, Global, Malformed, Rebuilt, Reduced, Services
 
 if TYPE_CHECKING:
@@ -160,15 +161,6 @@ class ArrayRef(Rebuilt):
         storage = StorageRef("", dtype.dtype, numel)
         storage.inline, storage.big_endian = raw, dtype.big_endian
         self.tensor = TensorRef(storage, dtype.dtype, 0, shape, contiguous(shape, fortran))
-
-
-def contiguous(shape: Sequence[int], fortran: bool = False) -> tuple[int, ...]:
-    """The strides, in elements, of a contiguous tensor of that shape."""
-    strides, step = [], 1
-    for size in shape if fortran else reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(strides if fortran else reversed(strides))
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 # Before the import: an assertion that fails in a suite then shows its values, as one in a test does.
-_PARTS = ("_engines", "_inputs", "_reference", "_sources")
+_PARTS = ("_engines", "_files", "_inputs", "_reference", "_sources")
 pytest.register_assert_rewrite(*(f"torchparams.testing.{part}" for part in _PARTS))
 
 from torchparams.testing._engines import EngineTests  # noqa: E402  # as above
