@@ -25,7 +25,7 @@ def apply(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a delta back on its base: writes what the delta was made of, bit for bit.
+    """Put a delta back on its base, bit for bit.
 
     A base that is not the one of the delta is refused.
 

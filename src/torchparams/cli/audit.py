@@ -42,7 +42,7 @@ def audit(
     rules: Annotated[bool, typer.Option("--rules", help="List the rules that would be asked, and stop.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Find what is wrong with a model's parameters: hidden, overlapping, broken, not finite.
+    """Find what is wrong with a model's parameters.
 
     The exit status is 1 where there is an error or a warning; notes alone are fine. docs/audit.md describes each rule.
 

@@ -109,7 +109,7 @@ def convert(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint in another format, with other names or types, in part, in shards, or joined.
+    """Write in another format, type, shards or part.
 
     The target is the old file or the complete new one, whenever the run is stopped. What is not written, shared
     or rounded is told.

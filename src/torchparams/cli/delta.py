@@ -26,7 +26,7 @@ def delta(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write only the tensors of a checkpoint that differ from its base in a bit.
+    """Write only the tensors that differ from a base.
 
     torchparams apply makes the whole checkpoint of the two again.
 

@@ -55,7 +55,7 @@ def diff(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two checkpoints, or a model with one: which tensors changed, and how much.
+    """Compare: which tensors changed, and how much.
 
     Every element is compared. Exits with 0 if all are the same, with 1 if not, with 2 after an error.
 

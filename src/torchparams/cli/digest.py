@@ -28,7 +28,9 @@ def digest(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a digest of every tensor and one of them all, and name the tensors that are there more than once.
+    """Show digests of tensors, and of all of them.
+
+    Tensors that are there more than once are named.
 
     The same weights have the same digest in a .pt file, a .safetensors file and a model; buffers of a model
     count as its state dict has them. Tied tensors and copies are told apart, and what copies cost is shown.

@@ -28,7 +28,9 @@ app.add_typer(lora, name="lora")
 
 @lora.callback()
 def _lora(context: typer.Context) -> None:
-    """Fold a LoRA adapter into its base, or extract one from the difference of two checkpoints.
+    """Fold a LoRA adapter into its base, or extract.
+
+    One is extracted from the difference of two checkpoints.
 
     Adapters are directories as PEFT saves them. PEFT is not needed.
 

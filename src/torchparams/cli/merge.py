@@ -107,7 +107,7 @@ def merge(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge checkpoints of one network to one, tensor by tensor.
+    """Merge checkpoints of one network to one.
 
     Everything is computed in float32 and rounded once, in as little memory as is asked for. The types are those of the
     first source, or of the base. Tensors that are not floats are taken from there.

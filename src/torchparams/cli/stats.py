@@ -47,7 +47,9 @@ def stats(
     buffers: Annotated[bool, typer.Option("--buffers", help="Take a live model's buffers too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show statistics of values, and what to look at: NaN, constant and saturated tensors, odd scales.
+    """Show statistics, and what is odd in them.
+
+    Odd are NaN and ±Inf, constant and saturated tensors, scales far from those of their siblings.
 
     Every value is read once. Numbers are exact; only of types wider than 16 bits, quantiles are within 1/256.
 

@@ -24,7 +24,7 @@ def verify(
     select: Select = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check a checkpoint or a model against a manifest, and against what its own format promises.
+    """Check against a manifest, and what is stored.
 
     Every tensor that differs, is missing or was not expected is named. Without a manifest, every byte is read and
     compared with what the format stores for that: torch zips have a CRC-32 of each member, other formats nothing.
