@@ -15,6 +15,7 @@ from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
 from torchparams.renames import Renames
 from torchparams.report import to_html, to_text
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -286,8 +287,9 @@ def _compare(
         if status is None and p.a is not None and p.b is not None:
             jobs.append((p.name, (a.source, p.a), (b.source, p.b)))
     by_name = {p.name: p for p in pairs}
-    for name, found in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
-        rows[name] = _row(by_name[name], found, numeric)
+    with paused_gc():  # some objects for each tensor, and no cycles
+        for name, found in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
+            rows[name] = _row(by_name[name], found, numeric)
     return [row for row in rows.values() if row is not None]
 
 

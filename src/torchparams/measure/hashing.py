@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -133,7 +134,8 @@ def tensor_digests(
     def begin(job: Job) -> DigestFold:
         return DigestFold(job.info, several=job.nbytes >= max(share, _SHARED))
 
-    results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
+    with paused_gc():  # some objects for each tensor, and no cycles
+        results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
     for info in odd:
         results[info.name] = _odd_digest(source, info)
     return {info.name: results[info.name] for info in listed}

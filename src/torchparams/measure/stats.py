@@ -14,6 +14,7 @@ from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
 from torchparams.report import to_html, to_text
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -278,14 +279,15 @@ def _scan(
     sums = None if groups is None else GroupSums(groups, infos, of_group)
     engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
     found: dict[str, TensorStats | Unread] = {}
-    for name, result in lenient_sketches(source, infos.values(), of_tensor, engine=engine, progress=progress):
-        if isinstance(result, Unread):
-            found[name] = result
-            sketch = None
-        else:
-            found[name], sketch = result
-        if sums is not None:
-            sums.add(name, sketch)
+    with paused_gc():  # some objects for each tensor, and no cycles
+        for name, result in lenient_sketches(source, infos.values(), of_tensor, engine=engine, progress=progress):
+            if isinstance(result, Unread):
+                found[name] = result
+                sketch = None
+            else:
+                found[name], sketch = result
+            if sums is not None:
+                sums.add(name, sketch)
     in_order: Iterable[TensorStats | Unread] = [found[name] for name in infos]
     rows = [each for each in in_order if isinstance(each, TensorStats)]
     unread = [each for each in in_order if isinstance(each, Unread)]

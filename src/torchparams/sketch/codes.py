@@ -97,18 +97,22 @@ class Coding:
 
         Only of exact codings: an interval does not say what was in it.
         """
-        magnitude, place, _ = _parts_of(self.dtype)
+        magnitude, place, _, greatest = _parts_of(self.dtype)
         m, p = magnitude[codes], place[codes]
         total = int(counts.sum(dtype=np.uint64))
-        if total * float(magnitude.max()) ** 2 < _EXACT:
+        if total * greatest**2 < _EXACT:
             weights = m * counts
             sums, squares = _by_place(weights, p), _by_place(weights * m, p >> 1)
         else:  # integers of 16 bits, or more values than there are in one tensor
             weights = m.astype(np.int64).astype(object) * counts.astype(object)
             sums, squares = _by_place(weights, p), _by_place(weights * m.astype(np.int64), p >> 1)
-        positive = sum(s << (i >> 1) for i, s in sums if not i & 1)
-        negative = sum(s << (i >> 1) for i, s in sums if i & 1)
-        return positive - negative, positive + negative, sum(s << 2 * i for i, s in squares)
+        positive = negative = 0
+        for at, s in sums:
+            if at & 1:
+                negative += s << (at >> 1)
+            else:
+                positive += s << (at >> 1)
+        return positive - negative, positive + negative, sum([s << 2 * at for at, s in squares])
 
     @property
     def largest(self) -> float | None:
@@ -163,8 +167,8 @@ def _largest(dtype: DType) -> float:
 
 
 @functools.cache
-def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
-    """Of every pattern: the mantissa of its magnitude, twice the exponent plus the sign; and the unit they count in.
+def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
+    """Of every pattern: the mantissa of its magnitude, twice the exponent plus the sign; the unit; the largest mantissa.
 
     The magnitude is mantissa·2^(exponent + unit), the mantissa a float64 that is an integer of at most 16 bits.
     NaN and infinities are 0.
@@ -172,13 +176,14 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int]:
     table = _table(dtype)
     finite = np.where(np.isfinite(table), table, 0.0)
     if dtype.kind != "float":
-        return abs(finite), (finite < 0).astype(np.int64), 0
+        magnitude = abs(finite)
+        return magnitude, (finite < 0).astype(np.int64), 0, float(magnitude.max())
     fraction, exponent = np.frexp(abs(finite))
     mantissa = fraction * (1 << _MANTISSA)
     nonzero = mantissa != 0
     unit = int(exponent[nonzero].min())
     place = np.where(nonzero, exponent - unit, 0).astype(np.int64) * 2 + (finite < 0)
-    return mantissa, place, unit - _MANTISSA
+    return mantissa, place, unit - _MANTISSA, float(mantissa.max())
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -491,8 +492,8 @@ class Sketch:
             )
         if low == high:
             low, high = low - 0.5, high + 0.5
-        share = np.arange(bins + 1) / bins
-        edges = low * (1 - share) + high * share  # high - low may be more than a float64 holds
+        share, rest = _shares(bins)
+        edges = low * rest + high * share  # high - low may be more than a float64 holds
         edges = np.minimum(np.maximum(np.maximum.accumulate(edges), low), high)
         values, cumulative = self._ordered
         below = values.searchsorted(edges, side="left")
@@ -603,3 +604,10 @@ def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
         small = small.copy() if small is array else small
         small.flags.writeable = False
     return small
+
+
+@functools.lru_cache(4)
+def _shares(bins: int) -> tuple[Array, Array]:
+    """Of every edge, how far it is from the lower end, and how far from the upper one: from 0 to 1."""
+    share = np.arange(bins + 1) / bins
+    return share, 1 - share
