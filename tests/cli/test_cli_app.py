@@ -36,7 +36,7 @@ def test_the_version_says_which_kernels_run(capsys: pytest.CaptureFixture[str]) 
 def test_the_help_lists_every_command_with_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ran = command(capsys, *arguments)
     assert (ran.status, ran.err) == (0, "")
-    assert "  torchparams ls model.safetensors  " in ran.out
+    assert "    torchparams ls model.safetensors  " in ran.out
     listed = ran.out[ran.out.index("Commands:") :].split()
     assert next(word for word in listed if word in COMMANDS) == COMMANDS[0]
     assert set(COMMANDS) <= set(listed)

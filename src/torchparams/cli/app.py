@@ -69,10 +69,12 @@ def _torchparams(
 
     \b
     Examples:
-      torchparams ls model.safetensors              what is in it
-      torchparams ls model.safetensors --tree       by module, with subtotals
-      torchparams ls run.ckpt#model -s '**.bias'    a part of a mapping in a checkpoint
-      torchparams show model.pt conv1.weight        one tensor: where it lies, its values
+      torchparams ls model.safetensors                  what is in it
+      torchparams ls run.ckpt#model -s '**.bias'        a part of a mapping in a checkpoint
+      torchparams stats model.pt --by layer             are its values sound
+      torchparams diff base/ tuned/ --by module         what a fine-tune changed
+      torchparams convert model.pt model.safetensors    the same in another format
+      torchparams audit mypackage.models:build          what bites those who train it
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
