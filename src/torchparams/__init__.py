@@ -157,12 +157,25 @@ __all__ = [  # built from the table above, which a test holds against the import
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(_imported(_HOMES[name], name), name)
         globals()[name] = value
         return value
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imported(f"{__name__}.{name}", name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _imported(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:  # `Module` needs torch, and `testing` pytest
+        if error.name is None or error.name.startswith(__name__):
+            raise
+        from torchparams.errors import MissingDependency
+
+        raise MissingDependency(
+            f"{error.name} is needed for {__name__}.{name}", hint=f"pip install {error.name}"
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnsupportedSource, nearest
@@ -82,12 +83,11 @@ saved or moved
 
 
 def _network(model: Any) -> nn.Module:
-    from torch import nn
-
     if isinstance(model, Parameters) and model.selector is None:
         model = getattr(model.source, "module", model)
-    if isinstance(model, nn.Module):
-        return model
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return model  # type: ignore[no-any-return]  # it was just looked at
     path = isinstance(model, str | os.PathLike)
     raise UnsupportedSource(
         "a checkpoint cannot be audited" if path else f"a {type(model).__name__} cannot be audited",

@@ -47,9 +47,9 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     name      shape
     0.weight  [2, 2]
     """
+    chosen = choose(model, selector, "torchparams.apply_")
     import torch
 
-    chosen = choose(model, selector, "torchparams.apply_")
     tensors = {name: chosen.tensors[name] for name in chosen.names}
     refuse_without_values(tensors, chosen.source.label)
     with torch.no_grad():

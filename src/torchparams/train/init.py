@@ -77,13 +77,13 @@ def init(
     2.bias    [2]     zeros_                  {0,2}.bias
     no rule reached 2 tensors: 1.weight, 1.bias
     """
+    chosen = choose(model, None, "torchparams.init")
     import torch
 
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()).item())
     elif not isinstance(seed, int) or isinstance(seed, bool):
         raise OptionError(f"a seed is a whole number, not {seed!r}")
-    chosen = choose(model, None, "torchparams.init")
     parsed = [_rule(given) for given in rules]
     records = chosen.records.only(frozenset(chosen.names))
     of_name: dict[str, int] = {}
