@@ -168,7 +168,7 @@ def _largest(dtype: DType) -> float:
 
 @functools.cache
 def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
-    """Of every pattern: the mantissa of its magnitude, twice the exponent plus the sign; the unit; the largest mantissa.
+    """Of every pattern, the mantissa of its magnitude, and twice the exponent plus the sign; unit and top mantissa.
 
     The magnitude is mantissa·2^(exponent + unit), the mantissa a float64 that is an integer of at most 16 bits.
     NaN and infinities are 0.
