@@ -442,7 +442,8 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "old        [1]    float32\n"
         "only in B  shape  dtype\n"
         "new        [2]    float32\n"
-        "2 changed · 1 of another shape · 1 of another dtype · 1 only in A · 1 only in B · 1 identical"
+        "2 changed · 1 of another shape · 1 of another dtype · 1 only in A · 1 only in B · 1 identical\n"
+        "with --numeric (numeric=True), values are compared across dtypes"
     )
     assert str(tp.diff("a.safetensors", "b.safetensors", "t | x", numeric=True)) == (
         "A  a.safetensors\n"

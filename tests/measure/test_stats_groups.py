@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -196,6 +197,18 @@ def test_every_column() -> None:
         "name", "shape", "dtype", "numel", "mean", "std", "min", "max", "1%", "25%", "50%", "75%", "99%", "zeros",
         "NaN", "+Inf", "-Inf", "L1", "L2", "L∞", "bits", "distinct", "histogram",
     ]  # fmt: skip
+
+
+def test_lower_bounds_are_told_as_such() -> None:
+    values = np.linspace(1, 1.001, 500)
+    weights = {
+        "wide": values.astype(np.float32),
+        "narrow": values.astype(np.float16),
+        "one": np.full(5, 0.1),
+        "none": np.zeros(0),
+    }
+    lines = str(tp.stats(weights, wide=True)).splitlines()[2:6]
+    assert [re.findall(r"≥ [0-9.]+", line) for line in lines] == [["≥ 0.00", "≥ 1"], [], [], []]
 
 
 def test_a_name_cannot_drive_the_terminal() -> None:

@@ -51,7 +51,8 @@ def stats(
 
     Odd are NaN and ±Inf, constant and saturated tensors, scales far from those of their siblings.
 
-    Every value is read once. Numbers are exact; only of types wider than 16 bits, quantiles are within 1/256.
+    Every value is read once. Numbers are exact; only of types wider than 16 bits, quantiles and histograms are within
+    1/256, and what --wide says of bits and distinct values is a lower bound.
 
     \b
     Examples:

@@ -66,6 +66,8 @@ def report(diff: Diff) -> Report:
     parts.append(_verdict(diff))
     if diff.proposal is not None:
         parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
+    if diff.counts["dtype"] and not diff.numeric:
+        parts.append(Text("with --numeric (numeric=True), values are compared across dtypes", "dim"))
     return Report(tuple(parts))
 
 

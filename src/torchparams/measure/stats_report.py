@@ -101,8 +101,8 @@ def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
         found += odd if wide else [(Column("NaN/Inf", right=True), lambda row: _odd(row.nonfinite))]
     if wide:
         found += [_numeric(title, key) for title, key in (("L1", "l1"), ("L2", "l2"), ("L∞", "linf"))]
-        found.append((Column("bits", right=True), lambda row: f"{row.entropy:.2f}"))
-        found.append((Column("distinct", right=True), lambda row: f"{row.distinct:,}"))
+        found.append((Column("bits", right=True), lambda row: f"{_bound(row)}{row.entropy:.2f}"))
+        found.append((Column("distinct", right=True), lambda row: f"{_bound(row)}{row.distinct:,}"))
     found.append((Column("histogram", style="number"), lambda row: row.bars.rstrip()))
     return found
 
@@ -120,6 +120,11 @@ def _zeros(row: TensorStats) -> Cell | str:
         return ""
     share = row.zeros / row.values
     return "0%" if share < 0.0005 else f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
+
+
+def _bound(row: TensorStats) -> str:
+    """What stands before a number that may be greater in truth; of a single value none is."""
+    return "" if row.exact or row.min == row.max or not row.values else "≥ "
 
 
 def _odd(count: int) -> Cell | str:
