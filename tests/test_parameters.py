@@ -28,6 +28,7 @@ from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     Array = np.ndarray[Any, Any]
 
@@ -462,6 +463,22 @@ def test_a_long_table_is_cut_in_the_middle() -> None:
     ]
     exactly = tp.of(MemorySource({name: np.zeros(1) for name in names[:ROWS_SHOWN]}))
     assert "…" not in str(exactly)
+
+
+@pytest.mark.parametrize("kind", ["module", "file"])
+def test_a_misspelt_alias(kind: str, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(3, 2), "lm_head": nn.Linear(2, 3, bias=False)})
+    model["lm_head"].weight = model["embed"].weight
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    params = tp.of(model if kind == "module" else tmp_path / "m.pt")
+    with pytest.raises(UnknownName, match=r"no parameter is named 'lm_head\.wieght'\. did you mean 'lm_head\.weight'"):
+        params["lm_head.wieght"]
+    with pytest.raises(UnknownName, match=r"it names a module, with 1 of them below it\. the selector `lm_head\.\*\*`"):
+        params.info("lm_head")
+    with pytest.raises(NoMatch, match=r"no name has the component 'wieght'\. did you mean `lm_head\.weight`"):
+        params.select("lm_head.wieght")
+    with pytest.raises(NoMatch, match=r"the nearest names are 'lm_head\.weight'"):
+        params.select(["lm_head.wieght"])
 
 
 def test_many_aliases_are_cut() -> None:

@@ -116,15 +116,18 @@ class UnknownName(TorchParamsError, KeyError):
     """A name that the table does not hold."""
 
     @classmethod
-    def among(cls, name: str, names: Iterable[str], where: str | None = None) -> UnknownName:
-        """The error for `name`, with the nearest of `names`."""
+    def among(
+        cls, name: str, names: Iterable[str], where: str | None = None, *, aliases: Iterable[str] = ()
+    ) -> UnknownName:
+        """The error for `name`, with the nearest of `names` and of their `aliases`."""
         known = list(names)
+        spellings = [*known, *aliases]
         what = f"no parameter is named {name!r}"
-        below = sum(other.startswith(name + ".") for other in known)
+        below = sum(other.startswith(name + ".") for other in spellings)
         if below:
             hint = f"the selector `{name}.**` takes them" if _PLAIN.fullmatch(name) else None
             return cls(what, where=where, exists=f"it names a module, with {below:,} of them below it", hint=hint)
-        near = nearest(name, known)
+        near = nearest(name, spellings)
         return cls(
             what,
             where=where,

@@ -304,6 +304,10 @@ def test_a_pickle_that_goes_on_beyond_its_end() -> None:
     runner = Machine(data + b"...", len(data) - 1, "a.pkl", {}, Storages(), 100, in_file=False)
     with pytest.raises(TruncatedFile, match="cut off at byte 8, it goes on beyond its end"):
         runner.load(0)
+    # what lies behind it in the file is no part of it: as an operation, P would read a line of text
+    for after in (b"PK\x05\x06", b"X\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f"):
+        with pytest.raises(TruncatedFile, match=r"is cut off at byte 3, it goes on beyond its end$"):
+            Machine(b"\x80\x02}" + after, 3, "a.pkl", {}, Storages(), 100, in_file=True).load(0)
 
 
 # --- limits ------------------------------------------------------------------------------------------

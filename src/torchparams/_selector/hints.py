@@ -194,7 +194,7 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
             return reason.format(plural(count, "parameter")), f"did you mean `{_text(meant)}`?"
     if "^" in str(glob) or "$" in str(glob):
         return "a glob knows only the wildcards * ** ? {}", "a regular expression stands between slashes: /.*bias/"
-    vocabulary = {component for name in table.names for component in name.split(".")}
+    vocabulary = {component for name in _spellings(table) for component in name.split(".")}
     unknown = _unknown(glob, vocabulary)
     exists = f"no name has the component {' or '.join(repr(shorten(word)) for word in unknown)}"
     corrected = _corrected(glob, vocabulary)
@@ -260,10 +260,15 @@ def _nearest_word(word: str, vocabulary: Collection[str]) -> str | None:
 
 def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
     # A name of absurd length is like none; comparing with it would be quadratic in that length.
-    near = nearest(name, table.names, count=3) if len(name) <= 1_000 else []
+    near = nearest(name, _spellings(table), count=3) if len(name) <= 1_000 else []
     if not near:
         return _range_of_names(table), None
     return f"the nearest names are {', '.join(repr(shorten(n)) for n in near)}", None
+
+
+def _spellings(table: Table) -> list[str]:
+    """The names and the aliases: each is as good in a selector."""
+    return [*table.names, *(alias for _, alias in table.records.aliases)]
 
 
 def _range_of_names(table: Table) -> str:

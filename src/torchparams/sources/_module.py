@@ -188,7 +188,8 @@ class ModuleSource(Source):
         found = self.find(name)
         if found is not None:
             return found
-        error = UnknownName.among(name, self.keys(), self.label)
+        aliases = (alias for _, alias in self.records().aliases)
+        error = UnknownName.among(name, self.keys(), self.label, aliases=aliases)
         path, _, last = name.rpartition(".")
         if not self.buffers and reach(self.module, name, True) is not None:
             error.exists, error.hint = f"{name} is a buffer", "list buffers too: torchparams.of(model, buffers=True)"

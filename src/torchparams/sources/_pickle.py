@@ -44,6 +44,9 @@ _FIXED = {
 }
 
 
+_BEYOND = "it goes on beyond its end"
+
+
 class Machine(Operations):
     """Runs the pickles of one buffer.
 
@@ -146,7 +149,7 @@ class Machine(Operations):
             else:
                 self.charge(self.left + 1)
             if pos > self.stop:
-                raise Cut("it goes on beyond its end")
+                raise Cut(_BEYOND)
             value = stack.pop()
         except (Malformed, IndexError, KeyError, struct.error) as error:
             raise self._error(error, begin, pos) from None
@@ -159,7 +162,8 @@ class Machine(Operations):
         at = pos - 1
         op = self.data[at] if begin <= at < len(self.data) else 0
         if isinstance(error, Cut) or pos >= self.stop or pos + _FIXED.get(op, 0) > self.stop:
-            detail = f", {error}" if isinstance(error, Cut) else ""
+            # Behind its end lies something else of the file, and what that means as operations says nothing.
+            detail = "" if not isinstance(error, Cut) else f", {error}" if at < self.stop else f", {_BEYOND}"
             return TruncatedFile(
                 f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}", where=self.label
             )

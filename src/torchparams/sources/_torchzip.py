@@ -142,7 +142,7 @@ class TorchZipSource(PickledSource):
             raise FileFormatError(
                 f"the zip lacks {shorten(repr(name))}, the storage of a tensor",
                 where=self._zip.file.path,
-                exists=f"it holds {there:,} storages",
+                exists=f"it holds {plural(there, 'storage')}",
             )
         return member
 

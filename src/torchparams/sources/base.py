@@ -139,7 +139,8 @@ class Source(ABC):
         """
         found = self.find(name)
         if found is None:
-            raise UnknownName.among(name, self.keys(), self.label)
+            aliases = (alias for _, alias in self.records().aliases)
+            raise UnknownName.among(name, self.keys(), self.label, aliases=aliases)
         return found
 
     @property
