@@ -155,7 +155,7 @@ def live_tensor(
     device: str,
     kind: str,
     requires_grad: bool,
-    owner: tuple[str, tuple[str, ...]],
+    owner: tuple[str | None, tuple[str, ...]],
     raw_name: str,
     aliases: tuple[str, ...],
     storage: Storage | None,

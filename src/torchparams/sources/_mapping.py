@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable, SourceError, TorchParamsError, UnsupportedSource
-from torchparams.info import ParameterInfo, Storage
+from torchparams.info import ParameterInfo, Storage, live_tensor, view_of
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -318,20 +318,12 @@ class _Records:
                 shape, count = tuple(value.shape), value.numel()
             except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
                 shape, count = None, 0
-            kind = "parameter" if isinstance(value, torch.nn.Parameter) else "tensor"
-            return ParameterInfo(
-                name,
-                shape,
-                dtype,
-                count,
-                dtype.nbytes(count),
-                device,
-                kind,
-                value.requires_grad,
-                None,
-                name,
-                aliases,
-                _tensor_storage(value, device),
+            # `isinstance` asks the class of parameters, which takes its time.
+            plain = type(value) is torch.Tensor
+            kind = "tensor" if plain or not isinstance(value, torch.nn.Parameter) else "parameter"
+            storage = _tensor_storage(value, device)
+            return live_tensor(
+                name, shape, dtype, count, device, kind, value.requires_grad, (None, ()), name, aliases, storage, True
             )
 
     def dtype(self, name: str, value: Any) -> DType:
@@ -359,7 +351,7 @@ def _tensor_storage(tensor: torch.Tensor, device: str) -> Storage | None:
         memory = tensor.untyped_storage()
         # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
         key = f"{device}:{memory.data_ptr() or memory._cdata:#x}"
-        return Storage(key, int(tensor.storage_offset()), tuple(tensor.stride()), memory.nbytes())
+        return view_of(key, int(tensor.storage_offset()), tensor.stride(), memory.nbytes())
     except Exception:  # as for the shape
         return None
 
