@@ -64,6 +64,17 @@ def test_equal_files_and_digests_need_no_numpy(command: str, tmp_path: Path) -> 
     assert not imported_by(code) & {"torch", "numpy", "rich", "ml_dtypes", "pydantic"}
 
 
+def test_a_command_imports_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_bytes({"a.weight": sample("float32", (2, 3))}))
+    code = (
+        f"from torchparams.cli.app import run; assert run(['ls', {str(file)!r}]) == 0\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('torchparams.cli.')))"
+    )
+    process = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=True)
+    assert not set(process.stdout.splitlines()[-1].split()) & {f"torchparams.cli.{name}" for name in ("diff", "merge")}
+
+
 def test_showing_a_tensor_does_not_import_torch(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"a.weight": sample("bfloat16", (2, 3))}))

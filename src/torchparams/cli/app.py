@@ -105,8 +105,7 @@ def run(arguments: list[str]) -> int:
     >>> run(["ls", "nothing.safetensors"])
     2
     """
-    for command in COMMANDS:
-        importlib.import_module(f"torchparams.cli.{command}")
+    _import_commands(arguments)
     debug = "--debug" in arguments  # also behind the command, where people add it once something went wrong
     try:
         status = app(
@@ -117,6 +116,14 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exception(error)
         return _status_of(error, quiet=debug)
+
+
+def _import_commands(arguments: list[str]) -> None:
+    """Make known the command that is asked for, or all where it is another thing: they cost more than a short list."""
+    for command in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+        importlib.import_module(f"torchparams.cli.{command}")
+    # `--help` lists them in one order, whichever came first.
+    app.registered_commands.sort(key=lambda found: COMMANDS.index(found.callback.__module__.rpartition(".")[2]))
 
 
 def main() -> NoReturn:
