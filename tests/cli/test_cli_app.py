@@ -8,10 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
 from command import command
 from torchparams import __version__
 from torchparams.cli import COMMANDS
+from torchparams.cli.app import app
+from torchparams.cli.complete import columns, tensor_names
 from torchparams.testing import safetensors_bytes, sample
 
 if TYPE_CHECKING:
@@ -57,6 +60,8 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
         (["ls"], "torchparams: Missing argument 'TARGET'. See torchparams ls --help"),
         (["ls", "x", "--colour"], "torchparams: No such option: --colour. See torchparams ls --help"),
         (["ls", "nothing.pt"], "torchparams: nothing.pt: no such file or directory"),
+        (["ls", ""], "torchparams: '' names no file. it is the path of a checkpoint, or path#inner."),
+        (["ls", "#model"], "torchparams: '#model' names no file. it is the path of a checkpoint, or path#inner."),
         (["ls", "nothing.pt", "--debug"], "torchparams.errors.SourceError: nothing.pt: no such file or directory"),
     ],
 )
@@ -132,3 +137,46 @@ def test_completion_scripts_are_there() -> None:
     arguments = [sys.executable, "-m", "torchparams", "--show-completion", "bash"]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True, env=env)
     assert "complete -o default -F _" in run.stdout
+
+
+def completed(words: str, model: Path) -> list[str]:
+    """What bash proposes for the last of `words`."""
+    env = {
+        **os.environ,
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+        "_TORCHPARAMS_COMPLETE": "complete_bash",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; from torchparams.cli.app import main; sys.argv = ['torchparams']; main()"],
+        capture_output=True, text=True, env=env, cwd=model.parent,
+    )  # fmt: skip
+    assert run.stderr == ""
+    return run.stdout.split()
+
+
+def test_completion_knows_the_file(model: Path) -> None:
+    assert completed(f"torchparams show {model.name} fc.", model) == ["fc.weight", "fc.bias"]
+    assert completed("torchparams show absent.pt fc.", model) == []
+    assert completed("torchparams ls m.pt --sort n", model) == ["name", "numel", "nbytes"]
+
+
+def test_what_is_proposed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = typer.Context(typer.main.get_command(app))
+    context.params = {"target": str(model)}
+    assert tensor_names(context, "") == ["fc.weight", "fc.bias"]
+    monkeypatch.setattr("torchparams.cli.complete.PROPOSALS", 1)
+    assert tensor_names(context, "fc") == ["fc.weight"]
+    context.params = {"target": "antigravity:build"}
+    assert tensor_names(context, "") == []
+    assert "antigravity" not in sys.modules
+    assert tensor_names(typer.Context(typer.main.get_command(app)), "") == []
+    assert columns("-n") == ["-name", "-numel", "-nbytes"]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [("ls", 0), ("show", 2)])
+def test_started_without_streams(arguments: str, status: int, model: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m torchparams "$1" "$2" >&- 2>&-', sys.executable, arguments, str(model)], check=False
+    )
+    assert done.returncode == status

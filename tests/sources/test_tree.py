@@ -262,6 +262,29 @@ def test_an_inner_that_is_not_there() -> None:
     with pytest.raises(UnknownName) as caught:
         names(root, "x.y")
     assert "there is no 'y' in 'x'. 'x' is a tensor, float32 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "inner", "said"),
+    [
+        (
+            {"a.w": tensor(), "a.b": tensor(), "c": tensor()},
+            "a",
+            "a.pt: there is no 'a' in the file. there are 2 names in it beginning so, and nothing nested. "
+            "leave #a out, and select by name: a.**.",
+        ),
+        (
+            {"model": {"a.0.w": tensor()}},
+            "model.a.0",
+            "a.pt: there is no 'a.0' in 'model'. there is 1 name in it beginning so, and nothing nested. "
+            "take '#model', and select by name: a.0.**.",
+        ),
+    ],
+)
+def test_a_part_of_a_flat_mapping_is_selected(root: Any, inner: str, said: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        names(root, inner)
+    assert str(caught.value) == said
     many: dict[str, Any] = {f"part{i}": {} for i in range(100)}
     with pytest.raises(UnknownName, match="and 92 more"):
         names(many, "q")

@@ -128,6 +128,11 @@ def _import_commands(arguments: list[str]) -> None:
 
 def main() -> NoReturn:
     """What the installed `torchparams` runs."""
+    # A shell may start it without them: `torchparams ls … >&-`. What is written is then for nobody.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as above
     sys.exit(run(sys.argv[1:]))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from torchparams.cli.app import AsJson, Select, Target, app, show
+from torchparams.cli.complete import columns
 from torchparams.cli.targets import table
 
 
@@ -28,6 +29,7 @@ def ls(
             metavar="COLUMN",
             help="Order by name, shape, dtype, numel, nbytes or module; -COLUMN for descending (--sort=-numel).",
             show_default=False,
+            autocompletion=columns,
         ),
     ] = None,
     limit: Annotated[

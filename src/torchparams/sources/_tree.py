@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.errors import LimitExceeded, SourceError, UnknownName, nearest, shorten
 from torchparams.names import script_class
+from torchparams.report import plural
 from torchparams.sources._describe import attributes_of, class_name, component_of, describe, plain_copy
 from torchparams.sources._pickle_values import Blob, Global, OddKey, Reduced
 from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
@@ -368,11 +369,17 @@ class Listing:
         near = nearest(inner[start:], [component for component, _ in held[:2000]])
         shown = ", ".join(f"{shorten(component, 40)} ({self._contents(child)})" for component, child in held[:8])
         more = f" and {len(held) - 8:,} more" if len(held) > 8 else ""
+        hint = f"did you mean '#{inner[:start]}{near[0]}'?" if near else None
+        below = sum(component.startswith(f"{inner[start:]}.") for component, _ in held)
+        if below:  # a state_dict is flat: its names hold dots, and nothing is nested in it
+            leave = f"take '#{inner[: start - 1]}'" if start else f"leave #{inner} out"
+            shown, more = f"{plural(below, 'name')} in it beginning so, and nothing nested", ""
+            hint = f"{leave}, and select by name: {inner[start:]}.**"
         raise UnknownName(
             f"there is no {inner[start:]!r} in {place}",
             where=self.label,
-            exists=f"there are {shown}{more}" if held else f"{place} is {describe(node)}",
-            hint=f"did you mean '#{inner[:start]}{near[0]}'?" if near else None,
+            exists=f"there {'is' if below == 1 else 'are'} {shown}{more}" if held else f"{place} is {describe(node)}",
+            hint=hint,
         )
 
     def _contents(self, node: Any) -> str:

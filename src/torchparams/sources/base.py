@@ -299,6 +299,8 @@ def _unsupported_hint(x: object) -> str | None:
 def open_path(target: str) -> Source:
     """The source that reads the file or directory `target`, which may end in `#inner`."""
     path, inner = split_target(target)
+    if not path:
+        raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
     if os.path.isdir(path):
         return _opener("torchparams.sources._sharded:open_directory")(path, inner)
     return open_file(path, inner)
