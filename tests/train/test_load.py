@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +271,73 @@ def test_large_tensors_are_read_in_parts_by_several_threads(tmp_path: Path, monk
     total = sum(value.nbytes for value in state.values())
     assert seen[-1] == (total, total)
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("most", [1, 3, 10_000])
+def test_small_tensors_side_by_side_are_read_by_one_call(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    values = {f"p{i:03}": torch.arange(i % 4, dtype=torch.int16) + i for i in range(700)}
+    save_file(values, path)
+    calls: list[int] = []
+    preadv = os.preadv
+
+    def read(file: int, memories: list[memoryview], start: int) -> int:
+        """As a system does that gives less than it is asked for: `most` bytes."""
+        calls.append(len(memories))
+        some, size = [], 0
+        for memory in memories:
+            some.append(memory[: most - size])
+            size += len(some[-1])
+            if size == most:
+                break
+        return preadv(file, some, start)
+
+    monkeypatch.setattr(os, "preadv", read)
+    model = nn.ParameterDict({n: nn.Parameter(torch.zeros_like(v), requires_grad=False) for n, v in values.items()})
+    load(model, path)
+    if most == 10_000:
+        assert calls == [_transfer.VECTOR, 525 - _transfer.VECTOR]
+    assert all(torch.equal(model[name], value) for name, value in values.items())
+
+
+def test_tensors_with_others_between_them_are_read_from_where_they_lie(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    values = {f"p{i}": torch.full((i + 1,), float(i)) for i in range(20)}
+    save_file(values, path)
+    model = nn.ParameterDict({name: torch.zeros_like(value) for name, value in values.items()})
+    load(model, path, [f"p{i}" for i in range(0, 20, 3)])
+    for i in range(20):
+        assert model[f"p{i}"].tolist() == [0.0 if i % 3 else i] * (i + 1)
+
+
+def test_a_file_that_ends_within_one_of_many_small_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    values = {f"p{i}": torch.ones(2) for i in range(9)}
+    save_file(values, path)
+    size = path.stat().st_size
+    model = nn.ParameterDict({name: torch.zeros_like(value) for name, value in values.items()})
+    preadv = os.preadv
+
+    def cut(file: int, memories: list[memoryview], start: int) -> int:
+        os.truncate(path, size - 20)
+        return preadv(file, memories, start)
+
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(TruncatedFile) as caught:
+        load(model, path)
+    assert str(caught.value) == (
+        f"{path}: the file ends at byte {size - 20}, within the tensor 'p6'. it was longer when it was listed."
+    )
+
+
+def test_a_parameter_whose_memory_was_freed_is_a_mismatch() -> None:
+    model = nn.Linear(3, 2)
+    model.weight.untyped_storage().resize_(0)
+    found = tp.coverage(model, {"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    assert found.mismatched["weight"].note == "the model's has no memory: its storage was freed"
+    assert list(found.loaded) == ["bias"]
 
 
 def test_autograd_is_told() -> None:

@@ -70,6 +70,8 @@ def _unreadable(given: ParameterInfo, source: Source) -> str:
 def _unwritable(wanted: ParameterInfo, target: torch.Tensor) -> str:
     import torch
 
+    if wanted.storage is not None and wanted.numel and not wanted.storage.nbytes:
+        return "the model's has no memory: its storage was freed"
     if type(target) in (torch.nn.Parameter, torch.Tensor) and target.layout is torch.strided and target.is_contiguous():
         return ""  # nearly all are: nothing more needs to be known of them
     if wanted.shape is None:
@@ -126,22 +128,34 @@ EXTRA_STATE = "_extra_state"
 _OWN = ("torch.nn.modules.", "torch.nn.utils.")  # these only bring state dicts of older versions up to date
 
 
-def modules_with_extra_state(root: nn.Module) -> list[str]:
-    """Canonical names of the modules that save something beside tensors."""
+def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
+    """What loading tensors leaves out, by the modules' canonical names.
+
+    Returns:
+        The modules that save something beside tensors, and those that run code of their own in `load_state_dict`.
+    """
     from torch import nn
 
-    return [name for name, module in _modules(root) if type(module).get_extra_state is not nn.Module.get_extra_state]
-
-
-def modules_with_own_loading(root: nn.Module) -> list[str]:
-    """Canonical names of the modules that run code of their own in `load_state_dict`, other than torch's."""
-    return [name for name, module in _modules(root) if _has_own_loading(module)]
+    saves: dict[type, bool] = {}
+    with_extra, with_code = [], []
+    for name, module in _modules(root):
+        cls = type(module)
+        extra = saves.get(cls)
+        if extra is None:
+            extra = saves[cls] = cls.get_extra_state is not nn.Module.get_extra_state
+        if extra:
+            with_extra.append(name)
+        if _has_own_loading(module):
+            with_code.append(name)
+    return with_extra, with_code
 
 
 def _has_own_loading(module: nn.Module) -> bool:
+    before, after = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
     functions = [type(module)._load_from_state_dict]
-    functions += [getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values()]
-    functions += list(module._load_state_dict_post_hooks.values())
+    if before or after:  # nearly all have none
+        functions += [getattr(hook, "hook", hook) for hook in before.values()]
+        functions += after.values()
     return not all((getattr(function, "__module__", None) or "").startswith(_OWN) for function in functions)
 
 
@@ -150,6 +164,8 @@ def _modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     seen = {id(root)}
     found = [("", root)]
     for name, module in found:  # grows as it is read
+        if not module._modules:
+            continue
         skip = wrapped_key(module)
         for key, child in module._modules.items():
             if child is not None and id(child) not in seen:

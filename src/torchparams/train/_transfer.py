@@ -14,7 +14,7 @@ import threading
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ CAST_BYTES = 1 << 18
 _SERIAL = (
     30_720  # elements; torch shares copies of more than 32,767 among threads of its own, which would get in the way
 )
+
+VECTOR = 512
+"""Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
 
 _MOST_THREADS = 16  # more do not read faster: the memory's or the disk's own speed is reached before
 
@@ -157,27 +160,42 @@ class _OpenFiles:
         self._open: dict[str, tuple[Any, threading.Lock]] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: str, memory: memoryview, start: int, name: str) -> None:
-        """Fill `memory` with the bytes of the file from `start` on."""
+    def read(self, path: str, parts: Sequence[tuple[memoryview, str]], start: int) -> None:
+        """Fill several memories, one after the other, with the bytes of the file from `start` on.
+
+        Args:
+            path: The file.
+            parts: Each memory, none of them empty, and the name of its tensor; at most `VECTOR`.
+            start: Where in the file the first begins.
+
+        Raises:
+            TruncatedFile: The file ends before all are full.
+        """
         with self._lock:
             if path not in self._open:
                 self._open[path] = self._files.open(path), threading.Lock()
         file, lock = self._open[path]
-        at = 0
-        while at < len(memory):
+        place = 0
+        left = [memory for memory, _ in parts]
+        while place < len(left):
             if hasattr(os, "preadv"):
-                got = os.preadv(file.fileno(), [memory[at:]], start + at)
+                got = os.preadv(file.fileno(), left[place:] if place else left, start)
             else:
                 with lock:
-                    file.seek(start + at)
-                    got = file.readinto(memory[at:])
+                    file.seek(start)
+                    got = file.readinto(left[place])
             if not got:
                 raise TruncatedFile(
-                    f"the file ends at byte {start + at}, within the tensor {name!r}",
+                    f"the file ends at byte {start}, within the tensor {parts[place][1]!r}",
                     where=path,
                     exists="it was longer when it was listed",
                 )
-            at += got
+            start += got
+            while place < len(left) and got >= len(left[place]):
+                got -= len(left[place])
+                place += 1
+            if got:
+                left[place] = left[place][got:]
 
     def check(self) -> None:
         """Refuse what was read from files that were written to meanwhile."""
@@ -202,9 +220,7 @@ class _Direct:
 
 def _memory(pair: Pair) -> memoryview | None:
     """The bytes of a target that can hold those of the file as they are; None where they need a change."""
-    import torch
-
-    target = pair.target.detach()
+    target = pair.target
     if (
         sys.byteorder != "little"
         or pair.info.dtype.torch_name is None
@@ -212,10 +228,9 @@ def _memory(pair: Pair) -> memoryview | None:
         or not _flat_on_cpu(target)
     ):
         return None
-    # As bytes of the storage, which any type has; numpy knows neither bfloat16 nor float8.
-    start = target.storage_offset() * target.element_size()
-    whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(target.untyped_storage())
-    return whole[start : start + pair.info.nbytes].numpy().data
+    # By its address: numpy knows neither bfloat16 nor float8, and a tensor of bytes over the same storage takes five
+    # times as long to make. The pair keeps the target, and so its memory, as long as this is there.
+    return memoryview((ctypes.c_ubyte * pair.info.nbytes).from_address(pair.target.data_ptr())).cast("B")
 
 
 def _flat_on_cpu(target: torch.Tensor) -> bool:
@@ -242,16 +257,34 @@ def _pieces(direct: Sequence[_Direct]) -> Iterator[Piece]:
         yield batch
 
 
+def _runs(piece: Piece) -> Iterator[Piece]:
+    """The ranges of a piece that lie side by side in one file, together; without those of no bytes."""
+    run: Piece = []
+    file, at = "", -1
+    for item, start, stop in piece:
+        if start == stop:
+            continue
+        begin = item.place.start + start
+        if run and (begin != at or item.place.file != file or len(run) == VECTOR):
+            yield run
+            run = []
+        run.append((item, start, stop))
+        file, at = item.place.file, item.place.start + stop
+    if run:
+        yield run
+
+
 def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> None:
     left = {item.pair.name: len(item.memory) for item in direct}
     stop = threading.Event()
 
     def read(piece: Piece) -> Piece:
-        for item, start, end in piece:
+        for run in _runs(piece):
             if stop.is_set():
                 break
-            if start < end:
-                files.read(item.place.file, item.memory[start:end], item.place.start + start, item.pair.info.name)
+            first, start, _ = run[0]
+            parts = [(item.memory[begin:end], item.pair.info.name) for item, begin, end in run]
+            files.read(first.place.file, parts, first.place.start + start)
         return piece
 
     def finished(piece: Piece) -> None:
@@ -260,15 +293,15 @@ def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> No
             if not left[item.pair.name]:
                 state.done(item.pair)
 
-    pieces = _pieces(direct)
-    first = list(islice(pieces, 2))
+    with paused_gc():
+        pieces = list(_pieces(direct))
     threads = min(processors(), _MOST_THREADS)
-    if threads == 1 or len(first) < 2:
-        for piece in (*first, *pieces):
+    if threads == 1 or len(pieces) < 2:
+        for piece in pieces:
             finished(read(piece))
         return
     with ThreadPoolExecutor(threads, "torchparams-load") as pool:
-        futures = [pool.submit(read, piece) for piece in (*first, *pieces)]
+        futures = [pool.submit(read, piece) for piece in pieces]
         try:
             for future in as_completed(futures):
                 finished(future.result())
@@ -330,7 +363,9 @@ def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: _OpenFile
         size = view.numel() * dtype.itemsize
         if len(buffer) < size:
             buffer = torch.empty(max(size, min(BUFFER_BYTES, pair.info.nbytes)), dtype=torch.uint8, device="cpu")
-        files.read(place.file, buffer[:size].numpy().data, place.start + start * dtype.itemsize, pair.info.name)
+        begin = place.start + start * dtype.itemsize
+        if size:
+            files.read(place.file, [(buffer[:size].numpy().data, pair.info.name)], begin)
         view.copy_(buffer[:size].view(dtype.torch).view(view.shape))
     return buffer
 

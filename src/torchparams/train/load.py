@@ -15,8 +15,7 @@ from torchparams.sources._module import ModuleSource
 from torchparams.sources.base import open_source
 from torchparams.train._fit import (
     EXTRA_STATE,
-    modules_with_extra_state,
-    modules_with_own_loading,
+    beside_tensors,
     problem,
     same_values,
     shown,
@@ -85,7 +84,7 @@ def load(
     2 loaded (1 cast) · 0 missing · 0 unexpected · 0 mismatched
     """
     strict_kinds(strict)
-    match = _Matching(model, x, selector, rename, cast)
+    match = _matching(model, x, selector, rename, cast)
     match.coverage.refuse(strict, lambda: match.hint(rename, strict))
     match.refuse_nothing(rename)
     match.given.check_unchanged()
@@ -112,10 +111,15 @@ def coverage(model: Any, x: Any, selector: object = None, *, rename: object = No
     mismatched  weight        shape [3, 2], not [2, 3]
     1 loaded · 0 missing · 0 unexpected · 1 mismatched
     """
-    return _Matching(model, x, selector, rename, cast).coverage
+    return _matching(model, x, selector, rename, cast).coverage
 
 
 # --- names to names -------------------------------------------------------------------------------
+
+
+def _matching(model: Any, x: Any, selector: object, rename: object, cast: bool) -> _Matching:
+    with paused_gc():  # listing and matching make many objects for each tensor, and no cycles
+        return _Matching(model, x, selector, rename, cast)
 
 
 class _Matching:
@@ -131,8 +135,7 @@ class _Matching:
         self.live = ModuleSource(source.module, buffers=True)
         records = self.live.records()
         self.targets: Mapping[str, torch.Tensor] = records.tensors
-        with paused_gc():
-            self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
+        self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
         chosen = self.model_infos if table == Parameters(self.live) else table.infos
         self.wanted = {name: info for name, info in chosen.items() if info.persistent}
         given = _table_of(x)
@@ -141,9 +144,7 @@ class _Matching:
         self._arguments = model, x, selector
         self._cast = cast
         self._loaded: dict[str, tuple[ParameterInfo, Item]] = {}
-        # Matching makes several objects for each tensor, and no cycles.
-        with paused_gc():
-            self.coverage = self._match(rename)
+        self.coverage = self._match(rename)
 
     def _match(self, rename: object) -> Coverage:
         have = _spellings(self.given_infos)
@@ -178,7 +179,7 @@ class _Matching:
             item = self._judge(name, found[name], have)
             if item.source is not None and name not in self._loaded:
                 mismatched[name] = item
-        extra = modules_with_extra_state(self.module)
+        extra, hooked = beside_tensors(self.module)
         places_of_extra = {f"{name}.{EXTRA_STATE}".removeprefix(".") for name in extra}
         strangers = {source: name for source, name in unexpected.items() if name not in places_of_extra}
         selected = len(self.wanted) < sum(info.persistent for info in self.model_infos.values())
@@ -195,7 +196,7 @@ class _Matching:
             mismatched_items,
             tuple(left_out),
             rename_text,
-            tuple(self._notes(extra)),
+            tuple(_notes(extra, hooked)),
         )
 
     def _proposed(self, have: dict[str, ParameterInfo]) -> tuple[Renames, str]:
@@ -222,18 +223,18 @@ class _Matching:
         info, target = self.wanted[name], self.targets[name]
         first, *more = sources
         # Spellings of one tensor of the source count once.
-        distinct = {have[source].name: source for source in reversed(sources)} if more else {name: first}
-        for source in distinct.values():
+        distinct = list({have[source].name: source for source in reversed(sources)}.values()) if more else sources
+        for source in distinct:
             why = problem(have[source], self.given, info, target, cast=self._cast)
             if why:
                 return Item(name, source, why, also=tuple(other for other in sources if other != source))
         if len(distinct) > 1:
-            differing = self._differing(have, list(reversed(distinct.values())))
+            differing = self._differing(have, distinct[::-1])
             if differing is not None:
                 note = f"tied in the model, and {differing} holds other values"
                 return Item(name, first, note, also=tuple(more))
         given = have[first]
-        note = "" if given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
+        note = "" if given.dtype is info.dtype or given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
         item = Item(name, first, note, also=tuple(more))
         self._loaded[name] = given, item
         return item
@@ -267,19 +268,6 @@ class _Matching:
             ),
             grouped(replace(item, nearest=others.get(name)) for name, item in mismatched.items()),
         )
-
-    def _notes(self, extra: list[str]) -> Iterator[str]:
-        if extra:
-            yield (
-                f"not loaded: the extra state of {plural(len(extra), 'module')} ({listed(map(shown, extra))}); "
-                "pass it to set_extra_state"
-            )
-        hooked = modules_with_own_loading(self.module)
-        if hooked:
-            yield (
-                f"not run: the code that {plural(len(hooked), 'module')} ({listed(map(shown, hooked))}) hooks into "
-                "load_state_dict"
-            )
 
     # --- what is done with it --------------------------------------------------------------------
 
@@ -324,7 +312,7 @@ class _Matching:
             return inside
         if rename is None and self.coverage.missing and self.coverage.unexpected:
             try:
-                automatic = _Matching(*self._arguments, "auto", self._cast).coverage
+                automatic = _matching(*self._arguments, "auto", self._cast).coverage
             except TorchParamsError:
                 automatic = self.coverage
             if len(automatic.loaded) > len(self.coverage.loaded):
@@ -357,20 +345,40 @@ class _Matching:
         return f"load {target!r}"
 
 
+def _notes(extra: list[str], hooked: list[str]) -> Iterator[str]:
+    """A sentence on the modules with state beside tensors, and on those with code of their own."""
+    if extra:
+        yield (
+            f"not loaded: the extra state of {plural(len(extra), 'module')} ({listed(map(shown, extra))}); "
+            "pass it to set_extra_state"
+        )
+    if hooked:
+        yield (
+            f"not run: the code that {plural(len(hooked), 'module')} ({listed(map(shown, hooked))}) hooks into "
+            "load_state_dict"
+        )
+
+
 class _Places:
     """From a name, in any spelling that the model accepts, to the canonical one."""
 
     def __init__(self, source: ModuleSource, infos: Mapping[str, ParameterInfo]) -> None:
         self._source = source
-        self._known = _spellings(infos)
-        self._known.update((info.raw_name, info) for info in infos.values() if info.raw_name)
+        self._infos = infos
+        self._others: dict[str, str] | None = None
         self._names: dict[int, str] | None = None
 
     def find(self, name: str) -> str | None:
         """The canonical name, or None."""
-        info = self._known.get(name)
-        if info is not None:
-            return info.name
+        if name in self._infos:
+            return name
+        if self._others is None:
+            self._others = {
+                other: info.name for info in self._infos.values() for other in (*info.aliases, info.raw_name)
+            }
+        found = self._others.get(name)
+        if found is not None:
+            return found
         # What is left are raw spellings of aliases, and strangers; only wrapped models have the former.
         if not self._source.takes(name):
             return None
