@@ -3,8 +3,9 @@
     python crash_runs.py FOLDER SCENARIO
 
 A moment lies before each call that changes something on the disk, and in the middle of each that writes bytes. At each,
-a child process (a fork of this one) ends itself by SIGKILL. Then the target has to be the old one or the new one, and
-another run has to succeed and to leave nothing else behind. Prints how many moments there were, as JSON.
+a child process (a fork of this one) ends itself by SIGKILL. Then the target has to be the old one or the new one, and be
+so after a run that cleans up and then writes nothing, killed as well or not; and another run has to succeed and to leave
+nothing else behind. Prints how many moments there were, as JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 
 import torchparams as tp
 from torchparams.edit import _execute, _system
+from torchparams.edit._directory import Directory
+from torchparams.edit.write import OneFile
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:
@@ -163,6 +166,10 @@ def run(folder: Path, scenario: str) -> int:
     def write() -> None:
         tp.convert(str(source), f"{target}", overwrite=True, **options).run()
 
+    def clean_up() -> None:
+        with (OneFile if target.suffix else Directory)(str(target)):
+            pass  # as a run that is refused
+
     shutil.copytree(pristine, place)
     write()
     new = state(target)
@@ -182,11 +189,11 @@ def run(folder: Path, scenario: str) -> int:
             assert found == new
             assert listing(place) == complete
             return moment - 1
-        # Half of the runs that clean up are killed, too.
-        if moment % 2:
-            again = 1 + moment * 7 % 45
-            killed_at(again, write)
-            assert state(target) in (old, new), f"{scenario}, moment {moment}, then {again}: neither old nor new"
+        again = 1 + moment * 7 % 12
+        killed_at(again, clean_up)
+        assert state(target) == found, f"{scenario}, moment {moment}, then {again}: {listing(place)}"
+        clean_up()
+        assert state(target) == found, f"{scenario}, moment {moment}, cleaned up: {listing(place)}"
         write()
         assert state(target) == new, f"{scenario}, moment {moment}: the next run"
         assert listing(place) == complete, f"{scenario}, moment {moment}: {listing(place)}"

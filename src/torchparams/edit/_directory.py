@@ -157,13 +157,14 @@ def recover(folder: str, journal: str) -> None:
     if entry is None:
         return  # its writer was killed before it had said anything, and so before it did
     index_path = os.path.join(folder, INDEX)
-    try:
-        with open(index_path, "rb") as file:
-            index = file.read()
+    index, named = b"", set[str]()
+    with suppress(FileNotFoundError), open(index_path, "rb") as file:
+        index = file.read()
+    with suppress(ValueError, KeyError, TypeError, AttributeError):  # an old one may be anything
         named = set(json.loads(index)["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        index, named = b"", set()
     committed = bool(entry["index"]) and hashlib.sha256(index).hexdigest() == entry["index"]
+    if entry["drop_index"] and not index and not any(os.path.exists(os.path.join(folder, old)) for old in entry["old"]):
+        committed = True  # step 5 removes the index last: its writer was killed just before it removed the journal
     surplus = entry["old"] if committed else [*entry["new"], *entry["links"]]
     for name in surplus:
         if name not in named and FAMILY.fullmatch(name):
