@@ -557,3 +557,10 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path: Path) -> None:
     Path(file).write_bytes(b"")
     with pytest.raises(tp.errors.SourceError):
         tp.diff(table, table)
+
+
+def test_a_row_is_found_without_a_search() -> None:
+    weights = {f"w{i}": np.full(1, i) for i in range(50)}
+    found = tp.diff(weights, weights)
+    assert found["w3"] is found.rows[3] and found._by_name is found._by_name
+    assert found.sorted("-name")["w3"] is found.rows[3]

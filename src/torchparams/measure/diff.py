@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torchparams.errors import SelectorError, UnknownName
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
+from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
 from torchparams.renames import Renames
@@ -104,10 +104,14 @@ class Diff:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> TensorDiff:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise UnknownName.among(name, [row.name for row in self.rows], f"{self.a} and {self.b}")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise UnknownName.among(name, self._by_name, f"{self.a} and {self.b}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorDiff]:
+        return {row.name: row for row in self.rows}
 
     def sorted(self, by: str) -> Diff:
         """The same with rows in another order.
@@ -119,10 +123,7 @@ class Diff:
         Raises:
             SelectorError: It is none of these.
         """
-        key = _sort_key(by)
-        numbers = [row for row in self.rows if not _is_nan(key(row))]
-        others = [row for row in self.rows if _is_nan(key(row))]
-        return replace(self, rows=(*sorted(numbers, key=key, reverse=by.startswith("-")), *others))
+        return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
 
     def report(self) -> Report:
         """What differs, as tables, and in a line what is the same."""
@@ -154,17 +155,6 @@ class Diff:
 
     def _repr_html_(self) -> str:
         return to_html(self.report())
-
-
-def _sort_key(by: str) -> Callable[[TensorDiff], Any]:
-    key = by.removeprefix("-")
-    if key not in SORT_KEYS:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
-    return SORT_KEYS[key]
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def diff(
@@ -222,7 +212,7 @@ def diff(
     [('fc.weight', 0.5)]
     """
     if sort is not None:
-        _sort_key(sort)  # before anything is read
+        sort_key(SORT_KEYS, sort)  # before anything is read
     mine, yours = _saved(a), _saved(b)
     infos_a, infos_b = _infos(mine), _infos(yours)
     where = f"{mine.source.label} and {yours.source.label}"

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.measure.numbers import json_number
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -120,15 +122,6 @@ def _side(info: ParameterInfo | None) -> dict[str, Any] | None:
     if info is None:
         return None
     return {"name": info.name, "shape": None if info.shape is None else list(info.shape), "dtype": str(info.dtype)}
-
-
-def json_number(value: float) -> float | int | str:
-    """A number as JSON takes it: the words `nan`, `inf` and `-inf` for what it has no numbers for.
-
-    >>> json_number(0.5), json_number(float("-inf"))
-    (0.5, '-inf')
-    """
-    return value if isinstance(value, int) or math.isfinite(value) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import SelectorError, TorchParamsError, UnknownName
+from torchparams.errors import TorchParamsError, UnknownName
 from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
+from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
 from torchparams.report import to_html, to_text
@@ -107,10 +108,7 @@ class Stats:
         Raises:
             SelectorError: It is none of these.
         """
-        value, descending = _sort_key(by), by.startswith("-")
-        numbers = [row for row in self.rows if not _is_nan(value(row))]
-        others = [row for row in self.rows if _is_nan(value(row))]
-        return replace(self, rows=(*sorted(numbers, key=value, reverse=descending), *others))
+        return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
 
     def report(self) -> Report:
         """The table, and below it the flags and what could not be read."""
@@ -142,17 +140,6 @@ class Stats:
 
     def _repr_html_(self) -> str:
         return to_html(self.report())
-
-
-def _sort_key(by: str) -> Callable[[TensorStats], Any]:
-    key = by.removeprefix("-")
-    if key not in SORT_KEYS:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
-    return SORT_KEYS[key]
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def stats(
@@ -205,7 +192,7 @@ def stats(
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile is from 0 to 1, not {q:g}")
     if sort is not None:
-        _sort_key(sort)  # before anything is read
+        sort_key(SORT_KEYS, sort)  # before anything is read
     params = of(x, buffers=buffers)
     if selector is not None:
         params = params.select(selector, strict=strict)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.measure.numbers import json_number
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -193,12 +195,3 @@ def _histogram(sketch: Sketch, std: float) -> tuple[float, float, tuple[int, ...
         low, high = least, greatest
     counts = sketch.histogram(BINS, (low, high), clip=True)[0]
     return low, high, tuple(counts.tolist())
-
-
-def json_number(value: float) -> float | int | str:
-    """A number as JSON takes it: those that are not finite as the texts `nan`, `inf` and `-inf`.
-
-    >>> json_number(0.5), json_number(float("-inf"))
-    (0.5, '-inf')
-    """
-    return value if isinstance(value, int) or math.isfinite(value) else str(value)

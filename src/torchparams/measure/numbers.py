@@ -1,0 +1,58 @@
+"""Numbers of a table's rows: what rows are ordered by, and how JSON takes them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torchparams.errors import SelectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    Keys = Mapping[str, Callable[[Any], Any]]
+
+Each = TypeVar("Each")
+
+
+def sort_key(keys: Keys, by: str) -> Callable[[Any], Any]:
+    """What rows are ordered by.
+
+    Args:
+        keys: A column's name → its value in a row.
+        by: One of the names, maybe with `-` before it.
+
+    Raises:
+        SelectorError: It is none of these.
+    """
+    key = by.removeprefix("-")
+    if key not in keys:
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(keys))
+    return keys[key]
+
+
+def in_order(rows: Iterable[Each], keys: Keys, by: str) -> tuple[Each, ...]:
+    """Rows in the order of a column, descending with `-` before its name; what is NaN there comes last.
+
+    >>> in_order([1.0, float("nan"), 2.0], {"value": lambda row: row}, "-value")
+    (2.0, 1.0, nan)
+
+    Raises:
+        SelectorError: There is no such column.
+    """
+    value = sort_key(keys, by)
+    numbers: list[Each] = []
+    others: list[Each] = []
+    for row in rows:
+        found = value(row)
+        (others if isinstance(found, float) and math.isnan(found) else numbers).append(row)
+    return (*sorted(numbers, key=value, reverse=by.startswith("-")), *others)
+
+
+def json_number(value: float) -> float | int | str:
+    """A number as JSON takes it: those that are not finite as the texts `nan`, `inf` and `-inf`.
+
+    >>> json_number(0.5), json_number(float("-inf"))
+    (0.5, '-inf')
+    """
+    return value if isinstance(value, int) or math.isfinite(value) else str(value)
