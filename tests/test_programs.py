@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -211,6 +211,8 @@ def test_layers_in_a_plain_list_are_not_part_of_the_model() -> None:
 
     assert len(Hidden().parameters) == len(list(Hidden().parameters())) == 0
     assert str(Hidden().parameters).endswith("0 tensors · 0 parameters · 0 B")
+    (finding,) = tp.audit(Hidden()).findings
+    assert finding.rule == "M101"
 
 
 def test_a_frozen_batch_norm_still_moves() -> None:
@@ -221,6 +223,26 @@ def test_a_frozen_batch_norm_still_moves() -> None:
     values = {name: tp.of(model, buffers=True)[name].clone() for name in before}
     model(torch.randn(8, 3) + 5)
     assert not torch.equal(values["0.running_mean"], tp.of(model, buffers=True)["0.running_mean"])
+    tp.freeze(model, "**")
+    values = {name: tp.of(model, buffers=True)[name].clone() for name in before}
+    model(torch.randn(8, 3) + 5)
+    assert all(torch.equal(values[name], tp.of(model, buffers=True)[name]) for name in before)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"weight_decay": 0.1}, {}])
+def test_a_frozen_parameter_moves_by_what_is_left_over(options: dict[str, Any]) -> None:
+    def moved(freeze: Callable[[nn.Module], object]) -> bool:
+        layer = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, **options)
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        freeze(layer)
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        return not torch.equal(before, layer.weight)
+
+    assert moved(lambda layer: layer.requires_grad_(False))
+    assert not moved(lambda layer: tp.freeze(layer))
 
 
 def test_optimizer_state_goes_by_position() -> None:
@@ -235,3 +257,8 @@ def test_optimizer_state_goes_by_position() -> None:
     assert tp.of(second).names == ["b.weight", "a.weight"]
     assert again.state[tp.of(second)["b.weight"]]["momentum_buffer"].sum() == 0
     assert again.state[tp.of(second)["a.weight"]]["momentum_buffer"].sum() == 4
+    # By name, each keeps its own.
+    named = torch.optim.SGD(second.parameters(), lr=0.1, momentum=0.9)
+    tp.load_optimizer_state(second, named, tp.optimizer_state(first, optimizer))
+    assert named.state[tp.of(second)["a.weight"]]["momentum_buffer"].sum() == 0
+    assert named.state[tp.of(second)["b.weight"]]["momentum_buffer"].sum() == 4
