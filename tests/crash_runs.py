@@ -3,9 +3,9 @@
     python crash_runs.py FOLDER SCENARIO
 
 A moment lies before each call that changes something on the disk, and in the middle of each that writes bytes. At each,
-a child process (a fork of this one) ends itself by SIGKILL. Then the target has to be the old one or the new one, and be
-so after a run that cleans up and then writes nothing, killed as well or not; and another run has to succeed and to leave
-nothing else behind. Prints how many moments there were, as JSON.
+a child process (a fork of this one) ends itself by SIGKILL. Then the target has to be the old one or the new one, and
+stay what it is when a run cleans up and then writes nothing, whether that is killed, too, or not; and another run has
+to succeed and to leave nothing else behind. Prints how many moments there were, as JSON.
 """
 
 from __future__ import annotations
