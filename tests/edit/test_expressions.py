@@ -254,6 +254,20 @@ def test_a_lazy_tensor_has_nothing_to_read() -> None:
     )
 
 
+def test_scratch_is_used_again() -> None:
+    parts = [stored(np.arange(8, dtype=np.float32)) for _ in range(3)]
+    first, second = (Linear(parts[i : i + 2], [1, 1]) for i in range(2))
+    with Work() as work:
+        work.begin(first)
+        a = work.scratch(first, 0, 8, np.dtype(np.float32))
+        assert np.shares_memory(a, work.scratch(first, 0, 4, np.dtype(np.float32)))
+        assert not np.shares_memory(a, work.scratch(first, 1, 8, np.dtype(np.float32)))
+        assert not np.shares_memory(a, work.scratch(second, 0, 8, np.dtype(np.float32)))
+        work.begin(second)
+        assert np.shares_memory(a, work.scratch(second, 0, 16, np.dtype(np.uint8)))
+        assert work.scratch(second, 0, 100, np.dtype(np.float64)).shape == (100,)
+
+
 def test_json_names_the_operations() -> None:
     w = stored(np.zeros((4, 2), np.float32))
     x = Cast(Concat([Slice(w, 0, 0, 2), w]), BF16)

@@ -153,12 +153,13 @@ def cast(values: Array, old: DType, new: DType) -> Array:
 _E4M3_MOST = 448.0
 
 
-def widen(values: Array, dtype: DType) -> Array:
+def widen(values: Array, dtype: DType, out: Array | None = None) -> Array:
     """`values` as float32, which holds every element of 16 bits or less: several times as fast as `astype`.
 
     Args:
         values: One-dimensional, of the type `dtype`.
         dtype: The type.
+        out: Where they go; a new array unless given.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -168,12 +169,18 @@ def widen(values: Array, dtype: DType) -> Array:
     """
     import numpy as np
 
+    if out is None:
+        out = np.empty(len(values), np.float32)
     if dtype == "bfloat16":
-        return np.left_shift(values.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
-    if dtype.kind == "float" and dtype.bits <= 8:
-        return np.take(_table(dtype), values.view(np.uint8), mode="clip")
-    with np.errstate(all="ignore"):
-        return values.astype(np.float32)
+        bits = out.view(np.uint32)
+        np.copyto(bits, values.view(np.uint16))  # two steps, each of them vectorised
+        bits <<= np.uint32(16)
+    elif dtype.kind == "float" and dtype.bits <= 8:
+        np.take(_table(dtype), values.view(np.uint8), mode="clip", out=out)
+    else:
+        with np.errstate(all="ignore"):
+            np.copyto(out, values, casting="unsafe")
+    return out
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
@@ -11,13 +12,18 @@ from torchparams.errors import MismatchError, PlanError
 from torchparams.report import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
     from torchparams.edit.work import Work
 
     Array = np.ndarray[Any, Any]
+
+PIECE = 1 << 16
+"""Elements that are computed at once: with all that is made on the way, they stay in a second-level cache."""
+
+_DIRECT = ("float32", "bfloat16", "float16")  # types that numpy rounds to as torch does, from float32
 
 NEITHER = "float8_e8m0fnu"
 """The one float type that nothing is computed in: it has neither a sign nor a zero."""
@@ -78,20 +84,49 @@ class Combination(Expression):
         self.accumulate = DType.of(accumulate)
         self.allow_overflow = allow_overflow
 
-    def wide(self, part: Expression, start: int, stop: int, work: Work) -> Array:
-        """Elements of a part in the type that is computed in: a copy, which may be written to."""
-        values = part.compute(start, stop, work)
-        if self.accumulate == "float32":
-            return widen(values, part.dtype)
-        return values.astype(self.accumulate.numpy)
+    @abstractmethod
+    def combine(self, start: int, stop: int, work: Work) -> Array:
+        """Elements `[start, stop)` of the result in the type that is computed in."""
 
-    def narrow(self, total: Array) -> Array:
-        """The result, rounded.
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """The elements, piece by piece, each rounded once."""
+        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
+        for at in range(start, stop, PIECE):
+            end = min(at + PIECE, stop)
+            self.narrow(self.combine(at, end, work), out[at - start : end - start])
+        return out
+
+    def pieces(self, work: Work) -> Iterator[tuple[int, int]]:
+        """First and last place of pieces of all elements, in order: for what has to see them all first."""
+        step = min(max(PIECE // self.granule, 1) * self.granule, work.block)
+        for start in range(0, self.numel, step):
+            yield start, min(start + step, self.numel)
+
+    def wide(self, part: Expression, slot: int, start: int, stop: int, work: Work) -> Array:
+        """Elements of a part in the type that is computed in, in a memory of `work` that may be written to."""
+        import numpy as np
+
+        values = part.compute(start, stop, work)
+        out = work.scratch(self, slot, stop - start, self.accumulate.numpy)
+        if self.accumulate == "float32":
+            return widen(values, part.dtype, out)
+        with np.errstate(all="ignore"):
+            np.copyto(out, values, casting="unsafe")
+        return out
+
+    def narrow(self, total: Array, out: Array) -> None:
+        """Round the result.
 
         Raises:
             PlanError: What is finite would become infinite.
         """
-        out = cast(total, self.accumulate, self.dtype)
+        import numpy as np
+
+        if self.dtype in _DIRECT and self.accumulate == "float32":
+            with np.errstate(all="ignore"):
+                np.copyto(out, total, casting="unsafe")
+        else:
+            out[...] = cast(total, self.accumulate, self.dtype)
         if not self.allow_overflow and reaches_infinity(total, self.accumulate, self.dtype):
             over = losses(total, out, self.accumulate, self.dtype).overflow
             if over:
@@ -101,7 +136,6 @@ class Combination(Expression):
                     exists="nothing was written",
                     hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
                 )
-        return out
 
     def called(self) -> str:
         """The operands' summary, where all have the same; else their summaries."""

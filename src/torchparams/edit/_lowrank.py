@@ -84,16 +84,22 @@ class Folded(Combination):
         step = max(work.block // part.granule, 1) * part.granule
         for start in range(0, part.numel, step):
             stop = min(start + step, part.numel)
-            out[start:stop] = self.wide(part, start, stop, work)
+            out[start:stop] = self.wide(part, 1, start, stop, work)
         return out
 
     def compute(self, start: int, stop: int, work: Work) -> Array:
-        """Row by row of tiles."""
+        """All of a block, rounded once: tiles are larger than pieces."""
+        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
+        self.narrow(self.combine(start, stop, work), out)
+        return out
+
+    def combine(self, start: int, stop: int, work: Work) -> Array:
+        """Tile by tile."""
         import numpy as np
 
         left, right = work.prepared(self)
         with np.errstate(all="ignore"):
-            total = self.wide(self.operands[0], start, stop, work)
+            total = self.wide(self.operands[0], 0, start, stop, work)
             table = total.reshape(-1, self._columns)
             first = start // self._columns
             for row in range(0, len(table), self._tile):
@@ -102,7 +108,7 @@ class Folded(Combination):
                 if self.scale != 1:
                     change *= change.dtype.type(self.scale)
                 tile += change
-        return self.narrow(total)
+        return total
 
     @property
     def footprint(self) -> int:
@@ -134,9 +140,9 @@ class Difference(Combination):
     def __init__(self, tuned: Expression, base: Expression) -> None:
         super().__init__((tuned, base), DType.of("float32"))
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def combine(self, start: int, stop: int, work: Work) -> Array:
         """The difference."""
-        tuned, base = (self.wide(part, start, stop, work) for part in self.operands)
+        tuned, base = (self.wide(part, slot, start, stop, work) for slot, part in enumerate(self.operands))
         tuned -= base
         return tuned
 

@@ -73,26 +73,26 @@ class Slerp(Combination):
         a, b = self.operands
         sums: tuple[list[float], list[float], list[float]] = ([], [], [])
         with np.errstate(all="ignore"):
-            for start in range(0, self.numel, work.block):
-                stop = min(start + work.block, self.numel)
-                x = self.wide(a, start, stop, work).astype(np.float64)
-                y = self.wide(b, start, stop, work).astype(np.float64)
+            for start, stop in self.pieces(work):
+                x, y, product = (work.scratch(self, slot, stop - start, np.dtype(np.float64)) for slot in (2, 3, 4))
+                np.copyto(x, self.wide(a, 0, start, stop, work))
+                np.copyto(y, self.wide(b, 1, start, stop, work))
                 for found, left, right in zip(sums, (x, y, x), (x, y, y), strict=True):
-                    found += _tiles(left * right)
+                    found += _tiles(np.multiply(left, right, out=product))
         aa, bb, ab = (_total(found) for found in sums)
         return arc(aa, bb, ab, self.t)
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def combine(self, start: int, stop: int, work: Work) -> Array:
         """Two products and a sum."""
         import numpy as np
 
         kind = self.accumulate.numpy.type
         with np.errstate(all="ignore"):
-            total, other = (self.wide(part, start, stop, work) for part in self.operands)
+            total, other = (self.wide(part, slot, start, stop, work) for slot, part in enumerate(self.operands))
             for values, factor in zip((total, other), work.prepared(self), strict=True):
                 values *= kind(factor)
             total += other
-        return self.narrow(total)
+        return total
 
     @property
     def footprint(self) -> int:

@@ -253,7 +253,7 @@ class Linear(Combination):
         super().__init__(parts, dtype, accumulate, allow_overflow=allow_overflow)
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def combine(self, start: int, stop: int, work: Work) -> Array:
         """Sums and products in the order of the parts."""
         import numpy as np
 
@@ -261,7 +261,7 @@ class Linear(Combination):
         total: Array | None = None
         with np.errstate(all="ignore"):
             for part, weight in zip(self.operands, self.weights, strict=True):
-                values = self.wide(part, start, stop, work)
+                values = self.wide(part, 0 if total is None else 1, start, stop, work)
                 if weight != 1:
                     values *= kind(weight)
                 if total is None:
@@ -269,7 +269,7 @@ class Linear(Combination):
                 else:
                     total += values
         assert total is not None
-        return self.narrow(total)
+        return total
 
     def summary(self) -> str:
         """As a sum; of tensors of one name, as weights of the name."""

@@ -47,6 +47,8 @@ class Work:
         self._mapped: list[Source] = []
         self._kept: tuple[str, Array] | None = None
         self._prepared: dict[int, Any] = {}
+        self._owners: dict[int, int] = {}
+        self._scratch: dict[tuple[int, int], Array] = {}
         self.block = block_bytes
         self.losses: dict[int, Losses] = {}
 
@@ -63,6 +65,7 @@ class Work:
         for reader in self._readers:
             reader.close()
         self._let_go()
+        self._scratch.clear()
         self._kept = None
 
     def _let_go(self) -> None:
@@ -78,6 +81,7 @@ class Work:
         """Go on to an expression, and prepare it. Of the one before, its memory is used again."""
         self.block = block_of(x, self._block_bytes) if block is None else block
         self._slots.clear()
+        self._owners.clear()
         self._let_go()
         self._prepared.clear()
         for part in x.walk():
@@ -103,6 +107,25 @@ class Work:
     def prepared(self, x: Expression) -> Any:
         """What `x.prepare` returned."""
         return self._prepared[id(x)]
+
+    def scratch(self, x: Expression, slot: int, count: int, dtype: np.dtype[Any]) -> Array:
+        """Memory for what an expression computes with, used again from block to block and by the expressions after it.
+
+        To get it anew for every block costs as much as to compute with it: the system gives it in pages of zeros.
+
+        Args:
+            x: Whose it is.
+            slot: Which of several.
+            count: How many elements.
+            dtype: Their type.
+        """
+        import numpy as np
+
+        key = self._owners.setdefault(id(x), len(self._owners)), slot
+        found = self._scratch.get(key)
+        if found is None or found.nbytes < count * dtype.itemsize:
+            found = self._scratch[key] = np.empty(count * dtype.itemsize, np.uint8)
+        return found[: count * dtype.itemsize].view(dtype)
 
     def count(self, x: Expression, lost: Losses) -> None:
         """Add to what a cast lost."""
