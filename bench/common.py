@@ -119,7 +119,8 @@ def process(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        env=None if env is None else {**os.environ, **env},
+        # What is installed has its bytecode beside it: nothing is compiled anew in each process.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(env or {})},
     ).stdout.split()
     if int(told[2]) != status:
         raise SystemExit(f"{' '.join(map(str, argv))} ended with {told[2]}, not {status}")

@@ -252,3 +252,8 @@ def test_equal_bytes(implementation: str, monkeypatch: pytest.MonkeyPatch) -> No
         other = bytearray(data)
         other[at] ^= 1
         assert not equal(data, other)
+
+
+def test_the_cosine_of_a_right_angle_has_no_sign() -> None:
+    found = Compared(changed=2, dd=2 << 9, aa=1 << 9, bb=1 << 9, ab=0)
+    assert math.copysign(1, found.cosine) == 1 and found.cosine == 0

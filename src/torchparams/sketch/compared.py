@@ -82,7 +82,7 @@ class Compared:
         if self.aa == self.bb == self.ab:
             return 1.0
         cosine = min(_root_of_ratio(self.ab * self.ab, self.aa * self.bb), 1.0)
-        return cosine if self.ab > 0 else -cosine
+        return cosine if self.ab >= 0 else -cosine
 
     @property
     def distance(self) -> float:
