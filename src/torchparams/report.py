@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype")
@@ -34,12 +34,14 @@ class Column:
         right: Flush right, for numbers.
         style: The style of its cells that have none of their own.
         shrink: May be cut in the middle when the table is wider than the place it is shown in.
+        yields: Is cut before those that may shrink too.
     """
 
     title: str
     right: bool = False
     style: str = ""
     shrink: bool = False
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,28 +118,52 @@ def width_of(text: str) -> int:
 
 
 def elide(text: str, width: int) -> str:
-    """`text` cut in the middle to `width` columns; both ends of a name say more than its start alone."""
+    """`text` cut to `width` columns: the long components of a dotted name, or its middle.
+
+    Both ends of a name say more than its start alone, and the numbers in it say which of many equal layers it is.
+
+    >>> elide("encoder.layers.11.self_attention.output.weight", 34)
+    'en…er.la…rs.11.se…on.output.weight'
+    >>> elide("embedding", 6)
+    'emb…ng'
+    """
     if width_of(text) <= width:
         return text
     if width <= 1:
         return "…"[:width]
+    if text.isascii() and "." in text and " " not in text and len(text) <= _LONGEST_NAME:
+        components = text.split(".")
+        room = width - len(components) + 1
+        for least in (3, 1):
+            sizes = [len(component) for component in components]
+            floors = [len(c) if c.isdecimal() else min(len(c), least) for c in components]
+            if sum(floors) > room:
+                continue
+            for _ in range(sum(sizes) - room):
+                longest = max((i for i in range(len(sizes)) if sizes[i] > floors[i]), key=sizes.__getitem__)
+                sizes[longest] -= 1
+            return ".".join(elide(component, size) for component, size in zip(components, sizes, strict=True))
     tail = (width - 1) // 2
     head = width - 1 - tail
     return f"{text[:head]}…{text[len(text) - tail :]}"
 
 
+_LONGEST_NAME = 500
+
+
 def fit(widths: Sequence[int], columns: Sequence[Column], room: int) -> list[int]:
-    """Widths that fit in `room` columns, taken from those that may shrink, the widest first."""
+    """Widths that fit in `room` columns, taken from those that yield, then from those that may shrink, widest first."""
     fitted = list(widths)
     over = sum(fitted) + 2 * (len(fitted) - 1) - room
-    shrinkable = [i for i, column in enumerate(columns) if column.shrink]
-    while over > 0 and shrinkable:
-        widest = max(shrinkable, key=lambda i: fitted[i])
-        least = max(8, width_of(columns[widest].title))
-        if fitted[widest] <= least:
-            break
-        fitted[widest] -= 1
-        over -= 1
+    for yields in (True, False):
+        shrinkable = [i for i, column in enumerate(columns) if column.shrink and column.yields == yields]
+        while over > 0 and shrinkable:
+            widest = max(shrinkable, key=lambda i: fitted[i])
+            least = max(8, width_of(columns[widest].title))
+            if fitted[widest] <= least:
+                break
+            fitted[widest] -= 1
+            over -= 1
     return fitted
 
 
@@ -263,6 +289,17 @@ def _three(value: float) -> str:
 def human_shape(shape: tuple[int, ...] | None) -> str:
     """A shape as the table shows it: `[64, 3, 7, 7]`, `[]` for a scalar, `lazy` where there is none yet."""
     return "lazy" if shape is None else str(list(shape))
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """The first few of `names`, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    every = list(names)
+    more = len(every) - limit
+    return ", ".join(every[:limit]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def plural(n: int, singular: str, plural_form: str | None = None) -> str:
