@@ -16,6 +16,7 @@ from torchparams.report import (
     Text,
     cut,
     human_count,
+    listed,
     plural,
     printable,
     to_html,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 DEFAULTS = "defaults"
 """What gave an option that no rule gave: the call of `groups` itself."""
-
-NAMES_SHOWN = 3
-"""Names of frozen parameters that printing lists at most."""
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -53,9 +51,8 @@ def report(groups: Groups, limit: int | None) -> Report:
         parts += [Text(""), _rule_table(groups)]
     parts += [Text(""), _parameter_table(groups, options, limit)]
     if groups.frozen:
-        more = len(groups.frozen) - NAMES_SHOWN
-        names = ", ".join(groups.frozen[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-        parts.append(Text(printable(f"left out, frozen: {plural(len(groups.frozen), 'tensor')}: {names}"), "dim"))
+        text = f"left out, frozen: {plural(len(groups.frozen), 'tensor')}: {listed(groups.frozen)}"
+        parts.append(Text(printable(text), "dim"))
     return Report(tuple(parts))
 
 

@@ -22,7 +22,7 @@ from torchparams.engines._read import Files
 from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine, processors
 from torchparams.errors import NotReadable, TruncatedFile
-from torchparams.report import plural
+from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
@@ -144,11 +144,10 @@ class _State:
     def note(self) -> str:
         """What an error leaves behind."""
         left = [pair.name for pair in self._pairs if pair.name not in self._done]
-        shown = ", ".join(left[:5]) + (f" and {len(left) - 5:,} more" if len(left) > 5 else "")
         return (
             f"the model is partly loaded: {plural(len(self._done), 'tensor')} of {len(self._pairs):,} "
             f"{'holds' if len(self._done) == 1 else 'hold'} the new values; "
-            f"these hold old ones, or some of both: {shown or 'none'}"
+            f"these hold old ones, or some of both: {listed(left, 5) or 'none'}"
         )
 
 

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
 from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
+from torchparams.rows import ROWS_SHOWN
 from torchparams.train._live import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-ROWS_SHOWN = 40
-"""Tensors that a report lists at most."""
 
 
 def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> Applied:

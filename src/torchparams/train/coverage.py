@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError, nearest, shorten
 from torchparams.renames import best_match
-from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
+from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, printable, to_html, to_text
+from torchparams.rows import ROWS_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 KINDS = ("missing", "unexpected", "mismatched")
 """What can be wrong, by name: each is an attribute of `Coverage`, and can be asked for in `strict`."""
 
-ROWS_SHOWN = 40
-"""Rows of each kind that printing a coverage shows at most."""
-
-_NAMES_IN_ERROR = 3
 _DEEPEST = 8  # components of a common ending
 _SPELLED = 16  # names of each kind that are compared letter by letter, where these are not too many
 _SPELLED_AMONG = 2_000
@@ -217,16 +214,16 @@ def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:
 
 
 def _sentence(kind: str, items: Mapping[str, Item]) -> str:
-    shown = []
-    for item in list(items.values())[:_NAMES_IN_ERROR]:
-        text = shorten(repr(item.name))
-        if item.note:
-            text += f" ({item.note})"
-        if item.nearest is not None:
-            text += f" (perhaps {shorten(repr(item.nearest))})"
-        shown.append(text)
-    more = len(items) - len(shown)
-    return f"{len(items):,} {kind}: {', '.join(shown)}" + (f" and {more:,} more" if more else "")
+    return f"{len(items):,} {kind}: {listed(map(_in_words, items.values()))}"
+
+
+def _in_words(item: Item) -> str:
+    text = shorten(repr(item.name))
+    if item.note:
+        text += f" ({item.note})"
+    if item.nearest is not None:
+        text += f" (perhaps {shorten(repr(item.nearest))})"
+    return text
 
 
 def _row(kind: str, style: str, item: Item) -> Row:
@@ -304,14 +301,3 @@ def _endings(name: str) -> Iterable[str]:
 def grouped(items: Iterable[Item]) -> Mapping[str, Item]:
     """Name → item, read-only."""
     return MappingProxyType({item.name: item for item in items})
-
-
-def listed(names: Iterable[str], limit: int = _NAMES_IN_ERROR) -> str:
-    """The first few names, and how many more there are.
-
-    >>> listed(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    all_names = list(names)
-    more = len(all_names) - limit
-    return ", ".join(all_names[:limit]) + (f" and {more:,} more" if more > 0 else "")

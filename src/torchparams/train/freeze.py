@@ -19,33 +19,16 @@ what it gives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError, nearest
-from torchparams.report import (
-    Column,
-    Report,
-    Row,
-    Table,
-    Text,
-    cut,
-    human_count,
-    human_shape,
-    plural,
-    to_html,
-    to_text,
-)
+from torchparams.report import Table, Text, listed, plural
+from torchparams.train._change import Change, Steps, shown, which
 from torchparams.train._live import Chosen, choose
-from torchparams.train._statistics import Layers, StatisticsHold, hold_on
+from torchparams.train._statistics import Layers, hold_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from torch import nn
-
-ROWS_SHOWN = 40
-"""Parameters that a report lists at most."""
 
 
 def freeze(model: object, selector: object = None, *, statistics: bool = True) -> Frozen:
@@ -116,7 +99,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
     24
     """
     chosen = choose(model, selector, "torchparams.unfreeze")
-    steps = _Steps(requires_grad=True)
+    steps = Steps(requires_grad=True)
     changed, cannot = [], []
     try:
         for name, parameter in chosen.parameters().items():
@@ -148,7 +131,7 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
                 where=chosen.source.label,
                 hint="freeze the parameters that it is computed from",
             )
-    steps = _Steps()
+    steps = Steps()
     changed, moving = [], []
     try:
         for name, parameter in chosen.parameters().items():
@@ -178,177 +161,7 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
 # --- what was done, and its undoing ---------------------------------------------------------
 
 
-class _Steps:
-    """What has been changed, with what was there before. Nothing that was so already is in it."""
-
-    def __init__(self, requires_grad: bool = False) -> None:
-        self.requires_grad = requires_grad
-        # Two lists, and not one of pairs, which would be so many objects more for the garbage collector.
-        self.flipped: list[Any] = []
-        self.grads: list[Any] = []
-        self.cleared: list[tuple[Any, Any]] = []
-        self.held: list[StatisticsHold] = []
-        self.released: list[StatisticsHold] = []
-
-    def flip(self, parameter: Any, grad: Any) -> bool:
-        if parameter.requires_grad is self.requires_grad:
-            return False
-        parameter.requires_grad = self.requires_grad  # not requires_grad_(): a lazy parameter has only the attribute
-        self.flipped.append(parameter)
-        self.grads.append(grad)
-        return True
-
-    def clear(self, parameter: Any, grad: Any) -> None:
-        parameter.grad = None
-        self.cleared.append((parameter, grad))
-
-    def hold(self, layer: nn.Module) -> None:
-        if hold_on(layer) is None:
-            hold = StatisticsHold(layer)
-            hold.place()
-            self.held.append(hold)
-
-    def release(self, layer: nn.Module) -> None:
-        hold = hold_on(layer)
-        if hold is not None:
-            hold.release()
-            self.released.append(hold)
-
-    def undo(self) -> None:
-        # Emptied as it goes: a second undo finds nothing to do, and the gradients are not kept any longer.
-        while self.held:
-            hold = self.held.pop()
-            if hold_on(hold.module) is hold:
-                hold.release()
-        while self.released:
-            hold = self.released.pop()
-            if hold_on(hold.module) is None:
-                hold.place()
-        while self.flipped:
-            parameter, grad = self.flipped.pop(), self.grads.pop()
-            parameter.requires_grad = not self.requires_grad
-            if self.requires_grad:
-                # Frozen again: what has come meanwhile is a left-over gradient, by which an optimizer would move it.
-                parameter.grad = grad if grad is None or _fits(parameter, grad) else None
-        while self.cleared:
-            parameter, grad = self.cleared.pop()
-            if parameter.grad is None and _fits(parameter, grad):
-                parameter.grad = grad
-
-
-def _fits(parameter: Any, grad: Any) -> bool:
-    """Whether the model has not been moved to another device or type since."""
-    same = (parameter.device, parameter.dtype, parameter.shape) == (grad.device, grad.dtype, grad.shape)
-    return bool(same)
-
-
-class _Change:
-    """What `freeze` or `unfreeze` has done; a context manager that takes it back.
-
-    Attributes:
-        label: The model.
-        names: The selected parameters, by canonical name, in the model's order.
-        changed: Those of them that were otherwise before.
-        statistics: The layers whose running statistics stopped (or move again), by canonical name.
-        trainable: Count of elements of the model's trainable parameters, afterwards.
-        numel: Count of elements of all its parameters.
-    """
-
-    did = ""
-    before = ("", "")
-    statistics_did = ""
-
-    def __init__(
-        self, chosen: Chosen | None, changed: tuple[str, ...], statistics: tuple[str, ...], steps: _Steps
-    ) -> None:
-        self.changed = changed
-        self.statistics = statistics
-        self._steps = steps
-        self.names: tuple[str, ...] = ()
-        self.label = "no model"
-        self.trainable = self.numel = 0
-        self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
-        self._ddp = False
-        if chosen is not None:
-            records = chosen.records
-            self.names = tuple(chosen.parameters())
-            self.label = chosen.source.label
-            self._sizes = dict(zip(records.tensors, records.column("sizes"), strict=True))
-            every = chosen.parameters(records.names)
-            self.numel = sum(self._sizes[name][1] for name in every)
-            self.trainable = sum(self._sizes[name][1] for name, parameter in every.items() if parameter.requires_grad)
-            self._ddp = "DistributedDataParallel(" in chosen.source.label
-
-    def undo(self) -> None:
-        """Put every flag, mode and gradient back as it was; a second time it does nothing.
-
-        Only what this call has changed is put back, so of several freezes each can be undone by itself. A layer's mode
-        becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of gradients, one
-        that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a frozen
-        parameter.
-        """
-        self._steps.undo()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """What was done, as a report.
-
-        Args:
-            limit: Most parameters to list; None for all.
-        """
-        columns = (
-            Column("name", style="name", shrink=True),
-            Column("shape"),
-            Column("numel", right=True, style="number"),
-            Column("before", style="dim"),
-        )
-        changed = frozenset(self.changed)
-        rows = []
-        for name in self.names:
-            shape, numel = self._sizes.get(name, (None, 0))
-            rows.append(Row((name, human_shape(shape), f"{numel:,}", self.before[name not in changed])))
-        already = len(self.names) - len(self.changed)
-        title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
-        if already:
-            title += f", {already:,} of them {self.before[1]} before"
-        parts: list[Text | Table] = [Text(title, "title"), Table(columns, cut(rows, limit, "parameters"))]
-        if self.statistics:
-            parts.append(Text(f"running statistics {self.statistics_did} in {_listed(self.statistics)}"))
-        parts += self._notes()
-        share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
-        parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
-        return Report(tuple(parts))
-
-    def _notes(self) -> list[Text | Table]:
-        return []
-
-    def to_json(self) -> dict[str, Any]:
-        """What was done, as JSON takes it."""
-        return {
-            "names": list(self.names),
-            "changed": list(self.changed),
-            "statistics": list(self.statistics),
-            "trainable": self.trainable,
-            "numel": self.numel,
-        }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
-
-
-class Frozen(_Change):
+class Frozen(Change):
     """What `freeze` has done: print it, undo it, or write it down and do it again to another model.
 
     Attributes:
@@ -381,7 +194,7 @@ class Frozen(_Change):
         chosen: Chosen | None,
         changed: tuple[str, ...],
         statistics: tuple[str, ...],
-        steps: _Steps,
+        steps: Steps,
         moving: tuple[str, ...],
     ) -> None:
         super().__init__(chosen, changed, statistics, steps)
@@ -404,7 +217,7 @@ class Frozen(_Change):
         names = tuple(name for name, parameter in chosen.parameters().items() if not parameter.requires_grad)
         chosen = Chosen(chosen.source, chosen.records, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
-        return cls(chosen, (), held, _Steps(), ())
+        return cls(chosen, (), held, Steps(), ())
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Frozen:
@@ -425,7 +238,7 @@ class Frozen(_Change):
                     hint="give what Frozen.to_json() returned",
                 )
         names, statistics = map(tuple, lists)  # type: ignore[arg-type]  # lists of text, as just seen
-        frozen = cls(None, (), statistics, _Steps(), ())
+        frozen = cls(None, (), statistics, Steps(), ())
         frozen.names = names
         return frozen
 
@@ -457,7 +270,7 @@ class Frozen(_Change):
         notes: list[Text | Table] = []
         if self.moving:
             what = "layer that is half frozen", "layers that are half frozen"
-            notes.append(Text(f"running statistics go on in {_listed(self.moving, *what)}", "warn"))
+            notes.append(Text(f"running statistics go on in {which(self.moving, *what)}", "warn"))
         if self.cleared:
             notes.append(Text(f"cleared {plural(self.cleared, 'left-over gradient')}"))
         if self._ddp:
@@ -465,7 +278,7 @@ class Frozen(_Change):
         return notes
 
 
-class Unfrozen(_Change):
+class Unfrozen(Change):
     """What `unfreeze` has done.
 
     Attributes:
@@ -487,7 +300,7 @@ class Unfrozen(_Change):
         chosen: Chosen,
         changed: tuple[str, ...],
         statistics: tuple[str, ...],
-        steps: _Steps,
+        steps: Steps,
         cannot: tuple[str, ...],
     ) -> None:
         super().__init__(chosen, changed, statistics, steps)
@@ -502,7 +315,7 @@ class Unfrozen(_Change):
     def _notes(self) -> list[Text | Table]:
         if not self.cannot:
             return []
-        return [Text(f"no gradient is possible for {_listed(self.cannot, 'parameter')}", "warn")]
+        return [Text(f"no gradient is possible for {which(self.cannot, 'parameter')}", "warn")]
 
 
 def _found(names: Sequence[str], chosen: Chosen) -> frozenset[str]:
@@ -521,24 +334,8 @@ def _refuse_missing(
         return
     near = nearest(missing[0], known, count=1)
     raise MismatchError(
-        f"{len(missing):,} of {len(wanted):,} frozen {what} are not in this model: {_first(missing)}",
+        f"{len(missing):,} of {len(wanted):,} frozen {what} are not in this model: {listed(shown(missing))}",
         where=chosen.source.label,
         exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
         hint="freeze by a selector, or take the missing ones out of the record",
     )
-
-
-_LISTED = 3
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(name or "the model itself" for name in names[:_LISTED]) + (f" and {more:,} more" * (more > 0))
-
-
-def _listed(names: Sequence[str], what: str = "layer", several: str | None = None) -> str:
-    return f"{plural(len(names), what, several)}: {_first(names)}"
-
-
-def _count(n: int) -> str:
-    return human_count(n) if n >= 1000 else str(n)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.parameters import Parameters, of
-from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, plural, to_html, to_text
+from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, to_html, to_text
+from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
 from torchparams.sources._live import LiveRecords
 from torchparams.sources._traverse import Listing
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from torchparams.sources._module import ModuleSource
 
     _Alike: TypeAlias = dict[tuple[torch.device, torch.dtype], Sequence[int]]
-
-ROWS_SHOWN = 40
-"""Norms that a report lists at most."""
 
 
 def gradients(model: object) -> Parameters:
@@ -194,6 +193,10 @@ class GradientRecords(LiveRecords):
         read = records._listing
         listing = Listing(grads, owners, read.raws, read.buffers, read.tied, read.shared)
         return cls(listing, lambda: records._tied, records.tensors)
+
+    def one(self, name: str) -> ParameterInfo:
+        """The record of one canonical name; makes no others."""
+        return replace(super().one(name), requires_grad=self._parameters[name].requires_grad)
 
     def only(self, names: Container[str]) -> GradientRecords:
         """Those of `names`, in the same order."""
@@ -434,11 +437,11 @@ class GradNorms:
             Table(columns, (*cut(rows, limit, "groups" if grouped else "parameters"), total)),
         ]
         if self.nonfinite:
-            text = f"not finite: {_first(self.nonfinite)}"
+            text = f"not finite: {listed(self.nonfinite)}"
             parts.append(Text(text, "error"))
         if self.without:
             what = plural(len(self.without), "trainable parameter has", "trainable parameters have")
-            parts.append(Text(f"{what} no gradient: {_first(self.without)}", "warn"))
+            parts.append(Text(f"{what} no gradient: {listed(self.without)}", "warn"))
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
@@ -462,14 +465,6 @@ class GradNorms:
 
     def _repr_html_(self) -> str:
         return to_html(self.report())
-
-
-_LISTED = 3
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _number(value: float) -> str:

@@ -14,20 +14,31 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
-from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_shape,
+    listed,
+    plural,
+    to_html,
+    to_text,
+)
+from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
 from torchparams.sources._traverse import list_tensors
 from torchparams.train._live import Chosen, choose
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
-
-ROWS_SHOWN = 40
-"""Parameters that a report lists at most."""
 
 
 def init(
@@ -270,7 +281,7 @@ class Initialised:
             (self.without_values, "{} on the meta device, without values: {}", "error"),
         ):
             if names:
-                parts.append(Text(text.format(plural(len(names), "tensor"), _first(names)), style))
+                parts.append(Text(text.format(plural(len(names), "tensor"), listed(names)), style))
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
@@ -292,11 +303,3 @@ class Initialised:
 
     def _repr_html_(self) -> str:
         return to_html(self.report())
-
-
-_LISTED = 3
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.parameters import Parameters
 from torchparams.renames import Renames, best_match, propose, renamed
-from torchparams.report import plural
+from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
 from torchparams.sources._module import ModuleSource
 from torchparams.sources.base import open_source
@@ -22,7 +22,7 @@ from torchparams.train._fit import (
 )
 from torchparams.train._live import live_table
 from torchparams.train._transfer import Pair, give_memory, transfer
-from torchparams.train.coverage import Coverage, Item, candidates, grouped, listed, strict_kinds
+from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
 
 if TYPE_CHECKING:
     import torch

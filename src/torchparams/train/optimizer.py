@@ -20,6 +20,7 @@ from torchparams.report import (
     to_html,
     to_text,
 )
+from torchparams.rows import ROWS_SHOWN
 from torchparams.sources._module import ModuleSource
 from torchparams.train._live import live_table
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-
-ROWS_SHOWN = 40
-"""Parameters that printing a state shows at most."""
 
 FLAT = ("d", "prev_flat_grad", "old_dirs", "old_stps")
 """What LBFGS keeps of all parameters together: vectors, or lists of vectors, of their elements one after the other."""

@@ -11,10 +11,10 @@ from torchparams.dtypes import DType
 from torchparams.errors import MismatchError, UnsupportedSource, nearest
 from torchparams.info import ParameterInfo, file_tensor
 from torchparams.renames import Renames, propose
-from torchparams.report import human_shape, plural
+from torchparams.report import human_shape, listed, plural
 from torchparams.sources._module import ModuleSource
 from torchparams.train._live import live_table
-from torchparams.train.coverage import Coverage, Item, grouped, listed, strict_kinds
+from torchparams.train.coverage import Coverage, Item, grouped, strict_kinds
 from torchparams.train.optimizer import (
     FLAT,
     OptimizerState,

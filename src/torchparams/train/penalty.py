@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, NotReadable, OptionError, UnknownName, nearest
 from torchparams.parameters import of
-from torchparams.report import human_shape, plural, printable
+from torchparams.report import human_shape, listed, plural, printable
 from torchparams.train._live import choose
 from torchparams.train.apply import refuse_without_values
 
@@ -194,9 +194,8 @@ def _matched(names: Sequence[str], chosen: Chosen, table: Parameters) -> dict[st
             found[name] = there
     if missing:
         near = nearest(missing[0], known, count=1)
-        first = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
         raise MismatchError(
-            f"{len(missing):,} of {plural(len(names), 'selected parameter')} are not there: {first}",
+            f"{len(missing):,} of {plural(len(names), 'selected parameter')} are not there: {listed(missing)}",
             where=table.source.label,
             exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
             hint="select what it holds, and penalise the rest toward nothing",

@@ -1,0 +1,218 @@
+"""What freezing and unfreezing have changed: how it is put back, and how it is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from torchparams.report import (
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_count,
+    human_shape,
+    listed,
+    plural,
+    to_html,
+    to_text,
+)
+from torchparams.rows import ROWS_SHOWN
+from torchparams.train._statistics import StatisticsHold, hold_on
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from torch import nn
+
+    from torchparams.train._live import Chosen
+
+
+class Steps:
+    """What has been changed, with what was there before. Nothing that was so already is in it."""
+
+    def __init__(self, requires_grad: bool = False) -> None:
+        self.requires_grad = requires_grad
+        # Two lists, and not one of pairs, which would be so many objects more for the garbage collector.
+        self.flipped: list[Any] = []
+        self.grads: list[Any] = []
+        self.cleared: list[tuple[Any, Any]] = []
+        self.held: list[StatisticsHold] = []
+        self.released: list[StatisticsHold] = []
+
+    def flip(self, parameter: Any, grad: Any) -> bool:
+        if parameter.requires_grad is self.requires_grad:
+            return False
+        parameter.requires_grad = self.requires_grad  # not requires_grad_(): a lazy parameter has only the attribute
+        self.flipped.append(parameter)
+        self.grads.append(grad)
+        return True
+
+    def clear(self, parameter: Any, grad: Any) -> None:
+        parameter.grad = None
+        self.cleared.append((parameter, grad))
+
+    def hold(self, layer: nn.Module) -> None:
+        if hold_on(layer) is None:
+            hold = StatisticsHold(layer)
+            hold.place()
+            self.held.append(hold)
+
+    def release(self, layer: nn.Module) -> None:
+        hold = hold_on(layer)
+        if hold is not None:
+            hold.release()
+            self.released.append(hold)
+
+    def undo(self) -> None:
+        # Emptied as it goes: a second undo finds nothing to do, and the gradients are not kept any longer.
+        while self.held:
+            hold = self.held.pop()
+            if hold_on(hold.module) is hold:
+                hold.release()
+        while self.released:
+            hold = self.released.pop()
+            if hold_on(hold.module) is None:
+                hold.place()
+        while self.flipped:
+            parameter, grad = self.flipped.pop(), self.grads.pop()
+            parameter.requires_grad = not self.requires_grad
+            if self.requires_grad:
+                # Frozen again: what has come meanwhile is a left-over gradient, by which an optimizer would move it.
+                parameter.grad = grad if grad is None or _fits(parameter, grad) else None
+        while self.cleared:
+            parameter, grad = self.cleared.pop()
+            if parameter.grad is None and _fits(parameter, grad):
+                parameter.grad = grad
+
+
+def _fits(parameter: Any, grad: Any) -> bool:
+    """Whether the model has not been moved to another device or type since."""
+    same = (parameter.device, parameter.dtype, parameter.shape) == (grad.device, grad.dtype, grad.shape)
+    return bool(same)
+
+
+class Change:
+    """What `freeze` or `unfreeze` has done; a context manager that takes it back.
+
+    Attributes:
+        label: The model.
+        names: The selected parameters, by canonical name, in the model's order.
+        changed: Those of them that were otherwise before.
+        statistics: The layers whose running statistics stopped (or move again), by canonical name.
+        trainable: Count of elements of the model's trainable parameters, afterwards.
+        numel: Count of elements of all its parameters.
+    """
+
+    did = ""
+    before = ("", "")
+    statistics_did = ""
+
+    def __init__(
+        self, chosen: Chosen | None, changed: tuple[str, ...], statistics: tuple[str, ...], steps: Steps
+    ) -> None:
+        self.changed = changed
+        self.statistics = statistics
+        self._steps = steps
+        self.names: tuple[str, ...] = ()
+        self.label = "no model"
+        self.trainable = self.numel = 0
+        self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
+        self._ddp = False
+        if chosen is not None:
+            records = chosen.records
+            self.names = tuple(chosen.parameters())
+            self.label = chosen.source.label
+            self._sizes = dict(zip(records.tensors, records.column("sizes"), strict=True))
+            every = chosen.parameters(records.names)
+            self.numel = sum(self._sizes[name][1] for name in every)
+            self.trainable = sum(self._sizes[name][1] for name, parameter in every.items() if parameter.requires_grad)
+            self._ddp = "DistributedDataParallel(" in chosen.source.label
+
+    def undo(self) -> None:
+        """Put every flag, mode and gradient back as it was; a second time it does nothing.
+
+        Only what this call has changed is put back, so of several freezes each can be undone by itself. A layer's mode
+        becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of gradients, one
+        that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a frozen
+        parameter.
+        """
+        self._steps.undo()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+        """What was done, as a report.
+
+        Args:
+            limit: Most parameters to list; None for all.
+        """
+        columns = (
+            Column("name", style="name", shrink=True),
+            Column("shape"),
+            Column("numel", right=True, style="number"),
+            Column("before", style="dim"),
+        )
+        changed = frozenset(self.changed)
+        rows = []
+        for name in self.names:
+            shape, numel = self._sizes.get(name, (None, 0))
+            rows.append(Row((name, human_shape(shape), f"{numel:,}", self.before[name not in changed])))
+        already = len(self.names) - len(self.changed)
+        title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
+        if already:
+            title += f", {already:,} of them {self.before[1]} before"
+        parts: list[Text | Table] = [Text(title, "title"), Table(columns, cut(rows, limit, "parameters"))]
+        if self.statistics:
+            parts.append(Text(f"running statistics {self.statistics_did} in {which(self.statistics)}"))
+        parts += self._notes()
+        share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
+        parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
+        return Report(tuple(parts))
+
+    def _notes(self) -> list[Text | Table]:
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done, as JSON takes it."""
+        return {
+            "names": list(self.names),
+            "changed": list(self.changed),
+            "statistics": list(self.statistics),
+            "trainable": self.trainable,
+            "numel": self.numel,
+        }
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+
+def which(names: Sequence[str], what: str = "layer", several: str | None = None) -> str:
+    """How many modules or parameters, and the first of them.
+
+    >>> which(["encoder.norm", ""])
+    '2 layers: encoder.norm, the model itself'
+    """
+    return f"{plural(len(names), what, several)}: {listed(shown(names))}"
+
+
+def shown(names: Sequence[str]) -> list[str]:
+    """Names for a sentence; the outermost module has none."""
+    return [name or "the model itself" for name in names]
+
+
+def _count(n: int) -> str:
+    return human_count(n) if n >= 1000 else str(n)
