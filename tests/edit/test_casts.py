@@ -94,7 +94,7 @@ INTEGERS = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint
 
 
 @given(data=st.data(), old=st.sampled_from(INTEGERS), new=st.sampled_from([*INTEGERS[1:], "float32", "bfloat16"]))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_what_integers_lose(data: st.DataObject, old: str, new: str) -> None:
     before = data.draw(arrays(old))
     after, lost = cast_counting(before, DType.of(old), DType.of(new))

@@ -79,7 +79,7 @@ def test_arrays_of_any_layout_are_read_in_order() -> None:
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     data=st.data(),
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_slices(shape: list[int], sizes: list[int], data: st.DataObject) -> None:
     array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     dim = data.draw(st.integers(0, len(shape) - 1))
@@ -95,7 +95,7 @@ def test_slices(shape: list[int], sizes: list[int], data: st.DataObject) -> None
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     data=st.data(),
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_joins(shape: list[int], parts: list[int], sizes: list[int], data: st.DataObject) -> None:
     dim = data.draw(st.integers(0, len(shape) - 1))
     arrays = []

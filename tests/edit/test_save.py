@@ -93,7 +93,7 @@ NAMES = "abcde"
 
 
 @given(data=st.data())
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_delta(tmp_path: Path, data: st.DataObject) -> None:
     def tensors() -> dict[str, Array]:
         chosen = data.draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))

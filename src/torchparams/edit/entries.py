@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,9 @@ def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
     for entry in entries:
         _make_one(entry, format, how, bases.get(id(entry)), made)
     _note(entries, format, how, made)
+    saved = _compacted(entries, bases)
+    if saved:
+        made.notes.append(f"compacted: views of larger storages take {human_bytes(saved)} less")
     return made
 
 
@@ -245,8 +249,8 @@ def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
         shown = "; ".join(" = ".join(entry.names) for entry in tied[:_SHOWN])
         more = f"; and {len(tied) - _SHOWN:,} more" if len(tied) > _SHOWN else ""
         what = {
-            "keep": "tied, and written once under each name",
-            "clone": f"tied, and written once for each name: {human_bytes(_cloned(tied))} more",
+            "keep": "tied, and kept so",
+            "clone": f"tied, and written under each name, which takes {human_bytes(_cloned(tied))} more",
             "drop": "tied, and written under the first name",
         }[how]
         made.notes.append(f"{what}: {shown}{more}")
@@ -256,27 +260,23 @@ def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
                 names = ", ".join(extent.entry.names[0] for extent in group[:_SHOWN])
                 more = f" and {len(group) - _SHOWN:,} more" if len(group) > _SHOWN else ""
                 made.notes.append(f"{names}{more} are views of the same memory, and are written apart")
-    saved = _compacted(entries)
-    if saved > 0:
-        made.notes.append(f"compacted: views of larger storages take {human_bytes(saved)} less")
 
 
 def _cloned(tied: Sequence[Entry]) -> int:
     return sum(entry.dtype.nbytes(entry.info.numel) * (len(entry.names) - 1) for entry in tied)
 
 
-def _compacted(entries: Sequence[Entry]) -> int:
-    """Bytes of files' storages that no tensor shows."""
+def _compacted(entries: Iterable[Entry], bases: Mapping[int, object]) -> int:
+    """Bytes that storages take in files of sources beyond what is written of them."""
     storages: dict[tuple[int, str], int] = {}
-    shown: dict[tuple[int, str], int] = {}
-    for group in _components(entries):
-        info, source = group[0].entry.info, group[0].entry.source
-        if info.device != "file" or info.storage is None:
-            continue
-        key = (id(source), info.storage.key)
-        storages[key] = info.storage.nbytes
-        shown[key] = shown.get(key, 0) + max(extent.stop for extent in group) - group[0].start
-    return sum(nbytes - shown[key] for key, nbytes in storages.items())
+    written: Counter[tuple[int, str]] = Counter()
+    for entry in entries:
+        info = entry.info
+        if info.device == "file" and info.storage is not None:
+            key = (id(entry.source), info.storage.key)
+            storages[key] = info.storage.nbytes
+            written[key] += info.nbytes if id(entry) not in bases else 0
+    return sum(max(nbytes - written[key], 0) for key, nbytes in storages.items())
 
 
 # --- element types -----------------------------------------------------------------------------
