@@ -212,7 +212,7 @@ def test_layers_in_a_plain_list_are_not_part_of_the_model() -> None:
     assert len(Hidden().parameters) == len(list(Hidden().parameters())) == 0
     assert str(Hidden().parameters).endswith("0 tensors · 0 parameters · 0 B")
     (finding,) = tp.audit(Hidden()).findings
-    assert finding.rule == "M101"
+    assert finding.rule == "hidden-parameter"
 
 
 def test_a_frozen_batch_norm_still_moves() -> None:

@@ -52,7 +52,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
         Column("size", right=True),
         *([Column("kind")] if kinds else []),
         *([Column("trainable")] if live else []),
-        *([Column("module", style="dim", shrink=True)] if modules else []),
+        *([Column("module", style="dim", shrink=True, yields=True)] if modules else []),
     ]
 
     def row(info: ParameterInfo) -> Row:

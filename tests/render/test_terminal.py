@@ -1,0 +1,78 @@
+"""Reports in a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+
+import pytest
+
+from torchparams.render.json import print_json
+from torchparams.render.terminal import has_colour, print_report
+from torchparams.report import Column, Report, Row, Table, Text
+
+REPORT = Report(
+    (
+        Text("m.pt", "title"),
+        Table(
+            (Column("name", style="name", shrink=True), Column("dtype", style="dtype")), (Row(("a" * 40, "float32")),)
+        ),
+    )
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 24)))
+
+
+def test_a_pipe_gets_all_of_it_without_colour() -> None:
+    file = io.StringIO()
+    print_report(REPORT, file)
+    assert file.getvalue() == f"m.pt\n{'name':40}  dtype\n{'a' * 40}  float32\n"
+
+
+def test_a_terminal_gets_what_fits_with_colour() -> None:
+    file = Terminal()
+    print_report(REPORT, file)
+    assert "\x1b[35mfloat32\x1b[0m" in file.getvalue()
+    assert "aaaaaaaaaa…aaaaaaaaaa  " in file.getvalue()
+    assert "a" * 22 not in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "colour"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_when_there_is_colour(
+    environment: dict[str, str], terminal: bool, colour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert has_colour(Terminal() if terminal else io.StringIO()) is colour
+
+
+def test_json_that_every_reader_takes() -> None:
+    file = io.StringIO()
+    print_json({"名": [1, "nan", None]}, file)
+    assert json.loads(file.getvalue()) == {"名": [1, "nan", None]}
+    assert "名" in file.getvalue()
+    with pytest.raises(ValueError, match="JSON"):
+        print_json({"x": float("nan")}, io.StringIO())
