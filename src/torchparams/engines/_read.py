@@ -151,8 +151,9 @@ class Reader:
 class MappingReader(Reader):
     """The same without a copy: a range of a file is mapped, until the next one is or an array needs the memory.
 
-    To touch a page of a mapping that the disk does not give, or behind the end of a file that was cut, ends the process
-    (SIGBUS). So Linux is asked to put all pages of a range in their place first, which is an error where it cannot.
+    To touch a page that the disk does not give, or behind the end of a file that was cut, ends the process (SIGBUS). So
+    Linux is asked to put all pages of a range in their place first, which is an error where it cannot. A file that is
+    cut after that takes them away again.
     """
 
     def _read(self, first: int, last: int) -> None:

@@ -43,10 +43,9 @@ class ThreadEngine(Engine):
     contiguous in a file come from `Source.numpy`, as a whole where the source cannot give a view.
 
     With `mapped`, no byte of a file is copied, which saves a fifth to a third of the work of counting, comparing and
-    hashing. Blocks are 8 times as long then, and each is unmapped after its use. The price: where somebody cuts the
-    file within the milliseconds in which a block of it is worked on, the system ends the process (SIGBUS). A file that
-    was cut before, or a disk that fails, is an error: Linux (from 5.14 on) is asked for all of a block's pages before
-    one is touched.
+    hashing. Blocks are 8 times as long then, and each is unmapped after its use. A disk that fails is an error all the
+    same: Linux (from 5.14 on) is asked for all of a block's pages before one is touched. The price: where somebody
+    makes the file shorter during the scan, the system may end the process (SIGBUS) before it can say so.
 
     Args:
         threads: How many; None for the processors that this process may use.
