@@ -354,6 +354,27 @@ def test_what_is_there_is_not_replaced_unasked(source: Path, target: Path, tmp_p
     )
 
 
+def test_a_link_is_replaced_and_not_what_it_leads_to(source: Path, target: Path, tmp_path: Path) -> None:
+    link, nowhere = tmp_path / "link.safetensors", tmp_path / "nowhere.safetensors"
+    for end in (target, nowhere):
+        link.unlink(missing_ok=True)
+        link.symlink_to(end)
+        assert refused(PlanError, lambda: tp.convert(source, link)) == (
+            f"{link}: it exists already. to replace it once the new one is complete, pass overwrite=True (--force)."
+        )
+        convert(source, link)()
+        assert not link.is_symlink()
+        assert crash_runs.state(link) == crash_runs.state(source)
+    is_as_it_was(source, target)
+    assert not nowhere.exists()
+
+
+def test_a_device_is_no_target(source: Path) -> None:
+    assert refused(PlanError, lambda: tp.convert(source, os.devnull, format="torch", overwrite=True)) == (
+        f"{os.devnull}: it is neither a file nor a directory. name another target."
+    )
+
+
 def test_what_appears_after_the_plan_was_made_is_not_replaced(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.safetensors"
     plan = tp.convert(source, path)

@@ -59,7 +59,7 @@ class Plan:
         metadata: What a safetensors file says beside its tensors.
         max_shard_size: Most bytes of tensors in one file, as a number or as `5GB`; only for a directory.
         memory: Bytes of memory that tensors may take while it runs.
-        overwrite: Replace what is there, once the new is complete.
+        overwrite: Replace what is there, once the new is complete; of a link, that is the link alone.
         allow_overflow: Accept casts under which finite values become infinite.
         dropped: What of the sources is not written, and why: for printing.
         notes: What else there is to say.
@@ -135,6 +135,8 @@ class Plan:
             if is_directory != self.is_directory:
                 kind, other = ("a directory", "a file") if is_directory else ("a file", "a directory")
                 raise PlanError(f"it is {kind}, and {other} is to be written", where=target, hint="name another target")
+            if not is_directory and os.path.exists(target) and not os.path.isfile(target):
+                raise PlanError("it is neither a file nor a directory", where=target, hint="name another target")
             if not self.overwrite:
                 self._refuse_source()
             if self.is_directory:
@@ -175,6 +177,8 @@ class Plan:
         return tuple(found)
 
     def _refuse_source(self) -> None:
+        if not os.path.exists(self.path):
+            return  # a link that leads nowhere
         for path, _, _ in self.fingerprint:
             place = os.path.dirname(path) or "." if self.is_directory else path
             if os.path.exists(place) and os.path.samefile(place, self.path):
