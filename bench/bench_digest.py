@@ -5,7 +5,7 @@
 The file has the shapes of a Llama model in bf16 and is in the page cache. It is held against one call of
 `blake3(data, max_threads=blake3.AUTO)` on the same bytes in memory, and against `update_mmap` of the same file. So is
 a file of a single tensor, which no two threads can share but within BLAKE3; and the file that `torch.save` makes of the
-same tensors. Verifying reads instead of mapping, so that a failing disk is an error and not the end of the process.
+same tensors. Verifying reads instead of mapping, so that a file which becomes shorter meanwhile is an error.
 
 All run by turns in one process. Rates are medians of rounds, the greatest of them in parentheses; shares are medians of
 each round's own. Last comes a process of its own, from start to end, with its peak memory, on the file and on one of

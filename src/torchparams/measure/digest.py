@@ -222,9 +222,9 @@ def digest(
         x: Anything that has parameters.
         selector: Only these; None for all.
         strict: Refuse a selector of which any union branch hits nothing.
-        engine: What reads; unless given, the threads of this process, which map files block by block. Who makes the
-            file shorter meanwhile may end the process; with a `torchparams.engines.ThreadEngine()` that is an error,
-            and takes a third longer.
+        engine: What reads; unless given, the threads of this process, which map files block by block. Whoever makes
+            the file shorter meanwhile may end the process. A `torchparams.engines.ThreadEngine()` reads instead: it
+            reports an error then, and takes a third longer.
         progress: Told bytes done and bytes in all.
 
     Raises:
