@@ -20,7 +20,6 @@ so, and the next one after a writer that was killed first finishes step 5, or ta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -133,8 +132,7 @@ class Directory(Target):
     def _write_journal(
         self, index: bytes, new: list[str], old: list[str], *, links: Sequence[str] = (), drop_index: bool = False
     ) -> None:
-        digest = hashlib.sha256(index).hexdigest() if index else ""
-        entry = {"index": digest, "new": new, "old": old, "links": list(links), "drop_index": drop_index}
+        entry = {"index": _digest(index), "new": new, "old": old, "links": list(links), "drop_index": drop_index}
         assert self._lock is not None  # taken when the context was entered
         # A line more: until it is whole, the one before holds. What is there may end within one, of a killed run.
         _system.write(self._lock, b"\n" + json.dumps(entry).encode() + b"\n", os.fstat(self._lock).st_size)
@@ -162,7 +160,7 @@ def recover(folder: str, journal: str) -> None:
         index = file.read()
     with suppress(ValueError, KeyError, TypeError, AttributeError):  # an old one may be anything
         named = set(json.loads(index)["weight_map"].values())
-    committed = bool(entry["index"]) and hashlib.sha256(index).hexdigest() == entry["index"]
+    committed = bool(entry["index"]) and _digest(index) == entry["index"]
     if entry["drop_index"] and not index and not any(os.path.exists(os.path.join(folder, old)) for old in entry["old"]):
         committed = True  # step 5 removes the index last: its writer was killed just before it removed the journal
     surplus = entry["old"] if committed else [*entry["new"], *entry["links"]]
@@ -174,6 +172,13 @@ def recover(folder: str, journal: str) -> None:
     if not committed:
         with suppress(OSError, ValueError, KeyError, AttributeError):
             _restore_names(folder)
+
+
+def _digest(index: bytes) -> str:
+    """What a journal says of an index; nothing of none."""
+    from hashlib import sha256
+
+    return sha256(index).hexdigest() if index else ""
 
 
 def _last_entry(journal: bytes) -> dict[str, Any] | None:
