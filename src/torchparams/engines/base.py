@@ -92,10 +92,12 @@ class Job:
     Attributes:
         key: What the result is known by: the name of the (first) tensor, unless it was given.
         operands: Where each tensor comes from, and its record.
+        nbytes: Bytes of all its tensors.
     """
 
     key: str
     operands: tuple[tuple[Source, ParameterInfo], ...]
+    nbytes: int
 
     @staticmethod
     def of(*operands: tuple[Source, str], key: str | None = None) -> Job:
@@ -124,11 +126,13 @@ class Job:
         for source, info in operands:
             if info.shape is None:
                 raise NotReadable(f"{info.name} is lazy: it has no shape and no values yet", where=source.label)
-        sizes = {info.numel for _, info in operands}
-        if len(sizes) != 1:
+        if len(operands) != 1 and len({info.numel for _, info in operands}) != 1:
             pairs = ", ".join(f"{info.name} of {source.label} has {info.numel}" for source, info in operands)
             raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")
-        return Job(operands[0][1].name if key is None else key, operands)
+        nbytes = 0  # asked for at every step of a run, so it is counted once
+        for _, info in operands:
+            nbytes += info.dtype.nbytes(info.numel)
+        return Job(operands[0][1].name if key is None else key, operands, nbytes)
 
     @property
     def info(self) -> ParameterInfo:
@@ -139,11 +143,6 @@ class Job:
     def numel(self) -> int:
         """Count of elements of each tensor."""
         return self.info.numel
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(info.dtype.nbytes(info.numel) for _, info in self.operands)
 
 
 class Fold(Protocol[PartOut]):

@@ -102,6 +102,7 @@ def encoded_as(info: ParameterInfo) -> tuple[DType, tuple[int, ...]]:
     return info.dtype, shape
 
 
+@paused_gc()  # some objects for each tensor, and no cycles
 def tensor_digests(
     source: Source,
     infos: Iterable[ParameterInfo],
@@ -134,8 +135,7 @@ def tensor_digests(
     def begin(job: Job) -> DigestFold:
         return DigestFold(job.info, several=job.nbytes >= max(share, _SHARED))
 
-    with paused_gc():  # some objects for each tensor, and no cycles
-        results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
+    results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
     for info in odd:
         results[info.name] = _odd_digest(source, info)
     return {info.name: results[info.name] for info in listed}
