@@ -420,6 +420,34 @@ def test_printing_shows_every_parameter_with_its_options_and_what_gave_them() ->
     ]
 
 
+def test_long_selectors_stand_once_and_their_numbers_in_the_rows() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    groups = tp.groups(
+        model,
+        tp.rule("[ndim=2] & ~:embedding & ~3.**", optimizer="muon", lr=0.02),
+        tp.rule(tp.no_decay, weight_decay=0.0),
+        lr=0.001,
+        weight_decay=0.05,
+    )
+    shown = str(groups)
+    assert shown.split("\n")[6:] == [
+        "rule  selector                        hits  sets",
+        "   0  [ndim=2] & ~:embedding & ~3.**     1  optimizer='muon', lr=0.02",
+        "   1  no_decay                           4  weight_decay=0",
+        "",
+        "parameter  group     lr  weight_decay  optimizer  given by",
+        "0.weight       0  0.001          0.05          –  defaults",
+        "1.weight       1   0.02          0.05     'muon'  lr, optimizer: rule 0",
+        "1.bias         2  0.001             0          –  weight_decay: rule 1",
+        "2.weight       2  0.001             0          –  weight_decay: rule 1",
+        "2.bias         2  0.001             0          –  weight_decay: rule 1",
+        "3.weight       0  0.001          0.05          –  defaults",
+        "3.bias         2  0.001             0          –  weight_decay: rule 1",
+    ]
+    assert max(map(len, shown.split("\n"))) <= 80
+    assert groups.explain("1.weight").given[0].by == "[ndim=2] & ~:embedding & ~3.**"
+
+
 def test_an_explanation_says_what_was_overridden() -> None:
     groups = small()
     assert str(groups.explain("2.bias")).split("\n") == [

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from torchparams.train.groups import Groups, Origin
 
+LONGEST_SPELLED = 20
+"""Characters of a rule's selector; where one is longer, the rows of the parameters have the rules' numbers."""
+
 DEFAULTS = "defaults"
 """What gave an option that no rule gave: the call of `groups` itself."""
 
@@ -84,18 +87,30 @@ def _group_table(groups: Groups, options: Sequence[str]) -> Table:
 
 
 def _rule_table(groups: Groups) -> Table:
-    columns = (Column("rule", style="name", shrink=True), Column("hits", right=True, style="number"), Column("sets"))
+    numbered = _numbered(groups)
+    columns = (
+        *([Column("rule", right=True), Column("selector", style="name", shrink=True)] if numbered else []),
+        *([] if numbered else [Column("rule", style="name", shrink=True)]),
+        Column("hits", right=True, style="number"),
+        Column("sets"),
+    )
     rows = [
         Row(
             (
+                *([str(place)] if numbered else []),
                 shorten(str(rule), 100),
                 Cell(f"{hits:,}", "" if hits else "warn"),
                 ", ".join(f"{option}={text(value)}" for option, value in rule.options.items()),
             )
         )
-        for rule, hits in zip(groups.rules, groups.hits, strict=True)
+        for place, (rule, hits) in enumerate(zip(groups.rules, groups.hits, strict=True))
     ]
     return Table(columns, cut(rows, 40, "rules"))
+
+
+def _numbered(groups: Groups) -> bool:
+    """Whether rules go by their numbers: the same long selector in every row is not read, and breaks the lines."""
+    return any(len(str(rule)) > LONGEST_SPELLED for rule in groups.rules)
 
 
 def _parameter_table(groups: Groups, options: Sequence[str], limit: int | None) -> Table:
@@ -133,20 +148,27 @@ def _value(group: dict[str, Any], option: str) -> Cell | str:
 def _given_by(groups: Groups, origin: Origin, group: dict[str, Any]) -> str:
     """What gave the options: those of the defaults are not spelled out where a rule gave others."""
     givers: dict[str, list[str]] = {}
+    numbered = _numbered(groups)
     for option in origin.options:
         if option in group:
-            givers.setdefault(giver(groups, origin, option, group), []).append(option)
+            by = giver(groups, origin, option, group, numbered=numbered)
+            givers.setdefault(by, []).append(option)
     if len(givers) == 1:
         return next(iter(givers))
     return "; ".join(f"{', '.join(options)}: {by}" for by, options in givers.items() if by != DEFAULTS)
 
 
-def giver(groups: Groups, origin: Origin, option: str, group: dict[str, Any] | None = None) -> str:
+def giver(
+    groups: Groups, origin: Origin, option: str, group: dict[str, Any] | None = None, *, numbered: bool = False
+) -> str:
     """What gave an option: a rule, the defaults, with the layer decay, or whoever has changed it since."""
     if group is not None and option in group and not _same(group[option], origin.options[option]):
         return "changed since"  # by a scheduler, or by whoever holds the dict
     place = origin.by[option]
-    by = DEFAULTS if place is None else shorten(str(groups.rules[place]), 100)
+    if place is None:
+        by = DEFAULTS
+    else:
+        by = f"rule {place}" if numbered else shorten(str(groups.rules[place]), 100)
     if option == "lr" and origin.scale != 1:
         return f"{by} × {origin.scale:.4g}"
     return by
