@@ -479,7 +479,9 @@ def test_a_record_freezes_a_fresh_model() -> None:
     assert tp.Frozen.of(fresh).to_json() == {**again.to_json(), "changed": [], "moving": []}
     again.undo()
     assert state(fresh)[1] == state(net())[1]
-    assert str(tp.Frozen.from_json(data)).startswith("no model: froze 13 tensors")
+    shown = str(tp.Frozen.from_json(data)).split("\n")
+    assert shown[:2] == ["a record of 13 tensors to freeze; apply(model) freezes them", "name"]
+    assert shown[-1].startswith("running statistics to stop in ")
 
 
 def test_frozen_by_hand_is_written_down_too() -> None:
@@ -489,6 +491,7 @@ def test_frozen_by_hand_is_written_down_too() -> None:
     found = tp.Frozen.of(model)
     assert found.names == ("encoder.0.conv.weight", "encoder.0.conv.bias", "head.1.weight", "head.1.bias")
     assert found.statistics == ("head.1",)
+    assert str(found).split("\n")[0] == "Net: 4 frozen tensors"
 
 
 def test_a_record_of_another_model() -> None:
@@ -679,3 +682,28 @@ def test_each_module_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tp.freeze(model).statistics) == 50
     assert len(looked_at) == len(set(looked_at))
     assert set(looked_at) <= set(map(id, model.modules()))
+
+
+def lbfgs_steps(model: Any, optimizer: Any, times: int) -> None:
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 3)).pow(2).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(times):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_lbfgs_has_to_be_made_anew(anew: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    lbfgs_steps(model, optimizer, 2)
+    tp.freeze(model, "0.**")
+    before = digest(model[0])
+    if anew:
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    lbfgs_steps(model, optimizer, 3)
+    assert (digest(model[0]) == before) is anew  # its directions move the frozen, which have no gradient

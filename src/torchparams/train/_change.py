@@ -121,6 +121,7 @@ class Change:
         self.trainable = self.numel = 0
         self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
         self._ddp = False
+        self._of_no_model = chosen is None
         if chosen is not None:
             records = chosen.records
             self.names = tuple(chosen.parameters())
@@ -161,21 +162,36 @@ class Change:
             Column("numel", right=True, style="number"),
             Column("before", style="dim"),
         )
+        if self._of_no_model:
+            return self._record(limit)
         changed = frozenset(self.changed)
         rows = []
         for name in self.names:
-            shape, numel = self._sizes.get(name, (None, 0))
+            shape, numel = self._sizes[name]
             rows.append(Row((name, human_shape(shape), f"{numel:,}", self.before[name not in changed])))
-        already = len(self.names) - len(self.changed)
-        title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
-        if already:
-            title += f", {already:,} of them {self.before[1]} before"
-        parts: list[Text | Table] = [Text(title, "title"), Table(columns, cut(rows, limit, "parameters"))]
+        parts: list[Text | Table] = [Text(self._title(), "title"), Table(columns, cut(rows, limit, "parameters"))]
         if self.statistics:
             parts.append(Text(f"running statistics {self.statistics_did} in {which(self.statistics)}"))
         parts += self._notes()
         share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
         parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
+        return Report(tuple(parts))
+
+    def _title(self) -> str:
+        already = len(self.names) - len(self.changed)
+        title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
+        return f"{title}, {already:,} of them {self.before[1]} before" if already else title
+
+    def _record(self, limit: int | None) -> Report:
+        """What was read from JSON: of shapes and counts it knows nothing."""
+        title = f"a record of {plural(len(self.names), 'tensor')} to freeze; apply(model) freezes them"
+        rows = [Row((name,)) for name in self.names]
+        parts: list[Text | Table] = [
+            Text(title, "title"),
+            Table((Column("name", style="name", shrink=True),), cut(rows, limit, "names")),
+        ]
+        if self.statistics:
+            parts.append(Text(f"running statistics to stop in {which(self.statistics)}"))
         return Report(tuple(parts))
 
     def _notes(self) -> list[Text | Table]:

@@ -15,6 +15,9 @@ shadowed by a `StatisticsHold` in the instance, so that `model.train()` passes i
 model keep what they have. `track_running_stats` is not touched: without it a layer would normalise by the batch.
 What makes new layers of the old ones (`convert_sync_batchnorm`, `torch.jit.script`) leaves the holds behind: freeze
 what it gives.
+
+**What freezing cannot stop.** LBFGS steps along directions that it keeps of all its parameters together, without a look
+at their gradients: made before, it goes on moving what is frozen. Make it anew after freezing.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ def freeze(model: object, selector: object = None, *, statistics: bool = True) -
     """Stop the selected parameters from changing: no gradient, no left-over gradient, no moving statistics.
 
     Everything happens in place: the parameters stay the same objects, so an optimizer that has them needs no change.
+    Only LBFGS has to be made anew: it keeps directions for all its parameters together, and moves frozen ones by them.
     Freeze before wrapping in `DistributedDataParallel`, which decides at its making what it waits for.
 
     Args:
@@ -199,6 +203,7 @@ class Frozen(Change):
     ) -> None:
         super().__init__(chosen, changed, statistics, steps)
         self.moving = moving
+        self._found = False
         self.cleared = len(steps.cleared)
 
     @classmethod
@@ -217,7 +222,9 @@ class Frozen(Change):
         names = tuple(name for name, parameter in chosen.parameters().items() if not parameter.requires_grad)
         chosen = Chosen(chosen.source, chosen.records, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
-        return cls(chosen, (), held, Steps(), ())
+        frozen = cls(chosen, (), held, Steps(), ())
+        frozen._found = True
+        return frozen
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Frozen:
@@ -265,6 +272,11 @@ class Frozen(Change):
     def to_json(self) -> dict[str, Any]:
         """What was done, as JSON takes it; `from_json` reads it."""
         return {**super().to_json(), "moving": list(self.moving), "cleared": self.cleared}
+
+    def _title(self) -> str:
+        if not self._found:
+            return super()._title()
+        return f"{self.label}: {plural(len(self.names), 'frozen tensor')}"
 
     def _notes(self) -> list[Text | Table]:
         notes: list[Text | Table] = []
