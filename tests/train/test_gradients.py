@@ -313,3 +313,16 @@ def test_norms_of_norms(parts: list[float], p: float) -> None:
 def test_norms_of_norms_far_out() -> None:
     assert combined([1e308, 1e308], 3) == pytest.approx(1e308 * 2 ** (1 / 3))
     assert combined([1e-300, 1e-300], 2) == pytest.approx(math.sqrt(2) * 1e-300)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_norms_by_the_groups_of_an_optimizer(named: bool) -> None:
+    model = with_gradients()
+    groups = tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups if named else [{"params": group["params"]} for group in groups])
+    norms = tp.grad_norms(model, by=optimizer.param_groups)
+    assert norms.members == {f"group {place}": tuple(group["param_names"]) for place, group in enumerate(groups)}
+    for place, group in enumerate(groups):
+        expected = get_total_norm([p.grad for p in group["params"]])
+        assert norms.groups[f"group {place}"] == pytest.approx(float(expected), rel=1e-6)
+    assert tp.grad_norms(model, by=groups).groups == norms.groups

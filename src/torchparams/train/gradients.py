@@ -222,7 +222,8 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
         model: A live `nn.Module`, a `Parameters` of one, or a table that `gradients` gave.
         by: How to group. `"module"` is by the module that holds the parameter; anything else is a selector, a list of
             selectors, or a mapping of labels to selectors, each of them strict and on its own, so that groups may
-            overlap. None gives no groups.
+            overlap; or the parameter groups of an optimizer (`optimizer.param_groups`, or what `groups` gave), which
+            are called by their places. None gives no groups.
         p: Which norm: a positive number, also `math.inf`.
 
     Returns:
@@ -287,6 +288,12 @@ def _members(
         for name in norms:
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         return {label: tuple(names) for label, names in groups.items()}
+    if isinstance(by, list) and by and all(isinstance(group, dict) and "params" in group for group in by):
+        of_id = {id(parameters[name]): name for name in norms}
+        return {
+            f"group {place}": tuple(of_id[id(p)] for p in group["params"] if id(p) in of_id)
+            for place, group in enumerate(by)
+        }
     records = source.records().only(parameters)
     if isinstance(by, dict):
         wanted = {str(label): Selector.of(what) for label, what in by.items()}
