@@ -60,7 +60,7 @@ CASES = [
     ("lambda: tp.gradients(params)", "UnsupportedSource: FILE: torchparams.gradients works on a live model, and "),
     (
         "lambda: tp.load(params, params)",
-        "UnsupportedSource: FILE: load works on a live model, and this is a safetensors",
+        "UnsupportedSource: FILE: torchparams.load works on a live model, and this is a safetensors",
     ),
     ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, and this is a "),
     (

@@ -49,6 +49,15 @@ def test_nothing_returned_is_in_place() -> None:
     assert model.weight.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
+@pytest.mark.parametrize("function", [None, "**.bias"])
+def test_what_is_no_function(function: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        tp.apply_(nn.Linear(2, 2), torch.nn.init.zeros_, function)
+    assert str(error.value) == (
+        f"{function!r} is no function. the order is torchparams.apply_(model, selector, function)."
+    )
+
+
 def test_tied_once_and_buffers_where_they_are_listed() -> None:
     tied: Any = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     tied["b"].weight = tied["a"].weight

@@ -508,7 +508,8 @@ def test_only_a_live_model_can_be_loaded_into() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         load({"w": torch.zeros(1)}, nn.Linear(1, 1))
     assert str(caught.value) == (
-        "dict: load works on a live model, and this is a mapping. give the nn.Module, or a Parameters of it."
+        "dict: torchparams.load works on a live model, and this is a mapping. "
+        "give the nn.Module, or a Parameters of it."
     )
 
 

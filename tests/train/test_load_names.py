@@ -14,7 +14,7 @@ from torch import nn
 
 import torchparams as tp
 from torchparams import errors
-from torchparams.errors import MismatchError, TorchParamsError
+from torchparams.errors import MismatchError, OptionError
 from torchparams.train import _fit
 from torchparams.train import coverage as coverage_module
 from torchparams.train import load as load_module
@@ -127,7 +127,7 @@ def test_strict_over_each_kind(change: dict[str, Any], kind: str, message: str) 
 
 
 def test_a_strictness_that_is_none() -> None:
-    with pytest.raises(TorchParamsError) as caught:
+    with pytest.raises(OptionError) as caught:
         load(net(), ones(net()), strict=("missed",))
     assert str(caught.value) == (
         "strict='missed' is no kind of mismatch. there are missing, unexpected, mismatched. "

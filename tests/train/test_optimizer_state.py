@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torchparams as tp
-from torchparams.errors import MismatchError
+from torchparams.errors import MismatchError, UnsupportedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -280,3 +280,18 @@ def test_an_optimizer_that_has_not_stepped_has_no_state() -> None:
         assert {id(p) for p in optimizer.state} == before
         found = tp.load_optimizer_state(model, make(model.parameters()), state)
         assert found.complete
+
+
+@pytest.mark.parametrize("given", [None, {"state": {}, "param_groups": []}])
+def test_what_is_no_optimizer(given: Any) -> None:
+    model = nn.Linear(2, 2)
+    expected = (
+        f"a {type(given).__name__} is no optimizer. an optimizer has param_groups and a state. "
+        "pass the model, then the optimizer itself."
+    )
+    with pytest.raises(UnsupportedSource) as caught:
+        tp.optimizer_state(model, given)
+    assert str(caught.value) == expected
+    with pytest.raises(UnsupportedSource) as caught:
+        tp.load_optimizer_state(model, given, {"state": {}, "param_groups": []})
+    assert str(caught.value) == expected

@@ -32,7 +32,7 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     Raises:
         NoMatch: A part of the selector hits nothing.
         NotReadable: A selected parameter has no values: it is lazy or on the meta device. Nothing has changed.
-        OptionError: The function returned something else than a tensor.
+        OptionError: The function is none, or returned something else than a tensor.
         MismatchError: It returned a tensor of another shape.
 
     >>> import torch
@@ -45,6 +45,11 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     name      shape
     0.weight  [2, 2]
     """
+    if not callable(function):
+        raise OptionError(
+            f"{shorten(repr(function))} is no function",
+            hint="the order is torchparams.apply_(model, selector, function)",
+        )
     chosen = choose(model, selector, "torchparams.apply_")
     import torch
 

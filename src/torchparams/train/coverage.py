@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MismatchError, TorchParamsError, nearest, shorten
+from torchparams.errors import MismatchError, OptionError, nearest, shorten
 from torchparams.renames import best_match
 from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, printable, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
@@ -196,7 +196,7 @@ def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:
     """The kinds that `strict` names.
 
     Raises:
-        TorchParamsError: It names something else.
+        OptionError: It names something else.
 
     >>> sorted(strict_kinds(("missing",)))
     ['missing']
@@ -205,7 +205,7 @@ def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:
         return frozenset(KINDS if strict else ())
     named = frozenset([strict] if isinstance(strict, str) else strict)
     for kind in sorted(named - frozenset(KINDS)):
-        raise TorchParamsError(
+        raise OptionError(
             f"strict={kind!r} is no kind of mismatch",
             exists=f"there are {', '.join(KINDS)}",
             hint=f"for two of them, strict={KINDS[:2]!r}",

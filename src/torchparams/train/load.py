@@ -126,7 +126,7 @@ class _Matching:
     """Which tensor of the source goes to which of the model."""
 
     def __init__(self, model: Any, x: Any, selector: object, rename: object, cast: bool) -> None:
-        source, table = live_table(model, "load")
+        source, table = live_table(model, "torchparams.load")
         if not isinstance(model, Parameters):
             table = Parameters(ModuleSource(source.module, buffers=True))
         if selector is not None:

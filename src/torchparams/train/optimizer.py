@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MismatchError, shorten
+from torchparams.errors import MismatchError, UnsupportedSource, shorten
 from torchparams.report import (
     Column,
     Report,
@@ -207,6 +207,7 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> OptimizerSt
 
     Raises:
         MismatchError: The optimizer holds tensors that are no parameters of the model.
+        UnsupportedSource: The model is not live, or the optimizer is none.
 
     >>> import torch
     >>> import torchparams as tp
@@ -221,7 +222,8 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> OptimizerSt
     """
     import torch
 
-    source, _ = live_table(model, "optimizer_state")
+    refuse_no_optimizer(optimizer)
+    source, _ = live_table(model, "torchparams.optimizer_state")
     names = names_by_id(source)
     groups = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
     strangers = [
@@ -253,6 +255,20 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> OptimizerSt
         for group, found in zip(optimizer.param_groups, groups, strict=True)
     ]
     return OptimizerState(class_name(optimizer), state, options, shapes, shared)
+
+
+def refuse_no_optimizer(optimizer: object) -> None:
+    """An error for what is no optimizer, such as its `state_dict`.
+
+    Raises:
+        UnsupportedSource: It has no `param_groups` and `state`.
+    """
+    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        raise UnsupportedSource(
+            f"a {type(optimizer).__name__} is no optimizer",
+            exists="an optimizer has param_groups and a state",
+            hint="pass the model, then the optimizer itself",
+        )
 
 
 def names_by_id(source: ModuleSource) -> dict[int, str]:

@@ -22,6 +22,7 @@ from torchparams.train.optimizer import (
     join_flat,
     names_by_id,
     real_shape,
+    refuse_no_optimizer,
     split_flat,
 )
 
@@ -98,7 +99,8 @@ def load_optimizer_state(
     import torch
 
     strict_kinds(strict)
-    source, _ = live_table(model, "load_optimizer_state")
+    refuse_no_optimizer(optimizer)
+    source, _ = live_table(model, "torchparams.load_optimizer_state")
     own = _Own(source, optimizer)
     saved = _renamed(_parsed(x, names, own), rename, own)
     _check_kind(saved, optimizer)
