@@ -185,11 +185,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert len(tp.apply_delta(tuned, path, out, check=False).outputs) == 1
     tp.save(base, out)
     assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
-        f"{out}: it is no delta. a delta is what torchparams.save(x, path, base=…) writes."
+        f"{out}: it is no delta. a delta is what torchparams delta, or torchparams.save with a base, writes."
     )
     for told in ("", "[]", '{"version": 2, "base": "", "removed": []}', '{"version": 1, "base": 3, "removed": []}'):
         tp.save(base, out, metadata={KEY: told})
         assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
             f"{out}: it is a delta of a kind that is not known here. "
-            "a delta is what torchparams.save(x, path, base=…) writes."
+            "a delta is what torchparams delta, or torchparams.save with a base, writes."
         )

@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 
 from torchparams.cli.app import AsJson, app, show
-from torchparams.cli.convert import Destination, DryRun, Force, Memory, ShardSize, Shared, Source
+from torchparams.cli.convert import Base, Destination, DryRun, Force, Memory, ShardSize, Shared
 
 
 @app.command()
 def apply(
-    base: Source,
+    base: Base,
     delta: Annotated[
         str,
-        typer.Argument(metavar="DELTA", help="What torchparams.save(model, path, base=…) wrote.", show_default=False),
+        typer.Argument(
+            metavar="DELTA", help="What torchparams delta wrote, or torchparams.save with a base.", show_default=False
+        ),
     ],
     target: Destination,
     shared: Shared = None,

@@ -8,15 +8,12 @@ import typer
 
 from torchparams.cli.app import AsJson, Select, app, show
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with "
-        "#path for a mapping inside it.",
-        show_default=False,
-    ),
-]
+_A_CHECKPOINT = (
+    "A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with #path for a "
+    "mapping inside it."
+)
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_A_CHECKPOINT, show_default=False)]
+Base = Annotated[str, typer.Argument(metavar="BASE", help=_A_CHECKPOINT, show_default=False)]
 Destination = Annotated[
     str,
     typer.Argument(

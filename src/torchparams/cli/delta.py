@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from torchparams.cli.app import AsJson, Select, app, show
-from torchparams.cli.convert import DryRun, Force, Memory, Source
+from torchparams.cli.convert import Base, DryRun, Force, Memory
 
 
 @app.command()
 def delta(
-    base: Source,
+    base: Base,
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="The checkpoint that came of the base.", show_default=False),
+        typer.Argument(metavar="TUNED", help="The checkpoint that came of the base.", show_default=False),
     ],
     target: Annotated[
         str, typer.Argument(metavar="DELTA", help="A file that ends in .safetensors.", show_default=False)

@@ -239,7 +239,7 @@ def _told(metadata: Mapping[str, Any], label: str) -> dict[str, Any]:
     raise PlanError(
         "it is no delta" if KEY not in metadata else "it is a delta of a kind that is not known here",
         where=label,
-        hint="a delta is what torchparams.save(x, path, base=…) writes",
+        hint="a delta is what torchparams delta, or torchparams.save with a base, writes",
     )
 
 
