@@ -4,7 +4,6 @@ import difflib
 
 import pytest
 
-from torchparams import errors
 from torchparams.errors import UnknownName, nearest
 
 
@@ -32,7 +31,7 @@ def test_of_very_many_names_few_are_compared(monkeypatch: pytest.MonkeyPatch) ->
         compared.append(len(names))
         return []
 
-    monkeypatch.setattr(errors.difflib, "get_close_matches", close)
+    monkeypatch.setattr(difflib, "get_close_matches", close)
     nearest("x", [f"layer{i}" for i in range(50_000)])
     assert compared == [500]
 
@@ -60,3 +59,9 @@ def test_a_selector_is_no_name(selector: str) -> None:
     assert str(UnknownName.among(selector, ["head", "tail"])) == (
         f"no parameter is named {selector!r}. there are 2 names. this takes one name: a selector goes to select."
     )
+
+
+def test_a_name_of_absurd_length_is_shortened() -> None:
+    said = str(UnknownName.among("x" * 5000, ["head"]))
+    assert said.startswith("no parameter is named 'xxx")
+    assert len(said) < 250

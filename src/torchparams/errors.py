@@ -122,7 +122,7 @@ class UnknownName(TorchParamsError, KeyError):
         """The error for `name`, with the nearest of `names` and of their `aliases`."""
         known = list(names)
         spellings = [*known, *aliases]
-        what = f"no parameter is named {name!r}"
+        what = f"no parameter is named {shorten(repr(name), 160)}"
         below = sum(other.startswith(name + ".") for other in spellings)
         if below:
             hint = f"the selector `{name}.**` takes them" if _PLAIN.fullmatch(name) else None

@@ -68,7 +68,7 @@ class TestPickledTensors(SourceTests):
     def make(
         self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
     ) -> PlainPickleSource:
-        plain = {"__": np.zeros(1, np.int8)}  # so that a table of nothing is a table
+        plain = {} if tensors else {"__": np.zeros(1, np.int8)}  # so that a table of nothing is a table
         made = tensors_of(tensors, metadata)
         return _without(open_plain_pickle(written(folder, pickle.dumps({**made, **plain}), "a.pkl")), "__")
 
@@ -83,14 +83,14 @@ class TestPickledArrays(SourceTests):
     def make(
         self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
     ) -> PlainPickleSource:
-        things = {**tensors, **(metadata or {}), "__": np.zeros(1, np.int8)}
+        things = {**(tensors or {"__": np.zeros(1, np.int8)}), **(metadata or {})}
         return _without(open_plain_pickle(written(folder, pickle.dumps(things, 5), "a.pkl")), "__")
 
 
 def _without(source: PlainPickleSource, name: str) -> PlainPickleSource:
     """The source as if the tensor `name` were not in its file."""
-    source._names.pop(name)
-    source._entries.pop(name)
+    source._names.pop(name, None)
+    source._entries.pop(name, None)
     source._infos = {key: info for key, info in source._infos.items() if key != name}  # type: ignore[assignment]
     return source
 

@@ -320,6 +320,11 @@ def test_tensors_of_a_class_that_dispatches() -> None:
 # --- what cannot be listed -------------------------------------------------------------------
 
 
+def test_a_class_is_no_model() -> None:
+    with pytest.raises(UnsupportedSource, match=r"that is a class: make a model of it, Linear\(…\)\.$"):
+        tp.of(torch.nn.Linear)
+
+
 @pytest.mark.parametrize(
     ("array", "dtype"),
     [

@@ -29,7 +29,7 @@ from torchparams.errors import (
 from torchparams.info import file_tensor
 from torchparams.sources._bytes import FileBytes, as_array, contiguous, paused_gc
 from torchparams.sources._json import as_object, describe, quoted, refuse_repeats, strict
-from torchparams.sources.base import NO_METADATA, Source
+from torchparams.sources.base import NO_METADATA, Source, reopened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,6 +129,10 @@ class SafetensorsSource(Source):
     def check_unchanged(self) -> None:
         """Refuse the file if it was written to since it was listed."""
         self._file.check_unchanged()
+
+    # A copy opens the files itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopened(self)
 
     def close(self) -> None:
         """Let go of the mapped file; it is mapped again when a value is asked for."""

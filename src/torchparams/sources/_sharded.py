@@ -16,7 +16,7 @@ from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, SourceError
 from torchparams.sources._bytes import FileBytes
 from torchparams.sources._json import Pairs, as_object, describe, plain, quoted, strict
-from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file
+from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -223,6 +223,10 @@ class ShardedSource(Source):
         """Refuse shards that were written to since they were listed."""
         for shard in self._shards.values():
             shard.check_unchanged()
+
+    # A copy opens the files itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopened(self)
 
     def close(self) -> None:
         """Close the shards."""

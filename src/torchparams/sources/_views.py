@@ -16,7 +16,7 @@ from torchparams.info import Location, ParameterInfo, Storage, file_tensor
 from torchparams.sources._bytes import FileBytes, as_array, contiguous
 from torchparams.sources._pickle_values import Blob, Malformed
 from torchparams.sources._refs import Region, StorageRef, TensorRef, numel_of
-from torchparams.sources.base import Source
+from torchparams.sources.base import Source, reopened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,10 @@ class PickledSource(Source):
     def check_unchanged(self) -> None:
         """Refuse the file if it was written to since it was listed."""
         self._file.check_unchanged()
+
+    # A copy opens the files itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopened(self)
 
     def close(self) -> None:
         """Let go of the mapped file; it is mapped again when a value is asked for."""

@@ -287,6 +287,8 @@ def open_source(x: object, *, buffers: bool = False) -> Source:
 
 
 def _unsupported_hint(x: object) -> str | None:
+    if isinstance(x, type) and hasattr(x, "state_dict"):
+        return f"that is a class: make a model of it, {x.__name__}(…)"
     if callable(x) and getattr(x, "__name__", "") in ("parameters", "named_parameters"):
         return "pass the model itself"
     if hasattr(x, "state_dict"):
@@ -333,6 +335,11 @@ def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...
         where=path,
         exists="known are " + ", ".join(fmt.name for fmt in formats if fmt.name != "torch tar"),
     )
+
+
+def reopened(source: Source) -> tuple[Any, ...]:
+    """What `__reduce__` gives for a source of files: a copy, also one in another process, opens them itself."""
+    return open_path, (source.label,)
 
 
 def split_target(target: str) -> tuple[str, str | None]:

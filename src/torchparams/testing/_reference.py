@@ -77,6 +77,10 @@ class MemorySource(Source):
             )
         self._infos = MappingProxyType(infos)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        tensors = {name: self._arrays[i.name] for i in self._infos.values() for name in (i.name, *i.aliases)}
+        return MemorySource, (tensors, dict(self._metadata), self.label)
+
     def infos(self) -> Mapping[str, ParameterInfo]:
         """The records, in the order of the mapping."""
         return self._infos

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -406,6 +408,18 @@ class SourceTests(FileTests):
         text = repr(params)
         assert text.startswith(f"{source.label} ({source.format})")
         assert all(name in text for name in tensors)
+
+    def test_copies(self, tmp_path: Path) -> None:
+        """A table can be copied and pickled, for another process; the copy reads the same."""
+        tensors = few()
+        params = tp.of(self.make(tmp_path, tensors))
+        for table in (params, params.select("**.weight")):
+            for again in (copy.copy(table), copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+                assert again.names == table.names
+                assert (again.source.label, again.source.format) == (params.source.label, params.source.format)
+                assert again.infos == table.infos or self.device != "file"  # addresses are those of the copy
+                for name in again:
+                    assert_identical(again.numpy(name), tensors[name])
 
     def test_selecting(self, tmp_path: Path) -> None:
         """Selections of the table are tables, and combine as sets do."""
