@@ -25,6 +25,7 @@ from torchparams.report import (
     to_text,
 )
 from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -204,6 +205,7 @@ class Duplicates:
         return to_html(self.report(ROWS_SHOWN))
 
 
+@paused_gc()  # some objects for each tensor, and no cycles
 def digest(
     x: object,
     selector: object = None,
