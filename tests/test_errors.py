@@ -56,6 +56,9 @@ def test_a_module_is_no_parameter() -> None:
 
 @pytest.mark.parametrize("selector", ["**.bias", ":bias", "[ndim=2]", "{a,b}.weight", "/x/"])
 def test_a_selector_is_no_name(selector: str) -> None:
+    assert str(UnknownName.among(selector, ["head", selector + "_"])).endswith(
+        f"did you mean '{selector}_'? this takes one name: a selector goes to select."
+    )
     assert str(UnknownName.among(selector, ["head", "tail"])) == (
         f"no parameter is named {selector!r}. there are 2 names. this takes one name: a selector goes to select."
     )

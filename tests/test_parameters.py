@@ -514,6 +514,7 @@ def test_totals() -> None:
     assert total_of([info(numel=7_241_000_000)]).split(" · ")[1] == "7.24 B parameters"
     assert total_of([info(numel=1, requires_grad=True), info(numel=3, requires_grad=False)]).endswith("25.0% trainable")
     assert total_of([info(numel=0, requires_grad=True)]).endswith("nothing trainable")
+    assert total_of([info(numel=1, requires_grad=True), info(numel=3)]).endswith("100.0% trainable")
     assert total_of([info(numel=1, aliases=("b", "c"))]).endswith("2 tied names")
 
 

@@ -132,7 +132,7 @@ class UnknownName(TorchParamsError, KeyError):
             what,
             where=where,
             exists=f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(known)} names",
-            hint="this takes one name: a selector goes to select" if _WILD.search(name) and not near else None,
+            hint="this takes one name: a selector goes to select" if _WILD.search(name) else None,
         )
 
     __str__ = TorchParamsError.__str__  # KeyError would print the repr

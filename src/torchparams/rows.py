@@ -94,7 +94,8 @@ def total_of(infos: list[ParameterInfo]) -> str:
     counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
     if counted:
         trainable = sum(info.numel for info in counted if info.requires_grad)
-        parts.append(f"{trainable / numel:.1%} trainable" if numel else "nothing trainable")
+        known = sum(info.numel for info in counted)  # of a file's plain tensors nothing is known
+        parts.append(f"{trainable / known:.1%} trainable" if known else "nothing trainable")
     tied = sum(len(info.aliases) for info in infos)
     if tied:
         parts.append(plural(tied, "tied name"))
