@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 # Sums are exact only where every operation rounds as written, so nothing may be reordered.
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-std=gnu11", "-fno-fast-math"]
-# What the sums of a comparison round to is part of its definition, so no product may be fused with a sum either.
+# What the sums of a comparison or of a merge round to is part of their definition: no product is fused with a sum.
 UNFUSED = [] if sys.platform == "win32" else ["-ffp-contract=off"]
 
 setup(
@@ -19,7 +19,7 @@ setup(
             py_limited_api=True,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
-        for name, flags in (("_kernels", FLAGS), ("_compare", [*FLAGS, *UNFUSED]))
+        for name, flags in (("_kernels", FLAGS), ("_compare", [*FLAGS, *UNFUSED]), ("_sums", [*FLAGS, *UNFUSED]))
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

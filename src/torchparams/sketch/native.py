@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 try:
-    from torchparams.sketch import _compare, _kernels  # noqa: F401  whether there are such modules is the question
+    from torchparams.sketch import _compare, _kernels, _sums  # noqa: F401  whether there are such modules is the question
 
     BUILT = True
 except ImportError:  # built without a compiler
