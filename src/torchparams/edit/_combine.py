@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.dtypes import DType
 from torchparams.edit._casts import cast, losses, reaches_infinity, widen
@@ -130,12 +130,20 @@ class Combination(Expression):
         if not self.allow_overflow and reaches_infinity(total, self.accumulate, self.dtype):
             over = losses(total, out, self.accumulate, self.dtype).overflow
             if over:
-                raise PlanError(
-                    f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {self.dtype}",
-                    where=self.operands[0].summary(),
-                    exists="nothing was written",
-                    hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
-                )
+                self.refuse(over)
+
+    def refuse(self, over: int) -> NoReturn:
+        """Say that what is finite would become infinite.
+
+        Raises:
+            PlanError: Always.
+        """
+        raise PlanError(
+            f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {self.dtype}",
+            where=self.operands[0].summary(),
+            exists="nothing was written",
+            hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
+        )
 
     def called(self) -> str:
         """The operands' summary, where all have the same; else their summaries."""

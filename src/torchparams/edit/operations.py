@@ -20,12 +20,13 @@ array([[2., 0., 1., 2.],
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit._casts import cast_counting, castable
 from torchparams.edit._combine import Combination
-from torchparams.edit.expressions import Expression
+from torchparams.edit.expressions import Expression, Stored
 from torchparams.errors import MismatchError, PlanError
 from torchparams.info import Location
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from torchparams.dtypes import DType
     from torchparams.edit.work import Work
+    from torchparams.sketch.sums import NumpySum
 
     Array = np.ndarray[Any, Any]
 
@@ -252,6 +254,28 @@ class Linear(Combination):
     ) -> None:
         super().__init__(parts, dtype, accumulate, allow_overflow=allow_overflow)
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
+
+    def compute(self, start: int, stop: int, work: Work) -> Array:
+        """The elements: by the kernel, where it takes them."""
+        if self._sum is None:
+            return super().compute(start, stop, work)
+        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
+        over = self._sum([part.compute(start, stop, work) for part in self.operands], out)
+        if over and not self.allow_overflow:
+            self.refuse(over)
+        return out
+
+    @cached_property
+    def _sum(self) -> NumpySum | None:
+        from torchparams.sketch.native import uses_c
+        from torchparams.sketch.sums import takes, weighted_sum
+
+        dtypes = [part.dtype for part in self.operands]
+        # All parts are read before they are summed: each into a memory of its own.
+        apart = all(type(part) is Stored for part in self.operands) and len({*map(id, self.operands)}) == len(dtypes)
+        if not (uses_c() and self.accumulate == "float32" and apart and takes(dtypes, self.dtype)):
+            return None
+        return weighted_sum(dtypes, self.weights, self.dtype)
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
         """Sums and products in the order of the parts."""
