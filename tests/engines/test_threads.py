@@ -235,3 +235,18 @@ def test_a_large_tensor_that_cannot_be_shared_comes_first() -> None:
     alone = ThreadEngine(1, block_bytes=1 << 16)
     assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total, ordered=True)] == ["c", "b", "a", "d"]
     assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total)] == ["b", "c", "a", "d"]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(mapped: bool, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_bytes({"w": sample("float32", (4,))}))
+    source = open_source(str(file))
+    other = tmp_path / "other"
+    other.write_bytes(safetensors_bytes({"w": sample("float32", (2, 4))}))
+    other.replace(file)
+    with pytest.raises(SourceError) as caught:
+        ThreadEngine(mapped=mapped).map(jobs_of(source), lambda job: Count(), lambda job, parts: sum(parts))
+    assert str(caught.value) == (
+        f"{file}: the file was written to since it was listed. open it anew to see what it holds."
+    )

@@ -597,6 +597,7 @@ def test_expanded_tensors_are_listed_and_materialised_within_the_limit(
     )
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_the_byte_order_is_one_of_two(tmp_path: Path) -> None:
     pickled = whole(table({"w": ONE}))
     values = {"0": struct.pack(">4f", 1, 2, 3, 4)}

@@ -94,6 +94,8 @@ class ThreadEngine(Engine):
         """See `Engine.run`. With one thread, or tensors that are all small, all of it happens in the caller's."""
         listed = list(jobs)
         total = sum(job.nbytes for job in listed)
+        for source in {id(source): source for job in listed for source, _ in job.operands}.values():
+            source.check_unchanged()
         files, stop = Files(), threading.Event()
         items = self._items(listed, ordered, total)
         if self.threads == 1 or total <= max(self.block_bytes, _WORTHWHILE * len(listed)):

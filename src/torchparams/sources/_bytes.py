@@ -124,6 +124,8 @@ class FileBytes:
         about = os.fstat(file.fileno())
         if (about.st_size, about.st_mtime_ns) != (self.size, self._written):
             file.close()
+            if about.st_size < self.size:
+                raise self._shrunk(about.st_size)
             raise SourceError(
                 "the file was written to since it was listed", where=self.path, hint="open it anew to see what it holds"
             )
