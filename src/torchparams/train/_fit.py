@@ -34,7 +34,8 @@ def problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target:
         return "it has no shape yet"
     if wanted.shape is not None and wanted.shape != given.shape:
         return f"shape {human_shape(given.shape)}, not {human_shape(wanted.shape)}"
-    if given.dtype != wanted.dtype and not (cast and castable(given.dtype, wanted.dtype)):
+    same = given.dtype is wanted.dtype or given.dtype == wanted.dtype
+    if not same and not (cast and castable(given.dtype, wanted.dtype)):
         return f"dtype {given.dtype}, not {wanted.dtype}"
     return _unreadable(given, source) or _unwritable(wanted, target)
 
@@ -125,7 +126,7 @@ class _Comparison:
 EXTRA_STATE = "_extra_state"
 """The key, behind a module's name, that a state dict has its extra state under."""
 
-_OWN = ("torch.nn.modules.", "torch.nn.utils.")  # these only bring state dicts of older versions up to date
+_TORCHS_OWN = ("torch.nn.modules.", "torch.nn.utils.")  # these only bring state dicts of older versions up to date
 
 
 def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
@@ -137,26 +138,31 @@ def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
     from torch import nn
 
     saves: dict[type, bool] = {}
+    loads: dict[type, bool] = {}
     with_extra, with_code = [], []
     for name, module in _modules(root):
         cls = type(module)
-        extra = saves.get(cls)
-        if extra is None:
-            extra = saves[cls] = cls.get_extra_state is not nn.Module.get_extra_state
-        if extra:
+        if cls not in saves:
+            saves[cls] = cls.get_extra_state is not nn.Module.get_extra_state
+            loads[cls] = not _is_torchs(cls._load_from_state_dict)
+        if saves[cls]:
             with_extra.append(name)
-        if _has_own_loading(module):
+        if loads[cls] or _has_own_hooks(module):
             with_code.append(name)
     return with_extra, with_code
 
 
-def _has_own_loading(module: nn.Module) -> bool:
+def _has_own_hooks(module: nn.Module) -> bool:
     before, after = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
-    functions = [type(module)._load_from_state_dict]
-    if before or after:  # nearly all have none
-        functions += [getattr(hook, "hook", hook) for hook in before.values()]
-        functions += after.values()
-    return not all((getattr(function, "__module__", None) or "").startswith(_OWN) for function in functions)
+    if not (before or after):
+        return False
+    return not all(
+        _is_torchs(function) for function in (*(getattr(h, "hook", h) for h in before.values()), *after.values())
+    )
+
+
+def _is_torchs(function: object) -> bool:
+    return (getattr(function, "__module__", None) or "").startswith(_TORCHS_OWN)
 
 
 def _modules(root: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -220,10 +220,12 @@ class _Matching:
 
     def _judge(self, name: str, sources: list[str], have: Mapping[str, ParameterInfo]) -> Item:
         """The item of one tensor that something was found for; remembers it if it fits."""
-        info, target = self.wanted[name], self.targets[name]
-        first, *more = sources
-        # Spellings of one tensor of the source count once.
-        distinct = list({have[source].name: source for source in reversed(sources)}.values()) if more else sources
+        info, target, first = self.wanted[name], self.targets[name], sources[0]
+        more: tuple[str, ...] = ()
+        distinct = sources
+        if len(sources) > 1:  # spellings of one tensor of the source count once
+            more = tuple(sources[1:])
+            distinct = list({have[source].name: source for source in reversed(sources)}.values())
         for source in distinct:
             why = problem(have[source], self.given, info, target, cast=self._cast)
             if why:
@@ -232,10 +234,10 @@ class _Matching:
             differing = self._differing(have, distinct[::-1])
             if differing is not None:
                 note = f"tied in the model, and {differing} holds other values"
-                return Item(name, first, note, also=tuple(more))
+                return Item(name, first, note, also=more)
         given = have[first]
         note = "" if given.dtype is info.dtype or given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
-        item = Item(name, first, note, also=tuple(more))
+        item = Item(name, first, note, also=more)
         self._loaded[name] = given, item
         return item
 
