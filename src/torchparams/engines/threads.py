@@ -106,9 +106,9 @@ class ThreadEngine(Engine):
             finally:
                 worker.close()
         else:
-            source = _Shared(items)
+            shared = _Shared(items)
             reader = self._reader(files)
-            workers = [_Worker(source, stop, begin, combine, reader) for _ in range(self.threads)]
+            workers = [_Worker(shared, stop, begin, combine, reader) for _ in range(self.threads)]
             yield from _on_threads(workers, stop, total, progress)
         files.check()
         if progress is not None:
