@@ -105,9 +105,9 @@ def run(arguments: list[str]) -> int:
     >>> run(["ls", "nothing.safetensors"])
     2
     """
-    _import_commands(arguments)
     debug = "--debug" in arguments  # also behind the command, where people add it once something went wrong
     try:
+        _import_commands(arguments)
         status = app(
             args=[part for part in arguments if part != "--debug"], prog_name="torchparams", standalone_mode=False
         )
