@@ -321,6 +321,14 @@ Q = "layers.0.q"
         (factors(Q, 6, 5), {"lora_alpha": "4"}, FileFormatError, "{file}: lora_alpha='4' is not a number"),
         (
             factors(Q, 6, 5),
+            {"lora_alpha": 10**20},
+            FileFormatError,
+            "{file}: lora_alpha=100000000000000000000 is not a number",
+        ),
+        (factors(Q, 6, 5), {"lora_alpha": float("nan")}, FileFormatError, "{file}: lora_alpha=nan is not a number"),
+        (factors(Q, 6, 5), {"rank_pattern": [1]}, FileFormatError, "{file}: rank_pattern=[1] is no object"),
+        (
+            factors(Q, 6, 5),
             {"alpha_pattern": {"(": 1}},
             FileFormatError,
             "{file}: '(' in alpha_pattern is not a regular expression: missing ), unterminated subpattern",
@@ -486,6 +494,17 @@ def test_the_error_is_that_of_what_is_written() -> None:
     assert both.error == pytest.approx(left / np.linalg.norm(after - before), rel=1e-4)
 
 
+def test_what_is_held_is_bounded() -> None:
+    def directions(rows: int, columns: int, rank: int) -> int:
+        x = Stored(MemorySource({"w": np.broadcast_to(np.float32(0), (rows, columns))}), "w")
+        return Factors(Difference(x, x), rank, DType.of("float32"), "w").directions
+
+    assert directions(512, 1000, 4) == 512
+    assert directions(513, 1000, 4) == 14
+    assert directions(512, 100_000, 4) == 14
+    assert directions(3, 100_000, 4) == 3
+
+
 def test_a_difference_that_is_not_finite() -> None:
     before, after = normal(4, 3), normal(4, 3, seed=1)
     after[1, 1] = np.nan
@@ -568,6 +587,15 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(NotReadable):
         plan.run()
     assert not (tmp_path / "a").exists()
+    plan = tp.extract_lora(w, {"w.weight": np.ones((2, 2), np.float32)}, tmp_path / "b", rank=1)
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(WriteError):
+        patch.setattr("torchparams.edit.lora_extract.replace_file", broken)
+        plan.run()
+    assert not (tmp_path / "b").exists()
     plan = tp.extract_lora(w, {"w.weight": np.ones((2, 2), np.float32)}, tmp_path / "b", rank=1)
 
     def full(path: str, *_: object) -> None:

@@ -59,6 +59,8 @@ _HARMLESS = frozenset(
 # With these, the base that the adapter belongs to is the given one; others change its weights before training.
 _INITS = (True, False, "gaussian", "orthogonal", "eva", None)
 
+_MOST = 2**31  # beyond every rank and alpha
+
 _FACTOR = re.compile(r"(?:(.*)\.)?(lora_A|lora_B)\.weight|(?:(.*)\.)?(lora_embedding_A|lora_embedding_B)(?:\.weight)?")
 
 
@@ -201,13 +203,17 @@ def _pair(module: str, both: Mapping[str, ParameterInfo], config: Mapping[str, A
         )
     alpha = _number(config, "alpha_pattern", "lora_alpha", module, file)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Pair(a, b, scale, embedding or bool(config.get("fan_in_fan_out")))
+    stored_transposed = bool(config.get("fan_in_fan_out")) and len(a.shape) == 2  # convolutions never are
+    return Pair(a, b, scale, embedding or stored_transposed)
 
 
 def _number(config: Mapping[str, Any], pattern: str, default: str, module: str, file: str) -> float:
     """A module's own number, as PEFT finds it: of the first pattern that matches its name's end; else that of all."""
     found = config.get(default)
-    for key, value in (config.get(pattern) or {}).items():
+    patterns = config.get(pattern) or {}
+    if not isinstance(patterns, dict):
+        raise FileFormatError(f"{pattern}={shorten(repr(patterns))} is no object", where=file)
+    for key, value in patterns.items():
         try:
             # Most are plain names, for which nothing has to be compiled.
             plain = module == key or module.endswith(f".{key}")
@@ -217,7 +223,7 @@ def _number(config: Mapping[str, Any], pattern: str, default: str, module: str, 
         except re.error as error:
             what = f"{key!r} in {pattern} is not a regular expression: {error.msg}"
             raise FileFormatError(what, where=file) from None
-    if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found) or found < 0:
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < _MOST:
         raise FileFormatError(f"{default}={shorten(repr(found))} is not a number", where=file)
     if default == "r" and not found:
         raise FileFormatError("r=0: there is no such adapter", where=file)

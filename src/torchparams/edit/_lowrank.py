@@ -158,7 +158,8 @@ class Factors:
     The difference is never in memory: it is read by blocks of rows, in 9 passes, by the randomised range finder with
     subspace iterations of Halko, Martinsson and Tropp 2011, arXiv:0909.4061 (their algorithms 4.4 and 5.1; 10
     directions more than are wanted, 3 iterations; the random numbers are made of the tensor's name). Where rows or
-    columns are 512 or less, all directions are taken, and it is the truncated decomposition to float32's precision.
+    columns are 512 or less, and that takes no more than 32 MiB, all directions are taken, and it is the truncated
+    decomposition to float32's precision.
 
     Args:
         difference: The difference, shape (rows, columns).
@@ -177,7 +178,9 @@ class Factors:
         smaller = min(difference.shape)
         self.rank = min(rank, smaller)
         self.dtype, self.name = dtype, name
-        self.directions = smaller if smaller <= _EXACT else min(self.rank + _OVERSAMPLING, smaller)
+        self.directions = smaller
+        if smaller > _EXACT or self.nbytes > _LIGHT:
+            self.directions = min(self.rank + _OVERSAMPLING, smaller)
         self.norm: float | None = None
         self.error: float | None = None
         self._found: dict[str, Array] = {}

@@ -275,6 +275,8 @@ class LoraPlan(Plan):
         except BaseException:
             if fresh:
                 with suppress(OSError):
+                    os.remove(self.path)
+                with suppress(OSError):
                     os.rmdir(self.folder)
             raise
         changes = tuple(
