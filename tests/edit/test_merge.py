@@ -415,6 +415,9 @@ def test_names_must_be_the_same(tmp_path: Path) -> None:
     plan = tp.merge([a, b], tmp_path / "m.safetensors", overwrite=True, missing="drop")
     assert [output.name for output in plan.outputs] == ["w"]
     assert plan.dropped == (("v", "not in every source"), ("u", "not in every source"))
+    assert refusal(PlanError, [{"w": np.zeros(1)}, {"v": np.zeros(1)}], missing="drop") == (
+        "dict: no tensor is in every source"
+    )
     assert refusal(OptionError, [a, b], missing="skip") == (
         "missing='skip' says nothing. there are 'refuse', 'keep' and 'drop'."
     )

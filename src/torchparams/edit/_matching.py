@@ -127,6 +127,8 @@ class Tables:
                 self.notes.append(f"not in every source, and taken as they are: {some(kept)}")
         else:
             self.dropped += [(name, "not in every source") for name in (*lacking, *extra)]
+        if not tensors:
+            raise PlanError("no tensor is in every source", where=self.label(0))
         return tensors
 
     def _differ(self, lacking: dict[str, list[str]], extra: dict[str, Found]) -> MismatchError:
