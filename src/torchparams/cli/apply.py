@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, app, show
-from torchparams.cli.convert import Base, Destination, DryRun, Force, Memory, ShardSize, Shared
+from torchparams.cli.app import AsJson, app
+from torchparams.cli.plans import Base, Destination, DryRun, Force, Memory, ShardSize, Shared, carry_out
 
 
 @app.command()
@@ -38,14 +38,8 @@ def apply(
       torchparams apply base.safetensors delta.safetensors tuned.pt --dry-run
     """
     from torchparams.edit.save import apply_delta
-    from torchparams.render.progress import progress
 
     plan = apply_delta(
         base, delta, target, shared=shared, max_shard_size=max_shard_size, memory=memory, overwrite=force
     )
-    if dry_run:
-        show(plan, as_json)
-        return
-    with progress("writing") as tell:
-        written = plan.run(tell)
-    show(written, as_json)
+    carry_out(plan, "writing", dry_run=dry_run, as_json=as_json)

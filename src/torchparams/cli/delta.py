@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app, show
-from torchparams.cli.convert import Base, DryRun, Force, Memory
+from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.plans import Base, DryRun, Force, Memory, carry_out
 
 
 @app.command()
@@ -37,12 +37,6 @@ def delta(
       torchparams apply base.safetensors delta.safetensors tuned-again.safetensors
     """
     from torchparams.edit.save import delta as planned
-    from torchparams.render.progress import progress
 
     plan = planned(source, base, target, select, memory=memory, overwrite=force)
-    if dry_run:
-        show(plan, as_json)
-        return
-    with progress("writing") as tell:
-        written = plan.run(tell)
-    show(written, as_json)
+    carry_out(plan, "writing", dry_run=dry_run, as_json=as_json)

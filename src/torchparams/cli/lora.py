@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app, show
-from torchparams.cli.convert import (
+from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.plans import (
     AllowOverflow,
     Destination,
     DryRun,
@@ -18,6 +18,7 @@ from torchparams.cli.convert import (
     Shared,
     Source,
     Types,
+    carry_out,
     pairs,
     types_of,
 )
@@ -82,7 +83,6 @@ def fold(
       torchparams lora fold base.safetensors adapter/ folded.safetensors --dry-run
     """
     from torchparams.edit.lora import fold_lora
-    from torchparams.render.progress import progress
 
     plan = fold_lora(
         base,
@@ -98,12 +98,7 @@ def fold(
         overwrite=force,
         allow_overflow=allow_overflow,
     )
-    if dry_run:
-        show(plan, as_json)
-        return
-    with progress("folding") as tell:
-        written = plan.run(tell)
-    show(written, as_json)
+    carry_out(plan, "folding", dry_run=dry_run, as_json=as_json)
 
 
 @lora.command()
@@ -153,7 +148,6 @@ def extract(
       torchparams lora extract base/ tuned/ adapter/ --rank 8 -s '**.{q,v}_proj.weight' --dtype bf16
     """
     from torchparams.edit.lora_extract import extract_lora
-    from torchparams.render.progress import progress
 
     plan = extract_lora(
         base,
@@ -168,9 +162,4 @@ def extract(
         memory=memory,
         overwrite=force,
     )
-    if dry_run:
-        show(plan, as_json)
-        return
-    with progress("extracting") as tell:
-        extracted = plan.run(tell)
-    show(extracted, as_json)
+    carry_out(plan, "extracting", dry_run=dry_run, as_json=as_json)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app, show
-from torchparams.cli.convert import (
+from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.plans import (
     AllowOverflow,
     DryRun,
     Force,
@@ -16,6 +16,7 @@ from torchparams.cli.convert import (
     ShardSize,
     Shared,
     Types,
+    carry_out,
     pairs,
     types_of,
 )
@@ -123,7 +124,6 @@ def merge(
       torchparams merge math/ code/ both/ --base llama/ -m dare_ties -d 0.1 --seed 7
     """
     from torchparams.edit.merge import merge as planned
-    from torchparams.render.progress import progress
 
     *sources, target = paths
     if not sources:
@@ -150,12 +150,7 @@ def merge(
         overwrite=force,
         allow_overflow=allow_overflow,
     )
-    if dry_run:
-        show(plan, as_json)
-        return
-    with progress("merging") as tell:
-        written = plan.run(tell)
-    show(written, as_json)
+    carry_out(plan, "merging", dry_run=dry_run, as_json=as_json)
 
 
 def numbers(texts: list[str] | None, option: str) -> dict[str | None, float | list[float]] | None:
