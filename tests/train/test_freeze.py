@@ -707,3 +707,26 @@ def test_lbfgs_has_to_be_made_anew(anew: bool) -> None:
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     lbfgs_steps(model, optimizer, 3)
     assert (digest(model[0]) == before) is anew  # its directions move the frozen, which have no gradient
+
+
+@pytest.mark.parametrize("nothing", [[], (), set()])
+def test_an_empty_selection_is_not_everything(nothing: Any) -> None:
+    model = net()
+    uses: list[Callable[[], object]] = [
+        lambda: tp.freeze(model, nothing),
+        lambda: tp.unfreeze(model, nothing),
+        lambda: tp.apply_(model, nothing, nn.init.zeros_),
+        lambda: tp.init(model, (nothing, nn.init.zeros_)),
+        lambda: tp.groups(model, tp.rule(nothing, lr=1.0), lr=0.1),
+        lambda: tp.penalty(model, nothing),
+        lambda: tp.load(model, net(), nothing),
+    ]
+    before = digest(model)
+    for use in uses:
+        with pytest.raises(NoMatch) as error:
+            use()
+        assert str(error.value) == "Net: no names are given, so nothing is selected. every parameter is `**`."
+    assert digest(model) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    none = tp.of(model).select("head.9.*", strict=False)
+    assert tp.freeze(none).names == tp.apply_(none, None, nn.init.zeros_).names == ()
