@@ -139,7 +139,6 @@ def test_every_dtype_comes_bit_by_bit(dtype: torch.dtype, suffix: str, tmp_path:
 def test_floats_are_cast_as_copy_does(
     given: torch.dtype, wanted: torch.dtype, suffix: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_transfer, "_SERIAL", 16)
     monkeypatch.setattr(_transfer, "CAST_BYTES", 64)
     values = torch.randn(70, 5).to(given)
     values[0] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1e-7]).to(given)

@@ -40,12 +40,11 @@ PIECE_BYTES = 16 << 20
 BUFFER_BYTES = 8 << 20
 """Bytes that are read at once where they are copied to another device or to a tensor that is not contiguous."""
 
-CAST_BYTES = 1 << 18
-"""Bytes of an engine's block where values are cast; it maps 16 times as many at once."""
+CAST_BYTES = 1 << 20
+"""Bytes of an engine's block where values are cast; it maps several times as many at once."""
 
-_SERIAL = (
-    30_720  # elements; torch shares copies of more than 32,767 among threads of its own, which would get in the way
-)
+_CASTERS = 2  # while one maps its block, torch shares the other's among threads of its own
+
 
 VECTOR = 512
 """Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
@@ -315,7 +314,7 @@ def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> No
 
 def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
     by_name = {pair.name: pair for pair in pairs}
-    engine = ThreadEngine(min(processors(), _MOST_THREADS), block_bytes=CAST_BYTES, mapped=True)
+    engine = ThreadEngine(_CASTERS, block_bytes=CAST_BYTES, mapped=True)
     jobs = [Job.of_infos((pair.source, pair.info), key=pair.name) for pair in pairs]
     for job, _ in engine.run(jobs, lambda job: _Casting(by_name[job.key].target), lambda job, parts: None):
         state.done(by_name[job.key])
@@ -342,9 +341,7 @@ class _Casting:
             # The memory is read-only, which torch takes with a warning; it only reads it.
             raw = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
             values = torch.frombuffer(raw, dtype=dtype.torch) if data.nbytes else torch.empty(0, device="cpu")
-        part = self._flat[block.start : block.stop]
-        for start in range(0, len(part), _SERIAL):
-            part[start : start + _SERIAL].copy_(values[start : start + _SERIAL])
+        self._flat[block.start : block.stop].copy_(values)
 
     def finish(self) -> None:
         return
