@@ -1,6 +1,6 @@
 """Claim: `torchparams diff` is 8 × as fast as weightscope in a tenth of its memory; of equal files, as fast as cmp.
 
-    WEIGHTSCOPE=/path/to/venv/bin/weightscope python bench/bench_diff.py [rounds, 5 by default]
+    python bench/bench_diff.py [rounds, 5 by default]
 
 Whole processes, from start to end, page cache warm, on two files of a model in bfloat16 and of 750 MB: of the same
 shapes and other values, and of the same bytes. weightscope (installed in an environment of its own) takes of each
@@ -16,7 +16,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from common import DATA, llama_file, machine, paired, print_pairs, process, torchparams
+from common import DATA, llama_file, machine, paired, peer, print_pairs, process, torchparams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 
 def weightscope() -> str:
     """The command of weightscope."""
-    found = os.environ.get("WEIGHTSCOPE") or shutil.which("weightscope")
-    if found is None:
-        raise SystemExit(
-            "weightscope is missing: python -m venv peer && peer/bin/pip install weightscope, then set WEIGHTSCOPE to "
-            "peer/bin/weightscope"
-        )
-    return found
+    return peer("WEIGHTSCOPE", "weightscope", "weightscope==0.4.3")
 
 
 def folder_of(file: Path) -> Path:

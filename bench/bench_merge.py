@@ -1,6 +1,6 @@
 """Claim: a weighted sum of two 750 MB bf16 files is ≥ 8 × as fast as mergekit's, in < 400 MB, and float32 rounded once.
 
-    MERGEKIT=/path/to/an/environment/bin/mergekit-yaml python bench/bench_merge.py [ROUNDS] [MEGABYTES]
+    python bench/bench_merge.py [ROUNDS] [MEGABYTES]
 
 Both are whole processes, run by turns; times are medians, memory the most that any ever held. mergekit is installed in
 an environment of its own, merges the same two files in bfloat16 and writes neither a tokenizer nor a model card. What
@@ -13,7 +13,6 @@ The other rows are other ways to merge the same two files, or what the second ha
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -21,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import DATA, HIDDEN, VOCABULARY, WIDTH, llama_file, machine, paired, print_pairs, process, torchparams
+from common import DATA, HIDDEN, VOCABULARY, WIDTH, llama_file, machine, paired, peer, print_pairs, process, torchparams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +37,7 @@ METHODS = {
 
 def mergekit() -> str:
     """The command of mergekit."""
-    found = os.environ.get("MERGEKIT") or shutil.which("mergekit-yaml")
-    if found is None:
-        raise SystemExit("set MERGEKIT to the mergekit-yaml of an environment that has it: pip install mergekit")
-    return found
+    return peer("MERGEKIT", "mergekit-yaml", "mergekit==0.1.5")
 
 
 def as_model(path: Path, folder: Path) -> Path:

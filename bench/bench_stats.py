@@ -1,6 +1,6 @@
 """Claim: `torchparams stats` is 25 × as fast as weightlens, in a fifth of its memory; memory is flat.
 
-    WEIGHTLENS=/path/to/venv/bin/lens python bench/bench_stats.py [rounds, 3 by default]
+    python bench/bench_stats.py [rounds, 3 by default]
 
 Whole processes, from start to end, page cache warm: `torchparams stats FILE` and `lens analyze FILE` (of the package
 weightlens, installed in an environment of its own) on a model's file in bfloat16 and in float32, and on one of 20,000
@@ -13,15 +13,13 @@ Then the memory of `torchparams stats` alone on sparse files of 10 and 20 GB: th
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import DATA, encoded, llama_file, machine, paired, print_pairs, process, torchparams
+from common import DATA, encoded, llama_file, machine, paired, peer, print_pairs, process, torchparams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +30,7 @@ GIGABYTE = 10**9
 
 def weightlens() -> str:
     """The command of weightlens."""
-    found = os.environ.get("WEIGHTLENS") or shutil.which("lens")
-    if found is None:
-        raise SystemExit(
-            "weightlens is missing: python -m venv peer && peer/bin/pip install weightlens, then set WEIGHTLENS to "
-            "peer/bin/lens"
-        )
-    return found
+    return peer("WEIGHTLENS", "lens", "weightlens==0.3.0")
 
 
 def small_tensors(count: int = TENSORS) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -130,6 +131,23 @@ def process(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
 def torchparams(*arguments: str | Path) -> list[str]:
     """The command line of the installed command."""
     return [str(Path(sys.executable).with_name("torchparams")), *map(str, arguments)]
+
+
+def peer(variable: str, command: str, requirement: str) -> str:
+    """The command of a package that is measured beside ours, installed in an environment of its own.
+
+    Args:
+        variable: An environment variable that names the command, where somebody has it already.
+        command: Its name; looked for on the path, then in bench/data, where it is installed if it is nowhere.
+        requirement: What pip installs.
+    """
+    found = os.environ.get(variable) or shutil.which(command)
+    home = DATA / "peers" / requirement
+    if found is None and not (home / "bin" / command).exists():
+        print(f"installing {requirement} in {home}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([str(home / "bin" / "python"), "-m", "pip", "-q", "install", requirement], check=True)
+    return found or str(home / "bin" / command)
 
 
 def paired(runs: Mapping[str, Callable[[], tuple[float, int]]], rounds: int = 7) -> dict[str, tuple[float, int]]:
