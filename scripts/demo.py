@@ -11,6 +11,7 @@ COMMANDS = (
     "ls {file}",
     "ls {file} --tree",
     "ls {file} -s '**.bias | **.bias_*'",
+    "stats {file}",
     "show {file} conv1.weight",
 )
 
