@@ -11,6 +11,7 @@ from torchparams.lint import rules_gradient, rules_memory, rules_model, rules_op
 from torchparams.lint.context import Context
 from torchparams.lint.findings import SEVERITIES, Audit, Finding, Hit, Rule, Rules
 from torchparams.parameters import Parameters
+from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,7 +68,7 @@ saved or moved
     from torch._C import DisableTorchFunctionSubclass
 
     # A subclass of tensors may answer even a question for its shape with code of its own.
-    with DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass(), paused_gc():
         hits = [(rule, hit) for rule in rules for hit in rule.check(context)]
     kept, suppressed = _suppress(context, hits, suppress or {})
     findings = [rule.finding(hit) for rule, hit in kept]

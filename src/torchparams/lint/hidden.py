@@ -83,12 +83,17 @@ class _Search:
         self._places: set[int] | None = None
         # What every module has, and what torch itself keeps of its parameters (in step with them).
         self._known = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_all_weights"})
+        self._others: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._module_class, self._tensor_class = nn.Module, torch.Tensor
 
     def attributes(self, module: nn.Module) -> list[str]:
         """The attributes that could hide something."""
-        known, simple = self._known, _SIMPLE
-        return [name for name, value in vars(module).items() if name not in known and type(value) not in simple]
+        own = vars(module)
+        names = tuple(own)  # the same for very many modules of a few classes
+        others = self._others.get(names)
+        if others is None:
+            others = self._others[names] = tuple(name for name in names if name not in self._known)
+        return [name for name in others if type(own[name]) not in _SIMPLE]
 
     def hidden_in(self, path: str, module: nn.Module, attributes: list[str]) -> Iterator[Found]:
         """What they hide."""

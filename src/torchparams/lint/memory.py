@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from torchparams.lint.context import Entry
 
 MASK = 1 << 28
@@ -49,14 +51,12 @@ class Sharing:
     itself: list[Entry]
 
 
-def view_of(entry: Entry) -> View | None:
-    """Where a parameter lies; None where it has no place in memory."""
-    import torch
-
+def view_of(entry: Entry, strided: torch.layout) -> View | None:
+    """Where a parameter lies; None where it has no place in memory, as those have that are not `torch.strided`."""
     tensor = entry.tensor
     try:
         numel, size = tensor.numel(), tensor.element_size()
-        if numel == 0 or tensor.layout is not torch.strided:
+        if numel == 0 or tensor.layout is not strided:
             return None
         start: int = tensor.data_ptr()
         device: object = tensor.device
@@ -75,10 +75,13 @@ def view_of(entry: Entry) -> View | None:
 
 def sharing(entries: Sequence[Entry]) -> Sharing:
     """Which of the parameters share memory; in the time that sorting them takes."""
+    import torch
+
+    strided = torch.strided
     found = Sharing([], [], [])
     places: dict[object, list[tuple[int, int, int]]] = {}
     for row, entry in enumerate(entries):
-        view = view_of(entry)
+        view = view_of(entry, strided)
         if view is not None:
             places.setdefault(view.device, []).append((view.start, view.stop, row))
             if view.itself:
@@ -91,12 +94,12 @@ def sharing(entries: Sequence[Entry]) -> Sharing:
             # Against the greatest end so far, not the last one: a long view may reach over several short ones.
             if start >= end:
                 if len(cluster) > 1:
-                    _split([view for i in cluster if (view := view_of(entries[i]))], found)
+                    _split([view for i in cluster if (view := view_of(entries[i], strided))], found)
                 cluster.clear()
             cluster.append(row)
             end = max(end, stop)
         if len(cluster) > 1:
-            _split([view for i in cluster if (view := view_of(entries[i]))], found)
+            _split([view for i in cluster if (view := view_of(entries[i], strided))], found)
     if found.partial:
         rows = {id(entry.tensor): row for row, entry in enumerate(entries)}
         ordered = [sorted(pair, key=lambda entry: rows[id(entry.tensor)]) for pair in found.partial]
