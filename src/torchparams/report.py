@@ -9,6 +9,7 @@ never in this tree.
 from __future__ import annotations
 
 import html
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -305,3 +306,12 @@ def listed(names: Iterable[str], limit: int = 3) -> str:
 def plural(n: int, singular: str, plural_form: str | None = None) -> str:
     """`1 tensor`, `2 tensors`, `220 tensors`."""
     return f"{n:,} {singular if n == 1 else plural_form or singular + 's'}"
+
+
+def json_number(value: float) -> float | int | str:
+    """A number as JSON takes it: those that are not finite as the texts `nan`, `inf` and `-inf`.
+
+    >>> json_number(0.5), json_number(float("-inf"))
+    (0.5, '-inf')
+    """
+    return value if isinstance(value, int) or math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Numbers of a table's rows: what rows are ordered by, and how JSON takes them."""
+"""Numbers of a table's rows: what rows are ordered by."""
 
 from __future__ import annotations
 
@@ -47,12 +47,3 @@ def in_order(rows: Iterable[Each], keys: Keys, by: str) -> tuple[Each, ...]:
         found = value(row)
         (others if isinstance(found, float) and math.isnan(found) else numbers).append(row)
     return (*sorted(numbers, key=value, reverse=by.startswith("-")), *others)
-
-
-def json_number(value: float) -> float | int | str:
-    """A number as JSON takes it: those that are not finite as the texts `nan`, `inf` and `-inf`.
-
-    >>> json_number(0.5), json_number(float("-inf"))
-    (0.5, '-inf')
-    """
-    return value if isinstance(value, int) or math.isfinite(value) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torchparams.report import (
     Text,
     cut,
     human_count,
+    json_number,
     listed,
     plural,
     printable,
@@ -239,7 +239,7 @@ def to_json(groups: Groups) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """An option's value as JSON takes it; text for what JSON has no type for."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return json_number(value)
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, list | tuple):

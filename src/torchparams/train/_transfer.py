@@ -45,7 +45,6 @@ CAST_BYTES = 1 << 20
 
 _CASTERS = 2  # while one maps its block, torch shares the other's among threads of its own
 
-
 VECTOR = 512
 """Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
 

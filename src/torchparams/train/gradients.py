@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.parameters import Parameters, of
-from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, to_html, to_text
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    json_number,
+    listed,
+    plural,
+    to_html,
+    to_text,
+)
 from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
 from torchparams.sources._live import LiveRecords
@@ -454,11 +467,11 @@ class GradNorms:
     def to_json(self) -> dict[str, Any]:
         """The norms as JSON takes them."""
         return {
-            "p": _json(self.p),
-            "total": _json(self.total),
-            "norms": {name: _json(norm) for name, norm in self.norms.items()},
+            "p": json_number(self.p),
+            "total": json_number(self.total),
+            "norms": {name: json_number(norm) for name, norm in self.norms.items()},
             "groups": {
-                label: {"norm": _json(self.groups[label]), "names": list(names)}
+                label: {"norm": json_number(self.groups[label]), "names": list(names)}
                 for label, names in self.members.items()
             },
             "nonfinite": list(self.nonfinite),
@@ -476,7 +489,3 @@ class GradNorms:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _json(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)

@@ -15,6 +15,7 @@ from torchparams.report import (
     Text,
     cut,
     human_bytes,
+    json_number,
     plural,
     printable,
     to_html,
@@ -359,6 +360,6 @@ def _json(value: Any) -> Any:
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
         return [_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else shorten(repr(value))
+    if isinstance(value, float):
+        return json_number(value)
+    return value if isinstance(value, str | int | None) else shorten(repr(value))
