@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := src tests bench scripts
+SOURCES := src tests oracles bench scripts
 CHECKPOINT := demo/silero_vad_16k.safetensors
 
-.PHONY: demo test check format bench fuzz docs clean help
+.PHONY: demo test oracles check format bench fuzz docs clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed $(CHECKPOINT)  ## show the parameters of a small pretra
 
 test: $(VENV)/.developed $(CHECKPOINT)  ## run all tests, the examples of the documentation among them
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+oracles: $(VENV)/.oracles  ## compare with the libraries that make the files and layers: PEFT, transformers, timm, bitsandbytes
+	$(BIN)/python -m pytest -q -n auto --dist loadfile oracles
 
 check: $(VENV)/.developed  ## lint, types, import rules, generated documentation
 	$(BIN)/ruff check $(SOURCES)
@@ -55,6 +58,10 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torch
 $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.oracles: $(VENV)/.developed
+	$(PIP) install -c constraints.txt -e '.[dev,oracles]'
+	@touch $@
 
 # Out of the package that it is published in, which is downloaded and not installed.
 $(CHECKPOINT): | $(VENV)/bin/python
