@@ -18,8 +18,6 @@ from torch_files import saved
 from torchparams.dtypes import DType
 from torchparams.edit import _lowrank
 from torchparams.edit._lowrank import Difference, Factors
-from torchparams.edit.expressions import Stored
-from torchparams.edit.work import Work, evaluate
 from torchparams.errors import (
     FileFormatError,
     MismatchError,
@@ -29,6 +27,8 @@ from torchparams.errors import (
     SourceError,
     WriteError,
 )
+from torchparams.expressions.base import Stored
+from torchparams.expressions.work import Work, evaluate
 from torchparams.testing import MemorySource, to_torch
 
 if TYPE_CHECKING:

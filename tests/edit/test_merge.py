@@ -16,18 +16,18 @@ from bit_patterns import NUMERIC
 from torch_files import saved
 from torchparams.dtypes import DType
 from torchparams.edit import _execute
-from torchparams.edit._combine import combines
 from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed, kept
 from torchparams.edit.methods import METHODS
-from torchparams.edit.work import Work, block_of, evaluate
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError
+from torchparams.expressions.combination import combines
+from torchparams.expressions.work import Work, block_of, evaluate
 from torchparams.testing import safetensors_bytes, sample, to_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torchparams.edit.expressions import Expression
+    from torchparams.expressions.base import Expression
 
 Array = np.ndarray[Any, Any]
 Tensor = torch.Tensor

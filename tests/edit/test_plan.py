@@ -10,12 +10,12 @@ import pytest
 
 import torchparams as tp
 from torchparams.dtypes import DType
-from torchparams.edit.expressions import Expression, Stored
 from torchparams.edit.layout import Output
-from torchparams.edit.operations import Cast, Concat, Linear, Slice
 from torchparams.edit.plan import Plan
-from torchparams.edit.work import Work, evaluate
 from torchparams.errors import PlanError
+from torchparams.expressions.base import Expression, Stored
+from torchparams.expressions.operations import Cast, Concat, Linear, Slice
+from torchparams.expressions.work import Work, evaluate
 from torchparams.sources.base import open_source
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 

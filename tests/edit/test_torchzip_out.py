@@ -16,9 +16,9 @@ import torchparams as tp
 from bit_patterns import NUMERIC
 from torchparams.dtypes import DType
 from torchparams.edit import _torchzip_out
-from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output, View
 from torchparams.edit.plan import Plan
+from torchparams.expressions.base import Stored
 from torchparams.testing import MemorySource, sample, to_torch
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from torchparams.engines import Job, jobs_of, sketches
-from torchparams.engines._read import gather
 from torchparams.errors import MismatchError, NotReadable, UnknownName
+from torchparams.io.read import gather
 from torchparams.sources.base import open_source
 from torchparams.testing import MemorySource
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from torchparams.engines import Block, Engine, ThreadEngine, _read, jobs_of
+from torchparams.engines import Block, Engine, ThreadEngine, jobs_of
 from torchparams.engines.threads import processors
 from torchparams.errors import SourceError, TruncatedFile
+from torchparams.io import read as _read
 from torchparams.sources.base import open_source
 from torchparams.testing import EngineTests, MemorySource, safetensors_bytes, sample
 

@@ -19,7 +19,7 @@ from bit_patterns import NUMERIC, array_of_bits, arrays, long_arrays
 from torchparams.dtypes import DType
 from torchparams.engines import ThreadEngine
 from torchparams.errors import MismatchError, NoMatch, RenameError, SelectorError, UnknownName
-from torchparams.sources._bytes import pack
+from torchparams.io.packing import pack
 from torchparams.testing import MemorySource, safetensors_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch_files import named, number, row, table, text, whole
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError
-from torchparams.sources._bytes import contiguous
+from torchparams.io.packing import contiguous
 from torchparams.sources._pickle import Machine
 from torchparams.sources._pickle_values import Blob, Global, Malformed, Reduced
 from torchparams.sources._rebuild import CONSTRUCTORS

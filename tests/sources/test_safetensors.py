@@ -28,8 +28,9 @@ import torchparams as tp
 from torchparams.dtypes import ALL, BY_CODE, DType
 from torchparams.errors import NotReadable, SourceError, TruncatedFile, UnknownName
 from torchparams.info import Location, ParameterInfo, file_tensor
+from torchparams.io.packing import pack, unpack
 from torchparams.sources import _bytes, _safetensors
-from torchparams.sources._bytes import as_array, pack, unpack
+from torchparams.sources._bytes import as_array
 from torchparams.sources._safetensors import SafetensorsSource, open_safetensors
 from torchparams.testing import (
     SAFETENSORS_DTYPES,

@@ -21,13 +21,13 @@ from torchparams.report import plural
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchparams.edit._casts import Losses
-    from torchparams.edit.expressions import Expression
     from torchparams.edit.layout import FileLayout, Output
     from torchparams.edit.plan import Plan
-    from torchparams.edit.work import Work
     from torchparams.edit.write import Target
     from torchparams.engines.base import Progress
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.casts import Losses
+    from torchparams.expressions.work import Work
 
 PIECE = 1 << 25
 """Bytes that a thread takes at once, and that the disk is told to begin writing."""
@@ -76,7 +76,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
 
 
 def _casts(plan: Plan, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
-    from torchparams.edit._casts import Losses
+    from torchparams.expressions.casts import Losses
 
     return tuple(
         CastLosses(output.name, x.operands[0].dtype, x.dtype, x.numel, lost.get(id(x), Losses()))
@@ -157,7 +157,7 @@ def _pieces(run: _Copy | None) -> Iterator[_Copy]:
 
 
 def _parts(number: int, output: Output, offset: int, most: int, whole: bool) -> Iterator[_Compute]:
-    from torchparams.edit.work import block_of
+    from torchparams.expressions.work import block_of
 
     x = output.expression
     if whole or x.is_prepared or any(leaf.resident for leaf in x.leaves()):
@@ -180,7 +180,7 @@ class _Run:
     """
 
     def __init__(self, plan: Plan, target: Target, threads: int) -> None:
-        from torchparams.engines._read import Files
+        from torchparams.io.read import Files
 
         self.plan, self.target = plan, target
         self.most = plan.memory // threads
@@ -236,7 +236,7 @@ class _Run:
 
     def new_work(self) -> Work:
         """What one thread computes with."""
-        from torchparams.edit.work import Work
+        from torchparams.expressions.work import Work
 
         work = Work(self.sources)
         self._works.append(work)
@@ -409,7 +409,7 @@ class _Worker:
         self._blocks(task, fd, self.work)
 
     def _blocks(self, task: _Compute, fd: int, work: Work) -> None:
-        from torchparams.edit.work import block_of
+        from torchparams.expressions.work import block_of
 
         run, x, offset = self._run, task.output.expression, task.offset
         crc, wanted = 0, run.files[task.file].crc
@@ -446,7 +446,7 @@ def as_bytes(values: Any, x: Expression) -> memoryview:
     """The bytes that a file holds for these elements of an expression."""
     import numpy as np
 
-    from torchparams.sources._bytes import pack
+    from torchparams.io.packing import pack
 
     if x.dtype.bits < 8 and values.dtype != np.uint8:  # else they are packed already
         return pack(values, x.dtype).data

@@ -7,17 +7,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit._casts import cast
-from torchparams.edit._combine import Combination, check_floats
-from torchparams.edit.expressions import Expression
 from torchparams.errors import MismatchError, NotReadable
+from torchparams.expressions.base import Expression
+from torchparams.expressions.casts import cast
+from torchparams.expressions.combination import Combination, check_floats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
 
-    from torchparams.edit.work import Work
+    from torchparams.expressions.work import Work
 
     Array = np.ndarray[Any, Any]
 

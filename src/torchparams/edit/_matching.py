@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit._combine import combines
 from torchparams.edit.convert import choose
 from torchparams.edit.save import differing
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
+from torchparams.expressions.combination import combines
 from torchparams.renames import Renames, propose
 from torchparams.report import plural
 

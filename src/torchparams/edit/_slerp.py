@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit._combine import Combination
+from torchparams.expressions.combination import Combination
 
 if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.edit.expressions import Expression
-    from torchparams.edit.work import Work
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.work import Work
 
     Array = np.ndarray[Any, Any]
 
@@ -43,8 +43,8 @@ class Slerp(Combination):
         allow_overflow: Accept results that are finite, and infinite in the result's type.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
-    >>> from torchparams.edit.work import evaluate
+    >>> from torchparams.expressions.base import Stored
+    >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> a, b = (Stored(MemorySource({"w": np.array(w, np.float32)}), "w") for w in ([1, 0], [0, 1]))
     >>> evaluate(Slerp(a, b, 0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit._combine import Combination
+from torchparams.expressions.combination import Combination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.edit.expressions import Expression
-    from torchparams.edit.work import Work
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.work import Work
 
     Array = np.ndarray[Any, Any]
 
@@ -41,8 +41,8 @@ class TaskVectors(Combination):
         allow_overflow: Accept results that are finite, and infinite in the result's type.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
-    >>> from torchparams.edit.work import evaluate
+    >>> from torchparams.expressions.base import Stored
+    >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> base, a, b = (Stored(MemorySource({"w": np.array(w, np.float32)}), "w") for w in ([1, 1], [3, 2], [2, -2]))
     >>> evaluate(TaskVectors(base, [a, b], [1, 1])), evaluate(TaskVectors(base, [a, b], [1, 1], elect=True))
@@ -185,8 +185,8 @@ class Trimmed(TaskVectors):
         arguments, options: Those of `TaskVectors`.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
-    >>> from torchparams.edit.work import evaluate
+    >>> from torchparams.expressions.base import Stored
+    >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> base, a = (Stored(MemorySource({"w": np.array(w, np.float32)}), "w") for w in ([0, 0, 0, 0], [1, -4, 2, 3]))
     >>> evaluate(Trimmed([0.5], base, [a], [1], elect=True))
@@ -295,8 +295,8 @@ class Dropped(TaskVectors):
         arguments, options: Those of `TaskVectors`.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
-    >>> from torchparams.edit.work import evaluate
+    >>> from torchparams.expressions.base import Stored
+    >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> base, a = (Stored(MemorySource({"w": np.full(6, w, np.float32)}), "w") for w in (1, 2))
     >>> evaluate(Dropped([0.5], 0, "w", base, [a], [1]))

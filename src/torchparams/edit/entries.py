@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit.expressions import Expression, Retyped, Stored
 from torchparams.edit.layout import Output, View
-from torchparams.edit.operations import Cast
 from torchparams.edit.plan import SAFETENSORS
 from torchparams.errors import NotReadable, PlanError, TorchParamsError, shorten
+from torchparams.expressions.base import Expression, Retyped, Stored
+from torchparams.expressions.operations import Cast
 from torchparams.report import human_bytes, plural
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _check_readable(x: Stored) -> None:
 
 
 def _c_order(shape: Sequence[int]) -> tuple[int, ...]:
-    from torchparams.sources._bytes import contiguous
+    from torchparams.io.packing import contiguous
 
     return contiguous(shape)
 

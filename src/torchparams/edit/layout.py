@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torchparams.dtypes import DType
-    from torchparams.edit.expressions import Expression
+    from torchparams.expressions.base import Expression
 
 
 @dataclass(frozen=True, slots=True)

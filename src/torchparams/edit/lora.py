@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit._adapter import read_adapter
-from torchparams.edit._combine import combines
 from torchparams.edit._lowrank import Folded
 from torchparams.edit._matching import some
 from torchparams.edit.convert import choose, plan_of
 from torchparams.edit.entries import Entry, dtypes_of
-from torchparams.edit.expressions import Stored
 from torchparams.edit.plan import MEMORY
 from torchparams.errors import MismatchError, OptionError, PlanError, nearest
+from torchparams.expressions.base import Stored
+from torchparams.expressions.combination import combines
 from torchparams.report import plural
 
 if TYPE_CHECKING:

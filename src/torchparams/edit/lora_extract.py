@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
 from torchparams.edit._adapter import CONFIG, PREFIX, WEIGHTS
-from torchparams.edit._combine import combines
 from torchparams.edit._lowrank import Difference, Factor, Factors
 from torchparams.edit._matching import some
 from torchparams.edit.convert import choose
-from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output
 from torchparams.edit.plan import MEMORY, Plan
 from torchparams.edit.save import differing
 from torchparams.edit.write import replace_file, telling
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
+from torchparams.expressions.base import Stored
+from torchparams.expressions.combination import combines
 from torchparams.report import Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from torchparams.edit._matching import SHOWN, Tables, some
 from torchparams.edit.convert import plan_of
 from torchparams.edit.entries import Entry, dtypes_of
-from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import parse_bytes
 from torchparams.edit.methods import METHODS, Recipe
 from torchparams.edit.plan import MEMORY
 from torchparams.edit.weights import groups, per_tensor
 from torchparams.errors import OptionError, nearest
+from torchparams.expressions.base import Stored
 from torchparams.report import human_bytes, plural
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from torchparams.edit.expressions import Expression
     from torchparams.edit.methods import Method
     from torchparams.edit.plan import Plan
+    from torchparams.expressions.base import Expression
 
 
 def merge(

@@ -1,6 +1,6 @@
 """The ways to merge: what each needs, and which expression computes it.
 
-To add one, write an expression (see `expressions.py`; `_combine.Combination` has what all share) and a row of
+To add one, write an expression (see `expressions/base.py`; `Combination` has what all share) and a row of
 `METHODS`.
 """
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.edit._slerp import Slerp
 from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed
-from torchparams.edit.operations import Cast, Linear
 from torchparams.errors import OptionError
+from torchparams.expressions.operations import Cast, Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torchparams.dtypes import DType
-    from torchparams.edit.expressions import Expression
+    from torchparams.expressions.base import Expression
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.edit import _safetensors_out, _torchzip_out
 from torchparams.edit._directory import check_directory
-from torchparams.edit.expressions import Stored
 from torchparams.edit.layout import Output, View, parse_bytes
-from torchparams.edit.operations import Cast
 from torchparams.edit.write import free_or_raise
 from torchparams.edit.written import Written, remarks
 from torchparams.errors import PlanError, SourceError, shorten
+from torchparams.expressions.base import Stored
+from torchparams.expressions.operations import Cast
 from torchparams.report import (
     Column,
     Report,
@@ -74,8 +74,8 @@ class Plan:
             target is a source; it does not fit the disk or the memory.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
-    >>> from torchparams.edit.operations import Linear
+    >>> from torchparams.expressions.base import Stored
+    >>> from torchparams.expressions.operations import Linear
     >>> from torchparams.testing import MemorySource
     >>> a, b = (MemorySource({"w": np.full(3, value, np.float32)}) for value in (1, 3))
     >>> plan = Plan([Output("w", Linear([Stored(a, "w"), Stored(b, "w")], [0.5, 0.5]))], "/tmp/mean.safetensors")

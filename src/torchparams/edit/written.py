@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torchparams.dtypes import DType
-    from torchparams.edit._casts import Losses
+    from torchparams.expressions.casts import Losses
 
 _ROWS_SHOWN = 20
 _REMARKS_SHOWN = 8

@@ -1,11 +1,11 @@
 """Engines: where the work of reading tensors runs."""
 
-from torchparams.engines.base import Block as Block
 from torchparams.engines.base import Engine as Engine
 from torchparams.engines.base import Fold as Fold
 from torchparams.engines.base import Job as Job
 from torchparams.engines.base import jobs_of as jobs_of
 from torchparams.engines.sketches import sketches as sketches
 from torchparams.engines.threads import ThreadEngine as ThreadEngine
+from torchparams.io.blocks import Block as Block
 
 __all__ = ["Block", "Engine", "Fold", "Job", "ThreadEngine", "jobs_of", "sketches"]

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.engines.base import Block, Engine, Progress
+    from torchparams.engines.base import Engine, Progress
     from torchparams.info import Location, ParameterInfo
+    from torchparams.io.blocks import Block
     from torchparams.sketch import Sketch
 
 

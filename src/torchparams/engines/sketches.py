@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from torchparams.dtypes import DType
-    from torchparams.engines.base import Block, Engine, Job, Progress
+    from torchparams.engines.base import Engine, Job, Progress
+    from torchparams.io.blocks import Block
     from torchparams.sketch import Sketch
     from torchparams.sources.base import Source
 

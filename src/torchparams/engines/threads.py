@@ -9,14 +9,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchparams.engines._read import Files, MappingReader, Reader, SharedArray
 from torchparams.engines.base import Engine, Job, stored_bits
+from torchparams.io.read import Files, MappingReader, Reader, SharedArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from torchparams.engines.base import Block, Fold, Progress
+    from torchparams.engines.base import Fold, Progress
     from torchparams.info import Location
+    from torchparams.io.blocks import Block
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

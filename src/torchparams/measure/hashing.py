@@ -40,8 +40,9 @@ from torchparams.sources._bytes import paused_gc
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
-    from torchparams.engines.base import Block, Engine, Job, Progress
+    from torchparams.engines.base import Engine, Job, Progress
     from torchparams.info import ParameterInfo
+    from torchparams.io.blocks import Block
     from torchparams.sources.base import Source
 
 VERSION = 1
@@ -158,7 +159,7 @@ class DigestFold:
     def update(self, block: Block) -> None:
         """Hash a block."""
         if block.info.dtype.bits < 8 and not block.packed:
-            from torchparams.sources._bytes import pack
+            from torchparams.io.packing import pack
 
             self.add(pack(block.data, block.info.dtype))
         else:

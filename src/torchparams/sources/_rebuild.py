@@ -15,7 +15,7 @@ from typing import Any
 from torchparams import dtypes
 from torchparams.dtypes import DType
 from torchparams.errors import shorten
-from torchparams.sources._bytes import contiguous
+from torchparams.io.packing import contiguous
 from torchparams.sources._pickle_values import Blob, Constructor, Global, Malformed, Reduced, Services
 from torchparams.sources._refs import (
     DTYPES,

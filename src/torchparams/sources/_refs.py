@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import dtypes
 from torchparams.dtypes import DType
 from torchparams.errors import shorten
-from torchparams.sources._bytes import contiguous
+from torchparams.io.packing import contiguous
 from torchparams.sources._pickle_values import Blob, Global, Malformed, Rebuilt, Reduced, Services
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from torchparams.errors import (
     TruncatedFile,
 )
 from torchparams.info import file_tensor
-from torchparams.sources._bytes import FileBytes, as_array, contiguous, paused_gc
+from torchparams.io.packing import contiguous
+from torchparams.sources._bytes import FileBytes, as_array, paused_gc
 from torchparams.sources._json import as_object, describe, quoted, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source, reopened
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, shorten
 from torchparams.info import Location, ParameterInfo, Storage, file_tensor
-from torchparams.sources._bytes import FileBytes, as_array, contiguous
+from torchparams.io.packing import contiguous
+from torchparams.sources._bytes import FileBytes, as_array
 from torchparams.sources._pickle_values import Blob, Malformed
 from torchparams.sources._refs import Region, StorageRef, TensorRef, numel_of
 from torchparams.sources.base import Source, reopened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.engines.base import Block, Job
+from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine
 from torchparams.report import human_shape
 from torchparams.sources._traverse import wrapped_key
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torchparams.dtypes import DType
     from torchparams.info import ParameterInfo
+    from torchparams.io.blocks import Block
     from torchparams.sources.base import Source
 
 # --- one tensor -----------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from torchparams.engines._read import Files
 from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine, processors
 from torchparams.errors import NotReadable, TruncatedFile
+from torchparams.io.read import Files
 from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from torchparams.engines.base import Block, Progress
+    from torchparams.engines.base import Progress
     from torchparams.info import Location, ParameterInfo
+    from torchparams.io.blocks import Block
     from torchparams.sources.base import Source
 
 PIECE_BYTES = 16 << 20

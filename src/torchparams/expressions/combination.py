@@ -6,9 +6,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.dtypes import DType
-from torchparams.edit._casts import cast, losses, reaches_infinity, widen
-from torchparams.edit.expressions import Expression
 from torchparams.errors import MismatchError, PlanError
+from torchparams.expressions.base import Expression
+from torchparams.expressions.casts import cast, losses, reaches_infinity, widen
 from torchparams.report import plural
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.edit.work import Work
+    from torchparams.expressions.work import Work
 
     Array = np.ndarray[Any, Any]
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bit_patterns import NUMERIC
 from torchparams.dtypes import DType
-from torchparams.edit.expressions import Expression, Stored
-from torchparams.edit.operations import Cast, Concat, Elementwise, Linear, Slice
-from torchparams.edit.work import Work, block_of, evaluate
 from torchparams.errors import MismatchError, NotReadable, PlanError
+from torchparams.expressions.base import Expression, Stored
+from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
+from torchparams.expressions.work import Work, block_of, evaluate
 from torchparams.sources._safetensors import SafetensorsSource
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 

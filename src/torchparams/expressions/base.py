@@ -24,7 +24,7 @@ elements `[start, stop)`, in C order, in a memory that does not depend on the si
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
->>> from torchparams.edit.work import evaluate
+>>> from torchparams.expressions.work import evaluate
 >>> from torchparams.testing import MemorySource
 >>> class Normalised(Expression):
 ...     '''A tensor divided by its norm.'''
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.edit.work import Work
+    from torchparams.expressions.work import Work
     from torchparams.info import Location, ParameterInfo
     from torchparams.sources.base import Source
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bit_patterns import NUMERIC, array_of_bits, arrays, special_bits
 from torchparams.dtypes import DType
-from torchparams.edit._casts import Losses, cast, cast_counting, castable, losses, widen
+from torchparams.expressions.casts import Losses, cast, cast_counting, castable, losses, widen
 from torchparams.testing import to_torch
 
 Array = np.ndarray[Any, Any]

@@ -9,8 +9,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from torchparams.engines.base import Block
 from torchparams.errors import SourceError, TruncatedFile
+from torchparams.io.blocks import Block
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,11 +1,11 @@
 """What can be done to tensors on their way to a file: parts, joins, casts, sums, functions of elements.
 
-How to add another is said at the top of `expressions.py`.
+How to add another is said at the top of `base.py`.
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
->>> from torchparams.edit.expressions import Stored
->>> from torchparams.edit.work import evaluate
+>>> from torchparams.expressions.base import Stored
+>>> from torchparams.expressions.work import evaluate
 >>> from torchparams.testing import MemorySource
 >>> w = Stored(MemorySource({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}), "w")
 >>> evaluate(Concat([Slice(w, 1, 2, 3), w], dim=1))
@@ -24,10 +24,10 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit._casts import cast_counting, castable
-from torchparams.edit._combine import Combination
-from torchparams.edit.expressions import Expression, Stored
 from torchparams.errors import MismatchError, PlanError
+from torchparams.expressions.base import Expression, Stored
+from torchparams.expressions.casts import cast_counting, castable
+from torchparams.expressions.combination import Combination
 from torchparams.info import Location
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.edit.work import Work
+    from torchparams.expressions.work import Work
     from torchparams.sketch.sums import NumpySum
 
     Array = np.ndarray[Any, Any]

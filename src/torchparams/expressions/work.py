@@ -5,15 +5,15 @@ from __future__ import annotations
 from math import lcm
 from typing import TYPE_CHECKING, Any, Self
 
-from torchparams.edit._casts import Losses
-from torchparams.engines._read import Files, Reader
+from torchparams.expressions.casts import Losses
+from torchparams.io.read import Files, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
 
-    from torchparams.edit.expressions import Expression, Stored
+    from torchparams.expressions.base import Expression, Stored
     from torchparams.sources.base import Source
 
     Array = np.ndarray[Any, Any]
@@ -196,7 +196,7 @@ def evaluate(x: Expression) -> Array:
     """All elements of an expression, in its shape: for tests, and for tensors that are small.
 
     >>> import numpy as np
-    >>> from torchparams.edit.expressions import Stored
+    >>> from torchparams.expressions.base import Stored
     >>> from torchparams.testing import MemorySource
     >>> evaluate(Stored(MemorySource({"w": np.arange(4).reshape(2, 2)}), "w"))
     array([[0, 1],
@@ -212,7 +212,7 @@ def evaluate(x: Expression) -> Array:
 def _packed_bytes(leaf: Stored) -> Array:
     """All bytes of a tensor that does not lie in a file."""
     if leaf.dtype.numpy_name is not None:
-        from torchparams.sources._bytes import pack
+        from torchparams.io.packing import pack
 
         return pack(leaf.source.numpy(leaf.info.name), leaf.dtype)
     import torch
