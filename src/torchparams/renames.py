@@ -460,7 +460,7 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
                     continue
                 what = "they are" if length == 1 else "their series are"
                 how = f" and ending in {'.'.join(ending)!r}" if depth else ""
-                reason = f"{what} the only ones left of shape {list(shape)}{how}"
+                reason = f"{what} the only ones left of shape {shape}{how}"
                 for a, b in zip(left.pop(mine), right.pop(yours), strict=True):
                     found[a] = Match(a, b, reason)
     return [found[name] for name in have if name in found]
@@ -469,16 +469,18 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
 Template = tuple[str, ...]
 
 
-def _series(infos: Infos) -> dict[tuple[tuple[int, ...], int], dict[Template, list[str]]]:
+def _series(infos: Infos) -> dict[tuple[str, int], dict[Template, list[str]]]:
     """Names that differ only in numbers, in the order of these; by shape and count, then by what they share."""
-    by: dict[tuple[tuple[int, ...], Template], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    by: dict[tuple[str, Template], list[tuple[list[tuple[int, str]], str]]] = defaultdict(list)
     for name, info in infos.items():
         if info.shape is None:
             continue
         parts = name.split(".")
         template = tuple("#" if part.isdecimal() else part for part in parts)
-        by[info.shape, template].append((tuple(int(part) for part in parts if part.isdecimal()), name))
-    found: dict[tuple[tuple[int, ...], int], dict[Template, list[str]]] = defaultdict(dict)
+        digits = [part.lstrip("0") for part in parts if part.isdecimal()]  # of any length, which int() does not take
+        by[str(list(info.shape)), template].append(([(len(each), each) for each in digits], name))
+    found: dict[tuple[str, int], dict[Template, list[str]]] = defaultdict(dict)
     for (shape, template), names in by.items():
         found[shape, len(names)][template] = [name for _, name in sorted(names)]
     return found

@@ -32,6 +32,8 @@ import numpy as np
 import torchparams as tp
 from torchparams.errors import TorchParamsError
 from torchparams.sources import _legacy, _torchzip
+from torchparams.sources._pickle import Machine
+from torchparams.sources._pickle_values import Reduced
 from torchparams.sources._rebuild import CONSTRUCTORS
 from torchparams.sources.base import FORMATS
 
@@ -317,6 +319,49 @@ def look(source: Source, draw: random.Random) -> None:
                     pass
 
 
+class Watched(Machine):
+    """A machine whose dictionaries are looked at: none may be keyed by numbers, which a file could make collide."""
+
+    def load(self, pos: int) -> tuple[Any, int]:
+        loaded = super().load(pos)
+        refuse_number_keys(loaded[0])
+        return loaded
+
+
+def refuse_number_keys(root: object) -> None:
+    """Fail where a dict that a file filled has a number, or a tuple of them, for a key."""
+    stack, seen = [root], {id(root)}
+    while stack:
+        node = stack.pop()
+        if type(node) is dict:
+            numbers = [key for key in node if isinstance(key, int | float | complex | tuple)]
+            assert not numbers, f"a dict is keyed by numbers of the file: {numbers[:3]}"
+            parts: list[Any] = list(node.values())
+        elif type(node) in (list, tuple):
+            parts = list(node)  # type: ignore[call-overload]  # its type was just looked at
+        elif type(node) is Reduced:
+            parts = [node.func, node.args, node.state, node.items, node.pairs]
+        else:
+            continue
+        for part in parts:
+            if id(part) not in seen:
+                seen.add(id(part))
+                stack.append(part)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let the readers run their pickles on `Watched` machines."""
+    homes: tuple[Any, ...] = (_torchzip, _legacy)
+    for home in homes:
+        home.Machine = Watched
+    try:
+        yield
+    finally:
+        for home in homes:
+            home.Machine = Machine
+
+
 @contextmanager
 def guarded(size: int) -> Iterator[None]:
     """Fail when the block allocates more than it may, or takes too long."""
@@ -351,7 +396,7 @@ def attempt(folder: Path, content: bytes, reader: str, draw: random.Random | Non
     if draw.random() < 0.1:  # whoever the front door takes it to
         opener = lambda target, inner: tp.of(f"{target}#{inner}" if inner else target).source  # noqa: E731
     inner = None if draw.random() < 0.85 else draw.choice(("model", "0", "w", "a.b"))
-    with guarded(len(content)):
+    with guarded(len(content)), watched():
         try:
             look(opener(str(path), inner), draw)
         except TorchParamsError as error:

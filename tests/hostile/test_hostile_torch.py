@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 import torchparams as tp
+from fake_infos import stored
 from fuzz import fuzz_torch
 from torch_files import (
     Payload,
@@ -41,6 +43,10 @@ from torch_files import (
     zipped,
 )
 from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError, TruncatedFile
+from torchparams.measure.flags import flags_of
+from torchparams.measure.listing import tree_of
+from torchparams.renames import best_match
+from torchparams.train.coverage import _with_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -299,7 +305,48 @@ def test_keys_chosen_to_collide(tmp_path: Path) -> None:
     keys = b"".join(b"\x8a\x0a" + (modulus * i).to_bytes(10, "little") + b"N" for i in range(1, count))
     tuples = b"".join(b"\x8a\x0a" + (modulus * i).to_bytes(10, "little") + b"\x85N" for i in range(1, count))
     pickled = whole(table({"w": w("zip"), "keys": b"}(" + keys + b"u", "tuples": b"}(" + tuples + b"u"}))
-    assert tp.of(file_of(tmp_path, "zip", pickled)).names == ["w"]
+    path = file_of(tmp_path, "zip", pickled)
+    with fuzz_torch.watched():
+        assert tp.of(path).names == ["w"]
+
+
+NUMBERED = [{-1: 0, -2: 0}, {0.5: 0}, {2.0: 0}, {True: 0}, {1j: 0}, {(1, 2): 0}, {1 << 70: 0}, {float("inf"): 0}]
+
+
+@pytest.mark.parametrize("keyed", NUMBERED, ids=repr)
+def test_no_dict_is_keyed_by_numbers_of_the_file(tmp_path: Path, keyed: dict[Any, int]) -> None:
+    with pytest.raises(AssertionError, match="a dict is keyed by numbers of the file"):
+        fuzz_torch.refuse_number_keys([keyed])
+    for legacy in (False, True):
+        path = written(tmp_path, saved({"w": torch.ones(1), "keyed": keyed}, legacy=legacy))
+        with fuzz_torch.watched():
+            assert tp.of(path).names == ["w"]
+
+
+class Colliding(int):
+    """A size of which every hash collides, as a file can choose sizes; it counts what it is compared with."""
+
+    compared = 0
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        Colliding.compared += 1
+        return int(self) == other
+
+
+def test_shapes_chosen_to_collide_are_keys_of_nothing() -> None:
+    count = 300
+    infos = {f"l{i}.weight": stored(f"l{i}.weight", (Colliding(i + 1), Colliding(2))) for i in range(count)}
+    others = {f"m{i}.weight": stored(f"m{i}.weight", (Colliding(i + 1), Colliding(2))) for i in range(count)}
+    Colliding.compared = 0
+    assert len(best_match(infos, others)) == count
+    _with_alike({}, infos, others)
+    tree_of(infos.values())
+    (row,) = tp.stats({"w": np.ones(2)}).rows
+    flags_of([replace(row, name=name, shape=info.shape) for name, info in infos.items()])
+    assert Colliding.compared < 20 * count
 
 
 def test_long_texts_used_again_and_again(tmp_path: Path) -> None:

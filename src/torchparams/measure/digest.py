@@ -28,7 +28,7 @@ from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Progress
@@ -296,9 +296,9 @@ def same_content(sources: Sequence[Digests]) -> tuple[SameContent, ...]:
     for group in groups.values():
         if len(group) == 1 and not group[0][1].aliases:
             continue
-        copies: dict[Any, list[Place]] = {}
+        copies: dict[str | int, list[Place]] = {}
         for number, (label, tensor) in enumerate(group):
-            key = ("nowhere", number) if tensor.memory is None else tensor.memory
+            key = number if tensor.memory is None else tensor.memory
             copies.setdefault(key, []).extend(Place(label, name) for name in tensor.names)
         first = group[0][1]
         places = tuple(map(tuple, copies.values()))
@@ -324,8 +324,11 @@ class _Memory:
         self._source = source
         self._files: dict[str, Any] = {}
 
-    def of(self, info: ParameterInfo) -> Hashable:
-        """Equal for the same bytes; None where it is not known."""
+    def of(self, info: ParameterInfo) -> str | None:
+        """Equal for the same bytes; None where it is not known.
+
+        It is a text, as a file could choose numbers of which Python's hashes collide.
+        """
         if not info.nbytes:
             return None
         view = info.storage
@@ -333,10 +336,10 @@ class _Memory:
         pairs = () if view is None else zip(info.shape or (), view.stride, strict=True)
         steps = tuple(step for size, step in pairs if size > 1)
         if info.location is not None:
-            return self._file(info.location.file), info.location.start, steps
+            return f"{self._file(info.location.file)} {info.location.start} {steps}"
         if view is not None:
             where = ":".join(self._source.files)  # memory has one address for all sources
-            return where, view.key, view.offset * info.dtype.bits, steps
+            return f"{where} {view.key} {view.offset * info.dtype.bits} {steps}"
         return None
 
     def _file(self, path: str) -> Any:

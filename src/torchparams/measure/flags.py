@@ -66,10 +66,11 @@ class Flag:
 
 def flags_of(rows: Sequence[TensorStats]) -> list[Flag]:
     """The flags of tensors, in their order, most serious first for each; linear in the count of tensors."""
-    roles: dict[tuple[str, tuple[int, ...]], list[TensorStats]] = {}
+    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    roles: dict[tuple[str, str], list[TensorStats]] = {}
     for row in rows:
         if row.shape is not None and _is_float(row) and row.numel:
-            roles.setdefault((role_of(row.name), row.shape), []).append(row)
+            roles.setdefault((role_of(row.name), str(row.shape)), []).append(row)
     found: dict[str, list[Flag]] = {row.name: list(_alone(row)) for row in rows}
     for (role, _), siblings in roles.items():
         if len(siblings) > SIBLINGS:

@@ -38,7 +38,7 @@ from torchparams.errors import LimitExceeded, NotReadable
 from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torchparams.engines.base import Engine, Job, Progress
     from torchparams.info import ParameterInfo
@@ -75,7 +75,7 @@ class TensorDigest:
     nbytes: int
     digest: str
     aliases: tuple[str, ...] = ()
-    memory: Hashable = field(default=None, repr=False, compare=False)
+    memory: str | None = field(default=None, repr=False, compare=False)
     """Equal for tensors that are the same bytes in the same place."""
 
     @property

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
 
+_MOST_DIGITS = 18  # of a name's component that is counted as a layer's number; int() refuses those of thousands
+
 
 @dataclass(frozen=True, repr=False)
 class Listing:
@@ -222,11 +224,16 @@ def _fold(node: Node, seen: dict[Hashable, int]) -> int:
             children[-1].append(child)
     node.children = [same[0] if len(same) == 1 else _folded(same) for same in children]
     info = node.info
-    own = None if info is None else (info.shape, info.dtype, info.kind, info.requires_grad, info.module, info.aliases)
+    own = None
+    if info is not None:
+        # The shape as text: a file could choose numbers of which Python's hashes collide.
+        own = (str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases)
     return seen.setdefault((own, *zip(names, looks, strict=True)), len(seen))
 
 
 def _follows(first: Node, second: Node) -> bool:
+    if len(first.name) > _MOST_DIGITS or len(second.name) > _MOST_DIGITS:
+        return False
     return first.name.isdecimal() and second.name.isdecimal() and int(second.name) == int(first.name) + 1
 
 

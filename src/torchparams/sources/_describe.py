@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchparams.errors import shorten
-from torchparams.sources._pickle_values import Blob, Global, OddKey, Reduced
+from torchparams.sources._pickle_values import Blob, Global, NumberKey, OddKey, Reduced
 from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, TensorRef
 
 _PLAIN_BITS = 1024  # longer integers are described: Python refuses to print one of some thousand digits
@@ -61,7 +61,9 @@ def component_of(key: Any) -> str:
         return key  # type: ignore[no-any-return]  # its type was just looked at
     if kind is bytes:
         return key.decode("utf-8", "backslashreplace")  # type: ignore[no-any-return]
-    return describe(key.value) if kind is OddKey else str(key)
+    if kind is OddKey:
+        return describe(key.value)
+    return str(key.value if kind is NumberKey else key)
 
 
 def plain_copy(value: Any, depth: int, budget: list[int]) -> Any:

@@ -10,8 +10,9 @@ What else a hostile file could do with the machine itself is met here too:
 - Time and memory. There are no jumps, so a pickle ends; an operation makes about 100 bytes at most,
   and `limits.PICKLE_OPERATIONS` bounds their number by the size of the file. Declared lengths are
   held against the bytes that are there before anything is made of them.
-- Hashing. Keys that somebody could choose to collide, or that are slow to hash or to compare, are
-  wrapped in `OddKey`, which hashes by identity.
+- Hashing. No dictionary is keyed by numbers of the file, which could be chosen to collide: keys that are
+  numbers are wrapped in `NumberKey`, which hashes their text, and whatever is slow to hash or to compare in
+  `OddKey`, which hashes by identity. The memo is a list; indexes that leave gaps are kept by their text.
 - Nesting. The machine does not recurse, and nothing in it walks what it built.
 """
 
@@ -71,9 +72,10 @@ class Machine(Operations):
         data, table, persistent = self.data, self.table, self.persistent
         stack: list[Any] = []
         marks: list[int] = []
-        memo: dict[int, Any] = {}
-        self.stack, self.marks, self.memo = stack, marks, memo
-        push = stack.append
+        memo: list[Any] = []
+        far: dict[str, Any] = {}
+        self.stack, self.marks, self.memo, self.far = stack, marks, memo, far
+        push, remember = stack.append, memo.append
         begin = pos
         allowed = self.left
         operations = repeat(None, allowed)
@@ -83,13 +85,18 @@ class Machine(Operations):
                 op = data[pos]
                 pos += 1
                 if op == _LONG_BINPUT:
-                    memo[_u32(data, pos)[0]] = stack[-1]
+                    index = _u32(data, pos)[0]
+                    if index == len(memo) and not far:
+                        remember(stack[-1])
+                    else:
+                        self.store(index)
                     pos += 4
                 elif op == _BININT1:
                     push(data[pos])
                     pos += 1
                 elif op == _BINGET:
-                    push(memo[data[pos]])
+                    index = data[pos]
+                    push(memo[index] if index < len(memo) else self.fetch(index))
                     pos += 1
                 elif op == _MARK:
                     marks.append(len(stack))
@@ -132,15 +139,23 @@ class Machine(Operations):
                     push(_u16(data, pos)[0])
                     pos += 2
                 elif op == _BINPUT:
-                    memo[data[pos]] = stack[-1]
+                    index = data[pos]
+                    if index == len(memo) and not far:
+                        remember(stack[-1])
+                    else:
+                        self.store(index)
                     pos += 1
                 elif op == _BININT:
                     push(_i32(data, pos)[0])
                     pos += 4
                 elif op == _MEMOIZE:
-                    memo[len(memo)] = stack[-1]
+                    if far:
+                        self.store(len(memo) + len(far))
+                    else:
+                        remember(stack[-1])
                 elif op == _LONG_BINGET:
-                    push(memo[_u32(data, pos)[0]])
+                    index = _u32(data, pos)[0]
+                    push(memo[index] if index < len(memo) else self.fetch(index))
                     pos += 4
                 elif op == _STOP:
                     break
@@ -151,10 +166,10 @@ class Machine(Operations):
             if pos > self.stop:
                 raise Cut(_BEYOND)
             value = stack.pop()
-        except (Malformed, IndexError, KeyError, struct.error) as error:
+        except (Malformed, IndexError, struct.error) as error:
             raise self._error(error, begin, pos) from None
         self.charge(allowed - length_hint(operations))
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack, self.marks, self.memo, self.far = [], [], [], {}
         return value, pos
 
     def _error(self, error: Exception, begin: int, pos: int) -> FileFormatError:
@@ -169,8 +184,6 @@ class Machine(Operations):
             )
         if isinstance(error, Malformed):
             what = str(error)
-        elif isinstance(error, KeyError):
-            what = f"it fetches entry {error} of the memo, which was never stored"
         else:
             what = f"operation {bytes([op])!r} finds the stack empty"
         return FileFormatError(f"the pickle is broken at byte {at}: {what}", where=self.label)

@@ -46,7 +46,8 @@ class Operations:
         self.left = limits.PICKLE_OPERATIONS + file_bytes // 32
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
+        self.far: dict[str, Any] = {}
         self.texts: dict[str, str] = {}
         self.globals: dict[tuple[str, str], Global] = {}
         self.encodings: dict[int, tuple[str, bytes]] = {}
@@ -349,14 +350,34 @@ class Operations:
             raise Malformed(f"it sets a key of a {type(target).__name__}")
         target.update(zip(map(as_key, items[::2]), items[1::2], strict=True))
 
+    def store(self, index: int) -> None:
+        """Put the top of the stack into the memo."""
+        value = self.stack[-1]
+        if index < len(self.memo):
+            self.memo[index] = value
+        elif index == len(self.memo):
+            self.far.pop(str(index), None)
+            self.memo.append(value)
+        else:
+            self.far[str(index)] = value
+
+    def fetch(self, index: int) -> Any:
+        """Entry `index` of the memo."""
+        if index < len(self.memo):
+            return self.memo[index]
+        try:
+            return self.far[str(index)]
+        except KeyError:
+            raise Malformed(f"it fetches entry {index} of the memo, which was never stored") from None
+
     def _put(self, pos: int) -> int:
         line, pos_next = self._line(pos)
-        self.memo[self._index(line)] = self.stack[-1]
+        self.store(self._index(line))
         return pos_next
 
     def _get(self, pos: int) -> int:
         line, pos_next = self._line(pos)
-        self.stack.append(self.memo[self._index(line)])
+        self.stack.append(self.fetch(self._index(line)))
         return pos_next
 
     def _global(self, pos: int) -> int:

@@ -12,7 +12,7 @@ Buffer = bytes | memoryview
 LONG_TEXT = 1024
 """Texts longer than this are interned, so that equal ones are one object."""
 
-_HASHABLE_INT = 1 << 61  # from here on Python's hash of an int wraps, and a file could make keys collide
+_SHORT_INT = 1 << 64  # the text of a longer integer takes time to make, and a key may be used again and again
 
 
 class Malformed(Exception):
@@ -82,6 +82,26 @@ class OddKey:
         self.value = value
 
 
+class NumberKey:
+    """A dictionary key that is a number: equal numbers are one key, as in Python.
+
+    Python's hash of a number is known to everybody, so a file could choose numbers that collide. This one hashes its
+    text, of which the hash is a secret of the process.
+    """
+
+    __slots__ = ("_text", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._text = str(int(value)) if value == value // 1 else repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is NumberKey and self._text == other._text
+
+
 class Services(Protocol):
     """What of the machine is there for constructors and for what they make.
 
@@ -127,8 +147,8 @@ def as_key(value: Any) -> Any:
     kind = type(value)
     if kind is str:
         return value  # long ones are interned, so that comparing two equal ones never reads them
-    if kind is int:
-        return value if -_HASHABLE_INT < value < _HASHABLE_INT else OddKey(value)
-    if kind is bool or value is None or (kind is bytes and len(value) <= LONG_TEXT):
+    if kind is int or kind is float or kind is bool:
+        return NumberKey(value) if -_SHORT_INT < value < _SHORT_INT else OddKey(value)  # NaN is an odd one too
+    if value is None or (kind is bytes and len(value) <= LONG_TEXT):
         return value
     return OddKey(value)

@@ -269,11 +269,13 @@ def candidates(
 def _with_alike(
     found: dict[str, str], these: Mapping[str, ParameterInfo], others: Mapping[str, ParameterInfo]
 ) -> dict[str, str]:
-    by_shape: dict[tuple[Any, str], str] = {}
+    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    by_shape: dict[tuple[str, str], str] = {}
     by_ending: dict[str, str] = {}
     for name, info in others.items():
+        shape = str(info.shape)
         for ending in _endings(name):
-            by_shape.setdefault((info.shape, ending), name)
+            by_shape.setdefault((shape, ending), name)
             by_ending.setdefault(ending, name)
     names = list(others)
     spelled = 0 if len(names) <= _SPELLED_AMONG else _SPELLED
@@ -281,7 +283,8 @@ def _with_alike(
         if name in found:
             continue
         endings = list(_endings(name))
-        alike = next((by_shape[info.shape, end] for end in endings if (info.shape, end) in by_shape), None)
+        shape = str(info.shape)
+        alike = next((by_shape[shape, end] for end in endings if (shape, end) in by_shape), None)
         if alike is None and spelled < _SPELLED:
             spelled += 1
             alike = next(iter(nearest(name, names, 1)), None)
