@@ -51,7 +51,7 @@ such as `module.**`. A selection always holds canonical names.
 | `:buffer` | are buffers |
 | `:matrix` | have two dimensions or more |
 | `:meta` | are on the meta device |
-| `:bias` | have `bias`, `bias_…` or `…_bias` as the last component of their name (or are parametrised, and had) |
+| `:bias` | have `bias`, `biases`, `bias_…`, `…_bias` or `…_biases` as the last component, parametrised or not |
 | `:norm` | belong to a layer whose class or base class is called `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
 | `:embedding` | belong to a layer whose class or base class is called `…Embedding` or `…EmbeddingBag` |
 

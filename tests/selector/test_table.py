@@ -222,6 +222,8 @@ def test_a_bias_is_known_by_its_last_component() -> None:
         "rnn.bias_hh_l0_reverse": True,
         "attn.in_proj_bias": True,
         "attn.bias_k": True,
+        "attn.attention_biases": True,
+        "fc.biases": True,
         "fc.parametrizations.bias.original": True,
         "parametrizations.bias.original0": True,
         "fc.parametrizations.weight.original": False,

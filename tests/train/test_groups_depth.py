@@ -207,6 +207,98 @@ def test_a_sequence_of_sequences_is_one_of_stages() -> None:
     assert found["head.weight"] == 6
 
 
+class Gated(nn.Module):
+    """A small block: nothing in it has layers inside."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+
+class Stage(nn.Module):
+    def __init__(self, *blocks: nn.Module, kind: Callable[..., nn.Module] = nn.ModuleList) -> None:
+        super().__init__()
+        self.downsample = nn.Linear(2, 2)
+        self.blocks = kind(*blocks) if kind is nn.Sequential else kind(blocks)
+
+
+class ConvNorm(nn.Module):
+    """A single layer with its norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, groups=width)
+        self.pointwise = nn.Conv2d(width, width, 1)
+        self.norm = nn.BatchNorm2d(width)
+
+
+def number_of_blocks(*members: nn.Module) -> int:
+    return len(blocks_of(nn.ModuleList(members)))
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, nn.Sequential])
+@pytest.mark.parametrize("other", [Mixer, Gated, Deep])
+def test_a_stage_may_have_blocks_of_several_classes(kind: Any, other: Callable[[], nn.Module]) -> None:
+    class Larger(Deep):
+        pass
+
+    stages = [Stage(*(Deep() for _ in range(3)), kind=kind), Stage(*(Larger() for _ in range(8)), other(), kind=kind)]
+    assert number_of_blocks(*stages) == 12
+    found = first_depths(nn.ModuleList(stages), components=3)
+    assert [at for name, at in found.items() if ".blocks" not in name] == [0, 0, 4, 4]
+    assert [found[f"0.blocks.{n}"] for n in range(3)] == [1, 2, 3]
+    assert [found[f"1.blocks.{n}"] for n in range(9)] == list(range(4, 13))
+
+
+def test_a_sequence_that_begins_with_another_block_or_layer_is_a_stage() -> None:
+    stages = [nn.Sequential(first, *(Mixer() for _ in range(count))) for first, count in ((Deep(), 2), (Deep(), 1))]
+    assert number_of_blocks(*stages) == 5
+    stages = [nn.Sequential(nn.Linear(2, 2), Deep(), Deep()), nn.Sequential(nn.Linear(2, 2), Mixer())]
+    found = first_depths(nn.ModuleList(stages))
+    assert list(found.values()) == [0, 1, 2, 3, 3]
+
+
+def test_a_stage_of_one_block_is_known_by_the_others_of_its_class() -> None:
+    assert number_of_blocks(Stage(Deep()), Stage(Deep(), Deep()), Stage(Deep(), Mixer())) == 5
+    assert number_of_blocks(Stage(Deep()), Stage(Deep())) == 2
+
+
+def test_small_blocks_that_are_repeated_as_they_are_make_a_stage() -> None:
+    assert number_of_blocks(*(Stage(Gated(), Gated(), Gated(), kind=nn.Sequential) for _ in range(2))) == 6
+    # A list of them may be one of experts, and two of different sizes are the two layers of one block.
+    assert number_of_blocks(*(Stage(Gated(), Gated(), Gated()) for _ in range(2))) == 2
+    assert number_of_blocks(*(Stage(Gated(4), Gated(8), kind=nn.Sequential) for _ in range(2))) == 2
+
+
+def test_layers_with_their_norms_make_no_stage() -> None:
+    assert number_of_blocks(*(Stage(*(ConvNorm(3) for _ in range(3)), kind=nn.Sequential) for _ in range(2))) == 2
+
+
+def test_lists_of_lists_of_blocks_are_stages_and_pairs_of_layers_are_blocks() -> None:
+    assert number_of_blocks(*(nn.ModuleList(Gated() for _ in range(n)) for n in (1, 2, 3))) == 6
+    # As many transformers are written: [attention, feed-forward] in each layer.
+    assert number_of_blocks(*(nn.ModuleList([Gated(4), Gated(8)]) for _ in range(3))) == 3
+
+
+def test_a_stage_has_the_larger_of_its_lists() -> None:
+    def stage() -> nn.Module:
+        return module(
+            downsample=nn.Sequential(Gated(2), Gated(2), Gated(2)), blocks=nn.Sequential(Gated(16), Gated(16))
+        )
+
+    blocks: list[Any] = blocks_of(nn.ModuleList([stage(), stage()]))
+    assert [block.norm.normalized_shape for block in blocks] == [(16,)] * 4
+
+
+def test_stages_in_stages_in_stages() -> None:
+    inner: nn.Module = nn.Sequential(Deep(), Deep())
+    for _ in range(1200):
+        inner = nn.Sequential(Deep(), Deep(), inner)
+    assert number_of_blocks(nn.Sequential(Deep(), Deep()), inner) == 2404
+
+
 def test_experts_and_heads_are_no_depth() -> None:
     def layer() -> nn.Module:
         return module(

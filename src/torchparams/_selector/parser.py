@@ -39,7 +39,7 @@ WORDS: dict[str, str] = {
     "frozen": "requires_grad is False, buffers left out",
     "tied": "stands under several names",
     "buffer": "a buffer of a module",
-    "bias": "its last component is bias, bias_… or …_bias",
+    "bias": "its last component is bias, biases, bias_…, …_bias or …_biases",
     "norm": "its owner is a normalisation layer",
     "embedding": "its owner is an embedding",
     "matrix": "has at least two dimensions",

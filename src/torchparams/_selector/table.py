@@ -250,7 +250,7 @@ def _shape_fits(shape: tuple[int, ...] | None, wanted: tuple[int | None, ...]) -
 
 
 def is_bias(name: str) -> bool:
-    """Whether the last component of a name is `bias`, `bias_…` or `…_bias`.
+    """Whether the last component of a name is `bias`, `biases`, `bias_…`, `…_bias` or `…_biases`.
 
     Of a parametrised tensor, `fc.parametrizations.bias.original`, the component before the last counts.
     """
@@ -259,7 +259,7 @@ def is_bias(name: str) -> bool:
         parent, _, parametrised = head.rpartition(".")
         if parent == "parametrizations" or parent.endswith(".parametrizations"):
             last = parametrised
-    return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
+    return last in ("bias", "biases") or last.startswith("bias_") or last.endswith(("_bias", "_biases"))
 
 
 def class_spellings(qualified: str) -> tuple[str, ...]:

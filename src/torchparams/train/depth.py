@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams._selector.glob_regex import to_regex
@@ -15,7 +16,7 @@ from torchparams.errors import NoMatch, OptionError, SelectorError
 from torchparams.sources._traverse import holders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -155,17 +156,18 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     Blocks are the modules in an `nn.ModuleList` or `nn.Sequential` of which two are of one class; a module without
     modules in it is a layer, and counts only where no list holds anything else. A list inside a block is part of the
-    block: experts and heads are no depth. But a member that is an `nn.Sequential` of blocks of one class, or holds a
-    list of such blocks with blocks in them, is a stage, and its blocks count in its stead. Lists with less than half as
-    many blocks as the longest count where their blocks are of the same class: a stem in two steps is no part of the
-    depth.
+    block: experts and heads are no depth. But a member is a stage, and its blocks count in its stead, if it is an
+    `nn.Sequential` in which a class of blocks repeats, or has a list in which blocks repeat that have blocks in them,
+    or an `nn.Sequential` in which a block repeats with the same shapes. Members of the same class in that list are
+    stages too. Lists with less than half as many blocks as the longest count where their blocks are of the same class:
+    a stem in two steps is no part of the depth.
 
     >>> from torch import nn
     >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 3, enable_nested_tensor=False)
     >>> [block is layer for block, layer in zip(blocks_of(encoder), encoder.layers)]
     [True, True, True]
     """
-    for in_block in (_is_block, _is_layer):
+    for in_block in (_is_block, _has_parameters):
         stacks = list(_stacks(model, in_block))
         if stacks:
             longest = max(stacks, key=lambda stack: len(stack.blocks))
@@ -179,7 +181,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterator[_Stack]:
-    """The outermost stacks, each block of which is looked into for a stage."""
+    """The outermost stacks, with the blocks of their stages."""
     from torch import nn
 
     met: set[int] = set()
@@ -192,31 +194,92 @@ def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterato
         children = [child for child in module._modules.values() if child is not None]
         if isinstance(module, nn.ModuleList | nn.Sequential):
             members = [child for child in children if is_member(child)]
-            if max(Counter(map(type, members)).values(), default=0) >= 2:
-                yield _Stack([block for member in members for block in _stage(member) or [member]])
+            if _most_alike(map(type, members)) >= 2:
+                yield _Stack(_without_stages(members))
                 continue
         todo += reversed(children)
 
 
-def _stage(member: nn.Module) -> list[nn.Module]:
-    """The blocks in a member of a stack that is a stage; none where it is a block itself."""
+def _without_stages(members: Sequence[nn.Module]) -> list[nn.Module]:
+    """The members of a stack, with the blocks of each stage in its stead; stages of stages too."""
+    found: list[nn.Module] = []
+    todo = _with_blocks(members)[::-1]
+    while todo:
+        member, blocks = todo.pop()
+        if blocks:
+            todo += _with_blocks(blocks)[::-1]
+        else:
+            found.append(member)
+    return found
+
+
+def _with_blocks(members: Sequence[nn.Module]) -> list[tuple[nn.Module, Sequence[nn.Module]]]:
+    """Each member of a list, with its blocks if it is a stage."""
+    inside = [_inside(member) for member in members]
+    # A stage may have a single block: the other stages of its class show that it is one.
+    stages = {type(member) for member, (_, repeats) in zip(members, inside, strict=True) if repeats}
+    return [
+        (member, blocks if type(member) in stages else ()) for member, (blocks, _) in zip(members, inside, strict=True)
+    ]
+
+
+def _inside(member: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The blocks in the largest list of a member of a stack, and whether they repeat as those of a stage do."""
     from torch import nn
 
     if isinstance(member, nn.Sequential):
-        blocks, deep = _alike(member), False
-    else:
-        lists = (child for child in member.children() if isinstance(child, nn.ModuleList | nn.Sequential))
-        blocks, deep = max(map(_alike, lists), key=len, default=[]), True
-    # A list of experts, heads or convolutions is part of a block: what it holds has layers in it, but no blocks.
-    if not all(any(map(_is_block, block.children())) if deep else _is_block(block) for block in blocks):
-        return []
-    return [inner for block in blocks for inner in _stage(block) or [block]]
+        blocks = _blocks(member)
+        return blocks, _most_alike(map(type, blocks)) >= 2
+    if isinstance(member, nn.ModuleList):
+        blocks = _blocks(member)
+        return blocks, _repeated(blocks)
+    best: tuple[list[nn.Module], bool] = [], False
+    most = 0
+    for child in member.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            blocks = _blocks(child)
+            deep = [block for block in blocks if any(map(_is_block, block.children())) and not _is_separable(block)]
+            # A list of experts, heads or convolutions is part of a block: its members have layers in them, but no
+            # blocks. Only a sequence of layers that is repeated as it is, shapes included, is one of small blocks.
+            repeats = _most_alike(map(type, deep)) >= 2 or (isinstance(child, nn.Sequential) and _repeated(blocks))
+            size = sum(prod(shape) for block in blocks for shape in _shapes(block))
+            if (repeats, size) > (best[1], most):
+                best, most = (blocks, repeats), size
+    return best
 
 
-def _alike(stack: nn.Module) -> list[nn.Module]:
-    """What a list holds, where that is two modules or more, all of one class."""
-    held = [child for child in stack.children() if _has_parameters(child)]
-    return held if len(held) >= 2 and len(set(map(type, held))) == 1 else []
+def _blocks(stack: nn.Module) -> list[nn.Module]:
+    return [child for child in stack.children() if _is_block(child)]
+
+
+def _most_alike(kinds: Iterable[object]) -> int:
+    return max(Counter(kinds).values(), default=0)
+
+
+def _repeated(blocks: list[nn.Module]) -> bool:
+    """Whether a block stands there twice with the same shapes, and is more than one layer with its norm."""
+    return _most_alike((type(block), *_shapes(block)) for block in blocks if _weights(block)[1] >= 2) >= 2
+
+
+def _is_separable(module: nn.Module) -> bool:
+    """Whether a module is a depthwise convolution with at most one pointwise one: a single layer in two steps."""
+    weights, mixing = _weights(module)
+    return mixing < min(weights, 2)
+
+
+def _weights(module: nn.Module) -> tuple[int, int]:
+    """How many weights a module has, and how many of them mix channels, as a depthwise convolution does not."""
+    weights = [shape for shape in _shapes(module) if len(shape) >= 2]
+    return len(weights), sum(len(shape) == 2 or shape[1] > 1 for shape in weights)
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    from torch.nn.parameter import is_lazy
+
+    for _, _, owner in holders(module):
+        for parameter in owner._parameters.values():
+            if parameter is not None:
+                yield () if is_lazy(parameter) else tuple(parameter.shape)
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -225,7 +288,3 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def _is_block(module: nn.Module) -> bool:
     return any(map(_has_parameters, module.children()))
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return _has_parameters(module)
