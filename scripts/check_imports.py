@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"report", "rows", "names", "_selector", "selectors", "renames"},
             {"io", "sketch"},
             {"expressions"},
+            {"encodings"},
             {"parameters", "sources", "module"},
             {"engines"},
             {"measure", "train", "lint", "edit"},

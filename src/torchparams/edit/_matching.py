@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.edit.convert import choose
 from torchparams.edit.save import differing
+from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
 from torchparams.expressions.combination import combines
 from torchparams.renames import Renames, propose
@@ -69,6 +70,7 @@ class Tables:
         self._rename(Renames.of(rename), strict=strict)
         self.tensors = self._match(selector, missing)
         self._check_shapes()
+        self._refuse_codes()
         self._take_integers()
         self.infos = {names[0]: replace(found[0][1], name=names[0], aliases=names[1:]) for names, found in self.tensors}
 
@@ -161,6 +163,13 @@ class Tables:
             raise MismatchError(
                 f"shapes differ: {'; '.join(wrong[:SHOWN])}{more}",
                 hint="leave such out with a selector (-s)",
+            )
+
+    def _refuse_codes(self) -> None:
+        for source in self.sources:
+            names = [info.name for _, found in self.tensors if len(found) > 1 for at, info in found if at is source]
+            refuse(
+                source.coded(), names, source.label, "Leave such out with a selector (-s), or decode the sources first"
             )
 
     def _take_integers(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.entries import Entry, dtypes_of, make, text_metadata
+from torchparams.edit.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
 from torchparams.edit.plan import MEMORY, SAFETENSORS, Plan, kind_of
 from torchparams.errors import PlanError
 from torchparams.parameters import Parameters, of
@@ -67,7 +67,8 @@ def convert(
         PlanError: Names collide, the format cannot hold a tensor, something is at the target, or it does not fit.
         NoMatch: A selector or a rename hits nothing.
         MismatchError: A rename makes one name of two.
-        NotReadable: A tensor has no values: it is lazy, sparse, quantised or on the meta device.
+        NotReadable: A tensor has no values: it is lazy, sparse, quantised or on the meta device. Or a cast hits codes
+            of an encoding that is not known, or the scales beside them.
 
     >>> import numpy as np, tempfile
     >>> import torchparams as tp
@@ -86,6 +87,7 @@ def convert(
         raise PlanError("it holds no tensors", where=source.label)
     types, said = dtypes_of(dtype, infos, source.label)
     notes += said
+    refuse_cast_codes(source, infos.values(), types.values())
     rules = Renames.of([*([Renames.strip_prefix(strip_prefix)] if strip_prefix else []), Renames.of(rename)])
     names = rules.apply(
         [name for info in infos.values() for name in (info.name, *info.aliases)], strict=strict, where=source.label

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.dtypes import DType
 from torchparams.edit.layout import Output, View
 from torchparams.edit.plan import SAFETENSORS
+from torchparams.encodings.companions import refuse
 from torchparams.errors import NotReadable, PlanError, TorchParamsError, shorten
 from torchparams.expressions.base import Expression, Retyped, Stored
 from torchparams.expressions.operations import Cast
@@ -333,6 +334,23 @@ def dtypes_of(spec: object, infos: Mapping[str, ParameterInfo], label: str) -> t
         kinds = sorted({str(infos[name].dtype) for name in left})
         notes.append(f"not cast, as of another kind: {plural(len(left), 'tensor')} of {', '.join(kinds)}")
     return found, notes
+
+
+def refuse_cast_codes(source: Source, infos: Iterable[ParameterInfo], dtypes: Iterable[DType]) -> None:
+    """An error where a tensor of codes, or a companion of codes, would be cast.
+
+    Args:
+        source: The source.
+        infos: Records of its tensors.
+        dtypes: The type that each is to have.
+
+    Raises:
+        NotReadable: There is one.
+    """
+    cast = [info.name for info, dtype in zip(infos, dtypes, strict=True) if info.dtype != dtype]
+    if cast:
+        hint = "Leave out the dtype, name tensors without codes (--dtype SELECTOR=TYPE), or decode the checkpoint first"
+        refuse(source.coded(), cast, source.label, hint)
 
 
 def _dtype(spelling: object) -> DType:

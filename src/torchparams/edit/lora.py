@@ -9,8 +9,9 @@ from torchparams.edit._adapter import read_adapter
 from torchparams.edit._lowrank import Folded
 from torchparams.edit._matching import some
 from torchparams.edit.convert import choose, plan_of
-from torchparams.edit.entries import Entry, dtypes_of
+from torchparams.edit.entries import Entry, dtypes_of, refuse_cast_codes
 from torchparams.edit.plan import MEMORY
+from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, nearest
 from torchparams.expressions.base import Stored
 from torchparams.expressions.combination import combines
@@ -63,7 +64,8 @@ def fold_lora(
 
     Raises:
         MismatchError: The base has no such weight, or one of another shape.
-        NotReadable: The adapter uses something that is not understood here.
+        NotReadable: The adapter uses something that is not understood here; or a weight holds codes of an encoding
+            that is not known, which stand beside their scales.
         PlanError: As `convert`; or the adapter's tensors and configuration do not fit.
 
     >>> import json, os, tempfile
@@ -90,6 +92,8 @@ def fold_lora(
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}
     _check_names(found, spelled, source)
     kinds, said = dtypes_of(dtype, infos, source.label)
+    refuse_cast_codes(source, infos.values(), kinds.values())
+    _refuse_codes(found, infos, source)
     entries: list[Entry] = []
     untied: list[str] = []
     for info in infos.values():
@@ -150,6 +154,18 @@ def _check_names(found: Adapter, spelled: Mapping[str, ParameterInfo], source: S
                 "in the adapter",
                 hint="a base whose embedding was resized has to be resized first",
             )
+
+
+def _refuse_codes(found: Adapter, infos: Mapping[str, ParameterInfo], source: Source) -> None:
+    # A tensor that the adapter holds whole would take the place of codes, and be read with their scales.
+    changed = [
+        info.name
+        for info in infos.values()
+        if any(name in found.pairs or name in found.whole for name in (info.name, *info.aliases))
+    ]
+    refuse(source.coded(), changed, source.label, "Decode the base first, or fold into one that is not quantised")
+    factors = [part.name for pair in found.pairs.values() for part in (pair.a, pair.b)]
+    refuse(found.source.coded(), factors, found.label, "Decode the adapter first")
 
 
 def _changed(

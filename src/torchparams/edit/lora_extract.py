@@ -18,6 +18,7 @@ from torchparams.edit.layout import Output
 from torchparams.edit.plan import MEMORY, Plan
 from torchparams.edit.save import differing
 from torchparams.edit.write import replace_file, telling
+from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
 from torchparams.expressions.base import Stored
 from torchparams.expressions.combination import combines
@@ -77,6 +78,7 @@ def extract_lora(
     Raises:
         MismatchError: Names or shapes differ.
         PlanError: Nothing differs that could be written; something is at the path; or it does not fit.
+        NotReadable: Codes differ, of an encoding that is not known, which stand beside their scales.
         OptionError: A rank that is none.
 
     >>> import numpy as np, tempfile
@@ -106,6 +108,9 @@ def extract_lora(
     )
     if not changed:
         raise PlanError("nothing differs", where=f"{below.source.label} and {ours.source.label}")
+    hint = "Leave such out with a selector (-s), or decode both checkpoints first"
+    refuse(ours.source.coded(), (name for name in after if name in changed), ours.source.label, hint)
+    refuse(below.source.coded(), (theirs[name].name for name in after if name in changed), below.source.label, hint)
     embedding = _embeddings(embeddings, after, ours.source.label)
     outputs: list[Output] = []
     found: list[Factors] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.edit._matching import SHOWN, Tables, some
 from torchparams.edit.convert import plan_of
-from torchparams.edit.entries import Entry, dtypes_of
+from torchparams.edit.entries import Entry, dtypes_of, refuse_cast_codes
 from torchparams.edit.layout import parse_bytes
 from torchparams.edit.methods import METHODS, Recipe
 from torchparams.edit.plan import MEMORY
@@ -98,6 +98,7 @@ def merge(
         MismatchError: Names or shapes differ.
         OptionError: Too few sources, a weight that is none, an option that the method does not have.
         PlanError: As `convert`; or tensors that are not floats differ between sources in more than one element.
+        NotReadable: A tensor holds codes of an encoding that is not known, which stand beside their scales.
         NoMatch: A selector or a rename hits nothing.
 
     >>> import numpy as np, tempfile
@@ -126,6 +127,8 @@ def merge(
     )  # fmt: skip
     shares = _checked(shares, densities, how, method, normalize=normalize)
     kinds, notes = dtypes_of(dtype, infos, first)
+    for (source, info), name in ((found[0], names[0]) for names, found in tables.tensors if len(found) == 1):
+        refuse_cast_codes(source, [info], [kinds[name]])
 
     entries: list[Entry] = []
     merged: dict[str, tuple[float, ...]] = {}

@@ -179,6 +179,9 @@ def diff(
     cosines are over the values that are finite in both. A complex element counts as changed once, and is two values in
     the numbers. Memory is that of the rows, whatever the size of the sources.
 
+    Codes of an encoding that is not known, which stand beside their scales, are no numbers: their bits are compared,
+    and with `numeric` they are listed as unread.
+
     Of a live model, what a state dict holds is compared: buffers too, but for those that are not saved.
 
     Args:
@@ -271,16 +274,35 @@ def _compare(
 ) -> list[TensorDiff]:
     rows: dict[str, TensorDiff | None] = {}
     jobs = []
+    codes = _codes(a, b, pairs)
     for p in pairs:
         status = _apart(p, numeric)
-        rows[p.name] = None if status is None else TensorDiff(p.name, status, p.a, p.b)
+        if numeric and p.name in codes and status in (None, "dtype"):
+            status = "unread"
+        reason = codes[p.name] if status == "unread" else ""
+        rows[p.name] = None if status is None else TensorDiff(p.name, status, p.a, p.b, reason=reason)
         if status is None and p.a is not None and p.b is not None:
             jobs.append((p.name, (a.source, p.a), (b.source, p.b)))
     by_name = {p.name: p for p in pairs}
     with paused_gc():  # some objects for each tensor, and no cycles
         for name, found in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
-            rows[name] = _row(by_name[name], found, numeric)
+            row = _row(by_name[name], found, numeric)
+            rows[name] = row.of_codes(codes[name]) if name in codes else row
     return [row for row in rows.values() if row is not None]
+
+
+def _codes(a: Parameters, b: Parameters, pairs: list[Pair]) -> dict[str, str]:
+    """Why elements are no numbers in one of two tensors, by the name of the pair."""
+    in_a, in_b = a.source.coded(), b.source.coded()
+    if not in_a and not in_b:
+        return {}
+    found: dict[str, str] = {}
+    for p in pairs:
+        sides = [in_a.get(p.a.name) if p.a else None, in_b.get(p.b.name) if p.b else None]
+        reason = next((side.reason for side in sides if side is not None and not side.numbers), None)
+        if reason is not None:
+            found[p.name] = reason
+    return found
 
 
 def _apart(p: Pair, numeric: bool) -> str | None:

@@ -125,8 +125,8 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
     shown = _shown(rows, diff.limit, cells)
     if len(rows) > 1:
         total, compared = diff.total, diff.total.compared
-        sums = (share(compared.changed, total.numel), number(compared.max), number(compared.relative))
-        last = ("total", "", *[""] * types, *sums, cosine(total.cosine), *[""] * nan)
+        norms = (number(compared.max), number(compared.relative), cosine(total.cosine)) if total.numbers else [""] * 3
+        last = ("total", "", *[""] * types, share(compared.changed, total.numel), *norms, *[""] * nan)
         shown = (*shown, Row(last, total=True))
     return Table(columns, shown)
 
@@ -149,9 +149,9 @@ def _group_table(diff: Diff) -> Table:
             f"{group.differing:,}",
             f"{group.tensors:,}",
             share(compared.changed, group.numel) if group.numel else "",
-            number(compared.max) if group.numel else "",
-            number(compared.relative) if group.numel else "",
-            cosine(group.cosine) if group.numel else "",
+            number(compared.max) if group.numbers else "",
+            number(compared.relative) if group.numbers else "",
+            cosine(group.cosine) if group.numbers else "",
         )
         return Row((group.name, *(Cell(text, "dim") if quiet else text for text in texts)), 0, total)
 

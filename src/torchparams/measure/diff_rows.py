@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.report import json_number
@@ -24,7 +24,8 @@ SAME = ("identical", "equal")
 class TensorDiff:
     """A tensor of A, of B, or of both, and how the one in B differs from the one in A.
 
-    Numbers are NaN where nothing was compared, and where the bits are not numbers (quantised types).
+    Numbers are NaN where nothing was compared, and where the bits are not numbers (quantised types, and codes whose
+    scales stand beside them).
 
     Attributes:
         name: What A calls it; of a tensor of B alone, its name there once that is renamed.
@@ -33,7 +34,7 @@ class TensorDiff:
         a: Its record in A, None where it is not there.
         b: Its record in B.
         compared: What was counted and summed up; of what is the same, nothing.
-        reason: Why it is unread.
+        reason: Why it is unread, or why its bits are not numbers.
     """
 
     name: str
@@ -42,6 +43,13 @@ class TensorDiff:
     b: ParameterInfo | None
     compared: Compared | None = None
     reason: str = ""
+
+    def of_codes(self, reason: str) -> TensorDiff:
+        """The same of tensors whose elements are no numbers: the count of those that changed, and nothing else."""
+        from torchparams.sketch.compared import Compared
+
+        compared = None if self.compared is None else Compared(changed=self.compared.changed)
+        return replace(self, compared=compared, reason=self.reason or reason)
 
     @property
     def info(self) -> ParameterInfo:
@@ -70,17 +78,17 @@ class TensorDiff:
     @property
     def max(self) -> float | int:
         """Greatest |b - a|; infinite where an infinity came, went or turned."""
-        return math.nan if self.compared is None or self._opaque else self.compared.max
+        return math.nan if self.compared is None or self.opaque else self.compared.max
 
     @property
     def relative(self) -> float:
         """‖b - a‖ / ‖a‖ in L2, of the values that are finite in both."""
-        return math.nan if self.compared is None or self._opaque else self.compared.relative
+        return math.nan if self.compared is None or self.opaque else self.compared.relative
 
     @property
     def cosine(self) -> float:
         """Cosine of the angle between the two, of the values that are finite in both; 1 of what is the same."""
-        if self.compared is None or self._opaque:
+        if self.compared is None or self.opaque:
             return math.nan
         return self.compared.cosine if self.compared.changed else 1.0
 
@@ -95,8 +103,9 @@ class TensorDiff:
         return 0 if self.compared is None else self.compared.nan_b
 
     @property
-    def _opaque(self) -> bool:
-        return self.info.dtype.kind == "opaque"
+    def opaque(self) -> bool:
+        """Whether the bits are not numbers."""
+        return self.info.dtype.kind == "opaque" or bool(self.reason)
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON takes it."""
@@ -134,6 +143,7 @@ class GroupDiff:
         differing: How many of them are not the same in both.
         numel: Elements that were compared.
         compared: What was counted and summed up of the tensors that changed: norms and cosine are of these.
+        numbers: Elements that were compared and are numbers: without any, there are no norms.
     """
 
     name: str
@@ -141,6 +151,7 @@ class GroupDiff:
     differing: int
     numel: int
     compared: Compared
+    numbers: int
 
     @staticmethod
     def of(name: str, rows: Sequence[TensorDiff]) -> GroupDiff:
@@ -154,6 +165,7 @@ class GroupDiff:
             sum(row.status not in SAME for row in rows),
             sum(row.numel for row in with_numbers),
             Compared.total(row.compared for row in with_numbers if row.compared is not None),
+            sum(row.numel for row in with_numbers if not row.opaque),
         )
 
     @property
@@ -166,6 +178,10 @@ class GroupDiff:
         """Cosine of the angle between A and B, of the tensors that changed; 1 where none did."""
         return self.compared.cosine if self.compared.changed else 1.0
 
+    @property
+    def _without(self) -> bool:
+        return bool(self.numel and not self.numbers)
+
     def to_json(self) -> dict[str, Any]:
         """The group as JSON takes it."""
         return {
@@ -175,7 +191,7 @@ class GroupDiff:
             "numel": self.numel,
             "changed": self.compared.changed,
             "share": self.share,
-            "max": json_number(self.compared.max),
-            "relative": json_number(self.compared.relative),
-            "cosine": json_number(self.cosine),
+            "max": None if self._without else json_number(self.compared.max),
+            "relative": None if self._without else json_number(self.compared.relative),
+            "cosine": None if self._without else json_number(self.cosine),
         }

@@ -159,7 +159,8 @@ def stats(
     """Statistics of every tensor, or of groups of them, in one pass over the values.
 
     Values are read block by block: memory is that of the rows, whatever the size of the source. A tensor without
-    values (meta, sparse, quantised) is listed with the reason. Tied tensors count once.
+    values (meta, sparse, quantised) is listed with the reason, and so are codes of an encoding that is not known, which
+    stand beside their scales. Tied tensors count once.
 
     Args:
         x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
@@ -265,9 +266,16 @@ def _scan(
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
     engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
-    found: dict[str, TensorStats | Unread] = {}
+    coded = source.coded()
+    found: dict[str, TensorStats | Unread] = {
+        name: Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers
+    }
+    if sums is not None:
+        for name in found:
+            sums.add(name, None)
+    readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
     with paused_gc():  # some objects for each tensor, and no cycles
-        for name, result in lenient_sketches(source, infos.values(), of_tensor, engine=engine, progress=progress):
+        for name, result in lenient_sketches(source, readable, of_tensor, engine=engine, progress=progress):
             if isinstance(result, Unread):
                 found[name] = result
                 sketch = None

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
+from torchparams.encodings.companions import CODES, Coded
 from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
 from torchparams.records import Records
@@ -239,3 +240,25 @@ def dispatches(cls: type) -> bool:
     import torch
 
     return getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
+
+
+_STATES = ("SCB", "quant_state")
+"""Attributes in which the parameters of bitsandbytes keep their scales, for 8 and for 4 bits."""
+
+
+def coded_parameters(records: LiveRecords) -> dict[str, Coded]:
+    """The parameters of a class of their own that hold codes: the scales are attributes of them, or of their layer."""
+    import torch
+
+    found: dict[str, Coded] = {}
+    plain = (torch.nn.Parameter, torch.Tensor)
+    for name, tensor in records.tensors.items():
+        cls = type(tensor)
+        if cls in plain or not issubclass(cls, torch.nn.Parameter) or dispatches(cls):
+            continue
+        state = next((key for key in _STATES if vars(tensor).get(key) is not None), None)
+        if state is not None:
+            found[name] = Coded(name, f"{name}.{state}", True)
+        elif DType.of(tensor.dtype) in CODES:
+            found[name] = Coded(name, cls.__name__, True, by_class=True)
+    return found

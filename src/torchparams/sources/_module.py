@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torchparams.encodings.companions import coded
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.names import wrapper_component
-from torchparams.sources._live import LiveRecords, class_names, dispatches
+from torchparams.sources._live import LiveRecords, class_names, coded_parameters, dispatches
 from torchparams.sources._traverse import attribute, holders, list_tensors, reach
 from torchparams.sources.base import Source
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from torchparams.encodings.companions import Coded
     from torchparams.info import ParameterInfo
 
 
@@ -74,6 +76,11 @@ class ModuleSource(Source):
     def records(self) -> LiveRecords:
         """One reading, of which as much is looked up as is asked for."""
         return LiveRecords.of(self.module, self.buffers)
+
+    def coded(self) -> Mapping[str, Coded]:
+        """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
+        records = LiveRecords.of(self.module, True)  # a scale may be a buffer
+        return {**coded(records), **coded_parameters(records)}
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""

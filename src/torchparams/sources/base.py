@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
 from torchparams.records import Records
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.encodings.companions import Coded
     from torchparams.info import Location, ParameterInfo
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -70,6 +72,13 @@ class Source(ABC):
     def records(self) -> Records:
         """One reading of the source, for something that asks several things of it; cheaper than `infos`."""
         return Records(self.infos().values())
+
+    def coded(self) -> Mapping[str, Coded]:
+        """The tensors whose elements are no values by themselves, by canonical name; reads no values.
+
+        Each verb that computes with values asks for them: codes without their scales would pass for numbers.
+        """
+        return coded(self.records())
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.encodings.companions import refuse
 from torchparams.errors import UnsupportedSource
 from torchparams.parameters import Parameters, of
 from torchparams.selectors import Selector
@@ -44,6 +45,26 @@ class Chosen:
             return {name: tensors[name] for name in names}
         kinds = dict(zip(tensors, self.records.column("kind"), strict=True))
         return {name: tensors[name] for name in names if kinds[name] == "parameter"}
+
+
+def refuse_codes(source: ModuleSource, tensors: Mapping[str, Any], verb: str) -> None:
+    """An error where `verb` would compute with codes that stand beside their scales.
+
+    Args:
+        source: The network.
+        tensors: Canonical name → tensor, of those that it would compute with.
+        verb: What the error calls the function.
+
+    Raises:
+        NotReadable: One of them holds codes of an encoding that is not known.
+    """
+    from torch.nn import Parameter
+
+    # The whole network is only read for what may hold codes: a narrow type, or a class of its own.
+    kinds = {(type(tensor), tensor.dtype) for tensor in tensors.values()}
+    if any(cls is not Parameter or dtype.itemsize == 1 or not dtype.is_floating_point for cls, dtype in kinds):
+        hint = f"Leave it out of the selection: {verb} takes its elements for values"
+        refuse(source.coded(), tensors, source.label, hint, numbers=True)
 
 
 def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:

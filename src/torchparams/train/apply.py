@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
 from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
-from torchparams.train._live import choose
+from torchparams.train._live import choose, refuse_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
 
     Raises:
         NoMatch: A part of the selector hits nothing.
-        NotReadable: A selected parameter has no values: it is lazy or on the meta device. Nothing has changed.
+        NotReadable: A selected parameter has no values: it is lazy or on the meta device; or it holds codes of an
+            encoding that is not known, which stand beside their scales. Nothing has changed.
         OptionError: The function is none, or returned something else than a tensor.
         MismatchError: It returned a tensor of another shape.
 
@@ -55,6 +56,7 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
 
     tensors = {name: chosen.tensors[name] for name in chosen.names}
     refuse_without_values(tensors, chosen.source.label)
+    refuse_codes(chosen.source, tensors, "apply_")
     with torch.no_grad():
         for name, tensor in tensors.items():
             call_in_place(function, tensor, name, "apply_")

@@ -31,7 +31,7 @@ from torchparams.report import (
 from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
 from torchparams.sources._traverse import list_tensors
-from torchparams.train._live import Chosen, choose
+from torchparams.train._live import Chosen, choose, refuse_codes
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def init(
         of_name.update(dict.fromkeys(selector.names(records, strict=True, where=chosen.source.label), place))
     reached = {name: chosen.tensors[name] for name in chosen.names if name in of_name}
     refuse_without_values(reached, chosen.source.label, meta=True)
+    refuse_codes(chosen.source, reached, "init")
     materialised = [name for name, tensor in reached.items() if _give_memory(tensor, device)]
     _run(reached, {name: parsed[place][1] for name, place in of_name.items()}, seed)
     reset, without = _buffers_of_meta(chosen, device) if materialised else ([], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from torchparams.encodings.companions import Coded
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
 
@@ -64,7 +66,7 @@ def load(
         strict: True to refuse what is missing in `x`, unexpected in it, or does not match in shape or dtype; False to
             load what fits; or the kinds to refuse, as in `("missing", "mismatched")`.
         cast: Whether a dtype may differ where the kind of number stays: between floats, between complex numbers, into
-            wider integers. Nothing else is cast.
+            wider integers. Nothing else is cast, codes of an encoding that is not known least of all.
         device: Where tensors of the meta device get memory; torch's default device unless given.
         progress: Told bytes loaded so far and in all.
 
@@ -228,6 +230,8 @@ class _Matching:
             distinct = list({have[source].name: source for source in reversed(sources)}.values())
         for source in distinct:
             why = problem(have[source], self.given, info, target, cast=self._cast)
+            if not why and have[source].dtype != info.dtype:
+                why = self._codes(have[source], info)
             if why:
                 return Item(name, source, why, also=tuple(other for other in sources if other != source))
         if len(distinct) > 1:
@@ -240,6 +244,24 @@ class _Matching:
         item = Item(name, first, note, also=more)
         self._loaded[name] = given, item
         return item
+
+    def _codes(self, given: ParameterInfo, wanted: ParameterInfo) -> str:
+        """Why a cast would take codes for values, or put values where codes are; empty where it would not."""
+        for source, name, prefix in (
+            (self._given_coded, given.name, ""),
+            (self._live_coded, wanted.name, "the model's: "),
+        ):
+            if name in source and not source[name].numbers:
+                return f"{given.dtype} → {wanted.dtype} is no cast: {prefix}{source[name].reason}"
+        return ""
+
+    @cached_property
+    def _given_coded(self) -> Mapping[str, Coded]:
+        return self.given.coded()
+
+    @cached_property
+    def _live_coded(self) -> Mapping[str, Coded]:
+        return self.live.coded()
 
     def _differing(self, have: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
         first, *others = (have[name] for name in names)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NotReadable, OptionError, UnknownName, nearest
 from torchparams.parameters import of
 from torchparams.report import human_shape, listed, plural, printable
-from torchparams.train._live import choose
+from torchparams.train._live import choose, refuse_codes
 from torchparams.train.apply import refuse_without_values
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def penalty(model: object, selector: object = None, p: int = 2, toward: object =
         NoMatch: A part of the selector hits nothing.
         MismatchError: `toward` lacks a selected parameter, or has it in another shape.
         OptionError: `p` is neither 1 nor 2, or a selected parameter holds integers.
-        NotReadable: A selected parameter has no values.
+        NotReadable: A selected parameter has no values, or holds codes beside their scales, or `toward` does there.
 
     >>> import torch
     >>> import torchparams as tp
@@ -106,13 +107,17 @@ class Penalty:
         self.toward: str | None = None
         self._source = chosen.source
         self._bases: list[torch.Tensor] | None = None
+        refuse_codes(self._source, selected, "penalty")
         _refuse_unusable(selected, self._source.label)
         if toward is not None:
             table = of(toward)
             self.toward = table.source.label
+            matched = _matched(self.names, chosen, table)
+            hint = "Leave it out of the selection, or decode the checkpoint first"
+            refuse(table.source.coded(), matched.values(), table.source.label, hint, numbers=True)
             self._bases = [
                 _base(table, there, selected[name], name, copy=_keep and table.source.live)
-                for name, there in _matched(self.names, chosen, table).items()
+                for name, there in matched.items()
             ]
 
     def __call__(self) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""How stored tensors stand for values: which tensors hold codes, and the tensors beside them that scale these."""

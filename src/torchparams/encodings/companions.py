@@ -1,0 +1,195 @@
+"""Tensors that hold codes: elements that become values only together with tensors beside them.
+
+A quantised checkpoint keeps a weight as codes of an integer or float8 type, and their scales in a tensor with a name of
+its own: `X_scale_inv` beside `X`, `l.SCB` beside `l.weight`, `l.scales` beside `l.qweight`. Codes look like numbers,
+and a mean of codes is wrong by any factor. Names and types are enough to recognise them; no value is read.
+
+`logit_scale` and the scales of a key-value cache (`attn.k_scale`) stand beside no tensor that they would be named
+after, and are plain numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torchparams.dtypes import ALL
+from torchparams.errors import NotReadable, shorten
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping, Sequence
+
+    from torchparams.dtypes import DType
+    from torchparams.records import Records
+
+CODES = frozenset(
+    dtype
+    for dtype in ALL
+    if dtype.kind in ("int", "uint", "opaque") or (dtype.kind == "float" and dtype.bits <= 8)
+)  # fmt: skip
+"""The types that codes are stored in."""
+
+_BNB = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
+_LASTS = frozenset(end.rpartition(".")[2] for end in _BNB)
+_SCALES = ("_scale", "_scale_inv", "_scales", "_scale_2", "_global_scale")
+_ZEROS = ("_zero_point", "_zero_points", "_zeros", "_zp")
+
+Group = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+GROUPS: tuple[Group, ...] = (
+    ("", (*_SCALES, *_ZEROS, *_BNB, "_absmax", "_SCB", ".SCB", ".scale", ".scales", ".zero_point"),
+     ("_g_idx", "_shape", ".nested_absmax", ".nested_quant_map")),
+    ("weight", ("SCB", "scale", "scales", "scale_inv", "zeros", "zero", "zero_point", "weights_scaling_factor",
+                "per_channel_scale"), ("biases", "weight_format", "g_idx")),
+    ("qweight", ("qzeros", "scales", "scale", "weight_scale", "g_idx"), ("weight_global_scale", "perm")),
+    ("_packed", (*_SCALES, "_shape"), (*_ZEROS, "_g_idx")),
+    ("_blocks", ("_scales", "_scale"), ()),
+    ("q_weight", ("q_scale", "q_scale_max"), ("q_groups", "q_group_map", "q_perm", "q_invperm")),
+    ("W_q", ("scale", "scales", "scale_q", "zero", "zeros"), ("zero_q",)),
+    ("_data", ("_scale", "_shift"), ()),
+    ("_data._data", ("_scale", "_shift"), ()),
+    ("_qdata", _SCALES, _ZEROS),
+    ("codes", ("scales",), ("codebooks",)),
+    ("Qidxs", ("SU", "SV"), ("codebook_id",)),
+    ("trellis", ("suh", "svh", "su", "sv"), ()),
+    ("indices", ("centroids.weight",), ()),
+    ("B", ("s",), ()),
+)  # fmt: skip
+"""How a name ends that may hold codes; how the names of companions end that make it so, and of further ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A tensor of an encoding that is not known.
+
+    Attributes:
+        name: Its canonical name.
+        beside: Of codes, the name of a companion, or of the class of parameters that keeps the scales to itself; of a
+            companion, the name of the codes.
+        codes: Whether it holds the codes; else it is a companion of codes.
+        numbers: Whether its elements are numbers nevertheless, as floating-point scales are.
+        by_class: Whether `beside` is a class.
+    """
+
+    name: str
+    beside: str
+    codes: bool
+    numbers: bool = False
+    by_class: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why its elements are no values by themselves, as a sentence."""
+        if self.by_class:
+            return f"Holds codes of an unknown encoding: their values need the scales that {self.beside} keeps"
+        if self.codes:
+            return f"Holds codes of an unknown encoding: their values need {quoted(self.beside)}"
+        return f"Belongs to the codes in {quoted(self.beside)}, whose encoding is unknown"
+
+
+def coded(records: Records) -> dict[str, Coded]:
+    """The tensors that hold codes of an unknown encoding, and their companions, by canonical name.
+
+    The work is linear in the count of names, and next to nothing where no tensor has a type of `CODES`.
+
+    Args:
+        records: A reading of all tensors of a source: a selection may lack the companions.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> weights = {"l.weight": np.zeros((2, 2), np.int8), "l.SCB": np.ones(2), "step": np.zeros(1, np.int64)}
+    >>> found = coded(tp.of(weights).records())
+    >>> found["l.weight"].reason
+    "Holds codes of an unknown encoding: their values need 'l.SCB'"
+    >>> found["l.SCB"].numbers, "step" in found
+    (True, False)
+    """
+    dtypes: Sequence[DType] = records.column("dtype")
+    if CODES.isdisjoint(dict.fromkeys(dtypes)):
+        return {}
+    names = records.names
+    rows = dict(zip(names, range(len(names)), strict=True))
+    for row, alias in records.aliases:
+        rows.setdefault(alias, row)
+    lasts = {name[name.rfind(".") + 1 :] for name in rows}
+    suspects = [name for name, row in rows.items() if dtypes[row] in CODES]
+    if not _LASTS.isdisjoint(lasts):  # codes of four bits may stand in a tensor of any type
+        owners = (name.removesuffix(end) for name in rows if name.endswith(_BNB) for end in _BNB)
+        suspects += dict.fromkeys(owner for owner in owners if owner in rows and not owner.endswith(_BNB))
+    groups = _Groups(lasts)
+    found: dict[str, Coded] = {}
+    members: dict[str, Coded] = {}
+    for name in suspects:
+        beside = _companions(name, rows, groups)
+        if beside:
+            canonical = names[rows[name]]
+            found.setdefault(canonical, Coded(canonical, beside[0], True))
+            for other in beside:
+                at = rows[other]
+                members.setdefault(names[at], Coded(names[at], name, False, dtypes[at] not in CODES))
+    return {**members, **found}
+
+
+class _Groups(dict[str, tuple[Group, ...]]):
+    """From the last component of a name to the groups that there can be for it, of which most names have none.
+
+    Args:
+        lasts: The last components of all names there are. Large networks have few.
+    """
+
+    def __init__(self, lasts: Container[str]) -> None:
+        self._lasts = lasts
+
+    def __missing__(self, last: str) -> tuple[Group, ...]:
+        found = []
+        for ending, telling, further in GROUPS:
+            if last.endswith(ending.rpartition(".")[2]):
+                stem = None if "." in ending else last[: len(last) - len(ending)]
+                there = tuple(end for end in telling if self._possible(stem, end))
+                if there:
+                    found.append((ending, there, tuple(end for end in further if self._possible(stem, end))))
+        made = self[last] = tuple(found)
+        return made
+
+    def _possible(self, stem: str | None, end: str) -> bool:
+        return stem is None or (stem + end).rpartition(".")[2] in self._lasts
+
+
+def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str]:
+    """The names beside `name` that make it codes, a telling one first; none where there is no telling one."""
+    found: dict[str, None] = {}
+    for ending, telling, further in groups[name[name.rfind(".") + 1 :]]:
+        if name.endswith(ending):
+            stem = name[: len(name) - len(ending)]
+            there = [other for end in telling if (other := stem + end) in rows]
+            if there:
+                found.update(dict.fromkeys([*there, *(other for end in further if (other := stem + end) in rows)]))
+    return [other for other in found if rows[other] != rows[name]]
+
+
+def quoted(name: str) -> str:
+    """A name as messages show it."""
+    return shorten(repr(name))
+
+
+def refuse(found: Mapping[str, Coded], names: Iterable[str], where: str, hint: str, *, numbers: bool = False) -> None:
+    """An error where values would be computed from codes.
+
+    Args:
+        found: What `coded` found in the source.
+        names: Canonical names of the tensors that would be computed with.
+        where: The source.
+        hint: What to do.
+        numbers: Whether a companion whose elements are numbers may be computed with.
+
+    Raises:
+        NotReadable: One of them holds codes, or belongs to such.
+    """
+    if not found:
+        return
+    hit = [found[name] for name in names if name in found and not (numbers and found[name].numbers)]
+    if hit:
+        first = next((each for each in hit if each.codes), hit[0])
+        more = f"The same holds of {plural(len(hit) - 1, 'other tensor')}" if len(hit) > 1 else None
+        raise NotReadable(first.reason, where=f"{where}: {quoted(first.name)}", exists=more, hint=hint)
