@@ -169,6 +169,60 @@ def test_half_precision_does_not_overflow_or_vanish() -> None:
     assert tp.grad_norms(model).total == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, 8, math.inf])
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        (torch.float32, (1e25, 3e38, 1e-30, 1e-44)),
+        (torch.bfloat16, (1e25, 3e38, 1e-30)),
+        (torch.float64, (1e200, 1e-200, 5e-324)),
+        (torch.complex64, (1e25, 2e38, 1e-30)),
+    ],
+)
+def test_values_whose_powers_overflow_or_vanish(dtype: torch.dtype, sizes: tuple[float, ...], p: float) -> None:
+    for size in sizes:
+        model = nn.Linear(40, 10, dtype=dtype)
+        model.weight.grad = torch.full_like(model.weight, size)
+        one = abs(complex(model.weight.grad[0, 0].item()))
+        norms = tp.grad_norms(model, p=p)
+        assert norms.norms["weight"] == pytest.approx(one * 400 ** (1 / p), rel=1e-5)
+        assert norms.nonfinite == ()
+        assert "not finite" not in str(norms)
+
+
+def test_a_small_gradient_among_elements_that_vanish() -> None:
+    model = nn.Linear(100, 100, bias=False)
+    model.weight.grad = torch.full_like(model.weight, 1e-20)
+    model.weight.grad[0, 0] = 1e-18  # its square is in range, the others' are lost beside it
+    assert tp.grad_norms(model).total == pytest.approx(math.sqrt(9999 + 1e4) * 1e-20, rel=1e-6)
+
+
+def test_a_norm_beyond_every_float_is_infinite_though_its_values_are_not() -> None:
+    model = nn.Linear(10, 10, bias=False, dtype=torch.float64)
+    model.weight.grad = torch.full_like(model.weight, 1.7e308)
+    norms = tp.grad_norms(model)
+    assert norms.total == math.inf
+    assert norms.nonfinite == ()
+
+
+def test_values_that_are_not_finite_whatever_the_norm() -> None:
+    for p in (0.5, 2, math.inf):
+        for value in (math.nan, math.inf, -math.inf):
+            model: Any = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False, dtype=torch.complex64))
+            for layer in model:
+                layer.weight.grad = torch.ones_like(layer.weight)
+            model[1].weight.grad[0, 1] = complex(0, value)
+            assert tp.grad_norms(model, p=p).nonfinite == ("1.weight",)
+
+
+def test_sparse_values_whose_squares_overflow() -> None:
+    model = nn.Embedding(4, 2, sparse=True)
+    model.weight.grad = torch.sparse_coo_tensor(
+        torch.tensor([[1, 1]]), torch.tensor([[1e25, 0.0], [2e25, 0.0]]), (4, 2), check_invariants=True
+    )
+    assert tp.grad_norms(model).total == pytest.approx(3e25, rel=1e-6)
+
+
 def test_mixed_types_and_kinds_keep_their_places() -> None:
     model: Any = nn.ModuleList([nn.Linear(2, 2, bias=False, dtype=d) for d in (torch.float32, torch.float64) * 2])
     model.append(nn.Embedding(3, 2, sparse=True))

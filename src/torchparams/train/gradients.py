@@ -229,7 +229,8 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     """The norm of every gradient, of groups of them, and of all: one `torch._foreach_norm` and one transfer.
 
     Half-precision gradients are summed in float32; the norms of groups and of all are put together from those of the
-    parameters in float64: `(Σ normᵖ)^(1/p)`, the same as `torch.nn.utils.get_total_norm` gives.
+    parameters in float64: `(Σ normᵖ)^(1/p)`, the same as `torch.nn.utils.get_total_norm` gives. A gradient whose powers
+    overflow or vanish in its own type is scaled by its largest element first.
 
     Args:
         model: A live `nn.Module`, a `Parameters` of one, or a table that `gradients` gave.
@@ -275,9 +276,11 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
             grads.append(grad)
         elif parameter.requires_grad:
             without.append(name)
-    norms = dict(zip(names, _norms(names, grads, float(p), source.label), strict=True))
+    values = _norms(names, grads, float(p), source.label)
+    nonfinite = _settle(values, grads, float(p))
+    norms = dict(zip(names, values, strict=True))
     members = {} if by is None else _members(source, parameters, norms, by)
-    return GradNorms(source.label, norms, float(p), members, tuple(without))
+    return GradNorms(source.label, norms, float(p), members, tuple(without), tuple(names[i] for i in nonfinite))
 
 
 def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
@@ -350,6 +353,78 @@ def _norms(names: Sequence[str], grads: list[Any], p: float, where: str) -> list
     return ordered
 
 
+def _settle(norms: list[float], grads: Sequence[Any], p: float) -> list[int]:
+    """Compute the norms anew whose powers overflowed or vanished, and give the places of NaN and infinite values."""
+    import torch
+
+    # Ordinary norms need no closer look: a tensor for which this bound is too low would fit into no memory.
+    low = (1e15 * torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps) ** (1 / p)
+    doubtful = [
+        place for place, norm in enumerate(norms) if not low < norm < math.inf and not _settled(norm, grads[place], p)
+    ]
+    nonfinite = []
+    with torch.no_grad():
+        for place, peak in zip(doubtful, _peaks([grads[place] for place in doubtful]), strict=True):
+            if not math.isfinite(peak):
+                nonfinite.append(place)
+            elif peak == 0:
+                norms[place] = 0.0
+            elif p != math.inf or not math.isfinite(norms[place]):
+                norms[place] = _scaled_norm(grads[place], p, peak)
+    return nonfinite
+
+
+def _settled(norm: float, grad: Any, p: float) -> bool:
+    """Whether no sum of powers overflowed, and what vanished in it is below the rounding of its type."""
+    import torch
+
+    if p == math.inf or not math.isfinite(norm):
+        return math.isfinite(norm)
+    kind = torch.finfo(torch.float64 if grad.dtype in (torch.float64, torch.complex128) else torch.float32)
+    # At most `tiny` is lost of each power.
+    lost = grad.numel() * kind.tiny / kind.eps
+    return bool(norm > lost ** (1 / p))
+
+
+def _peaks(grads: Sequence[Any]) -> list[float]:
+    """The largest absolute value in each gradient, of complex ones the largest component."""
+    import torch
+
+    found = [0.0] * len(grads)
+    plain = []
+    for grad in grads:
+        values = _values(grad)
+        plain.append(torch.view_as_real(values) if values.is_complex() else values)
+    for places in _alike(plain).values():
+        alike = [plain[place] for place in places]
+        if all(not hasattr(grad, "full_tensor") for grad in alike):
+            norms = list(torch._foreach_norm(alike, math.inf))
+        else:
+            norms = [_full(torch.linalg.vector_norm(grad, math.inf)) for grad in alike]
+        for place, peak in zip(places, torch.stack(norms).tolist(), strict=True):
+            found[place] = peak
+    return found
+
+
+def _scaled_norm(grad: Any, p: float, peak: float) -> float:
+    import torch
+
+    values = _values(grad)
+    if values.device.type != "mps":  # which has no float64
+        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
+    # A power of two changes no digit; in two factors, since the whole may be beyond the type.
+    _, exponent = math.frexp(peak)
+    first = exponent // 2
+    second = exponent - first
+    norm = _full(torch.linalg.vector_norm(values * 2.0**-first * 2.0**-second, p))
+    return float(norm) * 2.0**first * 2.0**second
+
+
+def _full(norm: Any) -> Any:
+    """A DTensor's norm as one of all its shards."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 def _alike(grads: Sequence[Any]) -> _Alike:
     groups: dict[tuple[torch.device, torch.dtype], Any] = {}
     for place, grad in enumerate(grads):
@@ -361,8 +436,15 @@ def _dense(name: str, grad: Any, p: float, where: str) -> Any:
     """A plain tensor with the norm of `grad`."""
     import torch
 
-    if hasattr(grad, "full_tensor"):  # a DTensor: its norm is one of all its shards
-        return torch.linalg.vector_norm(grad, p).full_tensor()
+    if hasattr(grad, "full_tensor"):
+        return _full(torch.linalg.vector_norm(grad, p))
+    return _values(grad)
+
+
+def _values(grad: Any) -> Any:
+    """A strided tensor of all elements that are not zero."""
+    import torch
+
     if grad.layout != torch.strided:
         # The values that are stored are all that counts; the same place may be stored twice, and they add.
         grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
@@ -398,6 +480,8 @@ class GradNorms:
         norms: Name of each parameter that has a gradient → its norm, in the model's order.
         members: Label of each group → the names in it that have a gradient.
         without: Names of trainable parameters that have no gradient.
+        nonfinite: Names of the parameters whose gradient holds NaN or an infinite value, in the model's order: the
+            first is the first.
     """
 
     def __init__(
@@ -407,12 +491,14 @@ class GradNorms:
         p: float,
         members: dict[str, tuple[str, ...]],
         without: tuple[str, ...],
+        nonfinite: tuple[str, ...] = (),
     ) -> None:
         self.label = label
         self.norms = norms
         self.p = p
         self.members = members
         self.without = without
+        self.nonfinite = nonfinite
 
     @cached_property
     def total(self) -> float:
@@ -424,11 +510,6 @@ class GradNorms:
         """Label of each group → the norm of all gradients in it together."""
         return {label: combined(map(self.norms.__getitem__, names), self.p) for label, names in self.members.items()}
 
-    @cached_property
-    def nonfinite(self) -> tuple[str, ...]:
-        """Names of the parameters whose norm is NaN or infinite, in the model's order: the first is the first."""
-        return tuple(name for name, norm in self.norms.items() if not math.isfinite(norm))
-
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
         """The norms as a report: of the groups where there are any, else of the parameters; what is not finite first.
 
@@ -439,19 +520,22 @@ class GradNorms:
         values = self.groups if grouped else self.norms
         counts = {label: len(names) for label, names in self.members.items()}
 
-        def row(label: str, value: float, tensors: int, total: bool = False) -> Row:
-            shown = Cell(_number(value), "" if math.isfinite(value) else "error")
+        bad = set(self.nonfinite)
+        wrong = {label for label, names in self.members.items() if bad.intersection(names)} if grouped else bad
+
+        def row(label: str, value: float, tensors: int, wrong: bool, total: bool = False) -> Row:
+            shown = Cell(_number(value), "error" if wrong else "")
             count = (f"{tensors:,}",) if grouped else ()
             return Row((label, *count, shown), total=total)
 
-        ordered = sorted(values, key=lambda label: math.isfinite(values[label]))
-        rows = [row(label or "(top level)", values[label], counts.get(label, 1)) for label in ordered]
+        ordered = sorted(values, key=lambda label: label not in wrong)
+        rows = [row(label or "(top level)", values[label], counts.get(label, 1), label in wrong) for label in ordered]
         columns = (
             Column("group" if grouped else "name", style="name", shrink=True),
             *([Column("tensors", right=True)] if grouped else []),
             Column("norm", right=True, style="number"),
         )
-        total = row("total", self.total, len(self.norms), total=True)
+        total = row("total", self.total, len(self.norms), bool(bad), total=True)
         parts: list[Text | Table] = [
             Text(f"{self.label}: gradient norms, p = {_number(self.p)}", "title"),
             Table(columns, (*cut(rows, limit, "groups" if grouped else "parameters"), total)),
