@@ -46,3 +46,15 @@ SELECTOR_NESTING = 32
 
 NAME_CHARACTERS = 1 << 26
 """Most characters that all names in one file may have together, shared parts counted once for each path."""
+
+REGEX_STEPS = 1 << 28
+"""Most steps that Python's `re` may take on one name; beyond, an automaton that is linear in the name matches it."""
+
+REGEX_SECONDS = 10.0
+"""Most seconds that one regular expression may take on all names together."""
+
+REGEX_STATES = 10_000
+"""Most states of the automaton of a regular expression."""
+
+REGEX_CHARACTERS = 1_000
+"""Longest regular expression in a file, such as the `rank_pattern` of an adapter."""

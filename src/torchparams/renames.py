@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torchparams._selector.bounded import SIMPLER, Bounded, TooSlow
 from torchparams.errors import MismatchError, NoMatch, RenameError, UnknownName, shorten
 from torchparams.names import WRAPPERS, strip_wrappers
 
@@ -120,7 +121,7 @@ class Renames:
             MismatchError: Two names become one; the message has both.
             NoMatch: With `strict`, a pattern or a prefix hits nothing.
             UnknownName: With `strict`, a key of a mapping is no name.
-            RenameError: A name becomes empty, or a function gives something else than a name.
+            RenameError: A name becomes empty, a function gives something else than a name, or a pattern takes too long.
         """
         old = list(names)
         new = old
@@ -188,8 +189,12 @@ class _Exact:
 
 @dataclass(frozen=True, slots=True)
 class _Regex:
-    pattern: re.Pattern[str]
+    bounded: Bounded
     replacement: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return self.bounded.compiled
 
     @staticmethod
     def parse(text: str) -> _Regex:
@@ -205,17 +210,21 @@ class _Regex:
     @staticmethod
     def of(pattern: str, replacement: str) -> _Regex:
         try:
-            compiled = re.compile(pattern)
+            bounded = Bounded(pattern)
         except re.error as error:
             raise RenameError(f"{shorten(repr(pattern))} is not a regular expression: {error}") from None
         try:
-            compiled.sub(replacement, "")  # parses the replacement, whether or not it is used
+            bounded.compiled.sub(replacement, "")  # parses the replacement, whether or not it is used
         except (re.error, IndexError) as error:
             raise RenameError(f"{shorten(repr(replacement))} cannot replace {pattern!r}: {error}") from None
-        return _Regex(compiled, replacement)
+        return _Regex(bounded, replacement)
 
     def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
-        found = [self.pattern.subn(self.replacement, name) for name in names]
+        try:
+            found = self.bounded.replace(names, self.replacement)
+        except TooSlow as error:
+            what = f"the pattern {shorten(repr(self.pattern.pattern))} of a rename {error}"
+            raise RenameError(what, where=where, hint=SIMPLER) from None
         if strict and names and not any(count for _, count in found):
             raise NoMatch(f"the pattern {self.pattern.pattern!r} of a rename hits no name", where=where)
         return [name for name, _ in found]

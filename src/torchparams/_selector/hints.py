@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from torchparams._selector.bounded import Bounded, TooSlow
 from torchparams._selector.globs import ANY_DEPTH, Glob, Wild
 from torchparams._selector.parser import WORDS, parse
 from torchparams._selector.table import Rows, Table, class_spellings
@@ -174,8 +175,10 @@ def _why_pattern(table: Table, pattern: Glob | Regex) -> tuple[str, str | None]:
 
 
 def _why_regex(table: Table, pattern: Regex) -> tuple[str, str | None]:
-    search = re.compile(pattern.pattern).search
-    found = sum(1 for name in table.names if search(name))
+    try:
+        found = Bounded(pattern.pattern).count(table.names)
+    except TooSlow:
+        found = 0
     if not found:
         return _range_of_names(table), None
     exists = f"a regular expression matches the whole name; {plural(found, 'name')} only contain a match"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 import re
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torchparams._selector.bounded import SIMPLER, Bounded, TooSlow
 from torchparams._selector.glob_regex import matcher
 from torchparams._selector.globs import Glob
 from torchparams._selector.tree import (
@@ -21,11 +22,11 @@ from torchparams._selector.tree import (
     Union,
     Word,
 )
-from torchparams.errors import SelectorError
+from torchparams.errors import SelectorError, shorten
 from torchparams.records import FieldFunction, Records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
 
@@ -123,20 +124,32 @@ class Table:
 
         A raw name counts only for a pattern that spells a wrapper's component. Otherwise `*.bias` would hit a
         top-level `bias` as soon as somebody wraps the model, through `module.bias`.
+
+        Raises:
+            SelectorError: A regular expression takes too long.
         """
-        match: Callable[[str], object]
         if isinstance(pattern, Glob):
             if (literal := pattern.literal) is not None:
                 return {self.places[literal]} if literal in self.places else set()
-            match, spells = matcher(pattern), pattern.spells
+            match = matcher(pattern)
+
+            def which(names: Sequence[str]) -> list[int]:
+                return [i for i, name in enumerate(names) if match(name)]
         else:
-            match, spells = re.compile(pattern.pattern).fullmatch, pattern.spells
-        rows = {row for row, name in enumerate(self.names) if match(name)}
-        rows.update(row for row, alias in self._aliases if match(alias))
+            which = partial(self._which, pattern)
+        rows = set(which(self.names))
+        further = list(self._aliases)
         for added, raws in self._raws.items():
-            if any(map(spells, added)):
-                rows.update(row for row, raw in raws if match(raw))
+            if any(map(pattern.spells, added)):
+                further += raws
+        rows.update(further[i][0] for i in which([name for _, name in further]))
         return rows
+
+    def _which(self, pattern: Regex, names: Sequence[str]) -> list[int]:
+        try:
+            return Bounded(pattern.pattern).which(names)
+        except TooSlow as error:
+            raise SelectorError(f"`{shorten(str(pattern))}` {error}", where=self.where, hint=SIMPLER) from None
 
     # --- conditions ------------------------------------------------------------------------
 
