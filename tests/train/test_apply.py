@@ -86,7 +86,61 @@ def test_what_a_function_may_not_return() -> None:
 def test_an_error_says_where() -> None:
     with pytest.raises(ValueError, match="Fan in and fan out") as caught:
         tp.apply_(net(), "0.bias", nn.init.kaiming_normal_)
-    assert caught.value.__notes__ == ["torchparams.apply_: at 0.bias, [4]; those before it are done"]
+    assert caught.value.__notes__ == ["torchparams.apply_: at 0.bias, [4]; nothing was changed"]
+
+
+@pytest.mark.parametrize("how", ["raises", "returns a number", "returns another shape", "is stopped"])
+def test_what_was_changed_before_an_error_is_put_back(how: str) -> None:
+    model = net()
+    before = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+
+    def function(weight: torch.Tensor) -> Any:
+        weight.zero_()
+        if weight.shape == (4, 3):  # other memory and other strides
+            weight.data = torch.zeros(3, 4).t()
+        if weight.shape != (2, 4):
+            return None
+        if how == "raises":
+            raise ValueError(how)
+        if how == "is stopped":
+            raise KeyboardInterrupt
+        return 1 if how == "returns a number" else torch.zeros(3)
+
+    with pytest.raises((ValueError, KeyboardInterrupt, OptionError, MismatchError)):
+        tp.apply_(model, None, function)
+    for name, parameter in model.named_parameters():
+        same, address, values = before[name]
+        assert parameter is same and parameter.data_ptr() == address
+        assert parameter.is_contiguous() and torch.equal(parameter, values)
+
+
+def test_parts_of_one_memory_are_put_back() -> None:
+    whole = torch.arange(6.0)
+    model = nn.Module()
+    for name, part in (("a", whole[:4]), ("b", whole[2:])):
+        model.register_parameter(name, nn.Parameter(part))
+
+    def function(part: torch.Tensor) -> None:
+        part.fill_(9)
+        if part.data_ptr() != whole.data_ptr():
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        tp.apply_(model, None, function)
+    assert whole.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_sparse_tensors_are_put_back() -> None:
+    model = nn.Module()
+    model.register_buffer("a", torch.eye(2).to_sparse())
+
+    def function(value: torch.Tensor) -> None:
+        value.mul_(3)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        tp.apply_(tp.of(model, buffers=True), "a", function)
+    assert model.get_buffer("a").to_dense().tolist() == [[1, 0], [0, 1]]
 
 
 def test_no_values_to_change() -> None:

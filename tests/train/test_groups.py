@@ -5,6 +5,7 @@ import json
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -372,6 +373,50 @@ def test_what_is_no_rule_is_refused() -> None:
             make()
     with pytest.raises(SelectorSyntaxError):
         tp.rule("**.bias |", lr=1.0)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": NAN}, "lr is nan, and NaN makes every parameter NaN"),
+        ({"momentum": NAN}, "momentum is nan, and NaN makes every parameter NaN"),
+        ({"temperature": NAN}, "temperature is nan, and NaN makes every parameter NaN"),
+        ({"betas": (0.9, NAN)}, "betas is (0.9, nan), and NaN makes every parameter NaN"),
+        ({"lr": torch.tensor(NAN)}, "lr is tensor(nan), and NaN makes every parameter NaN"),
+        ({"lr": np.float32(NAN)}, "lr is np.float32(nan), and NaN makes every parameter NaN"),
+        ({"lr": INF}, "lr is inf, and it is a finite number from 0 on"),
+        ({"lr": -1e-3}, "lr is -0.001, and it is a finite number from 0 on"),
+        ({"lr": torch.tensor([-1.0])}, "lr is tensor([-1.]), and it is a finite number from 0 on"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, and it is a finite number from 0 on"),
+        ({"weight_decay": INF}, "weight_decay is inf, and it is a finite number from 0 on"),
+        ({"eps": -1e-8}, "eps is -1e-08, and it is a finite number from 0 on"),
+        ({"eps": (None, -1.0)}, "eps is (None, -1.0), and it is a finite number from 0 on"),
+        ({"momentum": -1}, "momentum is -1, and it is a finite number from 0 on"),
+        ({"betas": (0.9, 1.0)}, "betas is (0.9, 1.0), and a beta is from 0 on and below 1"),
+        ({"betas": [-0.1, 0.9]}, "betas is [-0.1, 0.9], and a beta is from 0 on and below 1"),
+        ({"alpha": -INF}, "alpha is -inf, and it is a finite number from 0 on"),
+    ],
+)
+def test_numbers_that_no_optimizer_can_use(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        tp.groups(Net(), **options)
+    assert str(error.value) == f"Net: {message}"
+    with pytest.raises(OptionError) as error:
+        tp.rule("head.**", **options)
+    assert str(error.value) == f"the rule for `head.**`: {message}"
+
+
+def test_numbers_that_an_optimizer_can_use() -> None:
+    for options in (
+        {"lr": 0, "weight_decay": 0.0, "betas": (0.0, 0.999), "eps": (None, 1e-3)},
+        {"lr": torch.tensor(1e-3), "betas": (torch.tensor(0.9), 0.95, 0.99), "momentum": 0},
+        {"lr": None, "clip_threshold": INF, "beta2_decay": -0.8, "dampening": -1.0, "optimizer": "muon"},
+        {"lr": torch.empty((), device="meta"), "betas": None, "nesterov": True},
+    ):
+        assert len(tp.groups(Net(), tp.rule("**.bias", **options), **options)) == 1
 
 
 def test_a_file_has_no_groups(tmp_path: Any) -> None:

@@ -100,6 +100,50 @@ def test_types(dtype: torch.dtype) -> None:
     assert 0.1 < model["first"].weight.float().std() < 3
 
 
+def channels_last(model: Any) -> Any:
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.init.normal_,
+        nn.init.kaiming_uniform_,
+        nn.init.orthogonal_,
+        nn.init.dirac_,
+        torch.Tensor.normal_,
+        torch.randn_like,
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_change_no_values(function: Any, dtype: torch.dtype) -> None:
+    if function is nn.init.orthogonal_ and dtype is torch.bfloat16:
+        dtype = torch.float64  # torch has no QR decomposition in bfloat16
+    model: Any = nn.Conv2d(3, 6, 3, dtype=dtype)
+    last: Any = channels_last(nn.Conv2d(3, 6, 3, dtype=dtype))
+    turned: Any = nn.Conv2d(3, 6, 3, dtype=dtype)
+    turned.weight = nn.Parameter(torch.empty(3, 3, 3, 6, dtype=dtype).permute(3, 2, 1, 0))
+    with torch.device("meta"):
+        meta: Any = channels_last(nn.Conv2d(3, 6, 3, dtype=dtype))
+    for one in (model, last, turned, meta):
+        tp.init(one, ("weight", function), seed=3)
+    assert last.weight.stride() == meta.weight.stride() == (27, 1, 9, 3)
+    assert turned.weight.stride() == (1, 6, 18, 54)
+    assert all(torch.equal(model.weight, other.weight) for other in (last, turned, meta))
+
+
+def test_a_function_sees_the_attributes_of_a_parameter_that_is_not_contiguous() -> None:
+    def function(weight: Any) -> None:
+        weight.fill_(weight.scale)
+        assert isinstance(weight, nn.Parameter) and weight.requires_grad
+
+    model: Any = channels_last(nn.Conv2d(3, 6, 3))
+    weight: Any = model.weight
+    weight.scale = 2.0
+    tp.init(model, ("weight", function), seed=0)
+    assert model.weight.unique().tolist() == [2.0]
+
+
 # --- rules ------------------------------------------------------------------------------------
 
 
@@ -153,6 +197,16 @@ def test_what_is_no_rule() -> None:
     assert str(caught.value) == "a seed is a whole number, not 1.5"
 
 
+def test_no_rules_are_an_error() -> None:
+    for seed in (0, None):
+        with pytest.raises(OptionError) as caught:
+            tp.init(net(), seed=seed)
+        assert str(caught.value) == (
+            "ModuleDict: init has no rules, and would initialise nothing. give some, as in "
+            "torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)."
+        )
+
+
 def test_nothing_changes_before_all_rules_are_checked() -> None:
     model = net()
     before = values(model)
@@ -168,7 +222,7 @@ def test_nothing_changes_before_all_rules_are_checked() -> None:
 def test_an_error_says_where() -> None:
     with pytest.raises(ValueError, match="Fan in and fan out") as caught:
         tp.init(net(), ("**", nn.init.xavier_normal_), seed=0)
-    assert caught.value.__notes__ == ["torchparams.init: at first.bias, [4]; those before it are done"]
+    assert caught.value.__notes__ == ["torchparams.init: at first.bias, [4]; nothing was changed"]
 
 
 # --- the meta device --------------------------------------------------------------------------
@@ -250,6 +304,75 @@ def test_attributes_flags_and_subclasses_of_meta_parameters() -> None:
     tp.init(model, ("**", nn.init.ones_), seed=0)
     assert type(model.a) is Special and model.a.no_decay and model.a.device.type == "cpu"
     assert not model.b.requires_grad and model.b.stride() == (1, 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 3)
+        self.lstm = nn.LSTM(3, 3)
+
+
+def recurrent() -> Any:
+    with torch.device("meta"):
+        return Recurrent()
+
+
+def test_what_cannot_get_memory_is_refused_before_anything_changes() -> None:
+    model = recurrent()
+    before = [id(p) for p in model.parameters()]
+    with pytest.raises(NotReadable) as caught:
+        tp.init(model, ("**", nn.init.uniform_), seed=0)
+    assert str(caught.value) == (
+        "Recurrent: lstm.weight_ih_l0 cannot be moved from the meta device: Cannot swap t1 because it has weakref "
+        "associated with it. nothing was changed. call model.to_empty(device='cpu') first, before an optimizer is made."
+    )
+    assert all(p.is_meta for p in model.parameters())
+    assert [id(p) for p in model.parameters()] == before
+    tp.init(model, ("fc.*", nn.init.uniform_), seed=0)
+    tp.init(model.to_empty(device="cpu"), ("**", nn.init.uniform_), seed=0)
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense"])
+def test_a_device_without_memory(device: str) -> None:
+    model = deep()
+    with pytest.raises(OptionError, match="device="):
+        tp.init(model, *EVERYTHING, seed=0, device=device)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_an_error_on_the_way_changes_nothing() -> None:
+    def fails(weight: torch.Tensor) -> None:
+        weight.fill_(7)
+        raise ValueError
+
+    class Fails(nn.BatchNorm1d):
+        def reset_running_stats(self) -> None:
+            if self.running_mean is not None and not self.running_mean.is_meta:
+                raise ValueError
+
+    with_values: Any = net()
+    before = values(with_values)
+    with pytest.raises(ValueError):
+        tp.init(with_values, NORMAL, ("last.bias", fails), seed=0)
+    assert values(with_values) == before
+    model = deep()
+    with pytest.raises(ValueError):
+        tp.init(model, *EVERYTHING, ("bn.bias", fails), seed=0)
+    assert all(t.is_meta for t in model.state_dict().values())
+    with torch.device("meta"):
+        model.plain = Fails(4, affine=False)
+        model.bn = nn.BatchNorm1d(4)
+    model.fc.weight.mark = 3
+    with pytest.raises(ValueError):
+        tp.init(model, *EVERYTHING, seed=0)
+    assert all(t.is_meta for t in model.state_dict().values())
+    assert model.fc.weight.mark == 3 and model.tied.weight is model.fc.weight
+    model.plain = nn.BatchNorm1d(4, affine=False)
+    other = deep("cpu")
+    for one in (model, other):
+        tp.init(one, *EVERYTHING, seed=4)
+    assert values(model) == values(other)
 
 
 # --- what is printed --------------------------------------------------------------------------

@@ -15,7 +15,15 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import torchparams as tp
-from torchparams.errors import MismatchError, NoMatch, NotReadable, SourceError, TruncatedFile, UnsupportedSource
+from torchparams.errors import (
+    MismatchError,
+    NoMatch,
+    NotReadable,
+    OptionError,
+    SourceError,
+    TruncatedFile,
+    UnsupportedSource,
+)
 from torchparams.train import _transfer
 from torchparams.train.load import load
 
@@ -393,13 +401,35 @@ def test_ties_on_the_meta_device_stay() -> None:
     assert model["b"].get_parameter("weight").tolist() == [[1, 1]] * 3
 
 
+def test_memory_is_given_to_all_or_none() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lazy = nn.LazyLinear(2)
+            self.fc = nn.Linear(2, 3)
+            self.lstm = nn.LSTM(3, 3)
+
+    given: Any = nn.ModuleDict({"lazy": nn.Linear(4, 2), "fc": nn.Linear(2, 3), "lstm": nn.LSTM(3, 3)})
+    with torch.device("meta"):
+        model = Net()
+    with pytest.raises(NotReadable, match=r"lstm\.weight_ih_l0 cannot be moved"):
+        load(model, given)
+    assert all(p.is_meta for p in model.parameters())
+    assert isinstance(model.lazy.weight, nn.UninitializedParameter)
+    with pytest.raises(OptionError, match="device='meta' has no memory to give"):
+        load(model, given, "fc.**", device="meta")
+    load(model, given, "fc.** | lazy.**")
+    assert torch.equal(model.fc.weight, given["fc"].weight)
+    assert torch.equal(model.lazy.weight, given["lazy"].weight)
+
+
 def test_a_tensor_on_the_meta_device_that_something_refers_to_weakly() -> None:
     with torch.device("meta"):
         model = nn.Linear(2, 1)
     here = weakref.ref(model.weight)
     with pytest.raises(NotReadable) as caught:
         load(model, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
-    assert str(caught.value).startswith("weight cannot be moved from the meta device: Cannot swap t1 because")
+    assert str(caught.value).startswith("Linear: weight cannot be moved from the meta device: Cannot swap t1 because")
     assert str(caught.value).endswith("call model.to_empty(device='cpu') first, before an optimizer is made.")
     assert here() is model.weight
 

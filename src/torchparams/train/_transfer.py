@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine, processors
-from torchparams.errors import NotReadable, TruncatedFile
+from torchparams.errors import TruncatedFile
 from torchparams.io.read import Files
 from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
@@ -391,42 +391,6 @@ def _values(pair: Pair) -> torch.Tensor:
     import numpy as np
 
     return torch.from_numpy(pair.source.numpy(pair.info.name).astype(np.float32))
-
-
-# --- tensors without memory -----------------------------------------------------------------------
-
-
-def give_memory(name: str, target: torch.Tensor, shape: tuple[int, ...], device: Any = None) -> None:
-    """Give a tensor that is lazy or on the meta device memory; it stays the object that it is.
-
-    Args:
-        name: Its name, for messages.
-        target: The tensor.
-        shape: The shape of a lazy one.
-        device: Where; torch's default device unless given.
-
-    Raises:
-        NotReadable: Something else refers to its insides.
-    """
-    import torch
-    from torch.nn.parameter import is_lazy
-
-    where = torch.get_default_device() if device is None else torch.device(device)
-    if where.type == "meta":
-        where = torch.device("cpu")
-    if is_lazy(target):
-        target.materialize(shape, device=where)
-        return
-    memory = torch.empty_strided(target.size(), target.stride(), dtype=target.dtype, device=where)
-    made = torch.Tensor._make_subclass(type(target), memory, target.requires_grad)
-    made.__dict__.update(target.__dict__)
-    try:
-        torch.utils.swap_tensors(target, made)  # type: ignore[no-untyped-call]  # torch's own omission
-    except RuntimeError as error:
-        raise NotReadable(
-            f"{name} cannot be moved from the meta device: {error}",
-            hint="call model.to_empty(device='cpu') first, before an optimizer is made",
-        ) from None
 
 
 # --- a model loaded from itself -------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
 from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
 from torchparams.train._live import choose, refuse_codes
+from torchparams.train._memory import all_or_nothing, putting_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
 
     The function may change the tensor it is given, or return the new values, which are then copied into it: both
     `torch.nn.init.zeros_` and `lambda w: w * 0.5` do. The parameters stay the same objects in the same memory, and
-    autograd notices the change. A tied tensor is changed once. There is no undo: the old values are gone.
+    autograd notices the change. A tied tensor is changed once. If the function raises, every parameter gets back the
+    values that it had; they are kept in memory until then. Afterwards there is no undo: the old values are gone.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too).
@@ -33,8 +35,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
         NoMatch: A part of the selector hits nothing.
         NotReadable: A selected parameter has no values: it is lazy or on the meta device; or it holds codes of an
             encoding that is not known, which stand beside their scales. Nothing has changed.
-        OptionError: The function is none, or returned something else than a tensor.
-        MismatchError: It returned a tensor of another shape.
+        OptionError: The function is none, or returned something else than a tensor. Nothing has changed.
+        MismatchError: It returned a tensor of another shape. Nothing has changed.
 
     >>> import torch
     >>> import torchparams as tp
@@ -57,8 +59,9 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     tensors = {name: chosen.tensors[name] for name in chosen.names}
     refuse_without_values(tensors, chosen.source.label)
     refuse_codes(chosen.source, tensors, "apply_")
-    with torch.no_grad():
+    with torch.no_grad(), all_or_nothing() as undo:
         for name, tensor in tensors.items():
+            undo.append(putting_back(tensor))
             call_in_place(function, tensor, name, "apply_")
     return Applied(chosen.source.label, function_name(function), {n: tuple(t.shape) for n, t in tensors.items()})
 
@@ -75,7 +78,7 @@ def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: st
     try:
         result = function(tensor, **options)
     except Exception as error:
-        error.add_note(f"torchparams.{verb}: at {name}, {human_shape(tuple(tensor.shape))}; those before it are done")
+        error.add_note(f"torchparams.{verb}: at {name}, {human_shape(tuple(tensor.shape))}; nothing was changed")
         raise
     if result is None or result is tensor:
         return

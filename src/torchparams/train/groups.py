@@ -9,7 +9,7 @@ from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSou
 from torchparams.parameters import of
 from torchparams.report import Report, plural, printable, to_html, to_text
 from torchparams.train.depth import depths
-from torchparams.train.rules import TAKEN, Rule, refuse_taken
+from torchparams.train.rules import TAKEN, Rule, refuse_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -210,7 +210,8 @@ def groups(
 
     Raises:
         NoMatch: Some part of a rule's selector hits nothing, or there is no trainable parameter.
-        OptionError: A layer decay without an `lr`, without a depth, or out of range.
+        OptionError: A layer decay without an `lr`, without a depth, or out of range; or a number that no optimizer can
+            use, such as NaN or a weight decay below zero.
         UnsupportedSource: The parameters are not live.
 
     >>> import torch
@@ -290,7 +291,7 @@ def _refuse_wrong(
             raise OptionError(
                 f"a {type(one).__name__} is no rule", hint="make one: torchparams.rule(selector, lr=…, weight_decay=…)"
             )
-    refuse_taken(defaults)
+    refuse_wrong(defaults, params.source.label)
     if layer_decay is None:
         if depth is not None:
             raise OptionError("a depth is for a layer decay, and there is none", hint="give layer_decay=0.75 too")

@@ -2,8 +2,8 @@
 
 A network that is built with one seed draws all its values from one stream, in the order of its layers: a layer more,
 and everything behind it is another network. Here the stream of a parameter begins at `stream_seed(seed, name)`, so its
-values hang on the seed, its name, its shape and type and the function, and on nothing else. (And on PyTorch: its
-generators on the CPU and on a GPU differ, and may change from version to version.)
+values hang on the seed, its name, its shape and type and the function, and on nothing else: not on its strides either.
+(And on PyTorch: its generators on the CPU and on a GPU differ, and may change from version to version.)
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
 from torchparams.sources._traverse import list_tensors
 from torchparams.train._live import Chosen, choose, refuse_codes
+from torchparams.train._memory import all_or_nothing, give_memory, putting_back
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def init(
     parameters have their memory. Other buffers stay on the meta device and are listed: only the code that made them
     knows what is in them. (Select them, from `torchparams.of(model, buffers=True)`, and give them a rule.)
 
+    All that is asked for is done or nothing: if a function raises, every tensor gets back the values that it had, which
+    are kept in memory until then, and those of the meta device go back there.
+
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
         rules: Pairs of a selector and a function. The function takes a tensor and changes it, or returns new values, as
@@ -70,9 +74,10 @@ def init(
 
     Raises:
         NoMatch: A part of a selector hits nothing.
-        OptionError: A rule is no pair, or a function returned no tensor.
+        OptionError: There is no rule, one is no pair, a function returned no tensor, or `device` has no memory.
         MismatchError: A function returned a tensor of another shape.
-        NotReadable: A rule reaches a lazy parameter.
+        NotReadable: A rule reaches a lazy parameter, or one on the meta device that cannot get memory, as those of
+            torch's recurrent layers, which hold weak references to theirs.
 
     >>> from functools import partial
     >>> from torch import nn
@@ -91,6 +96,12 @@ def init(
     chosen = choose(model, None, "torchparams.init")
     import torch
 
+    if not rules:
+        raise OptionError(
+            "init has no rules, and would initialise nothing",
+            where=chosen.source.label,
+            hint="give some, as in torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)",
+        )
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()).item())
     elif not isinstance(seed, int) or isinstance(seed, bool):
@@ -103,9 +114,12 @@ def init(
     reached = {name: chosen.tensors[name] for name in chosen.names if name in of_name}
     refuse_without_values(reached, chosen.source.label, meta=True)
     refuse_codes(chosen.source, reached, "init")
-    materialised = [name for name, tensor in reached.items() if _give_memory(tensor, device)]
-    _run(reached, {name: parsed[place][1] for name, place in of_name.items()}, seed)
-    reset, without = _buffers_of_meta(chosen, device) if materialised else ([], [])
+    materialised = {name: tensor for name, tensor in reached.items() if tensor.device.type == "meta"}
+    with all_or_nothing() as undo:
+        undo.append(give_memory(materialised, device, where=chosen.source.label))
+        undo += [putting_back(tensor) for name, tensor in reached.items() if name not in materialised]
+        _run(reached, {name: parsed[place][1] for name, place in of_name.items()}, seed)
+        reset, without = _buffers_of_meta(chosen, device, undo) if materialised else ([], [])
     without = [n for n in chosen.names if n not in of_name and chosen.tensors[n].device.type == "meta"] + without
     return Initialised(
         chosen.source.label,
@@ -150,11 +164,26 @@ def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
             if not takes[id(function)]:
                 # Seeding every device takes its time, and a function of a tensor on the CPU draws there.
                 (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(start)
-                call_in_place(function, tensor, name, "init")
+                _call(function, tensor, name)
                 continue
             if device not in generators:
                 generators[device] = torch.Generator(device)
-            call_in_place(function, tensor, name, "init", generator=generators[device].manual_seed(start))
+            _call(function, tensor, name, generator=generators[device].manual_seed(start))
+
+
+def _call(function: Callable[..., Any], tensor: Any, name: str, **options: Any) -> None:
+    """Initialise one tensor; the values do not hang on its strides, in the order of which torch draws."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
+        call_in_place(function, tensor, name, "init", **options)
+        return
+    straight = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(tensor, torch.nn.Parameter):
+        straight = torch.nn.Parameter(straight, tensor.requires_grad)
+    vars(straight).update(vars(tensor))
+    call_in_place(function, straight, name, "init", **options)
+    tensor.copy_(straight)
 
 
 def _takes_generator(function: Callable[..., Any]) -> bool:
@@ -173,24 +202,9 @@ def _takes_generator(function: Callable[..., Any]) -> bool:
 # --- the meta device ------------------------------------------------------------------------
 
 
-def _give_memory(tensor: Any, device: torch.device | str) -> bool:
-    """Turn a meta tensor into one with memory, the same object; False where it has some."""
-    import torch
-
-    if tensor.device.type != "meta":
-        return False
-    new = torch.empty_like(tensor.detach(), device=device)
-    if isinstance(tensor, torch.nn.Parameter):
-        new = torch.nn.Parameter(new, tensor.requires_grad)
-    if type(new) is not type(tensor):
-        new.__class__ = type(tensor)
-    # Everything is swapped, what people have hung on the parameter too.
-    vars(new).update(vars(tensor))
-    torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]  # torch does not say
-    return True
-
-
-def _buffers_of_meta(chosen: Chosen, device: torch.device | str) -> tuple[list[str], list[str]]:
+def _buffers_of_meta(
+    chosen: Chosen, device: torch.device | str, undo: list[Callable[[], None]]
+) -> tuple[list[str], list[str]]:
     """Reset the statistics of normalisation layers; what has been reset, and what is still without memory."""
     listing = list_tensors(chosen.source.module, True)
     layers: dict[int, tuple[nn.Module, list[str]]] = {}
@@ -202,8 +216,8 @@ def _buffers_of_meta(chosen: Chosen, device: torch.device | str) -> tuple[list[s
     for owner, names in layers.values():
         knows = callable(getattr(owner, "reset_running_stats", None))
         if knows and not any(parameter.device.type == "meta" for parameter in owner.parameters()):
-            for name in names:
-                _give_memory(listing.tensors[name], device)
+            buffers = {name: listing.tensors[name] for name in names}
+            undo.append(give_memory(buffers, device, where=chosen.source.label))
             owner.reset_running_stats()  # type: ignore[operator]  # callable, as just seen
             reset += names
         else:

@@ -22,7 +22,8 @@ from torchparams.train._fit import (
     shown,
 )
 from torchparams.train._live import live_table
-from torchparams.train._transfer import Pair, give_memory, transfer
+from torchparams.train._memory import give_memory
+from torchparams.train._transfer import Pair, transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def load(
     match.coverage.refuse(strict, lambda: match.hint(rename, strict))
     match.refuse_nothing(rename)
     match.given.check_unchanged()
-    shapes = match.shapes
-    for name in match.without_memory:
-        give_memory(name, match.targets[name], shapes[name], device)
+    give_memory(match.without_memory, device, match.shapes, where=match.live.label)
     transfer(match.pairs(), progress)
     return replace(match.coverage, notes=(*match.coverage.notes, *match.left_on_meta()))
 
@@ -301,9 +300,10 @@ class _Matching:
             return [Pair(name, self.targets[name], self.given, info) for name, (info, _) in self._loaded.items()]
 
     @property
-    def without_memory(self) -> list[str]:
-        """Of what is loaded, the names that are lazy or on the meta device."""
-        return [n for n in self._loaded if self.wanted[n].shape is None or self.wanted[n].device == "meta"]
+    def without_memory(self) -> dict[str, torch.Tensor]:
+        """Of what is loaded, name and tensor of those that are lazy or on the meta device."""
+        names = (n for n in self._loaded if self.wanted[n].shape is None or self.wanted[n].device == "meta")
+        return {name: self.targets[name] for name in names}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf, isnan
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torchparams._selector.table import is_bias, is_norm
@@ -12,7 +14,7 @@ from torchparams.records import FieldFunction
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 TAKEN = ("params", "param_names")
 """Keys of a parameter group that are no options: `groups` writes them."""
@@ -47,7 +49,7 @@ def rule(selector: object, /, *, strict: bool = True, **options: Any) -> Rule:
 
     Raises:
         SelectorSyntaxError: The text is not a selector.
-        OptionError: There is no option, or one that is not an option.
+        OptionError: There is no option, or one that is not an option, or a number that no optimizer can use.
 
     >>> import torchparams as tp
     >>> tp.rule("head.**", lr=1e-3).options["lr"]
@@ -58,19 +60,55 @@ def rule(selector: object, /, *, strict: bool = True, **options: Any) -> Rule:
             f"the rule for `{shorten(str(Selector.of(selector)))}` has no options",
             hint="say what it sets: torchparams.rule(selector, lr=…, weight_decay=…)",
         )
-    refuse_taken(options)
+    refuse_wrong(options, f"the rule for `{shorten(str(Selector.of(selector)))}`")
     return Rule(Selector.of(selector), options, strict)
 
 
-def refuse_taken(options: Mapping[str, Any]) -> None:
-    """Refuse options that would say what the parameters are.
+_AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "alpha", "rho", "lr_decay", "initial_accumulator_value")
+"""Options that torch's optimizers refuse below zero, as a default; in a group they look at none."""
+
+
+def refuse_wrong(options: Mapping[str, Any], where: str | None = None) -> None:
+    """Refuse options that say what the parameters are, and numbers that would only ruin a training.
+
+    An optimizer checks its defaults, not what stands in a group. So NaN is refused wherever it stands; infinity and
+    what is below zero where torch's optimizers do so; and betas outside of [0, 1).
+
+    Args:
+        options: Name of the option → its value.
+        where: What an error calls what they are for.
 
     Raises:
-        OptionError: One of them is `params` or `param_names`.
+        OptionError: There is such an option.
     """
     for name in TAKEN:
         if name in options:
             raise OptionError(f"{name!r} is no option: it is what the groups hold", hint="select with rules")
+    for name, value in options.items():
+        for number in _numbers(value):
+            wrong = None
+            if isnan(number):
+                wrong = "and NaN makes every parameter NaN"
+            elif name == "betas" and not 0 <= number < 1:
+                wrong = "and a beta is from 0 on and below 1"
+            elif name in _AT_LEAST_0 and not 0 <= number < inf:
+                wrong = "and it is a finite number from 0 on"
+            if wrong is not None:
+                raise OptionError(f"{name} is {shorten(repr(value))}, {wrong}", where=where)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in an option: itself, those of a tuple, and a tensor of one element that has a value."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, Real) or _is_scalar(value):
+        yield float(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether an option is a tensor of one real number."""
+    return hasattr(value, "numel") and value.numel() == 1 and value.device.type != "meta" and not value.is_complex()
 
 
 # The same classes come again and again.
