@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, parametrizations, parametrize
 
 import torchparams as tp
-from torchparams.errors import HalfBuilt, ReadOnlyTable
+from torchparams.errors import HalfBuilt, NameTaken, ReadOnlyTable
 from torchparams.module import ModuleParameters
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def test_through_the_class() -> None:
 
 def test_everything_else_is_pytorchs() -> None:
     own = {name for name in vars(tp.Module) if not name.startswith("__")}
-    assert own == {"parameters"}
+    assert own == {"parameters", "register_parameter", "register_buffer", "add_module"}  # these refuse its name
     net, plain = twins()
     assert repr(net) == repr(plain).replace("Plain", "Net")
     assert vars(net).keys() == vars(plain).keys()
@@ -219,9 +219,9 @@ def test_an_object_may_have_its_own() -> None:
 
 def test_a_layer_cannot_take_its_name() -> None:
     for model in twins():
-        with pytest.raises(KeyError, match="attribute 'parameters' already exists"):
+        with pytest.raises(KeyError, match="'parameters'"):
             model.add_module("parameters", nn.Linear(1, 1))
-        with pytest.raises(KeyError, match="attribute 'parameters' already exists"):
+        with pytest.raises(KeyError, match="'parameters'"):
             model.register_buffer("parameters", torch.zeros(1))
 
 
@@ -646,3 +646,20 @@ def test_torch_is_imported_only_for_it() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+def test_nothing_in_a_module_is_named_as_its_table() -> None:
+    model = Net()
+    attempts: dict[str, Callable[[], object]] = {
+        "parameter": lambda: setattr(model, "parameters", nn.Parameter(torch.ones(1))),
+        "buffer": lambda: model.register_buffer("parameters", torch.ones(1)),
+        "module": lambda: model.add_module("parameters", nn.Linear(1, 1)),
+    }
+    for kind, attempt in attempts.items():
+        with pytest.raises(NameTaken) as caught:
+            attempt()
+        assert isinstance(caught.value, KeyError)  # as PyTorch has it
+        assert str(caught.value) == (
+            f"Net: a {kind} cannot be named 'parameters': that is the table of them. give it another name."
+        )
+    assert list(model.parameters) == list(dict(nn.Module.named_parameters(model)))

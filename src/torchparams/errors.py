@@ -14,6 +14,7 @@
     │   ├── LimitExceeded (ValueError)      legal, and beyond a limit of `torchparams.limits`
     │   ├── NotReadable (ValueError)        listed, but its values cannot be read here
     │   └── HalfBuilt (AttributeError)      a module whose __init__ has not called that of nn.Module
+    ├── NameTaken (KeyError)                a module's parameter cannot have the name of its table
     ├── ReadOnlyTable (TypeError)           a table is looked at; what it shows is changed elsewhere
     ├── MissingDependency (ImportError)     an optional package is needed for this
     ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
@@ -172,6 +173,12 @@ class NotReadable(SourceError, ValueError):
 
 class HalfBuilt(SourceError, AttributeError):
     """A module whose `__init__` has not called that of `nn.Module`, so that it cannot hold parameters yet."""
+
+
+class NameTaken(TorchParamsError, KeyError):
+    """A name that a `torchparams.Module` has for something else."""
+
+    __str__ = TorchParamsError.__str__  # KeyError would print the repr
 
 
 class ReadOnlyTable(TorchParamsError, TypeError):

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
+from torchparams.errors import NameTaken
 from torchparams.parameters import Parameters
 from torchparams.sources._module import ModuleSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
 
 class ModuleParameters(Parameters):
@@ -108,3 +111,39 @@ class Module(nn.Module):
     """
 
     parameters = _ParametersAttribute()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """See `nn.Module.register_parameter`.
+
+        Raises:
+            NameTaken: The name is `parameters`.
+        """
+        _refuse_taken(self, name, "parameter")
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """See `nn.Module.register_buffer`.
+
+        Raises:
+            NameTaken: The name is `parameters`.
+        """
+        _refuse_taken(self, name, "buffer")
+        super().register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """See `nn.Module.add_module`.
+
+        Raises:
+            NameTaken: The name is `parameters`.
+        """
+        _refuse_taken(self, name, "module")
+        super().add_module(name, module)
+
+
+def _refuse_taken(module: nn.Module, name: str, kind: str) -> None:
+    if name == "parameters":
+        raise NameTaken(
+            f"a {kind} cannot be named 'parameters': that is the table of them",
+            where=type(module).__name__,
+            hint="give it another name",
+        )

@@ -180,3 +180,12 @@ def test_started_without_streams(arguments: str, status: int, model: Path) -> No
         ["sh", "-c", 'exec "$0" -m torchparams "$1" "$2" >&- 2>&-', sys.executable, arguments, str(model)], check=False
     )
     assert done.returncode == status
+
+
+@pytest.mark.parametrize("arguments", ["ls nope", "ls nope --debug", "ls --nope", "nope"])
+def test_an_error_that_nobody_can_be_told_still_exits_2(arguments: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as closed:
+        done = subprocess.run([sys.executable, "-m", "torchparams", *arguments.split()], stderr=closed)
+    assert done.returncode == 2

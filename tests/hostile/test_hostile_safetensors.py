@@ -24,6 +24,7 @@ from torchparams.errors import (
     TrailingBytes,
     TruncatedFile,
 )
+from torchparams.sources import _safetensors
 from torchparams.sources._safetensors import open_safetensors
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 
@@ -386,6 +387,25 @@ def test_what_the_front_door_says(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(SourceError, match=re.escape(message)):
             tp.of(path)
+
+
+@pytest.mark.parametrize("fault", ["overlap", "hole", "cut"])
+def test_ranges_of_a_header_as_writers_write_it_are_judged_in_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    # The strict reading takes five times as long, and would find what the fast one has found.
+    count = 1000
+    header = {f"t{i}": u8(i, i + 1) for i in range(count)}
+    header["t500"] = u8(499, 500) if fault == "overlap" else u8(500, 500) if fault == "hole" else u8(500, 501)
+    monkeypatch.setattr(_safetensors, "_strict", lambda header, file: pytest.fail("the header was read twice"))
+    content = made(header, bytes(count - (fault == "cut")))
+    said = refused(tmp_path, content, TruncatedFile if fault == "cut" else FileFormatError)
+    expected = {
+        "overlap": "the tensors 't499' and 't500' overlap: the first ends at byte 500",
+        "hole": "bytes 500 to 501 of the data belong to no tensor: 't500' ends before them",
+        "cut": "the file ends at byte",
+    }
+    assert expected[fault] in said
 
 
 # --- memory and time -------------------------------------------------------------------------

@@ -1005,3 +1005,20 @@ def test_a_network_is_known_without_importing_anything_more() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+@pytest.mark.parametrize("held", ["_parameters", "_buffers"])
+@pytest.mark.parametrize("where", ["Linear", "Sequential, 1"])
+def test_keys_that_are_no_text(held: str, where: str) -> None:
+    layer = nn.Linear(2, 2)
+    model = layer if where == "Linear" else nn.Sequential(nn.ReLU(), layer)
+    getattr(layer, held)[3] = nn.Parameter(torch.ones(1))
+    params = tp.of(model, buffers=True)
+    verbs: list[Callable[[], object]] = [lambda: len(params), lambda: tp.digest(params), lambda: tp.audit(model)]
+    if held == "_parameters":
+        verbs += [lambda: list(params.items()), lambda: next(params.named_parameters()), lambda: tp.freeze(model)]
+    for verb in verbs:
+        with pytest.raises(SourceError) as caught:
+            verb()
+        message = f"{where}: a key of {held} is 3, not a text. register tensors through PyTorch's functions."
+        assert str(caught.value) == message

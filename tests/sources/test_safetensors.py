@@ -273,10 +273,12 @@ def test_the_fast_way_computes_what_the_strict_way_does(header: dict[str, Any], 
         path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
         file = _bytes.FileBytes(str(path))
         try:
-            fast = _safetensors._fast(text, file)
+            fast, tiled = _safetensors._fast(text, file)
         except (_safetensors._Unsure, ValueError, TypeError, KeyError):
             return
         assert _safetensors._strict(text, file) == fast
+        if tiled:
+            _safetensors._check_tiling(fast[0], 8 + len(text), file)
 
 
 def test_files_as_they_are_written_take_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

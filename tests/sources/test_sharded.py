@@ -419,3 +419,10 @@ def test_many_names_are_opened_in_one_pass(tmp_path: Path) -> None:
     write(tmp_path / B, dict(items[1::2]))
     write_index(tmp_path, {name: (A, B)[i % 2] for i, name in enumerate(tensors)})
     assert tp.of(tmp_path).names == list(tensors)
+
+
+def test_digits_of_other_scripts_number_no_shards(tmp_path: Path) -> None:
+    wide = {"１": 1, "２": 2}  # full-width digits, which int() takes
+    for digit, number in wide.items():
+        write(tmp_path / f"model-0000{digit}-of-0000２.safetensors", {f"w{number}": sample("int8", (2,))})
+    assert refused(tmp_path, SourceError).startswith("there are 2 checkpoints in this directory")

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -93,10 +93,15 @@ def show(result: Any, as_json: bool = False) -> None:
             print_report(result.report(), sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on: `torchparams ls … | head`. Python would complain of it once more when it closes the stream.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads on: `torchparams ls … | head`.
+        _silence(sys.stdout)
         raise typer.Exit(EXIT_PIPE) from None
+
+
+def _silence(stream: TextIO) -> None:
+    """Let a stream that failed lead nowhere: Python would fail once more when it closes the stream."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(arguments: list[str]) -> int:
@@ -113,9 +118,7 @@ def run(arguments: list[str]) -> int:
         )
         return status if isinstance(status, int) else FINE
     except BaseException as error:
-        if debug:
-            traceback.print_exception(error)
-        return _status_of(error, quiet=debug)
+        return _status_of(error, debug)
 
 
 def _import_commands(arguments: list[str]) -> None:
@@ -140,15 +143,26 @@ def main() -> NoReturn:
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def _status_of(error: BaseException, quiet: bool) -> int:
-    """The exit status for an error, told in one line unless it has been told already."""
+def _status_of(error: BaseException, debug: bool) -> int:
+    """The exit status for an error, which is told in one line, or by its traceback."""
+    if debug:
+        _tell("".join(traceback.format_exception(error)))
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error
-    if not quiet:
-        sys.stderr.write(_message(error) + "\n")
+    if not debug:
+        _tell(_message(error) + "\n")
     return EXIT_ERROR
+
+
+def _tell(text: str) -> None:
+    """Write to stderr, which may be a full disk or closed: the exit status is the same."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)
 
 
 def _message(error: Exception) -> str:

@@ -19,7 +19,7 @@ from torchparams.sources.base import FORMATS, open_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[^.]+)")
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _SHOWN = 5
 

@@ -27,7 +27,7 @@ PARTIAL = ".torchparams-partial"
 JOURNAL = ".torchparams-writing"
 """The journal of a directory that is written to."""
 
-FAMILY = re.compile(rf"{STEM}(\.previous)?(-\d{{5}}-of-\d{{5}})?\.safetensors")
+FAMILY = re.compile(rf"{STEM}(\.previous)?(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
 """Names that files of a directory have, or had before the last ones took their names."""
 
 TRIES = 20

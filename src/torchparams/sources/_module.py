@@ -8,7 +8,7 @@ from torchparams.encodings.companions import coded
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.names import wrapper_component
 from torchparams.sources._live import LiveRecords, class_names, coded_parameters, dispatches
-from torchparams.sources._traverse import attribute, holders, list_tensors, reach
+from torchparams.sources._traverse import attribute, holders, list_tensors, reach, refuse_odd_keys
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ class ModuleSource(Source):
                 for key, tensor in owner._parameters.items():
                     if tensor is not None and (identity := id(tensor)) not in seen:
                         seen.add(identity)
-                        name = prefix + key
+                        try:
+                            name = prefix + key
+                        except TypeError:
+                            refuse_odd_keys(self.module)
+                            raise
                         yield name, name, tensor
             return
         canonical = {id(tensor): name for name, tensor in list_tensors(self.module, False).tensors.items()}

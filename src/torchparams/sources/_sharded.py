@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torchparams.info import Location, ParameterInfo
 
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[^.]+)")
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
 # What a directory is searched for. Its other files, among them `.json` and `.pkl`, are seldom checkpoints.
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHARD_FORMATS = tuple(fmt for fmt in FORMATS if fmt.name != "sharded index")  # an index of indexes may be endless

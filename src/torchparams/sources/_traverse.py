@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
-from torchparams.errors import HalfBuilt, SourceError
+from torchparams.errors import HalfBuilt, SourceError, shorten
 from torchparams.names import wrapper_component
 
 if TYPE_CHECKING:
@@ -152,21 +152,25 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
     raws: dict[str, str] = {}
     saved: dict[str, bool] = {}
     shared: list[tuple[str, nn.Module]] = []
-    for prefix, raw, owner in holders(root, buffers=buffers, shared=shared):
-        for key, tensor in owner._parameters.items():
-            if tensor is not None:
-                names.append(prefix + key)
-                tensors.append(tensor)
-                owners.append(owner)
-        if buffers:
-            for key, buffer in owner._buffers.items():
-                if buffer is not None:
+    try:
+        for prefix, raw, owner in holders(root, buffers=buffers, shared=shared):
+            for key, tensor in owner._parameters.items():
+                if tensor is not None:
                     names.append(prefix + key)
-                    tensors.append(buffer)
+                    tensors.append(tensor)
                     owners.append(owner)
-                    saved[prefix + key] = key not in owner._non_persistent_buffers_set
-        if raw is not None:
-            raws.update((prefix + key, raw + key) for key, _ in _held(owner, buffers))
+            if buffers:
+                for key, buffer in owner._buffers.items():
+                    if buffer is not None:
+                        names.append(prefix + key)
+                        tensors.append(buffer)
+                        owners.append(owner)
+                        saved[prefix + key] = key not in owner._non_persistent_buffers_set
+            if raw is not None:
+                raws.update((prefix + key, raw + key) for key, _ in _held(owner, buffers))
+    except TypeError:
+        refuse_odd_keys(root)
+        raise
     # Asked once for all, since the answer is mostly no: asking for each tensor takes a fifth of the traversal.
     tied = len(set(map(id, tensors))) < len(tensors)
     if tied:
@@ -200,6 +204,23 @@ def _held(module: nn.Module, buffers: bool) -> Iterator[tuple[str, Any]]:
         for key, tensor in held.items():
             if tensor is not None:
                 yield key, tensor
+
+
+def refuse_odd_keys(root: nn.Module) -> None:
+    """Refuse a network of which a tensor's key is no text: it has no name.
+
+    Raises:
+        SourceError: There is such a key.
+    """
+    for prefix, _, owner in holders(root, buffers=True):
+        for held in ("_parameters", "_buffers"):
+            for key in getattr(owner, held):
+                if not isinstance(key, str):
+                    raise SourceError(
+                        f"a key of {held} is {shorten(repr(key))}, not a text",
+                        where=f"{type(root).__name__}{f', {prefix[:-1]}' if prefix else ''}",
+                        hint="register tensors through PyTorch's functions",
+                    )
 
 
 # --- from a name to a tensor ----------------------------------------------------------------
