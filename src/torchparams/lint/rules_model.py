@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.lint.context import Context, Entry
-    from torchparams.lint.hidden import Found
 
 
 def at(path: str) -> str:
@@ -52,8 +51,8 @@ def _hidden(context: Context) -> Iterator[Hit]:
             continue
         count = plural(len(found.trainable), "trainable parameter")
         held = f"of {plural(found.modules, 'module')}" if found.modules else ""
-        what = f"{_spelled(found)} is a {found.container} that holds {count} {held}".rstrip()
-        yield Hit(tuple(found.trainable), what, _registering(found), found.owner)
+        what = f"{found.name} is a {found.container} that holds {count} {held}".rstrip()
+        yield Hit(tuple(found.trainable), what, found.cure, found.owner)
 
 
 def _hidden_state(context: Context) -> Iterator[Hit]:
@@ -66,24 +65,7 @@ def _hidden_state(context: Context) -> Iterator[Hit]:
             if found.frozen
             else f"holds {plural(len(found.switched), 'dropout layer')}"
         )
-        yield Hit(names, f"{_spelled(found)} is a {found.container} that {held}", _registering(found), found.owner)
-
-
-def _spelled(found: Found) -> str:
-    return f"{found.owner}.{found.attribute}" if found.owner else found.attribute
-
-
-def _registering(found: Found) -> str:
-    here = f"self.{found.attribute}"
-    if found.container == "dict":
-        kind = "ParameterDict" if not found.modules else "ModuleDict"
-        return f"{here} = nn.{kind}({here})"
-    kind = "ParameterList" if not found.modules else "ModuleList"
-    if found.container == "dataclass":
-        names = [name.removeprefix(f"{found.owner}.") for name in (*found.trainable, *found.frozen, *found.switched)]
-        field = names[0].split(".")[1] if names and "." in names[0] else "…"
-        return f"self.{field} = {here}.{field}  # an attribute of the module itself is registered"
-    return f"{here} = nn.{kind}({here})"
+        yield Hit(names, f"{found.name} is a {found.container} that {held}", found.cure, found.owner)
 
 
 def _leaves(context: Context) -> Iterator[Hit]:
@@ -99,7 +81,7 @@ def _leaves(context: Context) -> Iterator[Hit]:
             if found.container == "attribute"
             else f"self.{found.attribute} = nn.ParameterList(map(nn.Parameter, …))"
         )
-        yield Hit(tuple(found.leaves), f"{_spelled(found)} {held}, and no nn.Parameter", fix, found.owner)
+        yield Hit(tuple(found.leaves), f"{found.name} {held}, and no nn.Parameter", fix, found.owner)
 
 
 # --- frozen norms ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.lint.context import Context
+    from torchparams.sources.network import Network
 
 DEPTH = 4
 """Containers within containers that are looked into."""
@@ -45,6 +45,9 @@ class Found:
         frozen: Names of the other parameters and of buffers that it does not have.
         switched: Names of modules without any of these that `train()` and `eval()` would switch: dropout.
         leaves: Names of tensors that are no `nn.Parameter`, and that autograd computes a gradient for.
+        plain: Names of the other tensors that are neither parameters nor buffers of the network.
+        computed: Names of those that are the result of an operation that autograd recorded.
+        aside: Names of parameters and modules that were put past `nn.Module.__setattr__`.
         modules: How many modules without a place in the network are in it.
         parameters: How many such parameters are in it, beside those of the modules.
     """
@@ -56,29 +59,55 @@ class Found:
     frozen: list[str]
     switched: list[str]
     leaves: list[str]
+    plain: list[str] = field(default_factory=list)
+    computed: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
     modules: int = 0
     parameters: int = 0
 
+    def holds(self) -> bool:
+        """Whether there is something in it."""
+        unregistered = self.trainable or self.frozen or self.switched
+        return bool(unregistered or self.leaves or self.plain or self.computed or self.aside)
 
-def find_hidden(context: Context) -> list[Found]:
+    @property
+    def name(self) -> str:
+        """The attribute, after the path of its module."""
+        return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
+
+    @property
+    def cure(self) -> str:
+        """The line of `__init__` that registers what a container hides."""
+        here = f"self.{self.attribute}"
+        kind = "Parameter" if not self.modules else "Module"
+        if self.container == "dict":
+            return f"{here} = nn.{kind}Dict({here})"
+        if self.container == "dataclass":
+            inside = [name.removeprefix(f"{self.owner}.") for name in (*self.trainable, *self.frozen, *self.switched)]
+            part = inside[0].split(".")[1] if inside and "." in inside[0] else "…"
+            return f"self.{part} = {here}.{part}  # an attribute of the module itself is registered"
+        return f"{here} = nn.{kind}List({here})"
+
+
+def find_hidden(network: Network) -> list[Found]:
     """One entry for each attribute that hides something."""
-    search = _Search(context)
+    search = _Search(network)
     found: list[Found] = []
-    for path, module in chain(context.named_modules(), search.modules):
+    for path, module in chain(network.named_modules(), search.modules):
         if attributes := search.attributes(module):
             found += search.hidden_in(path, module, attributes)
     return found
 
 
 class _Search:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, network: Network) -> None:
         import torch
         from torch import nn
 
         self.modules: list[tuple[str, nn.Module]] = []  # found hidden, which may hide more
-        self._root = context.model
-        self._met = set(map(id, context.modules))
-        self._entries = (*context.parameters, *context.buffers)
+        self._root = network.model
+        self._met = set(map(id, network.modules))
+        self._entries = (*network.parameters, *network.buffers)
         self._tensors = {id(entry.tensor) for entry in self._entries}
         self._places: set[int] | None = None
         # What every module has, and what torch itself keeps of its parameters (in step with them).
@@ -101,7 +130,7 @@ class _Search:
             value = vars(module)[attribute]
             found = Found(path, attribute, _container(type(value)) or "attribute", [], [], [], [])
             self._look(value, f"{path}.{attribute}" if path else attribute, 0, module, found, set())
-            if found.trainable or found.frozen or found.switched or found.leaves:
+            if found.holds():
                 yield found
 
     def _look(
@@ -120,9 +149,12 @@ class _Search:
             self._tensor(value, name, depth, found)
             return
         if issubclass(kind, self._module_class):
-            # A module that is an attribute itself was put past nn.Module's __setattr__ on purpose.
-            if depth and id(value) not in self._met:
-                self._module(value, name, owner, found)
+            if id(value) not in self._met:
+                # A module that is an attribute itself was put past nn.Module's __setattr__ on purpose.
+                if depth:
+                    self._module(value, name, owner, found)
+                else:
+                    found.aside.append(name)
             return
         if depth >= DEPTH or id(value) in met:
             return
@@ -134,17 +166,19 @@ class _Search:
     def _tensor(self, tensor: torch.Tensor, name: str, depth: int, found: Found) -> None:
         from torch import nn
 
-        if id(tensor) in self._tensors or not tensor.is_leaf:
+        if id(tensor) in self._tensors or self._known_memory(tensor):
             return
         if isinstance(tensor, nn.Parameter):
-            # Without a container it was put past nn.Module's __setattr__ on purpose, as a module is.
-            if depth and not self._known_memory(tensor):
-                self._tensors.add(id(tensor))
-                found.parameters += 1
-                (found.trainable if tensor.requires_grad else found.frozen).append(name)
-        elif tensor.requires_grad and not self._known_memory(tensor):
-            self._tensors.add(id(tensor))
-            found.leaves.append(name)
+            if not depth:  # it was put past nn.Module's __setattr__ on purpose, as a module is
+                found.aside.append(name)
+                return
+            found.parameters += 1
+            (found.trainable if tensor.requires_grad else found.frozen).append(name)
+        elif not tensor.is_leaf:
+            found.computed.append(name)
+        else:
+            (found.leaves if tensor.requires_grad else found.plain).append(name)
+        self._tensors.add(id(tensor))
 
     def _module(self, module: nn.Module, name: str, owner: nn.Module, found: Found) -> None:
         from torch.nn.modules.dropout import _DropoutNd
@@ -217,14 +251,14 @@ def _items(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
     elif base is not None:
         for place, item in enumerate(islice(base.__iter__(value), ITEMS)):
             yield str(place), item
-    for field in _fields(kind):
+    for part in _fields(kind):
         with suppress(AttributeError):  # a slot that nothing was put into
             try:
-                yield field, object.__getattribute__(value, "__dict__")[field]
+                yield part, object.__getattribute__(value, "__dict__")[part]
             except (AttributeError, KeyError):
-                slot = next((vars(base)[field] for base in kind.__mro__ if field in vars(base)), None)
+                slot = next((vars(base)[part] for base in kind.__mro__ if part in vars(base)), None)
                 if isinstance(slot, MemberDescriptorType):
-                    yield field, slot.__get__(value, kind)
+                    yield part, slot.__get__(value, kind)
 
 
 _CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
