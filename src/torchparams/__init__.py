@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.lint.audit import audit as audit
+    from torchparams.lint.explain import Explained as Explained
+    from torchparams.lint.explain import ExplainedName as ExplainedName
+    from torchparams.lint.explain import explain as explain
     from torchparams.lint.findings import Audit as Audit
     from torchparams.lint.findings import Finding as Finding
     from torchparams.measure.describe import show as show
@@ -93,6 +96,8 @@ _HOMES = {
     "Diff": "torchparams.measure.diff",
     "Digests": "torchparams.measure.digest",
     "Duplicates": "torchparams.measure.digest",
+    "Explained": "torchparams.lint.explain",
+    "ExplainedName": "torchparams.lint.explain",
     "Extracted": "torchparams.edit.lora_extract",
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
@@ -123,6 +128,7 @@ _HOMES = {
     "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
+    "explain": "torchparams.lint.explain",
     "extract_lora": "torchparams.edit.lora_extract",
     "fold_lora": "torchparams.edit.lora",
     "freeze": "torchparams.train.freeze",

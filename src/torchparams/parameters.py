@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.records import Records
-from torchparams.report import Report, Text, printable, to_html, to_text
+from torchparams.report import Report, Text, filled, printable, to_html, to_text
 from torchparams.rows import ROWS_SHOWN as ROWS_SHOWN
 from torchparams.rows import sort_infos, table_of, total_of
 
@@ -378,13 +378,11 @@ class Parameters(Mapping[str, Any]):
                 None for the source's order.
         """
         infos = list(self.infos.values())
-        return Report(
-            (
-                Text(printable(f"{self._source.label} ({self._source.format})"), "title"),
-                table_of(sort_infos(infos, sort), limit),
-                Text(total_of(infos), "dim"),
-            )
-        )
+        title = Text(printable(f"{self._source.label} ({self._source.format})"), "title")
+        total = Text(total_of(infos), "dim")
+        if not infos and self._selector is None and (reasons := self._source.why_empty()):
+            return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total))
+        return Report((title, table_of(sort_infos(infos, sort), limit), total))
 
     def __repr__(self) -> str:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -290,6 +291,27 @@ def _three(value: float) -> str:
 def human_shape(shape: tuple[int, ...] | None) -> str:
     """A shape as the table shows it: `[64, 3, 7, 7]`, `[]` for a scalar, `lazy` where there is none yet."""
     return "lazy" if shape is None else str(list(shape))
+
+
+WIDTH = 78
+"""Columns of a line of prose."""
+
+
+def filled(text: str, hanging: int = 0) -> str:
+    """`text` in lines of at most `WIDTH` columns, all but the first indented by `hanging`; code is not broken.
+
+    >>> filled("two words")
+    'two words'
+    """
+    import textwrap
+
+    kept = _CODE.sub(lambda match: match[0].replace(" ", _NO_BREAK), printable(text))
+    lines = textwrap.fill(kept, WIDTH, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)
+    return lines.replace(_NO_BREAK, " ")
+
+
+_CODE = re.compile(r"\[[^\[\]]*\]|self\.\w+ = \S+|\(\S+, \S+\)")
+_NO_BREAK = "\xa0"
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

@@ -74,6 +74,7 @@ def _torchparams(
       torchparams stats model.pt --by layer             are its values sound
       torchparams diff base/ tuned/ --by module         what a fine-tune changed
       torchparams convert model.pt model.safetensors    the same in another format
+      torchparams explain mypackage.models:build        what parameters() gives, and what it does not
       torchparams audit mypackage.models:build          what bites those who train it
     """
     if context.invoked_subcommand is None:

@@ -64,7 +64,9 @@ saved or moved
     1 error · 0 parameter tensors · 25 rules
     """
     rules = rules_of(select, ignore)
-    context = Context(_network(model), _optimizers(optimizer))
+    context = Context(
+        network_of(model, "audited", "torchparams.stats looks at the values of a checkpoint"), optimizers_of(optimizer)
+    )
     from torch._C import DisableTorchFunctionSubclass
 
     # A subclass of tensors may answer even a question for its shape with code of its own.
@@ -83,7 +85,17 @@ saved or moved
     )
 
 
-def _network(model: Any) -> nn.Module:
+def network_of(model: Any, done: str, hint: str) -> nn.Module:
+    """The live network itself.
+
+    Args:
+        model: An `nn.Module`, or a `Parameters` of all of one.
+        done: What an error says cannot be done: `audited`.
+        hint: What it says to do with something else.
+
+    Raises:
+        UnsupportedSource: `model` is something else.
+    """
     if isinstance(model, Parameters) and model.selector is None:
         model = getattr(model.source, "module", model)
     torch = sys.modules.get("torch")
@@ -91,14 +103,19 @@ def _network(model: Any) -> nn.Module:
         return model  # type: ignore[no-any-return]  # it was just looked at
     path = isinstance(model, str | os.PathLike)
     raise UnsupportedSource(
-        "a checkpoint cannot be audited" if path else f"a {type(model).__name__} cannot be audited",
+        f"a checkpoint cannot be {done}" if path else f"a {type(model).__name__} cannot be {done}",
         where=os.fspath(model) if path else None,
-        exists="an audit looks at a live nn.Module",
-        hint="torchparams.stats looks at the values of a checkpoint",
+        exists="an audit looks at a live nn.Module" if done == "audited" else "this takes a live nn.Module",
+        hint=hint,
     )
 
 
-def _optimizers(optimizer: Any) -> tuple[Any, ...]:
+def optimizers_of(optimizer: Any) -> tuple[Any, ...]:
+    """The optimizers, none for None.
+
+    Raises:
+        UnsupportedSource: One has no `param_groups`.
+    """
     if optimizer is None:
         return ()
     listed = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)

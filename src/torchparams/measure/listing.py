@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from torchparams.report import (
 from torchparams.rows import sort_infos, total_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
 
@@ -167,12 +168,21 @@ class Node:
             self.trainable += info.numel if info.requires_grad else 0
 
 
-def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
+def alike(info: ParameterInfo) -> Hashable:
+    """Equal for tensors of equal layers."""
+    # The shape as text: a file could choose numbers of which Python's hashes collide.
+    return str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases
+
+
+def tree_of(
+    infos: Iterable[ParameterInfo], *, fold: bool = True, alike: Callable[[ParameterInfo], Hashable] = alike
+) -> Node:
     """The tree that the dots in the names make; modules that hold one thing only are one with it.
 
     Args:
         infos: Records of one source, in order.
         fold: Join children that are numbered on from each other and are alike below: the layers of a network.
+        alike: Gives equal values for tensors that are alike.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -197,7 +207,7 @@ def tree_of(infos: Iterable[ParameterInfo], *, fold: bool = True) -> Node:
         node.children.append(leaf)
     root = modules[()]
     if fold:
-        _fold(root, {})
+        _fold(root, {}, alike)
     root.children = [_joined(child) for child in root.children]
     return root
 
@@ -212,9 +222,9 @@ def _joined(node: Node) -> Node:
     return node
 
 
-def _fold(node: Node, seen: dict[Hashable, int]) -> int:
+def _fold(node: Node, seen: dict[Hashable, int], alike: Callable[[ParameterInfo], Hashable]) -> int:
     """Folds from the bottom up; gives a number that is equal for nodes that are alike below."""
-    looks = [_fold(child, seen) for child in node.children]
+    looks = [_fold(child, seen, alike) for child in node.children]
     names = [child.name for child in node.children]
     children = []
     for first, child in enumerate(node.children):
@@ -223,12 +233,30 @@ def _fold(node: Node, seen: dict[Hashable, int]) -> int:
         else:
             children[-1].append(child)
     node.children = [same[0] if len(same) == 1 else _folded(same) for same in children]
-    info = node.info
-    own = None
-    if info is not None:
-        # The shape as text: a file could choose numbers of which Python's hashes collide.
-        own = (str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases)
+    own = None if node.info is None else alike(node.info)
     return seen.setdefault((own, *zip(names, looks, strict=True)), len(seen))
+
+
+def leaves(root: Node) -> Iterator[tuple[tuple[str, ...], ParameterInfo]]:
+    """The components of the name of each tensor of a tree, and its record: of folded ones, the first's.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> layers = {f"layers.{i}.weight": np.zeros((2, 2), np.float32) for i in range(3)}
+    >>> [parts for parts, _ in leaves(tree_of(tp.of(layers).infos.values()))]
+    [('layers', '{0..2}', 'weight')]
+    """
+    stack: list[tuple[tuple[str, ...], Node]] = [((), root)]
+    while stack:
+        above, node = stack.pop()
+        parts = above + tuple(_COMPONENTS.findall(node.name))
+        if node.info is not None:
+            yield parts, node.info
+        stack += [(parts, child) for child in reversed(node.children)]
+
+
+_COMPONENTS = re.compile(r"\{\d+\.\.\d+\}|[^.]+")
+"""Components of a name; the two dots of a folded one are not between components."""
 
 
 def _follows(first: Node, second: Node) -> bool:

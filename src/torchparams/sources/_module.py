@@ -168,6 +168,13 @@ class ModuleSource(Source):
             )
         return tensor
 
+    def why_empty(self) -> list[str]:
+        """Sentences that say where its tensors are, and how to register them."""
+        from torchparams.sources.absent import why_empty
+        from torchparams.sources.network import Network
+
+        return why_empty(Network(self.module))
+
     # --- names -----------------------------------------------------------------------------
 
     def takes(self, name: str) -> bool:

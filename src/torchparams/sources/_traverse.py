@@ -292,6 +292,15 @@ def _child(module: nn.Module, component: str) -> nn.Module | None:
 _INDEX = re.compile(r"\[(['\"]?)([^\[\]'\"]+)\1\]")
 
 
+def plain_name(name: str) -> str:
+    """`name` with dots for the brackets that Python has.
+
+    >>> plain_name("[0].layers[3].weight"), plain_name(".head.weight")
+    ('0.layers.3.weight', 'head.weight')
+    """
+    return _INDEX.sub(r".\2", name).removeprefix(".")
+
+
 def attribute(root: nn.Module, name: str) -> Any | None:
     """What stands at the end of the attributes, keys and indices that `name` is made of; None where it ends before.
 
@@ -299,8 +308,7 @@ def attribute(root: nn.Module, name: str) -> Any | None:
     in training moves its buffers).
     """
     here: Any = root
-    path = _INDEX.sub(r".\2", name)
-    for component in (path[1:] if name.startswith("[") else path).split("."):
+    for component in plain_name(name).split("."):
         if isinstance(here, list | tuple):
             here = here[int(component)] if component.isdecimal() and int(component) < len(here) else None
         elif isinstance(here, dict):

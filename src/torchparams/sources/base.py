@@ -175,6 +175,10 @@ class Source(ABC):
         """
         return  # of what is in memory, each listing is new
 
+    def why_empty(self) -> list[str]:
+        """Sentences that say why it lists nothing, where that is known."""
+        return []
+
     def close(self) -> None:
         """Let go of open files. Arrays that were given out stay valid."""
         return  # nothing is open

@@ -124,6 +124,15 @@ class GradientSource(Source):
             if parameter.grad is not None:
                 yield given, name, parameter.grad
 
+    def why_empty(self) -> list[str]:
+        """Sentences that say why there are no gradients."""
+        parameters = self.model.keys()
+        if not parameters:
+            return self.model.why_empty()
+        if not any(parameter.requires_grad for parameter in parameters.values()):
+            return ["Every parameter is frozen: backward() computes no gradients."]
+        return ["No parameter has a gradient: backward() computes them, zero_grad() takes them away."]
+
     # --- values ----------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
