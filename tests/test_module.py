@@ -17,7 +17,6 @@ from torch.nn.utils import clip_grad_norm_, parametrizations, parametrize
 
 import torchparams as tp
 from torchparams.errors import HalfBuilt, NameTaken, ReadOnlyTable
-from torchparams.module import ModuleParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,20 +47,38 @@ class Plain(nn.Module):
         return out
 
 
+class Attached(Plain):
+    """`Plain`, attached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tp.attach(self)
+
+
+def penalty(model: nn.Module) -> torch.Tensor:
+    """A use of the parameters while the model runs."""
+    return sum((p.square().sum() for p in model.parameters()), torch.zeros(())) + next(model.parameters()).sum()
+
+
 class Penalised(Net):
-    """Uses its parameters while it runs, as weight penalties do."""
-
     def forward(self, x_BI: torch.Tensor) -> torch.Tensor:
-        penalty = sum((p.square().sum() for p in self.parameters()), torch.zeros(()))
-        return super().forward(x_BI).sum() + penalty + next(self.parameters()).sum()
+        return super().forward(x_BI).sum() + penalty(self)
 
+
+class AttachedPenalised(Attached):
+    def forward(self, x_BI: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_BI).sum() + penalty(self)
+
+
+EACH = pytest.mark.parametrize("make", [Net, Attached])
+EACH_PENALISED = pytest.mark.parametrize("make", [Net, Penalised, Attached, AttachedPenalised])
 
 NAMES = ["fc.weight", "fc.bias", "body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias"]
 ONES = torch.ones(3, 4)
 
 
-def twins() -> tuple[Net, Plain]:
-    net, plain = Net(), Plain()
+def twins(make: Callable[[], Any] = Net) -> tuple[Any, Plain]:
+    net, plain = make(), Plain()
     plain.load_state_dict(net.state_dict())
     return net, plain
 
@@ -73,8 +90,9 @@ def same_objects(ours: Any, theirs: Any) -> bool:
 # --- a mapping, and a method ------------------------------------------------------------------
 
 
-def test_uncalled_it_is_the_ordered_mapping() -> None:
-    model = Net()
+@EACH
+def test_uncalled_it_is_the_ordered_mapping(make: Callable[[], Any]) -> None:
+    model = make()
     assert isinstance(model.parameters, tp.Parameters)
     assert list(model.parameters) == model.parameters.names == NAMES
     assert len(model.parameters) == 6
@@ -88,8 +106,9 @@ def test_uncalled_it_is_the_ordered_mapping() -> None:
     assert (model.parameters.select("fc.*") | model.parameters.select("body.2.*")).numel == 30
 
 
-def test_called_it_is_pytorchs_iterator() -> None:
-    net, plain = twins()
+@EACH
+def test_called_it_is_pytorchs_iterator(make: Callable[[], Any]) -> None:
+    net, plain = twins(make)
     ours, theirs = net.parameters(), plain.parameters()
     assert type(ours) is type(theirs) is types.GeneratorType
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -97,30 +116,33 @@ def test_called_it_is_pytorchs_iterator() -> None:
     assert list(net.parameters(recurse=False)) == list(net.parameters(False)) == []
     assert inspect.signature(net.parameters).parameters.keys() == inspect.signature(plain.parameters).parameters.keys()
     with pytest.raises(TypeError, match="unexpected keyword argument 'prefix'"):
-        net.parameters(prefix="p")  # type: ignore[call-arg]  # this is what is tested
+        net.parameters(prefix="p")
 
 
-def test_a_list_of_them_holds_references() -> None:
-    model = Net()
+@EACH
+def test_a_list_of_them_holds_references(make: Callable[[], Any]) -> None:
+    model = make()
     copied = list(model.parameters())
     with torch.no_grad():
         copied[0].fill_(3.0)
     assert model.fc.weight.eq(3.0).all()
 
 
-def test_frozen_parameters_are_given_too() -> None:
-    model = Net()
+@EACH
+def test_frozen_parameters_are_given_too(make: Callable[[], Any]) -> None:
+    model = make()
     model.fc.requires_grad_(False)
     assert len(list(model.parameters())) == 6
     assert model.parameters.select(":trainable").names == NAMES[2:]
 
 
-def test_printing() -> None:
-    model = Net()
+@EACH
+def test_printing(make: type[Any]) -> None:
+    model = make()
     model.fc.requires_grad_(False)
     assert str(model.parameters) == repr(model.parameters)
     assert repr(model.parameters).splitlines() == [
-        "Net (module)",
+        f"{make.__name__} (module)",
         "name           shape   dtype    numel  size  trainable  module",
         "fc.weight      [4, 4]  float32     16  64 B  no         Linear",
         "fc.bias        [4]     float32      4  16 B  no         Linear",
@@ -132,41 +154,48 @@ def test_printing() -> None:
     ]
 
 
-def test_through_the_class() -> None:
-    model = Net()
+@EACH
+def test_through_the_class(make: Callable[[], Any]) -> None:
+    model = make()
     assert same_objects(Net.parameters(model), model.parameters())
     assert same_objects(tp.Module.parameters(model, recurse=False), [])
     assert same_objects(nn.Module.parameters(model), model.parameters())
     assert inspect.signature(Net.parameters) == inspect.signature(nn.Module.parameters)
 
 
-def test_everything_else_is_pytorchs() -> None:
+@EACH
+def test_everything_else_is_pytorchs(make: type[Any]) -> None:
     own = {name for name in vars(tp.Module) if not name.startswith("__")}
     assert own == {"parameters", "register_parameter", "register_buffer", "add_module"}  # these refuse its name
-    net, plain = twins()
-    assert repr(net) == repr(plain).replace("Plain", "Net")
-    assert vars(net).keys() == vars(plain).keys()
+    net, plain = twins(make)
+    assert repr(net) == repr(plain).replace("Plain", make.__name__)
+    assert vars(net).keys() - {"parameters"} == vars(plain).keys()
     assert list(net.state_dict()) == list(plain.state_dict()) == NAMES
     assert set(dir(net)) - {"__weakref__", "__dict__"} == set(dir(plain)) - {"__weakref__", "__dict__"}
     assert torch.equal(net(ONES), plain(ONES))
 
 
-def test_assignment_says_what_to_use() -> None:
-    model: Any = Net()
+@EACH
+def test_assignment_says_what_to_use(make: type[Any]) -> None:
+    model: Any = make()
     with pytest.raises(TypeError) as caught:
         model.parameters["body.0.weight"] = torch.zeros(4, 4)
     assert isinstance(caught.value, ReadOnlyTable)
     assert str(caught.value) == (
-        "Net: 'body.0.weight' cannot be set through a table of parameters. for other values, with torch.no_grad(): "
-        "model.body[0].weight.copy_(…); for another parameter, model.body[0].weight = torch.nn.Parameter(…)."
+        f"{make.__name__}: 'body.0.weight' cannot be set through a table of parameters. for other values, "
+        "with torch.no_grad(): model.body[0].weight.copy_(…); for another parameter, "
+        "model.body[0].weight = torch.nn.Parameter(…)."
     )
     with pytest.raises(TypeError) as caught:
         del model.parameters["fc.bias"]
-    assert str(caught.value) == "Net: 'fc.bias' cannot be deleted through a table of parameters. del model.fc.bias."
+    assert str(caught.value) == (
+        f"{make.__name__}: 'fc.bias' cannot be deleted through a table of parameters. del model.fc.bias."
+    )
 
 
-def test_it_is_never_stale() -> None:
-    model: Any = Net()
+@EACH
+def test_it_is_never_stale(make: Callable[[], Any]) -> None:
+    model: Any = make()
     table = model.parameters
     biases = table.select("**.bias")
     model.head = nn.Linear(2, 2)
@@ -217,8 +246,9 @@ def test_an_object_may_have_its_own() -> None:
         assert len(list(model.parameters())) == 6
 
 
-def test_a_layer_cannot_take_its_name() -> None:
-    for model in twins():
+@EACH
+def test_a_layer_cannot_take_its_name(make: Callable[[], Any]) -> None:
+    for model in twins(make):
         with pytest.raises(KeyError, match="'parameters'"):
             model.add_module("parameters", nn.Linear(1, 1))
         with pytest.raises(KeyError, match="'parameters'"):
@@ -246,9 +276,10 @@ def test_a_sequential_that_has_it() -> None:
     assert model[:2].parameters.names == ["0.weight", "0.bias"]
 
 
-def test_below_and_above_plain_modules() -> None:
-    inner = Net()
-    model = nn.Sequential(nn.ModuleList([inner]), nn.ModuleDict({"a": Net()}), nn.Linear(2, 2))
+@EACH
+def test_below_and_above_plain_modules(make: Callable[[], Any]) -> None:
+    inner = make()
+    model = nn.Sequential(nn.ModuleList([inner]), nn.ModuleDict({"a": make()}), nn.Linear(2, 2))
     assert len(list(model.parameters())) == 14
     assert tp.of(model)["0.0.fc.weight"] is inner.fc.weight
     assert inner.parameters.names == NAMES
@@ -258,11 +289,12 @@ def test_below_and_above_plain_modules() -> None:
     assert scale.parameters.info("gain").module == "torchparams.module.Module"
 
 
-def test_tables_of_one_model_are_equal() -> None:
-    model = Net()
+@EACH
+def test_tables_of_one_model_are_equal(make: Callable[[], Any]) -> None:
+    model = make()
     assert model.parameters == model.parameters == tp.of(model)
     assert hash(model.parameters) == hash(model.parameters)
-    assert model.parameters != Net().parameters
+    assert model.parameters != make().parameters
     assert model.parameters.select("fc.*") == tp.of(model).select("fc.*")
     assert model.parameters.select("fc.*") != model.parameters
 
@@ -331,8 +363,9 @@ def test_uncalled_no_optimizer_takes_it(name: str) -> None:
             optimizer(model.parameters, lr=0.01)
 
 
-def test_what_else_takes_parameters() -> None:
-    net, plain = twins()
+@EACH
+def test_what_else_takes_parameters(make: Callable[[], Any]) -> None:
+    net, plain = twins(make)
     for model in (net, plain):
         model(ONES).sum().backward()
     assert torch.equal(clip_grad_norm_(net.parameters(), 1.0), clip_grad_norm_(plain.parameters(), 1.0))
@@ -347,8 +380,9 @@ def test_what_else_takes_parameters() -> None:
 # --- copies and files -------------------------------------------------------------------------
 
 
-def test_a_deep_copy_has_its_own_table() -> None:
-    model: Any = Net()
+@EACH
+def test_a_deep_copy_has_its_own_table(make: Callable[[], Any]) -> None:
+    model: Any = make()
     model.kept = model.parameters.select("fc.*")
     copied = copy.deepcopy(model)
     assert copied.parameters.names == NAMES
@@ -357,9 +391,13 @@ def test_a_deep_copy_has_its_own_table() -> None:
     assert torch.equal(copied.fc.weight, model.fc.weight)
     assert copied.kept["fc.weight"] is copied.fc.weight
     table = copy.deepcopy(model.parameters)
-    assert type(table) is ModuleParameters
+    assert type(table) is type(model.parameters)
     assert table["fc.weight"] is not model.fc.weight
     assert len(list(table())) == 6
+
+
+def test_a_shallow_copy_has_its_own_table() -> None:
+    model = Net()
     shallow = copy.copy(model)
     assert shallow.parameters["fc.weight"] is model.fc.weight
     shallow.__dict__["_modules"] = {}
@@ -367,14 +405,15 @@ def test_a_deep_copy_has_its_own_table() -> None:
     assert model.parameters.names == NAMES
 
 
-def test_pickles() -> None:
-    model = Net()
+@EACH
+def test_pickles(make: type[Any]) -> None:
+    model = make()
     again = pickle.loads(pickle.dumps(model))
-    assert type(again) is Net
+    assert type(again) is make
     assert again.parameters.names == NAMES
     assert torch.equal(again.parameters["fc.weight"], model.fc.weight)
     table = pickle.loads(pickle.dumps(model.parameters))
-    assert type(table) is ModuleParameters
+    assert type(table) is type(model.parameters)
     assert table.names == NAMES
     picked = pickle.loads(pickle.dumps(model.parameters.select("fc.*")))
     assert picked.names == NAMES[:2]
@@ -384,12 +423,13 @@ def test_pickles() -> None:
     assert torch.load(file, weights_only=False).parameters.names == NAMES
 
 
-def test_state_dicts() -> None:
-    net, plain = twins()
+@EACH
+def test_state_dicts(make: Callable[[], Any]) -> None:
+    net, plain = twins(make)
     file = io.BytesIO()
     torch.save(net.state_dict(), file)
     file.seek(0)
-    other = Net()
+    other = make()
     assert other.load_state_dict(torch.load(file)) == plain.load_state_dict(other.state_dict())
     file.seek(0)
     other.load_state_dict(torch.load(file), assign=True)
@@ -400,8 +440,9 @@ def test_state_dicts() -> None:
 # --- what changes a module --------------------------------------------------------------------
 
 
-def test_methods_of_modules() -> None:
-    model = Net()
+@EACH
+def test_methods_of_modules(make: Callable[[], Any]) -> None:
+    model = make()
     model.requires_grad_(False)
     assert not any(info.requires_grad for info in model.parameters.infos.values())
     model.requires_grad_()
@@ -466,8 +507,8 @@ def test_lazy_modules() -> None:
 # --- what wraps or transforms a module --------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Net, Penalised])
-def test_compiled(make: Callable[[], Net]) -> None:
+@EACH_PENALISED
+def test_compiled(make: Callable[[], Any]) -> None:
     model = make()
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(ONES), model(ONES))
@@ -480,8 +521,9 @@ def test_compiled(make: Callable[[], Net]) -> None:
     assert torch.allclose(compiled(ONES), model(ONES))
 
 
-def test_compiled_in_place() -> None:
-    model = Penalised()
+@EACH_PENALISED
+def test_compiled_in_place(make: Callable[[], Any]) -> None:
+    model = make()
     expected = model(ONES)
     model.compile(backend="eager", fullgraph=True)
     assert torch.allclose(model(ONES), expected)
@@ -497,8 +539,8 @@ def test_the_mapping_within_a_compiled_function() -> None:
     assert torch.allclose(torch.compile(model, backend="eager", fullgraph=True)(ONES), model(ONES))
 
 
-@pytest.mark.parametrize("make", [Net, Penalised])
-def test_exported(make: Callable[[], Net]) -> None:
+@EACH_PENALISED
+def test_exported(make: Callable[[], Any]) -> None:
     model = make()
     exported = torch.export.export(model, (ONES,))
     assert list(exported.state_dict) == NAMES
@@ -515,17 +557,19 @@ def test_scripted_and_traced() -> None:
         made(ONES)
 
 
-def test_symbolically_traced() -> None:
-    model = Net()
+@EACH
+def test_symbolically_traced(make: Callable[[], Any]) -> None:
+    model = make()
     graph = torch.fx.symbolic_trace(model)
     assert torch.equal(graph(ONES), model(ONES))
     assert tp.of(graph).names == NAMES
 
 
-def test_torch_func() -> None:
+@pytest.mark.parametrize("make", [Penalised, AttachedPenalised])
+def test_torch_func(make: Callable[[], Any]) -> None:
     from torch.func import functional_call, grad, stack_module_state, vmap
 
-    model = Penalised()
+    model = make()
     zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     assert functional_call(model, zeros, (ONES,)).item() == 0
     assert dict(model.parameters) == dict(model.named_parameters())  # they are back
@@ -539,7 +583,7 @@ def test_torch_func() -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None
         assert torch.allclose(gradients[name], p.grad)
-    stacked, _ = stack_module_state([Penalised(), Penalised()])
+    stacked, _ = stack_module_state([make(), make()])
     assert vmap(loss)(stacked).shape == (2,)
 
 
@@ -551,8 +595,9 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group")
-def test_distributed_data_parallel() -> None:
-    model = Net()
+@EACH
+def test_distributed_data_parallel(make: Callable[[], Any]) -> None:
+    model = make()
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     before = wrapped(ONES).square().sum()
@@ -564,11 +609,12 @@ def test_distributed_data_parallel() -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_fully_sharded() -> None:
+@EACH
+def test_fully_sharded(make: Callable[[], Any]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model: Any = Net()
+    model: Any = make()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))  # changes the object's class
     assert model.parameters.names == NAMES
     assert "Error" not in repr(model.parameters)

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from torchparams.measure.verify import Verification as Verification
     from torchparams.measure.verify import verify as verify
     from torchparams.module import Module as Module
+    from torchparams.module import attach as attach
+    from torchparams.module import detach as detach
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
     from torchparams.renames import Renames as Renames
@@ -121,10 +123,12 @@ _HOMES = {
     "Written": "torchparams.edit.written",
     "apply_": "torchparams.train.apply",
     "apply_delta": "torchparams.edit.save",
+    "attach": "torchparams.module",
     "audit": "torchparams.lint.audit",
     "convert": "torchparams.edit.convert",
     "coverage": "torchparams.train.load",
     "delta": "torchparams.edit.save",
+    "detach": "torchparams.module",
     "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",

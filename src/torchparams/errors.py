@@ -176,7 +176,7 @@ class HalfBuilt(SourceError, AttributeError):
 
 
 class NameTaken(TorchParamsError, KeyError):
-    """A name that a `torchparams.Module` has for something else."""
+    """A name that is in use for something else, the attribute `parameters` above all."""
 
     __str__ = TorchParamsError.__str__  # KeyError would print the repr
 

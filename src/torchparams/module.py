@@ -1,13 +1,14 @@
-"""`Module`: an `nn.Module` with the table of its parameters built in."""
+"""The attribute `model.parameters` as a table: `Module` has it built in, `attach` gives it to a module that exists."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, overload
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
-from torchparams.errors import NameTaken
+from torchparams.errors import NameTaken, UnsupportedSource, shorten
 from torchparams.parameters import Parameters
 from torchparams.sources._module import ModuleSource
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ModuleParameters(Parameters):
@@ -34,9 +37,7 @@ class ModuleParameters(Parameters):
     """
 
     __slots__ = ()
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(ModuleSource(module))
+    _source: ModuleSource
 
     def __call__(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """What `nn.Module.parameters` gives, by PyTorch's own code.
@@ -45,14 +46,27 @@ class ModuleParameters(Parameters):
             recurse: Also the parameters of submodules.
         """
         # Not the table's own walk: a class may override named_parameters, and torch.compile knows this function.
-        return nn.Module.parameters(self._source.module, recurse)  # type: ignore[attr-defined]  # set above
+        return nn.Module.parameters(self._source.module, recurse)
 
     if TYPE_CHECKING:
 
         def __getitem__(self, name: str) -> nn.Parameter: ...
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ModuleParameters, (self._source.module,)  # type: ignore[attr-defined]  # set above
+
+class AttachedParameters(ModuleParameters):
+    """What `attach` sets: the live table, and, called, the method `parameters` of the module's class."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[nn.Parameter]:
+        """What `parameters()` gave before `attach`."""
+        module = self._source.module
+        return type(module).parameters(module, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of that method, for what asks an object how to call it."""
+        return inspect.signature(functools.partial(type(self._source.module).parameters, self._source.module))
 
 
 class _ParametersAttribute:
@@ -70,7 +84,7 @@ class _ParametersAttribute:
     @overload
     def __get__(self, module: nn.Module, owner: type) -> ModuleParameters: ...
     def __get__(self, module: nn.Module | None, owner: type) -> ModuleParameters | _ParametersAttribute:
-        return self if module is None else ModuleParameters(module)
+        return self if module is None else ModuleParameters(ModuleSource(module))
 
     def __call__(self, module: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
         """`Net.parameters(model)`, which is `model.parameters()`."""
@@ -81,8 +95,8 @@ class Module(nn.Module):
     """An `nn.Module` whose `parameters` is the table of its parameters; called, it is PyTorch's iterator.
 
     Everything else is as in PyTorch: optimizers, `torch.compile`, `DistributedDataParallel`, copies, pickles and state
-    dicts see an ordinary module. Only the outermost module needs to be one; a model without it has the same table in
-    `torchparams.of(model)`.
+    dicts see an ordinary module. Only the outermost module needs to be one. Beside another base class it comes first:
+    `class Net(tp.Module, nn.Sequential)`. A module that exists already gets the same by `torchparams.attach`.
 
     Attributes:
         parameters: The live table (see `Parameters`), an ordered mapping of names to parameters. `parameters()` gives
@@ -147,3 +161,83 @@ def _refuse_taken(module: nn.Module, name: str, kind: str) -> None:
             where=type(module).__name__,
             hint="give it another name",
         )
+
+
+def attach(model: M, *, submodules: bool = False) -> M:
+    """Make `model.parameters` the table of its parameters; called, it is the method that it was.
+
+    For a model whose class you do not write: an `nn.Sequential`, a model of a library. Its class stays the same, and so
+    does everything else that PyTorch sees of it. Deep copies and pickles of the model have a table of their own;
+    reading such a pickle imports torchparams, a `state_dict` does not.
+
+    The table is an attribute of the model and holds the model. So the memory of a model that you drop is freed when
+    Python's garbage collector runs, or at once after `detach`. Shallow copies (`copy.copy`, the replicas of
+    `nn.DataParallel`) keep the table of the original.
+
+    Args:
+        model: The module, which is changed in place.
+        submodules: Do the same to every module in it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        UnsupportedSource: `model` is not an `nn.Module`.
+        NameTaken: An object in it has an attribute `parameters` of its own. Nothing is attached then.
+
+    >>> import torchparams as tp
+    >>> from torch import nn
+    >>> model = tp.attach(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))
+    >>> model.parameters["0.weight"] is model[0].weight
+    True
+    >>> [tuple(parameter.shape) for parameter in model.parameters()]
+    [(2, 3), (2,), (1, 2), (1,)]
+    """
+    found = _modules(model, "attach", submodules)
+    for path, module in found:
+        own = vars(module).get("parameters")
+        if own is not None and not isinstance(own, AttachedParameters):
+            raise NameTaken(
+                f"this object has an attribute `parameters` of its own, a {type(own).__name__}",
+                where=f"{type(model).__name__}: {path}" if path else type(model).__name__,
+                hint="delete that attribute first; `torchparams.of(model)` gives the table without attaching it",
+            )
+    for _, module in found:
+        if not isinstance(type(module).parameters, _ParametersAttribute):  # those of tp.Module have it already
+            # Past __setattr__, which a compiled model hands on to the model inside it.
+            vars(module)["parameters"] = AttachedParameters(ModuleSource(module))
+    return model
+
+
+def detach(model: M) -> M:
+    """Undo `attach`: `model.parameters` is the method again, and so it is of every module in the model.
+
+    Args:
+        model: The module, which is changed in place. One without a table stays as it is.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        UnsupportedSource: `model` is not an `nn.Module`.
+
+    >>> import torchparams as tp
+    >>> from torch import nn
+    >>> model = tp.attach(nn.Linear(3, 2))
+    >>> vars(tp.detach(model)).keys() == vars(nn.Linear(3, 2)).keys()
+    True
+    """
+    for _, module in _modules(model, "detach", True):
+        if isinstance(vars(module).get("parameters"), AttachedParameters):
+            del vars(module)["parameters"]
+    return model
+
+
+def _modules(model: object, verb: str, submodules: bool) -> list[tuple[str, nn.Module]]:
+    """Path and module: `model`, and all below it with `submodules`."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        name = model.__name__
+        raise UnsupportedSource(f"{verb} takes a model, not the class {name}", hint=f"make a model first: {name}(…)")
+    if not isinstance(model, nn.Module):
+        raise UnsupportedSource(f"{verb} takes an nn.Module, not {type(model).__name__}: {shorten(repr(model))}")
+    return list(nn.Module.named_modules(model)) if submodules else [("", model)]

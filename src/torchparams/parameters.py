@@ -365,7 +365,7 @@ class Parameters(Mapping[str, Any]):
 
     # A copy or an unpickled table is one of a copy of the source.
     def __reduce__(self) -> tuple[Any, ...]:
-        return Parameters, (self._source, self._selector)
+        return type(self), (self._source, self._selector)
 
     # --- print -----------------------------------------------------------------------------
 
