@@ -38,6 +38,15 @@ def _module_db() -> list[Any]:
 MODULES = _module_db()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small are computed fastest by one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def cases(info: Any, training: bool) -> Iterator[tuple[Any, Any, Any]]:
     """Two equal modules, and the arguments to call them with."""
     for case in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=training):
