@@ -37,7 +37,8 @@ class Check:
         what: What was checked.
         outcome: `ok`, `failed` or `not possible`.
         detail: What was found, or why it could not be checked.
-        tensors: The tensors that it concerns, where it failed for some.
+        tensors: The tensors that it concerns, where it failed for some; of `ties`, the names that are on one side only,
+            each with the name that has its values: `head = embed`.
     """
 
     what: str

@@ -197,9 +197,11 @@ def verify(
     """Hold a source against a manifest, and against what its own format promises.
 
     With a manifest, every tensor's digest is made anew; each tensor that differs, is missing or was not expected is
-    named. Without, every byte is read, and compared with what the format stores for that: torch zips have a CRC-32 of
-    each member, safetensors and legacy files have nothing, which is said. Either way a damaged structure is found.
-    A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
+    named. A name that is on one side only is no difference where its tensor is tied, and has the same values there
+    under another of its names: checkpoints often hold one name of a tied weight. A check called `ties` lists such
+    names. Without a manifest, every byte is read, and compared with what the format stores for that: torch zips have a
+    CRC-32 of each member, safetensors and legacy files have nothing, which is said. Either way a damaged structure is
+    found. A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
 
     Args:
         x: Anything that has parameters; buffers of a live model as in `digest`.
@@ -242,15 +244,20 @@ def verify(
         listed = {name: tensor for name, tensor in listed.items() if name in wanted}
     source = params.source
     differences: tuple[Difference, ...] = ()
+    ties: tuple[str, ...] = ()
     whole: frozenset[str] = frozenset()
     checks: list[Check] = []
     if expected is not None:
-        differences = tuple(_compare(source, infos, listed, engine or ThreadEngine(), progress))
+        found = tuple(_compare(params, infos, expected, listed, engine or ThreadEngine(), progress))
+        differences = tuple(each for each in found if isinstance(each, Difference))
+        ties = tuple(each for each in found if isinstance(each, str))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
         progress = None  # what is left is little, unless something is wrong
         missing = sum(difference.kind == "missing" for difference in differences)
         count = f"{len(whole):,} of {plural(len(infos) + missing, 'tensor')} as in the manifest"
         checks.append(Check("digests", FAILED if differences else OK, count))
+        if ties:
+            checks.append(Check("ties", OK, "Names on one side only, whose values are there under another name", ties))
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
     nbytes = sum(info.nbytes for info in infos.values())
@@ -275,24 +282,32 @@ def _selected(params: Parameters, listed: Mapping[str, TensorDigest], selector: 
 
 
 def _compare(
-    source: Source,
+    params: Parameters,
     infos: Mapping[str, ParameterInfo],
+    expected: Digests,
     listed: Mapping[str, TensorDigest],
     engine: Engine,
     progress: Progress | None,
-) -> Iterator[Difference]:
-    """Every tensor that is not as in the manifest."""
+) -> Iterator[Difference | str]:
+    """Every tensor that is not as in the manifest; and in words, each name whose values are there under another."""
+    everything = _by_name(expected)
+    held = _twins(params, infos, listed)
     comparable = [
         info
-        for info in infos.values()
-        if any((entry := listed.get(name)) and _type(entry) == encoded_as(info) for name in (info.name, *info.aliases))
+        for info in {**infos, **{info.name: info for info in held.values()}}.values()
+        if any((entry := everything.get(name)) and _type(entry) == encoded_as(info) for name in _names(info))
     ]
-    found = _hashed(source, comparable, engine, progress)
+    found = _hashed(params.source, comparable, engine, progress)
     seen: set[str] = set()
     for name, info in infos.items():
         groups: dict[tuple[str, str | None, str | None], list[str]] = {}
-        for other in (name, *info.aliases):
+        # A name that the manifest lacks is well where it has the tensor under another name, with the same values.
+        twin = next((o for o in _names(info) if _difference(everything.get(o), info, found.get(name)) is None), None)
+        for other in _names(info):
             seen.add(other)
+            if twin is not None and other not in everything:
+                yield f"{other} = {twin}"
+                continue
             how = _difference(listed.get(other), info, found.get(name))
             if how is not None:
                 groups.setdefault(how, []).append(other)
@@ -302,7 +317,27 @@ def _compare(
         if name not in seen:
             absent = [other for other in tensor.names if other in listed and other not in seen]
             seen.update(absent)
-            yield Difference("missing", tuple(absent), _spelled(*_type(tensor)), None)
+            twins = ((other, held[other]) for other in tensor.names if other in held)
+            same = next((o for o, info in twins if _difference(tensor, info, found.get(info.name)) is None), None)
+            if same is None:
+                yield Difference("missing", tuple(absent), _spelled(*_type(tensor)), None)
+            else:
+                yield from (f"{other} = {same}" for other in absent)
+
+
+def _names(info: ParameterInfo) -> tuple[str, ...]:
+    return (info.name, *info.aliases)
+
+
+def _twins(
+    params: Parameters, infos: Mapping[str, ParameterInfo], listed: Mapping[str, TensorDigest]
+) -> dict[str, ParameterInfo]:
+    """Of names that are missing, the other names that the source has: any, also beyond a selection."""
+    there = {name for info in infos.values() for name in _names(info)}
+    wanted = {twin for name, tensor in listed.items() if name not in there for twin in tensor.names if twin != name}
+    if not wanted:
+        return {}
+    return {name: info for info in params.infos.values() for name in _names(info) if name in wanted}
 
 
 def _difference(
