@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copyreg
+import io
 import os
 import pickle
 import pickletools
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -479,3 +481,81 @@ def test_the_fuzzer_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fuzz_torch, "look", lambda source, draw: empty["x"])
     with pytest.raises(KeyError):
         fuzz_torch.attempt(tmp_path, saved({"w": torch.ones(2)}), "zip")
+
+
+# --- a zip says everything twice ---------------------------------------------------------------------
+
+
+def small_zip(*, deflate: bool) -> bytes:
+    things = {"archive/data.pkl": whole(table({"w": w("zip")})), "archive/data/0": VALUES["0"], "archive/é": b"x"}
+    return zipped(things, deflate=deflate)
+
+
+def local_header(contents: bytes, name: str) -> int:
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        return archive.getinfo(name).header_offset
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("change", [1, 0x20, 0x40, 0xFF])
+def test_what_zipfile_rejects_is_not_called_well(tmp_path: Path, deflate: bool, change: int) -> None:
+    contents = small_zip(deflate=deflate)
+    path = tmp_path / "model.pt"
+    path.write_bytes(contents)
+    assert tp.verify(path).ok
+    assert fuzz_torch.zipfile_takes(contents)
+    rejected = 0
+    for at in range(len(contents)):
+        changed = bytearray(contents)
+        changed[at] ^= change
+        path.write_bytes(changed)
+        rejected += not fuzz_torch.zipfile_takes(bytes(changed))
+        assert not fuzz_torch.verified_wrongly(path, bytes(changed)), f"byte {at}"
+    assert rejected > 200
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (6, 1, "'archive/data/0' is encrypted by its own header"),
+        (6, 0x40, "'archive/data/0' is encrypted by its own header"),
+        (6, 0x20, "'archive/data/0' is patched by its own header"),
+        (7, 0x20, "'archive/data/0' is masked by its own header"),
+        (14, 0x01, "'archive/data/0' has the CRC-32 0x"),
+    ],
+)
+def test_a_local_header_that_contradicts_the_directory(tmp_path: Path, at: int, value: int, message: str) -> None:
+    contents = bytearray(small_zip(deflate=False))
+    place = local_header(bytes(contents), "archive/data/0") + at
+    contents[place] ^= value
+    path = written(tmp_path, bytes(contents))
+    params = tp.of(path)
+    assert params.names == ["w"]  # listing it harms nobody
+    verbs: list[Callable[[], object]] = [
+        lambda: params.numpy("w"),
+        lambda: params["w"],
+        lambda: tp.stats(path),
+        lambda: tp.digest(path),
+        lambda: tp.convert(path, tmp_path / "out.safetensors").run(),
+        lambda: tp.diff(path, path, numeric=True),
+    ]
+    for verb in verbs:
+        with pytest.raises(FileFormatError) as caught:
+            verb()
+        assert str(caught.value).startswith(f"{path}: {message}")
+    (check,) = (check for check in tp.verify(path).checks if check.what == "structure")
+    assert check.outcome == "failed"
+    assert check.detail.startswith(message)
+
+
+def test_a_local_name_that_only_begins_as_in_the_directory(tmp_path: Path) -> None:
+    contents = small_zip(deflate=False)
+    at = local_header(contents, "archive/data/0")
+    longer = bytearray(contents)
+    longer[at + 26] += 4  # the name takes four bytes of the contents
+    with pytest.raises(FileFormatError, match="there is no 'archive/data/0' at byte"):
+        tp.of(written(tmp_path, bytes(longer)))
+    other = contents.replace("é".encode(), "è".encode(), 1)
+    (check, *_) = tp.verify(written(tmp_path, other)).checks
+    assert (check.what, check.outcome) == ("structure", "failed")
+    assert check.detail.startswith("there is no 'archive/é' at byte")

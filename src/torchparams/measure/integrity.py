@@ -91,9 +91,11 @@ def integrity(
         assert isinstance(source, ShardedSource)  # no other source is called so
         parts = tuple(source.shards.values())
         yield from _shards(source, everything)
+        fine = "what the shards say of their sizes and byte ranges holds"
     else:
         parts = (source,)
-        yield Check("structure", OK, f"what a {source.format} file says of its sizes and byte ranges holds")
+        fine = f"what a {source.format} file says of its sizes and byte ranges holds"
+    yield _structure(parts, everything, fine)
     zips = [part for part in parts if part.format == "torch zip"]
     if zips:
         yield from _crcs(zips, infos, whole, everything, progress)
@@ -129,7 +131,19 @@ def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
                     OK if stated else IMPOSSIBLE,
                     "the tensors take as many bytes as the index says" if stated else "the index says none",
                 )
-    yield Check("structure", OK, "what the shards say of their sizes and byte ranges holds")
+
+
+def _structure(parts: Iterable[Source], everything: bool, fine: str) -> Check:
+    """Whether what can be looked at of open files without reading their values holds."""
+    from torchparams.sources._torchzip import TorchZipSource
+
+    for part in parts:
+        if isinstance(part, TorchZipSource) and everything:
+            try:
+                part.check_headers()
+            except (FileFormatError, NotReadable) as error:  # the second: a member that is encrypted
+                return Check("structure", FAILED, str(error) if len(tuple(parts)) > 1 else told(error, part.label))
+    return Check("structure", OK, fine)
 
 
 # --- files without checksums -----------------------------------------------------------------

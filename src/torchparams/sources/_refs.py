@@ -42,12 +42,13 @@ class Region:
         start: First byte in the file, or None where the file holds them compressed.
         nbytes: Their count, uncompressed.
         big_endian: Whether the most significant byte comes first.
+        problem: Why they are not to be read, or None.
     """
 
-    __slots__ = ("big_endian", "nbytes", "start")
+    __slots__ = ("big_endian", "nbytes", "problem", "start")
 
-    def __init__(self, start: int | None, nbytes: int, big_endian: bool) -> None:
-        self.start, self.nbytes, self.big_endian = start, nbytes, big_endian
+    def __init__(self, start: int | None, nbytes: int, big_endian: bool, problem: str | None = None) -> None:
+        self.start, self.nbytes, self.big_endian, self.problem = start, nbytes, big_endian, problem
 
 
 class StorageRef:

@@ -126,6 +126,7 @@ class TorchZipSource(PickledSource):
                 where=label,
                 hint="if you trust the file, raise torchparams.limits.PICKLE_BYTES",
             )
+        self._zip.refuse(pickle)
         begin = self._starts[pickle.name]
         if not pickle.compressed:
             return file.view(0, file.size), begin, begin + pickle.size
@@ -158,7 +159,8 @@ class TorchZipSource(PickledSource):
                     where=self._zip.file.path,
                 )
             start = None if member.compressed else starts[member.name]
-            storage.region = Region(start, member.size, self._big_endian_file)
+            problem = None if member.problem is None else f"{shorten(repr(member.name))} {member.problem}"
+            storage.region = Region(start, member.size, self._big_endian_file, problem)
         self._starts |= starts
 
     def _inflate(self, storage: StorageRef) -> bytearray:
@@ -166,6 +168,18 @@ class TorchZipSource(PickledSource):
         return self._zip.inflate(member, self._starts[member.name], limits.INFLATED_BYTES)
 
     # --- for verifying ---------------------------------------------------------------------------
+
+    def check_headers(self) -> None:
+        """Hold the local header of every member against the directory.
+
+        Raises:
+            FileFormatError: They contradict each other.
+            NotReadable: A member is encrypted, or compressed by something other than DEFLATE.
+        """
+        members = self._zip.members.values()
+        self._zip.starts(members)
+        for member in members:
+            self._zip.refuse(member)
 
     def stored_crcs(self) -> list[StoredCrc]:
         """The CRC-32 that the file stores of each of its members, in the order of its directory.

@@ -199,6 +199,7 @@ class PickledSource(Source):
         tensor, info = entry.tensor, self._infos[entry.name]
         if tensor.problem is not None or tensor.conj or tensor.neg or info.location is None:
             return None
+        self._refuse_damaged(tensor)
         shape = info.shape or ()
         pairs = zip(shape, tensor.stride, contiguous(shape), strict=True)
         if info.numel and any(size > 1 and step != wanted for size, step, wanted in pairs):
@@ -214,7 +215,13 @@ class PickledSource(Source):
         tensor = self._names[name].tensor
         if tensor.problem is not None:
             raise NotReadable(f"it is {tensor.problem}", where=self._where(name))
+        self._refuse_damaged(tensor)
         return tensor
+
+    def _refuse_damaged(self, tensor: TensorRef) -> None:
+        region = tensor.storage.region if tensor.storage is not None else None
+        if region is not None and region.problem is not None:
+            raise FileFormatError(region.problem, where=self._file.path)
 
     def _big_endian(self, tensor: TensorRef) -> bool:
         storage = tensor.storage

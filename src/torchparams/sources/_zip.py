@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
     from torchparams.sources._bytes import FileBytes
 
-# Only what is used; x skips versions, dates and attributes.
-_LOCAL = struct.Struct("<4s4xH8xLLHH")  # mark, method, stored, size, lengths of the name and of the extra field
-_CENTRAL = struct.Struct("<4s4xHH4xLLLHHH8xL")  # mark, flags, method, crc, stored, size, three lengths, header
+# Only what is used; x skips dates and attributes.
+_LOCAL = struct.Struct("<4s2xHH4xLLLHH")  # mark, flags, method, crc, stored, size, lengths of name and extra field
+_CENTRAL = struct.Struct("<4s2xBxHH4xLLLHHH8xL")  # mark, version, flags, method, crc, stored, size, lengths, header
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _COMMENT = 0xFFFF  # longest comment after the end record
 _STORED, _DEFLATED = 0, 8
+_VERSION = 63  # of the format that a member needs, times ten: nothing above 6.3 is specified
+# Encrypted, patched, strongly encrypted, masked headers: whatever says that the contents are not what they seem.
+_ODD_FLAGS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 13
 _PIECE = 1 << 20
 _METHODS = {1: "shrunk", 6: "imploded", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 
@@ -50,15 +53,23 @@ class Member:
         crc: CRC-32 of its contents; 0 may also mean that nobody computed it.
         method: 0 for stored as it is, 8 for DEFLATE.
         flags: Bit 0: encrypted. Bit 3: the local header does not know the sizes.
+        version: Version of the format that it needs, times ten.
+        raw: Its name as it stands in the directory.
         room: Where the next member's header or the directory begins.
+        problem: How its local header contradicts the directory, once somebody has looked, or None. It is listed all
+            the same, and not read.
     """
 
-    __slots__ = ("crc", "flags", "header", "method", "name", "room", "size", "stored")
+    __slots__ = ("crc", "flags", "header", "method", "name", "problem", "raw", "room", "size", "stored", "version")
 
-    def __init__(self, name: str, header: int, stored: int, size: int, crc: int, method: int, flags: int) -> None:
-        self.name, self.header, self.stored, self.size = name, header, stored, size
-        self.crc, self.method, self.flags = crc, method, flags
+    def __init__(
+        self, raw: bytes, header: int, stored: int, size: int, crc: int, method: int, flags: int, version: int
+    ) -> None:
+        self.raw, self.header, self.stored, self.size = raw, header, stored, size
+        self.crc, self.method, self.flags, self.version = crc, method, flags, version
+        self.name = str(raw, "utf-8", "backslashreplace")
         self.room = 0
+        self.problem: str | None = None
 
     @property
     def compressed(self) -> bool:
@@ -133,11 +144,11 @@ class ZipDirectory:
 
     def _read_end64(self, locator: int) -> dict[str, int]:
         file = self.file
-        _, _, at, disks = _END64_LOCATOR.unpack(file.read(locator, locator + _END64_LOCATOR.size))
-        if at + _END64.size > locator or disks > 1:
+        _, disk, at, disks = _END64_LOCATOR.unpack(file.read(locator, locator + _END64_LOCATOR.size))
+        if at + _END64.size > locator or disk or disks > 1:
             raise FileFormatError(f"the zip's 64-bit end record cannot be at byte {at}", where=file.path)
-        mark, length, _, _, _, _, here, count, nbytes, start = _END64.unpack(file.read(at, at + _END64.size))
-        if mark != b"PK\6\6" or at + 12 + length != locator or here != count:
+        mark, length, _, _, disk, first, here, count, nbytes, start = _END64.unpack(file.read(at, at + _END64.size))
+        if mark != b"PK\6\6" or at + 12 + length != locator or here != count or disk or first:
             raise FileFormatError(f"there is no 64-bit end record of the zip at byte {at}", where=file.path)
         return {"members": count, "bytes": nbytes, "offset": start, "end": at}
 
@@ -152,42 +163,27 @@ class ZipDirectory:
                 raise FileFormatError(
                     f"the zip's directory lists {count:,} members and ends after {len(members):,}", where=where
                 )
-            mark, flags, method, crc, stored, size, name_len, extra_len, comment_len, header = unpack(data, pos)
+            mark, version, flags, method, crc, stored, size, name_len, extra_len, comment_len, header = unpack(
+                data, pos
+            )
             if mark != b"PK\1\2":
                 raise FileFormatError(f"the zip's directory has no entry at byte {start + pos}", where=where)
             begins = pos + fixed
             pos = begins + name_len + extra_len + comment_len
             if pos > len(data):
                 raise FileFormatError(f"the zip's directory ends within entry {len(members):,}", where=where)
-            name = str(data[begins : begins + name_len], "utf-8", "backslashreplace")
+            member = Member(data[begins : begins + name_len], header, stored, size, crc, method, flags, version)
             if stored == _MAX32 or size == _MAX32 or header == _MAX32:
                 extra = data[begins + name_len : begins + name_len + extra_len]
-                size, stored, header = self._wide(extra, name, size, stored, header)
-            if name in members:
-                raise FileFormatError(f"the zip holds two members named {shorten(repr(name))}", where=where)
-            members[name] = Member(name, header, stored, size, crc, method, flags)
+                member.size, member.stored, member.header = _wide(extra, size, stored, header)
+            if member.name in members:
+                raise FileFormatError(f"the zip holds two members named {shorten(repr(member.name))}", where=where)
+            members[member.name] = member
         if pos != len(data):
             raise FileFormatError(
                 f"the zip's directory goes on for {len(data) - pos:,} bytes after its {count:,} members", where=where
             )
         return members
-
-    def _wide(self, extra: bytes, name: str, *values: int) -> list[int]:
-        """Sizes and offset that take 64 bits, which are in the extra field in the order size, stored, offset."""
-        pos = 0
-        while pos + 4 <= len(extra):
-            kind, length = struct.unpack_from("<HH", extra, pos)
-            if kind == 1:
-                wide = extra[pos + 4 : pos + 4 + length]
-                wanted = [i for i, value in enumerate(values) if value == _MAX32]
-                if len(wide) < 8 * len(wanted):
-                    break
-                found = list(values)
-                for place, i in enumerate(wanted):
-                    found[i] = int.from_bytes(wide[8 * place : 8 * place + 8], "little")
-                return found
-            pos += 4 + length
-        return list(values)  # then they are meant as they stand
 
     def _check_room(self, directory: int) -> None:
         """No two members overlap, and none reaches into the directory."""
@@ -195,7 +191,7 @@ class ZipDirectory:
         for member, after in zip_longest(ordered, ordered[1:]):
             member.room = directory if after is None else after.header
             # The local header's extra field comes on top; it is looked at when the member is read.
-            if member.header + _LOCAL.size + len(member.name) + member.stored > member.room:
+            if member.header + _LOCAL.size + len(member.raw) + member.stored > member.room:
                 other = "the directory" if after is None else shorten(repr(after.name))
                 raise FileFormatError(
                     f"in the zip, {shorten(repr(member.name))} of {member.stored:,} bytes at byte {member.header} "
@@ -205,6 +201,8 @@ class ZipDirectory:
 
     def starts(self, members: Iterable[Member]) -> dict[str, int]:
         """Where each member's contents begin, by name: after its local header, which is read for this.
+
+        The header is held against the directory. What keeps the contents from being read is a member's `problem`.
 
         Raises:
             FileFormatError: The header contradicts the directory, or the contents do not fit.
@@ -226,11 +224,11 @@ class ZipDirectory:
                 )
         found: dict[str, int] = {}
         unpack, fixed = _LOCAL.unpack_from, _LOCAL.size
-        # What `_check_room` found to be there: a header and as many bytes as the name has characters.
-        ranges = ((member.header, member.header + fixed + len(member.name)) for member in chosen)
+        # What `_check_room` found to be there: a header and the name.
+        ranges = ((member.header, member.header + fixed + len(member.raw)) for member in chosen)
         for member, header in zip(chosen, self.file.read_each(ranges), strict=True):
-            mark, method, stored, size, name_len, extra_len = unpack(header)
-            named = header[fixed:] == member.name.encode() or not member.name.isascii()
+            mark, flags, method, crc, stored, size, name_len, extra_len = unpack(header)
+            named = header[fixed:] == member.raw and name_len == len(member.raw)
             if mark != b"PK\3\4" or method != member.method or not named:
                 raise FileFormatError(
                     f"there is no {shorten(repr(member.name))} at byte {member.header}, "
@@ -251,8 +249,21 @@ class ZipDirectory:
                     f"begins at byte {member.room}",
                     where=where,
                 )
+            if stored == _MAX32 or size == _MAX32:
+                extra = self.file.read(begin - extra_len, begin)
+                size, stored = _wide(extra, size, stored)
+            member.problem = _contradiction(member, flags, crc, stored, size)
             found[member.name] = begin
         return found
+
+    def refuse(self, member: Member) -> None:
+        """Refuse to read a member whose local header contradicts the directory.
+
+        Raises:
+            FileFormatError: It does.
+        """
+        if member.problem is not None:
+            raise FileFormatError(f"{shorten(repr(member.name))} {member.problem}", where=self.file.path)
 
     def inflate(self, member: Member, begin: int, most: int) -> bytearray:
         """The contents of a compressed member.
@@ -281,6 +292,7 @@ class ZipDirectory:
         """
         import zlib
 
+        self.refuse(member)
         end = begin + member.stored
         steps = ((at, min(at + _PIECE, end)) for at in range(begin, end, _PIECE))
         if not member.compressed:
@@ -303,3 +315,37 @@ class ZipDirectory:
             raise SizeMismatch(
                 f"it inflates to {count:,} bytes{more}, and the zip's directory says {member.size:,}", where=where
             )
+
+
+def _contradiction(member: Member, flags: int, crc: int, stored: int, size: int) -> str | None:
+    """What a local header says against the directory, or what neither should say; None where all is well."""
+    if member.version > _VERSION:
+        return f"needs version {member.version / 10} of the zip format; {_VERSION / 10} is the last"
+    odd = (flags | member.flags) & _ODD_FLAGS
+    if odd:
+        what = "encrypted" if odd & (1 << 0 | 1 << 6) else "patched" if odd & 1 << 5 else "masked"
+        return f"is {what} by its own header" if flags & odd else f"is {what} by the zip's directory"
+    # Writers that did not know them beforehand left zeros.
+    if crc and crc != member.crc:
+        return f"has the CRC-32 {crc:#010x} by its own header and {member.crc:#010x} by the zip's directory"
+    if (stored and stored != member.stored) or (size and size != member.size):
+        return f"has {size:,} bytes by its own header and {member.size:,} by the zip's directory"
+    return None
+
+
+def _wide(extra: bytes, *values: int) -> list[int]:
+    """Sizes and offset that take 64 bits, which are in the extra field in the order size, stored, offset."""
+    pos = 0
+    while pos + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, pos)
+        if kind == 1:
+            wide = extra[pos + 4 : pos + 4 + length]
+            wanted = [i for i, value in enumerate(values) if value == _MAX32]
+            if len(wide) < 8 * len(wanted):
+                break
+            found = list(values)
+            for place, i in enumerate(wanted):
+                found[i] = int.from_bytes(wide[8 * place : 8 * place + 8], "little")
+            return found
+        pos += 4 + length
+    return list(values)  # then they are meant as they stand
