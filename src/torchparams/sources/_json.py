@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from torchparams.errors import FileFormatError, shorten
@@ -43,6 +44,7 @@ def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
         raise FileFormatError(
             f"{what} is not UTF-8: {error.reason} {data[error.start]:#04x}", where=f"{path}, byte {start + error.start}"
         ) from None
+    refuse_hollow(data, what, path)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -57,6 +59,34 @@ def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
     if "\\u" in text:
         _refuse_half_surrogates(value, what, path)
     return value
+
+
+_HOLLOW = 10_000  # arrays and objects that any JSON text may hold
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def refuse_hollow(data: bytes, what: str, path: str) -> None:
+    """Refuse JSON that is hardly more than brackets, before it is parsed.
+
+    An empty array takes three bytes of text and sixty of memory. The entry of a tensor takes at least 48 bytes, with
+    three arrays and objects.
+
+    Args:
+        data: The JSON text.
+        what: What it is, for messages: `the header`.
+        path: The file, for messages.
+
+    Raises:
+        FileFormatError: It has more arrays and objects than any file of tensors.
+    """
+    most = _HOLLOW + len(data) // 16
+    if data.count(b"[") + data.count(b"{") > most:
+        bare = _TEXT.sub(b"", data)  # brackets in names and in the metadata are texts
+        count = bare.count(b"[") + bare.count(b"{")
+        if count > most:
+            raise FileFormatError(
+                f"{what} of {len(data):,} bytes holds {count:,} arrays and objects, more than tensors need", where=path
+            )
 
 
 def as_object(value: Any, what: str, path: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ strict way, which takes whatever is legal and says of everything else what is wr
 judge: whatever it is not sure of goes the strict way.
 
 Where this reader and the format's reference differ, this one refuses: a tensor's name or a key that stands twice,
-an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, sizes whose product overflows
+an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, more arrays and objects than
+tensors need, sizes whose product overflows
 beside a zero, and, in keys that the format does not have, numbers of more than 40 characters or beyond any float.
 """
 
@@ -29,7 +30,7 @@ from torchparams.errors import (
 from torchparams.info import file_tensor
 from torchparams.io.packing import contiguous
 from torchparams.sources._bytes import FileBytes, as_array, paused_gc
-from torchparams.sources._json import as_object, describe, quoted, refuse_repeats, strict
+from torchparams.sources._json import as_object, describe, quoted, refuse_hollow, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source, reopened
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def _read_header(file: FileBytes) -> Header:
             where=file.path,
         )
     header = file.read(8, 8 + length)
+    refuse_hollow(header, "the header", file.path)
     # Parsing makes several objects for each tensor and no cycles; the collector would take longer than all of it.
     with paused_gc():
         found: Header | None = None
