@@ -452,7 +452,7 @@ def test_no_json_that_is_hardly_more_than_brackets(tmp_path: Path) -> None:
     assert said == "the header of 300,010 bytes holds 100,003 arrays and objects, more than tensors need"
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(b'{"weight_map":{},"metadata":' + hollow + b"}")
-    with pytest.raises(FileFormatError, match="the index of 300,032 bytes holds 100,004 arrays and objects"):
+    with pytest.raises(FileFormatError, match="the index of 300,033 bytes holds 100,004 arrays and objects"):
         tp.of(index)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, NoReturn
 
 from torchparams.errors import FileFormatError, shorten
@@ -62,7 +61,6 @@ def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
 
 
 _HOLLOW = 10_000  # arrays and objects that any JSON text may hold
-_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 def refuse_hollow(data: bytes, what: str, path: str) -> None:
@@ -80,13 +78,25 @@ def refuse_hollow(data: bytes, what: str, path: str) -> None:
         FileFormatError: It has more arrays and objects than any file of tensors.
     """
     most = _HOLLOW + len(data) // 16
-    if data.count(b"[") + data.count(b"{") > most:
-        bare = _TEXT.sub(b"", data)  # brackets in names and in the metadata are texts
-        count = bare.count(b"[") + bare.count(b"{")
+    count = data.count(b"[") + data.count(b"{")
+    if count > most:
+        count = _brackets(data)
         if count > most:
             raise FileFormatError(
                 f"{what} of {len(data):,} bytes holds {count:,} arrays and objects, more than tensors need", where=path
             )
+
+
+def _brackets(data: bytes) -> int:
+    """How many arrays and objects begin outside of texts."""
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    count = at = 0
+    while at >= 0:
+        begin = data.find(b'"', at)
+        stop = len(data) if begin < 0 else begin
+        count += data.count(b"[", at, stop) + data.count(b"{", at, stop)
+        at = -1 if begin < 0 else data.find(b'"', begin + 1) + 1 or -1
+    return count
 
 
 def as_object(value: Any, what: str, path: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ judge: whatever it is not sure of goes the strict way.
 
 Where this reader and the format's reference differ, this one refuses: a tensor's name or a key that stands twice,
 an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, more arrays and objects than
-tensors need, sizes whose product overflows
-beside a zero, and, in keys that the format does not have, numbers of more than 40 characters or beyond any float.
+tensors need, sizes whose product overflows beside a zero, and, in keys that the format does not have, numbers of more
+than 40 characters or beyond any float.
 """
 
 from __future__ import annotations
