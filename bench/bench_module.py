@@ -52,10 +52,10 @@ def mixture(experts: int, device: str) -> nn.Module:
         return nn.Sequential(*[Layer(experts // LAYERS, 4096 if device == "meta" else 2) for _ in range(LAYERS)])
 
 
-def medians(uses: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def medians(uses: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds that each use takes, by turns."""
     taken: dict[str, list[float]] = {name: [] for name in uses}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for name, use in uses.items():
             start = time.perf_counter()
             given = use()
