@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a fresh clone needs: both make .venv and install what they use.
+# `make demo`, `make demo-file` and `make test` are all that a fresh clone needs: each makes .venv and installs what it uses.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := src tests oracles bench scripts
 CHECKPOINT := demo/silero_vad_16k.safetensors
 
-.PHONY: demo test oracles check format bench fuzz docs clean help
+.PHONY: demo demo-file test oracles check format bench fuzz docs clean help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-demo: $(VENV)/.installed $(CHECKPOINT)  ## show the parameters of a small pretrained network
-	@$(BIN)/python scripts/demo.py $(CHECKPOINT)
+demo: $(VENV)/.torch  ## show a live network: explained, frozen, trained, saved
+	@$(BIN)/python scripts/demo.py
+
+demo-file: $(VENV)/.installed $(CHECKPOINT)  ## show the parameters of a pretrained network's file; needs no torch
+	@$(BIN)/python scripts/demo_file.py $(CHECKPOINT)
 
 test: $(VENV)/.developed $(CHECKPOINT)  ## run all tests, the examples of the documentation among them
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
@@ -55,9 +58,13 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torch
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/.torch: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[torch]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.torch $(VENV)/.installed
 
 $(VENV)/.oracles: $(VENV)/.developed
 	$(PIP) install -c constraints.txt -e '.[dev,oracles]'

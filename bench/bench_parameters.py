@@ -13,9 +13,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
 from bench_module import medians, mixture
 from common import machine
-from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,29 +1,96 @@
-"""What `make demo` shows: a pretrained network's checkpoint, without torch."""
+"""What `make demo` shows: a live network, understood, frozen, trained for a few steps, and its checkpoint."""
 
 from __future__ import annotations
 
+import ast
+import os
 import shlex
 import sys
+from pathlib import Path
 
 from torchparams.cli.app import run
 
-COMMANDS = (
-    "ls {file}",
-    "ls {file} --tree",
-    "ls {file} -s '**.bias | **.bias_*'",
-    "stats {file}",
-    "show {file} conv1.weight",
-)
+SESSION = """
+# A network as people write it. What is in it, and how do I reach it?
+import torch, torchparams as tp
+from torch import nn
+_ = torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+print(tp.explain(model))
+
+# One of its tensors.
+print(tp.explain(model, "1.running_mean"))
+
+# Make model.parameters the table of them. Called, it is PyTorch's iterator as before.
+model = tp.attach(model)
+print(model.parameters)
+model.parameters["3.bias"] is model[3].bias, len(list(model.parameters()))
+
+# Freeze the first layer and the batch norm, its running statistics too.
+frozen = tp.freeze(model, "0.* | 1.**")
+print(frozen)
+
+# No weight decay for biases; then an optimizer of PyTorch's.
+groups = tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), lr=0.05, weight_decay=0.01)
+optimizer = torch.optim.AdamW(groups)
+print(groups)
+
+# Train for twenty steps: which of three directions does a point lie in?
+x = torch.randn(300, 2)
+y = (x @ torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])).argmax(1)
+written = tp.save(model, "start.safetensors")
+for step in range(20):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    if step % 5 == 0 or step == 19:
+        print(f"step {step:>2}  loss {loss.item():.3f}  gradient norm {tp.grad_norms(model).total:.3f}")
+
+# What moved, and by how much? The frozen layers did not, and neither did the running statistics.
+print(tp.diff("start.safetensors", model, numeric=True))
+
+# Is anything wrong with it?
+print(tp.audit(model, optimizer))
+
+# Save it. The same table and the same questions, on the file.
+written = tp.save(model, "trained.safetensors")
+print(tp.of("trained.safetensors").select("3.*"))
+"""
+COMMANDS = ("ls trained.safetensors --tree", "stats trained.safetensors -s ':matrix'")
 
 
-def main(file: str) -> None:
+def main() -> None:
+    """Show everything, in the directory `demo`."""
+    folder = Path(__file__).resolve().parents[1] / "demo"
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    show(SESSION)
     for command in COMMANDS:
-        line = command.format(file=shlex.quote(file))
-        print(f"\n$ torchparams {line}", flush=True)
-        if run(shlex.split(line)):
+        print(f"\n$ torchparams {command}", flush=True)
+        if run(shlex.split(command)):
             raise SystemExit(1)
-    print(f"\ntorch was not imported: {'torch' not in sys.modules}. Next: torchparams --help")
+    print(
+        "\nThe files are in demo/. Next: docs/parameters.md, every question about parameters with its answer;"
+        "\n.venv/bin/torchparams explain FILE.py:CLASS, for a network of yours; make demo-file, a larger checkpoint."
+    )
+
+
+def show(session: str) -> None:
+    """Print a session and run it, as Python's own prompt would."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    lines = session.splitlines()
+    shown = 0
+    for node in ast.parse(session).body:
+        assert node.end_lineno is not None
+        for line in lines[shown : node.lineno - 1]:
+            print(line)
+        for number, line in enumerate(lines[node.lineno - 1 : node.end_lineno]):
+            print("..." if number else ">>>", line)
+        shown = node.end_lineno
+        sys.stdout.flush()
+        exec(compile(ast.Interactive([node]), "<demo>", "single"), namespace)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
