@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"errors", "limits"},
             {"dtypes"},
             {"info", "records"},
-            {"report", "rows", "names", "_selector", "selectors", "renames"},
+            {"report", "rows", "left_out", "names", "_selector", "selectors", "renames"},
             {"io", "sketch"},
             {"expressions"},
             {"encodings"},

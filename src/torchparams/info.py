@@ -44,10 +44,10 @@ class ParameterInfo:
 
     Attributes:
         name: The canonical name: of a live model, without the components that wrappers add.
-        shape: Sizes of the dimensions; None for a lazy parameter that has none yet.
+        shape: Sizes of the dimensions; None for a lazy parameter that has none yet, and for a nested tensor.
         dtype: The element type; compares equal to torch's spelling, as in `dtype == "bfloat16"`.
         numel: Count of elements.
-        nbytes: Bytes of the elements, laid out contiguously.
+        nbytes: Bytes of the elements, laid out contiguously; of a sparse tensor, of its indices and values.
         device: torch's spelling; `file` for a checkpoint, `meta` for a tensor without values.
         kind: `parameter`, `buffer`, or `tensor` where the source does not tell them apart.
         requires_grad: Whether autograd computes its gradient; None where nothing is recorded.
@@ -59,6 +59,8 @@ class ParameterInfo:
         bases: The owner's class and its base classes, for `[module=…]` and the words `:norm`
             and `:embedding`.
         persistent: Whether a state dict holds it; False for a buffer registered with `persistent=False`.
+        layout: None for a plain tensor. Else how its values are kept: `sparse_coo`, `sparse_csr` and the other sparse
+            layouts of torch, `nested`, `jagged`, `lazy`, `quantised`, or the class of a wrapper around other tensors.
 
     >>> import torchparams as tp
     >>> import numpy as np
@@ -81,11 +83,19 @@ class ParameterInfo:
     location: Location | None = None
     bases: tuple[str, ...] = field(default=(), repr=False)
     persistent: bool = True
+    layout: str | None = None
 
     @property
     def ndim(self) -> int | None:
-        """Count of dimensions; None for a lazy parameter."""
+        """Count of dimensions; None for a lazy parameter and for a nested tensor."""
         return None if self.shape is None else len(self.shape)
+
+    @property
+    def shapeless(self) -> str:
+        """Why it has no shape, in words that follow its name."""
+        if self.layout in (None, "lazy"):
+            return "is lazy: it has no shape and no values yet"
+        return f"is nested ({self.layout}): its rows have different lengths"
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON takes it: the rows of `torchparams ls --json`."""
@@ -102,6 +112,7 @@ class ParameterInfo:
             "raw_name": self.raw_name or self.name,
             "aliases": list(self.aliases),
             "persistent": self.persistent,
+            "layout": self.layout,
             "storage": None,
             "location": None,
         }
@@ -139,7 +150,7 @@ def file_tensor(
     draft.nbytes = nbytes
     draft.device = "file"
     draft.kind = "tensor"
-    draft.requires_grad = draft.module = draft.storage = None
+    draft.requires_grad = draft.module = draft.storage = draft.layout = None
     draft.aliases = draft.bases = ()
     draft.location = location
     draft.persistent = True
@@ -160,6 +171,8 @@ def live_tensor(
     aliases: tuple[str, ...],
     storage: Storage | None,
     persistent: bool,
+    nbytes: int | None = None,
+    layout: str | None = None,
 ) -> ParameterInfo:
     """The record of a tensor of a live model, as fast as `file_tensor`; `owner` is the class's name and its bases'.
 
@@ -173,7 +186,7 @@ def live_tensor(
     draft.shape = shape
     draft.dtype = dtype
     draft.numel = numel
-    draft.nbytes = dtype.nbytes(numel)
+    draft.nbytes = dtype.nbytes(numel) if nbytes is None else nbytes
     draft.device = device
     draft.kind = kind
     draft.requires_grad = requires_grad
@@ -183,6 +196,7 @@ def live_tensor(
     draft.storage = storage
     draft.location = None
     draft.persistent = persistent
+    draft.layout = layout
     draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
     return draft  # type: ignore[return-value]  # it is one now
 
@@ -234,3 +248,4 @@ class _ParameterInfoDraft:
     location: _LocationDraft | None
     bases: tuple[str, ...]
     persistent: bool
+    layout: str | None

@@ -8,6 +8,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
+from torchparams.left_out import LeftOut, concerned, left_out_lines
 from torchparams.records import Records
 from torchparams.report import Report, Text, filled, printable, to_html, to_text
 from torchparams.rows import ROWS_SHOWN as ROWS_SHOWN
@@ -67,6 +68,14 @@ class Parameters(Mapping[str, Any]):
         return self._source.metadata
 
     @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State of the source that the table does not list; of a selection, only of the modules that it concerns."""
+        found = self._source.left_out
+        if not found or self._selector is None:
+            return found
+        return concerned(found, self._selector, self.names)
+
+    @property
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Every parameter's record, by canonical name, in order."""
         if self._selector is None:
@@ -108,13 +117,14 @@ class Parameters(Mapping[str, Any]):
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
 
-        A view without a copy where the bytes allow; such a view is read-only or private to this process.
+        Of a file or an array, a view without a copy where the bytes allow; such a view is read-only or private to this
+        process. Of a live tensor, a copy.
 
         Raises:
             UnknownName: No parameter of this table is named so.
             NotReadable: Its values cannot be had.
         """
-        return self._source.numpy(self._taken(name))
+        return self._source.array(self._taken(name))
 
     @property
     def names(self) -> list[str]:
@@ -380,9 +390,10 @@ class Parameters(Mapping[str, Any]):
         infos = list(self.infos.values())
         title = Text(printable(f"{self._source.label} ({self._source.format})"), "title")
         total = Text(total_of(infos), "dim")
+        beside = left_out_lines(self.left_out)
         if not infos and self._selector is None and (reasons := self._source.why_empty()):
-            return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total))
-        return Report((title, table_of(sort_infos(infos, sort), limit), total))
+            return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
+        return Report((title, table_of(sort_infos(infos, sort), limit), total, *beside))
 
     def __repr__(self) -> str:
         try:

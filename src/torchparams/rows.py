@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError
-from torchparams.report import Cell, Column, Row, Table, cut, human_bytes, human_count, human_shape, plural
+from torchparams.report import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    cut,
+    human_bytes,
+    human_count,
+    human_shape,
+    plural,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +72,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
         return Row(
             (
                 f"{info.name} = {tied}" if tied else info.name,
-                human_shape(info.shape),
+                shape_of(info),
                 str(info.dtype),
                 f"{info.numel:,}",
                 human_bytes(info.nbytes),
@@ -100,3 +110,10 @@ def total_of(infos: list[ParameterInfo]) -> str:
     if tied:
         parts.append(plural(tied, "tied name"))
     return " · ".join(parts)
+
+
+def shape_of(info: ParameterInfo) -> str:
+    """The shape as a table shows it, with the layout of a tensor that is not plain: `[3, 3] sparse_coo`, `nested`."""
+    if info.layout is None:
+        return human_shape(info.shape)
+    return info.layout if info.shape is None else f"{human_shape(info.shape)} {info.layout}"

@@ -75,11 +75,11 @@ def test_sorted_and_limited(model: str, capsys: Captured) -> None:
 
 def test_json_is_the_records(model: str, capsys: Captured) -> None:
     form = command(capsys, "ls", model, "--json").json
-    assert list(form) == ["source", "format", "metadata", "total", "parameters"]
+    assert list(form) == ["source", "format", "metadata", "total", "parameters", "left_out"]
     assert form["parameters"][-1] == {
         "name": "head.weight", "shape": [5, 2], "dtype": "bfloat16", "numel": 10, "nbytes": 20, "device": "file",
         "kind": "tensor", "requires_grad": None, "module": None, "raw_name": "head.weight", "aliases": [],
-        "persistent": True, "storage": None,
+        "persistent": True, "layout": None, "storage": None,
         "location": {"file": "model.safetensors", "start": form["parameters"][-1]["location"]["start"],
                      "stop": form["parameters"][-1]["location"]["start"] + 20},
     }  # fmt: skip

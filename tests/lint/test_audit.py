@@ -89,6 +89,7 @@ def test_json_has_only_its_types() -> None:
                 "fix": "tp.stats(model, '2.bias')  # how many, then load or initialise it again",
             }
         ],
+        "left_out": [],
     }
 
 

@@ -414,7 +414,12 @@ def test_what_is_identical_is_said_in_a_line() -> None:
         "A  mapping of 2 tensors\nB  mapping of 2 tensors\nidentical, bit for bit: 2 tensors, 5 elements"
     ).replace("mapping of 2 tensors", tp.of(BASE).source.label)
     assert str(tp.diff(BASE, BASE, numeric=True)).endswith("equal in value: 2 tensors, 5 elements")
-    assert str(tp.diff({}, {})).endswith("nothing to compare: both hold no tensors")
+
+
+def test_where_nothing_is_compared_nothing_is_the_same() -> None:
+    nothing = tp.diff({}, {"step": 1})
+    assert not nothing.same
+    assert str(nothing).endswith("nothing was compared: there are no tensors in either")
 
 
 def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

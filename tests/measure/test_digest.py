@@ -527,6 +527,7 @@ def test_json() -> None:
                 "copies": [[{"source": "dict", "name": "a"}, {"source": "dict", "name": "b"}]],
             }
         ],
+        "left_out": [],
     }
     several = tp.duplicates({"a": tied}, {"b": np.ones(1)}).to_json()
     assert [source["source"] for source in several["sources"]] == ["dict", "dict (2)"]

@@ -572,13 +572,16 @@ def test_storages_without_an_address_differ(device: str) -> None:
     assert a.key == c.key != b.key
 
 
-def test_values_are_the_models_own() -> None:
+def test_tensors_are_the_models_own_and_arrays_are_copies() -> None:
     model = nn.Linear(3, 2)
     params = tp.of(model)
     array = params.numpy("weight")
-    with torch.no_grad():
-        model.weight.fill_(7.0)
-    assert array.tolist() == [[7.0] * 3] * 2
+    before = model.weight.tolist()
+    model.weight.untyped_storage().resize_(0)  # as FSDP does with what it does not need just now
+    assert array.tolist() == before
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 2
+    model.weight.untyped_storage().resize_(24)
     tensor = params.source.tensor("weight")
     assert not tensor.requires_grad
     assert tensor.data_ptr() == model.weight.data_ptr()
@@ -674,7 +677,7 @@ def test_distributed_tensors() -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("weight")
     assert str(caught.value) == (
-        "Linear: weight is a DTensor, which keeps its values in other tensors. "
+        "Linear: weight: it is a DTensor, which keeps its values in other tensors. "
         "make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one."
     )
 

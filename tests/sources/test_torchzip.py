@@ -319,7 +319,7 @@ class Marked(torch.Tensor):
     pass
 
 
-def test_a_wrapper_lists_what_it_is_made_of(tmp_path: Path) -> None:
+def test_a_wrapper_is_one_tensor_and_its_parts_are_not_listed(tmp_path: Path) -> None:
     part = tensor(storage("0", 4), [4], [1])
     rebuild = named("torch._utils", "_rebuild_wrapper_subclass")
     dtype, device = named("torch", "float32"), named("torch", "device") + row(text("cpu")) + b"R"
@@ -327,13 +327,14 @@ def test_a_wrapper_lists_what_it_is_made_of(tmp_path: Path) -> None:
     wrapped = named("torch._tensor", "_rebuild_from_type_v2") + row(
         rebuild, named("lib", "Sharded"), args, table({"_local": part, "_spec": text("x")})
     )
-    source = open_torch_zip(
-        written(tmp_path, torch_zip(whole(table({"w": wrapped + b"R"})), {"0": floats(1, 2, 3, 4)}))
-    )
-    assert [(name, info.shape) for name, info in source.infos().items()] == [("w", (8,)), ("w._local", (4,))]
-    assert source.numpy("w._local").tolist() == [1, 2, 3, 4]
-    with pytest.raises(NotReadable, match=r"'w': it is a lib.Sharded without values of its own"):
+    path = written(tmp_path, torch_zip(whole(table({"w": wrapped + b"R"})), {"0": floats(1, 2, 3, 4)}))
+    source = open_torch_zip(path)
+    (info,) = source.infos().values()
+    assert (info.name, info.shape, info.numel, info.layout) == ("w", (8,), 8, "Sharded")
+    with pytest.raises(NotReadable, match=r"'w': it is a lib.Sharded, which keeps its values in other tensors"):
         source.numpy("w")
+    assert open_torch_zip(path, "w._local").numpy("tensor").tolist() == [1, 2, 3, 4]
+    assert list(open_torch_zip(path, "w").infos()) == ["tensor"]
 
 
 def ints_(*values: int) -> bytes:

@@ -165,5 +165,5 @@ def test_the_report() -> None:
     assert str(applied) == (
         "Sequential: applied clamp(min=0) to 2 tensors\nname      shape\n2.weight  [2, 4]\n2.bias    [2]"
     )
-    assert applied.to_json() == {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"]}
+    assert applied.to_json() == {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"], "left_out": []}
     assert applied._repr_html_().startswith("<p>Sequential")

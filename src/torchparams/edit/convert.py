@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.edit.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
 from torchparams.edit.plan import MEMORY, SAFETENSORS, Plan, kind_of
 from torchparams.errors import PlanError
+from torchparams.left_out import STATE_DICT_HINT, in_words
 from torchparams.parameters import Parameters, of
 from torchparams.renames import Renames
 from torchparams.report import plural
@@ -113,7 +114,12 @@ def convert(
 
 
 def choose(x: object, selector: object, *, strict: bool = True) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
-    """The table of what is written of `x`, what is not, and what there is to say."""
+    """The table of what is written of `x`, what is not, and what there is to say.
+
+    Raises:
+        NoMatch: The selector hits nothing.
+        PlanError: A module of a live model keeps state outside its parameters and buffers.
+    """
     params = of(x, buffers=True)
     dropped: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -126,6 +132,13 @@ def choose(x: object, selector: object, *, strict: bool = True) -> tuple[Paramet
         total = len(params)
         params = params.select(selector, strict=strict)
         notes.append(f"selected: {len(params):,} of {plural(total, 'tensor')}")
+    beside = [each for each in params.left_out if each.live]
+    if beside:
+        raise PlanError(
+            f"{in_words(beside)}, which would be missing from what is written",
+            where=params.source.label,
+            hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
+        )
     return params, dropped, notes
 
 
@@ -174,7 +187,8 @@ def _metadata(source: Source, kind: str) -> tuple[dict[str, str], dict[str, Any]
         metadata.pop("total_size", None)
         index, metadata = metadata, {}
         text = shard_metadata(source)
-    lost = [(str(key), "not a tensor") for key in metadata]
+    beside = {each.name: each.reason for each in source.left_out}
+    lost = [(str(key), beside.get(str(key), "not a tensor")) for key in metadata]
     if kind != SAFETENSORS:
         said = [(key, "metadata, which a torch file has no place for") for key in text if key != "format"]
         return {}, {}, lost + said

@@ -80,7 +80,7 @@ class Job:
         """The same for records that are known already: cheaper where there are thousands."""
         for source, info in operands:
             if info.shape is None:
-                raise NotReadable(f"{info.name} is lazy: it has no shape and no values yet", where=source.label)
+                raise NotReadable(f"{info.name} {info.shapeless}", where=source.label)
         if len(operands) != 1 and len({info.numel for _, info in operands}) != 1:
             pairs = ", ".join(f"{info.name} of {source.label} has {info.numel}" for source, info in operands)
             raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")

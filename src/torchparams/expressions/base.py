@@ -152,7 +152,7 @@ class Stored(Expression):
     def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
         self.info = source.info(source.resolve(name)) if info is None else info
         if self.info.shape is None:
-            raise NotReadable(f"{self.info.name!r} is lazy: it has no shape and no values yet", where=source.label)
+            raise NotReadable(f"{self.info.name!r} {self.info.shapeless}", where=source.label)
         super().__init__(self.info.shape, self.info.dtype)
         self.source = source
         self.place = source.span(self.info.name)

@@ -217,5 +217,6 @@ def _packed_bytes(leaf: Stored) -> Array:
         return pack(leaf.source.numpy(leaf.info.name), leaf.dtype)
     import torch
 
-    array: Array = leaf.source.tensor(leaf.info.name).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return array
+    from torchparams.io.live import memory_of
+
+    return memory_of(leaf.source.tensor(leaf.info.name).cpu().contiguous().reshape(-1).view(torch.uint8))

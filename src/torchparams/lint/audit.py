@@ -82,6 +82,7 @@ saved or moved
         len(context.parameters),
         suppressed,
         tuple(context.unread),
+        context.source.left_out,
     )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.report import Cell, Column, Report, Row, Table, Text, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ class Audit:
         suppressed: How many findings `suppress` took away entirely.
         unread: Names of the tensors whose values could not be read: their class keeps them to itself, as that of a
             distributed or quantised tensor does.
+        left_out: State of the network outside its parameters and buffers, which no rule looked at.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -213,6 +215,7 @@ class Audit:
     parameters: int
     suppressed: int = 0
     unread: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return len(self.findings)
@@ -265,6 +268,7 @@ class Audit:
         if self.unread:
             parts.append(Text(f"{plural(len(self.unread), 'tensor')} whose values could not be read", "warn"))
             parts += [Text(printable(f"    {line}"), "name") for line in name_lines(self.unread)]
+        parts += left_out_lines(self.left_out)
         parts.append(Text(self._summary(), "dim" if self.findings else "good"))
         return Report(tuple(parts))
 
@@ -286,6 +290,7 @@ class Audit:
             "suppressed": self.suppressed,
             "unread": list(self.unread),
             "findings": [finding.to_json() for finding in self.findings],
+            "left_out": [each.to_json() for each in self.left_out],
         }
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from torchparams.io.live import memory_of
 from torchparams.lint.findings import Hit, Rule
 from torchparams.lint.rules_model import at, common
 from torchparams.report import plural
@@ -109,8 +110,8 @@ def _digest(tensor: torch.Tensor) -> bytes:
     import torch
     from blake3 import blake3
 
-    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest: bytes = blake3(array).digest()
+    array = memory_of(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
+    digest: bytes = blake3(array.data).digest()
     return digest
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torchparams.io.live import memory_of
 from torchparams.sources._live import dispatches
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _reduce(tensors: list[torch.Tensor], found: Extremes) -> None:
         flat: Any = _flatten_dense_tensors(tensors[first:last])  # type: ignore[no-untyped-call]  # torch's own
         starts = ends[first:last] - sizes[first:last]
         starts -= starts[0]
-        array = flat.float().numpy()
+        array = memory_of(flat.float())
         with np.errstate(invalid="ignore"):
             least = np.minimum.reduceat(array, starts).tolist()
             greatest = np.maximum.reduceat(array, starts).tolist()

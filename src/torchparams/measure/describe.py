@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NotReadable, SourceError
+from torchparams.left_out import left_out_lines
 from torchparams.parameters import of
 from torchparams.report import (
     Cell,
@@ -20,6 +21,7 @@ from torchparams.report import (
     to_html,
     to_text,
 )
+from torchparams.rows import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.info import ParameterInfo
+    from torchparams.left_out import LeftOut
 
 EDGE = 3
 """Values that are shown at both ends of each dimension."""
@@ -41,19 +44,23 @@ class Description:
         source: What the source is called, and its format.
         values: Values at the ends of every dimension, as numpy prints an array; None where they cannot be read.
         unreadable: Why they cannot be read; None where they can.
+        left_out: State of the tensor's module that is outside the table.
     """
 
     info: ParameterInfo
     source: tuple[str, str]
     values: str | None
     unreadable: str | None
+    left_out: tuple[LeftOut, ...] = ()
 
     def report(self) -> Report:
         """The facts, one a line, then the values."""
         rows = tuple(Row((Cell(fact, "dim"), said)) for fact, said in self._facts())
         facts = Table((Column(""), Column("")), rows)
         below = Text(self.values) if self.values is not None else Text(self.unreadable or "", "dim")
-        return Report((Text(printable(self.info.name), "title"), facts, Text(""), below))
+        return Report(
+            (Text(printable(self.info.name), "title"), facts, Text(""), below, *left_out_lines(self.left_out))
+        )
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         info = self.info
@@ -63,7 +70,7 @@ class Description:
             yield "stored as", info.raw_name
         for alias in info.aliases:
             yield "tied to", alias
-        yield "shape", human_shape(info.shape)
+        yield "shape", shape_of(info)
         yield "dtype", f"{info.dtype} ({info.dtype.bits} bits)"
         yield "numel", f"{info.numel:,}"
         yield "size", human_bytes(info.nbytes) + (f" ({info.nbytes:,} bytes)" if info.nbytes >= 1000 else "")
@@ -100,6 +107,7 @@ class Description:
             **self.info.to_json(),
             "values": self.values,
             "unreadable": self.unreadable,
+            "left_out": [each.to_json() for each in self.left_out],
         }
 
 
@@ -130,7 +138,9 @@ def show(x: object, name: str) -> Description:
         unreadable = f"Its values cannot be read: {error.what}."
     except SourceError as error:
         unreadable = f"Its values cannot be read: {error}"
-    return Description(info, (params.source.label, params.source.format), values, unreadable)
+    owners = {name.rpartition(".")[0] for name in (info.name, *info.aliases)}
+    beside = tuple(each for each in params.source.left_out if each.name in owners)
+    return Description(info, (params.source.label, params.source.format), values, unreadable, beside)
 
 
 def _printed(array: np.ndarray[Any, Any]) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnknownName
+from torchparams.left_out import LeftOut, concerned
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
@@ -54,6 +55,7 @@ class Diff:
         by: How they are grouped; None where they are not.
         groups: Their groups.
         limit: Most rows that are shown; None for all.
+        left_out_a, left_out_b: State that belongs to the sources and was not compared.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -73,10 +75,17 @@ class Diff:
     by: tuple[str, ...] | None = None
     groups: tuple[GroupDiff, ...] = ()
     limit: int | None = ROWS_SHOWN
+    left_out_a: tuple[LeftOut, ...] = ()
+    left_out_b: tuple[LeftOut, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Whether every tensor is in both, and the same."""
+        """Whether every tensor is in both and the same, and nothing that belongs to them was left out.
+
+        False where nothing was compared at all.
+        """
+        if not self.rows or self.left_out_a or self.left_out_b:
+            return False
         return all(row.status in SAME for row in self.rows)
 
     @property
@@ -146,6 +155,10 @@ class Diff:
             "by": None if self.by is None else list(self.by),
             "groups": [group.to_json() for group in self.groups],
             "tensors": [row.to_json() for row in self.differing],
+            "left_out": {
+                "a": [each.to_json() for each in self.left_out_a],
+                "b": [each.to_json() for each in self.left_out_b],
+            },
         }
 
     def __str__(self) -> str:
@@ -242,8 +255,19 @@ def diff(
         by=None if grouped is None else grouped[0],
         groups=() if grouped is None else grouped[1],
         limit=limit,
+        left_out_a=_left_out(mine, selector, rows),
+        left_out_b=_left_out(yours, selector, rows),
     )
     return made if sort is None else made.sorted(sort)
+
+
+def _left_out(params: Parameters, selector: object, rows: Iterable[TensorDiff]) -> tuple[LeftOut, ...]:
+    found = params.left_out
+    if not found or selector is None:
+        return found
+    from torchparams.selectors import Selector
+
+    return concerned(found, Selector.of(selector), [row.name for row in rows])
 
 
 def _text(selector: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torchparams.left_out import left_out_lines
 from torchparams.report import (
     Cell,
     Column,
@@ -63,6 +64,11 @@ def report(diff: Diff) -> Report:
         if unread:
             columns = (Column(_WORDS["unread"], style="name", shrink=True), Column("because"))
             parts.append(Table(columns, _shown(unread, diff.limit, lambda row: (row.name, row.reason))))
+    for side, found in (("A", diff.left_out_a), ("B", diff.left_out_b)):
+        parts += [
+            Text(f"{side}, {line.text}" if i == 0 else line.text, line.style)
+            for i, line in enumerate(left_out_lines(found))
+        ]
     parts.append(_verdict(diff))
     if diff.proposal is not None:
         parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
@@ -73,7 +79,7 @@ def report(diff: Diff) -> Report:
 
 def _verdict(diff: Diff) -> Text:
     if not diff.rows:
-        return Text("nothing to compare: both hold no tensors", "dim")
+        return Text("nothing was compared: there are no tensors in either", "warn")
     counts, total = diff.counts, diff.total
     same = "equal in value" if diff.numeric else "identical"
     many = counts["identical"] + counts["equal"]
@@ -82,6 +88,8 @@ def _verdict(diff: Diff) -> Text:
         bits = "" if diff.numeric else ", bit for bit"
         return Text(f"{same}{bits}: {plural(many, 'tensor')}, {size}", "good")
     parts = [f"{counts[status]:,} {words}" for status, words in _WORDS.items() if counts[status]]
+    if diff.left_out_a or diff.left_out_b:
+        parts.append("state outside the table, not compared")
     return Text(f"{' · '.join(parts)} · {many:,} {same}", "warn")
 
 

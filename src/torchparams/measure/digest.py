@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from torchparams.errors import NotReadable
+from torchparams.left_out import STATE_DICT_HINT, LeftOut, in_words, left_out_lines
 from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import Parameters, of
@@ -88,12 +90,14 @@ class Digests:
         format: Its format.
         tensors: Name → tensor and digest, in the source's order.
         digest: The digest of the set: 64 hexadecimal digits.
+        left_out: State that belongs to the source and is not part of the digest.
     """
 
     source: str
     format: str
     tensors: Mapping[str, TensorDigest]
     digest: str
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def same_content(self) -> tuple[SameContent, ...]:
@@ -125,8 +129,12 @@ class Digests:
         return cls(source, "manifest", tensors, made)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest, with `same_content` beside it."""
-        return {**self.manifest(), "same_content": [group.to_json() for group in self.same_content]}
+        """The manifest, with `same_content` and `left_out` beside it."""
+        return {
+            **self.manifest(),
+            "same_content": [group.to_json() for group in self.same_content],
+            "left_out": [each.to_json() for each in self.left_out],
+        }
 
     def report(self, limit: int | None = None) -> Report:
         """The tensors with their digests, then the set's, then what is there more than once.
@@ -149,6 +157,7 @@ class Digests:
         size = human_bytes(sum(t.nbytes for t in self.tensors.values()))
         yield Text(f"{plural(len(rows), 'tensor')} · {size} · digest of the set:", "dim")
         yield Text(self.digest)
+        yield from left_out_lines(self.left_out)
 
     def __str__(self) -> str:
         return to_text(self.report(ROWS_SHOWN))
@@ -231,7 +240,8 @@ def digest(
 
     Raises:
         NoMatch: A branch of the selector hits nothing.
-        NotReadable: A tensor has no values: it is lazy, on the meta device, sparse or quantised.
+        NotReadable: A tensor has no values: it is lazy, on the meta device, sparse or quantised. Or a module of a live
+            model keeps state outside its parameters and buffers, which a digest would not notice.
         SourceError: A file was written to while it was read.
 
     >>> import numpy as np
@@ -243,6 +253,13 @@ def digest(
     True
     """
     params = chosen(x, selector, strict=strict)
+    beside = params.left_out
+    if any(each.live for each in beside):
+        raise NotReadable(
+            f"{in_words(beside)}; without that state, different models would have one digest",
+            where=params.source.label,
+            hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
+        )
     infos = params.infos
     hashed = tensor_digests(params.source, infos.values(), engine=engine, progress=progress)
     memory = _Memory(params.source)
@@ -251,7 +268,7 @@ def digest(
         dtype, shape = encoded_as(info)
         tensors[name] = TensorDigest(name, dtype, shape, info.nbytes, hashed[name], info.aliases, memory.of(info))
     pairs = ((name, tensor.digest) for tensor in tensors.values() for name in tensor.names)
-    return Digests(params.source.label, params.source.format, tensors, set_digest(pairs))
+    return Digests(params.source.label, params.source.format, tensors, set_digest(pairs), beside)
 
 
 def duplicates(
@@ -282,7 +299,7 @@ def duplicates(
         made = digest(x, selector, strict=strict, engine=engine, progress=progress)
         count = labels[made.source] = labels.get(made.source, 0) + 1
         label = made.source if count == 1 else f"{made.source} ({count})"
-        found.append(Digests(label, made.format, made.tensors, made.digest))
+        found.append(replace(made, source=label))
     return Duplicates(tuple(found), same_content(found))
 
 

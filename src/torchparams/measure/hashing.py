@@ -233,11 +233,13 @@ def _odd_digest(source: Source, info: ParameterInfo) -> str:
     """The digest of a tensor of a type that torch has, and numpy lacks."""
     import torch
 
+    from torchparams.io.live import memory_of
+
     tensor = source.tensor(info.name)
     if tensor.layout != torch.strided or tensor.is_quantized:
         how = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
         raise NotReadable(f"{info.name} is {how}: its values are not the bytes of its memory", where=source.label)
     flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     fold = DigestFold(info)
-    fold.add(flat.numpy())
+    fold.add(memory_of(flat).data)
     return fold.finish()

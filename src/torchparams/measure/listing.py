@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torchparams.left_out import left_out_lines
 from torchparams.parameters import Parameters, of
 from torchparams.report import (
     Cell,
@@ -15,12 +16,11 @@ from torchparams.report import (
     Table,
     Text,
     human_bytes,
-    human_shape,
     printable,
     to_html,
     to_text,
 )
-from torchparams.rows import sort_infos, total_of
+from torchparams.rows import shape_of, sort_infos, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -61,6 +61,7 @@ class Listing:
                 Text(printable(f"{source.label} ({source.format})"), "title"),
                 tree_table(tree_of(infos, fold=self.fold), depth=self.depth),
                 Text(total_of(infos), "dim"),
+                *left_out_lines(self.params.left_out),
             )
         )
 
@@ -73,7 +74,7 @@ class Listing:
         return to_html(self.report())
 
     def to_json(self) -> dict[str, Any]:
-        """`source`, `format`, `metadata` where its values are text, `total`, and `parameters`: a record each."""
+        """`source`, `format`, `metadata` where its values are text, `total`, `parameters` (records), `left_out`."""
         source = self.params.source
         infos = sort_infos(list(self.params.infos.values()), self.sort)
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
@@ -88,6 +89,7 @@ class Listing:
                 "trainable": sum(info.numel for info in counted if info.requires_grad) if counted else None,
             },
             "parameters": [info.to_json() for info in infos],
+            "left_out": [each.to_json() for each in self.params.left_out],
         }
 
 
@@ -171,7 +173,7 @@ class Node:
 def alike(info: ParameterInfo) -> Hashable:
     """Equal for tensors of equal layers."""
     # The shape as text: a file could choose numbers of which Python's hashes collide.
-    return str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases
+    return str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases, info.layout
 
 
 def tree_of(
@@ -305,7 +307,7 @@ def tree_table(root: Node, *, depth: int | None = None) -> Table:
             yield Row(
                 (
                     Cell(child.name, "" if info is not None else "title"),
-                    "" if info is None else human_shape(info.shape),
+                    "" if info is None else shape_of(info),
                     "" if info is None else str(info.dtype),
                     f"{child.tensors:,}",
                     f"{child.numel:,}",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Engine, Progress
     from torchparams.engines.lenient import Unread
     from torchparams.info import ParameterInfo
+    from torchparams.left_out import LeftOut
     from torchparams.report import Report
     from torchparams.sketch import Sketch
 
@@ -61,6 +62,7 @@ class Stats:
         shown: Quantiles that the table has a column for.
         limit: Most rows, flags and unread tensors that are shown; None for all.
         wide: Whether the table has every column, or those that 80 characters have room for.
+        left_out: State that belongs to the source and is in no row.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -81,6 +83,7 @@ class Stats:
     shown: tuple[float, ...] = ()
     limit: int | None = ROWS_SHOWN
     wide: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
     def __iter__(self) -> Iterator[TensorStats]:
         return iter(self.rows)
@@ -131,6 +134,7 @@ class Stats:
             "rows": [row.to_json() for row in self.rows],
             "flags": [flag.to_json() for flag in self.flags],
             "unread": [{"name": each.name, "reason": each.reason} for each in self.unread],
+            "left_out": [each.to_json() for each in self.left_out],
         }
 
     def __str__(self) -> str:
@@ -214,6 +218,7 @@ def stats(
         shown=() if quantiles is None else wanted,
         limit=limit,
         wide=wide,
+        left_out=params.left_out,
     )
     return made if sort is None else made.sorted(sort)
 

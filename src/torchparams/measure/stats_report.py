@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from torchparams.left_out import left_out_lines
 from torchparams.measure.flags import kinds_of
 from torchparams.report import (
     Cell,
@@ -43,6 +44,7 @@ def report(stats: Stats) -> Report:
     if stats.unread:
         parts.append(Text(f"not read: {plural(len(stats.unread), 'tensor')}", "warn"))
         parts += _lines(((each.name, each.reason) for each in stats.unread), len(stats.unread), limit)
+    parts += left_out_lines(stats.left_out)
     if stats.flags:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(stats.flags).items())
         parts.append(Text(f"to look at: {kinds}", "warn"))

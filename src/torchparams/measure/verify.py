@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable
 from torchparams.info import ParameterInfo
+from torchparams.left_out import concerned, in_words
 from torchparams.measure.digest import Digests, chosen
 from torchparams.measure.hashing import encoded_as, tensor_digests
 from torchparams.measure.integrity import FAILED, IMPOSSIBLE, OK, Check, integrity, told
@@ -101,8 +102,9 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found: no difference, and no check that failed."""
-        return not self.differences and all(check.outcome != FAILED for check in self.checks)
+        """Whether a check passed, none failed, and there is no difference."""
+        outcomes = {check.outcome for check in self.checks}
+        return not self.differences and FAILED not in outcomes and OK in outcomes
 
     def __bool__(self) -> bool:
         return self.ok
@@ -139,6 +141,8 @@ class Verification:
 
     def _verdict(self) -> str:
         looked = f"{plural(self.tensors, 'tensor')}, {human_bytes(self.nbytes)}"
+        if not self.differences and all(check.outcome == IMPOSSIBLE for check in self.checks):
+            return f"{looked}: nothing was compared."
         if self.ok:
             impossible = any(check.outcome == IMPOSSIBLE for check in self.checks)
             sound = "nothing wrong was found" if impossible else "all is well"
@@ -254,14 +258,29 @@ def verify(
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
         progress = None  # what is left is little, unless something is wrong
         missing = sum(difference.kind == "missing" for difference in differences)
-        count = f"{len(whole):,} of {plural(len(infos) + missing, 'tensor')} as in the manifest"
-        checks.append(Check("digests", FAILED if differences else OK, count))
+        total = len(infos) + missing
+        count = f"{len(whole):,} of {plural(total, 'tensor')} as in the manifest"
+        checks.append(Check("digests", FAILED if differences else OK if total else IMPOSSIBLE, count))
         if ties:
             checks.append(Check("ties", OK, "Names on one side only, whose values are there under another name", ties))
+    checks += _outside(params, selector, infos)
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
     nbytes = sum(info.nbytes for info in infos.values())
     return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
+
+
+def _outside(params: Parameters, selector: object, infos: Mapping[str, ParameterInfo]) -> Iterator[Check]:
+    """A check for the state that is in no table, of which no manifest says anything; of a live model it fails."""
+    found = params.left_out
+    if selector is not None:
+        found = concerned(found, Selector.of(selector), infos)
+    for outcome, beside in (
+        (FAILED, [each for each in found if each.live]),
+        (IMPOSSIBLE, [each for each in found if not each.live]),
+    ):
+        if beside:
+            yield Check("other state", outcome, f"not compared: {in_words(beside)}")
 
 
 def _by_name(expected: Digests) -> dict[str, TensorDigest]:

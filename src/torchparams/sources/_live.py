@@ -96,24 +96,7 @@ class LiveRecords(Records):
     def infos(self) -> list[ParameterInfo]:
         """The records themselves, all of them."""
         if not self._made:
-            self._made = [
-                live_tensor(name, shape, dtype, numel, device, kind, grad, owner, raw, aliases, storage, saved)
-                for name, shape, dtype, numel, device, kind, grad, owner, raw, aliases, storage, saved in zip(
-                    self.tensors,
-                    self.column("shape"),
-                    self.column("dtype"),
-                    self.column("numel"),
-                    self.column("device"),
-                    self.column("kind"),
-                    self.column("requires_grad"),
-                    self.column("owner"),
-                    self.column("raw_name"),
-                    self.column("aliases"),
-                    self.column("storage"),
-                    self.column("persistent"),
-                    strict=True,
-                )
-            ]
+            self._made = list(map(live_tensor, self.tensors, *map(self.column, _MADE_OF)))
         return self._made
 
     def _find(self, field: str) -> Sequence[Any]:
@@ -152,12 +135,72 @@ class _Once(dict[Any, Any]):
 
 
 def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]:
-    shapes = _Once(tuple)
+    shapes, own_memory = _Once(tuple), _Once(lambda cls: not dispatches(cls))
     for tensor in records.tensors.values():
         try:
-            yield shapes[tensor.shape], tensor.numel()
+            yield (shapes[tensor.shape], tensor.numel()) if own_memory[type(tensor)] else sizes_of(tensor)
         except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
-            yield None, 0
+            yield sizes_of(tensor)
+
+
+def sizes_of(tensor: Any) -> tuple[tuple[int, ...] | None, int]:
+    """The shape and the count of elements of a tensor; a lazy one has neither, a nested one has no shape."""
+    if getattr(tensor, "is_nested", False):
+        # The sizes of a jagged tensor are symbols; of the other kind they are an error.
+        return None, int(tensor.numel() if layout_of(tensor) == "nested" else tensor.values().numel())
+    try:
+        return tuple(tensor.shape), tensor.numel()
+    except Exception:  # as above
+        return None, 0
+
+
+def layout_of(tensor: Any) -> str | None:
+    """How a tensor keeps its values: see `ParameterInfo.layout`."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        return "lazy"
+    spelled = str(tensor.layout).removeprefix("torch.")
+    if spelled != "strided":
+        return spelled
+    if tensor.is_nested:
+        return "nested"
+    return type(tensor).__name__ if dispatches(type(tensor)) else None
+
+
+def stored_bytes(tensor: Any, dtype: DType, numel: int, layout: str | None) -> int:
+    """Bytes of a tensor as it is kept: of a sparse one its indices and values, of any other its elements."""
+    parts = _SPARSE_PARTS.get(layout or "", ())
+    if not parts:
+        return dtype.nbytes(numel)
+    return sum(getattr(tensor, part)().nbytes for part in parts)
+
+
+_COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
+_COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
+_SPARSE_PARTS: dict[str, tuple[str, ...]] = {
+    "sparse_coo": ("_indices", "_values"),
+    "sparse_csr": _COMPRESSED_ROWS,
+    "sparse_bsr": _COMPRESSED_ROWS,
+    "sparse_csc": _COMPRESSED_COLUMNS,
+    "sparse_bsc": _COMPRESSED_COLUMNS,
+}
+
+
+def _layouts(records: LiveRecords) -> Iterator[str | None]:
+    import torch
+
+    strided = torch.strided
+    own_memory = _Once(lambda cls: not dispatches(cls))
+    for tensor, shape in zip(records.tensors.values(), records.column("shape"), strict=True):
+        plain = shape is not None and tensor.layout is strided and own_memory[type(tensor)]
+        yield None if plain else layout_of(tensor)
+
+
+def _nbytes(records: LiveRecords) -> Iterator[int]:
+    columns = records.tensors.values(), *map(records.column, ("dtype", "numel", "layout"))
+    for tensor, dtype, numel, layout in zip(*columns, strict=True):
+        yield dtype.nbytes(numel) if layout is None else stored_bytes(tensor, dtype, numel, layout)
 
 
 def _nth(place: int) -> Callable[[LiveRecords], Iterator[Any]]:
@@ -196,15 +239,20 @@ def _storage(tensor: Any, device: str, strides: _Once) -> Storage | None:
         return None
 
 
+_MADE_OF = (
+    *("shape", "dtype", "numel", "device", "kind", "requires_grad", "owner", "raw_name"),
+    *("aliases", "storage", "persistent", "nbytes", "layout"),
+)
+"""The columns that `live_tensor` takes, behind the name."""
+
 _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "name": lambda records: records.tensors,
     "sizes": _sizes,
     "shape": _nth(0),
     "numel": _nth(1),
     "ndim": lambda records: (None if shape is None else len(shape) for shape in records.column("shape")),
-    "nbytes": lambda records: (
-        dtype.nbytes(numel) for dtype, numel in zip(records.column("dtype"), records.column("numel"), strict=True)
-    ),
+    "nbytes": _nbytes,
+    "layout": _layouts,
     "dtype": _each(attrgetter("dtype"), DType.of),
     "device": _each(attrgetter("device"), str),
     "requires_grad": _each(attrgetter("requires_grad")),

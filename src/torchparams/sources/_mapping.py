@@ -10,6 +10,8 @@ from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable, SourceError, TorchParamsError, UnsupportedSource
 from torchparams.info import ParameterInfo, Storage, live_tensor, view_of
+from torchparams.io.live import read_only_copy
+from torchparams.left_out import LeftOut, state_of_layer
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -143,6 +145,24 @@ class MappingSource(Source):
                 raise
         array.flags.writeable = False
         return array
+
+    def array(self, name: str) -> Array:
+        """The values to keep: a read-only view of an array's memory, a copy of a tensor, whose memory may be freed.
+
+        Raises:
+            NotReadable: See `numpy`.
+        """
+        values = self.numpy(name)
+        return values if _is_array(self.value(name)) else read_only_copy(values)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The entries that hold a layer's state and are no tensors: extra state, packed weights."""
+        return tuple(
+            LeftOut(name, f"{type(value).__module__}.{type(value).__qualname__}", reason)
+            for name, value in self._list()[2].items()
+            if value is not None and (reason := state_of_layer(name, type(value).__name__))
+        )
 
     # --- names -----------------------------------------------------------------------------
 
@@ -308,22 +328,24 @@ class _Records:
         import torch
         from torch._C import DisableTorchFunctionSubclass
 
+        from torchparams.sources._live import layout_of, sizes_of, stored_bytes
+
         # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
         with DisableTorchFunctionSubclass():
             device = self._devices.get(value.device)
             if device is None:
                 device = self._devices[value.device] = str(value.device)
-            shape: tuple[int, ...] | None
-            try:
-                shape, count = tuple(value.shape), value.numel()
-            except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
-                shape, count = None, 0
+            shape, count = sizes_of(value)
+            layout = layout_of(value)
+            nbytes = stored_bytes(value, dtype, count, layout)
             # `isinstance` asks the class of parameters, which takes its time.
             plain = type(value) is torch.Tensor
             kind = "tensor" if plain or not isinstance(value, torch.nn.Parameter) else "parameter"
             storage = _tensor_storage(value, device)
+            owner = None, ()
             return live_tensor(
-                name, shape, dtype, count, device, kind, value.requires_grad, (None, ()), name, aliases, storage, True
+                *(name, shape, dtype, count, device, kind, value.requires_grad, owner),
+                *(name, aliases, storage, True, nbytes, layout),
             )
 
     def dtype(self, name: str, value: Any) -> DType:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.companions import coded
 from torchparams.errors import NotReadable, UnknownName
+from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
-from torchparams.sources._live import LiveRecords, class_names, coded_parameters, dispatches
+from torchparams.sources._live import LiveRecords, class_names, coded_parameters
+from torchparams.sources._state import state_outside
 from torchparams.sources._traverse import attribute, holders, list_tensors, reach, refuse_odd_keys
 from torchparams.sources.base import Source
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from torchparams.encodings.companions import Coded
     from torchparams.info import ParameterInfo
+    from torchparams.left_out import LeftOut
 
 
 class ModuleSource(Source):
@@ -142,12 +145,6 @@ class ModuleSource(Source):
                 where=self.label,
                 hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
             )
-        if dispatches(type(tensor)):
-            raise NotReadable(
-                f"{name} is a {type(tensor).__name__}, which keeps its values in other tensors",
-                where=self.label,
-                hint="make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one",
-            )
         try:
             array = to_numpy(tensor).view()
         except NotReadable as error:
@@ -174,6 +171,19 @@ class ModuleSource(Source):
         from torchparams.sources.network import Network
 
         return why_empty(Network(self.module))
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of the values: whoever frees the parameter's memory (FSDP does) leaves no array without it.
+
+        Raises:
+            NotReadable: See `numpy`.
+        """
+        return read_only_copy(self.numpy(name))
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The modules that keep state outside their parameters and buffers; no code of theirs is run."""
+        return state_outside(self.module)
 
     # --- names -----------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from torchparams.sources._refs import (
     StorageRef,
     TensorRef,
     fits,
+    numel_of,
     show,
     sizes,
 )
@@ -105,13 +106,30 @@ def _sparse(machine: Services, func: Global, args: Any) -> Any:
     shape = sizes(shape, "the shape of a sparse tensor")
     tensor = TensorRef(None, tensors[-1].dtype, 0, shape, contiguous(shape))
     tensor.requires_grad = tensors[-1].requires_grad
+    known = layout.removeprefix("torch.") if type(layout) is str else ""
+    tensor.layout = known if known in _SPARSE_LAYOUTS else "sparse"
     tensor.problem = f"sparse ({shorten(layout) if type(layout) is str else 'in a layout that is not known'})"
+    tensor.nbytes = sum(part.dtype.nbytes(numel_of(part.shape or ())) for part in tensors)
     return tensor
+
+
+_SPARSE_LAYOUTS = ("sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
 
 
 def _nested(machine: Services, func: Global, args: Any) -> Any:
     data = _arguments(func, args, 4, 4)[0]
-    return data.replaced(problem="nested: rows of different lengths") if type(data) is TensorRef else NotImplemented
+    return _ragged(data, "nested")
+
+
+def _ragged(data: Any, layout: str) -> Any:
+    if type(data) is not TensorRef:
+        return NotImplemented
+    return data.replaced(problem="nested: rows of different lengths", layout=layout, ragged=True)
+
+
+def _jagged(machine: Services, func: Global, args: Any) -> Any:
+    parts = args[0] if type(args) is tuple and len(args) == 1 else None
+    return _ragged(parts.get("values"), "jagged") if type(parts) is dict else NotImplemented
 
 
 def _meta(machine: Services, func: Global, args: Any) -> TensorRef:
@@ -129,7 +147,8 @@ def _wrapper(machine: Services, func: Global, args: Any) -> TensorRef:
     tensor = TensorRef(None, _dtype(func, dtype), 0, shape, sizes(stride, "the stride of a tensor"))
     tensor.requires_grad = grad is True
     named = cls if type(cls) is Global else "subclass"
-    tensor.problem = f"a {named} without values of its own; the tensors it is made of are listed beneath it"
+    tensor.problem = f"a {named}, which keeps its values in other tensors, and is not decoded here"
+    tensor.layout = shorten(cls.name.rpartition(".")[2], 40) if type(cls) is Global else "wrapper"
     return tensor
 
 
@@ -149,7 +168,12 @@ def _from_type(machine: Services, func: Global, args: Any) -> Any:
     if type(inner) is not Global or inner.build is None or inner.build is _from_type:
         return NotImplemented
     tensor = inner.build(machine, inner, inner_args)
-    return tensor.replaced(state=state) if type(tensor) is TensorRef else NotImplemented
+    if type(tensor) is not TensorRef:
+        return NotImplemented
+    # A parameter of a subclass is one by this attribute alone.
+    own = state[0] if type(state) is tuple and state else state
+    is_parameter = tensor.is_parameter or (type(own) is dict and own.get("_is_param") is True)
+    return tensor.replaced(state=state, is_parameter=is_parameter)
 
 
 def _lazy(machine: Services, func: Global, args: Any) -> TensorRef:
@@ -157,6 +181,7 @@ def _lazy(machine: Services, func: Global, args: Any) -> TensorRef:
     tensor = TensorRef(None, DType.of("float32"), 0, None, ())
     tensor.requires_grad = grad is True
     tensor.problem, tensor.meta = "lazy: it has no shape and no values until its module first runs", True
+    tensor.layout = "lazy"
     tensor.is_parameter = func.name == "UninitializedParameter"
     return tensor
 
@@ -306,6 +331,7 @@ CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _device_tensor,
     ("torch._utils", "_rebuild_xla_tensor"): _device_tensor,
     **{(f"torch.{home}", f"_rebuild_from_type{v}"): _from_type for home in ("_tensor", "tensor") for v in ("", "_v2")},
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): _jagged,
     ("torch.nn.parameter", "UninitializedParameter"): _lazy,
     ("torch.nn.parameter", "UninitializedBuffer"): _lazy,
     ("torch", "Size"): _collection,

@@ -92,11 +92,16 @@ class TensorRef(Rebuilt):
         neg: The values are the stored ones with the other sign.
         state: Attributes of a tensor of a subclass, or None.
         meta: It has no values by design.
+        layout: How its values are kept, where it is no plain tensor; see `ParameterInfo.layout`.
+        ragged: Its rows have different lengths: the shape is that of all of them in one.
+        nbytes: Bytes that it takes; None for those of its elements.
     """
 
-    # Attributes of the class, which an instance that needs another value has of its own: most have the six below.
-    is_parameter = conj = neg = meta = requires_grad = False
+    # Attributes of the class, which an instance that needs another value has of its own: most have those below.
+    is_parameter = conj = neg = meta = requires_grad = ragged = False
     problem: str | None = None
+    layout: str | None = None
+    nbytes: int | None = None
     state: Any = None
 
     def __init__(

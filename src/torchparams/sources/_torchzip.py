@@ -22,6 +22,7 @@ from torchparams.sources._bytes import FileBytes, paused_gc
 from torchparams.sources._pickle import Machine
 from torchparams.sources._rebuild import CONSTRUCTORS
 from torchparams.sources._refs import Region, StorageRef, Storages
+from torchparams.sources._script import ScriptCode
 from torchparams.sources._tree import Listing
 from torchparams.sources._views import PickledSource
 from torchparams.sources._zip import Member, ZipDirectory
@@ -97,10 +98,10 @@ class TorchZipSource(PickledSource):
         if end != stop:
             raise TrailingBytes(f"{plural(stop - end, 'byte')} after the end of the pickle, at byte {end}", where=label)
         self._place_storages(storages)
-        listing = Listing(root, inner, file.path)
+        listing = Listing(root, inner, file.path, ScriptCode(self._zip, self._folder))
         if self._folder + "constants.pkl" in self._zip.members:
             listing.metadata["(torchscript)"] = (
-                "an archive of torch.jit.save: listed are the attributes of its objects; "
+                "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
                 "constants of its code are not, and its code is not run"
             )
         super().__init__(file, inner, listing)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, MissingDependency, NotReadable, TorchParamsError
+from torchparams.io.live import memory_of
+from torchparams.sources._live import dispatches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +110,8 @@ def from_bytes(memory: Any, info: ParameterInfo, shape: tuple[int, ...], stride:
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's values as an array: of the same memory for tensors on the CPU, of a copy for others.
 
-    bfloat16 and float8 come as ml_dtypes' types. Lazy conjugation and negation are carried out.
+    The memory stays resizable, and freeing it leaves the array without: see `torchparams.io.live`. bfloat16 and float8
+    come as ml_dtypes' types. Lazy conjugation and negation are carried out.
 
     Args:
         tensor: Of any shape and device; a `Parameter`, and one that requires grad, too.
@@ -122,6 +125,11 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """
     import torch
 
+    if dispatches(type(tensor)) and not tensor.is_nested:
+        raise NotReadable(
+            f"it is a {type(tensor).__name__}, which keeps its values in other tensors",
+            hint="make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one",
+        )
     tensor = tensor.detach()
     if tensor.is_nested:
         raise NotReadable("a nested tensor has rows of different lengths, and no array")
@@ -140,8 +148,8 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     wanted = dtype.numpy
     tensor = tensor.cpu().resolve_conj().resolve_neg()
     if dtype in _ML_DTYPES:
-        return tensor.view(torch.uint8 if dtype.itemsize == 1 else torch.int16).numpy().view(wanted)
-    return tensor.numpy()
+        return memory_of(tensor.view(torch.uint8 if dtype.itemsize == 1 else torch.int16)).view(wanted)
+    return memory_of(tensor)
 
 
 def _shareable(array: np.ndarray[Any, Any]) -> bool:

@@ -2,7 +2,9 @@
 
 - A dict gives its keys and a list its indexes, joined by dots; a flat state_dict keeps its names.
 - A pickled `nn.Module` gives the names of its parameters and buffers, in the order of its
-  state_dict. Tensors that are plain attributes of it are described in the metadata.
+  state_dict. Tensors that are plain attributes of it are described in the metadata. So does a
+  module of TorchScript, whose code declares which of its attributes are which.
+- A tensor that is made of others (distributed, quantised) is one entry. Its parts are not listed.
 - Any other object that was not made gives its attributes, its items, and under `args` what it was
   called with.
 - A tensor that is the whole file, or the whole of `#inner`, is named `tensor`.
@@ -13,10 +15,12 @@ a bound, and every path that is followed is counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.errors import LimitExceeded, SourceError, UnknownName, nearest, shorten
+from torchparams.left_out import LeftOut, state_of_layer
 from torchparams.names import script_class
 from torchparams.report import plural
 from torchparams.sources._describe import attributes_of, class_name, component_of, describe, plain_copy
@@ -39,6 +43,9 @@ class _Parents(list[Any]):
 
 Child = tuple[str, Any, str | None, str | None]
 """Component of the name, value, kind and module."""
+
+Declared = Callable[[str], tuple[frozenset[str], frozenset[str]] | None]
+"""From the name of a TorchScript class to the names of its parameters and of its buffers."""
 
 
 class Entry:
@@ -67,6 +74,14 @@ class Listing:
     Attributes:
         names: Every name of a tensor, aliases too, with its entry; in the order of the file.
         metadata: What is no tensor: plain values as they are, other objects described.
+        left_out: Of these, the state of layers.
+
+    Args:
+        root: What the pickle holds.
+        inner: The dotted path of what to list, or None for all.
+        label: The file's, for messages.
+        declared: Gives the names of the parameters and of the buffers that the code of a TorchScript class declares,
+            None where it is no module, or of which nothing is known.
 
     Raises:
         UnknownName: There is no `inner`.
@@ -74,8 +89,10 @@ class Listing:
         LimitExceeded: It is nested too deeply, or shared parts give it too many names.
     """
 
-    def __init__(self, root: Any, inner: str | None, label: str) -> None:
+    def __init__(self, root: Any, inner: str | None, label: str, declared: Declared | None = None) -> None:
         self.label = label
+        self.left_out: list[LeftOut] = []
+        self._declared = declared or (lambda name: None)
         self.names: dict[str, Entry] = {}
         self.metadata: dict[str, Any] = {}
         self._tensors: dict[int, tuple[Any, TensorRef | None]] = {}
@@ -84,6 +101,7 @@ class Listing:
         self._name_characters = limits.NAME_CHARACTERS
         if inner:
             root = self._resolve(root, inner)
+            self.left_out.clear()  # what was met on the way there
         self._holders, edges = self._find_holders(root)
         self._steps = edges + limits.ALIASES
         tensor = self._tensor(root)
@@ -197,7 +215,7 @@ class Listing:
         stack = [root]
         while stack:
             node = stack.pop()
-            if type(node) is not TensorRef and self._tensor(node) is not None:
+            if self._tensor(node) is not None:
                 continue  # its parts are the tensor
             holds = False
             for child in _parts(node):
@@ -205,14 +223,10 @@ class Listing:
                 kind = type(child)
                 if kind in _LEAVES:
                     continue
-                if kind is TensorRef:
-                    holds = True
-                    if child.state is None or child.storage is not None:
-                        continue
-                elif self._tensor(child) is not None:
+                if kind is TensorRef or self._tensor(child) is not None:
                     holds = True
                     continue
-                elif not child and kind in _CONTAINERS:
+                if not child and kind in _CONTAINERS:
                     continue
                 known = parents.get(id(child), parents)
                 if known is parents:
@@ -257,6 +271,10 @@ class Listing:
             if prefix is None or not script:
                 self.metadata["(top)" if prefix is None else prefix] = f"an object of {class_name(node)}, not made"
             module = script_class(class_name(node)) if script else None
+            names = self._declared(class_name(node)) if script else None
+            if names is not None and module is not None:
+                yield from self._script_children(attributes, names, module, prefix)
+                return
             for part in attributes:
                 for key, child in part.items():
                     if script and key in ("training", "_is_full_backward_hook"):
@@ -294,11 +312,43 @@ class Listing:
                 yield component_of(key), child, None, None
         for part in attributes:
             for key, child in part.items():
-                if key in ("_parameters", "_buffers", "_modules"):
-                    continue
-                if type(child) not in _LEAVES and (id(child) in self._holders or self._tensor(child) is not None):
-                    text = f"in no state_dict, an attribute of {module}: {describe(child)}"
-                    self._note(self._join(prefix, component_of(key)), text)
+                if key not in ("_parameters", "_buffers", "_modules"):
+                    self._note_attribute(prefix, key, child, module)
+
+    def _script_children(
+        self,
+        attributes: list[dict[Any, Any]],
+        names: tuple[frozenset[str], frozenset[str]],
+        module: str,
+        prefix: str | None,
+    ) -> Iterator[Child]:
+        """What the state_dict of a module of TorchScript holds, in the order of its attributes."""
+        parameters, buffers = names
+        for part in attributes:
+            for key, child in part.items():
+                if key in ("training", "_is_full_backward_hook"):
+                    continue  # every module of torch.jit has them
+                component = component_of(key)
+                if component in parameters or component in buffers:
+                    if child is not None:
+                        yield component, child, "parameter" if component in parameters else "buffer", module
+                elif type(child) is Reduced and _is_script(child) and self._declared(class_name(child)) is not None:
+                    yield component, child, None, None
+                elif not self._note_attribute(prefix, key, child, module):
+                    yield component, child, None, module
+
+    def _note_attribute(self, prefix: str | None, key: Any, child: Any, module: str) -> bool:
+        """Describe a module's attribute that holds tensors in the metadata; whether it does."""
+        if type(child) in _LEAVES or (id(child) not in self._holders and self._tensor(child) is None):
+            return False
+        name = self._join(prefix, component_of(key))
+        said = f"an attribute of {module}"
+        if type(child) is Reduced and self._tensor(child) is None:  # packed weights are kept so, and they are saved
+            self._note(name, f"{said}, an object that holds tensors: {describe(child)}")
+            self.left_out.append(LeftOut(name, class_name(child), f"is {said}, an object that holds tensors"))
+        else:
+            self._note(name, f"in no state_dict, {said}: {describe(child)}")
+        return True
 
     def _tensor(self, node: Any) -> TensorRef | None:
         """The tensor that `node` is, in any of the ways that files spell one."""
@@ -330,6 +380,11 @@ class Listing:
             self._name_characters -= len(name) + 4
             name += " (2)"
         self.metadata[name] = self._plain(value)
+        if value is not None:
+            kind = class_name(value) if type(value) is Reduced else type(value).__name__
+            reason = state_of_layer(name, kind)
+            if reason is not None:
+                self.left_out.append(LeftOut(name, kind, reason))
 
     def _plain(self, value: Any) -> Any:
         """`value` as JSON could hold it, or described where it is too large or no plain value."""

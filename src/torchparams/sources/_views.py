@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.left_out import LeftOut
     from torchparams.sources._tree import Entry, Listing
 
 
@@ -43,6 +44,7 @@ class PickledSource(Source):
         self._names = listing.names
         self._entries = {name: entry for name, entry in listing.names.items() if name == entry.name}
         self._metadata = MappingProxyType(listing.metadata)
+        self._left_out = tuple(listing.left_out)
         self._inline_keys: dict[int, str] = {}
         self._inflated: Any = None
         self._lock = Lock()
@@ -74,6 +76,11 @@ class PickledSource(Source):
         return self._metadata
 
     @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The entries that hold a layer's state and are no tensors: extra state, packed weights."""
+        return self._left_out
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The file."""
         return (self._file.path,)
@@ -103,16 +110,16 @@ class PickledSource(Source):
                     start, stop, memory = self._place(tensor, storage, shape)
         except Malformed as error:
             raise FileFormatError(str(error), where=self._where(name)) from None
-        nbytes = (numel * tensor.bits + 7) // 8
+        nbytes = (numel * tensor.bits + 7) // 8 if tensor.nbytes is None else tensor.nbytes
         path = self._file.path
         known = entry.kind != "tensor" or tensor.requires_grad
-        if start is not None and stop is not None and not (known or entry.aliases or entry.module):
+        if start is not None and stop is not None and not (known or entry.aliases or entry.module or tensor.layout):
             made = file_tensor(name, shape or (), dtype, numel, nbytes, path, start, stop)
             object.__setattr__(made, "storage", memory)  # nobody has seen it yet
             return made
         return ParameterInfo(
             name=name,
-            shape=shape,
+            shape=None if tensor.ragged else shape,
             dtype=dtype,
             numel=numel,
             nbytes=nbytes,
@@ -126,6 +133,7 @@ class PickledSource(Source):
             location=None if start is None or stop is None else Location(path, start, stop),
             bases=(entry.module,) if entry.module else (),
             persistent=entry.persistent,
+            layout=tensor.layout,
         )
 
     def _place(

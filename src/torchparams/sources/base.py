@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torchparams.encodings.companions import Coded
     from torchparams.info import Location, ParameterInfo
+    from torchparams.left_out import LeftOut
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -93,6 +94,15 @@ class Source(ABC):
             LimitExceeded: They are larger than a limit allows.
         """
 
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """The values as an array to keep: that of `numpy`, or a copy where its memory may be freed before it is.
+
+        Raises:
+            NotReadable: See `numpy`.
+            LimitExceeded: See `numpy`.
+        """
+        return self.numpy(name)
+
     def tensor(self, name: str) -> torch.Tensor:
         """The values as a torch tensor, without a copy where possible."""
         from torchparams.sources._totorch import from_numpy
@@ -156,6 +166,11 @@ class Source(ABC):
     def metadata(self) -> Mapping[str, Any]:
         """What the source says of itself beside its tensors: safetensors' metadata, a checkpoint's other entries."""
         return NO_METADATA
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State that belongs to the source and that its table does not list, with the reason."""
+        return ()
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from torchparams.left_out import left_out_lines
 from torchparams.report import (
     Column,
     Report,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from torchparams.left_out import LeftOut
     from torchparams.train._live import Chosen
 
 
@@ -104,6 +106,7 @@ class Change:
         statistics: The layers whose running statistics stopped (or move again), by canonical name.
         trainable: Count of elements of the model's trainable parameters, afterwards.
         numel: Count of elements of all its parameters.
+        left_out: State of the selected modules outside their parameters and buffers, which was left alone.
     """
 
     did = ""
@@ -121,6 +124,7 @@ class Change:
         self.trainable = self.numel = 0
         self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
         self._ddp = False
+        self.left_out: tuple[LeftOut, ...] = () if chosen is None else chosen.left_out
         self._of_no_model = chosen is None
         if chosen is not None:
             records = chosen.records
@@ -173,6 +177,7 @@ class Change:
         if self.statistics:
             parts.append(Text(f"running statistics {self.statistics_did} in {which(self.statistics)}"))
         parts += self._notes()
+        parts += left_out_lines(self.left_out)
         share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
         parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
         return Report(tuple(parts))
@@ -205,6 +210,7 @@ class Change:
             "statistics": list(self.statistics),
             "trainable": self.trainable,
             "numel": self.numel,
+            "left_out": [each.to_json() for each in self.left_out],
         }
 
     def __str__(self) -> str:

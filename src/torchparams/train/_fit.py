@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.engines.base import Job
 from torchparams.engines.threads import ThreadEngine
 from torchparams.report import human_shape
-from torchparams.sources._traverse import wrapped_key
+from torchparams.sources._state import named_modules
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
     saves: dict[type, bool] = {}
     loads: dict[type, bool] = {}
     with_extra, with_code = [], []
-    for name, module in _modules(root):
+    for name, module in named_modules(root):
         cls = type(module)
         if cls not in saves:
             saves[cls] = cls.get_extra_state is not nn.Module.get_extra_state
@@ -164,21 +164,6 @@ def _has_own_hooks(module: nn.Module) -> bool:
 
 def _is_torchs(function: object) -> bool:
     return (getattr(function, "__module__", None) or "").startswith(_TORCHS_OWN)
-
-
-def _modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Canonical name and module, each once."""
-    seen = {id(root)}
-    found = [("", root)]
-    for name, module in found:  # grows as it is read
-        if not module._modules:
-            continue
-        skip = wrapped_key(module)
-        for key, child in module._modules.items():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                found.append((name if key == skip else f"{name}.{key}".removeprefix("."), child))
-    return found
 
 
 def shown(module: str) -> str:

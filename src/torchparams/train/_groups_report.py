@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import shorten
+from torchparams.left_out import left_out_lines
 from torchparams.report import (
     Cell,
     Column,
@@ -56,7 +57,7 @@ def report(groups: Groups, limit: int | None) -> Report:
     if groups.frozen:
         text = f"left out, frozen: {plural(len(groups.frozen), 'tensor')}: {listed(groups.frozen)}"
         parts.append(Text(printable(text), "dim"))
-    return Report(tuple(parts))
+    return Report((*parts, *left_out_lines(groups.left_out)))
 
 
 def _options(groups: Groups) -> list[str]:
@@ -233,6 +234,7 @@ def to_json(groups: Groups) -> dict[str, Any]:
             if name in places
         },
         "frozen": list(groups.frozen),
+        "left_out": [each.to_json() for each in groups.left_out],
     }
 
 

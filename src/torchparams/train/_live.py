@@ -13,6 +13,7 @@ from torchparams.selectors import Selector
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torchparams.left_out import LeftOut
     from torchparams.sources._live import LiveRecords
     from torchparams.sources._module import ModuleSource
 
@@ -35,6 +36,15 @@ class Chosen:
     def tensors(self) -> Mapping[str, Any]:
         """All tensors of the network, by canonical name."""
         return self.records.tensors
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State outside the network's parameters and buffers; of a part of it, that of the modules that it names."""
+        found = self.source.left_out
+        if not found or len(self.names) == len(self.tensors):
+            return found
+        owners = {name.rpartition(".")[0] for name in self.names}
+        return tuple(each for each in found if each.name in owners)
 
     def parameters(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Name → tensor of what is selected, or of `names`, the buffers left out."""

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
+from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
 from torchparams.train._live import choose, refuse_codes
@@ -63,7 +64,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
         for name, tensor in tensors.items():
             undo.append(putting_back(tensor))
             call_in_place(function, tensor, name, "apply_")
-    return Applied(chosen.source.label, function_name(function), {n: tuple(t.shape) for n, t in tensors.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Applied(chosen.source.label, function_name(function), shapes, chosen.left_out)
 
 
 def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: str, **options: Any) -> None:
@@ -138,10 +140,14 @@ class Applied:
         label: The model.
         function: Name of the function.
         shapes: Name → shape of what was changed, in the model's order.
+        left_out: State of the selected modules outside their parameters and buffers, which was left alone.
     """
 
-    def __init__(self, label: str, function: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, label: str, function: str, shapes: dict[str, tuple[int, ...]], left_out: tuple[LeftOut, ...] = ()
+    ) -> None:
         self.label = label
+        self.left_out = left_out
         self.function = function
         self.shapes = shapes
 
@@ -159,11 +165,13 @@ class Applied:
         rows = [Row((name, human_shape(shape))) for name, shape in self.shapes.items()]
         columns = Column("name", style="name", shrink=True), Column("shape")
         title = f"{self.label}: applied {self.function} to {plural(len(rows), 'tensor')}"
-        return Report((Text(title, "title"), Table(columns, cut(rows, limit, "tensors"))))
+        table = Table(columns, cut(rows, limit, "tensors"))
+        return Report((Text(title, "title"), table, *left_out_lines(self.left_out)))
 
     def to_json(self) -> dict[str, Any]:
         """What was changed, as JSON takes it."""
-        return {"function": self.function, "names": list(self.names)}
+        beside = [each.to_json() for each in self.left_out]
+        return {"function": self.function, "names": list(self.names), "left_out": beside}
 
     def __str__(self) -> str:
         return to_text(self.report())

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams.errors import NotReadable, OptionError, UnknownName
+from torchparams.io.live import read_only_copy
 from torchparams.parameters import Parameters, of
 from torchparams.report import (
     Cell,
@@ -160,6 +161,14 @@ class GradientSource(Source):
         from torchparams.sources._mapping import MappingSource
 
         return MappingSource({name: self.tensor(name)}, self.label).numpy(name)
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of the values: the next step frees or overwrites the gradient.
+
+        Raises:
+            NotReadable: See `numpy`.
+        """
+        return read_only_copy(self.numpy(name))
 
     # --- names -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torchparams.train.rules import TAKEN, Rule, refuse_wrong
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from torchparams.left_out import LeftOut
     from torchparams.parameters import Parameters
     from torchparams.records import Records
     from torchparams.sources.base import Source
@@ -53,6 +54,7 @@ class Groups(list[dict[str, Any]]):
         frozen: Names of the parameters that are left out because they are frozen.
         origins: Name of a parameter → where its options come from; of the frozen ones too.
         hits: How many parameters each rule hits, frozen ones included.
+        left_out: State of the model outside its parameters and buffers, which no optimizer trains.
         source: What lists the parameters.
     """
 
@@ -67,6 +69,7 @@ class Groups(list[dict[str, Any]]):
         frozen: tuple[str, ...] = (),
         origins: Mapping[str, Origin] | None = None,
         hits: tuple[int, ...] = (),
+        left_out: tuple[LeftOut, ...] = (),
     ) -> None:
         super().__init__(groups)
         self.source = source
@@ -76,6 +79,7 @@ class Groups(list[dict[str, Any]]):
         self.frozen = frozen
         self.origins: Mapping[str, Origin] = origins or {}
         self.hits = hits
+        self.left_out = left_out
 
     @property
     def names(self) -> list[str]:
@@ -132,6 +136,7 @@ class Groups(list[dict[str, Any]]):
             frozen=self.frozen,
             origins=self.origins,
             hits=self.hits,
+            left_out=self.left_out,
         )
 
     def explain(self, name: str) -> Explained:
@@ -280,6 +285,7 @@ def groups(
         frozen=tuple(frozen),
         origins=origins,
         hits=hits,
+        left_out=params.left_out,
     )
 
 

@@ -14,6 +14,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
+from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.report import (
     Cell,
     Column,
@@ -131,6 +132,7 @@ def init(
         tuple(materialised),
         tuple(reset),
         tuple(without),
+        chosen.left_out,
     )
 
 
@@ -241,6 +243,7 @@ class Initialised:
         materialised: Tensors that were on the meta device and have got memory.
         reset: Buffers of normalisation layers that have got memory and their first values.
         without_values: What is still on the meta device: parameters that no rule reached, and buffers.
+        left_out: State of the model outside its parameters and buffers, which was left alone.
     """
 
     def __init__(
@@ -254,6 +257,7 @@ class Initialised:
         materialised: tuple[str, ...],
         reset: tuple[str, ...],
         without_values: tuple[str, ...],
+        left_out: tuple[LeftOut, ...] = (),
     ) -> None:
         self.label = label
         self.seed = seed
@@ -264,6 +268,7 @@ class Initialised:
         self.materialised = materialised
         self.reset = reset
         self.without_values = without_values
+        self.left_out = left_out
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -297,7 +302,7 @@ class Initialised:
         ):
             if names:
                 parts.append(Text(text.format(plural(len(names), "tensor"), listed(names)), style))
-        return Report(tuple(parts))
+        return Report((*parts, *left_out_lines(self.left_out)))
 
     def to_json(self) -> dict[str, Any]:
         """What was done, as JSON takes it."""
@@ -309,6 +314,7 @@ class Initialised:
             "materialised": list(self.materialised),
             "reset": list(self.reset),
             "without_values": list(self.without_values),
+            "left_out": [each.to_json() for each in self.left_out],
         }
 
     def __str__(self) -> str:

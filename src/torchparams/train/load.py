@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torchparams.encodings.companions import Coded
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
+    from torchparams.left_out import LeftOut
 
 
 def load(
@@ -197,7 +198,7 @@ class _Matching:
             mismatched_items,
             tuple(left_out),
             rename_text,
-            tuple(_notes(extra, hooked)),
+            (*_notes(extra, hooked), *_own_state(self.live.left_out, extra)),
         )
 
     def _proposed(self, have: dict[str, ParameterInfo]) -> tuple[Renames, str]:
@@ -380,6 +381,16 @@ def _notes(extra: list[str], hooked: list[str]) -> Iterator[str]:
         yield (
             f"not run: the code that {plural(len(hooked), 'module')} ({listed(map(shown, hooked))}) hooks into "
             "load_state_dict"
+        )
+
+
+def _own_state(left_out: Iterable[LeftOut], extra: list[str]) -> Iterator[str]:
+    """A sentence on the modules that write state of their own in another way than as extra state."""
+    others = [shown(each.name) for each in left_out if each.name not in extra]
+    if others:
+        yield (
+            f"not loaded: the state that {plural(len(others), 'module')} ({listed(others)}) "
+            f"{'keeps' if len(others) == 1 else 'keep'} outside parameters and buffers; load_state_dict loads it"
         )
 
 

@@ -1,0 +1,126 @@
+"""State that belongs to a source and is not in its table: which module or entry holds it, and why it is not listed.
+
+A layer may write state of its own to the state dict (`_save_to_state_dict`, `get_extra_state`, a hook): packed weights,
+scales of codes, counters. None of it is a parameter or a buffer. A source says so, and every result passes it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torchparams.report import Text, listed, plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torchparams.selectors import Selector
+
+KINDS_SHOWN = 8
+"""Lines that name state outside the table at most, one for each class and reason."""
+
+
+STATE_DICT_HINT = "pass model.state_dict(), which holds that state as the modules write it"
+"""What to do about a live model with state outside its table."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """State that belongs to a source and is not in its table.
+
+    Attributes:
+        name: The module or the entry that holds it; empty for the outermost module.
+        kind: Its class.
+        reason: Why the table does not list it.
+        live: Whether it belongs to a live model, whose state dict has it.
+
+    >>> LeftOut("fc", "lib.Packed", "writes state of its own").to_json()
+    {'name': 'fc', 'kind': 'lib.Packed', 'reason': 'writes state of its own'}
+    """
+
+    name: str
+    kind: str
+    reason: str
+    live: bool = False
+
+    def to_json(self) -> dict[str, str]:
+        """The name, the class and the reason."""
+        return {"name": self.name, "kind": self.kind, "reason": self.reason}
+
+
+def state_of_layer(name: str, kind: str) -> str | None:
+    """Why an entry of a state dict that is no tensor matters; None where it is only something beside the weights.
+
+    Args:
+        name: The entry's name.
+        kind: Its class.
+
+    >>> state_of_layer("fc._extra_state", "dict"), state_of_layer("epoch", "int")
+    ('is the extra state of a layer, and no tensor', None)
+    """
+    if kind.rpartition(".")[2] == "ScriptObject":
+        return "is an object of compiled code, such as packed weights, and no tensor"
+    if name.rpartition(".")[2] == "_extra_state":
+        return "is the extra state of a layer, and no tensor"
+    return None
+
+
+def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]) -> tuple[LeftOut, ...]:
+    """The entries of `found` that a selection concerns.
+
+    A module belongs to it if one of its own tensors is selected, or if the selector hits what is below the module.
+
+    Args:
+        found: All of a source.
+        selector: The selector.
+        names: The names that it hits.
+
+    >>> import torchparams as tp
+    >>> found = [LeftOut("fc", "lib.Packed", "writes state of its own")]
+    >>> [len(concerned(found, tp.Selector(text), ["head.weight"])) for text in ("**", "head.*")]
+    [1, 0]
+    """
+    from torchparams.dtypes import DType
+    from torchparams.info import ParameterInfo
+
+    owners = {name.rpartition(".")[0] for name in names}
+    # The state has no name of its own; a selector is asked about one that PyTorch uses.
+    byte = DType.of("uint8")
+    entries = {each: f"{each.name}._extra_state".removeprefix(".") for each in found}
+    infos = (
+        ParameterInfo(name, (0,), byte, 0, 0, "cpu", "buffer", False, each.kind, name, bases=(each.kind,))
+        for each, name in entries.items()
+    )
+    hits = selector.names(infos)
+    return tuple(each for each, name in entries.items() if each.name in owners or name in hits)
+
+
+def left_out_lines(found: Sequence[LeftOut]) -> list[Text]:
+    """The lines that name state outside the table; none where there is none.
+
+    >>> [line.text for line in left_out_lines([LeftOut("fc", "lib.Packed", "writes state of its own", live=True)])]
+    ['not in the table: the state of 1 module', '  fc (lib.Packed): writes state of its own']
+    """
+    if not found:
+        return []
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        alike.setdefault((each.kind, each.reason), []).append(each.name or "the outermost module")
+    what = ("module", None) if all(each.live for each in found) else ("entry", "entries")
+    lines = [Text(f"not in the table: the state of {plural(len(found), *what)}", "warn")]
+    for (kind, reason), names in list(alike.items())[:KINDS_SHOWN]:
+        lines.append(Text(printable(f"  {listed(names)} ({kind}): {reason}"), "warn"))
+    if len(alike) > KINDS_SHOWN:
+        lines.append(Text(f"  … {plural(len(alike) - KINDS_SHOWN, 'more kind')} …", "dim"))
+    return lines
+
+
+def in_words(found: Sequence[LeftOut]) -> str:
+    """The same in one sentence, for an error.
+
+    >>> in_words([LeftOut("fc", "lib.Packed", "writes state of its own", live=True)])
+    'fc (lib.Packed) writes state of its own'
+    """
+    first = found[0]
+    more = f", and so {'does' if len(found) == 2 else 'do'} {len(found) - 1:,} more" if len(found) > 1 else ""
+    return f"{first.name or 'the outermost module'} ({first.kind}) {first.reason}{more}"
