@@ -85,6 +85,7 @@ READING: dict[str, Callable[[Any, Path], object]] = {
     "duplicates": lambda model, folder: str(tp.duplicates(model, model.state_dict())),
     "verify": lambda model, folder: str(tp.verify(model, tp.digest(net()))),
     "audit": lambda model, folder: str(tp.audit(model)),
+    "explain": lambda model, folder: str(tp.explain(model)),
     "gradients": lambda model, folder: [
         (str(tp.stats(grads)), [grads.numpy(name) for name in grads]) for grads in [tp.gradients(model)]
     ],
@@ -106,7 +107,7 @@ READING: dict[str, Callable[[Any, Path], object]] = {
 }
 """Every verb that reads a model, called on one. `optimizer_state` has a test of its own."""
 
-CHANGING = {"apply_", "freeze", "init", "load_optimizer_state", "unfreeze"}
+CHANGING = {"apply_", "attach", "detach", "freeze", "init", "load_optimizer_state", "unfreeze"}
 ELSEWHERE = {"fold_lora", "optimizer_state", "repair_index", "rule", "no_decay"}
 """They take no model, or no model alone."""
 
