@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchparams as tp
+from command import command
 from torchparams.encodings.companions import CODES, GROUPS, coded
 from torchparams.errors import MismatchError, NotReadable, TorchParamsError
 from torchparams.records import Records
@@ -82,6 +83,10 @@ ENCODINGS: dict[str, tuple[dict[str, torch.dtype], set[str]]] = {
     "AQLM": ({"l.codes": torch.int8, "l.codebooks": torch.float16, "l.scales": torch.float16}, {"l.codes"}),
     "quanto": ({"l.weight._data": torch.int8, "l.weight._scale": torch.float32}, {"l.weight._data"}),
     "MLX": ({"l.weight": torch.uint32, "l.scales": torch.float16, "l.biases": torch.float16}, {"l.weight"}),
+    "the state of an 8-bit optimizer": (
+        {"state.0.state1": torch.uint8, "state.0.qmap1": torch.float32, "state.0.absmax1": torch.float32},
+        {"state.0.state1"},
+    ),
     "a name without modules": ({"w": torch.int8, "w_scale": torch.float32}, {"w"}),
 }
 
@@ -124,6 +129,14 @@ PLAIN: dict[str, dict[str, torch.dtype]] = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_tensors_stay_numbers(name: str) -> None:
     assert not codes_of({key: tensor(dtype) for key, dtype in PLAIN[name].items()})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch will let go of these types
+def test_quantised_types_of_torch_keep_their_scales_to_themselves() -> None:
+    weight = torch.quantize_per_tensor(torch.ones(2, 2), 0.5, 0, torch.qint8)
+    weights = {"conv.weight": weight, "conv.scale": torch.tensor(0.1), "conv.zero_point": torch.tensor(3)}
+    assert not codes_of(weights)
+    assert [each.name for each in tp.stats(weights).unread] == ["conv.weight"]
 
 
 def test_an_alias_has_companions_too() -> None:
@@ -321,6 +334,17 @@ def test_listings_digests_and_copies_go_on(file: str, tmp_path: Path) -> None:
     tp.save(changed(file, tmp_path / "other.safetensors"), tmp_path / "delta.safetensors", base=file)
     tp.apply_delta(file, tmp_path / "delta.safetensors", tmp_path / "tuned.safetensors").run()
     assert tp.diff(tmp_path / "tuned.safetensors", tmp_path / "other.safetensors").same
+
+
+def test_the_commands_refuse_or_list_codes(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["convert", file, tmp_path / "out.safetensors", "--dtype", "f16"],
+                      ["merge", file, file, tmp_path / "out.safetensors"]):  # fmt: skip
+        ran = command(capsys, *arguments)
+        assert (ran.status, ran.out) == (2, "")
+        assert "the codes in 'l.weight'" in ran.err or "'l.weight': Holds codes" in ran.err
+    assert [each["name"] for each in command(capsys, "stats", file, "--json").json["unread"]] == ["l.weight"]
+    assert command(capsys, "diff", file, file).status == 0
+    assert command(capsys, "diff", file, file, "--numeric").status == 1
 
 
 # --- verbs on models ---------------------------------------------------------------------------

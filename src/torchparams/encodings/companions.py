@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 CODES = frozenset(
     dtype
     for dtype in ALL
-    if dtype.kind in ("int", "uint", "opaque") or (dtype.kind == "float" and dtype.bits <= 8)
+    if dtype.kind in ("int", "uint")
+    or (dtype.kind == "opaque" and not dtype.startswith(("qint", "quint")))
+    or (dtype.kind == "float" and dtype.bits <= 8)
 )  # fmt: skip
-"""The types that codes are stored in."""
+"""The types that codes are stored in; torch's own quantised types keep their scales to themselves."""
 
 _BNB = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _LASTS = frozenset(end.rpartition(".")[2] for end in _BNB)
@@ -54,6 +56,8 @@ GROUPS: tuple[Group, ...] = (
     ("Qidxs", ("SU", "SV"), ("codebook_id",)),
     ("trellis", ("suh", "svh", "su", "sv"), ()),
     ("indices", ("centroids.weight",), ()),
+    ("state1", ("absmax1", "qmap1"), ("max1", "new_max1")),
+    ("state2", ("absmax2", "qmap2"), ("max2", "new_max2")),
     ("B", ("s",), ()),
 )  # fmt: skip
 """How a name ends that may hold codes; how the names of companions end that make it so, and of further ones."""

@@ -21,6 +21,7 @@ from torchparams.sources._bytes import paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from torchparams.encodings.companions import Coded
     from torchparams.engines.base import Engine, Progress
     from torchparams.engines.lenient import Unread
     from torchparams.info import ParameterInfo
@@ -242,7 +243,11 @@ def diff(
     pairs = pair(infos_a, infos_b, renames or Renames(), yours.source.label)
     if selector is not None:
         pairs = choose(pairs, selector, strict=strict, where=where)
-    rows = _compare(mine, yours, pairs, numeric, engine, progress)
+    in_a, in_b = (
+        params.source.coded(infos if params.selector is None else None)
+        for params, infos in ((mine, infos_a), (yours, infos_b))
+    )
+    rows = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)
     grouped = None if by is None else _groups(rows, by, strict, where)
     made = Diff(
         a=mine.source.label,
@@ -292,13 +297,13 @@ def _compare(
     a: Parameters,
     b: Parameters,
     pairs: list[Pair],
+    codes: Mapping[str, str],
     numeric: bool,
     engine: Engine | None,
     progress: Progress | None,
 ) -> list[TensorDiff]:
     rows: dict[str, TensorDiff | None] = {}
     jobs = []
-    codes = _codes(a, b, pairs)
     for p in pairs:
         status = _apart(p, numeric)
         if numeric and p.name in codes and status in (None, "dtype"):
@@ -315,9 +320,8 @@ def _compare(
     return [row for row in rows.values() if row is not None]
 
 
-def _codes(a: Parameters, b: Parameters, pairs: list[Pair]) -> dict[str, str]:
+def _codes(pairs: list[Pair], in_a: Mapping[str, Coded], in_b: Mapping[str, Coded]) -> dict[str, str]:
     """Why elements are no numbers in one of two tensors, by the name of the pair."""
-    in_a, in_b = a.source.coded(), b.source.coded()
     if not in_a and not in_b:
         return {}
     found: dict[str, str] = {}

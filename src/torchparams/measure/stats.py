@@ -204,7 +204,8 @@ def stats(
     infos = params.infos
     source = params.source
     grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
-    rows, unread, groups = _scan(source, infos, None if grouped is None else grouped[1], wanted, engine, progress)
+    members = None if grouped is None else grouped[1]
+    rows, unread, groups = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
     made = Stats(
         label=source.label,
         format=source.format,
@@ -248,6 +249,7 @@ def numbers_in(text: str) -> list[float]:
 def _scan(
     source: Any,
     infos: Mapping[str, ParameterInfo],
+    whole: bool,
     groups: Mapping[str, Sequence[str]] | None,
     quantiles: Sequence[float],
     engine: Engine | None,
@@ -271,7 +273,7 @@ def _scan(
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
     engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
-    coded = source.coded()
+    coded = source.coded(infos if whole else None)
     found: dict[str, TensorStats | Unread] = {
         name: Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers
     }

@@ -80,7 +80,7 @@ class ModuleSource(Source):
         """One reading, of which as much is looked up as is asked for."""
         return LiveRecords.of(self.module, self.buffers)
 
-    def coded(self) -> Mapping[str, Coded]:
+    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
         records = LiveRecords.of(self.module, True)  # a scale may be a buffer
         return {**coded(records), **coded_parameters(records)}

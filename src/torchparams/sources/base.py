@@ -74,12 +74,15 @@ class Source(ABC):
         """One reading of the source, for something that asks several things of it; cheaper than `infos`."""
         return Records(self.infos().values())
 
-    def coded(self) -> Mapping[str, Coded]:
+    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """The tensors whose elements are no values by themselves, by canonical name; reads no values.
 
         Each verb that computes with values asks for them: codes without their scales would pass for numbers.
+
+        Args:
+            known: The records of all tensors, where the caller has them; a selection may lack the scales.
         """
-        return coded(self.records())
+        return coded(self.records() if known is None else Records(known.values()))
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
