@@ -249,10 +249,10 @@ class _Matching:
         """Why a cast would take codes for values, or put values where codes are; empty where it would not."""
         for source, name, prefix in (
             (self._given_coded, given.name, ""),
-            (self._live_coded, wanted.name, "the model's: "),
+            (self._live_coded, wanted.name, "in the model: "),
         ):
             if name in source and not source[name].numbers:
-                return f"{given.dtype} → {wanted.dtype} is no cast: {prefix}{source[name].reason}"
+                return f"dtype {given.dtype}, not {wanted.dtype}; {prefix}{source[name].reason}"
         return ""
 
     @cached_property
