@@ -213,11 +213,17 @@ def test_weights_in_a_torch_file(tmp_path: Path) -> None:
     assert all(np.array_equal(made[name], expected[name]) for name in made)
 
 
-def test_a_name_that_is_changed_is_no_longer_tied(tmp_path: Path) -> None:
+def test_a_tied_name_is_changed_alone_only_on_request(tmp_path: Path) -> None:
     shared = torch.from_numpy(normal(6, 5))
     (tmp_path / "base.pt").write_bytes(saved({"embed.weight": shared, "head.weight": shared}))
     path = adapter(tmp_path, factors("head", 6, 5))
-    plan = tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt")
+    with pytest.raises(PlanError) as caught:
+        tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt")
+    assert str(caught.value).removeprefix(str(tmp_path)) == (
+        "/base.pt: 'head.weight' is tied to 'embed.weight', and the adapter changes it alone. PEFT's merge would "
+        "change all of them. to write them apart, pass shared='clone' (--shared clone)."
+    )
+    plan = tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt", shared="clone")
     assert plan.notes[1] == "no longer tied to others: 'head.weight'"
     plan.run()
     state = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -234,12 +240,14 @@ def test_a_name_that_is_changed_is_no_longer_tied(tmp_path: Path) -> None:
         (
             {"use_dora": True},
             NotReadable,
-            "it uses use_dora=True, which is not understood here. merge it with PEFT itself.",
+            "it uses use_dora=True, which is not understood here: it scales rows by learned magnitudes (DoRA). "
+            "merge it with PEFT itself.",
         ),
         (
-            {"lora_bias": True},
+            {"alora_invocation_tokens": [1, 2]},
             NotReadable,
-            "it uses lora_bias=True, which is not understood here. merge it with PEFT itself.",
+            "it uses alora_invocation_tokens=[1, 2], which is not understood here: "
+            "it acts on some tokens alone (aLoRA), as no weights can",
         ),
         (
             {"some_new_thing": {"x": 1}, "other": [1]},
@@ -315,23 +323,23 @@ Q = "layers.0.q"
             {},
             MismatchError,
             "'head.weight' has shape [3, 6] in dict and [4, 6] in the adapter. "
-            "a base whose embedding was resized has to be resized first.",
+            "fold into the model that the adapter was trained on.",
         ),
-        (factors(Q, 6, 5), {"r": 0}, FileFormatError, "{file}: r=0: there is no such adapter"),
-        (factors(Q, 6, 5), {"lora_alpha": "4"}, FileFormatError, "{file}: lora_alpha='4' is not a number"),
+        (factors(Q, 6, 5), {"r": 0}, FileFormatError, "{config}: r=0: there is no such adapter"),
+        (factors(Q, 6, 5), {"lora_alpha": "4"}, FileFormatError, "{config}: lora_alpha='4' is not a number"),
         (
             factors(Q, 6, 5),
             {"lora_alpha": 10**20},
             FileFormatError,
-            "{file}: lora_alpha=100000000000000000000 is not a number",
+            "{config}: lora_alpha=100000000000000000000 is not a number",
         ),
-        (factors(Q, 6, 5), {"lora_alpha": float("nan")}, FileFormatError, "{file}: lora_alpha=nan is not a number"),
-        (factors(Q, 6, 5), {"rank_pattern": [1]}, FileFormatError, "{file}: rank_pattern=[1] is no object"),
+        (factors(Q, 6, 5), {"lora_alpha": float("nan")}, FileFormatError, "{config}: lora_alpha=nan is not a number"),
+        (factors(Q, 6, 5), {"rank_pattern": [1]}, FileFormatError, "{config}: rank_pattern=[1] is no object"),
         (
             factors(Q, 6, 5),
             {"alpha_pattern": {"(": 1}},
             FileFormatError,
-            "{file}: '(' in alpha_pattern is not a regular expression: missing ), unterminated subpattern",
+            "{config}: '(' in alpha_pattern is not a regular expression: missing ), unterminated subpattern",
         ),
     ],
 )
@@ -341,7 +349,9 @@ def test_tensors_that_are_refused(
     path = adapter(tmp_path, tensors, **config)
     with pytest.raises(error) as caught:
         tp.fold_lora(BASE, path, tmp_path / "x.safetensors")
-    assert str(caught.value) == message.replace("{file}", f"{path}/adapter_model.safetensors")
+    assert str(caught.value) == message.replace("{file}", f"{path}/adapter_model.safetensors").replace(
+        "{config}", f"{path}/adapter_config.json"
+    )
 
 
 def test_directories_that_are_no_adapters(tmp_path: Path) -> None:

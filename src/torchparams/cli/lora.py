@@ -22,6 +22,20 @@ from torchparams.cli.plans import (
     pairs,
     types_of,
 )
+from torchparams.errors import OptionError
+
+FanInFanOut = Annotated[
+    str | None,
+    typer.Option(
+        "--fan-in-fan-out",
+        metavar="SELECTOR",
+        help="The weights that are stored as (in, out), where neither shapes nor the base's config.json say so.",
+        show_default=False,
+    ),
+]
+NoFanInFanOut = Annotated[
+    bool, typer.Option("--no-fan-in-fan-out", help="No weight is stored as (in, out).", show_default=False)
+]
 
 lora = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(lora, name="lora")
@@ -63,6 +77,8 @@ def fold(
     compute: Annotated[str, typer.Option(metavar="float32|float64", help="What everything is computed in.")] = (
         "float32"
     ),
+    fan_in_fan_out: FanInFanOut = None,
+    no_fan_in_fan_out: NoFanInFanOut = False,
     allow_overflow: AllowOverflow = False,
     shared: Shared = None,
     max_shard_size: ShardSize = None,
@@ -91,6 +107,7 @@ def fold(
         scale=scale,
         dtype=types_of(dtype),
         compute=compute,
+        fan_in_fan_out=_stated(fan_in_fan_out, no_fan_in_fan_out),
         shared=shared,
         max_shard_size=max_shard_size,
         metadata=pairs(metadata),
@@ -120,6 +137,8 @@ def extract(
             show_default="modules called wte, wpe or ...embed...",
         ),
     ] = None,
+    fan_in_fan_out: FanInFanOut = None,
+    no_fan_in_fan_out: NoFanInFanOut = False,
     save_rest: Annotated[
         bool,
         typer.Option(
@@ -156,6 +175,7 @@ def extract(
         select,
         rank=rank,
         embeddings=embeddings,
+        fan_in_fan_out=_stated(fan_in_fan_out, no_fan_in_fan_out),
         save_rest=save_rest,
         dtype=dtype,
         base_name=base_name,
@@ -163,3 +183,10 @@ def extract(
         overwrite=force,
     )
     carry_out(plan, "extracting", dry_run=dry_run, as_json=as_json)
+
+
+def _stated(selector: str | None, none: bool) -> str | bool | None:
+    """What the user says of weights that are stored as (in, out)."""
+    if selector is not None and none:
+        raise OptionError("--fan-in-fan-out and --no-fan-in-fan-out exclude each other")
+    return False if none else selector

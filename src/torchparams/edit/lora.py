@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from torchparams.edit._adapter import read_adapter
 from torchparams.edit._lowrank import Folded
 from torchparams.edit._matching import some
+from torchparams.edit._orientation import EMBEDDING, Orientation
 from torchparams.edit.convert import choose, plan_of
 from torchparams.edit.entries import Entry, dtypes_of, refuse_cast_codes
 from torchparams.edit.plan import MEMORY
+from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, nearest
 from torchparams.expressions.base import Stored
 from torchparams.expressions.combination import combines
+from torchparams.expressions.operations import Linear
 from torchparams.report import plural
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType
     from torchparams.edit._adapter import Adapter
     from torchparams.edit.plan import Plan
+    from torchparams.expressions.base import Expression
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
 
@@ -36,6 +40,7 @@ def fold_lora(
     scale: float = 1.0,
     dtype: object = None,
     compute: str = "float32",
+    fan_in_fan_out: object = None,
     shared: str | None = None,
     max_shard_size: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -48,8 +53,13 @@ def fold_lora(
 
     A weight becomes `W + alpha/r · B·A` (`alpha/√r` with `use_rslora`), computed in float32 (or float64) by rows and
     rounded once; PEFT rounds the product as well. Linear layers, embeddings and ungrouped convolutions are understood,
-    ranks and alphas by pattern, `fan_in_fan_out`, and tensors that the adapter holds whole (`modules_to_save`, biases,
-    embeddings), which take the place of the base's. Whatever else an adapter may use is refused by name, such as DoRA.
+    ranks and alphas by pattern, biases of `lora_B`, and tensors that the adapter holds whole (`modules_to_save`,
+    biases, embeddings, also resized ones), which take the place of the base's. Whatever else an adapter may use is
+    refused by name, such as DoRA.
+
+    Some layers store their weight as (in, out), such as `Conv1D` of transformers' GPT-2, and an adapter does not say
+    which. The shapes of the factors do, unless a weight is square. Then the class of a live layer decides, or the model
+    type in the `config.json` beside the base; where neither is there, it has to be stated.
 
     Args:
         base: Anything that has parameters, with the names that they have in the model that was tuned.
@@ -59,14 +69,20 @@ def fold_lora(
         scale: What the change is multiplied by, beside alpha/r.
         dtype: A type for all floating-point tensors, or a mapping, selector → type.
         compute: `float32` or `float64`.
-        shared, max_shard_size, metadata, format, memory, overwrite: See `convert`.
+        fan_in_fan_out: Whether square weights are stored as (in, out); or what selects those that are. None for what
+            the base says.
+        shared: What becomes of tied tensors: see `convert`. With `clone` they are written apart, and an adapter may
+            change one of them alone; PEFT's merge changes all.
+        max_shard_size, metadata, format, memory, overwrite: See `convert`.
         allow_overflow: Accept results that are finite, and infinite in the weight's type.
 
     Raises:
         MismatchError: The base has no such weight, or one of another shape.
+        NoMatch: `fan_in_fan_out` selects nothing.
         NotReadable: The adapter uses something that is not understood here; or a weight holds codes of an encoding
             that is not known, which stand beside their scales.
-        PlanError: As `convert`; or the adapter's tensors and configuration do not fit.
+        PlanError: As `convert`; or the adapter's tensors and configuration do not fit; or nothing says which way round
+            a weight is stored; or tied tensors are changed in different ways.
 
     >>> import json, os, tempfile
     >>> import numpy as np
@@ -88,9 +104,11 @@ def fold_lora(
         raise OptionError(f"compute={compute!r} says nothing", exists="there are 'float32' and 'float64'")
     params, dropped, notes = choose(base, None)
     source, infos = params.source, params.infos
-    found = read_adapter(adapter)
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}
-    _check_names(found, spelled, source)
+    found = read_adapter(adapter, spelled)
+    orientation = Orientation(source, infos, fan_in_fan_out)
+    changes = _Changes(found, source, spelled, orientation)
+    changes.check(apart=shared == "clone")
     kinds, said = dtypes_of(dtype, infos, source.label)
     refuse_cast_codes(source, infos.values(), kinds.values())
     _refuse_codes(found, infos, source)
@@ -98,7 +116,7 @@ def fold_lora(
     untied: list[str] = []
     for info in infos.values():
         names = (info.name, *info.aliases)
-        plain = tuple(name for name in names if name not in found.pairs and name not in found.whole)
+        plain = tuple(name for name in names if name not in changes)
         if plain:
             entries.append(Entry(source, info, plain, kinds[info.name]))
         for name in names:
@@ -106,12 +124,8 @@ def fold_lora(
                 continue
             if len(names) > 1:
                 untied.append(name)
-            entries.append(
-                _changed(
-                    name, source, info, found,
-                    scale=scale, dtype=kinds[info.name], accumulate=compute, allow_overflow=allow_overflow,
-                )
-            )  # fmt: skip
+            options = {"accumulate": compute, "allow_overflow": allow_overflow}
+            entries.append(changes.entry(name, info, kinds[info.name], scale, **options))
     ranks = sorted({pair.a.shape[0] for pair in found.pairs.values() if pair.a.shape})
     notes.append(
         f"method: LoRA (Hu et al. 2021, arXiv:2106.09685) of {found.label}; computed in {compute}, rounded once; "
@@ -119,6 +133,7 @@ def fold_lora(
     )
     if found.whole:
         notes.append(f"taken from the adapter as they are: {some(list(found.whole))}")
+    notes += changes.notes
     if untied:
         notes.append(f"no longer tied to others: {some(untied)}")
     return plan_of(
@@ -128,32 +143,13 @@ def fold_lora(
         shared=shared,
         metadata=metadata,
         format=format,
-        dropped=dropped,
+        dropped=[*dropped, *found.left],
         notes=[*notes, *said],
         max_shard_size=max_shard_size,
         memory=memory,
         overwrite=overwrite,
         allow_overflow=allow_overflow,
     )
-
-
-def _check_names(found: Adapter, spelled: Mapping[str, ParameterInfo], source: Source) -> None:
-    unknown = [name for name in (*found.pairs, *found.whole) if name not in spelled]
-    if unknown:
-        near = nearest(unknown[0], list(spelled))
-        raise MismatchError(
-            f"the adapter changes {some(unknown)}, which the base does not have",
-            where=source.label,
-            exists=f"did you mean {near[0]!r}?" if near else None,
-            hint="an adapter belongs to the model whose names it has",
-        )
-    for name, info in found.whole.items():
-        if info.shape != spelled[name].shape:
-            raise MismatchError(
-                f"{name!r} has shape {list(spelled[name].shape or ())} in {source.label} and {list(info.shape or ())} "
-                "in the adapter",
-                hint="a base whose embedding was resized has to be resized first",
-            )
 
 
 def _refuse_codes(found: Adapter, infos: Mapping[str, ParameterInfo], source: Source) -> None:
@@ -168,29 +164,202 @@ def _refuse_codes(found: Adapter, infos: Mapping[str, ParameterInfo], source: So
     refuse(found.source.coded(), factors, found.label, "Decode the adapter first")
 
 
-def _changed(
-    name: str, source: Source, info: ParameterInfo, found: Adapter, *, scale: float, dtype: DType, **options: Any
-) -> Entry:
-    """The entry of one name that an adapter changes."""
-    whole = found.whole.get(name)
-    start = (found.source, whole) if whole is not None else (source, info)
-    if name not in found.pairs:
-        return Entry(*start, (name,), dtype if combines(start[1].dtype) else start[1].dtype)
-    pair = found.pairs[name]
-    if not combines(info.dtype):
-        raise PlanError(
-            f"{name!r} is {info.dtype}, to which nothing is added", where=source.label, hint="take a base of floats"
+class _Changes:
+    """What an adapter changes of a base.
+
+    Args:
+        found: The adapter.
+        source: The base.
+        spelled: Its tensors, by every name.
+        orientation: What is known of its layers.
+    """
+
+    def __init__(
+        self, found: Adapter, source: Source, spelled: Mapping[str, ParameterInfo], orientation: Orientation
+    ) -> None:
+        self._found, self._source, self._spelled, self._orientation = found, source, spelled, orientation
+        self._transposed: dict[str, bool] = {}
+        self.notes: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found.pairs or name in self._found.biases or name in self._found.whole
+
+    def check(self, *, apart: bool) -> None:
+        """Refuse what does not fit.
+
+        Args:
+            apart: Whether tied tensors may be written apart.
+
+        Raises:
+            MismatchError: The base has no such tensor, or one of another shape.
+            PlanError: See `fold_lora`.
+        """
+        self._check_copies()
+        self._leave_tied()
+        self._check_names()
+        self._check_shapes()
+        self._orient()
+        if not apart:
+            self._check_ties()
+
+    def _check_copies(self) -> None:
+        """A tensor that the adapter holds several times, as of `bias="all"` with `modules_to_save`, is one."""
+        source = self._found.source
+        for name, (first, *others) in self._found.whole.items():
+            for other in others:
+                if differing({name: (source, first)}, {name: (source, other)}):
+                    raise PlanError(
+                        f"{first.name!r} and {other.name!r} are both {name!r} of the base, and differ",
+                        where=self._found.label,
+                    )
+
+    def _leave_tied(self) -> None:
+        """Leave out further names of tied tensors, where the base has one name of them, as transformers saves it."""
+        found = self._found
+        for name in [name for name in found.whole if name not in self._spelled]:
+            info = found.whole[name][0]
+            for other, (same, *_) in found.whole.items():
+                if other in self._spelled and other not in found.pairs and not differing(
+                    {name: (found.source, info)}, {name: (found.source, same)}
+                ):  # fmt: skip
+                    found.left.append((info.name, f"tied to {other!r}, under whose name the base has it"))
+                    del found.whole[name]
+                    break
+
+    def _check_names(self) -> None:
+        found = self._found
+        names = dict.fromkeys((*found.pairs, *found.biases, *found.whole))
+        unknown = [name for name in names if name not in self._spelled]
+        if not unknown:
+            return
+        near = nearest(unknown[0], list(self._spelled))
+        exists = f"did you mean {near[0]!r}?" if near else None
+        shape = self._shape_of(unknown[0])
+        tied = [name for name, info in self._spelled.items() if EMBEDDING.fullmatch(name) and info.shape == shape]
+        if tied:
+            exists = f"{tied[0]!r} has its shape: if they are tied, PEFT's merge would change both"
+        raise MismatchError(
+            f"the adapter changes {some(unknown)}, which the base does not have",
+            where=self._source.label,
+            exists=exists,
+            hint="an adapter belongs to the model whose names it has",
         )
-    x = Folded(
-        Stored(start[0], start[1].name, start[1]),
-        Stored(found.source, pair.a.name, pair.a),
-        Stored(found.source, pair.b.name, pair.b),
-        pair.scale * scale,
-        transposed=pair.transposed,
-        dtype=dtype,
-        **options,
-    )
-    return Entry(source, replace(info, aliases=(), storage=None), (name,), dtype, x)
+
+    def _shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The shape that a tensor has by the adapter."""
+        if name in self._found.whole:
+            return self._found.whole[name][0].shape
+        pair = self._found.pairs.get(name)
+        if pair is None or pair.a.shape is None or pair.b.shape is None:
+            return None
+        return (pair.b.shape[0], *pair.a.shape[1:])
+
+    def _check_shapes(self) -> None:
+        resized = []
+        for name, (whole, *_) in self._found.whole.items():
+            ours, theirs = self._spelled[name].shape, whole.shape
+            if ours == theirs:
+                continue
+            if not (ours and theirs and len(ours) == 2 and ours[1:] == theirs[1:] and self._holds_embeddings(name)):
+                raise MismatchError(
+                    f"{name!r} has shape {list(ours or ())} in {self._source.label} and {list(theirs or ())} "
+                    "in the adapter",
+                    hint="fold into the model that the adapter was trained on",
+                )
+            resized.append(f"{name!r} has {theirs[0]:,} rows and had {ours[0]:,}")
+        if resized:
+            self.notes.append(f"resized by the adapter: {'; '.join(resized)}")
+
+    def _holds_embeddings(self, name: str) -> bool:
+        """Whether a tensor is an embedding, or of the shape of one that the adapter holds."""
+        shape = self._found.whole[name][0].shape
+        return any(
+            EMBEDDING.fullmatch(other) and info.shape == shape for other, (info, *_) in self._found.whole.items()
+        )
+
+    def _orient(self) -> None:
+        """Find out which weights are stored transposed.
+
+        Raises:
+            PlanError: Nothing says it of some.
+        """
+        open_: list[str] = []
+        for name, pair in self._found.pairs.items():
+            shape = self._start(name)[1].shape
+            if pair.is_embedding:
+                self._transposed[name] = True
+            elif shape is not None and len(shape) == 2 and len(pair.a.shape or ()) == 2:
+                assert pair.a.shape is not None
+                assert pair.b.shape is not None
+                plain = (pair.b.shape[0], pair.a.shape[1])
+                known = plain != shape if plain != plain[::-1] else None
+                if known is None:
+                    known = self._orientation.is_transposed(self._spelled[name])
+                if known is None:
+                    open_.append(name)
+                self._transposed[name] = bool(known) and plain[::-1] == shape
+        if open_:
+            verb = "is" if len(open_) == 1 else "are"
+            raise PlanError(
+                f"nothing says whether {some(open_)} {verb} stored as (out, in) or, as by Conv1D of transformers, as "
+                "(in, out)",
+                where=self._source.label,
+                exists="a square weight shows it by the config.json beside the base",
+                hint="state it: fan_in_fan_out=False or True, or a selector of the latter "
+                "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)",
+            )
+
+    def _check_ties(self) -> None:
+        """Refuse to change tied tensors in different ways: PEFT adds the change of one name to all."""
+        for info in {id(info): info for info in self._spelled.values()}.values():
+            names = (info.name, *info.aliases)
+            some_whole = [name for name in names if name in self._found.whole]
+            changed = [name for name in names if name in self and name not in self._found.whole]
+            if len(names) > 1 and (changed or 0 < len(some_whole) < len(names)):
+                one = (changed or some_whole)[0]
+                others = [name for name in names if name != one]
+                raise PlanError(
+                    f"{one!r} is tied to {some(others)}, and the adapter changes it alone"
+                    if not set(others) & {*changed, *some_whole}
+                    else f"{one!r} is tied to {some(others)}, and the adapter changes each by itself",
+                    where=self._source.label,
+                    exists="PEFT's merge would change all of them" if changed else None,
+                    hint="to write them apart, pass shared='clone' (--shared clone)",
+                )
+        replaced = [name for name in self._found.whole if EMBEDDING.fullmatch(name) and name not in self._found.pairs]
+        if self._found.keeps_apart and self._orientation.is_tied and len(replaced) == 1:
+            raise PlanError(
+                f"the adapter replaces {replaced[0]!r} alone, which the config.json beside the base ties to the output",
+                where=self._source.label,
+                hint="to write it, and untie the output in config.json, pass shared='clone' (--shared clone)",
+            )
+
+    def _start(self, name: str) -> tuple[Source, ParameterInfo]:
+        """What is changed: the base's tensor, or the one that takes its place."""
+        whole = self._found.whole.get(name)
+        return (self._source, self._spelled[name]) if whole is None else (self._found.source, whole[0])
+
+    def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, **options: Any) -> Entry:
+        """The entry of one name that the adapter changes."""
+        source, start = self._start(name)
+        pair, bias = self._found.pairs.get(name), self._found.biases.get(name)
+        if pair is None and bias is None:
+            return Entry(source, start, (name,), dtype if combines(start.dtype) else start.dtype)
+        if not combines(info.dtype):
+            raise PlanError(
+                f"{name!r} is {info.dtype}, to which nothing is added",
+                where=self._source.label,
+                hint="take a base of floats",
+            )
+        x: Expression = Stored(source, start.name, start)
+        if pair is not None:
+            a, b = (Stored(self._found.source, part.name, part) for part in (pair.a, pair.b))
+            transposed = self._transposed.get(name, False)
+            x = Folded(x, a, b, pair.scale * scale, transposed=transposed, dtype=dtype, **options)
+        elif bias is not None:
+            added = Stored(self._found.source, bias[0].name, bias[0])
+            x = Linear((x, added), (1.0, bias[1] * scale), dtype, **options)
+        return Entry(self._source, replace(info, shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
 
 
 def _range_of(numbers: list[int]) -> str:

@@ -13,6 +13,7 @@ from torchparams.dtypes import DType
 from torchparams.edit._adapter import CONFIG, PREFIX, WEIGHTS
 from torchparams.edit._lowrank import Difference, Factor, Factors
 from torchparams.edit._matching import some
+from torchparams.edit._orientation import EMBEDDING, Orientation
 from torchparams.edit.convert import choose
 from torchparams.edit.layout import Output
 from torchparams.edit.plan import MEMORY, Plan
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 _ROWS_SHOWN = 40
-_EMBEDDING = re.compile(r"(?:.*\.)?(?:wte|wpe|[^.]*embed(?!.*norm)[^.]*)\.weight", re.IGNORECASE)
 
 
 def extract_lora(
@@ -44,6 +44,7 @@ def extract_lora(
     *,
     rank: int,
     embeddings: object = None,
+    fan_in_fan_out: object = None,
     save_rest: bool = False,
     dtype: object = "float32",
     base_name: str = "",
@@ -69,6 +70,9 @@ def extract_lora(
         rank: The rank; of smaller matrices, their rows or columns.
         embeddings: What selects the weights of embeddings, which PEFT lays out in its own way. None for those of a
             live model's embeddings; of a file, those with a module called `wte`, `wpe` or `…embed…`.
+        fan_in_fan_out: Whether weights are stored as (in, out), as those of `Conv1D` in transformers' GPT-2; or what
+            selects those that are. None for what the class of a live layer or the `config.json` beside the base says;
+            else it has to be stated of weights that are called as such, `c_proj` and the like.
         save_rest: Write tensors that differ and have no factors whole, as PEFT's `modules_to_save`.
         dtype: The factors' type.
         base_name: What the configuration says the base is: `base_model_name_or_path`.
@@ -77,7 +81,8 @@ def extract_lora(
 
     Raises:
         MismatchError: Names or shapes differ.
-        PlanError: Nothing differs that could be written; something is at the path; or it does not fit.
+        PlanError: Nothing differs that could be written; something is at the path; it does not fit; or nothing says
+            which way round a weight is stored.
         NotReadable: Codes differ, of an encoding that is not known, which stand beside their scales.
         OptionError: A rank that is none.
 
@@ -112,8 +117,10 @@ def extract_lora(
     refuse(ours.source.coded(), (name for name in after if name in changed), ours.source.label, hint)
     refuse(below.source.coded(), (theirs[name].name for name in after if name in changed), below.source.label, hint)
     embedding = _embeddings(embeddings, after, ours.source.label)
+    orientation = Orientation(below.source, before, fan_in_fan_out)
     outputs: list[Output] = []
     found: list[Factors] = []
+    transposed = False
     left: list[str] = []
     for name in (name for name in after if name in changed):
         info = after[name]
@@ -127,6 +134,10 @@ def extract_lora(
         if name in embedding:
             outputs.append(Output(f"{module}.lora_embedding_A", Factor(factors, "b", transposed=True)))
             outputs.append(Output(f"{module}.lora_embedding_B", Factor(factors, "a", transposed=True)))
+        elif _is_transposed(theirs[name], orientation, below.source.label):
+            transposed = True
+            outputs.append(Output(f"{module}.lora_A.weight", Factor(factors, "b", transposed=True)))
+            outputs.append(Output(f"{module}.lora_B.weight", Factor(factors, "a", transposed=True)))
         else:
             outputs.append(Output(f"{module}.lora_A.weight", Factor(factors, "a")))
             outputs.append(Output(f"{module}.lora_B.weight", Factor(factors, "b")))
@@ -153,7 +164,7 @@ def extract_lora(
         f"method: truncated singular value decomposition (LoRA, Hu et al. 2021, arXiv:2106.09685), rank {rank}, of "
         f"{ours.source.label} - {below.source.label}; {plural(len(found), 'matrix', 'matrices')}",
     )
-    config = _config_of(found, rank, modules, base_name)
+    config = {**_config_of(found, rank, modules, base_name), "fan_in_fan_out": transposed}
     return LoraPlan(
         path, outputs, found, config, tuple(() if save_rest else left), notes=notes, memory=memory, overwrite=overwrite
     )
@@ -176,6 +187,19 @@ def _check_same(
             )
 
 
+def _is_transposed(info: ParameterInfo, orientation: Orientation, label: str) -> bool:
+    known = orientation.is_transposed(info)
+    if known is None and orientation.looks_transposed(info.name):
+        raise PlanError(
+            f"nothing says whether {info.name!r} is stored as (out, in) or, as by Conv1D of transformers, as (in, out)",
+            where=label,
+            exists="the config.json beside the base would",
+            hint="state it: fan_in_fan_out=False or True, or a selector of the latter "
+            "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)",
+        )
+    return bool(known)
+
+
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -188,7 +212,7 @@ def _embeddings(selector: object, infos: Mapping[str, ParameterInfo], label: str
     return {
         name
         for name, info in infos.items()
-        if (info.module.endswith("Embedding") if info.module is not None else _EMBEDDING.fullmatch(name))
+        if (info.module.endswith("Embedding") if info.module is not None else EMBEDDING.fullmatch(name))
     }
 
 
@@ -207,7 +231,6 @@ def _config_of(found: list[Factors], rank: int, modules: list[str], base_name: s
         "target_modules": [factors.name.removesuffix(".weight") for factors in found],
         "modules_to_save": modules or None,
         "bias": "none",
-        "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": False,
         "lora_dropout": 0.0,
