@@ -135,13 +135,14 @@ def test_a_lora_adapter_there_and_back(folder: Path, capsys: Captured) -> None:
     assert head == ["name", "shape", "rank", "norm", "relative", "error"]
     assert first[1:5] == ["[2,", "2]", "1", "2"]
     assert float(first[5]) < 1e-6
-    ran = command(capsys, "lora", "fold", BASE, "adapter/", OUT, "--scale", "2")
+    ran = command(capsys, "lora", "fold", BASE, "adapter/", OUT, "--scale", "2", "--no-fan-in-fan-out")
     assert (ran.status, ran.err) == (0, "")
     assert values() == pytest.approx([2, 2, 0], abs=1e-6)
     told = command(capsys, "lora", "extract", BASE, A, "adapter", "-r", "1", "-f", "--json", "--base-name", "x").json
     assert [change["rank"] for change in told["changes"]] == [1, 1, 1]
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "x"
-    dry: dict[str, Any] = command(capsys, "lora", "fold", BASE, "adapter", "more.safetensors", "-n", "--json").json
+    ran = command(capsys, "lora", "fold", BASE, "adapter", "more.safetensors", "-n", "--json", "--no-fan-in-fan-out")
+    dry: dict[str, Any] = ran.json
     assert dry["tensors"][0]["from"]["operation"] == "folded"
     assert command(capsys, "lora", "extract", BASE, A, "other", "-r", "1", "-n").out.startswith(
         "plan: other/adapter_model.safetensors (safetensors)\n"

@@ -152,7 +152,8 @@ def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
     keeps_apart = bool(config.get("modules_to_save")) and not config.get("ensure_weight_tying")
     adapter = Adapter(source, label=folder, keeps_apart=keeps_apart)
     # PEFT takes the adapter's name out of those of tensors, and with it a module's own name that is the same.
-    spelling = Spelling(base, ("default", os.path.basename(os.path.abspath(folder))), file)
+    held = {info.name.removeprefix(PREFIX) for info in source.infos().values()}
+    spelling = Spelling(base, ("default", os.path.basename(os.path.abspath(folder))), held, file)
     factors: dict[str, dict[str, ParameterInfo]] = {}
     biases: dict[str, ParameterInfo] = {}
     strange: list[str] = []
@@ -213,11 +214,12 @@ class Spelling:
     Args:
         base: The names of the base.
         adapters: What the adapter may have been called.
+        held: The names that the adapter has.
         file: What messages call the adapter's file.
     """
 
-    def __init__(self, base: Container[str], adapters: Iterable[str], file: str) -> None:
-        self._base, self._adapters, self._file = base, tuple(dict.fromkeys(adapters)), file
+    def __init__(self, base: Container[str], adapters: Iterable[str], held: Container[str], file: str) -> None:
+        self._base, self._adapters, self._held, self._file = base, tuple(dict.fromkeys(adapters)), held, file
 
     def of(self, name: str) -> str:
         """The name in the base; one that it does not have where none fits.
@@ -236,7 +238,8 @@ class Spelling:
             plain = ".".join(parts)
         module, _, last = plain.rpartition(".")
         fits = [plain] if plain in self._base else []
-        fits += [longer for one in self._adapters if module and (longer := f"{module}.{one}.{last}") in self._base]
+        longer = [f"{module}.{one}.{last}" for one in self._adapters if module]
+        fits += [name for name in longer if name in self._base and name not in self._held]
         if len(fits) > 1:
             raise PlanError(
                 f"{name!r} is {' or '.join(map(repr, fits))}: PEFT leaves out a component that is the adapter's name",

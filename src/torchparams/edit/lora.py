@@ -256,8 +256,8 @@ class _Changes:
 
     def _check_shapes(self) -> None:
         resized = []
-        for name, (whole, *_) in self._found.whole.items():
-            ours, theirs = self._spelled[name].shape, whole.shape
+        for name, (taken, *_) in self._found.whole.items():
+            ours, theirs = self._spelled[name].shape, taken.shape
             if ours == theirs:
                 continue
             if not (ours and theirs and len(ours) == 2 and ours[1:] == theirs[1:] and self._holds_embeddings(name)):
@@ -265,6 +265,15 @@ class _Changes:
                     f"{name!r} has shape {list(ours or ())} in {self._source.label} and {list(theirs or ())} "
                     "in the adapter",
                     hint="fold into the model that the adapter was trained on",
+                )
+            whole = self._found.whole
+            kept = [other for other, info in self._spelled.items() if info.shape == ours and other not in whole]
+            if kept:
+                verb = "keeps" if len(kept) == 1 else "keep"
+                raise MismatchError(
+                    f"the adapter resizes {name!r} to {theirs[0]:,} rows, and {some(kept)} {verb} {ours[0]:,}",
+                    where=self._found.label,
+                    hint="resize the base first, as it was for training",
                 )
             resized.append(f"{name!r} has {theirs[0]:,} rows and had {ours[0]:,}")
         if resized:
