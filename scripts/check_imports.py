@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 
 BESIDE = {
     ("edit", "measure"),
+    ("edit", "train"),
     ("lint", "train"),
     ("lint", "measure"),
 }

@@ -262,11 +262,6 @@ def test_lbfgs_by_position() -> None:
             "param_groups. pass what is under 'optimizer' in it.",
         ),
         (
-            "run.pt",
-            "a str is no state of an optimizer. that is an OptimizerState, or a state_dict with the keys state and "
-            "param_groups. load the file first: torch.load(path, weights_only=True).",
-        ),
-        (
             torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
             "a SGD is no state of an optimizer. that is an OptimizerState, or a state_dict with the keys state and "
             "param_groups. pass its state_dict().",

@@ -49,6 +49,9 @@ def save(
     of their elements, in shape or in type, or are new; and the names of those that are gone. `apply_delta` makes the
     whole of the two. With a selector, only what it selects is compared, and nothing counts as gone.
 
+    The state of an optimizer is written whole, its options and counters beside the tensors, as a safetensors file or
+    as what `torch.save` makes of its `state_dict()`; `load_optimizer_state` reads either.
+
     Args:
         x: Anything that has parameters; of a live model, what its state dict holds.
         path: The target: see `convert`.
@@ -82,6 +85,18 @@ def save(
 
         trainable = Selector.of(":trainable")
         selector = trainable if selector is None else Selector.of(selector) & trainable
+    from torchparams.train.optimizer import OptimizerState
+
+    if isinstance(x, OptimizerState):
+        if selector is not None or base is not None:
+            raise PlanError(
+                "the state of an optimizer is written whole",
+                where=os.fspath(path),
+                hint="torchparams.convert(state, path, selector) writes chosen tensors alone",
+            )
+        from torchparams.edit.save_optimizer import save_optimizer
+
+        return save_optimizer(x, path, overwrite=overwrite, progress=progress, **options)
     if base is not None:
         return delta(x, base, path, selector, overwrite=overwrite, **options).run(progress)
     return convert(x, path, selector, overwrite=overwrite, **options).run(progress)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MismatchError, UnsupportedSource, shorten
+from torchparams.errors import MismatchError, shorten
 from torchparams.report import (
     Column,
     Report,
@@ -16,14 +17,15 @@ from torchparams.report import (
     cut,
     human_bytes,
     json_number,
+    listed,
     plural,
     printable,
     to_html,
     to_text,
 )
 from torchparams.rows import ROWS_SHOWN
-from torchparams.sources._module import ModuleSource
 from torchparams.train._live import live_table
+from torchparams.train._optimizers import NO_OPTIONS, Own
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,15 +40,20 @@ class OptimizerState(Mapping[str, Any]):
     """What an optimizer remembers, by the names of the parameters: a mapping `fc.weight.exp_avg` → tensor.
 
     As a mapping it holds the tensors, so that `torchparams.of`, `stats` and `diff` take it; `state` holds everything.
-    The tensors are the optimizer's own, not copies. Made by `torchparams.optimizer_state`.
+    The tensors are the optimizer's own, not copies. Made by `torchparams.optimizer_state`; `torchparams.save` writes
+    it whole.
 
     Attributes:
-        optimizer: The class of the optimizer, with its module.
-        state: Name of the parameter → key → value, as in `optimizer.state`. The vectors that LBFGS keeps of all
-            parameters are cut into those of each.
-        groups: The groups' options; under `params`, the names of the parameters of each.
+        optimizer: The class of the optimizer, with its module; of several, joined by commas. Of a wrapper that hands
+            out the state of the optimizer inside it, the class of that one.
+        state: Name of the parameter → key → value, as in the optimizer's `state_dict()`. The vectors that LBFGS keeps
+            of all parameters are cut into those of each.
+        groups: The groups' options, and the state that some optimizers keep there, such as a counter of steps; under
+            `params`, the names of the parameters of each.
         shapes: Name → shape of the parameter.
-        shared: State that belongs to no one parameter: what else LBFGS keeps, and other keys of `optimizer.state`.
+        shared: State that belongs to no one parameter: what else LBFGS keeps, and other keys of the state.
+        extra: What the optimizer's `state_dict()` holds beside its state and groups.
+        parts: Of a list of optimizers, the state of each; empty for one.
 
     >>> import torch
     >>> import torchparams as tp
@@ -65,30 +72,69 @@ class OptimizerState(Mapping[str, Any]):
         groups: Sequence[Mapping[str, Any]],
         shapes: Mapping[str, tuple[int, ...]],
         shared: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        parts: Sequence[OptimizerState] = (),
     ) -> None:
         self.optimizer = optimizer
         self.state = {name: dict(values) for name, values in state.items()}
         self.groups = [dict(group) for group in groups]
         self.shapes = dict(shapes)
         self.shared = dict(shared or {})
+        self.extra = dict(extra or {})
+        self.parts = tuple(parts)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[OptimizerState]) -> OptimizerState:
+        """The state of several optimizers, each of parameters of its own.
+
+        Raises:
+            MismatchError: Two of them have one parameter.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        names = [name for part in parts for name in part.names]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise MismatchError(
+                f"{plural(len(twice), 'parameter is', 'parameters are')} in two of the optimizers: {listed(twice)}",
+                hint="pass each optimizer by itself",
+            )
+        return cls(
+            ", ".join(dict.fromkeys(part.optimizer for part in parts)),
+            {name: values for part in parts for name, values in part.state.items()},
+            [group for part in parts for group in part.groups],
+            {name: shape for part in parts for name, shape in part.shapes.items()},
+            {key: value for part in parts for key, value in part.shared.items()},
+            {key: value for part in parts for key, value in part.extra.items()},
+            parts,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists and tensors, for `torch.save`; `load_optimizer_state` takes it back.
 
-        The keys `state` and `param_groups` are laid out as `torch.distributed.checkpoint` does it by name.
+        The keys `state` and `param_groups` are laid out as `torch.distributed.checkpoint` does it by name. Of a list
+        of optimizers, `optimizers` holds one of each.
         """
+        if self.parts:
+            return {"optimizers": [part.state_dict() for part in self.parts]}
         return {
             "optimizer": self.optimizer,
             "state": self.state,
             "param_groups": self.groups,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "shared": self.shared,
+            "extra": self.extra,
         }
 
     @property
     def names(self) -> list[str]:
         """The names of all parameters that the optimizer has, with state or without, in the order of the groups."""
         return [name for group in self.groups for name in group["params"]]
+
+    @property
+    def label(self) -> str:
+        """The class of the optimizer without its module; of several, joined by commas."""
+        return ", ".join(name.rpartition(".")[2] for name in self.optimizer.split(", "))
 
     @property
     def nbytes(self) -> int:
@@ -105,8 +151,8 @@ class OptimizerState(Mapping[str, Any]):
         value = self.state.get(owner, {}).get(key)
         if value is None and key.isdecimal():
             owner, _, key_of_list = owner.rpartition(".")
-            listed = self.state.get(owner, {}).get(key_of_list)
-            value = listed[int(key)] if isinstance(listed, list | tuple) and int(key) < len(listed) else None
+            several = self.state.get(owner, {}).get(key_of_list)
+            value = several[int(key)] if isinstance(several, list | tuple) and int(key) < len(several) else None
         return value if isinstance(value, torch.Tensor) else self._tensors()[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -116,15 +162,9 @@ class OptimizerState(Mapping[str, Any]):
         return len(self._tensors())
 
     def _tensors(self) -> dict[str, Any]:
-        import torch
-
-        found = {}
+        found: dict[str, Any] = {}
         for name, values in self.state.items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    found[f"{name}.{key}"] = value
-                elif isinstance(value, list | tuple):
-                    found.update({f"{name}.{key}.{i}": v for i, v in enumerate(value) if isinstance(v, torch.Tensor)})
+            _collect(name, values, found)
         return found
 
     # Comparing values is `diff`; `==` of two mappings of tensors would be an error.
@@ -150,11 +190,11 @@ class OptimizerState(Mapping[str, Any]):
             for name in group["params"]
         ]
         parts: list[Text | Table] = [
-            Text(printable(f"{self.optimizer.rpartition('.')[2]} ({plural(len(self.groups), 'group')})"), "title"),
+            Text(printable(f"{self.label} ({plural(len(self.groups), 'group')})"), "title"),
             Table(columns, cut(rows, limit, "parameters")),
         ]
         for i, group in enumerate(self.groups):
-            options = ", ".join(f"{key}={value!r}" for key, value in group.items() if key not in _NO_OPTIONS)
+            options = ", ".join(f"{key}={value!r}" for key, value in group.items() if key not in NO_OPTIONS)
             parts.append(Text(printable(f"group {i}: {options}"), "dim"))
         if self.shared:
             parts.append(Text(printable(f"of all together: {', '.join(map(str, self.shared))}"), "dim"))
@@ -182,9 +222,10 @@ class OptimizerState(Mapping[str, Any]):
                 for name in group["params"]
             ],
             "groups": [
-                {key: _json(value) for key, value in group.items() if key not in _NO_OPTIONS} for group in self.groups
+                {key: _json(value) for key, value in group.items() if key not in NO_OPTIONS} for group in self.groups
             ],
             "shared": {str(key): _json(value) for key, value in self.shared.items()},
+            "extra": {str(key): _json(value) for key, value in self.extra.items()},
         }
 
     def __str__(self) -> str:
@@ -196,19 +237,20 @@ class OptimizerState(Mapping[str, Any]):
         return to_html(self.report())
 
 
-_NO_OPTIONS = ("params", "param_names")
-
-
-def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> OptimizerState:
+def optimizer_state(model: Any, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> OptimizerState:
     """What an optimizer remembers of a model's parameters, by their names.
+
+    It is what the optimizer's own `state_dict()` holds, so that wrappers are seen through (`accelerate`'s, `Lookahead`)
+    and counters that are kept in the groups are part of it. A wrapper whose `state_dict()` leaves out what the
+    optimizer inside it keeps is refused.
 
     Args:
         model: The model whose parameters the optimizer trains, wrapped or not; a table of it stands for all of it.
-        optimizer: Any `torch.optim.Optimizer`.
+        optimizer: Any `torch.optim.Optimizer`; or a list of them, each with parameters of its own.
 
     Raises:
-        MismatchError: The optimizer holds tensors that are no parameters of the model.
-        UnsupportedSource: The model is not live, or the optimizer is none.
+        MismatchError: The optimizer holds tensors that are no parameters of the model, or two optimizers have one.
+        UnsupportedSource: The model is not live, or the optimizer is none, or its `state_dict()` is not complete.
 
     >>> import torch
     >>> import torchparams as tp
@@ -221,65 +263,33 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> OptimizerSt
     (['exp_avg', 'exp_avg_sq', 'step'], torch.Size([2, 3]))
     >>> torch.save(state.state_dict(), "/dev/null")
     """
+    source, _ = live_table(model, "torchparams.optimizer_state")
+    if isinstance(optimizer, list | tuple) and optimizer:
+        return OptimizerState.of_parts([_state_of(Own(source, one)) for one in optimizer])
+    return _state_of(Own(source, optimizer))
+
+
+def _state_of(own: Own) -> OptimizerState:
     import torch
 
-    refuse_no_optimizer(optimizer)
-    source, _ = live_table(model, "torchparams.optimizer_state")
-    names = names_by_id(source)
-    groups = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
-    strangers = [
-        (i, p)
-        for i, (group, found) in enumerate(zip(optimizer.param_groups, groups, strict=True))
-        for p, name in zip(group["params"], found, strict=True)
-        if name is None
-    ]
-    if strangers:
-        i, first = strangers[0]
-        raise MismatchError(
-            f"the optimizer holds {plural(len(strangers), 'tensor')} that the model does not: "
-            f"the first is of shape {list(first.shape)}, in group {i}",
-            where=source.label,
-            hint="pass the model that the optimizer was made of; "
-            "if parameters were replaced since, make the optimizer anew",
-        )
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    listed = [names[id(p)] for p in params]
-    state = {name: optimizer.state[p] for name, p in zip(listed, params, strict=True) if p in optimizer.state}
-    shared = {str(key): value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
-    shapes = {name: tuple(p.shape) for name, p in zip(listed, params, strict=True)}
-    if isinstance(optimizer, torch.optim.LBFGS) and state:
-        flat = state[listed[0]]
-        state = split_flat(flat, {name: real_shape(p) for name, p in zip(listed, params, strict=True)})
+    state = own.state()
+    keys = set(own.keys)
+    shared = {str(key): value for key, value in own.saved["state"].items() if key not in keys}
+    if isinstance(own.kind, torch.optim.LBFGS) and state:
+        flat = state[own.names[0]]
+        state = split_flat(flat, {name: real_shape(p) for name, p in own.by_name.items()})
         shared |= {key: value for key, value in flat.items() if key not in FLAT}
-    options = [
-        {**{key: value for key, value in group.items() if key not in _NO_OPTIONS}, "params": found}
-        for group, found in zip(optimizer.param_groups, groups, strict=True)
+    names = iter(own.names)
+    groups = [
+        {
+            **{key: value for key, value in group.items() if key not in NO_OPTIONS},
+            "params": [next(names) for _ in group["params"]],
+        }
+        for group in own.saved["param_groups"]
     ]
-    return OptimizerState(class_name(optimizer), state, options, shapes, shared)
-
-
-def refuse_no_optimizer(optimizer: object) -> None:
-    """An error for what is no optimizer, such as its `state_dict`.
-
-    Raises:
-        UnsupportedSource: It has no `param_groups` and `state`.
-    """
-    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
-        raise UnsupportedSource(
-            f"a {type(optimizer).__name__} is no optimizer",
-            exists="an optimizer has param_groups and a state",
-            hint="pass the model, then the optimizer itself",
-        )
-
-
-def names_by_id(source: ModuleSource) -> dict[int, str]:
-    """`id` of each parameter → its canonical name."""
-    return {id(tensor): name for name, tensor in ModuleSource(source.module).keys().items()}
-
-
-def class_name(optimizer: object) -> str:
-    """The class of an optimizer, with its module."""
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    shapes = {name: tuple(p.shape) for name, p in own.by_name.items()}
+    extra = {key: value for key, value in own.saved.items() if key not in ("state", "param_groups")}
+    return OptimizerState(own.class_name, state, groups, shapes, shared, extra)
 
 
 # --- LBFGS ----------------------------------------------------------------------------------------
@@ -341,6 +351,20 @@ def join_flat(state: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> d
 # --- print ----------------------------------------------------------------------------------------
 
 
+def _collect(name: str, value: Any, found: dict[str, Any]) -> None:
+    """Every tensor in a value, under the keys that lead to it."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        found[name] = value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _collect(f"{name}.{key}", inner, found)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _collect(f"{name}.{i}", inner, found)
+
+
 def _brief(key: Any, value: Any) -> str:
     import torch
 
@@ -348,7 +372,7 @@ def _brief(key: Any, value: Any) -> str:
         if value.numel() == 1 and not value.dim() and value.device.type == "cpu":
             return f"{key}={value.item():g}"
         return str(key)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | Mapping):
         return f"{key} ({len(value)})"
     return f"{key}={shorten(repr(value), 20)}"
 
@@ -360,6 +384,8 @@ def _json(value: Any) -> Any:
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
         return [_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
     if isinstance(value, float):
         return json_number(value)
     return value if isinstance(value, str | int | None) else shorten(repr(value))

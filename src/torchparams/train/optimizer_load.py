@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.errors import MismatchError, UnsupportedSource, nearest
+from torchparams.errors import MismatchError, UnsupportedSource, nearest, shorten
 from torchparams.info import ParameterInfo, file_tensor
 from torchparams.renames import Renames, propose
 from torchparams.report import human_shape, listed, plural
-from torchparams.sources._module import ModuleSource
 from torchparams.train._live import live_table
+from torchparams.train._needed import Needs
+from torchparams.train._optimizers import NO_OPTIONS, Own, Snapshot, class_name, leaf_keys
+from torchparams.train._saved import parsed
 from torchparams.train.coverage import Coverage, Item, grouped, strict_kinds
-from torchparams.train.optimizer import (
-    FLAT,
-    OptimizerState,
-    class_name,
-    join_flat,
-    names_by_id,
-    real_shape,
-    refuse_no_optimizer,
-    split_flat,
-)
+from torchparams.train.optimizer import OptimizerState, join_flat
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     import torch
 
-_NEEDED = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
-"""Options that are of no use without something in the state, which torch makes with the first step only."""
+_SCHEDULED = frozenset(("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"))
+"""Keys that learning rate schedulers put into groups."""
 
 _ELEMENTWISE = frozenset(
     (
@@ -45,7 +41,7 @@ _CANDIDATES = 16  # names of each kind that are compared letter by letter
 
 def load_optimizer_state(
     model: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     x: Any,
     *,
     names: Sequence[str] | None = None,
@@ -58,13 +54,18 @@ def load_optimizer_state(
     The model may have its parameters in another order or in other groups, frozen ones among them or left out, and new
     ones. A parameter that nothing is loaded for keeps the state that it has. Values are copied, and cast as
     `optimizer.load_state_dict` does it, by which they are loaded at last. Nothing is changed unless all fits that
-    `strict` asks for.
+    `strict` asks for, and if `load_state_dict` fails everything is put back.
+
+    What a group holds beside options is state, and is loaded with it: a counter of steps, for one. An option is a key
+    of `optimizer.defaults` that the constructor takes.
 
     Args:
         model: The model whose parameters the optimizer trains; a table of it stands for all of it.
-        optimizer: The optimizer.
+        optimizer: The optimizer, or a list of them, each with parameters of its own.
         x: An `OptimizerState`, its `state_dict()`, one by name of `torch.distributed.checkpoint`, or the `state_dict()`
-            of an optimizer with `param_names` in its groups (see `torchparams.groups`).
+            of an optimizer with `param_names` in its groups (see `torchparams.groups`); a list of these, one for each
+            optimizer, in any order; or the path of a file that `torchparams.save` or `torch.save` wrote of one, with
+            `#key` for what is inside a checkpoint.
         names: For the `state_dict()` of an optimizer without `param_names`: the names of its parameters, in the order
             that the optimizer had them in. Nothing is guessed.
         rename: How saved names become the model's: any spelling of `torchparams.renames`, or `"auto"` for the prefixes
@@ -79,7 +80,7 @@ def load_optimizer_state(
 
     Raises:
         MismatchError: Something does not fit that `strict` asks for, or nothing at all; or the state is that of another
-            kind of optimizer. Nothing was changed.
+            kind of optimizer, or lacks keys that this one needs. Nothing was changed.
         UnsupportedSource: `x` is no state of an optimizer, or one without names.
 
     >>> import torch
@@ -96,154 +97,130 @@ def load_optimizer_state(
     >>> torch.equal(other.state[b.weight]["momentum_buffer"], optimizer.state[a.weight]["momentum_buffer"])
     True
     """
-    import torch
-
     strict_kinds(strict)
-    refuse_no_optimizer(optimizer)
     source, _ = live_table(model, "torchparams.load_optimizer_state")
-    own = _Own(source, optimizer)
-    saved = _renamed(_parsed(x, names, own), rename, own)
-    _check_kind(saved, optimizer)
-    chosen = _options(saved, own, options)
-    coverage = _match(saved, own, chosen)
-    coverage.refuse(strict, lambda: "strict=False loads what fits" if coverage.loaded else None)
-    if not coverage.loaded and own.names:
+    owns = [Own(source, one) for one in (optimizer if isinstance(optimizer, list | tuple) else [optimizer])]
+    if not owns:
+        raise UnsupportedSource("the list of optimizers is empty", where=source.label)
+    _refuse_twice(owns)
+    saved = _renamed(parsed(x, names, source), rename, owns)
+    planned = []
+    for own in owns:
+        part = _part(saved, own, alone=len(owns) == 1)
+        _check_kind(part, own.kind)
+        chosen = _options(part, own, options)
+        planned.append(_Planned(own, part, chosen, _match(part, own, chosen)))
+    coverage = _coverage(saved, planned)
+    coverage.refuse(strict, lambda: _way_out(coverage))
+    if not coverage.loaded and any(own.names for own in owns):
+        coverage.refuse(("mismatched",), lambda: _way_out(coverage))
         raise MismatchError(
             "nothing of it fits the optimizer",
             where=f"{coverage.source} → {coverage.model}",
-            exists=f"it is of {listed(saved.names) or 'no parameters'}; the optimizer has {listed(own.names)}",
+            exists=f"it is of {listed(saved.names) or 'no parameters'}; the optimizer has "
+            f"{listed(name for own in owns for name in own.names)}",
             hint='rename="auto" finds the prefixes that wrappers add',
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        if not coverage.complete:
-            raise MismatchError(
-                "LBFGS keeps one state of all parameters together, and these are not the same parameters",
-                where=f"{coverage.source} → {coverage.model}",
-                exists=f"{listed([*coverage.missing, *coverage.unexpected, *coverage.mismatched])} differ",
-                hint="start it anew",
-            )
-        joined = {**saved.shared, **join_flat(saved.state, own.names)}
-        state: dict[Any, Any] = {0: _copied(joined)} if joined else {}
-    else:
-        state = {key: _copied(value) for key, value in saved.shared.items()}
-        for place, (name, parameter) in enumerate(zip(own.names, own.parameters, strict=True)):
-            if name in coverage.loaded:
-                if name in saved.state:
-                    state[place] = _copied(saved.state[name])
-            elif parameter in optimizer.state:
-                state[place] = optimizer.state[parameter]
-    places = iter(range(len(own.names)))
-    groups = [
-        {**given, "params": [next(places) for _ in group["params"]]}
-        for given, group in zip(chosen, optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    payloads = [plan.payload(coverage) for plan in planned]
+    before = Snapshot(owns)
+    try:
+        for plan, payload in zip(planned, payloads, strict=True):
+            plan.load(payload)
+    except BaseException:
+        before.restore()
+        raise
     return coverage
 
 
-class _Own:
-    """The optimizer's parameters, by name."""
+@dataclass
+class _Planned:
+    """What one optimizer will be given."""
 
-    def __init__(self, source: ModuleSource, optimizer: torch.optim.Optimizer) -> None:
-        self.source = source
-        self.optimizer = optimizer
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        known = names_by_id(source)
-        unknown = sum(id(p) not in known for p in self.parameters)
-        if unknown:
+    own: Own
+    saved: OptimizerState
+    options: list[dict[str, Any]]
+    matched: Coverage
+
+    def payload(self, coverage: Coverage) -> dict[str, Any]:
+        """What its `load_state_dict` takes."""
+        import torch
+
+        own, saved = self.own, self.saved
+        if isinstance(own.kind, torch.optim.LBFGS):
+            if not self.matched.complete:
+                wrong = [*self.matched.missing, *self.matched.unexpected, *self.matched.mismatched]
+                raise MismatchError(
+                    "LBFGS keeps one state of all parameters together, and these are not the same parameters",
+                    where=f"{coverage.source} → {coverage.model}",
+                    exists=f"{listed(wrong)} differ",
+                    hint="start it anew",
+                )
+            joined = {**saved.shared, **join_flat(saved.state, own.names)}
+            state: dict[Any, Any] = {own.keys[0]: _copied(joined)} if joined else {}
+        else:
+            state = {key: _copied(value) for key, value in saved.shared.items()}
+            current = own.saved["state"]
+            for key, name in zip(own.keys, own.names, strict=True):
+                if name in self.matched.loaded:
+                    if name in saved.state:
+                        state[key] = _copied(saved.state[name])
+                elif key in current:
+                    state[key] = current[key]
+        groups = [
+            {**_copied(given), **{key: group[key] for key in NO_OPTIONS if key in group}}
+            for given, group in zip(self.options, own.saved["param_groups"], strict=True)
+        ]
+        return {**own.saved, **_copied(saved.extra), "state": state, "param_groups": groups}
+
+    def load(self, payload: dict[str, Any]) -> None:
+        """Hand it over, and look whether it has arrived.
+
+        Raises:
+            MismatchError: The optimizer refuses it, or does not hold it afterwards.
+        """
+        own = self.own
+        given = {key: leaf_keys(values) for key, values in payload["state"].items()}
+        try:
+            own.optimizer.load_state_dict(payload)
+        except Exception as error:
+            said = shorten(f"{type(error).__name__}: {error}", 200)
             raise MismatchError(
-                f"the optimizer holds {plural(unknown, 'tensor')} that the model does not",
-                where=source.label,
-                hint="make the optimizer of the model's own parameters",
-            )
-        self.names = [known[id(p)] for p in self.parameters]
-        self.by_name = dict(zip(self.names, self.parameters, strict=True))
-        self.model = ModuleSource(source.module).keys()
+                f"load_state_dict() of {own.label} refused the state: {said}",
+                where=own.source.label,
+                exists="the optimizer is as it was",
+            ) from error
+        for key, parameter, name in zip(own.keys, own.parameters, own.names, strict=True):
+            lost = given.get(key, frozenset()) - leaf_keys(own.kind.state.get(parameter, {}))
+            if lost:
+                raise MismatchError(
+                    f"load_state_dict() of {own.label} did not take {listed(sorted(lost))} of {name!r}",
+                    where=own.source.label,
+                    exists="the optimizer is as it was",
+                    hint="load into the optimizer inside it" if own.wrapped else None,
+                )
 
-    def canonical(self, name: str) -> str:
-        """The canonical name for a spelling of it; a stranger's own otherwise."""
-        if name in self.model:
-            return name
-        return self.source.resolve(name) if self.source.takes(name) else name
 
-    def has(self, name: str) -> bool:
-        """Whether it is a spelling of the name of a parameter of the model."""
-        return self.canonical(name) in self.model
+def _refuse_twice(owns: Sequence[Own]) -> None:
+    twice = [name for name, count in Counter(name for own in owns for name in own.names).items() if count > 1]
+    if twice:
+        raise MismatchError(
+            f"{plural(len(twice), 'parameter is', 'parameters are')} in two of the optimizers: {listed(twice)}",
+            hint="load each optimizer by itself",
+        )
+
+
+def _way_out(coverage: Coverage) -> str | None:
+    if any("saved without" in item.note for item in coverage.mismatched.values()):
+        return "options=True restores the options that it was saved with"
+    return "strict=False loads what fits" if coverage.loaded else None
 
 
 # --- what was saved -------------------------------------------------------------------------------
 
 
-def _parsed(x: Any, names: Sequence[str] | None, own: _Own) -> OptimizerState:
-    if isinstance(x, OptimizerState):
-        return x
-    if not isinstance(x, Mapping) or "state" not in x or "param_groups" not in x:
-        raise UnsupportedSource(
-            f"a {type(x).__name__} is no state of an optimizer",
-            exists="that is an OptimizerState, or a state_dict with the keys state and param_groups",
-            hint=_hint(x),
-        )
-    groups = [dict(group) for group in x["param_groups"]]
-    keys = [key for group in groups for key in group["params"]]
-    if names is None and all(isinstance(key, str) for key in keys):
-        called = dict(zip(keys, keys, strict=True))
-    else:
-        called = dict(zip(keys, _names_of(groups, keys, names), strict=True))
-    for group in groups:
-        group["params"] = [called[key] for key in group["params"]]
-    state = {called[key]: value for key, value in x["state"].items() if key in called}
-    shared = {str(key): value for key, value in x["state"].items() if key not in called}
-    shared |= x.get("shared") or {}
-    if "shapes" not in x and any(_is_flat(value) for value in state.values()):
-        # The state of LBFGS as torch has it: vectors of all parameters, under the first of them.
-        flat = next(value for value in state.values() if _is_flat(value))
-        shapes = {name: real_shape(own.model[own.canonical(name)]) for name in called.values() if own.has(name)}
-        if len(shapes) < len(called):
-            raise MismatchError(
-                "the vectors of LBFGS are of all its parameters, and the model does not have all of these",
-                exists=f"it lacks {listed(name for name in called.values() if not own.has(name))}",
-                hint="save torchparams.optimizer_state(model, optimizer).state_dict() instead, which cuts them by name",
-            )
-        state = split_flat(flat, shapes)
-        shared |= {key: value for key, value in flat.items() if key not in FLAT}
-    shapes_saved = {name: tuple(shape) for name, shape in (x.get("shapes") or {}).items()}
-    return OptimizerState(str(x.get("optimizer") or ""), state, groups, shapes_saved, shared)
-
-
-def _is_flat(value: Mapping[str, Any]) -> bool:
-    flat = value.get("prev_flat_grad")
-    return flat is not None and flat.dim() == 1
-
-
-def _names_of(groups: list[dict[str, Any]], keys: list[Any], names: Sequence[str] | None) -> list[str]:
-    if names is None:
-        if not all("param_names" in group for group in groups):
-            raise UnsupportedSource(
-                "the state knows its parameters by position alone, and their names are not in it",
-                hint="give names=, the names of the parameters in the order that the optimizer had them in: "
-                "list(dict(model.named_parameters())) of the model as it was, if it was made of model.parameters()",
-            )
-        names = [name for group in groups for name in group["param_names"]]
-    if len(names) != len(keys) or len(set(names)) != len(names):
-        raise MismatchError(
-            f"there are {plural(len(set(names)), 'name')} for {plural(len(keys), 'parameter')}",
-            hint="give each parameter of the optimizer one name, in its order",
-        )
-    return list(names)
-
-
-def _hint(x: Any) -> str | None:
-    if isinstance(x, str) or hasattr(x, "__fspath__"):
-        return "load the file first: torch.load(path, weights_only=True)"
-    if isinstance(x, Mapping):
-        inside = [key for key, value in x.items() if isinstance(value, Mapping) and "param_groups" in value]
-        return f"pass what is under {inside[0]!r} in it" if inside else None
-    return "pass its state_dict()" if hasattr(x, "state_dict") else None
-
-
-def _renamed(saved: OptimizerState, rename: object, own: _Own) -> OptimizerState:
+def _renamed(saved: OptimizerState, rename: object, owns: Sequence[Own]) -> OptimizerState:
     """The same under the names that the model uses."""
-    names = saved.names
+    names, own = saved.names, owns[0]
     if isinstance(rename, str) and rename == "auto":
         proposal = propose(
             _records({name: saved.shapes.get(name, ()) for name in names}),
@@ -256,13 +233,42 @@ def _renamed(saved: OptimizerState, rename: object, own: _Own) -> OptimizerState
     new = {old: own.canonical(name) for old, name in new.items()}
     if all(old == name for old, name in new.items()):
         return saved
+    return OptimizerState.of_parts([_under(part, new) for part in saved.parts or (saved,)])
+
+
+def _under(saved: OptimizerState, new: Mapping[str, str]) -> OptimizerState:
     return OptimizerState(
         saved.optimizer,
         {new[name]: values for name, values in saved.state.items()},
         [{**group, "params": [new[name] for name in group["params"]]} for group in saved.groups],
         {new[name]: shape for name, shape in saved.shapes.items() if name in new},
         saved.shared,
+        saved.extra,
     )
+
+
+def _part(saved: OptimizerState, own: Own, alone: bool) -> OptimizerState:
+    """What was saved for the parameters of one optimizer.
+
+    Raises:
+        MismatchError: They were in several optimizers, whose state does not make one.
+    """
+    if alone and not saved.parts:
+        return saved
+    held = [part for part in saved.parts or (saved,) if any(name in own.by_name for name in part.names)]
+    if not held:
+        return OptimizerState("", {}, [], {})
+    if len({part.optimizer for part in held}) > 1 or (len(held) > 1 and any(p.shared or p.extra for p in held)):
+        raise MismatchError(
+            f"the parameters of one {own.label} were in several optimizers: "
+            f"{', '.join(part.optimizer or 'one without a name' for part in held)}",
+            where=own.source.label,
+            hint="group the parameters as they were",
+        )
+    if len(held) == 1:
+        return held[0]
+    whole = OptimizerState.of_parts(held)
+    return OptimizerState(held[0].optimizer, whole.state, whole.groups, whole.shapes)
 
 
 def _records(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ParameterInfo]:
@@ -270,14 +276,17 @@ def _records(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ParameterInfo]:
     return {name: file_tensor(name, shape, dtype, 0, 0, "", 0, 0) for name, shape in shapes.items()}
 
 
-def _check_kind(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:
+def _check_kind(saved: OptimizerState, optimizer: object) -> None:
     """Refuse the state of another kind of optimizer: its keys would be met by code that knows others."""
     module, _, name = saved.optimizer.rpartition(".")
-    if not name or name == type(optimizer).__name__:
+    if not name or saved.optimizer == class_name(optimizer):
         return
     other = getattr(sys.modules.get(module), name, None)
-    if isinstance(other, type) and (issubclass(other, type(optimizer)) or isinstance(optimizer, other)):
-        return  # AdamW is an Adam
+    if isinstance(other, type):
+        if issubclass(other, type(optimizer)) or isinstance(optimizer, other):
+            return  # AdamW is an Adam
+    elif name == type(optimizer).__name__:
+        return  # it has moved, or it is another of the same name: its keys say which
     raise MismatchError(
         f"the state is that of {saved.optimizer}, and the optimizer is a {class_name(optimizer)}",
         hint="start it anew: one cannot go on with what the other remembers",
@@ -287,31 +296,55 @@ def _check_kind(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None
 # --- matching -------------------------------------------------------------------------------------
 
 
-def _match(saved: OptimizerState, own: _Own, options: Sequence[Mapping[str, Any]]) -> Coverage:
+def _match(saved: OptimizerState, own: Own, options: Sequence[Mapping[str, Any]]) -> Coverage:
+    """What of one optimizer was saved; `unexpected` is what it does not have itself."""
     saved_with = {name: group for group in saved.groups for name in group["params"]}
+    needs = Needs(own)
     loaded: list[Item] = []
     mismatched: list[Item] = []
-    missing: list[str] = []
     groups = zip(options, own.optimizer.param_groups, strict=True)
     option_of = {id(p): chosen for chosen, group in groups for p in group["params"]}
     for name, parameter in zip(own.names, own.parameters, strict=True):
-        if name not in saved_with:
-            missing.append(name)
-            continue
-        why = _problem(saved, name, parameter, option_of[id(parameter)], saved_with[name], own.optimizer)
-        (mismatched if why else loaded).append(Item(name, name, why))
-    unexpected = [name for name in saved.names if name not in own.by_name]
-    kind = type(own.optimizer).__name__
+        if name in saved_with:
+            why = _problem(saved, name, parameter, option_of[id(parameter)], saved_with[name], needs)
+            (mismatched if why else loaded).append(Item(name, name, why))
+    missing = [Item(name) for name in own.names if name not in saved_with]
+    unexpected = [Item(name, name) for name in saved.names if name not in own.by_name]
+    notes: tuple[str, ...] = ()
+    if not saved.optimizer and saved.state and not needs.known:
+        notes = (
+            f"The state does not name its optimizer, and {own.label} has not stepped yet: whether it is its state was "
+            "not checked.",
+        )
     return Coverage(
-        f"{kind} of {own.source.label}",
-        f"{saved.optimizer.rpartition('.')[2] or 'optimizer'} state",
+        own.label,
+        saved.label,
         grouped(loaded),
+        grouped(missing),
+        grouped(unexpected),
+        grouped(mismatched),
+        notes=notes,
+    )
+
+
+def _coverage(saved: OptimizerState, planned: Sequence[_Planned]) -> Coverage:
+    """What of all optimizers together was saved."""
+    owns = [plan.own for plan in planned]
+    mine = {name for own in owns for name in own.names}
+    missing = [name for plan in planned for name in plan.matched.missing]
+    unexpected = [name for name in saved.names if name not in mine]
+    labels = ", ".join(dict.fromkeys(own.label for own in owns))
+    return Coverage(
+        f"{labels} of {owns[0].source.label}",
+        f"{saved.label or 'optimizer'} state",
+        grouped(item for plan in planned for item in plan.matched.loaded.values()),
         grouped(Item(name, nearest=_near(name, unexpected, i)) for i, name in enumerate(missing)),
         grouped(
-            Item(name, name, _absence(name, own), _near(name, missing, i) if name not in own.model else None)
+            Item(name, name, _absence(name, owns[0]), None if name in owns[0].model else _near(name, missing, i))
             for i, name in enumerate(unexpected)
         ),
-        grouped(mismatched),
+        grouped(item for plan in planned for item in plan.matched.mismatched.values()),
+        notes=tuple(dict.fromkeys(note for plan in planned for note in plan.matched.notes)),
     )
 
 
@@ -319,7 +352,7 @@ def _near(name: str, names: list[str], place: int) -> str | None:
     return next(iter(nearest(name, names, 1)), None) if place < _CANDIDATES else None
 
 
-def _absence(name: str, own: _Own) -> str:
+def _absence(name: str, own: Own) -> str:
     if name not in own.model:
         return ""
     return "in no group" if own.model[name].requires_grad else "frozen, and in no group"
@@ -331,7 +364,7 @@ def _problem(
     parameter: torch.Tensor,
     options: Mapping[str, Any],
     saved_with: Mapping[str, Any],
-    optimizer: object,
+    needs: Needs,
 ) -> str:
     import torch
 
@@ -343,42 +376,49 @@ def _problem(
         for key, value in state.items():
             if key in _ELEMENTWISE and isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != shape:
                 return f"its {key} is of shape {human_shape(tuple(value.shape))}, not {human_shape(shape)}"
-    for option, key in _NEEDED.items():
-        # SGD makes its buffer whenever there is none.
-        switched_on = options.get(option) and not saved_with.get(option)
-        if state and switched_on and key not in state and not isinstance(optimizer, torch.optim.SGD):
-            return f"saved without {option}, which needs {key}"
-    return ""
+    return needs.problem(state, parameter, options, saved_with)
 
 
-def _options(saved: OptimizerState, own: _Own, restore: bool) -> list[dict[str, Any]]:
-    """The options of each group: those that it has, or those that were saved."""
-    current = [
-        {key: value for key, value in group.items() if key not in ("params", "param_names")}
-        for group in own.optimizer.param_groups
-    ]
-    if not restore:
-        return current
+def _options(saved: OptimizerState, own: Own, restore: bool) -> list[dict[str, Any]]:
+    """The options of each group: those that it has, or those that were saved; and its state, as it was saved."""
     of_name = {name: i for i, group in enumerate(saved.groups) for name in group["params"]}
     names = iter(own.names)
     chosen = []
-    for place, (options, group) in enumerate(zip(current, own.optimizer.param_groups, strict=True)):
+    for place, group in enumerate(own.saved["param_groups"]):
         mine = [next(names) for _ in group["params"]]
+        options = {key: value for key, value in group.items() if key not in NO_OPTIONS}
         origins = list(dict.fromkeys(of_name[name] for name in mine if name in of_name))
-        found = [
-            {key: value for key, value in saved.groups[i].items() if key not in ("params", "param_names")}
-            for i in origins
-        ]
-        for i, other in zip(origins, found, strict=True):
-            key = next((key for key in found[0] if other.get(key) != found[0][key]), None)
-            if key is not None:
+        for key in dict.fromkeys(key for i in origins for key in saved.groups[i] if key not in NO_OPTIONS):
+            values = [(i, saved.groups[i].get(key)) for i in origins]
+            first, value = values[0]
+            other = next(((i, v) for i, v in values if not _same(v, value)), None)
+            if not restore:
+                if own.is_option(key):
+                    continue
+                # What a scheduler keeps goes with the rate, and a text is a label: both are the new run's own.
+                if (key in _SCHEDULED or isinstance(value, str)) and (key in options or other):
+                    continue
+            if other is not None:
                 raise MismatchError(
-                    f"the parameters of group {place} were in the groups {origins[0]} and {i}, "
-                    f"whose {key} was {found[0][key]!r} and {other.get(key)!r}",
-                    hint="group the parameters as they were, or leave options out and set them",
+                    f"the parameters of group {place} were in the groups {first} and {other[0]}, "
+                    f"whose {key} was {value!r} and {other[1]!r}",
+                    hint="group the parameters as they were, or leave options out and set them"
+                    if own.is_option(key)
+                    else "group the parameters as they were",
                 )
-        chosen.append({**options, **(found[0] if found else {})})
+            options[key] = value
+        chosen.append(options)
     return chosen
+
+
+def _same(a: Any, b: Any) -> bool:
+    import torch
+
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and bool((a == b.to(a.device)).all())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
 
 
 def _copied(value: Any) -> Any:
@@ -387,8 +427,11 @@ def _copied(value: Any) -> Any:
 
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if isinstance(value, tuple):
+        items = [_copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return copy.deepcopy(value)

@@ -1,0 +1,103 @@
+"""Which keys of its state an optimizer needs to go on: known of torch's own, seen of all that have stepped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.report import listed
+from torchparams.train._optimizers import Own, leaf_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+_ADAM = frozenset(("step", "exp_avg", "exp_avg_sq"))
+
+TORCH: Mapping[str, tuple[frozenset[str], Mapping[str, str]]] = {
+    "ASGD": (frozenset(("step", "eta", "mu", "ax")), {}),
+    "Adadelta": (frozenset(("step", "square_avg", "acc_delta")), {}),
+    "Adafactor": (frozenset(("step",)), {}),
+    "Adagrad": (frozenset(("step", "sum")), {}),
+    "Adam": (_ADAM, {"amsgrad": "max_exp_avg_sq"}),
+    "AdamW": (_ADAM, {"amsgrad": "max_exp_avg_sq"}),
+    "Adamax": (frozenset(("step", "exp_avg", "exp_inf")), {}),
+    "LBFGS": (frozenset(), {}),
+    "Muon": (frozenset(("momentum_buffer",)), {}),
+    "NAdam": (_ADAM | {"mu_product"}, {}),
+    "RAdam": (_ADAM, {}),
+    "RMSprop": (frozenset(("step", "square_avg")), {"momentum": "momentum_buffer", "centered": "grad_avg"}),
+    "Rprop": (frozenset(("step", "prev", "step_size")), {}),
+    "SGD": (frozenset(), {}),
+    "SparseAdam": (_ADAM, {}),
+}
+"""Class → the keys that it needs of a parameter it has stepped, and option → the key that this needs besides."""
+
+OPTIONAL = {
+    "SGD": frozenset(("momentum_buffer",)),
+    "Adafactor": frozenset(("row_var", "col_var", "variance")),
+    "LBFGS": frozenset(("d", "prev_flat_grad", "old_dirs", "old_stps")),
+}
+"""Class → further keys that it knows."""
+
+BY_OPTION = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
+"""Option → the key that it needs, of an optimizer of which nothing else is known."""
+
+
+class Needs:
+    """Which state fits an optimizer.
+
+    Attributes:
+        known: Whether there is anything to hold state against.
+    """
+
+    def __init__(self, own: Own) -> None:
+        self._own = own
+        kind = type(own.kind)
+        self._torch = kind.__name__ if kind.__module__.startswith("torch.optim") and kind.__name__ in TORCH else None
+        self.needed: frozenset[str]
+        self._options: Mapping[str, str] = BY_OPTION
+        if self._torch is not None:
+            self.needed, self._options = TORCH[self._torch]
+            self._takes = self.needed | OPTIONAL.get(self._torch, frozenset()) | frozenset(self._options.values())
+        else:
+            seen = [keys for keys in map(leaf_keys, own.state().values()) if keys]
+            self.needed = frozenset.intersection(*seen) if seen else frozenset()
+            self._takes = frozenset.union(*seen) if seen else frozenset()
+        self.known = bool(self.needed or self._takes)
+
+    def problem(
+        self,
+        state: Mapping[Any, Any],
+        parameter: torch.Tensor,
+        options: Mapping[str, Any],
+        saved_with: Mapping[str, Any],
+    ) -> str:
+        """Why an optimizer cannot go on with what was saved of a parameter; empty if it can.
+
+        Args:
+            state: What was saved of it.
+            parameter: The parameter.
+            options: Those of its group, as they will be.
+            saved_with: Those of its group when it was saved.
+        """
+        keys = leaf_keys(state)
+        label = type(self._own.kind).__name__
+        if not keys and self._torch != "Adagrad":
+            return ""  # it has not stepped, and makes its state when it does; Adagrad makes it when it is made
+        for option, key in self._options.items():
+            switched_on = options.get(option) and (self._torch is not None or not saved_with.get(option))
+            if switched_on and key not in keys and self.needed <= keys and self._torch != "SGD":
+                return f"saved without {option}, which needs {key}"
+        needed = self.needed
+        if self._torch == "Adafactor":
+            needed = needed | ({"row_var", "col_var"} if parameter.dim() > 1 else {"variance"})
+        if needed - keys:
+            kept = f"it has {listed(sorted(keys))}" if keys else "it has no state"
+            return f"{kept}, and {label} needs {listed(sorted(needed - keys))}"
+        strange = keys - self._takes
+        # What a wrapper keeps beside is not known here, nor what a class that is not torch's own keeps at other times.
+        closed = self._torch is not None and not self._own.wrapped
+        if self.known and strange and (closed or strange == keys):
+            return f"it has {listed(sorted(strange))}, which {label} does not use"
+        return ""

@@ -1,0 +1,262 @@
+"""An optimizer as its `state_dict()` shows it: by the names of the parameters, and through the wrappers around it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import MismatchError, UnsupportedSource, shorten
+from torchparams.report import listed, plural
+from torchparams.sources._module import ModuleSource
+
+if TYPE_CHECKING:
+    import torch
+
+NO_OPTIONS = ("params", "param_names")
+"""Keys of a group that are no options."""
+
+
+class Own:
+    """An optimizer of a model, by the names of the parameters.
+
+    Attributes:
+        source: The model.
+        optimizer: The optimizer as it was given, perhaps a wrapper.
+        kind: The optimizer whose groups it has: inside `accelerate`'s wrapper or `Lookahead`, the one that is wrapped.
+        saved: Its `state_dict()`.
+        keys: The key of each parameter there.
+        parameters: The parameters, in the order of the groups.
+        names: Their names, in the same order.
+        by_name: Name → parameter.
+        model: Name → parameter of the whole model.
+
+    Raises:
+        MismatchError: The optimizer holds tensors that are no parameters of the model.
+        UnsupportedSource: It is no optimizer, or its `state_dict()` is not one that can be matched by name.
+    """
+
+    def __init__(self, source: ModuleSource, optimizer: Any) -> None:
+        refuse_no_optimizer(optimizer)
+        self.source = source
+        self.optimizer = optimizer
+        self.all = list(_optimizers(optimizer))
+        self.kind = self._kind()
+        self.model = ModuleSource(source.module).keys()
+        known = {id(tensor): name for name, tensor in self.model.items()}
+        self._refuse_strangers(known)
+        self.parameters: list[torch.Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.names = [known[id(p)] for p in self.parameters]
+        self.by_name = dict(zip(self.names, self.parameters, strict=True))
+        self.saved = self._state_dict()
+        self.keys = [key for group in self.saved["param_groups"] for key in group["params"]]
+        self._refuse_hidden_state()
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """The class, without its module."""
+        return type(self.optimizer).__name__
+
+    @property
+    def class_name(self) -> str:
+        """The class of what does the work, with its module."""
+        return class_name(self.kind)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether the optimizer is a wrapper around the one that does the work."""
+        return self.kind is not self.optimizer
+
+    def _kind(self) -> Any:
+        groups = list(map(id, self.optimizer.param_groups))
+        found = self.optimizer
+        for inner in self.all:
+            if list(map(id, inner.param_groups)) == groups:
+                found = inner
+        return found
+
+    def is_option(self, key: str) -> bool:
+        """Whether a key of a group is a choice of the user: a default that a constructor takes.
+
+        All else that a group holds is state, such as a counter of steps.
+        """
+        return any(key in optimizer.defaults for optimizer in self.all) and any(
+            taken is None or key in taken for taken in map(_arguments, map(type, self.all))
+        )
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def canonical(self, name: str) -> str:
+        """The canonical name for a spelling of it; a stranger's own otherwise."""
+        if name in self.model:
+            return name
+        return self.source.resolve(name) if self.source.takes(name) else name
+
+    def has(self, name: str) -> bool:
+        """Whether it is a spelling of the name of a parameter of the model."""
+        return self.canonical(name) in self.model
+
+    def _refuse_strangers(self, known: Mapping[int, str]) -> None:
+        strangers = [
+            (i, p) for i, group in enumerate(self.optimizer.param_groups) for p in group["params"] if id(p) not in known
+        ]
+        if strangers:
+            i, first = strangers[0]
+            raise MismatchError(
+                f"the optimizer holds {plural(len(strangers), 'tensor')} that the model does not: "
+                f"the first is of shape {list(first.shape)}, in group {i}",
+                where=self.source.label,
+                hint="pass the model that the optimizer was made of; "
+                "if parameters were replaced since, make the optimizer anew",
+            )
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Name → what is kept of the parameter, for those that it keeps something of."""
+        state = self.saved["state"]
+        return {name: state[key] for name, key in zip(self.names, self.keys, strict=True) if key in state}
+
+    def _state_dict(self) -> dict[str, Any]:
+        try:
+            saved = self.optimizer.state_dict()
+        except Exception as error:
+            raise UnsupportedSource(
+                f"the state_dict() of {self.label} failed: {shorten(str(error), 200)}", where=self.source.label
+            ) from error
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
+            raise UnsupportedSource(
+                f"the state_dict() of {self.label} has no state by parameter",
+                where=self.source.label,
+                exists=f"its keys are {listed(map(str, saved))}" if isinstance(saved, Mapping) else None,
+                hint="pass the optimizer inside it" if len(self.all) > 1 else None,
+            )
+        if [len(group["params"]) for group in saved.get("param_groups", ())] != sizes:
+            raise UnsupportedSource(
+                f"the state_dict() of {self.label} has other groups than the optimizer", where=self.source.label
+            )
+        return dict(saved)
+
+    def _refuse_hidden_state(self) -> None:
+        """Refuse a wrapper whose `state_dict()` leaves out what the optimizer inside it keeps."""
+        key_of = {id(p): key for p, key in zip(self.parameters, self.keys, strict=True)}
+        state = self.saved["state"]
+        for inner in self.all[1:]:
+            for parameter, values in inner.state.items():
+                shown = leaf_keys(state.get(key_of.get(id(parameter)), {}))
+                left_out = leaf_keys(values) - shown
+                if left_out:
+                    raise UnsupportedSource(
+                        f"the state_dict() of {self.label} leaves out what the {type(inner).__name__} inside it keeps: "
+                        f"{listed(sorted(left_out))}",
+                        where=self.source.label,
+                        hint="pass the optimizer inside it",
+                    )
+
+
+def refuse_no_optimizer(optimizer: object) -> None:
+    """An error for what is no optimizer, such as its `state_dict`.
+
+    Raises:
+        UnsupportedSource: It has no `param_groups` and `state`.
+    """
+    if not _is_optimizer(optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        raise UnsupportedSource(
+            f"a {type(optimizer).__name__} is no optimizer",
+            exists="an optimizer has param_groups and a state",
+            hint="pass its optimizer: scheduler.optimizer"
+            if _is_optimizer(inner)
+            else "pass the model, then the optimizer itself",
+        )
+
+
+def class_name(optimizer: object) -> str:
+    """The class of an optimizer, with its module."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def _is_optimizer(x: object) -> bool:
+    return all(hasattr(x, name) for name in ("param_groups", "state", "state_dict", "load_state_dict"))
+
+
+def _optimizers(optimizer: Any) -> Iterator[Any]:
+    """The optimizer and all inside it, the outermost first."""
+    waiting, seen = [optimizer], {id(optimizer)}
+    for found in waiting:
+        yield found
+        for value in vars(found).values():
+            inside = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            for inner in inside:
+                if id(inner) not in seen and not isinstance(inner, type) and _is_optimizer(inner):
+                    seen.add(id(inner))
+                    waiting.append(inner)
+
+
+def _arguments(kind: type) -> frozenset[str] | None:
+    """The names that a class's constructors take; None where these are not known."""
+    import torch
+
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if base in (torch.optim.Optimizer, object) or "__init__" not in vars(base):
+            continue
+        try:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return None
+        names.update(parameter.name for parameter in parameters)
+    return frozenset(names)
+
+
+def leaf_keys(values: Any) -> frozenset[str]:
+    """The keys under which something stands, however deep: bitsandbytes puts its own into a mapping of theirs.
+
+    >>> sorted(leaf_keys({"step": 1, "packed": {"state1": 2}}))
+    ['state1', 'step']
+    """
+    found: set[str] = set()
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        found |= leaf_keys(value) if isinstance(value, Mapping) and value else {str(key)}
+    return frozenset(found)
+
+
+class Snapshot:
+    """What optimizers hold at one moment, the tensors themselves and not copies of them."""
+
+    def __init__(self, owns: Sequence[Own]) -> None:
+        self._held = [
+            (
+                optimizer,
+                dict(vars(optimizer)),
+                optimizer.state,
+                dict(optimizer.state),
+                {id(values): (values, dict(values)) for values in optimizer.state.values() if isinstance(values, dict)},
+                optimizer.param_groups,
+                [(group, dict(group)) for group in optimizer.param_groups],
+            )
+            for own in owns
+            for optimizer in own.all
+        ]
+
+    def restore(self) -> None:
+        """Put all of it back."""
+        for optimizer, attributes, state, entries, values, groups, options in self._held:
+            vars(optimizer).clear()
+            vars(optimizer).update(attributes)
+            state.clear()
+            state.update(entries)
+            for mapping, content in values.values():
+                mapping.clear()
+                mapping.update(content)
+            groups[:] = [group for group, _ in options]
+            for group, content in options:
+                group.clear()
+                group.update(content)

@@ -1,0 +1,179 @@
+"""An optimizer's state in a file: tensors in a safetensors file with the rest as JSON beside, or a pickle of torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import FileFormatError, PlanError, TorchParamsError, UnsupportedSource, nearest, shorten
+from torchparams.parameters import of
+from torchparams.sources.base import split_target
+
+if TYPE_CHECKING:
+    from torchparams.train.optimizer import OptimizerState
+
+KEY = "torchparams.optimizer"
+"""The metadata of a safetensors file of a state: JSON with `version` and `state`, tensors in it by their names."""
+
+_VERSION = 1
+
+
+# --- to a file ------------------------------------------------------------------------------------
+
+
+def as_tensors(state: OptimizerState) -> tuple[dict[str, Any], str]:
+    """The tensors of a state under names for a file, and a text with everything else.
+
+    Raises:
+        PlanError: It holds a value of a kind that has no text.
+
+    >>> import torch
+    >>> import torchparams as tp
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    >>> as_tensors(tp.optimizer_state(model, optimizer))[1][:34]
+    '{"version": 1, "state": {"dict": ['
+    """
+    tensors: dict[str, Any] = {}
+    coded = _encoded(state.state_dict(), (), tensors)
+    return tensors, json.dumps({"version": _VERSION, "state": coded}, allow_nan=False)
+
+
+def _encoded(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        name = ".".join(path[1:] if path[0] == "state" else path)
+        while name in tensors:
+            name += "_"
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if type(value) is float or value is None or type(value) in (bool, int, str):
+        return value if type(value) is not float or math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, Mapping):
+        if not all(type(key) in (str, int) for key in value):
+            odd = next(key for key in value if type(key) not in (str, int))
+            raise PlanError(
+                f"a key in it is {shorten(repr(odd))}, which a safetensors file cannot hold", where=_at(path)
+            )
+        return {"dict": [[key, _encoded(item, (*path, str(key)), tensors)] for key, item in value.items()]}
+    if type(value) in (list, tuple):
+        coded = [_encoded(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
+        return {"list" if type(value) is list else "tuple": coded}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    raise PlanError(
+        f"a {type(value).__name__} is no value that a safetensors file can hold: {shorten(repr(value))}",
+        where=_at(path),
+        hint="write a .pt file",
+    )
+
+
+def _at(path: tuple[str, ...]) -> str:
+    return shorten(".".join(path) or "the state")
+
+
+# --- from a file ----------------------------------------------------------------------------------
+
+
+def read_optimizer_file(target: str) -> Any:
+    """What `torchparams.save` or `torch.save` wrote of an optimizer's state, as plain dicts, lists and tensors.
+
+    A pickle is read by torch's restricted reader, which runs nothing.
+
+    Args:
+        target: A path; after `#`, the keys that lead to the state in a checkpoint, joined by dots.
+
+    Raises:
+        UnsupportedSource: The file holds no optimizer's state, or nothing at those keys.
+        FileFormatError: It cannot be read.
+    """
+    path, inner = split_target(target)
+    params = of(path)
+    if params.source.format == "safetensors":
+        if KEY not in params.metadata or inner is not None:
+            raise UnsupportedSource(
+                "the file holds no optimizer's state",
+                where=target,
+                hint="torchparams.save(torchparams.optimizer_state(model, optimizer), path) writes one",
+            )
+        return _decoded_text(params.metadata[KEY], params)
+    return _inside(_unpickled(path), inner, path)
+
+
+def _decoded_text(text: Any, params: Any) -> Any:
+    try:
+        told = json.loads(text)
+        if told["version"] != _VERSION:
+            raise ValueError(f"it is of version {told['version']!r}")
+        return _decoded(told["state"], params)
+    except TorchParamsError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
+        raise FileFormatError(
+            f"the optimizer's state in its metadata cannot be read: {shorten(str(error))}", where=params.source.label
+        ) from error
+
+
+def _decoded(value: Any, params: Any) -> Any:
+    import torch
+
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise ValueError("a list without a kind")
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return params[content]
+    if kind == "dict":
+        return {key: _decoded(item, params) for key, item in content}
+    if kind in ("list", "tuple"):
+        items = [_decoded(item, params) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "float":
+        return float(content)
+    if kind == "dtype" and isinstance(getattr(torch, content), torch.dtype):
+        return getattr(torch, content)
+    if kind == "device":
+        return torch.device(content)
+    raise ValueError(f"{kind!r} is no kind of value")
+
+
+def _unpickled(path: str) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise FileFormatError(
+            f"torch.load(weights_only=True) cannot read it: {shorten(str(error), 200)}", where=path
+        ) from error
+
+
+def _inside(data: Any, inner: str | None, path: str) -> Any:
+    if inner is not None:
+        for key in inner.split("."):
+            if isinstance(data, Mapping) and key in data:
+                data = data[key]
+            elif isinstance(data, list | tuple) and key.isdecimal() and int(key) < len(data):
+                data = data[int(key)]
+            else:
+                near = nearest(key, [str(k) for k in data] if isinstance(data, Mapping) else [])
+                raise UnsupportedSource(
+                    f"there is no {shorten(repr(key))} in the file",
+                    where=f"{path}#{inner}",
+                    exists=f"did you mean {near[0]!r}?" if near else None,
+                )
+        return data
+    if isinstance(data, Mapping) and "param_groups" not in data and set(data) != {"optimizers"}:
+        found = [key for key, value in data.items() if isinstance(value, Mapping) and "param_groups" in value]
+        if found:
+            raise UnsupportedSource(
+                "the file is a checkpoint with an optimizer's state inside", where=path, hint=f"load {path}#{found[0]}"
+            )
+    return data
