@@ -293,6 +293,26 @@ def test_what_could_mean_two_is_not_taken() -> None:
     assert pairs(same("a", shape=(2,)), same("a", shape=(3,))) == {}
 
 
+def test_names_of_other_libraries_are_never_crossed() -> None:
+    norms = [f"layer.{i}.{place}.LayerNorm" for i in range(3) for place in ("attention", "output")]
+    for old, new in (("gamma", "weight"), ("beta", "bias"), ("scale", "weight"), ("offset", "bias"), ("shift", "bias")):
+        have, want = same(*(f"bert.{norm}.{old}" for norm in norms)), same(*(f"{norm}.{new}" for norm in norms))
+        assert pairs(have, want) == {f"bert.{norm}.{old}": f"{norm}.{new}" for norm in norms}
+        wrong = {"weight": "bias", "bias": "weight"}[new]
+        assert pairs(have, same(*(f"{norm}.{wrong}" for norm in norms))) == {}
+        assert pairs(same(f"a.{old}"), same(f"b.{wrong}")) == {}
+    both = ("gamma", "beta", "moving_mean", "moving_variance"), ("weight", "bias", "running_mean", "running_var")
+    have, want = (same(*(f"{norm}.{name}" for norm in norms for name in names)) for names in both)
+    assert pairs(have, want) == {
+        f"{norm}.{old}": f"{norm}.{new}" for norm in norms for old, new in zip(*both, strict=True)
+    }
+    # Where one of the two is there, the other is not taken for it.
+    assert pairs(same("LayerNorm.beta"), same("LayerNorm.weight")) == {}
+    assert pairs(same("LayerNorm.gamma"), same("LayerNorm.weight", "LayerNorm.bias")) == {
+        "LayerNorm.gamma": "LayerNorm.weight"
+    }
+
+
 def test_lazy_parameters_match_nothing() -> None:
     from torch import nn
 

@@ -429,8 +429,28 @@ class Match:
     reason: str
 
 
-# A bias and a running mean may have one shape, and are alone of it; no name of theirs says the same.
-_DISTINCT = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+_ROLES = {
+    "weight": ("weight", "gamma", "scale", "kernel"),
+    "bias": ("bias", "beta", "offset", "shift"),
+    "running_mean": ("running_mean", "moving_mean"),
+    "running_var": ("running_var", "moving_variance", "moving_var"),
+    "num_batches_tracked": ("num_batches_tracked",),
+}
+"""What a layer's tensors are called in torch, and what other libraries call them."""
+
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
+
+
+def distinct(a: str, b: str) -> bool:
+    """Whether two names cannot be of one parameter: one ends as a weight does, the other as a bias, say.
+
+    A bias and a running mean may have one shape, and be the only ones left of it.
+
+    >>> distinct("norm.gamma", "ln.bias"), distinct("norm.gamma", "ln.weight"), distinct("norm.gamma", "ln.table")
+    (True, False, False)
+    """
+    ours, theirs = (_ROLE_OF.get(name.rpartition(".")[2]) for name in (a, b))
+    return ours is not None and theirs is not None and ours != theirs
 
 
 def best_match(have: Infos, want: Infos) -> list[Match]:
@@ -438,8 +458,9 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
 
     Names that differ only in numbers, such as those of one matrix in every layer, go together as one series. A series
     of `have` meets one of `want` of the same shape and length when no other of that shape and length ends as they do,
-    the longest common ending first; at last, when both are the only ones left. Within a series, names go together in
-    the order of their numbers. Where two could be meant, neither is taken. Linear in the count of names.
+    the longest common ending first; at last, when both are the only ones left. The last component counts as torch calls
+    it: `gamma` is a `weight`, and `beta` a `bias`. Within a series, names go together in the order of their numbers.
+    Where two could be meant, neither is taken. Linear in the count of names.
 
     Args:
         have: The records of one side that nothing was found for.
@@ -454,9 +475,9 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
     >>> b = tp.of({"out.weight": np.zeros(3), "h.0.weight": np.zeros((2, 3)), "h.1.weight": np.zeros((2, 3))})
     >>> for match in best_match(a.infos, b.infos):
     ...     print(match.have, "→", match.want, "because", match.reason)
-    fc.gamma → out.weight because they are the only ones left of shape [3]
-    0.kernel → h.0.weight because their series are the only ones left of shape [2, 3]
-    1.kernel → h.1.weight because their series are the only ones left of shape [2, 3]
+    fc.gamma → out.weight because they are the only ones left of shape [3] and ending in 'weight'
+    0.kernel → h.0.weight because their series are the only ones left of shape [2, 3] and ending in '#.weight'
+    1.kernel → h.1.weight because their series are the only ones left of shape [2, 3] and ending in '#.weight'
     """
     ours, theirs = _series(have), _series(want)
     found: dict[str, Match] = {}
@@ -465,7 +486,7 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
         left, right = ours[kind], theirs[kind]
         for depth in range(_DEEPEST, -1, -1):
             for ending, (mine, yours) in _alone(left, right, depth).items():
-                if not depth and {mine[-1], yours[-1]} <= _DISTINCT:
+                if distinct(mine[-1], yours[-1]):
                     continue
                 what = "they are" if length == 1 else "their series are"
                 how = f" and ending in {'.'.join(ending)!r}" if depth else ""
@@ -503,7 +524,8 @@ def _alone(
     for side in (left, right):
         by: dict[Template, list[Template]] = defaultdict(list)
         for template in side:
-            by[template[max(len(template) - depth, 0) :]].append(template)
+            *path, last = template[max(len(template) - depth, 0) :] or ("",)
+            by[(*path, _ROLE_OF.get(last, last))].append(template)
         endings.append(by)
     ours, theirs = endings
     return {e: (ours[e][0], theirs[e][0]) for e in ours if len(ours[e]) == 1 and len(theirs.get(e, ())) == 1}

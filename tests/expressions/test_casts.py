@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bit_patterns import NUMERIC, array_of_bits, arrays, special_bits
 from torchparams.dtypes import DType
-from torchparams.expressions.casts import Losses, cast, cast_counting, castable, losses, widen
+from torchparams.expressions.casts import Losses, cast, cast_counting, castable, count_losses, losses, widen
 from torchparams.testing import to_torch
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +31,24 @@ def values_of(name: str) -> Array:
     numbers = np.random.default_rng(1)
     scaled = np.exp(numbers.normal(0, 8, 4000)) * numbers.choice([-1, 1], 4000)
     return np.concatenate([array_of_bits(special_bits(dtype), name), scaled.astype(dtype.numpy)])
+
+
+@pytest.mark.parametrize("old", FLOATS)
+def test_losses_are_counted_without_the_cast(old: str) -> None:
+    values, dtype = values_of(old), DType.of(old)
+    for new in map(DType.of, TARGETS):
+        assert count_losses(values, dtype, new) == losses(values, cast(values, dtype, new), dtype, new), new
+        ordinary = (
+            values[np.isfinite(values) & (abs(values) > 1e-3) & (abs(values) < 1e3)] if dtype.bits >= 32 else values
+        )
+        assert count_losses(ordinary, dtype, new) == losses(ordinary, cast(ordinary, dtype, new), dtype, new), new
+    assert count_losses(values[:0], dtype, DType.of("float16")) == Losses()
+
+
+def test_losses_of_complex_numbers_are_those_of_their_parts() -> None:
+    values = np.array([0.1 + 1j, 7e4 - 1e-9j], np.complex64)
+    assert count_losses(values, DType.of("complex64"), DType.of("complex32")) == Losses(1, 1, 3)
+    assert count_losses(values, DType.of("complex64"), DType.of("complex128")) == Losses()
 
 
 @pytest.mark.parametrize("old", TORCH_FLOATS)

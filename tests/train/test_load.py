@@ -24,8 +24,9 @@ from torchparams.errors import (
     TruncatedFile,
     UnsupportedSource,
 )
+from torchparams.expressions.casts import Losses
 from torchparams.train import _transfer
-from torchparams.train.load import load
+from torchparams.train.load import coverage, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -364,6 +365,125 @@ def test_autograd_is_told_of_what_is_read_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
     assert model.weight.grad is None or not model.weight.grad.isnan().any()
+
+
+# --- what a cast loses ---------------------------------------------------------------------------
+
+
+def lossy() -> dict[str, torch.Tensor]:
+    return {"w": torch.tensor([[1e5, -65520.0, float("inf")], [1e-9, 0.1, 0.5]])}
+
+
+@pytest.mark.parametrize("kind", ["dict", ".safetensors", ".pt", "model"])
+def test_overflow_is_refused_before_anything_changes(kind: str, tmp_path: Path) -> None:
+    given: Any = lossy()
+    if kind == "model":
+        given = Holder(given["w"])
+    elif kind != "dict":
+        given = tmp_path / f"x{kind}"
+        save_file(lossy(), given) if kind == ".safetensors" else torch.save(lossy(), given)
+    model = Holder(torch.ones(2, 3, dtype=torch.float16))
+    with pytest.raises(MismatchError) as caught:
+        load(model, given, strict=False)
+    assert str(caught.value).endswith(
+        " → Holder: 2 values of 'w' are too large for float16. nothing was changed. load into a model of a wider "
+        "dtype, or pass allow_overflow=True."
+    )
+    assert model.w.eq(1).all()
+    found = load(model, given, allow_overflow=True)
+    assert torch.equal(model.w, lossy()["w"].half())
+    assert found.lost == {"w": Losses(2, 1, 4)}
+    assert found.to_json()["loaded"][0]["lost"] == {"overflow": 2, "underflow": 1, "changed": 4}
+    assert "float32 → float16; 2 overflow; 1 underflow; 4 changed" in str(found)
+    assert load(Holder(torch.ones(2, 3, dtype=torch.float64)), given).lost == {}
+
+
+def test_loss_of_precision_is_reported() -> None:
+    model = nn.Linear(2, 2, dtype=torch.bfloat16)
+    found = load(model, {"weight": torch.tensor([[1.0, 0.1], [0.5, 1.0 + 2**-8]]), "bias": torch.zeros(2)})
+    assert found.lost == {"weight": Losses(0, 0, 2)}
+    assert str(found) == (
+        "dict → Linear\n"
+        "what    name    from  note\n"
+        "loaded  weight        float32 → bfloat16; 2 changed\n"
+        "loaded  bias          float32 → bfloat16\n"
+        "2 loaded (2 cast) · 0 missing · 0 unexpected · 0 mismatched"
+    )
+    assert coverage(model, {"weight": torch.full((2, 2), 0.1), "bias": torch.zeros(2)}).lost == {}
+    worse = {"weight": torch.full((2, 2), 3.4e38), "bias": torch.tensor([3.4e38, 0.0])}
+    with pytest.raises(
+        MismatchError, match="4 values of 'weight' are too large for bfloat16, and so in 1 other tensor"
+    ):
+        load(model, worse)
+
+
+def test_overflow_leaves_a_meta_model_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(1, 1, dtype=torch.float16)
+    with pytest.raises(MismatchError, match="1 value of 'weight' is too large"):
+        load(model, {"weight": torch.tensor([[1e6]]), "bias": torch.zeros(1)})
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("given", FLOATS)
+@pytest.mark.parametrize("wanted", [*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_losses_are_those_of_torchs_cast(given: torch.dtype, wanted: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(2000, dtype=torch.float64).mul(10.0 ** torch.randint(-30, 3, (2000,))).to(given)
+    values[:4] = torch.tensor([float("nan"), float("inf"), 0.0, -0.0], dtype=given)
+    model = Holder(torch.zeros(2000, dtype=wanted))
+    lost = load(model, {"w": values}, allow_overflow=True).lost.get("w", Losses())
+    before, after = values.double(), model.w.double()
+    assert lost.changed == int((before != after).sum()) - int((before.isnan() & after.isnan()).sum())
+    assert lost.underflow == int(((before != 0) & (after == 0)).sum())
+    assert lost.overflow == int((before.isfinite() & (before.abs() > torch.finfo(wanted).max)).sum())
+
+
+def test_losses_of_complex_numbers() -> None:
+    model = Holder(torch.zeros(2, dtype=torch.complex64))
+    given = torch.tensor([1e300 + 1j, 0.1 + 0.5j], dtype=torch.complex128)
+    with pytest.raises(MismatchError, match="too large for complex64"):
+        load(model, {"w": given})
+    assert load(model, {"w": given}, allow_overflow=True).lost == {"w": Losses(1, 0, 2)}
+
+
+def test_nothing_is_cast_to_the_type_of_block_scales() -> None:
+    model = Holder(torch.ones(2).to(torch.float8_e8m0fnu))
+    with pytest.raises(MismatchError, match="dtype float32, not float8_e8m0fnu"):
+        load(model, {"w": torch.tensor([-3.0, 0.0])})
+
+
+# --- batch norms ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt"])
+def test_a_state_without_counters_of_batches_is_complete(suffix: str, tmp_path: Path) -> None:
+    model: Any = trained(Net())
+    state: Any = {name: tensor for name, tensor in trained(Net()).state_dict().items() if "batches" not in name}
+    assert not nn.Module.load_state_dict(Net(), state).missing_keys
+    if suffix:
+        path = tmp_path / f"x{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        state = path
+    model.norm.num_batches_tracked.fill_(5)
+    found = load(model, state)
+    assert found.complete and int(model.norm.num_batches_tracked) == 5
+    assert found.notes == ("not in it, which is as good for torch: norm.num_batches_tracked",)
+    with torch.device("meta"):
+        empty: Any = Net()
+    found = load(empty, state)
+    assert int(empty.norm.num_batches_tracked) == 0 and "num_batches" not in "".join(found.notes[1:])
+    assert load(Net(), state, "norm.**").complete
+
+
+def test_other_buffers_of_that_name_are_missing() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    assert list(coverage(Counts(), {"weight": torch.zeros(1)}).missing) == ["num_batches_tracked"]
 
 
 # --- meta and lazy ---------------------------------------------------------------------------------

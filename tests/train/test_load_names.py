@@ -71,17 +71,38 @@ def test_all_four_kinds() -> None:
     assert "<table>" in found._repr_html_()
 
 
+def test_gamma_and_beta_are_loaded_as_weight_and_bias() -> None:
+    model = nn.ModuleDict({"a": nn.LayerNorm(3), "b": nn.LayerNorm(3)})
+    state = {
+        f"bert.{n}.{k}": torch.full((3,), float(i))
+        for i, (n, k) in enumerate((n, k) for n in "ab" for k in ("beta", "gamma"))
+    }
+    with pytest.raises(MismatchError, match='pass rename="auto"'):
+        load(model, state)
+    load(model, state, rename="auto")
+    assert {name: int(p[0]) for name, p in model.named_parameters()} == {
+        "a.weight": 1,
+        "a.bias": 0,
+        "b.weight": 3,
+        "b.bias": 2,
+    }
+    found = coverage(nn.LayerNorm(3), {"beta": torch.zeros(3)}, rename="auto")
+    assert (found.renamed, list(found.missing), found.missing["weight"].nearest) == ({"beta": "bias"}, ["weight"], None)
+    assert coverage(nn.LayerNorm(3, bias=False), {"beta": torch.zeros(3)}).missing["weight"].nearest is None
+
+
 def test_the_json_of_a_coverage() -> None:
     found = coverage(nn.Linear(1, 1), {"weight": torch.zeros(1, 1, dtype=torch.float64), "beta": torch.zeros(1)})
+    none: dict[str, Any] = {"nearest": None, "also": [], "lost": None}
     assert json.loads(json.dumps(found.to_json())) == {
         "model": "Linear",
         "source": "dict",
         "complete": False,
         "loaded": [
-            {"name": "weight", "source": "weight", "note": "float64 → float32", "nearest": None, "also": []},
+            {"name": "weight", "source": "weight", "note": "float64 → float32", **none},
         ],
-        "missing": [{"name": "bias", "source": None, "note": None, "nearest": "beta", "also": []}],
-        "unexpected": [{"name": "beta", "source": "beta", "note": None, "nearest": "bias", "also": []}],
+        "missing": [{"name": "bias", "source": None, "note": None, **none, "nearest": "beta"}],
+        "unexpected": [{"name": "beta", "source": "beta", "note": None, **none, "nearest": "bias"}],
         "mismatched": [],
         "left_out": [],
         "rename": None,
@@ -263,7 +284,7 @@ def test_a_table_without_buffers_lacks_them() -> None:
     with pytest.raises(MismatchError) as caught:
         load(model, tp.of(nn.BatchNorm1d(2)))
     assert str(caught.value) == (
-        "BatchNorm1d → BatchNorm1d: 3 missing: 'running_mean', 'running_var', 'num_batches_tracked'. "
+        "BatchNorm1d → BatchNorm1d: 2 missing: 'running_mean', 'running_var'. "
         "2 tensors fit, and nothing was changed. pass the model itself, not a table without its buffers."
     )
 

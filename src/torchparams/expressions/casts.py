@@ -77,7 +77,7 @@ def cast_counting(values: Array, old: DType, new: DType) -> tuple[Array, Losses]
     """
     import numpy as np
 
-    if old.kind != "float" or old.bits > _CODES or new.bits > _CODES or _exact(old, new):
+    if old.kind != "float" or old.bits > _CODES or new.bits > _CODES or exact(old, new):
         after = cast(values, old, new)
         return after, losses(values, after, old, new)
     made, kinds = _cast_table(old, new)
@@ -205,7 +205,7 @@ def losses(before: Array, after: Array, old: DType, new: DType) -> Losses:
     """
     import numpy as np
 
-    if _exact(old, new):
+    if exact(old, new):
         return Losses()
     if new.kind in ("int", "uint"):
         changed = _other_integers(before, after)
@@ -226,6 +226,57 @@ def losses(before: Array, after: Array, old: DType, new: DType) -> Losses:
     # Few, where little is lost; all of what is counted is among them.
     kinds = _kinds(x[differs], y[differs], new)
     return Losses(*(int(np.count_nonzero(kind)) for kind in kinds))
+
+
+def count_losses(values: Array, old: DType, new: DType) -> Losses:
+    """The `losses` of a cast that is not made: several times as fast, where one of wider floats is counted.
+
+    Args:
+        values: One-dimensional, of the type `old`.
+        old, new: Types between which `cast` is possible, or complex types.
+
+    >>> import numpy as np
+    >>> from torchparams.dtypes import DType
+    >>> values = np.array([1.0, 70000.0, 1e-9, 0.1, np.inf, np.nan], np.float32)
+    >>> count_losses(values, DType.of("F32"), DType.of("F16"))
+    Losses(overflow=1, underflow=1, changed=3)
+    """
+    import numpy as np
+
+    if exact(old, new):
+        return Losses()
+    if old.kind == new.kind == "complex":
+        parts = _part(old), _part(new)
+        return count_losses(values.view(parts[0].numpy), *parts)
+    if str(old) not in ("float32", "float64") or str(new) not in _PARTS:
+        return cast_counting(values, old, new)[1]
+    # A number that is normal in the new type is one of its own if the bits of the fraction that it has not are zero.
+    fraction, kept = _PARTS[str(old)][1], _PARTS[str(new)][1]
+    bits: Array = values.view(f"u{values.itemsize}")
+    unsigned = bits.dtype.type
+    low = unsigned((1 << (fraction - kept)) - 1)
+    least, most = (bits.dtype.type(np.array(x, values.dtype).view(bits.dtype)) for x in _normal(new))
+    changed = int(np.count_nonzero(bits & low))
+    magnitude = bits & unsigned((1 << (old.bits - 1)) - 1)
+    magnitude -= least  # what is smaller wraps around and is large
+    others = magnitude > most - least
+    if not others.any():
+        return Losses(0, 0, changed)
+    few = values[others]
+    changed -= int(np.count_nonzero(bits[others] & low))
+    return cast_counting(few, old, new)[1] + Losses(0, 0, changed)
+
+
+def _part(dtype: DType) -> DType:
+    """The type of the two numbers in a complex one."""
+    from torchparams.dtypes import DType
+
+    return DType.of({32: "float16", 64: "float32", 128: "float64"}[dtype.bits])
+
+
+def _normal(dtype: DType) -> tuple[float, float]:
+    """The least and the largest number of a float that has all bits of its fraction."""
+    return 2.0 ** (2 - (1 << (_PARTS[str(dtype)][0] - 1))), _largest(dtype)
 
 
 def changed_to_zero(before: Array, after: Array) -> Array:
@@ -313,11 +364,17 @@ def _largest(dtype: DType) -> float:
 # Bits of the exponent and of the fraction: a type holds every number of another that has no more of either. The types
 # of 8 bits and less differ in what their patterns mean, too, and are compared value by value.
 _PARTS = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23), "float64": (11, 52)}
-_PARTS |= {"complex64": (8, 23), "complex128": (11, 52)}
+_PARTS |= {"complex32": (5, 10), "complex64": (8, 23), "complex128": (11, 52)}
 
 
-def _exact(old: DType, new: DType) -> bool:
-    """Whether every number of one type is one of another."""
+def exact(old: DType, new: DType) -> bool:
+    """Whether every number of one type is one of another.
+
+    >>> from torchparams.dtypes import DType
+    >>> bf16, f16, f32 = DType.of("BF16"), DType.of("F16"), DType.of("F32")
+    >>> exact(bf16, f32), exact(f32, bf16), exact(bf16, f16)
+    (True, False, False)
+    """
     if old == new or old.kind == "bool":
         return True
     if old.kind in ("int", "uint"):

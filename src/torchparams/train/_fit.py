@@ -49,7 +49,8 @@ def castable(given: DType, wanted: DType) -> bool:
     (True, False)
     """
     if given.kind == wanted.kind and given.kind in ("float", "complex"):
-        return wanted.torch_name is not None
+        # The type of block scales has no sign and no zero: nothing is cast to it.
+        return wanted.torch_name is not None and wanted != "float8_e8m0fnu"
     if {given.kind, wanted.kind} <= {"int", "uint"}:
         import numpy as np
 

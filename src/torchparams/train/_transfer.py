@@ -24,6 +24,7 @@ from torchparams.errors import TruncatedFile
 from torchparams.io.read import Files
 from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
+from torchparams.train._losses import CAST_BYTES, CASTERS, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,11 +41,6 @@ PIECE_BYTES = 16 << 20
 
 BUFFER_BYTES = 8 << 20
 """Bytes that are read at once where they are copied to another device or to a tensor that is not contiguous."""
-
-CAST_BYTES = 1 << 20
-"""Bytes of an engine's block where values are cast; it maps several times as many at once."""
-
-_CASTERS = 2  # while one maps its block, torch shares the other's among threads of its own
 
 VECTOR = 512
 """Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
@@ -314,7 +310,7 @@ def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> No
 
 def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
     by_name = {pair.name: pair for pair in pairs}
-    engine = ThreadEngine(_CASTERS, block_bytes=CAST_BYTES, mapped=True)
+    engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
     jobs = [Job.of_infos((pair.source, pair.info), key=pair.name) for pair in pairs]
     for job, _ in engine.run(jobs, lambda job: _Casting(by_name[job.key].target), lambda job, parts: None):
         state.done(by_name[job.key])
@@ -327,21 +323,7 @@ class _Casting:
         self._flat = target.detach().view(-1)
 
     def update(self, block: Block) -> None:
-        import numpy as np
-        import torch
-
-        dtype = block.info.dtype
-        if dtype.torch_name is None:
-            # Elements of less than a byte: torch has no such types, and every value of them is a float32.
-            values = torch.from_numpy(block.values().astype(np.float32))
-        else:
-            data = block.data
-            if data.ctypes.data % dtype.itemsize:
-                data = data.copy()
-            # The memory is read-only, which torch takes with a warning; it only reads it.
-            raw = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
-            values = torch.frombuffer(raw, dtype=dtype.torch) if data.nbytes else torch.empty(0, device="cpu")
-        self._flat[block.start : block.stop].copy_(values)
+        self._flat[block.start : block.stop].copy_(tensor_of(block))
 
     def finish(self) -> None:
         return

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
-from torchparams.renames import best_match
+from torchparams.renames import best_match, distinct
 from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, printable, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from torchparams.expressions.casts import Losses
     from torchparams.info import ParameterInfo
 
 KINDS = ("missing", "unexpected", "mismatched")
@@ -39,6 +40,7 @@ class Item:
         note: What does not fit, or, of what is loaded, its cast: `float32 → bfloat16`; mostly empty.
         nearest: Of what is not loaded, the name on the other side that was perhaps meant.
         also: Further names in what is loaded that belong here too: the model has them tied.
+        lost: How many values its cast has not kept; None where it has kept all, or has not been made.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Item:
     note: str = ""
     nearest: str | None = None
     also: tuple[str, ...] = ()
+    lost: Losses | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The item as JSON takes it."""
@@ -55,6 +58,7 @@ class Item:
             "note": self.note or None,
             "nearest": self.nearest,
             "also": list(self.also),
+            "lost": None if self.lost is None else asdict(self.lost),
         }
 
 
@@ -108,6 +112,11 @@ class Coverage:
     def cast(self) -> dict[str, str]:
         """Canonical name → the cast it goes through, `float32 → bfloat16`, for those that do."""
         return {item.name: item.note for item in self.loaded.values() if item.note}
+
+    @property
+    def lost(self) -> dict[str, Losses]:
+        """Canonical name → how many values overflowed, underflowed and changed, of casts that have not kept all."""
+        return {item.name: item.lost for item in self.loaded.values() if item.lost is not None}
 
     def refuse(self, strict: bool | Collection[str], hint: Callable[[], str | None]) -> None:
         """Raise if something is wrong that `strict` does not allow.
@@ -228,6 +237,10 @@ def _in_words(item: Item) -> str:
 
 def _row(kind: str, style: str, item: Item) -> Row:
     notes = [item.note] if item.note else []
+    if item.lost is not None:
+        counts = (("overflow", item.lost.overflow), ("underflow", item.lost.underflow), ("changed", item.lost.changed))
+        notes += [f"{count:,} {text}" for text, count in counts if count]
+        style = "warn" if item.lost.overflow or item.lost.underflow else style
     if item.also:
         notes.append(f"{kind} with {', '.join(item.also)}")
     if item.nearest is not None:
@@ -287,7 +300,7 @@ def _with_alike(
         alike = next((by_shape[shape, end] for end in endings if (shape, end) in by_shape), None)
         if alike is None and spelled < _SPELLED:
             spelled += 1
-            alike = next(iter(nearest(name, names, 1)), None)
+            alike = next((near for near in nearest(name, names, 3) if not distinct(name, near)), None)
         if alike is None:
             alike = next((by_ending[end] for end in endings if end in by_ending), None)
         if alike is not None:

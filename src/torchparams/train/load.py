@@ -22,6 +22,7 @@ from torchparams.train._fit import (
     shown,
 )
 from torchparams.train._live import live_table
+from torchparams.train._losses import losses_of, refuse_overflow
 from torchparams.train._memory import give_memory
 from torchparams.train._transfer import Pair, transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.sources._live import LiveRecords
 
 
 def load(
@@ -44,6 +46,7 @@ def load(
     rename: object = None,
     strict: bool | Collection[str] = True,
     cast: bool = True,
+    allow_overflow: bool = False,
     device: Any = None,
     progress: Progress | None = None,
 ) -> Coverage:
@@ -51,7 +54,10 @@ def load(
 
     Every parameter stays the same object, with its memory, device, dtype, ties and `requires_grad`: an optimizer's
     references stay valid. Values are streamed tensor by tensor; there are never two copies of the model in memory.
-    Nothing is changed unless all that `strict` asks for fits, which is decided by names, shapes and dtypes alone.
+    Nothing is changed unless all that `strict` asks for fits, which is decided by names, shapes and dtypes, and unless
+    no value overflows. Where a cast can lose something, the values are read twice: first to count the losses.
+
+    A source without the `num_batches_tracked` of batch norms is complete, as it is for torch: they stay as they are.
 
     Buffers that a state dict leaves out (`persistent=False`) are not loaded. Neither is what modules save beside
     tensors (`get_extra_state`), nor is code of their own run that they hook into loading; the coverage names both. On
@@ -69,11 +75,14 @@ def load(
             load what fits; or the kinds to refuse, as in `("missing", "mismatched")`.
         cast: Whether a dtype may differ where the kind of number stays: between floats, between complex numbers, into
             wider integers. Nothing else is cast, codes of an encoding that is not known least of all.
+        allow_overflow: Accept casts under which finite values become infinite, or the largest of a dtype without
+            infinity.
         device: Where tensors of the meta device get memory; torch's default device unless given.
         progress: Told bytes loaded so far and in all.
 
     Raises:
-        MismatchError: Something does not fit that `strict` asks for, or nothing fits at all. Nothing was changed.
+        MismatchError: Something does not fit that `strict` asks for, or nothing fits at all, or a value is too large
+            for the model's dtype. Nothing was changed.
         NoMatch: The selector hits nothing.
         SourceError: `x` cannot be read. If that came out on the way, the model is partly loaded, and the error's notes
             say which tensors are.
@@ -92,9 +101,16 @@ def load(
     match.coverage.refuse(strict, lambda: match.hint(rename, strict))
     match.refuse_nothing(rename)
     match.given.check_unchanged()
+    pairs = match.pairs()
+    lost = losses_of(pairs)
+    if not allow_overflow:
+        refuse_overflow(lost, pairs, match.where)
     give_memory(match.without_memory, device, match.shapes, where=match.live.label)
-    transfer(match.pairs(), progress)
-    return replace(match.coverage, notes=(*match.coverage.notes, *match.left_on_meta()))
+    transfer(pairs, progress)
+    match.set_counters(device)
+    found = match.coverage
+    loaded = {name: replace(item, lost=lost[name]) if name in lost else item for name, item in found.loaded.items()}
+    return replace(found, loaded=grouped(loaded.values()), notes=(*found.notes, *match.left_on_meta()))
 
 
 def coverage(model: Any, x: Any, selector: object = None, *, rename: object = None, cast: bool = True) -> Coverage:
@@ -135,7 +151,7 @@ class _Matching:
             table = table.select(selector)
         self.module: nn.Module = source.module
         self.live = ModuleSource(source.module, buffers=True)
-        records = self.live.records()
+        records = self.records = self.live.records()
         self.targets: Mapping[str, torch.Tensor] = records.tensors
         self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
         chosen = self.model_infos if table == Parameters(self.live) else table.infos
@@ -174,6 +190,8 @@ class _Matching:
                 unexpected[source_name] = name
 
         missing = {name: info for name, info in self.wanted.items() if name not in found}
+        self.counters = _counters(missing, self.records)
+        missing = {name: info for name, info in missing.items() if name not in self.counters}
         mismatched: dict[str, Item] = {}
         for name in self.wanted:
             if name not in found:
@@ -198,7 +216,7 @@ class _Matching:
             mismatched_items,
             tuple(left_out),
             rename_text,
-            (*_notes(extra, hooked), *_own_state(self.live.left_out, extra)),
+            (*_notes(self.counters, extra, hooked), *_own_state(self.live.left_out, extra)),
         )
 
     def _proposed(self, have: dict[str, ParameterInfo]) -> tuple[Renames, str]:
@@ -293,6 +311,11 @@ class _Matching:
             grouped(replace(item, nearest=others.get(name)) for name, item in mismatched.items()),
         )
 
+    @property
+    def where(self) -> str:
+        """What messages call the two."""
+        return f"{self.given.label} → {self.live.label}"
+
     # --- what is done with it --------------------------------------------------------------------
 
     def pairs(self) -> list[Pair]:
@@ -311,9 +334,17 @@ class _Matching:
         """The shapes of what is loaded."""
         return {name: info.shape or () for name, (info, _) in self._loaded.items()}
 
+    def set_counters(self, device: Any) -> None:
+        """Give counters of batches that were not found memory and zero, as torch does, where they have none."""
+        meta = {name: self.targets[name] for name in self.counters if self.wanted[name].device == "meta"}
+        give_memory(meta, device, where=self.live.label)
+        for tensor in meta.values():
+            tensor.zero_()
+
     def left_on_meta(self) -> Iterator[str]:
         """A sentence on what still has no memory."""
-        left = [name for name, info in self.model_infos.items() if info.device == "meta" and name not in self._loaded]
+        done = {*self._loaded, *self.counters}
+        left = [name for name, info in self.model_infos.items() if info.device == "meta" and name not in done]
         if left:
             yield f"still on the meta device: {listed(left)}; they were not loaded, and have no values"
 
@@ -322,7 +353,7 @@ class _Matching:
         if not self._loaded:
             raise MismatchError(
                 "nothing of it fits the model",
-                where=f"{self.given.label} → {self.live.label}",
+                where=self.where,
                 exists=f"it holds {listed(self.given_infos) or 'nothing'}; "
                 f"the model {listed(self.wanted) or 'nothing that is saved'}",
                 hint=self.hint(rename, False),
@@ -370,8 +401,24 @@ class _Matching:
         return f"load {target!r}"
 
 
-def _notes(extra: list[str], hooked: list[str]) -> Iterator[str]:
-    """A sentence on the modules with state beside tensors, and on those with code of their own."""
+def _counters(missing: Mapping[str, ParameterInfo], records: LiveRecords) -> list[str]:
+    """Of what is missing, the counters of batches, which torch did not have at first and adds where they miss."""
+    names = [name for name in missing if name.rpartition(".")[2] == _COUNTER]
+    if not names:
+        return []
+    from torch.nn.modules.batchnorm import _NormBase
+
+    owners = dict(zip(records.tensors, records.owners, strict=True))
+    return [name for name in names if isinstance(owners[name], _NormBase)]
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _notes(counters: list[str], extra: list[str], hooked: list[str]) -> Iterator[str]:
+    """A sentence on counters that are left, on modules with state beside tensors, and with code of their own."""
+    if counters:
+        yield f"not in it, which is as good for torch: {listed(counters)}"
     if extra:
         yield (
             f"not loaded: the extra state of {plural(len(extra), 'module')} ({listed(map(shown, extra))}); "

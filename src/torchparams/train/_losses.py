@@ -1,0 +1,99 @@
+"""What the casts of a load would lose, counted before anything is changed."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.engines.base import Job
+from torchparams.engines.threads import ThreadEngine
+from torchparams.errors import MismatchError
+from torchparams.expressions.casts import Losses, count_losses, exact
+from torchparams.report import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from torchparams.io.blocks import Block
+    from torchparams.train._transfer import Pair
+
+CAST_BYTES = 1 << 20
+"""Bytes of an engine's block where values are cast; it maps several times as many at once."""
+
+CASTERS = 2  # while one maps its block, torch shares the other's among threads of its own
+
+
+def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
+    """Name → what the cast of a tensor would lose, for those of which the cast can lose something and does.
+
+    The values are read once; nothing is cast.
+    """
+    kinds = {dtype: DType.of(dtype) for dtype in {pair.target.dtype for pair in pairs}}
+    lossy = {pair.name: pair for pair in pairs if not exact(pair.info.dtype, kinds[pair.target.dtype])}
+    if not lossy:
+        return {}
+    engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
+    jobs = [Job.of_infos((pair.source, pair.info), key=name) for name, pair in lossy.items()]
+
+    def begin(job: Job) -> _Counting:
+        return _Counting(job.info.dtype, kinds[lossy[job.key].target.dtype])
+
+    found = engine.map(jobs, begin, lambda job, parts: sum(parts, Losses()))
+    return {name: lost for name, lost in found.items() if lost}
+
+
+def refuse_overflow(lost: Mapping[str, Losses], pairs: Sequence[Pair], where: str) -> None:
+    """Raise if a value would be infinite in the model that is finite in the source.
+
+    Raises:
+        MismatchError: There is one.
+    """
+    over = {name: losses.overflow for name, losses in lost.items() if losses.overflow}
+    if over:
+        worst = max(over, key=over.__getitem__)
+        dtype = next(DType.of(pair.target.dtype) for pair in pairs if pair.name == worst)
+        more = f", and so in {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
+        verb = "is" if over[worst] == 1 else "are"
+        raise MismatchError(
+            f"{plural(over[worst], 'value')} of {worst!r} {verb} too large for {dtype}{more}",
+            where=where,
+            exists="nothing was changed",
+            hint="load into a model of a wider dtype, or pass allow_overflow=True",
+        )
+
+
+def tensor_of(block: Block) -> torch.Tensor:
+    """The values of a block as a flat tensor, over its memory where torch has their dtype."""
+    import numpy as np
+    import torch
+
+    dtype = block.info.dtype
+    if dtype.torch_name is None:
+        # Elements of less than a byte: torch has no such types, and every value of them is a float32.
+        return torch.from_numpy(block.values().astype(np.float32))
+    data = block.data
+    if data.ctypes.data % dtype.itemsize:
+        data = data.copy()
+    if not data.nbytes:
+        return torch.empty(0, dtype=dtype.torch, device="cpu")
+    # The memory is read-only, which torch takes with a warning; it only reads it.
+    raw: Any = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
+    raw.memory = data  # kept as long as the tensor, which keeps `raw`
+    return torch.frombuffer(raw, dtype=dtype.torch)
+
+
+class _Counting:
+    """Counts what is lost when blocks are cast."""
+
+    def __init__(self, old: DType, new: DType) -> None:
+        self._types = old, new
+        self._lost = Losses()
+
+    def update(self, block: Block) -> None:
+        self._lost += count_losses(block.values(), *self._types)
+
+    def finish(self) -> Losses:
+        return self._lost
