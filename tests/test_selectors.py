@@ -102,7 +102,7 @@ def test_a_model_is_no_selector() -> None:
 
 
 def test_tensors_in_a_list_are_no_names() -> None:
-    with pytest.raises(SelectorError, match="a list that selects holds names, and this one holds a float"):
+    with pytest.raises(SelectorError, match="holds names, modules or parameters, and this one holds a float"):
         Selector([1.5, "a"])
 
 

@@ -27,6 +27,7 @@ class Records:
 
     Attributes:
         tensors: Canonical name → tensor, where the reading has the tensors themselves (of a live model); else None.
+        root: The model that was read, where it is a live one; else None.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -38,6 +39,7 @@ class Records:
     """
 
     tensors: Mapping[str, Any] | None = None
+    root: Any = None
 
     def __init__(self, infos: Iterable[ParameterInfo]) -> None:
         self._made = list(infos)
@@ -48,6 +50,11 @@ class Records:
     def names(self) -> list[str]:
         """The canonical names."""
         return [info.name for info in self.infos]
+
+    @property
+    def held(self) -> Mapping[str, Any] | None:
+        """Canonical name → the parameter or buffer that the model holds; None where it is no live model."""
+        return self.tensors
 
     @property
     def infos(self) -> list[ParameterInfo]:

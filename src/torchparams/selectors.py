@@ -1,7 +1,8 @@
 r"""The selector language: text that means a set of parameters.
 
 A **selector** is a function from parameters to a set of their names. It is written as text, as a function of
-`ParameterInfo`, or as a list of names, and these combine with `|`, `&`, `-` and `~`.
+`ParameterInfo`, or as a list of names; for a live model also as a module, a class of modules, or a parameter. These
+combine with `|`, `&`, `-` and `~`.
 
     encoder.**                  everything below encoder, and encoder itself
     **.bias                     every bias, also a top-level one
@@ -64,6 +65,7 @@ leave something, and a complement must both exclude and leave something. `NoMatc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -77,7 +79,9 @@ from torchparams._selector.tree import (
     Intersection,
     Names,
     Node,
+    Objects,
     Predicate,
+    Same,
     Union,
     children,
     complement,
@@ -100,8 +104,10 @@ class Selector:
     """A function from parameters to a set of their names: immutable, hashable, and printable as text.
 
     Args:
-        what: Text in the selector language, a `Selector`, an iterable of exact names (a list, a set, a `Parameters`,
-            a state dict), or a function of `ParameterInfo` that is true for what is selected.
+        what: Text in the selector language; a `Selector`; an iterable of exact names (a list, a set, a `Parameters`,
+            a state dict); a function of `ParameterInfo` that is true for what is selected; or, of a live model, a
+            module (all its parameters, submodules included), a class of modules (those of all such modules, also of
+            a subclass), a parameter, or an iterable of these.
 
     Raises:
         SelectorSyntaxError: The text is not a selector; the error knows the column.
@@ -276,16 +282,26 @@ def _node_of(what: object) -> Node:
         return parse(what)
     if isinstance(what, Selector):
         return what._node
+    if _is_object(what):
+        return Objects((Same(what),))
     # Before functions: a Parameters is a mapping that can be called.
     if isinstance(what, Iterable) and not isinstance(what, bytes | type):
-        names = list(what)
-        for name in names:
-            if not isinstance(name, str):
+        listed = list(what)
+        names = frozenset(each for each in listed if isinstance(each, str))
+        objects = dict.fromkeys(Same(each) for each in listed if _is_object(each))
+        for each in listed:
+            if not (isinstance(each, str) or _is_object(each)):
+                kind = type(each).__name__
                 raise SelectorError(
-                    f"a list that selects holds names, and this one holds a {type(name).__name__}",
-                    hint="give the names of the parameters: a tensor does not know its own",
+                    f"a list that selects holds names, modules or parameters, and this one holds a {kind}",
+                    hint="other selectors are joined with |",
                 )
-        return Names(frozenset(names))
+        if not objects:
+            return Names(names)
+        # Very many parameters are one term, so that the table is looked through once.
+        tensors = tuple(each for each in objects if not _is_module(each.object))
+        modules = (Objects((each,)) for each in objects if _is_module(each.object))
+        return union(*[Names(names)] * bool(names), *modules, *[Objects(tensors)] * bool(tensors))
     if hasattr(what, "named_parameters"):
         raise SelectorError(
             f"a {type(what).__name__} is a model, and a selector is text, names or a function of ParameterInfo",
@@ -295,8 +311,23 @@ def _node_of(what: object) -> Node:
         return Predicate(what)
     raise SelectorError(
         f"{shorten(repr(what))} is not a selector",
-        exists="a selector is text such as '**.bias', a list of names, a function of ParameterInfo, or a Selector",
+        exists="a selector is text such as '**.bias', a list of names, a module or a class of modules, "
+        "a function of ParameterInfo, or a Selector",
     )
+
+
+def _is_object(what: object) -> bool:
+    """Whether it is a module, a class of modules, or a tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and (_is_module(what) or isinstance(what, torch.Tensor))
+
+
+def _is_module(what: object) -> bool:
+    """Whether it is a module or a class of modules."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    return issubclass(what, torch.nn.Module) if isinstance(what, type) else isinstance(what, torch.nn.Module)
 
 
 # --- explain -------------------------------------------------------------------------------------

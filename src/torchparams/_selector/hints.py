@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torchparams._selector.bounded import Bounded, TooSlow
 from torchparams._selector.globs import ANY_DEPTH, Glob, Wild
 from torchparams._selector.parser import WORDS, parse
-from torchparams._selector.table import Rows, Table, class_spellings
+from torchparams._selector.table import Rows, Table, class_spellings, modules_below
 from torchparams._selector.tree import (
     Complement,
     Compound,
@@ -20,6 +20,7 @@ from torchparams._selector.tree import (
     Intersection,
     Names,
     Node,
+    Objects,
     Regex,
     Union,
     Word,
@@ -52,7 +53,7 @@ def _refuse(table: Table, node: Node, whole: Node) -> None:
         _refuse(table, child, whole)
     if isinstance(node, Names):
         _refuse_names(table, node)
-    elif not table.hits(node):
+    elif not table.hits(node) or (isinstance(node, Objects) and len(table.hits(node)) < len(node.objects)):
         exists, hint = why(table, node)
         place = "" if node is whole else f", in `{_text(whole)}`"
         raise NoMatch(f"`{_text(node)}` matches nothing{place}", where=table.where, exists=exists, hint=hint)
@@ -86,7 +87,25 @@ def why(table: Table, node: Node) -> tuple[str, str | None]:
         return _nearest_names(table, min(node.names, default=""))
     if isinstance(node, Union):
         return "none of its terms matches anything", None
+    if isinstance(node, Objects):
+        return _why_objects(table, node)
     return f"the function accepts none of the {plural(len(table.names), 'parameter')}", None
+
+
+def _why_objects(table: Table, node: Objects) -> tuple[str, str | None]:
+    modules = modules_below(table.records.root)
+    held = set(map(id, (table.records.held or {}).values()))
+    for same in node.objects:
+        if isinstance(same.object, type):
+            if not any(isinstance(module, same.object) for module in modules):
+                return f"modules of this model are {_some(Counter(type(module).__name__ for module in modules))}", None
+        elif hasattr(same.object, "_modules"):
+            if all(module is not same.object for module in modules):
+                return "the module is not in this model", None
+        elif id(same.object) not in held:
+            shape = human_shape(tuple(same.object.shape))
+            return f"the tensor of shape {shape} is not in this table: it holds {plural(len(held), 'other')}", None
+    return "the table holds no parameter of it", None
 
 
 def _why_intersection(table: Table, node: Intersection) -> str:

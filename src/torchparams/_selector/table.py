@@ -17,6 +17,7 @@ from torchparams._selector.tree import (
     Intersection,
     Names,
     Node,
+    Objects,
     Predicate,
     Regex,
     Union,
@@ -80,6 +81,8 @@ class Table:
             return rows
         if isinstance(node, Names):
             return {self.places[name] for name in node.names if name in self.places}
+        if isinstance(node, Objects):
+            return self._of_objects(node)
         return self._accepted(node)
 
     @cached_property
@@ -193,6 +196,46 @@ class Table:
                 error.add_note(f"    raised by the selector {node} for the parameter {info.name!r}")
                 raise
         return rows
+
+    def _of_objects(self, node: Objects) -> Rows:
+        held, root = self.records.held, self.records.root
+        if held is None or root is None:
+            raise SelectorError(
+                f"`{shorten(str(node))}` can only be found in the live model itself",
+                where=self.where,
+                exists="this is a table of names and shapes",
+                hint="select by name, as in encoder.**, or beforehand: torchparams.of(model).select(…)",
+            )
+        wanted: set[int] = set()
+        for same in node.objects:
+            if isinstance(same.object, type):
+                for module in modules_below(root):
+                    if isinstance(module, same.object):
+                        wanted.update(tensors_below(module))
+            elif hasattr(same.object, "_modules"):
+                wanted.update(tensors_below(same.object))
+            else:
+                wanted.add(id(same.object))
+        return {row for row, tensor in enumerate(held.values()) if id(tensor) in wanted}
+
+
+def modules_below(root: Any) -> list[Any]:
+    """A module and all below it, each once."""
+    found = {id(root): root}
+    todo = [root]
+    for module in todo:  # grows as it is read
+        for child in module._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                todo.append(child)
+    return todo
+
+
+def tensors_below(root: Any) -> Iterator[int]:
+    """Identities of the parameters and buffers of a module and all below it."""
+    for module in modules_below(root):
+        yield from map(id, module._parameters.values())
+        yield from map(id, module._buffers.values())
 
 
 def _added(raw: list[str], name: list[str]) -> Iterator[str]:

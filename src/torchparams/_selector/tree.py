@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams import limits
 from torchparams._selector.globs import Glob, quote
@@ -95,6 +95,35 @@ class Predicate:
         return f"<function {getattr(self.function, '__qualname__', None) or type(self.function).__qualname__}>"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Same:
+    """An object that is equal to itself alone: comparing two tensors would compare their values."""
+
+    object: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.object is other.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+    def __str__(self) -> str:
+        if isinstance(self.object, type):
+            return f"<class {self.object.__qualname__}>"
+        kind = type(self.object).__qualname__
+        return f"<module {kind}>" if hasattr(self.object, "_modules") else f"<{kind}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The tensors of a live model that are these, or belong to these modules or to modules of these classes."""
+
+    objects: tuple[Same, ...]
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.objects))
+
+
 @dataclass(frozen=True, slots=True)
 class Union:
     """What any of the terms hits; none of them is a union."""
@@ -126,12 +155,13 @@ class Complement:
         return f"~({term})" if isinstance(term, Intersection) else f"~{_as_term(term)}"
 
 
-Leaf: TypeAlias = Compound | Names | Predicate
+Leaf: TypeAlias = Compound | Names | Predicate | Objects
 Node: TypeAlias = Leaf | Union | Intersection | Complement
 
 
 def _as_term(node: Node) -> str:
     wide = isinstance(node, Union) or (isinstance(node, Names) and len(node.names) > 1)
+    wide = wide or (isinstance(node, Objects) and len(node.objects) > 1)
     return f"({node})" if wide else str(node)
 
 

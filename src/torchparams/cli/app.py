@@ -30,7 +30,7 @@ Target = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with "
-        "#path for a mapping inside it; or package.module:callable that makes a model.",
+        "#path for a mapping inside it; or what makes a model: package.module:callable, path/to/file.py:callable.",
         show_default=False,
     ),
 ]

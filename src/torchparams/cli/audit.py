@@ -19,7 +19,9 @@ def audit(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="TARGET", help="package.module:callable that makes the model, or a model.", show_default=False
+            metavar="TARGET",
+            help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+            show_default=False,
         ),
     ] = None,
     select: Annotated[
@@ -62,7 +64,9 @@ def audit(
         show(rules_of(select, ignore), as_json)
         return FINE
     if target is None:
-        raise typer.BadParameter("there is no TARGET; name what makes the model, as package.module:callable")
+        raise typer.BadParameter(
+            "there is no TARGET; name what makes the model: package.module:callable or file.py:callable"
+        )
     found = audited(
         build(target, device="meta" if meta else "cpu") if is_live(target) else target,
         select=select,

@@ -16,7 +16,9 @@ def explain(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="package.module:callable that makes the model, or a model.", show_default=False
+            metavar="TARGET",
+            help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+            show_default=False,
         ),
     ],
     name: Annotated[
@@ -37,6 +39,8 @@ def explain(
     \b
     Examples:
       torchparams explain mypackage.models:build
+      torchparams explain path/to/net.py:Net
+      torchparams explain path/to/net.py                         what could stand behind the colon
       torchparams explain mypackage.models:build layers.0.weight
       torchparams explain mypackage.models:build 'model.layers[0].weight'
       torchparams explain torch.nn:Transformer

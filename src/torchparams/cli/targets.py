@@ -9,19 +9,28 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SourceError, nearest
+from torchparams.report import listed
 
 if TYPE_CHECKING:
+    import ast
+
     from torchparams.parameters import Parameters
 
-_LIVE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_LIVE = re.compile(rf"{_DOTTED}:{_DOTTED}")
+_FILE = re.compile(rf"(?P<path>.+\.py)(?::(?P<attribute>{_DOTTED}))?")
 
 
 def is_live(target: str) -> bool:
-    """Whether a target names code that makes a model: `package.module:callable`, unless a file has that name.
+    """Whether a target names code that makes a model, unless a file has that name.
 
-    >>> is_live("mypackage.models:build"), is_live("model.safetensors"), is_live("run.ckpt#model")
-    (True, False, False)
+    Such are `package.module:callable`, `path/to/file.py:callable`, and the file alone, which `build` refuses.
+
+    >>> is_live("mypackage.models:build"), is_live("nets/small.py:Net"), is_live("model.safetensors")
+    (True, True, False)
     """
+    if _FILE.fullmatch(target):
+        return ":" not in target or not os.path.exists(target)
     return _LIVE.fullmatch(target) is not None and not os.path.exists(target)
 
 
@@ -37,20 +46,29 @@ def table(target: str, *, buffers: bool = False) -> Parameters:
 
 
 def build(target: str, *, device: str = "meta") -> Any:
-    """The model that `package.module:callable` makes, called without arguments under `device`.
+    """The model that `package.module:callable` or `path/to/file.py:callable` makes, called under `device`.
 
-    The current directory comes first in the search for the package, as with `python -m`. An attribute that is a
+    It is called without arguments. The current directory comes first in the search for the package, as with `python
+    -m`; of a file, its own directory, as with `python path/to/file.py`. An attribute that is a
     model already is taken as it is, and a class is a callable.
 
     Raises:
-        SourceError: No such module or attribute; the call failed; what it gave is no `nn.Module`.
+        SourceError: No such module or attribute; the call failed; what it gave is no `nn.Module`; or the target is a
+            file alone: the message lists the classes and functions in it, which is read and not run.
         MissingDependency: torch is not installed.
     """
     from torchparams.sources._totorch import require_torch
 
+    file = _FILE.fullmatch(target)
+    if file is not None and file["attribute"] is None:
+        raise _choices(target)
     torch = require_torch(f"to build {target}")
-    module_name, _, attribute = target.partition(":")
-    made: Any = _imported(module_name, target)
+    if file is not None:
+        module_name, attribute = file["path"], file["attribute"]
+        made: Any = _from_file(module_name, target)
+    else:
+        module_name, _, attribute = target.partition(":")
+        made = _imported(module_name, target)
     for part in attribute.split("."):
         if not hasattr(made, part):
             near = nearest(part, [name for name in dir(made) if not name.startswith("_")])
@@ -86,6 +104,90 @@ def _imported(module_name: str, target: str) -> Any:
         raise _failed("importing", error, target) from error
     except Exception as error:  # code of the user's: whatever it raises is told in one line
         raise _failed("importing", error, target) from error
+
+
+def _from_file(path: str, target: str) -> Any:
+    if not os.path.isfile(path):
+        raise _no_file(path)
+    import importlib.util
+
+    folder, name = os.path.split(os.path.abspath(path))
+    name = name.removesuffix(".py")
+    package: list[str] = []
+    while os.path.exists(os.path.join(folder, "__init__.py")):
+        folder, last = os.path.split(folder)
+        package.insert(0, last)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        if package:
+            return importlib.import_module(".".join((*package, name)))
+        # Not by its name, which another module may have: `types.py`, or a file of another directory.
+        known = f"_torchparams_{name}"
+        spec = importlib.util.spec_from_file_location(known, path)
+        assert spec is not None  # it ends in .py
+        assert spec.loader is not None
+        module = sys.modules[known] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
+        spec.loader.exec_module(module)
+    except Exception as error:  # code of the user's: whatever it raises is told in one line
+        raise _failed("importing", error, target) from error
+    return module
+
+
+def _no_file(path: str) -> SourceError:
+    folder, name = os.path.split(path)
+    there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = nearest(name, [each for each in sorted(there) if each.endswith(".py")], 1)
+    return SourceError(
+        "no such file", where=path, hint=f"did you mean {os.path.join(folder, near[0])}?" if near else None
+    )
+
+
+def _choices(path: str) -> SourceError:
+    """What could stand behind the colon: read from the source, which is not run."""
+    import ast
+
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read(), path)
+    except FileNotFoundError:
+        return _no_file(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        return SourceError(f"cannot be read as Python: {error}", where=path)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    wanted: list[ast.ClassDef | ast.FunctionDef]
+    wanted = [node for node in classes if any("Module" in ast.unparse(base) for base in node.bases)]
+    first = next(iter([node for node in wanted if not _needs(node)] or wanted or classes or functions), None)
+    said = [
+        f"{what} {listed([f'{node.name}({_needs(node)})' for node in nodes], 8)}"
+        for what, nodes in (("the classes", classes), ("the functions", functions))
+        if nodes
+    ]
+    return SourceError(
+        "names a Python file, and not what in it makes the model",
+        where=path,
+        exists=f"it has {' and '.join(said)}" if said else "it has no classes and no functions",
+        hint=f"for example {path}:{first.name}" if first is not None else None,
+    )
+
+
+def _needs(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """The arguments that it cannot be called without."""
+    import ast
+
+    if isinstance(node, ast.ClassDef):
+        inits = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+        init = next(inits, None)
+        return "" if init is None else _required(init.args, 1)
+    return _required(node.args, 0)
+
+
+def _required(arguments: ast.arguments, given: int) -> str:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    needed = positional[given : len(positional) - len(arguments.defaults)]
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return ", ".join(each.arg for each in (*needed, *(each for each, default in pairs if default is None)))
 
 
 def _called(make: Any, target: str, device: Any) -> Any:

@@ -29,12 +29,14 @@ class LiveRecords(Records):
     Args:
         listing: What the traversal found.
         aliases: Gives the other names of its tensors, by canonical name.
+        root: The network.
     """
 
     tensors: Mapping[str, Any]
 
-    def __init__(self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]]) -> None:
+    def __init__(self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]], root: nn.Module) -> None:
         super().__init__(())
+        self.root = root
         self.tensors = listing.tensors
         self._listing = listing
         self._find_aliases = aliases
@@ -44,7 +46,7 @@ class LiveRecords(Records):
     def of(cls, module: nn.Module, buffers: bool) -> LiveRecords:
         """The reading of a network, with its buffers or without them."""
         listing = list_tensors(module, buffers)
-        return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {})
+        return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module)
 
     @cached_property
     def names(self) -> list[str]:
@@ -78,7 +80,7 @@ class LiveRecords(Records):
             self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
         listed = self._listing
         alone = replace(listed, tensors={name: self.tensors[name]}, owners=[self._owner_of[name]])
-        (info,) = LiveRecords(alone, lambda: self._tied).infos
+        (info,) = LiveRecords(alone, lambda: self._tied, self.root).infos
         return info
 
     def only(self, names: Container[str]) -> LiveRecords:
@@ -90,7 +92,7 @@ class LiveRecords(Records):
             if name in names:
                 tensors[name] = tensor
                 owners.append(owner)
-        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied)
+        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root)
 
     @property
     def infos(self) -> list[ParameterInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
     Raises:
         UnsupportedSource: `x` is no live network.
     """
+    refuse_path(x, verb)
     params = of(x)
     from torchparams.sources._module import ModuleSource
 
@@ -97,6 +99,21 @@ def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
             hint="give the nn.Module, or a Parameters of it",
         )
     return params.source, params
+
+
+def refuse_path(x: object, verb: str) -> None:
+    """Say what a verb takes in place of the path of a checkpoint.
+
+    Raises:
+        UnsupportedSource: `x` is a path.
+    """
+    if isinstance(x, str | os.PathLike):
+        path = os.fspath(x)
+        raise UnsupportedSource(
+            f"{verb} works on a live model, and this is the path of a checkpoint",
+            where=path,
+            hint=f"build the model, fill it with torchparams.load(model, {path!r}), and give the model",
+        )
 
 
 def choose(x: object, selector: object, verb: str) -> Chosen:

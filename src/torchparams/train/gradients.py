@@ -30,13 +30,14 @@ from torchparams.selectors import Selector
 from torchparams.sources._live import LiveRecords
 from torchparams.sources._traverse import Listing
 from torchparams.sources.base import Source
-from torchparams.train._live import live_table
+from torchparams.train._live import live_table, refuse_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
+    from torch import nn
 
     from torchparams.info import ParameterInfo
     from torchparams.sources._module import ModuleSource
@@ -206,9 +207,13 @@ class GradientRecords(LiveRecords):
     """One reading of the gradients; what it says of `requires_grad` is the parameters'."""
 
     def __init__(
-        self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]], parameters: Mapping[str, Any]
+        self,
+        listing: Listing,
+        aliases: Callable[[], Mapping[str, list[str]]],
+        root: nn.Module,
+        parameters: Mapping[str, Any],
     ) -> None:
-        super().__init__(listing, aliases)
+        super().__init__(listing, aliases, root)
         self._parameters = parameters
 
     @classmethod
@@ -223,7 +228,12 @@ class GradientRecords(LiveRecords):
                 owners.append(owner)
         read = records._listing
         listing = Listing(grads, owners, read.raws, read.buffers, read.tied, read.shared)
-        return cls(listing, lambda: records._tied, records.tensors)
+        return cls(listing, lambda: records._tied, records.root, records.tensors)
+
+    @property
+    def held(self) -> Mapping[str, Any]:
+        """Canonical name → the parameter whose gradient it is."""
+        return {name: self._parameters[name] for name in self.tensors}
 
     def one(self, name: str) -> ParameterInfo:
         """The record of one canonical name; makes no others."""
@@ -232,7 +242,7 @@ class GradientRecords(LiveRecords):
     def only(self, names: Container[str]) -> GradientRecords:
         """Those of `names`, in the same order."""
         part = super().only(names)
-        return GradientRecords(part._listing, part._find_aliases, self._parameters)
+        return GradientRecords(part._listing, part._find_aliases, self.root, self._parameters)
 
     def _find(self, field: str) -> Sequence[Any]:
         if field == "requires_grad":
@@ -303,6 +313,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
 
 def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
     """The network, and which of its parameters are meant."""
+    refuse_path(model, "torchparams.grad_norms")
     params = of(model)
     if isinstance(params.source, GradientSource):
         every = params.source.model.keys()
@@ -333,7 +344,11 @@ def _members(
         wanted = {str(label): Selector.of(what) for label, what in by.items()}
     else:
         selectors = [Selector.of(what) for what in (by if isinstance(by, list | tuple) else [by])]
-        wanted = {str(selector): selector for selector in selectors}
+        wanted = {}
+        for selector in selectors:
+            # Modules of one class are called the same.
+            alike = sum(label.partition(" (")[0] == str(selector) for label in wanted)
+            wanted[f"{selector} ({alike + 1})" if alike else str(selector)] = selector
     found = {label: what.names(records, strict=True, where=source.label) for label, what in wanted.items()}
     return {label: tuple(name for name in norms if name in hits) for label, hits in found.items()}
 

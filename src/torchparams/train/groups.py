@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSource
 from torchparams.parameters import of
 from torchparams.report import Report, plural, printable, to_html, to_text
+from torchparams.train._live import refuse_path
 from torchparams.train.depth import depths
 from torchparams.train.rules import TAKEN, Rule, refuse_wrong
 
@@ -227,6 +228,7 @@ def groups(
     >>> [(group["weight_decay"], group["param_names"]) for group in groups]
     [(0.05, ['0.weight', '2.weight']), (0.0, ['0.bias', '1.weight', '1.bias', '2.bias'])]
     """
+    refuse_path(model, "torchparams.groups")
     params = of(model)
     _refuse_wrong(params, rules, layer_decay, depth, defaults)
     records = _parameters(params.records())

@@ -1,0 +1,84 @@
+"""Targets that are Python files."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from command import command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Captured = pytest.CaptureFixture[str]
+
+CODE = """
+from torch import nn
+from beside import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, depth=1):
+        super().__init__()
+        self.fc = nn.Linear(WIDTH, WIDTH)
+
+class Wide(nn.Module):
+    def __init__(self, width, *, scale):
+        super().__init__()
+
+def build(): return Net()
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "types.py").write_text(CODE)
+    (tmp_path / "nets" / "beside.py").write_text("WIDTH = 3\n")
+    monkeypatch.chdir(tmp_path)
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name == "beside" or name.startswith("_torchparams_"):
+            del sys.modules[name]
+
+
+def test_a_class_in_a_file_whatever_its_name(capsys: Captured) -> None:
+    for target in ("nets/types.py:Net", "./nets/types.py:build"):
+        ran = command(capsys, "ls", target)
+        assert (ran.status, ran.err) == (0, "")
+        assert "fc.weight  [3, 3]" in ran.out
+
+
+def test_a_file_in_a_package(capsys: Captured, tmp_path: Path) -> None:
+    package = tmp_path / "kit_of_nets"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "beside.py").write_text("WIDTH = 4\n")
+    (package / "net.py").write_text(CODE.replace("from beside", "from .beside"))
+    ran = command(capsys, "ls", "kit_of_nets/net.py:Net")
+    assert "fc.weight  [4, 4]" in ran.out, ran.err
+
+
+def test_a_bare_file_lists_what_is_in_it_and_is_not_run(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(CODE + "\nraise SystemExit('it was run')\n")
+    for verb in ("explain", "ls", "audit", "stats"):
+        ran = command(capsys, verb, "run.py")
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == (
+            "torchparams: run.py: names a Python file, and not what in it makes the model. it has the classes Net(), "
+            "Wide(width, scale) and the functions build(). for example run.py:Net.\n"
+        )
+
+
+def test_files_that_are_not_there_or_broken(capsys: Captured, tmp_path: Path) -> None:
+    assert "no such file. did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py:Net").err
+    assert "no such file. did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py").err
+    (tmp_path / "broken.py").write_text("class Net(:\n")
+    assert "broken.py: cannot be read as Python: invalid syntax" in command(capsys, "ls", "broken.py").err
+    assert "importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
+    assert "it has no classes and no functions" in (command(capsys, "ls", "nets/beside.py").err)
+    assert "has no 'Nett'. did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
