@@ -165,7 +165,7 @@ def live_tensor(
     numel: int,
     device: str,
     kind: str,
-    requires_grad: bool,
+    requires_grad: bool | None,
     owner: tuple[str | None, tuple[str, ...]],
     raw_name: str,
     aliases: tuple[str, ...],

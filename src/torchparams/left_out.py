@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torchparams.errors import SelectorError
+from torchparams.names import common
 from torchparams.report import Text, listed, plural, printable
 
 if TYPE_CHECKING:
@@ -91,7 +93,12 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
         ParameterInfo(name, (0,), byte, 0, 0, "cpu", "buffer", False, each.kind, name, bases=(each.kind,))
         for each, name in entries.items()
     )
-    hits = selector.names(infos)
+    try:
+        hits = selector.names(infos)
+    except SelectorError:  # modules and parameters are found in the live model alone: what lies between them counts
+        inside = common(owners)
+        below = f"{inside}." if inside else ""
+        hits = frozenset(name for name in entries.values() if name.startswith(below))
     return tuple(each for each, name in entries.items() if each.name in owners or name in hits)
 
 

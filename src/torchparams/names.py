@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import takewhile
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 WRAPPERS: tuple[tuple[str, str, str], ...] = (
     # module that defines it, class, name of the submodule that it wraps
@@ -76,6 +77,20 @@ def strip_wrappers(name: str) -> str:
     while start < len(path) and path[start] == "module":
         start += 1
     return ".".join([*path[start:], last])
+
+
+def common(paths: Iterable[str]) -> str:
+    """The path of the innermost module that all `paths` are in.
+
+    >>> common(["encoder.0.fc", "encoder.1.fc"])
+    'encoder'
+    """
+    split = [path.split(".") if path else [] for path in paths]
+    if not split:
+        return ""
+    least, greatest = min(split), max(split)
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least, greatest, strict=False))
+    return ".".join(part for part, _ in shared)
 
 
 _PRIVATE = frozenset(key for _, _, key in WRAPPERS if key.startswith("_"))

@@ -46,9 +46,24 @@ def test_what_it_prints() -> None:
         "  1 weight is zero in every element\n"
         "    0.weight\n"
         "    fix: nn.init.kaiming_uniform_(model[0].weight)  # unless it is zero on purpose\n"
-        "1 error, 1 warning, 1 note · 6 parameter tensors · 25 rules"
+        "1 error, 1 warning, 1 note · 6 parameter tensors · 15 of 26 rules\n"
+        "not run: O101 to O108 (no optimizer was given), G101 to G103 (there are no gradients before backward())"
     )
-    assert str(tp.audit(nn.Linear(2, 2))) == "Linear\nno findings · 2 parameter tensors · 25 rules"
+    assert str(tp.audit(nn.Linear(2, 2), select="M")) == "Linear\nno findings · 2 parameter tensors · 15 rules"
+
+
+def test_it_says_which_rules_had_nothing_to_look_at() -> None:
+    model = nn.Linear(2, 2)
+    assert list(tp.audit(model).not_run) == ["no optimizer was given", "there are no gradients before backward()"]
+    model(torch.ones(1, 2)).sum().backward()
+    (left,) = tp.audit(model).not_run.items()
+    assert left == ("no optimizer was given", tuple(rule.id for rule in RULES if rule.id.startswith("O")))
+    whole = tp.audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert not whole.not_run
+    assert str(whole) == "Linear\nno findings · 2 parameter tensors · 26 rules"
+    assert tp.audit(model, select="O1,M1").to_json()["not_run"] == [
+        {"reason": "no optimizer was given", "rules": [rule.id for rule in RULES if rule.id.startswith("O1")]}
+    ]
 
 
 def test_its_parts() -> None:
@@ -77,6 +92,7 @@ def test_json_has_only_its_types() -> None:
         "counts": {"error": 1, "warning": 0, "note": 0},
         "suppressed": 0,
         "unread": [],
+        "not_run": [],
         "findings": [
             {
                 "id": "M301",
@@ -176,15 +192,14 @@ def test_a_table_of_a_model_is_the_model() -> None:
 def test_suppression_by_selector() -> None:
     audit = tp.audit(broken(), suppress={"M303": "0.**", "M302": "[ndim=2]"})
     assert (ids(audit), audit.suppressed) == (["M301"], 2)
-    assert str(audit).endswith("1 error · 6 parameter tensors · 25 rules · 2 suppressed")
+    assert "\n1 error · 6 parameter tensors · 15 of 26 rules · 2 suppressed\n" in str(audit)
     assert ids(tp.audit(broken(), suppress={"M3": "**"})) == []
     assert ids(tp.audit(broken(), suppress={"zero-weight": "1.**", "M302": "**.bias"})) == ["M301", "M302", "M303"]
 
 
 def test_what_is_left_of_a_finding_stays() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    for layer in model:
-        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]  # it is a Linear's
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    tp.apply_(model, "**.weight", nn.init.zeros_)
     assert tp.audit(model, suppress={"M303": "0.**"})[0].names == ("1.weight",)
 
 

@@ -71,3 +71,37 @@ def test_every_rule_is_in_the_page() -> None:
     page = audit_page()
     for rule in RULES:
         assert f"### {rule.id} {rule.name}\n" in page
+
+
+def zeroed(model: Any) -> list[tuple[str, tuple[str, ...]]]:
+    """Findings about zero weights, once every weight of the model is zero."""
+    tp.apply_(model, "**.weight[ndim>=2]", nn.init.zeros_)
+    return [(finding.id, finding.names) for finding in tp.audit(model, select="M3")]
+
+
+def test_zero_layers_behind_each_other() -> None:
+    class Two(nn.Module):
+        def __init__(self, second: nn.Module) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+            self.norm = nn.LayerNorm(4)
+            self.b = second
+
+    both = [("M304", ("a.weight", "b.weight"))]
+    apart = [("M303", ("a.weight", "b.weight"))]
+    assert zeroed(Two(nn.Linear(4, 2))) == both
+    assert zeroed(Two(nn.Linear(5, 2))) == apart, "it cannot take what the first gives"
+    assert zeroed(Two(nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))) == [("M304", ("a.weight", "b.1.weight"))]
+    assert zeroed(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(36, 2)))[0][0] == "M304"
+    assert zeroed(nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 2)))[0][0] == "M304"
+    assert zeroed(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]))[0][0] == "M303", "in what order is not known"
+    assert zeroed(nn.Sequential(nn.Linear(2, 2)))[0][0] == "M303"
+
+
+def test_a_layer_between_parts_zero_layers() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[2].weight)
+    assert [finding.id for finding in tp.audit(model, select="M3")] == ["M303"]
+    nested = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2)))
+    assert zeroed(nested) == [("M304", ("0.0.weight", "1.0.weight"))]

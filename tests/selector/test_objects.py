@@ -138,3 +138,14 @@ def test_many_parameters_are_one_term() -> None:
     model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(2000)))
     assert len(Selector(model.parameters()).branches) == 1
     assert len(names(model, model.parameters())) == 4000
+
+
+def test_state_outside_the_table_is_named_where_it_lies_between() -> None:
+    class Packed(nn.Module):
+        def get_extra_state(self) -> Any:
+            return {"packed": 1}
+
+    model: Any = nn.Sequential(nn.Sequential(nn.Linear(2, 2), Packed(), nn.Linear(2, 2)), nn.Linear(2, 2))
+    assert [each.name for each in tp.of(model).select(model[0]).left_out] == ["0.1"]
+    assert [each.name for each in tp.freeze(model, model).left_out] == ["0.1"]
+    assert not tp.of(model).select(model[1]).left_out

@@ -40,7 +40,6 @@ class TestTensors(SourceTests):
     dtypes = TORCH_DTYPES
     ties = strides = metadata = True
     device = "cpu"
-    requires_grad = False
 
     def make(
         self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
@@ -425,3 +424,16 @@ def test_arrays_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("False")
+
+
+def test_a_state_dict_says_nothing_of_what_is_trainable() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    table = tp.of(model.state_dict())
+    assert {info.requires_grad for info in table.infos.values()} == {None}
+    assert "trainable" not in str(table)
+    with pytest.raises(tp.errors.SelectorError, match="requires_grad is not recorded"):
+        table.select(":trainable")
+    model[0].requires_grad_(False)
+    for told in (dict(model.named_parameters()), model.state_dict(keep_vars=True)):
+        assert tp.of(told).select(":frozen").names == ["0.weight", "0.bias"]
+    assert tp.of({"w": torch.ones(2, requires_grad=True)}).info("w").requires_grad is True

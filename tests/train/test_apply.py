@@ -165,5 +165,38 @@ def test_the_report() -> None:
     assert str(applied) == (
         "Sequential: applied clamp(min=0) to 2 tensors\nname      shape\n2.weight  [2, 4]\n2.bias    [2]"
     )
-    assert applied.to_json() == {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"], "left_out": []}
+    told = {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"], "left_out": [], "notes": []}
+    assert applied.to_json() == told
     assert applied._repr_html_().startswith("<p>Sequential")
+
+
+def test_gradients_are_changed_like_parameters() -> None:
+    model: Any = net()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(tp.errors.NoMatch, match=r"gradients of Sequential: there are no gradients. No parameter has a"):
+        tp.apply_(tp.gradients(model), None, torch.zero_)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    grad = model[0].weight.grad
+    done = tp.apply_(tp.gradients(model), "0.*", lambda g: g * 2)
+    assert done.label == "gradients of Sequential"
+    assert done.names == ("0.weight", "0.bias")
+    assert model[0].weight.grad is grad, "the same object in the same memory"
+    assert grad.unique().tolist() == [2.0]
+    tp.apply_(tp.gradients(model).select(model[2]), None, torch.zero_)
+    assert {float(p.grad.sum()) for p in model[2].parameters()} == {0.0}
+    assert model[0].bias.grad.unique().tolist() == [2.0]
+    assert all(map(torch.equal, before, model.parameters())), "no parameter has moved"
+    with pytest.raises(tp.errors.NoMatch):
+        tp.apply_(tp.gradients(model), "9.*", torch.zero_)
+
+
+def test_zeroing_every_weight_says_what_follows() -> None:
+    model = net()
+    some = tp.apply_(model, "0.*", torch.zero_)
+    assert not some.notes
+    every = tp.apply_(model, "**.weight", torch.zero_)
+    assert "the output does not depend on the input" in every.notes[0]
+    assert "Gradients are zeroed by optimizer.zero_grad()." in " ".join(str(every).split())
+    assert not tp.apply_(model, None, nn.init.normal_).notes
+    assert not tp.apply_(nn.Linear(2, 2), None, torch.zero_).notes, "one layer alone trains from zero"

@@ -61,7 +61,8 @@ saved or moved
       layers is a list that holds 2 trainable parameters of 1 module
         layers.0: weight, bias
         fix: self.layers = nn.ModuleList(self.layers)
-    1 error · 0 parameter tensors · 25 rules
+    1 error · 0 parameter tensors · 15 of 26 rules
+    not run: O101 to O108 (no optimizer was given), G101 to G103 (there are no gradients before backward())
     """
     rules = rules_of(select, ignore)
     context = Context(
@@ -83,7 +84,22 @@ saved or moved
         suppressed,
         tuple(context.unread),
         context.source.left_out,
+        _not_run(rules, context),
     )
+
+
+def _not_run(rules: Rules, context: Context) -> dict[str, tuple[str, ...]]:
+    """Why rules had nothing to look at → their ids."""
+    without = {
+        "O": "" if context.optimizers else "no optimizer was given",
+        "G": "" if context.gradients else "there are no gradients before backward()",
+    }
+    found: dict[str, tuple[str, ...]] = {}
+    for rule in rules:
+        reason = without.get(rule.id[0])
+        if reason:
+            found[reason] = (*found.get(reason, ()), rule.id)
+    return found
 
 
 def network_of(model: Any, done: str, hint: str) -> nn.Module:

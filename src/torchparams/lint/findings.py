@@ -7,14 +7,14 @@ tuple `RULES` at its end: the audit, the command, `docs/audit.md` and the tests 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.report import Cell, Column, Report, Row, Table, Text, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torchparams.lint.context import Context
 
@@ -163,6 +163,15 @@ class Finding:
         return to_text(self.report())
 
 
+def id_range(ids: Sequence[str]) -> str:
+    """The first and the last of rules' ids.
+
+    >>> id_range(["G101", "G102", "G103"]), id_range(["G101"])
+    ('G101 to G103', 'G101')
+    """
+    return ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+
+
 def name_lines(names: Iterable[str]) -> Iterator[str]:
     """The names in few lines: those of one module behind its path, and what is too much counted.
 
@@ -201,6 +210,7 @@ class Audit:
         unread: Names of the tensors whose values could not be read: their class keeps them to itself, as that of a
             distributed or quantised tensor does.
         left_out: State of the network outside its parameters and buffers, which no rule looked at.
+        not_run: By reason, ids of the rules that had nothing to look at.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -216,6 +226,7 @@ class Audit:
     suppressed: int = 0
     unread: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    not_run: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.findings)
@@ -270,12 +281,18 @@ class Audit:
             parts += [Text(printable(f"    {line}"), "name") for line in name_lines(self.unread)]
         parts += left_out_lines(self.left_out)
         parts.append(Text(self._summary(), "dim" if self.findings else "good"))
+        if self.not_run:
+            reasons = (f"{id_range(ids)} ({reason})" for reason, ids in self.not_run.items())
+            parts.append(Text(f"not run: {', '.join(reasons)}", "dim"))
         return Report(tuple(parts))
 
     def _summary(self) -> str:
         counts = Counter(finding.severity for finding in self.findings)
         found = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES if counts[severity])
-        said = [found or "no findings", plural(self.parameters, "parameter tensor"), plural(len(self.rules), "rule")]
+        idle = sum(map(len, self.not_run.values()))
+        rules = plural(len(self.rules), "rule")
+        said = [found or "no findings", plural(self.parameters, "parameter tensor")]
+        said.append(f"{len(self.rules) - idle:,} of {rules}" if idle else rules)
         if self.suppressed:
             said.append(f"{self.suppressed:,} suppressed")
         return " · ".join(said)
@@ -289,6 +306,7 @@ class Audit:
             "counts": {severity: len(self._of(severity)) for severity in SEVERITIES},
             "suppressed": self.suppressed,
             "unread": list(self.unread),
+            "not_run": [{"reason": reason, "rules": list(ids)} for reason, ids in self.not_run.items()],
             "findings": [finding.to_json() for finding in self.findings],
             "left_out": [each.to_json() for each in self.left_out],
         }

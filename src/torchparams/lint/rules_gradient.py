@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torchparams._selector.table import is_bias
 from torchparams.lint.findings import Hit, Rule
-from torchparams.lint.rules_model import common
+from torchparams.names import common
 from torchparams.report import plural
 
 if TYPE_CHECKING:

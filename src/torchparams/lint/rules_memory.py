@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.io.live import memory_of
 from torchparams.lint.findings import Hit, Rule
-from torchparams.lint.rules_model import at, common
+from torchparams.lint.rules_model import at
+from torchparams.names import common
 from torchparams.report import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch import nn
 
     from torchparams.lint.context import Context, Entry
 
@@ -190,12 +192,75 @@ def _constant(context: Context) -> Iterator[Hit]:
 
 
 def _zero(context: Context) -> Iterator[Hit]:
-    found = [entry for entry, value in _weights(context) if value == 0]
+    dead = {entry.name for run in _dead(context) for entry in run}
+    found = [entry for entry, value in _weights(context) if value == 0 and entry.name not in dead]
     if found:
         names = tuple(entry.name for entry in found)
         what = f"{plural(len(found), 'weight is', 'weights are')} zero in every element"
         fix = f"nn.init.kaiming_uniform_({at(found[0].name)})  # unless it is zero on purpose"
         yield Hit(names, what, fix, common(entry.path for entry in found))
+
+
+def _dead_layers(context: Context) -> Iterator[Hit]:
+    for run in _dead(context):
+        names = tuple(entry.name for entry in run)
+        what = f"the weights of {plural(len(names), 'layer')} behind each other are zero in every element"
+        fix = f"nn.init.kaiming_uniform_({at(run[0].name)})  # of two layers, one at most may be zero"
+        yield Hit(names, what, fix, common(entry.path for entry in run))
+
+
+def _dead(context: Context) -> list[list[Entry]]:
+    """Runs of at least two layers behind each other whose weights are zero."""
+    zero = {id(entry.owner): entry for entry, value in _weights(context) if value == 0}
+    if len(zero) < 2:
+        return []
+    from torch import nn
+
+    weights = {id(entry.owner) for entry in context.parameters if is_matrix(entry.tensor)}
+    inside = {
+        id(child)
+        for module in context.modules
+        if isinstance(module, nn.Sequential)
+        for child in module._modules.values()
+        if isinstance(child, nn.Sequential)
+    }
+    runs: list[list[Entry]] = []
+    told: set[int] = set()
+    for module in context.modules:
+        # Modules in a list or dict do not stand behind each other, as far as can be known.
+        if id(module) in inside or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        run: list[Entry] = []
+        for layer in _in_order(module):
+            entry = zero.get(id(layer))
+            if entry is not None and id(layer) not in told and (not run or _fits(run[-1].owner, layer)):
+                run.append(entry)
+            elif entry is not None or id(layer) in weights or layer._modules:
+                runs.append(run)
+                run = [entry] if entry is not None and id(layer) not in told else []
+        runs.append(run)
+        told.update(id(entry.owner) for run in runs if len(run) > 1 for entry in run)
+    return [run for run in runs if len(run) > 1]
+
+
+def _in_order(module: nn.Module) -> Iterator[nn.Module]:
+    """Its submodules, those of a Sequential in its place, as far as they run in the order in which they stand."""
+    from torch import nn
+
+    for child in module._modules.values():
+        if isinstance(child, nn.Sequential):
+            yield from _in_order(child)
+        elif child is not None:
+            yield child
+
+
+def _fits(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the second layer may take what the first gives, by their sizes."""
+    gives = next((s for key in ("out_features", "out_channels", "embedding_dim") if (s := vars(first).get(key))), None)
+    takes = next((s for key in ("in_features", "in_channels") if (s := vars(second).get(key))), None)
+    if not isinstance(gives, int) or not isinstance(takes, int):
+        return False
+    return takes == gives or ("out_channels" in vars(first) and takes % gives == 0)  # flattened
 
 
 # --- the rules ------------------------------------------------------------------------------
@@ -273,5 +338,19 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "model = nn.Linear(4, 2)\nnn.init.zeros_(model.weight)\n",
         "model = nn.Linear(4, 2)\n",
         "Often on purpose: the last layer of a residual branch, the second matrix of LoRA, a fresh head.",
+    ),
+    Rule(
+        "M304",
+        "zero-layers",
+        "warning",
+        "Layers behind each other whose weights are all zero",
+        "nothing of the input passes them, and while their biases are zero too, none of their weights gets a gradient",
+        _dead_layers,
+        "model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))\n"
+        "tp.apply_(model, '**.weight', nn.init.zeros_)\n",
+        "model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))\n",
+        "Layers stand behind each other where an `nn.Sequential` or another module holds them in this order and they "
+        "fit by their sizes. The order in which modules of an `nn.ModuleList` or `nn.ModuleDict` run is not known, and "
+        "one zero layer alone is only the note M303.",
     ),
 )

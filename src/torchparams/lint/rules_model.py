@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torchparams.lint.findings import Hit, Rule
+from torchparams.names import common
 from torchparams.report import plural
 
 if TYPE_CHECKING:
@@ -26,20 +26,6 @@ def at(path: str) -> str:
     'model.layers[0].weight'
     """
     return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path.split(".") if path)
-
-
-def common(paths: Iterable[str]) -> str:
-    """The path of the innermost module that all `paths` are in.
-
-    >>> common(["encoder.0.fc", "encoder.1.fc"])
-    'encoder'
-    """
-    split = [path.split(".") if path else [] for path in paths]
-    if not split:
-        return ""
-    least, greatest = min(split), max(split)
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least, greatest, strict=False))
-    return ".".join(part for part, _ in shared)
 
 
 # --- hidden ---------------------------------------------------------------------------------

@@ -341,10 +341,11 @@ class _Records:
             # `isinstance` asks the class of parameters, which takes its time.
             plain = type(value) is torch.Tensor
             kind = "tensor" if plain or not isinstance(value, torch.nn.Parameter) else "parameter"
+            # state_dict() detaches: that such a tensor does not require grad says nothing of the parameter.
+            grad = True if value.requires_grad else False if kind == "parameter" else None
             storage = _tensor_storage(value, device)
-            owner = None, ()
             return live_tensor(
-                *(name, shape, dtype, count, device, kind, value.requires_grad, owner),
+                *(name, shape, dtype, count, device, kind, grad, (None, ())),
                 *(name, aliases, storage, True, nbytes, layout),
             )
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MismatchError, NotReadable, OptionError, shorten
+from torchparams.errors import MismatchError, NoMatch, NotReadable, OptionError, shorten
 from torchparams.left_out import LeftOut, left_out_lines
-from torchparams.report import Column, Report, Row, Table, Text, cut, human_shape, plural, to_html, to_text
+from torchparams.parameters import Parameters
+from torchparams.report import Column, Report, Row, Table, Text, cut, filled, human_shape, plural, to_html, to_text
 from torchparams.rows import ROWS_SHOWN
+from torchparams.selectors import Selector
 from torchparams.train._live import choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, putting_back
+from torchparams.train.gradients import GradientSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +28,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     values that it had; they are kept in memory until then. Afterwards there is no undo: the old values are gone.
 
     Args:
-        model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too).
+        model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too); or what
+            `torchparams.gradients` gives, for a change of the gradients.
         selector: What to change, strictly; None is all of `model`.
         function: Takes a tensor; returns None, that tensor, or another of the same shape.
 
@@ -54,18 +58,61 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
             f"{shorten(repr(function))} is no function",
             hint="the order is torchparams.apply_(model, selector, function)",
         )
-    chosen = choose(model, selector, "torchparams.apply_")
     import torch
 
-    tensors = {name: chosen.tensors[name] for name in chosen.names}
-    refuse_without_values(tensors, chosen.source.label)
-    refuse_codes(chosen.source, tensors, "apply_")
+    every: Mapping[str, Any] = {}
+    left_out: tuple[LeftOut, ...] = ()
+    if isinstance(model, Parameters) and isinstance(model.source, GradientSource):
+        label = model.source.label
+        tensors = _gradients(model, selector)
+        refuse_without_values(tensors, label)
+    else:
+        chosen = choose(model, selector, "torchparams.apply_")
+        label, every, left_out = chosen.source.label, chosen.tensors, chosen.left_out
+        tensors = {name: every[name] for name in chosen.names}
+        refuse_without_values(tensors, label)
+        refuse_codes(chosen.source, tensors, "apply_")
     with torch.no_grad(), all_or_nothing() as undo:
         for name, tensor in tensors.items():
             undo.append(putting_back(tensor))
             call_in_place(function, tensor, name, "apply_")
+        notes = [NOTHING_PASSES] if every and _all_zero(every, tensors) else []
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Applied(chosen.source.label, function_name(function), shapes, chosen.left_out)
+    return Applied(label, function_name(function), shapes, left_out, tuple(notes))
+
+
+NOTHING_PASSES = (
+    "Every weight matrix is zero now: the output does not depend on the input. While the biases are zero too, no "
+    "weight gets a gradient, and training cannot start. Gradients are zeroed by optimizer.zero_grad()."
+)
+"""What follows where every weight of a model is zero."""
+
+
+def _gradients(table: Parameters, selector: object) -> dict[str, Any]:
+    """The gradients that a selector hits, by name.
+
+    Raises:
+        NoMatch: There are none, or a part of the selector hits nothing.
+    """
+    records = table.records()
+    gradients = records.tensors or {}
+    if not gradients:
+        raise NoMatch("there are no gradients", where=table.source.label, hint=" ".join(table.source.why_empty()))
+    if selector is None:
+        return dict(gradients)
+    hits = Selector.of(selector).names(records, strict=True, where=table.source.label)
+    return {name: gradient for name, gradient in gradients.items() if name in hits}
+
+
+def _all_zero(every: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Whether all matrices of a model, two at least, are zero after a change."""
+    matrices = [name for name, tensor in every.items() if tensor.ndim >= 2 and tensor.numel()]
+    if len(matrices) < 2 or not all(name in changed for name in matrices):
+        return False
+    kinds = {every[name].dtype for name in matrices}
+    if not all(dtype.is_floating_point and dtype.itemsize > 1 for dtype in kinds):
+        return False
+    return not any(bool(every[name].any()) for name in matrices)  # mostly, the first is not zero
 
 
 def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: str, **options: Any) -> None:
@@ -141,11 +188,18 @@ class Applied:
         function: Name of the function.
         shapes: Name → shape of what was changed, in the model's order.
         left_out: State of the selected modules outside their parameters and buffers, which was left alone.
+        notes: What follows from the change, where that may surprise.
     """
 
     def __init__(
-        self, label: str, function: str, shapes: dict[str, tuple[int, ...]], left_out: tuple[LeftOut, ...] = ()
+        self,
+        label: str,
+        function: str,
+        shapes: dict[str, tuple[int, ...]],
+        left_out: tuple[LeftOut, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.notes = notes
         self.label = label
         self.left_out = left_out
         self.function = function
@@ -166,12 +220,18 @@ class Applied:
         columns = Column("name", style="name", shrink=True), Column("shape")
         title = f"{self.label}: applied {self.function} to {plural(len(rows), 'tensor')}"
         table = Table(columns, cut(rows, limit, "tensors"))
-        return Report((Text(title, "title"), table, *left_out_lines(self.left_out)))
+        notes = (Text(filled(note), "warn") for note in self.notes)
+        return Report((Text(title, "title"), table, *left_out_lines(self.left_out), *notes))
 
     def to_json(self) -> dict[str, Any]:
         """What was changed, as JSON takes it."""
         beside = [each.to_json() for each in self.left_out]
-        return {"function": self.function, "names": list(self.names), "left_out": beside}
+        return {
+            "function": self.function,
+            "names": list(self.names),
+            "left_out": beside,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         return to_text(self.report())
