@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from torchparams.dtypes import DType
-from torchparams.engines import Block, ThreadEngine, jobs_of, sketches
+from torchparams.engines import Block, Folding, ThreadEngine, jobs_of, sketches
 from torchparams.sketch import kernels
 from torchparams.sources.base import Source, open_source
 from torchparams.testing import MemorySource, safetensors_bytes
@@ -103,7 +103,7 @@ class Sum:
 
 def sum_of(source: Source) -> int:
     """A plain sum of every tensor, read as the statistics read it."""
-    return sum(ThreadEngine().map(jobs_of(source), lambda job: Sum(), lambda job, parts: sum(parts)).values())
+    return sum(ThreadEngine().map(jobs_of(source), Folding(lambda job: Sum(), lambda job, parts: sum(parts))).values())
 
 
 def torch_calls(tensor: torch.Tensor) -> None:

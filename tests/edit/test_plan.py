@@ -99,7 +99,7 @@ def test_what_is_prepared_is_run_in_order_by_one_thread(tmp_path: Path, monkeypa
         def prepare(self, work: Work) -> list[float]:
             return [0.0]
 
-        def compute(self, start: int, stop: int, work: Work) -> Array:
+        def compute(self, start: int, stop: int, work: Work, into: Any = None) -> Array:
             total = work.prepared(self)
             values: Array = self.operands[0].compute(start, stop, work).cumsum() + total[0]
             total[0] = values[-1]
@@ -118,7 +118,7 @@ def test_what_it_would_hold_is_held_against_the_ceiling(tmp_path: Path) -> None:
     class Large(Expression):
         resident = 1000
 
-        def compute(self, start: int, stop: int, work: Work) -> Array:
+        def compute(self, start: int, stop: int, work: Work, into: Any = None) -> Array:
             return np.zeros(stop - start, np.float32)
 
         def summary(self) -> str:
@@ -136,7 +136,7 @@ def test_blocks_stay_within_the_ceiling(tmp_path: Path, monkeypatch: pytest.Monk
     sizes = []
 
     class Counted(Expression):
-        def compute(self, start: int, stop: int, work: Work) -> Array:
+        def compute(self, start: int, stop: int, work: Work, into: Any = None) -> Array:
             sizes.append(stop - start)
             return np.zeros(stop - start, np.float32)
 

@@ -12,7 +12,7 @@ import torch
 
 from torchparams.engines import Job, jobs_of, sketches
 from torchparams.errors import MismatchError, NotReadable, UnknownName
-from torchparams.io.read import gather
+from torchparams.io.reader import gather
 from torchparams.sources.base import open_source
 from torchparams.testing import MemorySource
 
@@ -27,7 +27,7 @@ def test_engines_are_there_before_numpy_is_needed() -> None:
 def test_a_job_is_known_by_its_first_tensor() -> None:
     a, b = MemorySource({"x": np.zeros((2, 3))}), MemorySource({"y": np.zeros(6, np.int8)})
     job = Job.of((a, "x"), (b, "y"))
-    assert (job.key, job.numel, job.nbytes, job.info.name) == ("x", 6, 54, "x")
+    assert (job.key, job.numel, job.nbytes, job.dtype) == ("x", 6, 54, "float64")
     assert Job.of((a, "x"), key="pair").key == "pair"
 
 
@@ -52,7 +52,7 @@ def test_names_that_are_not_there() -> None:
 
 def test_a_lazy_parameter_has_nothing_to_read() -> None:
     source = open_source(torch.nn.LazyLinear(3))
-    with pytest.raises(NotReadable, match="weight is lazy: it has no shape and no values yet"):
+    with pytest.raises(NotReadable, match="'weight' is lazy: it has no shape and no values yet"):
         jobs_of(source)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from torchparams.engines import Block, Engine, ThreadEngine, jobs_of
-from torchparams.engines.threads import processors
+from torchparams.engines import Block, Engine, Folding, ThreadEngine, jobs_of
 from torchparams.errors import SourceError, TruncatedFile
-from torchparams.io import read as _read
+from torchparams.io import reader
+from torchparams.io.threads import processors
 from torchparams.sources.base import open_source
 from torchparams.testing import EngineTests, MemorySource, safetensors_bytes, sample
 
@@ -85,7 +85,9 @@ def test_a_large_tensor_is_read_by_all_threads() -> None:
             return super().finish()
 
     engine = ThreadEngine(4, block_bytes=1 << 16, part_bytes=8 << 16)
-    assert engine.map(jobs_of(source), lambda job: Meet(), lambda job, parts: list(parts)) == {"w": [8 << 16] * 4}
+    assert engine.map(jobs_of(source), Folding(lambda job: Meet(), lambda job, parts: list(parts))) == {
+        "w": [8 << 16] * 4
+    }
 
 
 @pytest.mark.parametrize(("threads", "numel"), [(1, 1 << 20), (8, 1000)])
@@ -93,7 +95,7 @@ def test_with_one_thread_or_little_to_read_nothing_is_started(threads: int, nume
     names: set[str] = set()
     engine = ThreadEngine(threads)
     source = MemorySource({name: sample("int8", (numel,)) for name in "ab"})
-    engine.map(jobs_of(source), lambda job: Count(names), total)
+    engine.map(jobs_of(source), Folding(lambda job: Count(names), total))
     assert names == {threading.current_thread().name}
 
 
@@ -109,7 +111,7 @@ def test_small_tensors_that_lie_together_are_read_at_once(tmp_path: Path, monkey
     monkeypatch.setattr(os, "preadv", counting)
     for threads in (1, 3):
         reads.clear()
-        found = ThreadEngine(threads, block_bytes=1 << 15).map(jobs_of(source), lambda job: Count(), total)
+        found = ThreadEngine(threads, block_bytes=1 << 15).map(jobs_of(source), Folding(lambda job: Count(), total))
         assert set(found.values()) == {100}
         assert len(reads) <= 8
         assert sum(reads) == 100_000
@@ -119,7 +121,7 @@ def test_without_preadv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     source = open_source(write(tmp_path, 5, 100_000))
     monkeypatch.delattr(os, "preadv")
     engine = ThreadEngine(2, block_bytes=1 << 14)
-    assert set(engine.map(jobs_of(source), lambda job: Count(), total).values()) == {100_000}
+    assert set(engine.map(jobs_of(source), Folding(lambda job: Count(), total)).values()) == {100_000}
 
 
 def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +135,10 @@ def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path: Path, monke
                 os.truncate(path, size)
                 raise OSError(errno.EFAULT, "Bad address")
 
-    monkeypatch.setattr(_read, "_POPULATE", 22)
+    monkeypatch.setattr(reader, "_POPULATE", 22)
     monkeypatch.setattr(mmap, "mmap", Cut)
     with pytest.raises(TruncatedFile, match=rf"the file ends at byte {size}, within the tensor 'layer\.49'"):
-        ThreadEngine(1, block_bytes=1 << 16, mapped=True).map(jobs_of(source), lambda job: Count(), total)
+        ThreadEngine(1, block_bytes=1 << 16, mapped=True).map(jobs_of(source), Folding(lambda job: Count(), total))
 
 
 def test_a_file_that_is_cut_before_it_is_mapped_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +152,7 @@ def test_a_file_that_is_cut_before_it_is_mapped_is_an_error(tmp_path: Path, monk
 
     monkeypatch.setattr(mmap, "mmap", Cut)
     with pytest.raises(TruncatedFile, match=r"the file ends at byte 10000, within the tensor 'layer\.0'"):
-        ThreadEngine(1, mapped=True).map(jobs_of(source), lambda job: Count(), total)
+        ThreadEngine(1, mapped=True).map(jobs_of(source), Folding(lambda job: Count(), total))
 
 
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,11 +162,11 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         def madvise(self, *arguments: int) -> None:
             raise OSError(errno.EFAULT, "Bad address")
 
-    monkeypatch.setattr(_read, "_POPULATE", 22)
+    monkeypatch.setattr(reader, "_POPULATE", 22)
     monkeypatch.setattr(mmap, "mmap", Failing)
     engine = ThreadEngine(1, mapped=True)
     with pytest.raises(SourceError) as caught:
-        engine.map(jobs_of(source), lambda job: Count(), total)
+        engine.map(jobs_of(source), Folding(lambda job: Count(), total))
     size = os.path.getsize(source.files[0])
     assert str(caught.value) == f"{source.files[0]}: the bytes 0 to {size} cannot be read: Bad address"
 
@@ -173,15 +175,17 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(mmap, "mmap", Old)
-    assert engine.map(jobs_of(source), lambda job: Count(), total) == {"layer.0": 100, "layer.1": 100}
+    assert engine.map(jobs_of(source), Folding(lambda job: Count(), total)) == {"layer.0": 100, "layer.1": 100}
 
 
 def test_tensors_are_read_as_they_lie_in_the_file(tmp_path: Path) -> None:
     source = open_source(write(tmp_path, 20, 30_000))
     jobs = jobs_of(source, [f"layer.{i}" for i in (7, 3, 19, 0)])
     engine = ThreadEngine(1, block_bytes=1 << 14)
-    assert [job.key for job, _ in engine.run(jobs, lambda job: Count(), total)] == [f"layer.{i}" for i in (0, 3, 7, 19)]
-    assert list(engine.map(jobs, lambda job: Count(), total)) == [job.key for job in jobs]
+    assert [job.key for job, _, _ in engine.run(jobs, Folding(lambda job: Count(), total))] == [
+        f"layer.{i}" for i in (0, 3, 7, 19)
+    ]
+    assert list(engine.map(jobs, Folding(lambda job: Count(), total))) == [job.key for job in jobs]
 
 
 def test_memory_is_that_of_the_buffers(tmp_path: Path) -> None:
@@ -196,7 +200,7 @@ def test_memory_is_that_of_the_buffers(tmp_path: Path) -> None:
     source = open_source(str(path))
     tracemalloc.start()
     try:
-        found = ThreadEngine(2).map(jobs_of(source), lambda job: Count(), total)
+        found = ThreadEngine(2).map(jobs_of(source), Folding(lambda job: Count(), total))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -213,11 +217,11 @@ def test_open_files_are_closed(tmp_path: Path) -> None:
         ]
 
     source = open_source(write(tmp_path, 5, 300_000))
-    results = ThreadEngine(3, block_bytes=1 << 14).run(jobs_of(source), lambda job: Count(), total)
+    results = ThreadEngine(3, block_bytes=1 << 14).run(jobs_of(source), Folding(lambda job: Count(), total))
     next(results)
     results.close()  # type: ignore[attr-defined]  # an iterator of an engine may be left
     for threads in (1, 3):
-        ThreadEngine(threads).map(jobs_of(source), lambda job: Count(), total)
+        ThreadEngine(threads).map(jobs_of(source), Folding(lambda job: Count(), total))
     if os.path.exists("/proc/self/fd"):
         assert not [path for path in opened() if path.startswith(str(tmp_path))]
 
@@ -234,8 +238,13 @@ def test_a_large_tensor_that_cannot_be_shared_comes_first() -> None:
     arrays = {name: sample("int8", (numel,)) for name, numel in {"a": 1, "b": 99_000, "c": 900_000, "d": 1}.items()}
     jobs = jobs_of(MemorySource(arrays))
     alone = ThreadEngine(1, block_bytes=1 << 16)
-    assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total, ordered=True)] == ["c", "b", "a", "d"]
-    assert [job.key for job, _ in alone.run(jobs, lambda job: Count(), total)] == ["b", "c", "a", "d"]
+    assert [job.key for job, _, _ in alone.run(jobs, Folding(lambda job: Count(), total, "stream"))] == [
+        "c",
+        "b",
+        "a",
+        "d",
+    ]
+    assert [job.key for job, _, _ in alone.run(jobs, Folding(lambda job: Count(), total))] == ["b", "c", "a", "d"]
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -247,7 +256,7 @@ def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(mapped: bool, 
     other.write_bytes(safetensors_bytes({"w": sample("float32", (2, 4))}))
     other.replace(file)
     with pytest.raises(SourceError) as caught:
-        ThreadEngine(mapped=mapped).map(jobs_of(source), lambda job: Count(), lambda job, parts: sum(parts))
+        ThreadEngine(mapped=mapped).map(jobs_of(source), Folding(lambda job: Count(), lambda job, parts: sum(parts)))
     assert str(caught.value) == (
         f"{file}: the file was written to since it was listed. open it anew to see what it holds."
     )

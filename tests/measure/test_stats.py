@@ -223,7 +223,7 @@ def test_a_lazy_parameter_is_listed_too() -> None:
     found = tp.stats(torch.nn.LazyLinear(3))
     assert found.rows == ()
     assert [each.name for each in found.unread] == ["weight", "bias"]
-    assert found.unread[0].reason == "weight is lazy: it has no shape and no values yet"
+    assert found.unread[0].reason == "'weight' is lazy: it has no shape and no values yet"
 
 
 def test_a_large_unread_tensor_costs_nothing() -> None:

@@ -232,7 +232,9 @@ def test_numbers(value: float, text: str) -> None:
 
 def test_json_is_stable() -> None:
     form = tp.stats({"w": np.array([[1.0, np.nan]], np.float16)}, by="module").to_json()
-    assert list(form) == ["source", "format", "selector", "by", "total", "rows", "flags", "unread", "left_out"]
+    assert list(form) == [
+        *("source", "format", "selector", "by", "total", "rows", "flags", "unread", "left_out", "lost"),
+    ]
     assert form["by"] == ["module"]
     assert form["total"] == {"tensors": 1, "numel": 2, "nbytes": 4}
     assert list(form["rows"][0]) == [

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from torchparams.edit import _system
 from torchparams.edit._directory import Directory
 from torchparams.edit.write import OneFile, telling, write_error
 from torchparams.edit.written import CastLosses, Written
-from torchparams.errors import PlanError, SourceError, TorchParamsError, TruncatedFile
+from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, shorten
+from torchparams.io.files import OpenFiles, read_into, unreadable
+from torchparams.io.threads import Ticker, results_of
 from torchparams.report import plural
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torchparams.edit.plan import Plan
     from torchparams.edit.write import Target
     from torchparams.engines.base import Progress
-    from torchparams.expressions.base import Expression
     from torchparams.expressions.casts import Losses
     from torchparams.expressions.work import Work
 
@@ -38,13 +38,11 @@ INLINE = 1 << 22
 _MOST_THREADS = 4
 
 _BUFFER = 1 << 20
-_OPEN = 32  # source files that one thread keeps open
-_TICK = 0.1
 
 
 def execute(plan: Plan, progress: Progress | None = None) -> Written:
     """Write what a plan says: see `Plan.run`."""
-    from torchparams.engines.threads import processors
+    from torchparams.io.threads import processors
 
     begun = time.perf_counter()
     plan.check()
@@ -96,6 +94,21 @@ def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
             exists="nothing was written",
             hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
         )
+
+
+def _refuse_sums(output: Output, work: Work, plan: Plan) -> None:
+    """Refuse a combination of finite values that is infinite in its type: at once, for it is computed at length."""
+    from torchparams.expressions.combination import Combination
+
+    for x in output.expression.walk() if work.losses else ():
+        over = work.losses[id(x)].overflow if isinstance(x, Combination) and id(x) in work.losses else 0
+        if over:
+            raise PlanError(
+                f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {x.dtype}",
+                where=shorten(output.name),
+                exists="nothing was written",
+                hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
+            )
 
 
 # --- what there is to do -----------------------------------------------------------------------
@@ -160,7 +173,7 @@ def _parts(number: int, output: Output, offset: int, most: int, whole: bool) -> 
     from torchparams.expressions.work import block_of
 
     x = output.expression
-    if whole or x.is_prepared or any(leaf.resident for leaf in x.leaves()):
+    if whole or x.is_prepared or any(part.resident for part in x.walk()):
         yield _Compute(number, output, offset, 0, x.numel)
         return
     block = block_of(x, most=most)
@@ -180,7 +193,7 @@ class _Run:
     """
 
     def __init__(self, plan: Plan, target: Target, threads: int) -> None:
-        from torchparams.io.read import Files
+        from torchparams.io.files import Files
 
         self.plan, self.target = plan, target
         self.most = plan.memory // threads
@@ -208,23 +221,18 @@ class _Run:
             if not left:  # nothing but a header
                 self.descriptor(number)
                 self._finish(number)
+        tick = Ticker(progress, self.plan.nbytes)
         try:
-            if len(self.workers) == 1:
-                self._alone(progress)
-            else:
-                self._on_threads(progress)
+            for _ in results_of(
+                [worker.tasks() for worker in self.workers],
+                self.stop,
+                lambda: tick(sum(worker.nbytes for worker in self.workers)),
+            ):
+                pass
         finally:
             for work in self._works:
                 work.close()
         self.sources.check()
-
-    def _alone(self, progress: Progress | None) -> None:
-        (worker,) = self.workers
-        due = 0.0
-        for _ in worker.tasks():
-            if progress is not None and (now := time.monotonic()) >= due:
-                progress(worker.nbytes, self.plan.nbytes)
-                due = now + _TICK
 
     def losses(self) -> dict[int, Losses]:
         """What casts lost, in all threads."""
@@ -275,51 +283,13 @@ class _Run:
             _system.write(fd, data, offset)
         self.target.finish(file.name)
 
-    def _on_threads(self, progress: Progress | None) -> None:
-        ends: queue.Queue[BaseException | None] = queue.Queue()
-
-        def work(worker: _Worker) -> None:
-            try:
-                for _ in worker.tasks():
-                    pass
-                ends.put(None)
-            except BaseException as error:  # raised anew in the caller's thread, whatever it is
-                self.stop.set()
-                ends.put(error)
-
-        threads = [
-            threading.Thread(target=work, args=(w,), name="torchparams-write", daemon=True) for w in self.workers
-        ]
-        failed: BaseException | None = None
-        try:
-            for thread in threads:
-                thread.start()
-            left = len(threads)
-            while left:
-                try:
-                    error = ends.get(timeout=_TICK)
-                except queue.Empty:
-                    pass
-                else:
-                    left -= 1
-                    failed = failed or error
-                if progress is not None:
-                    progress(sum(worker.nbytes for worker in self.workers), self.plan.nbytes)
-        finally:
-            self.stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-        if failed is not None:
-            raise failed
-
 
 class _Worker:
     """What one thread does."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
-        self._files: dict[str, Any] = {}
+        self._files = OpenFiles(run.sources)
         self._buffer: memoryview | None = None
         self.work: Work | None = None  # made when something is computed: what is copied needs no numpy
         self.nbytes = 0
@@ -345,22 +315,10 @@ class _Worker:
                 run.done(task)
                 yield
         finally:
-            for file in self._files.values():
-                file.close()
-            self._files.clear()
-
-    def _source(self, path: str) -> int:
-        file = self._files.get(path)
-        if file is None:
-            if len(self._files) >= _OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            with self._run.lock:
-                file = self._files[path] = self._run.sources.open(path)
-        fd: int = file.fileno()
-        return fd
+            self._files.close()
 
     def _copy(self, task: _Copy, fd: int) -> None:
-        source, at = self._source(task.path), 0
+        source, at = self._files.get(task.path).fileno(), 0
         while at < task.count and not self._run.stop.is_set():
             try:
                 got = _system.copy(source, task.start + at, fd, task.offset + at, task.count - at)
@@ -374,12 +332,14 @@ class _Worker:
 
     def _copy_counting(self, path: str, start: int, fd: int, offset: int, count: int, crc: int) -> int:
         """Copy, and go on computing a CRC-32."""
-        source, at = self._source(path), 0
+        source, at = self._files.get(path), 0
         if self._buffer is None:
             self._buffer = memoryview(bytearray(_BUFFER))
         while at < count and not self._run.stop.is_set():
             piece = self._buffer[: min(_BUFFER, count - at)]
-            got = _read(source, path, piece, start + at)
+            got = read_into(source, [piece], start + at, path)
+            if not got:
+                raise _ended(path, start + at)
             crc = crc32(piece[:got], crc)
             _system.write(fd, piece[:got], offset + at)
             at += got
@@ -394,7 +354,7 @@ class _Worker:
         try:
             os.pread(source, 1, at)
         except OSError as reading:
-            return _unreadable(reading, path)
+            return unreadable(reading, path)
         return error
 
     def _compute(self, task: _Compute, fd: int) -> None:
@@ -409,7 +369,7 @@ class _Worker:
         self._blocks(task, fd, self.work)
 
     def _blocks(self, task: _Compute, fd: int, work: Work) -> None:
-        from torchparams.expressions.work import block_of
+        from torchparams.expressions.work import as_bytes, block_of
 
         run, x, offset = self._run, task.output.expression, task.offset
         crc, wanted = 0, run.files[task.file].crc
@@ -420,6 +380,8 @@ class _Worker:
                 if run.stop.is_set():
                     return
                 data = as_bytes(x.compute(start, min(start + block, task.stop), work), x)
+                if not run.plan.allow_overflow:
+                    _refuse_sums(task.output, work, run.plan)
                 if wanted:
                     crc = crc32(data, crc)
                 try:
@@ -431,7 +393,7 @@ class _Worker:
         except OSError as error:
             if isinstance(error, TorchParamsError):
                 raise
-            raise _unreadable(error, ", ".join(sorted({leaf.source.label for leaf in x.leaves()}))) from error
+            raise unreadable(error, ", ".join(sorted({leaf.source.label for leaf in x.leaves()}))) from error
         if wanted:
             run.crcs[task.output.name] = crc
         _begin_writeback(fd, task.offset, offset - task.offset)
@@ -440,36 +402,6 @@ class _Worker:
 def _begin_writeback(fd: int, offset: int, count: int) -> None:
     if count >= _BUFFER:  # else it is not worth a call
         _system.begin_writeback(fd, offset, count)
-
-
-def as_bytes(values: Any, x: Expression) -> memoryview:
-    """The bytes that a file holds for these elements of an expression."""
-    import numpy as np
-
-    from torchparams.io.packing import pack
-
-    if x.dtype.bits < 8 and values.dtype != np.uint8:  # else they are packed already
-        return pack(values, x.dtype).data
-    return np.ascontiguousarray(values).view(np.uint8).data
-
-
-def _read(source: int, path: str, into: memoryview, at: int) -> int:
-    try:
-        if hasattr(os, "preadv"):
-            got = os.preadv(source, [into], at)
-        else:
-            data = os.pread(source, len(into), at)
-            got = len(data)
-            into[:got] = data
-    except OSError as error:
-        raise _unreadable(error, path) from error
-    if not got:
-        raise _ended(path, at)
-    return got
-
-
-def _unreadable(error: OSError, path: str) -> SourceError:
-    return SourceError(f"it could not be read: {error.strerror or error}", where=path)
 
 
 def _ended(path: str, at: int) -> TruncatedFile:

@@ -28,8 +28,8 @@ _LIGHT = 32 << 20  # bytes of factors that each thread may hold for itself
 class Folded(Combination):
     """A weight and a change of low rank: `W + scale · B·A`, or with `transposed` `W + scale · (B·A)ᵀ`.
 
-    The product is computed in float32 or float64 by BLAS, in tiles of whole rows that do not depend on how the weight
-    is cut into blocks; everything is rounded once.
+    The product is computed in float32 or float64 by BLAS, in tiles of whole rows counted from the first one: a range
+    computes the tiles that it touches, so that its elements have the bits of the whole. Everything is rounded once.
 
     Args:
         base: The weight W, shape (rows, ...).
@@ -37,16 +37,24 @@ class Folded(Combination):
             kernel count to the columns.
         scale: What the product is multiplied by.
         transposed: Whether W is the product's transpose.
-        options: Those of `Combination`.
+        dtype, accumulate: See `Combination`.
 
     Raises:
         MismatchError: The shapes do not fit.
     """
 
     def __init__(
-        self, base: Expression, a: Expression, b: Expression, scale: float, *, transposed: bool = False, **options: Any
+        self,
+        base: Expression,
+        a: Expression,
+        b: Expression,
+        scale: float,
+        *,
+        transposed: bool = False,
+        dtype: DType | None = None,
+        accumulate: str = "float32",
     ) -> None:
-        super().__init__((base,), **options)
+        super().__init__((base,), dtype, accumulate)
         check_floats((a, b))
         self.operands = (base, a, b)
         self.scale, self.transposed = scale, transposed
@@ -81,39 +89,42 @@ class Folded(Combination):
         import numpy as np
 
         out = np.empty(part.numel, self.accumulate.numpy)
-        step = max(work.block // part.granule, 1) * part.granule
-        for start in range(0, part.numel, step):
-            stop = min(start + step, part.numel)
+        for start in range(0, part.numel, work.block):
+            stop = min(start + work.block, part.numel)
             out[start:stop] = self.wide(part, 1, start, stop, work)
-        return out
-
-    def compute(self, start: int, stop: int, work: Work) -> Array:
-        """All of a block, rounded once: tiles are larger than pieces."""
-        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
-        self.narrow(self.combine(start, stop, work), out)
         return out
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
         """Tile by tile."""
         import numpy as np
 
-        left, right = work.prepared(self)
         with np.errstate(all="ignore"):
             total = self.wide(self.operands[0], 0, start, stop, work)
-            table = total.reshape(-1, self._columns)
-            first = start // self._columns
-            for row in range(0, len(table), self._tile):
-                tile = table[row : row + self._tile]
-                change = left[first + row : first + row + len(tile)] @ right
-                if self.scale != 1:
-                    change *= change.dtype.type(self.scale)
-                tile += change
+            at = start
+            while at < stop:
+                number = at // self.granule
+                end = min((number + 1) * self.granule, stop)
+                first = number * self.granule
+                total[at - start : end - start] += self._tile_of(number, work)[at - first : end - first]
+                at = end
         return total
+
+    def _tile_of(self, number: int, work: Work) -> Array:
+        """The change of a tile of rows, shape (tile · columns,); the last one asked for is kept."""
+
+        def compute() -> Array:
+            left, right = work.prepared(self)
+            change: Array = left[number * self._tile : (number + 1) * self._tile] @ right
+            if self.scale != 1:
+                change *= change.dtype.type(self.scale)
+            return change.reshape(-1)
+
+        return work.latest(self, number, compute)
 
     @property
     def footprint(self) -> int:
         """That of a sum, and of the factors, which each thread holds."""
-        return super().footprint + (0 if self.resident else 2 * self._held // max(self.granule, 1))
+        return super().footprint + (0 if self.resident else 2 * self._held // self.granule)
 
     def summary(self) -> str:
         """As a formula."""
@@ -293,7 +304,7 @@ class Factor(Expression):
         found = self.factors.take(self.which, work)
         return (found.T if self.transposed else found).reshape(-1)
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """A part of what is there already."""
         values: Array = work.prepared(self)[start:stop]
         return values

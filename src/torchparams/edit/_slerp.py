@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 TILE = 4096
-"""Elements whose products are summed by numpy; the sums of tiles are added without rounding. Blocks are whole tiles, so
-that no sum depends on how the tensor is cut into blocks."""
+"""Elements whose products are summed by numpy; the sums of tiles are added without rounding. They are
+counted from the first element, so that no sum depends on how the tensor is cut into blocks."""
 
 STRAIGHT = 1e-3
 """The sine of an angle below which a straight line stands for the arc.
@@ -40,7 +40,6 @@ class Slerp(Combination):
         t: 0 for the first, 1 for the second.
         dtype: The result's type; that of the first unless given.
         accumulate: `float32` or `float64`: the type that products and the sum are computed in.
-        allow_overflow: Accept results that are finite, and infinite in the result's type.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -60,10 +59,8 @@ class Slerp(Combination):
         t: float,
         dtype: DType | None = None,
         accumulate: str = "float32",
-        *,
-        allow_overflow: bool = False,
     ) -> None:
-        super().__init__((a, b), dtype, accumulate, allow_overflow=allow_overflow)
+        super().__init__((a, b), dtype, accumulate)
         self.t = float(t)
 
     def prepare(self, work: Work) -> tuple[float, float]:

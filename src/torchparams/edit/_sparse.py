@@ -38,7 +38,6 @@ class TaskVectors(Combination):
         elect: Whether signs are elected.
         dtype: The result's type; that of the base unless given.
         accumulate: `float32` or `float64`: the type that everything is computed in.
-        allow_overflow: Accept results that are finite, and infinite in the result's type.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -61,9 +60,8 @@ class TaskVectors(Combination):
         elect: bool = False,
         dtype: DType | None = None,
         accumulate: str = "float32",
-        allow_overflow: bool = False,
     ) -> None:
-        super().__init__((base, *parts), dtype, accumulate, allow_overflow=allow_overflow)
+        super().__init__((base, *parts), dtype, accumulate)
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
         self.scale = float(scale)
         self.elect = elect
@@ -181,22 +179,33 @@ class Trimmed(TaskVectors):
     the magnitudes' bits, 16 at a time from the highest, in as many passes.
 
     Args:
+        base, parts, weights, scale, elect, dtype, accumulate: See `TaskVectors`.
         densities: For each part, the share of its differences that is kept: above 0, up to 1.
-        arguments, options: Those of `TaskVectors`.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
     >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> base, a = (Stored(MemorySource({"w": np.array(w, np.float32)}), "w") for w in ([0, 0, 0, 0], [1, -4, 2, 3]))
-    >>> evaluate(Trimmed([0.5], base, [a], [1], elect=True))
+    >>> evaluate(Trimmed(base, [a], [1], densities=[0.5], elect=True))
     array([ 0., -4.,  0.,  3.], dtype=float32)
     """
 
     title = "ties"
 
-    def __init__(self, densities: Sequence[float], *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        base: Expression,
+        parts: Sequence[Expression],
+        weights: Sequence[float],
+        scale: float = 1.0,
+        *,
+        densities: Sequence[float],
+        elect: bool = False,
+        dtype: DType | None = None,
+        accumulate: str = "float32",
+    ) -> None:
+        super().__init__(base, parts, weights, scale, elect=elect, dtype=dtype, accumulate=accumulate)
         self.densities = tuple(densities)
 
     def prepare(self, work: Work) -> list[Any]:
@@ -289,24 +298,37 @@ class Dropped(TaskVectors):
     counter begins at the place.
 
     Args:
+        base, parts, weights, scale, elect, dtype, accumulate: See `TaskVectors`.
         densities: For each part, the probability that a difference is kept: above 0, up to 1.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         name: The tensor's name.
-        arguments, options: Those of `TaskVectors`.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
     >>> from torchparams.expressions.work import evaluate
     >>> from torchparams.testing import MemorySource
     >>> base, a = (Stored(MemorySource({"w": np.full(6, w, np.float32)}), "w") for w in (1, 2))
-    >>> evaluate(Dropped([0.5], 0, "w", base, [a], [1]))
+    >>> evaluate(Dropped(base, [a], [1], densities=[0.5], seed=0, name="w"))
     array([3., 3., 1., 1., 3., 3.], dtype=float32)
     """
 
     title = "dare"
 
-    def __init__(self, densities: Sequence[float], seed: int, name: str, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        base: Expression,
+        parts: Sequence[Expression],
+        weights: Sequence[float],
+        scale: float = 1.0,
+        *,
+        densities: Sequence[float],
+        seed: int,
+        name: str,
+        elect: bool = False,
+        dtype: DType | None = None,
+        accumulate: str = "float32",
+    ) -> None:
+        super().__init__(base, parts, weights, scale, elect=elect, dtype=dtype, accumulate=accumulate)
         self.densities = tuple(densities)
         self.seed, self.name = seed, name
         if self.elect:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchparams.edit._adapter import read_adapter
 from torchparams.edit._lowrank import Folded
@@ -15,7 +15,6 @@ from torchparams.edit.plan import MEMORY
 from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, nearest
-from torchparams.expressions.base import Stored
 from torchparams.expressions.combination import combines
 from torchparams.expressions.operations import Linear
 from torchparams.report import plural
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType
     from torchparams.edit._adapter import Adapter
     from torchparams.edit.plan import Plan
-    from torchparams.expressions.base import Expression
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
 
@@ -124,8 +122,7 @@ def fold_lora(
                 continue
             if len(names) > 1:
                 untied.append(name)
-            options = {"accumulate": compute, "allow_overflow": allow_overflow}
-            entries.append(changes.entry(name, info, kinds[info.name], scale, **options))
+            entries.append(changes.entry(name, info, kinds[info.name], scale, compute))
     ranks = sorted({pair.a.shape[0] for pair in found.pairs.values() if pair.a.shape})
     notes.append(
         f"method: LoRA (Hu et al. 2021, arXiv:2106.09685) of {found.label}; computed in {compute}, rounded once; "
@@ -348,7 +345,7 @@ class _Changes:
         whole = self._found.whole.get(name)
         return (self._source, self._spelled[name]) if whole is None else (self._found.source, whole[0])
 
-    def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, **options: Any) -> Entry:
+    def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, accumulate: str) -> Entry:
         """The entry of one name that the adapter changes."""
         source, start = self._start(name)
         pair, bias = self._found.pairs.get(name), self._found.biases.get(name)
@@ -360,14 +357,14 @@ class _Changes:
                 where=self._source.label,
                 hint="take a base of floats",
             )
-        x: Expression = Stored(source, start.name, start)
+        x = source.row(start.name, start)
         if pair is not None:
-            a, b = (Stored(self._found.source, part.name, part) for part in (pair.a, pair.b))
+            a, b = (self._found.source.row(part.name, part) for part in (pair.a, pair.b))
             transposed = self._transposed.get(name, False)
-            x = Folded(x, a, b, pair.scale * scale, transposed=transposed, dtype=dtype, **options)
+            x = Folded(x, a, b, pair.scale * scale, transposed=transposed, dtype=dtype, accumulate=accumulate)
         elif bias is not None:
-            added = Stored(self._found.source, bias[0].name, bias[0])
-            x = Linear((x, added), (1.0, bias[1] * scale), dtype, **options)
+            added = self._found.source.row(bias[0].name, bias[0])
+            x = Linear((x, added), (1.0, bias[1] * scale), dtype, accumulate)
         return Entry(self._source, replace(info, shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
 
 

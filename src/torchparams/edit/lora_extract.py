@@ -21,7 +21,6 @@ from torchparams.edit.save import differing
 from torchparams.edit.write import replace_file, telling
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
-from torchparams.expressions.base import Stored
 from torchparams.expressions.combination import combines
 from torchparams.report import Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
 
@@ -127,7 +126,7 @@ def extract_lora(
         if not (name.endswith(".weight") and len(info.shape or ()) == 2 and info.numel and combines(info.dtype)):
             left.append(name)
             continue
-        difference = Difference(Stored(ours.source, name, info), Stored(below.source, theirs[name].name, theirs[name]))
+        difference = Difference(ours.source.row(name, info), below.source.row(theirs[name].name, theirs[name]))
         factors = Factors(difference, rank, wanted, name)
         found.append(factors)
         module = PREFIX + name.removesuffix(".weight")
@@ -153,7 +152,7 @@ def extract_lora(
                 where=os.fspath(path),
                 hint="leave such out with a selector, or do without save_rest (--save-rest)",
             )
-        outputs += [Output(PREFIX + info.name, Stored(ours.source, info.name, info)) for info in whole]
+        outputs += [Output(PREFIX + info.name, ours.source.row(info.name, info)) for info in whole]
         notes.append(f"written whole: {some([info.name for info in whole])}")
     elif left:
         notes.append(f"differ, and are not in the adapter, which has factors of matrices alone: {some(left)}")

@@ -15,7 +15,6 @@ from torchparams.edit.methods import METHODS, Recipe
 from torchparams.edit.plan import MEMORY
 from torchparams.edit.weights import groups, per_tensor
 from torchparams.errors import OptionError, nearest
-from torchparams.expressions.base import Stored
 from torchparams.report import human_bytes, plural
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from torchparams.edit.methods import Method
     from torchparams.edit.plan import Plan
-    from torchparams.expressions.base import Expression
 
 
 def merge(
@@ -137,10 +135,10 @@ def merge(
         if len(found) == 1:
             entries.append(Entry(source, info, names, kinds[name]))
             continue
-        parts: list[Expression] = [Stored(source, info.name, info) for source, info in found]
+        parts = [source.row(info.name, info) for source, info in found]
         recipe = Recipe(
             name, shares[name], densities[name] if "density" in how.options else (),
-            1.0 if scale is None else float(scale), seed or 0, kinds[name], compute, allow_overflow,
+            1.0 if scale is None else float(scale), seed or 0, kinds[name], compute,
         )  # fmt: skip
         x = how.build(parts[0], parts[1:], recipe) if how.base else how.build(None, parts, recipe)
         merged[name] = shares[name]

@@ -7,7 +7,7 @@ To add one, write an expression (see `expressions/base.py`; `Combination` has wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchparams.edit._slerp import Slerp
 from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed
@@ -33,7 +33,6 @@ class Recipe:
         seed: Of random numbers.
         dtype: The result's type.
         compute: `float32` or `float64`.
-        allow_overflow: Accept results that are finite, and infinite in the result's type.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Recipe:
     seed: int
     dtype: DType
     compute: str
-    allow_overflow: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,6 @@ def _linear(base: Expression | None, parts: list[Expression], recipe: Recipe) ->
         [weight for _, weight in used],
         recipe.dtype,
         recipe.compute,
-        allow_overflow=recipe.allow_overflow,
     )
 
 
@@ -113,33 +110,33 @@ def _slerp(base: Expression | None, parts: list[Expression], recipe: Recipe) -> 
     if second in (0, 1):
         return _linear(base, parts, recipe)
     a, b = parts
-    return Slerp(a, b, second, recipe.dtype, recipe.compute, allow_overflow=recipe.allow_overflow)
+    return Slerp(a, b, second, recipe.dtype, recipe.compute)
 
 
 def _task(base: Expression | None, parts: list[Expression], recipe: Recipe) -> Expression:
     assert base is not None  # whoever builds a merge has seen to it
-    return TaskVectors(base, parts, recipe.weights, recipe.scale, **_options(recipe))
+    return TaskVectors(base, parts, recipe.weights, recipe.scale, dtype=recipe.dtype, accumulate=recipe.compute)
 
 
 def _ties(base: Expression | None, parts: list[Expression], recipe: Recipe) -> Expression:
     assert base is not None  # as above
-    return Trimmed(recipe.densities, base, parts, recipe.weights, recipe.scale, elect=True, **_options(recipe))
+    return Trimmed(
+        base, parts, recipe.weights, recipe.scale,
+        densities=recipe.densities, elect=True, dtype=recipe.dtype, accumulate=recipe.compute,
+    )  # fmt: skip
 
 
 def _dare(base: Expression | None, parts: list[Expression], recipe: Recipe, elect: bool = False) -> Expression:
     assert base is not None  # as above
     return Dropped(
-        recipe.densities, recipe.seed, recipe.name, base, parts, recipe.weights, recipe.scale, elect=elect,
-        **_options(recipe),
+        base, parts, recipe.weights, recipe.scale,
+        densities=recipe.densities, seed=recipe.seed, name=recipe.name, elect=elect,
+        dtype=recipe.dtype, accumulate=recipe.compute,
     )  # fmt: skip
 
 
 def _dare_ties(base: Expression | None, parts: list[Expression], recipe: Recipe) -> Expression:
     return _dare(base, parts, recipe, elect=True)
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    return {"dtype": recipe.dtype, "accumulate": recipe.compute, "allow_overflow": recipe.allow_overflow}
 
 
 METHODS: dict[str, Method] = {

@@ -258,31 +258,10 @@ def _told(metadata: Mapping[str, Any], label: str) -> dict[str, Any]:
     )
 
 
-class _Same:
-    """Whether two tensors are the same, bit for bit."""
-
-    def __init__(self) -> None:
-        self.same = True
-
-    def update(self, ours: Any, theirs: Any) -> None:
-        import numpy as np
-
-        if not self.same:
-            return
-        a, b = ours, theirs
-        if a.packed != b.packed:  # one of them has a byte for each element
-            a, b = a.values().view(np.uint8), b.values().view(np.uint8)
-        else:
-            a, b = a.data, b.data
-        self.same = bool(np.array_equal(a, b))
-
-    def finish(self) -> bool:
-        return self.same
-
-
 def differing(ours: Named, theirs: Named) -> set[str]:
     """The names that both have, whose tensors differ in type, shape or a bit."""
     from torchparams.engines.base import Job
+    from torchparams.engines.equality import SameBits
     from torchparams.engines.threads import ThreadEngine
 
     found: set[str] = set()
@@ -297,6 +276,6 @@ def differing(ours: Named, theirs: Named) -> set[str]:
             # Bits of a type that numpy lacks cannot be compared here: such a tensor is taken to differ.
             found.add(name)
         else:
-            jobs.append(Job.of_infos((source, info), (base, other), key=name))
-    same = ThreadEngine().run(jobs, begin=lambda job: _Same(), combine=lambda job, parts: all(parts))
-    return found | {job.key for job, equal in same if not equal}
+            jobs.append(Job(name, (source.row(info.name, info), base.row(other.name, other))))
+    same = ThreadEngine().map(jobs, SameBits())
+    return found | {name for name, equal in same.items() if not equal}

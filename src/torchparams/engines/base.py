@@ -1,66 +1,72 @@
-"""What an engine is: it takes jobs, reads their tensors in blocks, and says what came out.
+"""The contract of engines: jobs of rows go in, and a task's results come out.
 
-A **job** names the tensors that are read together: one, or several of equal numel in step. For each
-job, or for each part of a large one, the engine makes a **fold**, gives it the blocks one after the
-other, and asks it for its result; the results of a job's parts, in the order of their places, are
-combined to the job's own.
+A **job** names the rows that are read together: one, or several with the same count of elements in step. A **task**
+says what is done with them: for each job, or each part of a large one, the engine makes a **fold**, gives it the blocks
+one after the other, and asks it for its result; the task combines the results of a job's parts, in order, to its own.
 
-    engine.run(jobs, begin=lambda job: MyFold(job), combine=lambda job, parts: sum(parts))
+A row is an expression. One that is a byte range of a file is read as bytes; any other is computed block by block, in
+memory that depends neither on its size nor on how many tensors it is made of.
 
-Where a job is cut does not depend on how many threads there are. So a fold that is a function of
-its blocks gives the same numbers everywhere, even if its sums are rounded.
+A job is cut at the same elements for any number of threads. So a fold that is a function of its blocks gives the same
+numbers everywhere, even if its sums are rounded.
 
-To add an engine, subclass `Engine`, write `run`, and let its tests subclass
-`torchparams.testing.EngineTests`.
+To add an engine, subclass `Engine`, write `run`, and let its tests subclass `torchparams.testing.EngineTests`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from torchparams.errors import MismatchError, NotReadable
+from torchparams.errors import LimitExceeded, MismatchError, NotReadable
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torchparams.dtypes import DType
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.casts import Losses
     from torchparams.info import ParameterInfo
+    from torchparams.io.threads import Progress as Progress
     from torchparams.sources.base import Source
-
-    Array = np.ndarray[Any, Any]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 PartOut = TypeVar("PartOut", covariant=True)
 
-Progress = Callable[[int, int], None]
-"""Told bytes read so far and bytes in all; called in the thread that iterates over the results."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Tensors that are read together, in step.
+    """Rows that are read together, in step.
 
     Attributes:
-        key: What the result is known by: the name of the (first) tensor, unless it was given.
-        operands: Where each tensor comes from, and its record.
-        nbytes: Bytes of all its tensors.
+        key: The name of the result.
+        rows: Expressions, each with as many elements as the others.
+        nbytes: Bytes of all of them.
     """
 
     key: str
-    operands: tuple[tuple[Source, ParameterInfo], ...]
-    nbytes: int
+    rows: tuple[Expression, ...]
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = self.rows
+        if len(rows) != 1 and len({row.numel for row in rows}) != 1:
+            pairs = ", ".join(f"{row.summary()} of {_origin(row)} has {row.numel}" for row in rows)
+            raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")
+        nbytes = 0  # asked for at every step of a run, so it is counted once
+        for row in rows:
+            nbytes += row.nbytes
+        object.__setattr__(self, "nbytes", nbytes)
 
     @staticmethod
     def of(*operands: tuple[Source, str], key: str | None = None) -> Job:
         """The job of reading one tensor, or several of equal numel.
 
         Args:
-            operands: A source, and the canonical name in it; for each tensor.
-            key: What the result is known by.
+            operands: A source, and the name of a tensor in it; for each tensor.
+            key: The name of the result; that of the first tensor unless given.
 
         Raises:
             MismatchError: The tensors have different numel.
@@ -72,100 +78,170 @@ class Job:
         >>> Job.of((MemorySource({"w": np.ones(3)}), "w")).numel
         3
         """
-        found = tuple((source, source.info(source.resolve(name))) for source, name in operands)
-        return Job.of_infos(*found, key=key)
-
-    @staticmethod
-    def of_infos(*operands: tuple[Source, ParameterInfo], key: str | None = None) -> Job:
-        """The same for records that are known already: cheaper where there are thousands."""
-        for source, info in operands:
-            if info.shape is None:
-                raise NotReadable(f"{info.name} {info.shapeless}", where=source.label)
-        if len(operands) != 1 and len({info.numel for _, info in operands}) != 1:
-            pairs = ", ".join(f"{info.name} of {source.label} has {info.numel}" for source, info in operands)
-            raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")
-        nbytes = 0  # asked for at every step of a run, so it is counted once
-        for _, info in operands:
-            nbytes += info.dtype.nbytes(info.numel)
-        return Job(operands[0][1].name if key is None else key, operands, nbytes)
-
-    @property
-    def info(self) -> ParameterInfo:
-        """The record of the first tensor."""
-        return self.operands[0][1]
+        found = [(source, source.resolve(name)) for source, name in operands]
+        return Job(found[0][1] if key is None else key, tuple(source.row(name) for source, name in found))
 
     @property
     def numel(self) -> int:
-        """Count of elements of each tensor."""
-        return self.info.numel
+        """Count of elements of each row."""
+        return self.rows[0].numel
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the first row."""
+        return self.rows[0].dtype
+
+
+def _origin(row: Expression) -> str:
+    return next((leaf.source.label for leaf in row.leaves()), "nothing")
 
 
 class Fold(Protocol[PartOut]):
-    """What is done with the blocks of a job, or of a part of one. One thread uses it, from begin to end."""
+    """The work on the blocks of a job, or of a part of one. One thread uses it, from begin to end."""
 
     @property
     def update(self) -> Callable[..., None]:
-        """A method that takes the next block of each operand: `update(block)`, or `update(of_a, of_b)`.
+        """A method that takes the next block of each row: `update(block)`, or `update(of_a, of_b)`.
 
         They hold the same elements each. Blocks come in order, without gaps.
         """
 
     def finish(self) -> PartOut:
-        """The result; called once, after the last block. A tensor without elements has none."""
+        """The result; called once, after the last block. A tensor without elements has no block."""
+
+
+class Task(ABC, Generic[Part, Result]):
+    """Work to do on every job. It pickles, so that engines can send it to other processes.
+
+    Attributes:
+        order: `any` where a job may be cut into parts with a fold each; `stream` where one fold must see all of a job,
+            from its first element to its last. Then a single large tensor is not spread over threads.
+    """
+
+    order: Literal["any", "stream"] = "any"
+
+    @abstractmethod
+    def begin(self, job: Job) -> Fold[Part]:
+        """Make the fold of a job, or of one of its parts. Called in any thread."""
+
+    @abstractmethod
+    def combine(self, job: Job, parts: Sequence[Part]) -> Result:
+        """Make a job's result from those of its parts, at least one, in order. Called in any thread."""
+
+
+class Folding(Task[Part, Result]):
+    """A task of two functions, for engines that run in this process.
+
+    Args:
+        begin, combine: See `Task`.
+        order: See `Task`.
+
+    >>> import numpy as np
+    >>> from torchparams.engines import ThreadEngine, jobs_of
+    >>> from torchparams.testing import MemorySource
+    >>> class Count:
+    ...     def __init__(self): self.numel = 0
+    ...     def update(self, block): self.numel += block.numel
+    ...     def finish(self): return self.numel
+    >>> jobs = jobs_of(MemorySource({"w": np.ones((2, 3))}))
+    >>> ThreadEngine().map(jobs, Folding(lambda job: Count(), lambda job, parts: sum(parts)))
+    {'w': 6}
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Job], Fold[Part]],
+        combine: Callable[[Job, Sequence[Part]], Result],
+        order: Literal["any", "stream"] = "any",
+    ) -> None:
+        self._begin, self._combine, self.order = begin, combine, order
+
+    def begin(self, job: Job) -> Fold[Part]:
+        """What the first function gives."""
+        return self._begin(job)
+
+    def combine(self, job: Job, parts: Sequence[Part]) -> Result:
+        """What the second function gives."""
+        return self._combine(job, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A row whose values cannot be read.
+
+    Attributes:
+        name: The job's key.
+        reason: The reason, in words.
+        error: The error itself.
+    """
+
+    name: str
+    reason: str
+    error: NotReadable | LimitExceeded | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def because(cls, name: str, error: NotReadable | LimitExceeded) -> Unread:
+        """The record of an error, without its place, which is known."""
+        return cls(name, error.what if error.hint is None else f"{error.what}; {error.hint}", error)
+
+
+class Done(NamedTuple, Generic[Result]):
+    """A job that is done.
+
+    Attributes:
+        job: The job.
+        result: What the task made of it; an `Unread` where a row cannot be read.
+        lost: What casts within its rows lost; None where nothing was.
+    """
+
+    job: Job
+    result: Result | Unread
+    lost: Losses | None = None
 
 
 class Engine(ABC):
     """Where and how jobs run.
 
     Attributes:
-        label: What messages call it.
+        label: The name in messages.
     """
 
     label: str
 
     @abstractmethod
     def run(
-        self,
-        jobs: Iterable[Job],
-        begin: Callable[[Job], Fold[Part]],
-        combine: Callable[[Job, Sequence[Part]], Result],
-        *,
-        ordered: bool = False,
-        progress: Progress | None = None,
-    ) -> Iterator[tuple[Job, Result]]:
-        """Give every job and its result, as they get done: in no particular order.
+        self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
+    ) -> Iterator[Done[Result]]:
+        """Give every job with its result as it gets done, in no particular order.
 
-        Leaving the iterator early, an exception in anything that is called here, and Ctrl-C all stop the
-        work: when control is back, no thread of it runs any more.
+        A row that has no values (`NotReadable`), or more than a limit allows (`LimitExceeded`), is a result: an
+        `Unread`. Damage is an error. Leaving the iterator early, an exception in anything that is called here, and
+        Ctrl-C all stop the work: when control is back, no thread of it runs any more.
 
         Args:
             jobs: What is to be read.
-            begin: Makes the fold of a job, or of each of its parts. May be called in any thread.
-            combine: Makes the job's result from those of its parts, in the order of their places. There is at least
-                one. May be called in any thread.
-            ordered: Whether one fold must see all of a job, from its first element to its last. Then a single large
-                tensor is not spread over threads.
-            progress: Told how far it is, at most ten times a second, and at the end.
+            task: What is done with it.
+            progress: Called with bytes done and bytes in all, at most ten times a second, and at the end.
 
         Raises:
             TruncatedFile: A file ended before a tensor did.
-            SourceError: A file was written to while it was read; or a source cannot give a tensor.
+            SourceError: A file was written to while it was read, or cannot be read.
         """
 
     def map(
-        self,
-        jobs: Iterable[Job],
-        begin: Callable[[Job], Fold[Part]],
-        combine: Callable[[Job, Sequence[Part]], Result],
-        *,
-        ordered: bool = False,
-        progress: Progress | None = None,
+        self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
     ) -> dict[str, Result]:
-        """The results of `run` by the jobs' keys, in the order of the jobs."""
+        """The results of `run` by the jobs' keys, in the order of the jobs.
+
+        Raises:
+            NotReadable, LimitExceeded: A row cannot be read.
+        """
         listed = list(jobs)
-        found = {
-            job.key: result for job, result in self.run(listed, begin, combine, ordered=ordered, progress=progress)
-        }
+        found: dict[str, Result] = {}
+        for job, result, _ in self.run(listed, task, progress=progress):
+            if isinstance(result, Unread):
+                raise result.error or NotReadable(result.reason, where=job.key)
+            found[job.key] = result
         return {job.key: found[job.key] for job in listed}
 
 
@@ -174,6 +250,7 @@ def jobs_of(source: Source, names: Iterable[str] | None = None) -> list[Job]:
 
     Raises:
         UnknownName: The source has no such tensor.
+        NotReadable: A tensor is lazy and has no values.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -182,8 +259,31 @@ def jobs_of(source: Source, names: Iterable[str] | None = None) -> list[Job]:
     """
     infos = source.infos()
     if names is None:
-        return [Job.of_infos((source, info)) for info in infos.values()]
-    return [Job.of_infos((source, infos[name] if name in infos else infos[source.resolve(name)])) for name in names]
+        return [Job(info.name, (source.row(info.name, info),)) for info in infos.values()]
+    listed = [infos[name] if name in infos else infos[source.resolve(name)] for name in names]
+    return [Job(info.name, (source.row(info.name, info),)) for info in listed]
+
+
+def readable_jobs(source: Source, infos: Iterable[ParameterInfo]) -> tuple[list[Job], list[Unread]]:
+    """One job for each tensor that has values, and the others with the reason.
+
+    >>> import numpy as np
+    >>> from torchparams.testing import MemorySource
+    >>> source = MemorySource({"a": np.ones(3)})
+    >>> jobs, unread = readable_jobs(source, source.infos().values())
+    >>> [job.key for job in jobs], unread
+    (['a'], [])
+    """
+    jobs: list[Job] = []
+    unread: list[Unread] = []
+    for info in infos:
+        try:
+            if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
+                source.numpy(info.name)
+            jobs.append(Job(info.name, (source.row(info.name, info),)))
+        except (NotReadable, LimitExceeded) as error:
+            unread.append(Unread.because(info.name, error))
+    return jobs, unread
 
 
 def stored_bits(dtype: DType, packed: bool) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.engines.base import jobs_of
+from torchparams.engines.base import Task, Unread, jobs_of
 from torchparams.engines.threads import ThreadEngine
+from torchparams.errors import NotReadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,9 +53,16 @@ class SketchFold:
         return made
 
 
-def merged(job: Job, parts: Sequence[Sketch]) -> Sketch:
-    """The sketch of a tensor from those of its parts."""
-    return parts[0] if len(parts) == 1 else parts[0].merge(parts)
+class SketchTask(Task["Sketch", "Sketch"]):
+    """The task that makes the sketch of every tensor."""
+
+    def begin(self, job: Job) -> SketchFold:
+        """Count from nothing."""
+        return SketchFold(job.dtype)
+
+    def combine(self, job: Job, parts: Sequence[Sketch]) -> Sketch:
+        """Add the parts."""
+        return parts[0] if len(parts) == 1 else parts[0].merge(parts)
 
 
 def sketches(
@@ -69,12 +77,12 @@ def sketches(
     Args:
         source: Where the tensors are.
         names: Canonical names; None for all.
-        engine: What runs it; a `ThreadEngine` unless given.
-        progress: Told bytes read and bytes in all.
+        engine: The engine that runs it; a `ThreadEngine` unless given.
+        progress: Called with bytes read and bytes in all.
 
     Raises:
         UnknownName: The source has no such tensor.
-        NotReadable: A tensor's values cannot be had, or are not numbers.
+        NotReadable: A tensor's values cannot be read, or are not numbers.
         TruncatedFile: A file ended before a tensor did.
 
     >>> import numpy as np
@@ -82,7 +90,7 @@ def sketches(
     >>> [(name, sketch.mean) for name, sketch in sketches(MemorySource({"w": np.array([1.0, 2.0])}))]
     [('w', 1.5)]
     """
-    engine = engine or ThreadEngine()
-    jobs = jobs_of(source, names)
-    for job, sketch in engine.run(jobs, lambda job: SketchFold(job.info.dtype), merged, progress=progress):
-        yield job.key, sketch
+    for job, result, _ in (engine or ThreadEngine()).run(jobs_of(source, names), SketchTask(), progress=progress):
+        if isinstance(result, Unread):
+            raise result.error or NotReadable(result.reason, where=source.label)
+        yield job.key, result

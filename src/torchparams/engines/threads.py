@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import queue
 import threading
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchparams.engines.base import Engine, Job, stored_bits
-from torchparams.io.read import Files, MappingReader, Reader, SharedArray
+from torchparams.engines.base import Done, Engine, Job, Unread, stored_bits
+from torchparams.errors import LimitExceeded, NotReadable
+from torchparams.expressions.base import Stored
+from torchparams.io.files import Files
+from torchparams.io.reader import MappingReader, Reader, SharedArray
+from torchparams.io.threads import Shared, Ticker, processors, results_of
+from torchparams.report import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-    from torchparams.engines.base import Fold, Progress
+    import numpy as np
+
+    from torchparams.engines.base import Fold, Progress, Task
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.casts import Losses
+    from torchparams.expressions.work import Work
     from torchparams.info import Location
     from torchparams.io.blocks import Block
+
+    Array = np.ndarray[Any, Any]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -31,17 +39,20 @@ _MAPPED_BLOCKS = 8  # of these at once where files are mapped: to map and to unm
 PART_BYTES = 1 << 25
 """Bytes of the parts that a large tensor is cut into, each with a fold of its own."""
 
+MEMORY = 256 << 20
+"""Bytes of memory that computed rows may take, unless told otherwise."""
+
 _BATCH = 256  # small tensors that a thread takes at once
 _GAP = 4096  # bytes between two tensors that are rather read than skipped
 _WORTHWHILE = 1 << 14  # bytes of a tensor below which its work is in Python, which one thread does at a time
-_TICK = 0.1  # seconds between two reports
 
 
 class ThreadEngine(Engine):
     """Reads files block by block, on as many threads as there are processors; large tensors are shared among them.
 
-    Memory stays flat: each thread has one buffer, and nothing is mapped. Tensors whose bytes do not lie
-    contiguous in a file come from `Source.numpy`, as a whole where the source cannot give a view.
+    Memory stays flat: each thread has one buffer, and nothing is mapped. Tensors whose bytes do not lie contiguous in a
+    file come from `Source.numpy`, as a whole where the source cannot give a view. Rows that are computed take blocks of
+    a size that fits the memory.
 
     With `mapped`, no byte of a file is copied, which saves a fifth to a third of the work of counting, comparing and
     hashing. Blocks are 8 times as long then, and each is unmapped after its use. A disk that fails is an error all the
@@ -49,20 +60,21 @@ class ThreadEngine(Engine):
     makes the file shorter during the scan, the system may end the process (SIGBUS) before it can say so.
 
     Args:
-        threads: How many; None for the processors that this process may use.
+        threads: Count of threads; None for the processors that this process may use.
         block_bytes: Bytes that are read at once.
         part_bytes: Bytes of the parts of large tensors.
         mapped: Map files block by block instead of reading them.
+        memory: Bytes of memory that computed rows may take, all threads together.
 
     >>> import numpy as np
-    >>> from torchparams.engines import jobs_of
+    >>> from torchparams.engines import Folding, jobs_of
     >>> from torchparams.testing import MemorySource
     >>> class Bytes:
     ...     def __init__(self): self.seen = 0
     ...     def update(self, block): self.seen += len(block.buffer)
     ...     def finish(self): return self.seen
     >>> jobs = jobs_of(MemorySource({"w": np.ones((2, 3), np.float32)}))
-    >>> ThreadEngine().map(jobs, begin=lambda job: Bytes(), combine=lambda job, parts: sum(parts))
+    >>> ThreadEngine().map(jobs, Folding(lambda job: Bytes(), lambda job, parts: sum(parts)))
     {'w': 24}
     """
 
@@ -75,6 +87,7 @@ class ThreadEngine(Engine):
         block_bytes: int = BLOCK_BYTES,
         part_bytes: int = PART_BYTES,
         mapped: bool = False,
+        memory: int = MEMORY,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"at least one thread, not {threads}")
@@ -82,109 +95,160 @@ class ThreadEngine(Engine):
         self.block_bytes = block_bytes
         self.part_bytes = max(part_bytes, block_bytes)
         self.mapped = mapped
+        self.memory = memory
 
     def run(
-        self,
-        jobs: Iterable[Job],
-        begin: Callable[[Job], Fold[Part]],
-        combine: Callable[[Job, Sequence[Part]], Result],
-        *,
-        ordered: bool = False,
-        progress: Progress | None = None,
-    ) -> Iterator[tuple[Job, Result]]:
+        self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
+    ) -> Iterator[Done[Result]]:
         """See `Engine.run`. With one thread, or tensors that are all small, all of it happens in the caller's."""
         listed = list(jobs)
         total = sum(job.nbytes for job in listed)
-        for source in {id(source): source for job in listed for source, _ in job.operands}.values():
+        sources = {id(leaf.source): leaf.source for job in listed for row in job.rows for leaf in row.leaves()}
+        for source in sources.values():
             source.check_unchanged()
-        files, stop = Files(), threading.Event()
-        items = self._items(listed, ordered, total)
+        run = _Run(self, task, listed, total)
+        tick = Ticker(progress, total)
         if self.threads == 1 or total <= max(self.block_bytes, _WORTHWHILE * len(listed)):
-            worker = _Worker(items, stop, begin, combine, self._reader(files))
-            worker.tick = _Ticker(progress, total)
-            try:
-                yield from worker.results()
-            finally:
-                worker.close()
+            alone = _Worker(run, tick)
+            workers = [alone]
         else:
-            shared = _Shared(items)
-            reader = self._reader(files)
-            workers = [_Worker(shared, stop, begin, combine, reader) for _ in range(self.threads)]
-            yield from _on_threads(workers, stop, total, progress)
-        files.check()
+            workers = [_Worker(run, None) for _ in range(self.threads)]
+        yield from results_of(
+            [worker.results() for worker in workers],
+            run.stop,
+            lambda: tick(sum(worker.nbytes for worker in workers)),
+        )
+        run.files.check()
         if progress is not None:
             progress(total, total)
 
-    def _reader(self, files: Files) -> Callable[[], Reader]:
-        if self.mapped:
-            return lambda: MappingReader(files, self.block_bytes * _MAPPED_BLOCKS)
-        return lambda: Reader(files, self.block_bytes)
 
-    def _items(self, jobs: list[Job], ordered: bool, total: int) -> Iterator[list[_Piece]]:
+class _Run:
+    """One run: what its threads share."""
+
+    def __init__(self, engine: ThreadEngine, task: Task[Any, Any], jobs: list[Job], total: int) -> None:
+        self.engine, self.task, self.total = engine, task, total
+        self.files, self.stop = Files(), threading.Event()
+        self.heavy = threading.Lock()  # held for a row that keeps something large in memory: there is one at a time
+        self.most = engine.memory // engine.threads // 2  # bytes that the blocks of a computed row may take
+        self.items = Shared(self._items(jobs))
+
+    def reader(self) -> Reader:
+        if self.engine.mapped:
+            return MappingReader(self.files, self.engine.block_bytes * _MAPPED_BLOCKS)
+        return Reader(self.files, self.engine.block_bytes)
+
+    def _items(self, jobs: list[Job]) -> Iterator[list[_Piece]]:
         """What a thread takes at once: a part of a large job, or many small jobs."""
-        places = [[source.span(info.name) for source, info in job.operands] for job in jobs]
+        engine = self.engine
+        places = [tuple(row.place for row in job.rows) for job in jobs]
         order = list(range(len(jobs)))
         if all(place is not None for row in places for place in row):
             # As they lie in the files, which may be on a disk.
             order.sort(key=lambda i: [(place.file, place.start) for place in places[i] if place is not None])
-        if ordered:
+        if self.task.order == "stream":
             # A large tensor that cannot be shared comes first: as the last one, it would keep one thread alone busy.
-            order.sort(key=lambda i: jobs[i].nbytes * 4 * self.threads < total)
+            order.sort(key=lambda i: jobs[i].nbytes * 4 * engine.threads < self.total)
         batch: list[_Piece] = []
         size = 0
         for i in order:
             job = jobs[i]
-            bits = [
-                stored_bits(info.dtype, place is not None)
-                for (_, info), place in zip(job.operands, places[i], strict=True)
-            ]
-            # Cuts are the same for any number of threads, and at whole bytes and groups of packed elements.
-            blocks = _ARRAY_BLOCKS if not any(places[i]) else _MAPPED_BLOCKS if self.mapped and all(places[i]) else 1
-            nbytes = self.block_bytes * blocks
-            step = max(nbytes * 8 // max(bits) // 64 * 64, 64)
-            whole = max(self.part_bytes * 8 // max(bits) // step, 1) * step
-            count = 1 if ordered else max(-(-job.numel // whole), 1)
-            record = _Record(job, places[i], count, step)
-            if count == 1 and job.nbytes <= self.block_bytes // 4:
+            record, whole = self._record(job, places[i])
+            if len(record.parts) == 1 and job.nbytes <= engine.block_bytes // 4:
                 batch.append(_Piece(record, 0, 0, job.numel))
                 size += job.nbytes
-                if size >= self.block_bytes or len(batch) == _BATCH:
+                if size >= engine.block_bytes or len(batch) == _BATCH:
                     yield _run_together(batch)
                     batch, size = [], 0
                 continue
-            for part in range(count):
-                yield [_Piece(record, part, part * whole, job.numel if ordered else min((part + 1) * whole, job.numel))]
+            last = len(record.parts) - 1
+            for part in range(last + 1):
+                yield [_Piece(record, part, part * whole, job.numel if part == last else (part + 1) * whole)]
         if batch:
             yield _run_together(batch)
 
+    def _record(self, job: Job, places: tuple[Location | None, ...]) -> tuple[_Record, int]:
+        """A job, and the elements of its parts.
 
-def processors() -> int:
-    """How many processors this process may use.
+        Cuts are the same for any number of threads, and lie at whole bytes and groups of packed elements.
+        """
+        engine = self.engine
+        bits = [stored_bits(row.dtype, place is not None) for row, place in zip(job.rows, places, strict=True)]
+        blocks = _ARRAY_BLOCKS if not any(places) else _MAPPED_BLOCKS if engine.mapped and all(places) else 1
+        step = max(engine.block_bytes * blocks * 8 // max(bits) // 64 * 64, 64)
+        computed = tuple(place is None and not _is_array(row) for row, place in zip(job.rows, places, strict=True))
+        heavy = 0
+        if any(computed):
+            from torchparams.expressions.work import block_of
 
-    >>> processors() >= 1
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            for row, is_computed in zip(job.rows, computed, strict=True):
+                if is_computed:
+                    step = min(step, block_of(row, most=self.most))
+                    heavy += sum(part.resident for part in row.walk())
+            step = max(step // 64 * 64, 64)
+        whole = max(engine.part_bytes * 8 // max(bits) // step, 1) * step
+        count = 1 if self.task.order == "stream" or heavy else max(-(-job.numel // whole), 1)
+        return _Record(job, places, computed, count, step, heavy), whole
+
+
+def _is_array(row: Expression) -> bool:
+    """Whether a row without a place in a file is read from the array that its source gives."""
+    return type(row) is Stored and row.dtype.numpy_name is not None
+
+
+def _array_of(row: Stored) -> Callable[[], Array]:
+    return lambda: row.source.numpy(row.info.name)
 
 
 class _Record:
     """A job under way."""
 
-    __slots__ = ("arrays", "job", "left", "lock", "parts", "places", "step")
+    __slots__ = (
+        *("arrays", "computed", "heavy", "job", "leaves", "left", "lock", "lost", "parts", "places", "prepared"),
+        *("preparing", "step"),
+    )
 
-    def __init__(self, job: Job, places: list[Location | None], count: int, step: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        places: tuple[Location | None, ...],
+        computed: tuple[bool, ...],
+        count: int,
+        step: int,
+        heavy: int,
+    ) -> None:
         self.job = job
         self.places = places
+        self.computed = computed
         self.step = step  # elements in a block
-        self.arrays = [
-            None if place is not None else SharedArray(functools.partial(source.numpy, info.name), count)
-            for (source, info), place in zip(job.operands, places, strict=True)
-        ]
+        self.heavy = heavy  # bytes that its rows keep in memory while they are computed
         self.parts: list[Any] = [None] * count
         self.left = count
         self.lock = threading.Lock()
+        self.lost: Losses | None = None
+        self.arrays = [
+            SharedArray(_array_of(row)) if place is None and not is_computed and isinstance(row, Stored) else None
+            for row, place, is_computed in zip(job.rows, places, computed, strict=True)
+        ]
+        if any(computed):
+            self.preparing = threading.Lock()
+            self.prepared: list[Any] = [None] * len(computed)
+            self.leaves: dict[int, SharedArray] = {}
+
+    def array_of(self, leaf: Stored) -> Any:
+        """The array of a stored tensor within a computed row: got once for all parts of the job."""
+        with self.lock:
+            shared = self.leaves.get(id(leaf))
+            if shared is None:
+                shared = self.leaves[id(leaf)] = SharedArray(_array_of(leaf))
+        return shared.get()
+
+    def release(self) -> None:
+        """Let go of its arrays: all parts are read."""
+        self.arrays = [None] * len(self.arrays)
+        if any(self.computed):
+            self.leaves.clear()
+            self.prepared.clear()
 
 
 class _Piece:
@@ -194,7 +258,7 @@ class _Piece:
 
     def __init__(self, record: _Record, number: int, start: int, stop: int) -> None:
         self.record, self.number, self.start, self.stop = record, number, start, stop
-        # Where in its file the reading of each operand may go on to, for the pieces that follow.
+        # Where in its file the reading of each row may go on to, for the pieces that follow.
         self.ahead = [0 if place is None else place.stop for place in record.places]
 
 
@@ -208,152 +272,135 @@ def _run_together(batch: list[_Piece]) -> list[_Piece]:
     return batch
 
 
-class _Shared:
-    """An iterator that several threads may draw from."""
-
-    def __init__(self, items: Iterator[list[_Piece]]) -> None:
-        self._items = items
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> _Shared:
-        return self
-
-    def __next__(self) -> list[_Piece]:
-        with self._lock:
-            return next(self._items)
-
-
 class _Worker:
-    """What one thread does: takes pieces, folds their blocks, gives the results of jobs that it completes."""
+    """What one thread does: takes pieces, folds their blocks, gives the results of jobs that it completes.
 
-    def __init__(
-        self,
-        items: Iterator[list[_Piece]],
-        stop: threading.Event,
-        begin: Callable[[Job], Fold[Any]],
-        combine: Callable[[Job, Sequence[Any]], Any],
-        reader: Callable[[], Reader],
-    ) -> None:
-        self._items, self._stop = items, stop
-        self._begin, self._combine = begin, combine
-        self._reader = reader
+    Args:
+        run: The run.
+        tick: Called with the bytes done, after each block; None where the caller's thread asks for `nbytes` itself.
+    """
+
+    def __init__(self, run: _Run, tick: Callable[[int], None] | None) -> None:
+        self._run = run
+        self._tick = tick
         self._readers: list[Reader] = []
+        self._works: list[Work] = []  # one for each row that is computed, as there is a reader for each
         self.nbytes = 0  # read so far; only this thread writes it
-        self.tick: Callable[[int], None] | None = None
 
-    def results(self) -> Iterator[tuple[Job, Any]]:
+    def results(self) -> Iterator[Done[Any]]:
         """The jobs that this worker read the last part of."""
-        for item in self._items:
-            for piece in item:
-                record = piece.record
-                part = self._fold(piece)
-                if self._stop.is_set():
-                    return
-                with record.lock:
-                    record.parts[piece.number] = part
-                    record.left -= 1
-                    complete = not record.left
-                if complete:
-                    yield record.job, self._combine(record.job, record.parts)
+        run = self._run
+        try:
+            for item in run.items:
+                for piece in item:
+                    record = piece.record
+                    try:
+                        part = self._fold(piece)
+                    except (NotReadable, LimitExceeded) as error:
+                        part = _unread(record.job, error)
+                    if run.stop.is_set():
+                        return
+                    with record.lock:
+                        record.parts[piece.number] = part
+                        record.left -= 1
+                        complete = not record.left
+                    if complete:
+                        yield self._complete(record)
+        finally:
+            self._close()
+
+    def _complete(self, record: _Record) -> Done[Any]:
+        record.release()
+        unread = next((part for part in record.parts if type(part) is Unread), None)
+        if unread is None:
+            return Done(record.job, self._run.task.combine(record.job, record.parts), record.lost)
+        return Done(record.job, unread)
 
     def _fold(self, piece: _Piece) -> Any:
-        record = piece.record
-        fold = self._begin(record.job)
+        record, run = piece.record, self._run
+        fold = run.task.begin(record.job)
+        if not any(record.computed):
+            return self._blocks(piece, fold)
+        if record.heavy:
+            if record.heavy > run.engine.memory:
+                raise LimitExceeded(
+                    f"{record.job.key!r} needs {human_bytes(record.heavy)} of memory; "
+                    f"the limit is {human_bytes(run.engine.memory)}",
+                    hint="raise it: engine=ThreadEngine(memory=…)",
+                )
+            with run.heavy:
+                return self._computed_blocks(piece, fold)
+        return self._computed_blocks(piece, fold)
+
+    def _blocks(self, piece: _Piece, fold: Fold[Any]) -> Any:
+        record, stopped = piece.record, self._run.stop.is_set
         for start in range(piece.start, piece.stop, record.step):
-            if self._stop.is_set():
+            if stopped():
                 return None
             stop = min(start + record.step, piece.stop)
             fold.update(*[self._block(piece, i, start, stop) for i in range(len(record.places))])
             if stop - start == record.job.numel:
                 self.nbytes += record.job.nbytes
             else:
-                operands = record.job.operands
-                self.nbytes += sum(info.dtype.nbytes(stop) - info.dtype.nbytes(start) for _, info in operands)
-            if self.tick is not None:
-                self.tick(self.nbytes)
-        for array in record.arrays:
-            if array is not None:
-                array.done()
+                self.nbytes += sum(row.dtype.nbytes(stop) - row.dtype.nbytes(start) for row in record.job.rows)
+            if self._tick is not None:
+                self._tick(self.nbytes)
         return fold.finish()
 
-    def _block(self, piece: _Piece, i: int, start: int, stop: int) -> Block:
-        while i >= len(self._readers):
-            self._readers.append(self._reader())
+    def _computed_blocks(self, piece: _Piece, fold: Fold[Any]) -> Any:
         record = piece.record
-        info, place, array = record.job.operands[i][1], record.places[i], record.arrays[i]
-        if place is not None:
-            return self._readers[i].span(info, place, start, stop, piece.ahead[i])
-        assert array is not None
-        return self._readers[i].array(info, array.get(), start, stop)
+        self._prepare(record)
+        try:
+            return self._blocks(piece, fold)
+        finally:
+            for work, is_computed in zip(self._works, record.computed, strict=False):
+                if is_computed:
+                    lost = work.take_losses()
+                    if lost:
+                        with record.lock:
+                            record.lost = lost if record.lost is None else record.lost + lost
 
-    def close(self) -> None:
+    def _prepare(self, record: _Record) -> None:
+        from torchparams.expressions.work import Work
+
+        while len(self._works) < len(record.job.rows):
+            self._works.append(Work(self._run.files))
+        for i, row in enumerate(record.job.rows):
+            if not record.computed[i]:
+                continue
+            work = self._works[i]
+            if row.is_prepared:
+                with record.preparing:  # by whoever comes first, for all parts
+                    if record.prepared[i] is None:
+                        work.begin(row, record.step, array_of=record.array_of)
+                        record.prepared[i] = work.state
+                        continue
+            work.begin(row, record.step, prepared=record.prepared[i] or {}, array_of=record.array_of)
+
+    def _block(self, piece: _Piece, i: int, start: int, stop: int) -> Block:
+        record = piece.record
+        row, place, array = record.job.rows[i], record.places[i], record.arrays[i]
+        if record.computed[i]:
+            from torchparams.expressions.work import computed_block
+
+            return computed_block(row, start, stop, self._works[i])
+        while i >= len(self._readers):
+            self._readers.append(self._run.reader())
+        if place is not None:
+            return self._readers[i].span(row, place, start, stop, piece.ahead[i])
+        assert array is not None
+        return self._readers[i].array(row.dtype, array.get(), start, stop)
+
+    def _close(self) -> None:
         """Close its files."""
         for reader in self._readers:
             reader.close()
+        for work in self._works:
+            work.close()
 
 
-class _Ticker:
-    """Passes on how far it is, but not more often than a person can read."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total = progress, total
-        self._due = time.monotonic() + _TICK
-
-    def __call__(self, done: int) -> None:
-        if self._progress is not None and (now := time.monotonic()) >= self._due:
-            self._progress(done, self._total)
-            self._due = now + _TICK
-
-
-def _on_threads(
-    workers: list[_Worker], stop: threading.Event, total: int, progress: Progress | None
-) -> Iterator[tuple[Job, Any]]:
-    """The results of workers on a thread each."""
-    # Bounded, so that results do not pile up before a slow consumer.
-    found: queue.Queue[tuple[Job, Any] | BaseException | None] = queue.Queue(64)
-
-    def put(what: tuple[Job, Any] | BaseException | None) -> None:
-        while True:
-            try:
-                return found.put(what, timeout=_TICK)
-            except queue.Full:
-                if stop.is_set():
-                    return None
-
-    def work(worker: _Worker) -> None:
-        try:
-            for result in worker.results():
-                put(result)
-        except BaseException as error:  # raised anew in the caller's thread, whatever it is
-            put(error)
-        finally:
-            worker.close()
-            put(None)
-
-    threads = [
-        threading.Thread(target=work, args=(worker,), name=f"torchparams-{i}", daemon=True)
-        for i, worker in enumerate(workers)
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        running = len(threads)
-        tick = _Ticker(progress, total)
-        while running:
-            try:
-                what = found.get(timeout=_TICK)
-            except queue.Empty:
-                pass
-            else:
-                if isinstance(what, BaseException):
-                    raise what
-                if what is None:
-                    running -= 1
-                else:
-                    yield what
-            tick(sum(worker.nbytes for worker in workers))
-    finally:
-        stop.set()
-        for thread in threads:
-            if thread.ident is not None:  # it was started
-                thread.join()
+def _unread(job: Job, error: NotReadable | LimitExceeded) -> Unread:
+    """The record of an error; a row that is computed names the tensor, and the file that holds it."""
+    if all(type(row) is Stored for row in job.rows):
+        return Unread.because(job.key, error)
+    return Unread(job.key, str(error), error)

@@ -1,26 +1,29 @@
-"""Tensors that are to be written, as expressions over the tensors of sources.
+"""Rows as expressions: what a tensor is computed from.
 
-An expression knows its shape, its element type and its operands without reading a value, and computes any run of its
-elements `[start, stop)`, in C order, in a memory that does not depend on the size of the tensor.
+An expression knows its shape, its element type and its operands without reading a value, and computes any range of its
+elements `[start, stop)`, in C order, in memory that does not depend on the size of the tensor.
 
-| expression | what it is |
+| expression | value |
 |---|---|
 | `Stored` | a tensor of a source |
-| `operations.Slice` | a part of another along one dimension |
-| `operations.Concat` | several, joined along one dimension |
-| `operations.Cast` | another with a different element type; counts what it loses |
+| `Retyped` | the bytes of a stored tensor under another type |
+| `operations.Slice` | a part along one dimension |
+| `operations.Concat` | several tensors, joined along one dimension |
+| `operations.Cast` | a tensor cast to another element type; counts what is lost |
 | `operations.Linear` | a weighted sum, in float32 or float64, rounded once |
-| `operations.Elementwise` | a function of the elements of one or several |
+| `operations.Elementwise` | a function of the elements of one or several tensors |
 
 **To add an operation**, subclass `Expression`: give `super().__init__` its shape, type and operands, and write
 `compute` and `summary`. The rest has a default that is right for most:
 
-- `compute(start, stop, work)` asks its operands by `operand.compute(start, stop, work)`. What an operand gives is valid
-  until that operand is asked again, and not to be written to.
-- `prepare(work)` is for what must be known of whole tensors before the first element: a norm, a threshold, a small
-  factor. It may walk an operand by `work.blocks(operand)`; what it returns, `work.prepared(self)` gives in `compute`.
-- `granule` is a count of elements of which every block begins at a multiple: the length of a row, for operations on
-  rows. `resident` says how many bytes `prepare` keeps.
+- `compute(start, stop, work, into)` asks its operands by `operand.compute(start, stop, work)`. What an operand gives is
+  valid until that operand is asked again, and must not be written to. **Any range gives the bits of the whole**: the
+  same element has the same value whatever the range that it is asked for with.
+- `prepare(work)` is for facts of whole tensors that the first element depends on: a norm, a threshold, a small factor.
+  It may walk an operand by `work.blocks(operand)`; `work.prepared(self)` gives in `compute` what it returned. It runs
+  once for a tensor, however many threads compute parts of it.
+- `granule` is a hint: ranges that begin at a multiple of so many elements are cheaper, such as whole rows.
+  `resident` is the bytes that `prepare` keeps.
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
@@ -33,7 +36,7 @@ elements `[start, stop)`, in C order, in a memory that does not depend on the si
 ...     def prepare(self, work):
 ...         (x,) = self.operands
 ...         return sum(float(np.square(block, dtype=np.float64).sum()) for block in work.blocks(x)) ** 0.5
-...     def compute(self, start, stop, work):
+...     def compute(self, start, stop, work, into=None):
 ...         return (self.operands[0].compute(start, stop, work) / work.prepared(self)).astype(np.float32)
 ...     def summary(self):
 ...         return f"{self.operands[0].summary()} / its norm"
@@ -64,17 +67,17 @@ if TYPE_CHECKING:
 
 
 class Expression(ABC):
-    """A tensor that is to be computed.
+    """A tensor, and how it is computed.
 
     Args:
         shape: Its shape.
         dtype: Its element type.
-        operands: What it is computed from.
+        operands: The expressions that it is computed from.
 
     Attributes:
         numel: Count of elements.
         nbytes: Bytes of its elements, packed.
-        granule: Blocks begin at multiples of this many elements.
+        granule: Ranges that begin at multiples of this many elements are cheaper.
         resident: Bytes that are held while its blocks are computed, beside the blocks.
     """
 
@@ -89,15 +92,22 @@ class Expression(ABC):
         self.nbytes = dtype.nbytes(self.numel)
 
     @abstractmethod
-    def compute(self, start: int, stop: int, work: Work) -> Array:
-        """Elements `[start, stop)` in C order: shape (stop - start,), of the type `dtype.numpy`."""
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """Elements `[start, stop)` in C order: shape (stop - start,), of the type `dtype.numpy`.
+
+        Args:
+            start, stop: The first element, and the one after the last.
+            work: What the thread computes with.
+            into: Memory of the caller that the elements may be put into, which spares a copy. The caller looks at what
+                is returned, which may be other memory.
+        """
 
     @abstractmethod
     def summary(self) -> str:
         """What it is, in a few words: `layer.0.weight as bfloat16`."""
 
     def prepare(self, work: Work) -> Any:
-        """What `compute` needs to know of whole tensors; called once, before it, in the same thread."""
+        """Facts of whole tensors that `compute` needs; called once for a tensor, before it."""
         return None
 
     def spans(self) -> list[Location] | None:
@@ -125,8 +135,17 @@ class Expression(ABC):
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it, or an operand, needs to be prepared: then its blocks are computed in order, by one thread."""
+        """Whether it, or an operand, has something to prepare."""
         return any(type(part).prepare is not Expression.prepare for part in self.walk())
+
+    @property
+    def place(self) -> Location | None:
+        """The one byte range of a file that is exactly its elements; None where there is none.
+
+        A row that has one is read as bytes.
+        """
+        spans = self.spans()
+        return spans[0] if spans is not None and len(spans) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
         """The expression as JSON takes it."""
@@ -149,26 +168,37 @@ class Stored(Expression):
         NotReadable: It is lazy: it has neither shape nor values.
     """
 
-    def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
-        self.info = source.info(source.resolve(name)) if info is None else info
-        if self.info.shape is None:
-            raise NotReadable(f"{self.info.name!r} {self.info.shapeless}", where=source.label)
-        super().__init__(self.info.shape, self.info.dtype)
-        self.source = source
-        self.place = source.span(self.info.name)
-        if self.place is None and _is_materialised(source, self.info):
-            # Of a compressed storage, all of it is inflated.
-            self.resident = self.nbytes if self.info.storage is None else max(self.nbytes, self.info.storage.nbytes)
+    place: Location | None = None
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
-        """The elements, read."""
-        return work.read(self, start, stop)
+    def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
+        self.info = info = source.info(source.resolve(name)) if info is None else info
+        if info.shape is None:
+            raise NotReadable(f"{info.name!r} {info.shapeless}", where=source.label)
+        # Set here, not by the base class: a table may have a hundred thousand of these.
+        self.shape = info.shape
+        self.dtype = info.dtype
+        self.operands = ()
+        self.numel = info.numel
+        self.nbytes = info.dtype.nbytes(info.numel)
+        self.source = source
+        self.place = source.span(info.name)
+        if self.place is None and _is_materialised(source, info):
+            # Of a compressed storage, all of it is inflated.
+            self.resident = self.nbytes if info.storage is None else max(self.nbytes, info.storage.nbytes)
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """The elements, read; straight into `into` where they lie in a file."""
+        return work.read(self, start, stop, into)
 
     def spans(self) -> list[Location] | None:
-        """Its bytes in the file, where they lie there as they are to be."""
+        """Its byte range in the file, where there is one."""
         return None if self.place is None else [self.place]
 
     def leaves(self) -> Iterator[Stored]:
+        """Itself."""
+        yield self
+
+    def walk(self) -> Iterator[Expression]:
         """Itself."""
         yield self
 
@@ -176,6 +206,11 @@ class Stored(Expression):
     def footprint(self) -> int:
         """One element, which is read; and once more where it has to be unpacked."""
         return max(self.dtype.itemsize, 2)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Never."""
+        return False
 
     def summary(self) -> str:
         """Its name."""
@@ -187,7 +222,7 @@ class Stored(Expression):
 
 
 def _is_materialised(source: Source, info: ParameterInfo) -> bool:
-    """Whether its values are a copy in memory: of compressed members, and of what is not on the CPU."""
+    """Whether its values are a copy in memory: of compressed members, and of tensors that are not on the CPU."""
     if info.device == "file":
         return info.location is None
     return info.device != "cpu"
@@ -212,7 +247,7 @@ class Retyped(Expression):
         """Those of the other."""
         return self.operands[0].spans()
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The bytes of whole elements."""
         return work.read_bytes(self.operands[0], self.dtype.nbytes(start), self.dtype.nbytes(stop))
 

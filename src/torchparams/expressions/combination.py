@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
 from torchparams.errors import MismatchError, PlanError
 from torchparams.expressions.base import Expression
-from torchparams.expressions.casts import cast, losses, reaches_infinity, widen
-from torchparams.report import plural
+from torchparams.expressions.casts import Losses, cast, losses, reaches_infinity, widen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-PIECE = 1 << 16
-"""Elements that are computed at once: with all that is made on the way, they stay in a second-level cache."""
+PIECE = 1 << 18
+"""Elements that are computed at once. With fewer, threads spend their time on handing each other the GIL."""
 
 _DIRECT = ("float32", "bfloat16", "float16")  # types that numpy rounds to as torch does, from float32
 
@@ -52,11 +51,12 @@ def check_floats(parts: Sequence[Expression]) -> None:
 class Combination(Expression):
     """Tensors of one shape, combined element by element in float32 or float64.
 
+    Results that are finite, and infinite in the result's type, are counted; only writing refuses them.
+
     Args:
         parts: The tensors.
         dtype: The result's type; that of the first unless given.
         accumulate: `float32` or `float64`: the type that everything is computed in.
-        allow_overflow: Accept results that are finite, and infinite in the result's type.
 
     Raises:
         MismatchError: Their shapes differ.
@@ -71,8 +71,6 @@ class Combination(Expression):
         parts: Sequence[Expression],
         dtype: DType | None = None,
         accumulate: str = "float32",
-        *,
-        allow_overflow: bool = False,
     ) -> None:
         for part in parts:
             if part.shape != parts[0].shape:
@@ -82,23 +80,22 @@ class Combination(Expression):
         check_floats(parts)
         super().__init__(parts[0].shape, parts[0].dtype if dtype is None else dtype, tuple(parts))
         self.accumulate = DType.of(accumulate)
-        self.allow_overflow = allow_overflow
 
     @abstractmethod
     def combine(self, start: int, stop: int, work: Work) -> Array:
         """Elements `[start, stop)` of the result in the type that is computed in."""
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The elements, piece by piece, each rounded once."""
-        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
+        out = work.scratch(self, -1, stop - start, self.dtype.numpy) if into is None else into
         for at in range(start, stop, PIECE):
             end = min(at + PIECE, stop)
-            self.narrow(self.combine(at, end, work), out[at - start : end - start])
+            work.count(self, self.narrow(self.combine(at, end, work), out[at - start : end - start]))
         return out
 
     def pieces(self, work: Work) -> Iterator[tuple[int, int]]:
         """First and last place of pieces of all elements, in order: for what has to see them all first."""
-        step = min(max(PIECE // self.granule, 1) * self.granule, work.block)
+        step = max(min(PIECE, work.block) // self.granule, 1) * self.granule
         for start in range(0, self.numel, step):
             yield start, min(start + step, self.numel)
 
@@ -114,12 +111,8 @@ class Combination(Expression):
             np.copyto(out, values, casting="unsafe")
         return out
 
-    def narrow(self, total: Array, out: Array) -> None:
-        """Round the result.
-
-        Raises:
-            PlanError: What is finite would become infinite.
-        """
+    def narrow(self, total: Array, out: Array) -> Losses:
+        """Round the result, and count the finite numbers that become infinite."""
         import numpy as np
 
         if self.dtype in _DIRECT and self.accumulate == "float32":
@@ -127,23 +120,9 @@ class Combination(Expression):
                 np.copyto(out, total, casting="unsafe")
         else:
             out[...] = cast(total, self.accumulate, self.dtype)
-        if not self.allow_overflow and reaches_infinity(total, self.accumulate, self.dtype):
-            over = losses(total, out, self.accumulate, self.dtype).overflow
-            if over:
-                self.refuse(over)
-
-    def refuse(self, over: int) -> NoReturn:
-        """Say that what is finite would become infinite.
-
-        Raises:
-            PlanError: Always.
-        """
-        raise PlanError(
-            f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {self.dtype}",
-            where=self.operands[0].summary(),
-            exists="nothing was written",
-            hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
-        )
+        if not reaches_infinity(total, self.accumulate, self.dtype):
+            return Losses()
+        return Losses(overflow=losses(total, out, self.accumulate, self.dtype).overflow)
 
     def called(self) -> str:
         """The operands' summary, where all have the same; else their summaries."""

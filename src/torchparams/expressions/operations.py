@@ -25,8 +25,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, PlanError
-from torchparams.expressions.base import Expression, Stored
-from torchparams.expressions.casts import cast_counting, castable
+from torchparams.expressions.base import Expression
+from torchparams.expressions.casts import Losses, cast_counting, castable
 from torchparams.expressions.combination import Combination
 from torchparams.info import Location
 
@@ -65,15 +65,13 @@ class Slice(Expression):
         inner = prod(x.shape[dim + 1 :])
         self._row, self._length, self._skip = x.shape[dim] * inner, (stop - start) * inner, start * inner
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
-        """Rows of the other, without what is not wanted of them."""
-        import numpy as np
-
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """Rows of the other, cut."""
         (x,) = self.operands
         row, length, skip = self._row, self._length, self._skip
         if row == length or self.numel == length:  # one run of the other's elements
-            return x.compute(start + skip, stop + skip, work)
-        out = np.empty(stop - start, self.dtype.numpy)
+            return x.compute(start + skip, stop + skip, work, into)
+        out = work.scratch(self, 0, stop - start, self.dtype.numpy) if into is None else into
         at = start
         while at < stop:
             number, column = divmod(at, length)
@@ -85,7 +83,7 @@ class Slice(Expression):
             else:
                 count = min(length - column, stop - at, work.block)
                 first = number * row + skip + column
-                out[at - start : at - start + count] = x.compute(first, first + count, work)
+                work.compute_into(x, first, first + count, out[at - start : at - start + count])
             at += count
         return out
 
@@ -139,11 +137,9 @@ class Concat(Expression):
         self._starts = [sum(self._lengths[:i]) for i in range(len(parts))]
         self._row = size * inner
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """Row by row, and part by part of a row."""
-        import numpy as np
-
-        out = np.empty(stop - start, self.dtype.numpy)
+        out = work.scratch(self, 0, stop - start, self.dtype.numpy) if into is None else into
         at = start
         while at < stop:
             row, column = divmod(at, self._row)
@@ -160,7 +156,7 @@ class Concat(Expression):
             first = column - self._starts[i]
             count = min(self._lengths[i] - first, stop - at, work.block)
             begin = row * self._lengths[i] + first
-            out[at - start : at - start + count] = self.operands[i].compute(begin, begin + count, work)
+            work.compute_into(self.operands[i], begin, begin + count, out[at - start : at - start + count])
             at += count
         return out
 
@@ -201,7 +197,7 @@ class Cast(Expression):
             raise PlanError(f"{x.dtype} cannot be cast to {dtype}", where=x.summary())
         super().__init__(x.shape, dtype, (x,))
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The other's elements, rounded."""
         (x,) = self.operands
         values = x.compute(start, stop, work)
@@ -236,7 +232,6 @@ class Linear(Combination):
         weights: A number for each.
         dtype: The result's type; that of the first unless given.
         accumulate: `float32` or `float64`: the type that products and sums are computed in.
-        allow_overflow: Accept sums that are finite, and infinite in the result's type.
 
     Raises:
         MismatchError: Their shapes differ.
@@ -249,21 +244,32 @@ class Linear(Combination):
         weights: Sequence[float],
         dtype: DType | None = None,
         accumulate: str = "float32",
-        *,
-        allow_overflow: bool = False,
     ) -> None:
-        super().__init__(parts, dtype, accumulate, allow_overflow=allow_overflow)
+        super().__init__(parts, dtype, accumulate)
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The elements: by the kernel, where it takes them."""
         if self._sum is None:
-            return super().compute(start, stop, work)
-        out = work.scratch(self, -1, stop - start, self.dtype.numpy)
-        over = self._sum([part.compute(start, stop, work) for part in self.operands], out)
-        if over and not self.allow_overflow:
-            self.refuse(over)
+            return super().compute(start, stop, work, into)
+        import numpy as np
+
+        out = work.scratch(self, -1, stop - start, self.dtype.numpy) if into is None else into
+        values = []
+        for slot, part in enumerate(self.operands):
+            found = part.compute(start, stop, work)
+            if not self._apart:  # the next may be computed in the same memory
+                kept = work.scratch(self, slot, stop - start, part.dtype.numpy)
+                np.copyto(kept, found)
+                found = kept
+            values.append(found)
+        work.count(self, Losses(overflow=self._sum(values, out)))
         return out
+
+    @cached_property
+    def _apart(self) -> bool:
+        parts = [id(x) for part in self.operands for x in part.walk()]
+        return len(set(parts)) == len(parts)
 
     @cached_property
     def _sum(self) -> NumpySum | None:
@@ -271,9 +277,7 @@ class Linear(Combination):
         from torchparams.sketch.sums import takes, weighted_sum
 
         dtypes = [part.dtype for part in self.operands]
-        # All parts are read before they are summed: each into a memory of its own.
-        apart = all(type(part) is Stored for part in self.operands) and len({*map(id, self.operands)}) == len(dtypes)
-        if not (uses_c() and self.accumulate == "float32" and apart and takes(dtypes, self.dtype)):
+        if not (uses_c() and self.accumulate == "float32" and takes(dtypes, self.dtype)):
             return None
         return weighted_sum(dtypes, self.weights, self.dtype)
 
@@ -339,7 +343,7 @@ class Elementwise(Expression):
         leaves = [id(leaf) for leaf in self.leaves()]
         self._shared = len(set(leaves)) < len(leaves)
 
-    def compute(self, start: int, stop: int, work: Work) -> Array:
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """What the function gives."""
         import numpy as np
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from torchparams.info import ParameterInfo
+    from torchparams.dtypes import DType
 
     Array = np.ndarray[Any, Any]
 
@@ -18,14 +18,14 @@ class Block:
     """Elements `[start, stop)` of a tensor, in C order.
 
     Attributes:
-        info: The tensor's record.
+        dtype: The element type.
         start, stop: Places of the first element, and of the one after the last.
         buffer: Their bytes, one-dimensional, contiguous, little-endian. They are valid only during the call that they
             are given to: the memory is used again. Do not write to them.
         packed: Whether elements of less than a byte are packed, as in files; else each has a byte.
     """
 
-    info: ParameterInfo
+    dtype: DType
     start: int
     stop: int
     buffer: memoryview
@@ -49,10 +49,9 @@ class Block:
         Raises:
             NotReadable: Neither numpy nor ml_dtypes has the type.
         """
-        dtype = self.info.dtype
         if self.packed:
             from torchparams.io.packing import unpack
 
-            return unpack(self.data, dtype, (self.numel,))
-        view: Array = self.data.view(dtype.numpy)
+            return unpack(self.data, self.dtype, (self.numel,))
+        view: Array = self.data.view(self.dtype.numpy)
         return view

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.engines.base import Job
-from torchparams.engines.lenient import LenientSource, Unread
+from torchparams.engines.base import Job, Task, Unread
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import NotReadable
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Progress
+    from torchparams.expressions.casts import Losses
     from torchparams.info import ParameterInfo
     from torchparams.io.blocks import Block
     from torchparams.sketch.compared import Compared
@@ -33,8 +33,8 @@ def compare_pairs(
     numeric: bool = False,
     engine: Engine | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, Compared | Unread]]:
-    """What each pair of tensors of one shape has in common, as it gets done; or why it cannot be had.
+) -> Iterator[tuple[str, Compared | Unread, Losses | None]]:
+    """The comparison of each pair of tensors of one shape, as it gets done, and what casts within the rows lost.
 
     Where two are equal, nothing is counted or summed up.
 
@@ -47,30 +47,24 @@ def compare_pairs(
     Raises:
         SourceError: A file is damaged, or was written to meanwhile.
     """
-    lenient: dict[int, LenientSource] = {}
     jobs: list[Job] = []
     for key, *operands in pairs:
-        wrapped = []
-        for source, info in operands:
-            if id(source) not in lenient:
-                lenient[id(source)] = LenientSource(source)
-            wrapped.append((lenient[id(source)], info))
         try:
-            jobs.append(Job.of_infos(*wrapped, key=key))
+            jobs.append(Job(key, tuple(source.row(info.name, info) for source, info in operands)))
         except NotReadable as error:
-            yield key, Unread.because(key, error)
+            yield key, Unread.because(key, error), None
     engine = engine or ThreadEngine(mapped=True)  # comparing is faster than copying
     again: list[Job] = []
-    for job, result in engine.run(jobs, lambda job: CompareFold(job, numeric, True), combined, progress=progress):
+    for job, result, lost in engine.run(jobs, CompareTask(numeric, skipping=True), progress=progress):
         if isinstance(result, Unread):
-            yield job.key, result
+            yield job.key, result, None
         elif result.complete or not result.compared.changed:
-            yield job.key, result.compared
+            yield job.key, result.compared, lost
         else:
             again.append(job)
     # Few: tensors that begin alike, or have large parts alike, and differ elsewhere.
-    for job, result in engine.run(again, lambda job: CompareFold(job, numeric, False), combined):
-        yield job.key, result if isinstance(result, Unread) else result.compared
+    for job, result, lost in engine.run(again, CompareTask(numeric, skipping=False)):
+        yield job.key, result if isinstance(result, Unread) else result.compared, lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +80,40 @@ class Part:
     complete: bool
 
 
-class CompareFold:
-    """The fold that compares a job's two tensors.
+class CompareTask(Task[Part, Part]):
+    """The task that compares two tensors.
 
     Args:
-        job: The two, from a `LenientSource` each.
         numeric: Whether values decide, or bits.
         skipping: Look at no values before there is a difference: of tensors that are equal nobody needs a norm.
     """
 
+    def __init__(self, numeric: bool, *, skipping: bool) -> None:
+        self.numeric, self.skipping = numeric, skipping
+
+    def begin(self, job: Job) -> CompareFold:
+        """Nothing is compared yet."""
+        return CompareFold(job, self.numeric, self.skipping)
+
+    def combine(self, job: Job, parts: Sequence[Part]) -> Part:
+        """Add the parts."""
+        from torchparams.sketch.compared import Compared
+
+        if len(parts) == 1:
+            return parts[0]
+        return Part(Compared.total(part.compared for part in parts), all(part.complete for part in parts))
+
+
+class CompareFold:
+    """The fold that compares a job's two tensors.
+
+    Args:
+        job: The two.
+        numeric, skipping: See `CompareTask`.
+    """
+
     def __init__(self, job: Job, numeric: bool, skipping: bool) -> None:
-        self._job = job
-        (_, a), (_, b) = job.operands
+        a, b = job.rows
         self._dtypes = a.dtype, b.dtype
         self._numeric = numeric
         self._compare: _Bits | _Opaque | _Numbers | None = None
@@ -106,8 +122,6 @@ class CompareFold:
 
     def update(self, a: Block, b: Block) -> None:
         """Compare a block of each."""
-        if not len(a.buffer) or not len(b.buffer):  # where values cannot be had, what comes has no elements
-            return
         if self._skipping and a.packed == b.packed:
             from torchparams.sketch.compared import equal
 
@@ -119,28 +133,11 @@ class CompareFold:
             self._compare = (_compare_values if self._numeric else _compare_bits)(*self._dtypes)
         self._compare.update(a, b)
 
-    def finish(self) -> Part | Unread:
-        """What they have in common, or why it cannot be had."""
+    def finish(self) -> Part:
+        """The comparison of all blocks."""
         from torchparams.sketch.compared import Compared
 
-        for source, info in self._job.operands:
-            if isinstance(source, LenientSource) and info.name in source.unread:
-                return Unread(self._job.key, source.unread[info.name].reason)
         return Part(Compared() if self._compare is None else self._compare.finish(), self._complete)
-
-
-def combined(job: Job, parts: Sequence[Part | Unread]) -> Part | Unread:
-    """What two tensors have in common, from what their parts have."""
-    from torchparams.sketch.compared import Compared
-
-    found: list[Part] = []
-    for part in parts:
-        if isinstance(part, Unread):
-            return part
-        found.append(part)
-    if len(found) == 1:
-        return found[0]
-    return Part(Compared.total(part.compared for part in found), all(part.complete for part in found))
 
 
 def can_compare_values(a: DType, b: DType) -> bool:
@@ -238,7 +235,7 @@ def as_numbers(block: Block, common: DType) -> Array:
     """The elements of a block in another type; -0.0 as 0.0, and every NaN of the same bits."""
     import numpy as np
 
-    if block.info.dtype == "complex32":  # which numpy lacks
+    if block.dtype == "complex32":  # which numpy lacks
         values = block.data.view(np.float16).astype(np.float32).view(np.complex64)
     else:
         values = block.values()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torchparams.engines.base import Unread
 from torchparams.errors import SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
+from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
     from torchparams.encodings.companions import Coded
     from torchparams.engines.base import Engine, Progress
-    from torchparams.engines.lenient import Unread
     from torchparams.info import ParameterInfo
+    from torchparams.measure.lost import Lost
     from torchparams.report import Report
     from torchparams.sketch.compared import Compared
 
@@ -57,6 +59,7 @@ class Diff:
         groups: Their groups.
         limit: Most rows that are shown; None for all.
         left_out_a, left_out_b: State that belongs to the sources and was not compared.
+        lost: What casts within rows lost, of sources that are not written yet: name → losses.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -78,6 +81,7 @@ class Diff:
     limit: int | None = ROWS_SHOWN
     left_out_a: tuple[LeftOut, ...] = ()
     left_out_b: tuple[LeftOut, ...] = ()
+    lost: Lost = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
@@ -160,6 +164,7 @@ class Diff:
                 "a": [each.to_json() for each in self.left_out_a],
                 "b": [each.to_json() for each in self.left_out_b],
             },
+            "lost": to_json(self.lost),
         }
 
     def __str__(self) -> str:
@@ -247,7 +252,7 @@ def diff(
         params.source.coded(infos if params.selector is None else None)
         for params, infos in ((mine, infos_a), (yours, infos_b))
     )
-    rows = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)
+    rows, lost = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)
     grouped = None if by is None else _groups(rows, by, strict, where)
     made = Diff(
         a=mine.source.label,
@@ -262,6 +267,7 @@ def diff(
         limit=limit,
         left_out_a=_left_out(mine, selector, rows),
         left_out_b=_left_out(yours, selector, rows),
+        lost=lost,
     )
     return made if sort is None else made.sorted(sort)
 
@@ -301,8 +307,9 @@ def _compare(
     numeric: bool,
     engine: Engine | None,
     progress: Progress | None,
-) -> list[TensorDiff]:
+) -> tuple[list[TensorDiff], Lost]:
     rows: dict[str, TensorDiff | None] = {}
+    lost: Lost = {}
     jobs = []
     for p in pairs:
         status = _apart(p, numeric)
@@ -314,10 +321,12 @@ def _compare(
             jobs.append((p.name, (a.source, p.a), (b.source, p.b)))
     by_name = {p.name: p for p in pairs}
     with paused_gc():  # some objects for each tensor, and no cycles
-        for name, found in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
+        for name, found, losses in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
             row = _row(by_name[name], found, numeric)
             rows[name] = row.of_codes(codes[name]) if name in codes else row
-    return [row for row in rows.values() if row is not None]
+            if losses is not None:
+                lost[name] = losses
+    return [row for row in rows.values() if row is not None], lost
 
 
 def _codes(pairs: list[Pair], in_a: Mapping[str, Coded], in_b: Mapping[str, Coded]) -> dict[str, str]:
@@ -347,8 +356,6 @@ def _apart(p: Pair, numeric: bool) -> str | None:
 
 
 def _row(p: Pair, found: Compared | Unread, numeric: bool) -> TensorDiff:
-    from torchparams.engines.lenient import Unread
-
     if isinstance(found, Unread):
         return TensorDiff(p.name, "unread", p.a, p.b, reason=found.reason)
     status = "changed" if found.changed else "equal" if numeric else "identical"

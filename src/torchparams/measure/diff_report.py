@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from torchparams.left_out import left_out_lines
+from torchparams.measure.lost import lines
 from torchparams.report import (
     Cell,
     Column,
@@ -70,6 +71,7 @@ def report(diff: Diff) -> Report:
             for i, line in enumerate(left_out_lines(found))
         ]
     parts.append(_verdict(diff))
+    parts += lines(diff.lost)
     if diff.proposal is not None:
         parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
     if diff.counts["dtype"] and not diff.numeric:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NotReadable
 from torchparams.left_out import STATE_DICT_HINT, LeftOut, in_words, left_out_lines
 from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
+from torchparams.measure.lost import lines
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import Parameters, of
 from torchparams.report import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
+    from torchparams.measure.lost import Lost
     from torchparams.sources.base import Source
 
 
@@ -91,6 +93,7 @@ class Digests:
         tensors: Name → tensor and digest, in the source's order.
         digest: The digest of the set: 64 hexadecimal digits.
         left_out: State that belongs to the source and is not part of the digest.
+        lost: What casts within rows lost, of a source that is not written yet: name → losses.
     """
 
     source: str
@@ -98,6 +101,7 @@ class Digests:
     tensors: Mapping[str, TensorDigest]
     digest: str
     left_out: tuple[LeftOut, ...] = ()
+    lost: Lost = field(default_factory=dict)
 
     @property
     def same_content(self) -> tuple[SameContent, ...]:
@@ -158,6 +162,7 @@ class Digests:
         yield Text(f"{plural(len(rows), 'tensor')} · {size} · digest of the set:", "dim")
         yield Text(self.digest)
         yield from left_out_lines(self.left_out)
+        yield from lines(self.lost)
 
     def __str__(self) -> str:
         return to_text(self.report(ROWS_SHOWN))
@@ -261,14 +266,14 @@ def digest(
             hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
         )
     infos = params.infos
-    hashed = tensor_digests(params.source, infos.values(), engine=engine, progress=progress)
+    hashed, lost = tensor_digests(params.source, infos.values(), engine=engine, progress=progress)
     memory = _Memory(params.source)
     tensors: dict[str, TensorDigest] = {}
     for name, info in infos.items():
         dtype, shape = encoded_as(info)
         tensors[name] = TensorDigest(name, dtype, shape, info.nbytes, hashed[name], info.aliases, memory.of(info))
     pairs = ((name, tensor.digest) for tensor in tensors.values() for name in tensor.names)
-    return Digests(params.source.label, params.source.format, tensors, set_digest(pairs), beside)
+    return Digests(params.source.label, params.source.format, tensors, set_digest(pairs), beside, lost)
 
 
 def duplicates(

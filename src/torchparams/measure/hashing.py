@@ -29,20 +29,25 @@ missing does.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams import limits
 from torchparams.dtypes import DType
+from torchparams.engines.base import Job, Task, Unread
+from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import LimitExceeded, NotReadable
 from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from torchparams.engines.base import Engine, Job, Progress
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.expressions.base import Expression
     from torchparams.info import ParameterInfo
     from torchparams.io.blocks import Block
+    from torchparams.measure.lost import Lost
     from torchparams.sources.base import Source
 
 VERSION = 1
@@ -95,7 +100,7 @@ class TensorDigest:
         }
 
 
-def encoded_as(info: ParameterInfo) -> tuple[DType, tuple[int, ...]]:
+def encoded_as(info: ParameterInfo | Expression) -> tuple[DType, tuple[int, ...]]:
     """The dtype and the shape that go into the digest of a tensor."""
     shape = info.shape or ()
     if info.dtype == _X2 and shape:
@@ -110,75 +115,101 @@ def tensor_digests(
     *,
     engine: Engine | None = None,
     progress: Progress | None = None,
-) -> dict[str, str]:
-    """Name → digest of tensors of one source.
+) -> Hashed:
+    """Digests of tensors of one source.
 
     Raises:
         NotReadable: A tensor has no values.
         LimitExceeded: A file says of a few elements that they are very many.
     """
-    from torchparams.engines.base import Job
-    from torchparams.engines.threads import ThreadEngine, processors
+    from torchparams.io.threads import processors
 
-    listed = list(infos)
     jobs: list[Job] = []
-    odd: list[ParameterInfo] = []
-    for info in listed:
+    for info in infos:
         _refuse_expanded(info, source)
-        if info.dtype.numpy_name is None and info.device != "meta" and source.span(info.name) is None:
-            odd.append(info)  # no engine has a way to blocks of these
-        else:
-            jobs.append(Job.of_infos((source, info)))
-    engine = engine or ThreadEngine(mapped=True)
+        if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
+            source.numpy(info.name)
+        jobs.append(Job(info.name, (source.row(info.name, info),)))
     # What one thread would still be busy with when the others are done is hashed by several; it costs a bit in all.
-    share = sum(job.nbytes for job in jobs) / (2 * processors())
+    share = sum(job.nbytes for job in jobs) // (2 * processors())
+    digests: dict[str, str] = {}
+    lost: Lost = {}
+    task = DigestTask(max(share, _SHARED))
+    for job, result, losses in (engine or ThreadEngine(mapped=True)).run(jobs, task, progress=progress):
+        if isinstance(result, Unread):
+            raise result.error or NotReadable(result.reason, where=source.label)
+        digests[job.key] = result
+        if losses is not None:
+            lost[job.key] = losses
+    return Hashed({job.key: digests[job.key] for job in jobs}, lost)
 
-    def begin(job: Job) -> DigestFold:
-        return DigestFold(job.info, several=job.nbytes >= max(share, _SHARED))
 
-    results = engine.map(jobs, begin, _only, ordered=True, progress=progress)
-    for info in odd:
-        results[info.name] = _odd_digest(source, info)
-    return {info.name: results[info.name] for info in listed}
+class Hashed(NamedTuple):
+    """What `tensor_digests` gives.
+
+    Attributes:
+        digests: Name → digest, in the order of the tensors.
+        lost: What casts within the rows lost.
+    """
+
+    digests: dict[str, str]
+    lost: Lost
+
+
+class DigestTask(Task[str, str]):
+    """The task that makes the digest of every tensor, in hexadecimal.
+
+    Args:
+        large: Bytes of a tensor from which on several threads hash one block.
+    """
+
+    order = "stream"
+
+    def __init__(self, large: int = sys.maxsize) -> None:
+        self.large = large
+
+    def begin(self, job: Job) -> DigestFold:
+        """Hash from the first element on."""
+        return DigestFold(job.rows[0], several=job.nbytes >= self.large)
+
+    def combine(self, job: Job, parts: Sequence[str]) -> str:
+        """There is one part."""
+        return parts[0]
 
 
 class DigestFold:
     """The fold that makes the digest of a tensor from its blocks.
 
     Args:
-        info: The tensor's record.
+        row: The tensor.
         several: Let several threads work on one block.
     """
 
-    def __init__(self, info: ParameterInfo, *, several: bool = False) -> None:
+    def __init__(self, row: Expression, *, several: bool = False) -> None:
         from blake3 import blake3
 
-        self._info = info
+        self._row = row
         self._hasher = blake3(max_threads=_threads() if several else 1)
 
     def update(self, block: Block) -> None:
         """Hash a block."""
-        if block.info.dtype.bits < 8 and not block.packed:
+        if block.dtype.bits < 8 and not block.packed:
             from torchparams.io.packing import pack
 
-            self.add(pack(block.data, block.info.dtype))
+            self._hasher.update(pack(block.data, block.dtype).data)
         else:
-            self.add(block.buffer)
-
-    def add(self, data: Any) -> None:
-        """Hash the next bytes of the tensor, as its digest has them."""
-        self._hasher.update(data)
+            self._hasher.update(block.buffer)
 
     def finish(self) -> str:
         """The digest, in hexadecimal."""
-        return tensor_digest(*encoded_as(self._info), self._hasher.digest())
+        return tensor_digest(*encoded_as(self._row), self._hasher.digest())
 
 
 def _threads() -> int:
     """How many threads a hasher may use."""
     from blake3 import blake3
 
-    from torchparams.engines.threads import processors
+    from torchparams.io.threads import processors
 
     # BLAKE3's own threads, which all hashers share, are not there in a child that was forked: it would wait for them
     # for ever. A number asks for threads that are new.
@@ -214,10 +245,6 @@ def set_digest(pairs: Iterable[tuple[str, str]]) -> str:
     return hasher.hexdigest()
 
 
-def _only(job: Job, parts: Sequence[str]) -> str:
-    return parts[0]
-
-
 def _refuse_expanded(info: ParameterInfo, source: Source) -> None:
     # A small file may describe a view of more elements than there are hours.
     view = info.storage
@@ -227,19 +254,3 @@ def _refuse_expanded(info: ParameterInfo, source: Source) -> None:
             where=source.label,
             hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
         )
-
-
-def _odd_digest(source: Source, info: ParameterInfo) -> str:
-    """The digest of a tensor of a type that torch has, and numpy lacks."""
-    import torch
-
-    from torchparams.io.live import memory_of
-
-    tensor = source.tensor(info.name)
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        how = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
-        raise NotReadable(f"{info.name} is {how}: its values are not the bytes of its memory", where=source.label)
-    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    fold = DigestFold(info)
-    fold.add(memory_of(flat).data)
-    return fold.finish()

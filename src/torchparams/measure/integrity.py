@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, NotReadable, SourceError, shorten
+from torchparams.io.threads import Shared, Ticker, processors, results_of
 from torchparams.report import Cell, Row, human_bytes, plural
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 OK, FAILED, IMPOSSIBLE = "ok", "failed", "not possible"
 
 _PIECE = 1 << 20  # bytes that are read at once
-_TICK = 0.1  # seconds between two reports
 _SHOWN = 6  # tensors named in one line
 _STYLES = {OK: "good", FAILED: "error", IMPOSSIBLE: "warn"}
 
@@ -232,8 +230,6 @@ def _held(source: Source) -> dict[str, tuple[str, ...]]:
 
 def _computed(tasks: list[Task], progress: Progress | None) -> Iterator[tuple[Task, int | FileFormatError]]:
     """Each task with the CRC-32 of its member, in order; several are computed at a time."""
-    from torchparams.engines.threads import processors
-
     stop = threading.Event()
     done = [0] * len(tasks)
     total = sum(stored.location.stop - stored.location.start for _, stored, _ in tasks)
@@ -253,23 +249,11 @@ def _computed(tasks: list[Task], progress: Progress | None) -> Iterator[tuple[Ta
             return error
         return crc
 
-    with ThreadPoolExecutor(processors(), thread_name_prefix="torchparams") as pool:
-        try:
-            # A window of them: a zip may have a hundred thousand members.
-            left = iter(range(len(tasks)))
-            running: dict[int, Future[int | FileFormatError]] = {}
-            for number, task in enumerate(tasks):
-                for other in islice(left, max(0, 4 * processors() - len(running))):
-                    running[other] = pool.submit(compute, other)
-                future = running.pop(number)
-                while not wait([future], _TICK if progress else None, FIRST_COMPLETED).done:
-                    _tell(progress, done, total)
-                yield task, future.result()
-            _tell(progress, [total], total)
-        finally:
-            stop.set()
-
-
-def _tell(progress: Progress | None, done: list[int], total: int) -> None:
+    numbers = Shared(range(len(tasks)))
+    tick = Ticker(progress, total)
+    workers = [((number, compute(number)) for number in numbers) for _ in range(min(processors(), len(tasks)))]
+    found = dict(results_of(workers, stop, lambda: tick(sum(done))))
     if progress is not None:
-        progress(min(sum(done), total), total)
+        progress(total, total)
+    for number, task in enumerate(tasks):
+        yield task, found[number]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from torchparams.engines.base import Task, Unread, readable_jobs
+from torchparams.engines.sketches import SketchFold
+from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import TorchParamsError, UnknownName
 from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
+from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
@@ -20,10 +24,10 @@ from torchparams.sources._bytes import paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from torchparams.engines.base import Engine, Progress
-    from torchparams.engines.lenient import Unread
+    from torchparams.engines.base import Engine, Job, Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.measure.lost import Lost
     from torchparams.report import Report
     from torchparams.sketch import Sketch
 
@@ -59,6 +63,7 @@ class Stats:
         flags: What a person should look at: of tensors, also where rows are groups.
         unread: Tensors whose values cannot be had, and why.
         infos: Records of all the tensors, in the source's order.
+        lost: What casts within rows lost, of a source that is not written yet: name → losses.
         shown: Quantiles that the table has a column for.
         limit: Most rows, flags and unread tensors that are shown; None for all.
         wide: Whether the table has every column, or those that 80 characters have room for.
@@ -80,6 +85,7 @@ class Stats:
     flags: tuple[Flag, ...]
     unread: tuple[Unread, ...]
     infos: tuple[ParameterInfo, ...]
+    lost: Lost = field(default_factory=dict)
     shown: tuple[float, ...] = ()
     limit: int | None = ROWS_SHOWN
     wide: bool = False
@@ -135,6 +141,7 @@ class Stats:
             "flags": [flag.to_json() for flag in self.flags],
             "unread": [{"name": each.name, "reason": each.reason} for each in self.unread],
             "left_out": [each.to_json() for each in self.left_out],
+            "lost": to_json(self.lost),
         }
 
     def __str__(self) -> str:
@@ -205,7 +212,7 @@ def stats(
     source = params.source
     grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
     members = None if grouped is None else grouped[1]
-    rows, unread, groups = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
+    rows, unread, groups, lost = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
     made = Stats(
         label=source.label,
         format=source.format,
@@ -216,6 +223,7 @@ def stats(
         flags=tuple(flags_of(rows)),
         unread=tuple(unread),
         infos=tuple(infos.values()),
+        lost=lost,
         shown=() if quantiles is None else wanted,
         limit=limit,
         wide=wide,
@@ -254,16 +262,8 @@ def _scan(
     quantiles: Sequence[float],
     engine: Engine | None,
     progress: Progress | None,
-) -> tuple[list[TensorStats], list[Unread], list[TensorStats] | None]:
-    """Rows of tensors, what could not be read, and rows of groups."""
-    from torchparams.engines.lenient import Unread, lenient_sketches
-    from torchparams.engines.threads import ThreadEngine
-
-    def of_tensor(info: ParameterInfo, sketch: Sketch) -> tuple[TensorStats, Sketch | None]:
-        row = derive(
-            sketch, quantiles, name=info.name, numel=info.numel, shape=info.shape, dtype=info.dtype
-        )  # on the threads that read
-        return row, None if sums is None else sketch
+) -> tuple[list[TensorStats], list[Unread], list[TensorStats] | None, Lost]:
+    """Rows of tensors, those that could not be read, rows of groups, and what casts lost."""
 
     def of_group(sketch: Sketch, name: str, members: list[ParameterInfo]) -> TensorStats:
         types = {info.dtype for info in members}
@@ -277,20 +277,48 @@ def _scan(
     found: dict[str, TensorStats | Unread] = {
         name: Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers
     }
-    if sums is not None:
-        for name in found:
-            sums.add(name, None)
+    lost: Lost = {}
     readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
     with paused_gc():  # some objects for each tensor, and no cycles
-        for name, result in lenient_sketches(source, readable, of_tensor, engine=engine, progress=progress):
+        jobs, cannot = readable_jobs(source, readable)
+        found.update((each.name, each) for each in cannot)
+        for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
+            name = job.key
             if isinstance(result, Unread):
                 found[name] = result
-                sketch = None
             else:
                 found[name], sketch = result
-            if sums is not None:
-                sums.add(name, sketch)
+                if sums is not None:
+                    sums.add(name, sketch)
+            if losses is not None:
+                lost[name] = losses
+        for each in found.values():
+            if sums is not None and isinstance(each, Unread):
+                sums.add(each.name, None)
     in_order: Iterable[TensorStats | Unread] = [found[name] for name in infos]
     rows = [each for each in in_order if isinstance(each, TensorStats)]
     unread = [each for each in in_order if isinstance(each, Unread)]
-    return rows, unread, None if sums is None else sums.rows
+    return rows, unread, None if sums is None else sums.rows, lost
+
+
+class StatsTask(Task["Sketch", "tuple[TensorStats, Sketch | None]"]):
+    """The task that makes a row of statistics for every tensor.
+
+    Args:
+        quantiles: The quantiles that rows have.
+        keep: Give the sketches too, for groups.
+    """
+
+    def __init__(self, quantiles: Sequence[float], *, keep: bool = False) -> None:
+        self.quantiles, self.keep = tuple(quantiles), keep
+
+    def begin(self, job: Job) -> SketchFold:
+        """Count from nothing."""
+        return SketchFold(job.dtype)
+
+    def combine(self, job: Job, parts: Sequence[Sketch]) -> tuple[TensorStats, Sketch | None]:
+        """The row, derived from the sketch of all parts; on the threads that read."""
+        sketch = parts[0] if len(parts) == 1 else parts[0].merge(parts)
+        (row,) = job.rows
+        made = derive(sketch, self.quantiles, name=job.key, numel=row.numel, shape=row.shape, dtype=row.dtype)
+        return made, sketch if self.keep else None

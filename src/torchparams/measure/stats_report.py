@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.left_out import left_out_lines
 from torchparams.measure.flags import kinds_of
+from torchparams.measure.lost import lines
 from torchparams.report import (
     Cell,
     Column,
@@ -41,6 +42,7 @@ def report(stats: Stats) -> Report:
         rows = cut(_Lazy(stats.rows, [show for _, show in columns]), limit)  # type: ignore[arg-type]  # a sequence
         parts.append(Table(tuple(shown), rows))
     parts.append(Text(total_of(list(stats.infos)), "dim"))
+    parts += lines(stats.lost)
     if stats.unread:
         parts.append(Text(f"not read: {plural(len(stats.unread), 'tensor')}", "warn"))
         parts += _lines(((each.name, each.reason) for each in stats.unread), len(stats.unread), limit)

@@ -379,13 +379,13 @@ def _hashed(
 ) -> dict[str, str | FileFormatError]:
     """Name → digest, or why the tensor cannot be read."""
     try:
-        return dict(tensor_digests(source, infos, engine=engine, progress=progress))
+        return dict(tensor_digests(source, infos, engine=engine, progress=progress).digests)
     except FileFormatError:
         pass  # which tensors it concerns shows when they are read one by one
     found: dict[str, str | FileFormatError] = {}
     for info in infos:
         try:
-            found |= tensor_digests(source, [info], engine=engine)
+            found |= tensor_digests(source, [info], engine=engine).digests
         except FileFormatError as error:
             found[info.name] = error
     return found

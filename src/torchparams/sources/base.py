@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
+from torchparams.expressions.base import Stored
 from torchparams.records import Records
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from torchparams.encodings.companions import Coded
+    from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.left_out import LeftOut
 
@@ -124,6 +126,19 @@ class Source(ABC):
         scanned in blocks, compared and copied from file to file without knowing the tensor.
         """
         return None
+
+    def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
+        """The expression that the row with the canonical name `name` is.
+
+        Args:
+            name: The name.
+            info: Its record, where the caller has it.
+
+        Raises:
+            UnknownName: The source has no such row.
+            NotReadable: It is lazy: it has neither shape nor values.
+        """
+        return Stored(self, name, info)
 
     def shows_storage(self, name: str) -> bool:
         """Whether its elements are those of its record's storage as they lie there: no conjugates, no negatives."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from torchparams.engines import Block, Engine, Job, jobs_of, sketches
+from torchparams.engines import Block, Engine, Folding, Job, Unread, jobs_of, sketches
 from torchparams.errors import NotReadable, SourceError, TruncatedFile
 from torchparams.sketch import Sketch
 from torchparams.sources.base import Source, open_source
@@ -51,7 +51,7 @@ class Recorder:
         for block in blocks:
             assert block.data.dtype == np.uint8 and block.data.ndim == 1 and block.data.flags.c_contiguous
             assert block.numel == block.stop - block.start
-            bits = block.info.dtype.bits if block.packed else max(block.info.dtype.bits, 8)
+            bits = block.dtype.bits if block.packed else max(block.dtype.bits, 8)
             assert len(block.data) == -(-block.numel * bits // 8)
         self.seen.append(tuple(Seen(block.start, block.stop, block.values().copy()) for block in blocks))
 
@@ -96,7 +96,7 @@ class EngineTests:
 
     def _read(self, source: Source, names: Sequence[str] | None = None, **options: Any) -> dict[str, list[Seen]]:
         """Every block of every tensor, in order."""
-        found = self.make().map(jobs_of(source, names), lambda job: Recorder(), keep, **options)
+        found = self.make().map(jobs_of(source, names), Folding(lambda job: Recorder(), keep), **options)
         return {name: [seen for part in parts for (seen,) in part] for name, parts in found.items()}
 
     def _holds(self, found: list[Seen], expected: Array) -> None:
@@ -157,14 +157,14 @@ class EngineTests:
         source = MemorySource({"large": sample("float32", (LARGE,)), "small": sample("float32", (3,))})
         cuts = []
         for _ in range(3):
-            found = self.make().map(jobs_of(source), lambda job: Recorder(), keep)
+            found = self.make().map(jobs_of(source), Folding(lambda job: Recorder(), keep))
             cuts.append({k: [[(s.start, s.stop) for (s,) in part] for part in v] for k, v in found.items()})
         assert cuts[0] == cuts[1] == cuts[2]
 
     def test_a_fold_may_see_all_of_a_tensor(self) -> None:
-        """With `ordered`, one fold gets a tensor from its first element to its last."""
+        """With the order `stream`, one fold gets a tensor from its first element to its last."""
         source = MemorySource({"large": sample("float64", (LARGE,)), "small": sample("int8", (3,))})
-        found = self.make().map(jobs_of(source), lambda job: Recorder(), keep, ordered=True)
+        found = self.make().map(jobs_of(source), Folding(lambda job: Recorder(), keep, "stream"))
         assert {name: len(parts) for name, parts in found.items()} == {"large": 1, "small": 1}
         self._holds([seen for (seen,) in found["large"][0]], sample("float64", (LARGE,)))
 
@@ -181,7 +181,7 @@ class EngineTests:
 
     def test_an_empty_tensor_has_a_result(self) -> None:
         """A fold without blocks is finished, and combined."""
-        found = self.make().map(jobs_of(MemorySource({"e": np.zeros((0, 3))})), lambda job: Recorder(), keep)
+        found = self.make().map(jobs_of(MemorySource({"e": np.zeros((0, 3))})), Folding(lambda job: Recorder(), keep))
         assert found == {"e": [[]]}
 
     def test_tensors_in_step(self, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ class EngineTests:
         sources = [_file(folders[0], {"x": a}), MemorySource({"y": b}), _file(folders[1], {"pad": c[:1], "z": c})]
         job = Job.of(*zip(sources, "xyz", strict=True), key="all")
         small = Job.of((sources[2], "pad"), (MemorySource({"p": c[:1]}), "p"))
-        found = self.make().map([job, small], lambda job: Recorder(), keep)
+        found = self.make().map([job, small], Folding(lambda job: Recorder(), keep))
         assert list(found) == ["all", "pad"]
         rows = [row for part in found["all"] for row in part]
         assert all(len({(seen.start, seen.stop) for seen in row}) == 1 for row in rows)
@@ -265,15 +265,21 @@ class EngineTests:
         source = MemorySource({name: sample("float32", (size,)) for name in "abcdef"})
         before = set(threading.enumerate())
         with pytest.raises(ZeroDivisionError) as caught:
-            self.make().map(jobs_of(source), lambda job: Failing(), combine)
+            self.make().map(jobs_of(source), Folding(lambda job: Failing(), combine))
         assert caught.value is error
         assert set(threading.enumerate()) <= before
 
     def test_a_tensor_that_cannot_be_read(self) -> None:
-        """The source's own error surfaces."""
+        """It is a result among the others, with the source's own error; `map` raises that."""
         source = Slow({"a": sample("float32", (LARGE,)), "unreadable": sample("int8", (LARGE,))})
         with pytest.raises(NotReadable, match="there are no values here"):
             self._read(source)
+        source.asked.clear()
+        jobs = jobs_of(source, ["a", "unreadable"])
+        found = {done.job.key: done for done in self.make().run(jobs, Folding(lambda job: Recorder(), keep))}
+        assert found["unreadable"].result == Unread("unreadable", "there are no values here")
+        assert not isinstance(found["a"].result, Unread)
+        assert sorted(source.asked) == ["a", "unreadable"]  # once each, however many parts there are
 
     def test_leaving_early_stops_the_work(self) -> None:
         """Whoever takes no more results gets no more work done."""
@@ -285,7 +291,7 @@ class EngineTests:
             return Recorder()
 
         before = set(threading.enumerate())
-        results = self.make().run(jobs_of(source), begin, keep)
+        results = self.make().run(jobs_of(source), Folding(begin, keep))
         next(results)
         results.close()  # type: ignore[attr-defined]  # an iterator of this contract may be left
         count = len(begun)
@@ -307,7 +313,7 @@ class EngineTests:
         with pytest.raises(KeyboardInterrupt):
             # A signal is handled when the caller's thread runs next: more work than can be done until then.
             for _ in range(1000):
-                self.make().map(jobs_of(source), lambda job: Recorder(each), keep)
+                self.make().map(jobs_of(source), Folding(lambda job: Recorder(each), keep))
         assert set(threading.enumerate()) <= before
 
     def test_a_file_that_was_cut(self, tmp_path: Path) -> None:
@@ -330,7 +336,7 @@ class EngineTests:
             os.utime(source.files[0], ns=(1, 1))
 
         with pytest.raises(SourceError, match="the file was written to while it was read") as caught:
-            self.make().map(jobs_of(source), lambda job: Recorder(touch), keep)
+            self.make().map(jobs_of(source), Folding(lambda job: Recorder(touch), keep))
         assert str(caught.value).startswith(source.files[0])
 
     def test_a_file_that_is_gone(self, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job
+from torchparams.engines.equality import SameBits
 from torchparams.engines.threads import ThreadEngine
 from torchparams.report import human_shape
 from torchparams.sources._state import named_modules
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from torchparams.dtypes import DType
     from torchparams.info import ParameterInfo
-    from torchparams.io.blocks import Block
     from torchparams.sources.base import Source
 
 # --- one tensor -----------------------------------------------------------------------------------
@@ -103,24 +103,7 @@ def _not_plain(value: Any) -> str:
 
 def same_values(source: Source, a: ParameterInfo, b: ParameterInfo) -> bool:
     """Whether two tensors of one source, of one shape and dtype, are the same bit by bit; memory stays flat."""
-    jobs = [Job.of_infos((source, a), (source, b))]
-    results = ThreadEngine().map(jobs, begin=lambda _: _Comparison(), combine=lambda _, parts: all(parts))
-    return all(results.values())
-
-
-class _Comparison:
-    def __init__(self) -> None:
-        self._same = True
-
-    def update(self, a: Block, b: Block) -> None:
-        import numpy as np
-
-        if self._same:
-            left, right = (a.data, b.data) if a.packed == b.packed else (a.values(), b.values())
-            self._same = bool(np.array_equal(left.view(np.uint8), right.view(np.uint8)))
-
-    def finish(self) -> bool:
-        return self._same
+    return all(ThreadEngine().map([Job(a.name, (source.row(a.name, a), source.row(b.name, b)))], SameBits()).values())
 
 
 # --- modules --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.engines.base import Job
+from torchparams.engines.base import Folding, Job
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import MismatchError
 from torchparams.expressions.casts import Losses, count_losses, exact
@@ -36,12 +36,15 @@ def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
     if not lossy:
         return {}
     engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
-    jobs = [Job.of_infos((pair.source, pair.info), key=name) for name, pair in lossy.items()]
+    jobs = [Job(name, (pair.source.row(pair.info.name, pair.info),)) for name, pair in lossy.items()]
 
     def begin(job: Job) -> _Counting:
-        return _Counting(job.info.dtype, kinds[lossy[job.key].target.dtype])
+        return _Counting(job.dtype, kinds[lossy[job.key].target.dtype])
 
-    found = engine.map(jobs, begin, lambda job, parts: sum(parts, Losses()))
+    def combine(job: Job, parts: Sequence[Losses]) -> Losses:
+        return sum(parts, Losses())
+
+    found = engine.map(jobs, Folding(begin, combine))
     return {name: lost for name, lost in found.items() if lost}
 
 
@@ -70,7 +73,7 @@ def tensor_of(block: Block) -> torch.Tensor:
     import numpy as np
     import torch
 
-    dtype = block.info.dtype
+    dtype = block.dtype
     if dtype.torch_name is None:
         # Elements of less than a byte: torch has no such types, and every value of them is a float32.
         return torch.from_numpy(block.values().astype(np.float32))

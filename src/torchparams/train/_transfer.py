@@ -8,20 +8,18 @@ buffer. Only what a file does not hold contiguous is made as a tensor of its own
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 from bisect import bisect_left
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torchparams.engines.base import Job
-from torchparams.engines.threads import ThreadEngine, processors
-from torchparams.errors import TruncatedFile
-from torchparams.io.read import Files
+from torchparams.engines.base import Folding, Job
+from torchparams.engines.threads import ThreadEngine
+from torchparams.io.files import Files, OpenFiles, ended, read_into
+from torchparams.io.threads import Shared, processors, results_of
 from torchparams.report import listed, plural
 from torchparams.sources._bytes import paused_gc
 from torchparams.train._losses import CAST_BYTES, CASTERS, tensor_of
@@ -94,7 +92,8 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
                 others.append((pair, place))
     for source in {id(pair.source): pair.source for pair in pairs}.values():
         source.check_unchanged()
-    files = _OpenFiles()
+    files = Files()
+    opened = OpenFiles(files)
     try:
         _read_all(direct, files, state)
         _cast_all(casts, state)
@@ -106,14 +105,14 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
             elif place is None or pair.info.dtype.torch_name is None or sys.byteorder != "little":
                 pair.target.detach().copy_(_values(pair))
             else:
-                buffer = _through(buffer, pair, place, files)
+                buffer = _through(buffer, pair, place, opened)
             state.done(pair)
         files.check()
     except BaseException as error:  # Ctrl-C too leaves a model that is partly loaded
         error.add_note(state.note())
         raise
     finally:
-        files.close()
+        opened.close()
         if direct:
             # What was not written by torch is told to autograd, as copy_ does: a graph that needs the old values
             # must not go backward over the new ones.
@@ -144,60 +143,6 @@ class _State:
             f"{'holds' if len(self._done) == 1 else 'hold'} the new values; "
             f"these hold old ones, or some of both: {listed(left, 5) or 'none'}"
         )
-
-
-class _OpenFiles:
-    """The files of one transfer, each opened once."""
-
-    def __init__(self) -> None:
-        self._files = Files()
-        self._open: dict[str, tuple[Any, threading.Lock]] = {}
-        self._lock = threading.Lock()
-
-    def read(self, path: str, parts: Sequence[tuple[memoryview, str]], start: int) -> None:
-        """Fill several memories, one after the other, with the bytes of the file from `start` on.
-
-        Args:
-            path: The file.
-            parts: Each memory, none of them empty, and the name of its tensor; at most `VECTOR`.
-            start: Where in the file the first begins.
-
-        Raises:
-            TruncatedFile: The file ends before all are full.
-        """
-        with self._lock:
-            if path not in self._open:
-                self._open[path] = self._files.open(path), threading.Lock()
-        file, lock = self._open[path]
-        place = 0
-        left = [memory for memory, _ in parts]
-        while place < len(left):
-            if hasattr(os, "preadv"):
-                got = os.preadv(file.fileno(), left[place:] if place else left, start)
-            else:
-                with lock:
-                    file.seek(start)
-                    got = file.readinto(left[place])
-            if not got:
-                raise TruncatedFile(
-                    f"the file ends at byte {start}, within the tensor {parts[place][1]!r}",
-                    where=path,
-                    exists="it was longer when it was listed",
-                )
-            start += got
-            while place < len(left) and got >= len(left[place]):
-                got -= len(left[place])
-                place += 1
-            if got:
-                left[place] = left[place][got:]
-
-    def check(self) -> None:
-        """Refuse what was read from files that were written to meanwhile."""
-        self._files.check()
-
-    def close(self) -> None:
-        for file, _ in self._open.values():
-            file.close()
 
 
 # --- the same bits --------------------------------------------------------------------------------
@@ -268,41 +213,43 @@ def _runs(piece: Piece) -> Iterator[Piece]:
         yield run
 
 
-def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> None:
+def _read_all(direct: Sequence[_Direct], files: Files, state: _State) -> None:
     left = {item.pair.name: len(item.memory) for item in direct}
     stop = threading.Event()
+    with paused_gc():
+        listed = list(_pieces(direct))
+    pieces = Shared(listed)
 
-    def read(piece: Piece) -> Piece:
-        for run in _runs(piece):
-            if stop.is_set():
-                break
-            first, start, _ = run[0]
-            parts = [(item.memory[begin:end], item.pair.info.name) for item, begin, end in run]
-            files.read(first.place.file, parts, first.place.start + start)
-        return piece
+    def read() -> Iterator[Piece]:
+        opened = OpenFiles(files)
+        try:
+            for piece in pieces:
+                for run in _runs(piece):
+                    if stop.is_set():
+                        return
+                    _read_run(run, opened)
+                yield piece
+        finally:
+            opened.close()
 
-    def finished(piece: Piece) -> None:
+    for piece in results_of([read() for _ in range(min(processors(), _MOST_THREADS, max(len(listed), 1)))], stop):
         for item, start, end in piece:
             left[item.pair.name] -= end - start
             if not left[item.pair.name]:
                 state.done(item.pair)
 
-    with paused_gc():
-        pieces = list(_pieces(direct))
-    threads = min(processors(), _MOST_THREADS)
-    if threads == 1 or len(pieces) < 2:
-        for piece in pieces:
-            finished(read(piece))
-        return
-    with ThreadPoolExecutor(threads, "torchparams-load") as pool:
-        futures = [pool.submit(read, piece) for piece in pieces]
-        try:
-            for future in as_completed(futures):
-                finished(future.result())
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
+
+def _read_run(run: Piece, files: OpenFiles) -> None:
+    """Read ranges that lie side by side, each into its memory, in one call."""
+    first, start, _ = run[0]
+    path, at = first.place.file, first.place.start + start
+    memories = [item.memory[begin:end] for item, begin, end in run]
+    got = read_into(files.get(path), memories, at, path)
+    for (item, _, _), memory in zip(run, memories, strict=True):
+        if got < len(memory):
+            raise ended(path, at + got, item.pair.info.name)
+        got -= len(memory)
+        at += len(memory)
 
 
 # --- cast -----------------------------------------------------------------------------------------
@@ -311,8 +258,9 @@ def _read_all(direct: Sequence[_Direct], files: _OpenFiles, state: _State) -> No
 def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
     by_name = {pair.name: pair for pair in pairs}
     engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
-    jobs = [Job.of_infos((pair.source, pair.info), key=pair.name) for pair in pairs]
-    for job, _ in engine.run(jobs, lambda job: _Casting(by_name[job.key].target), lambda job, parts: None):
+    jobs = [Job(pair.name, (pair.source.row(pair.info.name, pair.info),)) for pair in pairs]
+    task: Folding[None, None] = Folding(lambda job: _Casting(by_name[job.key].target), lambda job, parts: None)
+    for job, _, _ in engine.run(jobs, task):
         state.done(by_name[job.key])
 
 
@@ -332,7 +280,7 @@ class _Casting:
 # --- through a buffer -----------------------------------------------------------------------------
 
 
-def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: _OpenFiles) -> torch.Tensor:
+def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: OpenFiles) -> torch.Tensor:
     """Read, cast and copy part by part; gives back the buffer, which may have been made or grown."""
     import torch
 
@@ -343,7 +291,7 @@ def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: _OpenFile
             buffer = torch.empty(max(size, min(BUFFER_BYTES, pair.info.nbytes)), dtype=torch.uint8, device="cpu")
         begin = place.start + start * dtype.itemsize
         if size:
-            files.read(place.file, [(buffer[:size].numpy().data, pair.info.name)], begin)
+            files.read(place.file, buffer[:size].numpy().data, begin, pair.info.name)
         view.copy_(buffer[:size].view(dtype.torch).view(view.shape))
     return buffer
 

@@ -7,15 +7,20 @@ import mmap
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchparams.errors import SourceError, TruncatedFile
 from torchparams.io.blocks import Block
+from torchparams.io.files import read_into
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
-    from torchparams.info import Location, ParameterInfo
+    from torchparams.dtypes import DType
+    from torchparams.info import Location
+    from torchparams.io.files import Files
 
     Array = np.ndarray[Any, Any]
 
@@ -23,43 +28,13 @@ if TYPE_CHECKING:
 _POPULATE = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ, since Linux 5.14: Python has no name for it
 
 
-class Files:
-    """The files that a run has opened, as they were then; shared by its threads."""
+class Row(Protocol):
+    """What a reader needs to know of a tensor."""
 
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, int, int]] = {}
+    dtype: DType
 
-    def open(self, path: str) -> Any:
-        """The file, without a buffer; refused if it is not the one that this run saw before."""
-        try:
-            # O_NONBLOCK: opening a named pipe that took the file's place would wait for ever.
-            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-            file = os.fdopen(os.open(path, flags), "rb", buffering=0)
-        except OSError as error:
-            raise SourceError(error.strerror or str(error), where=path) from None
-        now = _state(os.fstat(file.fileno()))
-        if self._seen.setdefault(path, now) != now:
-            file.close()
-            raise _changed(path)
-        return file
-
-    def check(self) -> None:
-        """Refuse what was read from files that somebody has written to since they were opened."""
-        for path, before in self._seen.items():
-            try:
-                now = _state(os.stat(path))
-            except OSError:
-                continue  # gone, so nobody can have written to what was read
-            if now != before and now[0] == before[0]:
-                raise _changed(path)
-
-
-def _state(about: os.stat_result) -> tuple[int, int, int]:
-    return about.st_ino, about.st_size, about.st_mtime_ns
-
-
-def _changed(path: str) -> SourceError:
-    return SourceError("the file was written to while it was read", where=path, hint="open it anew, and run again")
+    def summary(self) -> str:
+        """Its name, for messages."""
 
 
 class Reader:
@@ -78,16 +53,20 @@ class Reader:
         self._path = ""
         self._held = (0, 0)  # the range of the file that the memory holds
 
-    def span(self, info: ParameterInfo, place: Location, start: int, stop: int, ahead: int) -> Block:
+    def span(self, row: Row, place: Location, start: int, stop: int, ahead: int) -> Block:
         """Elements of a tensor that lie packed in a file.
 
         Args:
-            info: The tensor's record.
-            place: Where its elements lie.
-            start, stop: Which ones.
-            ahead: Up to where in the file more will be asked for, closely packed: it may be read along.
+            row: The tensor.
+            place: The byte range of its elements.
+            start, stop: The first element, and the one after the last.
+            ahead: Offset in the file up to which more will be asked for, closely packed: it may be read along.
+
+        Raises:
+            TruncatedFile: The file ends before the tensor does.
+            SourceError: The system cannot read it.
         """
-        dtype = info.dtype
+        dtype = row.dtype
         first, last = place.start + start * dtype.bits // 8, place.start + dtype.nbytes(stop)
         if self._path != place.file:
             self.close()
@@ -98,35 +77,24 @@ class Reader:
         if ended < last:
             size = os.fstat(self._file.fileno()).st_size
             raise TruncatedFile(
-                f"the file ends at byte {size}, within the tensor {info.name!r}",
+                f"the file ends at byte {size}, within the tensor {row.summary()!r}",
                 where=place.file,
                 exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
             )
-        return Block(info, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
+        return Block(dtype, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
 
     def _read(self, first: int, last: int) -> None:
         """Read a range of the file, or as much of it as there is."""
         self._held = (0, 0)
         memory = self._buffer(last - first)[: last - first]
-        at = 0
-        if not hasattr(os, "preadv"):
-            self._file.seek(first)
-        while at < len(memory):
-            if hasattr(os, "preadv"):
-                got = os.preadv(self._file.fileno(), [memory[at:]], first + at)
-            else:
-                got = self._file.readinto(memory[at:])
-            if not got:
-                break
-            at += got
-        self._held = (first, first + at)
+        self._held = (first, first + read_into(self._file, [memory], first, self._path))
 
-    def array(self, info: ParameterInfo, array: Array, start: int, stop: int) -> Block:
+    def array(self, dtype: DType, array: Array, start: int, stop: int) -> Block:
         """Elements of an array of any layout: a view where they lie contiguous, else a copy of just these."""
         import numpy as np
 
         if array.flags.c_contiguous and array.dtype.isnative:
-            return Block(info, start, stop, array.reshape(-1)[start:stop].view(np.uint8).data, packed=False)
+            return Block(dtype, start, stop, array.reshape(-1)[start:stop].view(np.uint8).data, packed=False)
         self._held = (0, 0)
         size = (stop - start) * array.itemsize
         data = self._buffer(size)[:size]
@@ -134,7 +102,7 @@ class Reader:
             # As integers, of which the layout alone matters: they copy faster than the types of ml_dtypes.
             array = array.view(f"u{array.itemsize}")
         gather(array, np.frombuffer(data, array.dtype.newbyteorder("=")), start, stop)
-        return Block(info, start, stop, data, packed=False)
+        return Block(dtype, start, stop, data, packed=False)
 
     def _buffer(self, nbytes: int) -> memoryview:
         if self._memory.readonly or len(self._memory) < nbytes:
@@ -220,24 +188,27 @@ def gather(array: Array, out: Array, start: int, stop: int) -> None:
 
 
 class SharedArray:
-    """An array that the parts of one job read, got from the source once and let go after the last."""
+    """An array that several threads read, made at the first use.
 
-    def __init__(self, get: Any, parts: int) -> None:
+    Args:
+        get: Makes it; called once. What it raises is raised at every use.
+    """
+
+    def __init__(self, get: Callable[[], Array]) -> None:
         self._get = get
-        self._left = parts
         self._array: Array | None = None
+        self._error: Exception | None = None
         self._lock = threading.Lock()
 
     def get(self) -> Array:
         """The array."""
         with self._lock:
+            if self._error is not None:
+                raise self._error
             if self._array is None:
-                self._array = self._get()
+                try:
+                    self._array = self._get()
+                except Exception as error:
+                    self._error = error
+                    raise
             return self._array
-
-    def done(self) -> None:
-        """One part is read."""
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self._array = None

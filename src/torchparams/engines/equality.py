@@ -1,0 +1,51 @@
+"""Whether the rows of a job have the same bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchparams.engines.base import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torchparams.engines.base import Job
+    from torchparams.io.blocks import Block
+
+
+class SameBits(Task[bool, bool]):
+    """The task that compares two rows of one dtype bit by bit.
+
+    >>> import numpy as np
+    >>> from torchparams.engines import Job, ThreadEngine
+    >>> from torchparams.testing import MemorySource
+    >>> source = MemorySource({"a": np.zeros(3), "b": np.zeros(3)})
+    >>> ThreadEngine().map([Job.of((source, "a"), (source, "b"))], SameBits())
+    {'a': True}
+    """
+
+    def begin(self, job: Job) -> _Fold:
+        """Nothing differs yet."""
+        return _Fold()
+
+    def combine(self, job: Job, parts: Sequence[bool]) -> bool:
+        """Whether all parts are the same."""
+        return all(parts)
+
+
+class _Fold:
+    def __init__(self) -> None:
+        self._same = True
+
+    def update(self, a: Block, b: Block) -> None:
+        import numpy as np
+
+        if not self._same:
+            return
+        if a.packed == b.packed:
+            self._same = bool(np.array_equal(a.data, b.data))
+        else:  # one of them has a byte for each element
+            self._same = bool(np.array_equal(a.values().view(np.uint8), b.values().view(np.uint8)))
+
+    def finish(self) -> bool:
+        return self._same
