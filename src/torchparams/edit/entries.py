@@ -126,12 +126,11 @@ def _make_one(entry: Entry, format: str, how: str, base: tuple[Entry, int] | Non
 
 
 def _expression(entry: Entry, format: str) -> Expression:
+    stored = entry.source.row(entry.info.name, entry.info) if entry.expression is None else entry.expression
+    for leaf in stored.leaves():
+        _check_readable(leaf)
     if entry.expression is not None:
-        for leaf in entry.expression.leaves():
-            _check_readable(leaf)
         return entry.expression
-    stored = Stored(entry.source, entry.info.name, entry.info)
-    _check_readable(stored)
     shape = stored.shape
     if entry.dtype != stored.dtype:
         return Cast(stored, entry.dtype)
