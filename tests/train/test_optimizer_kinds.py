@@ -139,6 +139,9 @@ def test_what_an_optimizer_has_is_what_it_needs() -> None:
     model, optimizer = trained(Own)
     with pytest.raises(MismatchError, match="it has exp_avg, exp_avg_sq, step, and Own needs mean"):
         tp.load_optimizer_state(model, optimizer, saved.state_dict(), names=NAMES)
+    more = {key: {**values, "mean": values["exp_avg"]} for key, values in saved.state_dict()["state"].items()}
+    with pytest.raises(MismatchError, match="it has exp_avg, exp_avg_sq, step, which Own does not use"):
+        tp.load_optimizer_state(model, optimizer, {**saved.state_dict(), "state": more}, names=NAMES)
     found = tp.load_optimizer_state(model, Own(model.parameters()), saved.state_dict(), names=NAMES)
     assert found.notes == (
         "The state does not name its optimizer, and Own has not stepped yet: whether it is its state was not checked.",

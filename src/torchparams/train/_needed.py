@@ -47,12 +47,17 @@ BY_OPTION = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "m
 class Needs:
     """Which state fits an optimizer.
 
+    Args:
+        own: The optimizer.
+        named: Whether the state says which class it is of.
+
     Attributes:
         known: Whether there is anything to hold state against.
     """
 
-    def __init__(self, own: Own) -> None:
+    def __init__(self, own: Own, named: bool) -> None:
         self._own = own
+        self._named = named
         kind = type(own.kind)
         self._torch = kind.__name__ if kind.__module__.startswith("torch.optim") and kind.__name__ in TORCH else None
         self.needed: frozenset[str]
@@ -96,8 +101,9 @@ class Needs:
             kept = f"it has {listed(sorted(keys))}" if keys else "it has no state"
             return f"{kept}, and {label} needs {listed(sorted(needed - keys))}"
         strange = keys - self._takes
-        # What a wrapper keeps beside is not known here, nor what a class that is not torch's own keeps at other times.
-        closed = self._torch is not None and not self._own.wrapped
+        # What a wrapper keeps beside is not known here. What a class that is not torch's own keeps at other times is
+        # not either: of the same class that may be more, of one that is not named it means another class.
+        closed = not self._own.wrapped and not (self._torch is None and self._named)
         if self.known and strange and (closed or strange == keys):
             return f"it has {listed(sorted(strange))}, which {label} does not use"
         return ""

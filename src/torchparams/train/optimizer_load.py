@@ -299,7 +299,7 @@ def _check_kind(saved: OptimizerState, optimizer: object) -> None:
 def _match(saved: OptimizerState, own: Own, options: Sequence[Mapping[str, Any]]) -> Coverage:
     """What of one optimizer was saved; `unexpected` is what it does not have itself."""
     saved_with = {name: group for group in saved.groups for name in group["params"]}
-    needs = Needs(own)
+    needs = Needs(own, named=bool(saved.optimizer))
     loaded: list[Item] = []
     mismatched: list[Item] = []
     groups = zip(options, own.optimizer.param_groups, strict=True)
