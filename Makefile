@@ -55,11 +55,13 @@ $(VENV)/bin/python:
 
 # Without torch: files are read without it.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt -e .
+	@echo 'Installing torchparams in $(VENV): once.'
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.torch: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt -e '.[torch]'
+	@echo 'Installing torchparams and torch in $(VENV): once, some minutes.'
+	@$(PIP) install -c constraints.txt -e '.[torch]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python

@@ -15,23 +15,27 @@ SESSION = """
 import torch, torchparams as tp
 from torch import nn
 _ = torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+model = nn.Sequential(
+    nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+)
 print(tp.explain(model))
 
 # One of its tensors.
 print(tp.explain(model, "1.running_mean"))
 
-# Make model.parameters the table of them. Called, it is PyTorch's iterator as before.
+# Make model.parameters a table. Called, it is PyTorch's iterator as before.
 model = tp.attach(model)
 print(model.parameters)
-model.parameters["3.bias"] is model[3].bias, len(list(model.parameters()))
+model.parameters["3.bias"] is model[3].bias
+len(list(model.parameters()))
 
 # Freeze the first layer and the batch norm, its running statistics too.
 frozen = tp.freeze(model, "0.* | 1.**")
 print(frozen)
 
 # No weight decay for biases; then an optimizer of PyTorch's.
-groups = tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), lr=0.05, weight_decay=0.01)
+no_decay = tp.rule(tp.no_decay, weight_decay=0.0)
+groups = tp.groups(model, no_decay, lr=0.05, weight_decay=0.01)
 optimizer = torch.optim.AdamW(groups)
 print(groups)
 
@@ -45,9 +49,11 @@ for step in range(20):
     loss.backward()
     optimizer.step()
     if step % 5 == 0 or step == 19:
-        print(f"step {step:>2}  loss {loss.item():.3f}  gradient norm {tp.grad_norms(model).total:.3f}")
+        norm = tp.grad_norms(model).total
+        print(f"step {step:>2}  loss {loss.item():.3f}  gradient norm {norm:.3f}")
 
-# What moved, and by how much? The frozen layers did not, and neither did the running statistics.
+# What moved, and by how much? The frozen layers and their running statistics
+# did not.
 print(tp.diff("start.safetensors", model, numeric=True))
 
 # Is anything wrong with it?
@@ -71,8 +77,10 @@ def main() -> None:
         if run(shlex.split(command)):
             raise SystemExit(1)
     print(
-        "\nThe files are in demo/. Next: docs/parameters.md, every question about parameters with its answer;"
-        "\n.venv/bin/torchparams explain FILE.py:CLASS, for a network of yours; make demo-file, a larger checkpoint."
+        "\nThe files are in demo/. What next?"
+        "\n  docs/parameters.md                              questions about parameters"
+        "\n  .venv/bin/torchparams explain FILE.py:FUNCTION  a network of yours"
+        "\n  make demo-file                                  a larger checkpoint"
     )
 
 
