@@ -50,7 +50,7 @@ for step in range(20):
     optimizer.step()
     if step % 5 == 0 or step == 19:
         norm = tp.grad_norms(model).total
-        print(f"step {step:>2}  loss {loss.item():.3f}  gradient norm {norm:.3f}")
+        print(f"step {step:>2}  loss {loss:.3f}  gradient {norm:.3f}")
 
 # What moved, and by how much? The frozen layers and their running statistics
 # did not.
@@ -66,9 +66,8 @@ print(tp.of("trained.safetensors").select("3.*"))
 COMMANDS = ("ls trained.safetensors --tree", "stats trained.safetensors -s ':matrix'")
 
 
-def main() -> None:
-    """Show everything, in the directory `demo`."""
-    folder = Path(__file__).resolve().parents[1] / "demo"
+def main(folder: Path) -> None:
+    """Show everything; `folder` is where files are written."""
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     show(SESSION)
@@ -101,4 +100,4 @@ def show(session: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).resolve().parents[1] / "demo")

@@ -71,3 +71,25 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in DOCS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_a_heading_lead_to_one() -> None:
+    for page in DOCS:
+        text = page.read_text()
+        for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+            target = (page.parent / path).read_text() if path else text
+            # As GitHub makes them: without punctuation, a hyphen for each space.
+            anchors = {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+                for heading in re.findall(r"^#+ (.+)$", target, flags=re.MULTILINE)
+            }
+            assert anchor in anchors, f"{page.name}: {path}#{anchor}"
+
+
+def test_the_page_on_parameters_lists_every_sentence_with_its_verdict() -> None:
+    text = (ROOT / "docs" / "parameters.md").read_text()
+    judged = re.findall(r'^### "(.*?)\.?"\n\n\*\*(True|False)', text, flags=re.MULTILINE)
+    assert len(judged) == len(re.findall(r'^### "', text, flags=re.MULTILINE)) >= 15
+    assert re.findall(r"^\| \[(.*)\]\(#.*\) \| (\w+) \|$", text, flags=re.MULTILINE) == [
+        (sentence, verdict.lower()) for sentence, verdict in judged
+    ]
