@@ -173,6 +173,25 @@ def test_scripted_traced_and_symbolic_models() -> None:
         assert len(list(made.parameters())) == 4
 
 
+def test_models_that_are_built_anew_come_without_it() -> None:
+    model = tp.attach(sequential(), submodules=True)
+    graph = tp.attach(torch.fx.symbolic_trace(model))
+    exported = torch.export.export(model, (torch.ones(1, 3),))
+    assert list(exported.state_dict) == NAMES
+    for anew in (copy.deepcopy(graph), exported.module()):
+        assert not isinstance(anew.parameters, tp.Parameters)
+        assert [name for name, _ in anew.named_parameters()] == NAMES
+
+
+def test_a_parametrized_model() -> None:
+    model = tp.attach(sequential()[0])
+    nn.utils.parametrizations.orthogonal(model, "weight")  # gives the object a class of its own
+    for one in (model, copy.deepcopy(model)):
+        assert one.parameters.names == ["bias", "parametrizations.weight.original"]
+        assert one.parameters == tp.of(one)
+        assert len(list(one.parameters())) == 2
+
+
 def test_the_verbs_see_an_ordinary_model() -> None:
     model = tp.attach(sequential(), submodules=True)
     assert not tp.audit(model).findings

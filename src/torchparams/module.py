@@ -172,7 +172,8 @@ def attach(model: M, *, submodules: bool = False) -> M:
 
     The table is an attribute of the model and holds the model. So the memory of a model that you drop is freed when
     Python's garbage collector runs, or at once after `detach`. Shallow copies (`copy.copy`, the replicas of
-    `nn.DataParallel`) keep the table of the original.
+    `nn.DataParallel`) keep the table of the original. Models that PyTorch builds anew, such as exported and scripted
+    ones and copies of an `fx.GraphModule`, come without one.
 
     Args:
         model: The module, which is changed in place.
