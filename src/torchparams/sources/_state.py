@@ -14,6 +14,8 @@ from torchparams.sources._live import class_names
 from torchparams.sources._traverse import wrapped_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
 _WRITERS = {
@@ -42,23 +44,35 @@ def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
     [('0', 'has extra state')]
     """
     known: dict[type, str] = {}
-    # Mostly there are none, and names are not made then.
-    modules = [root]
-    seen = {id(root)}
-    found = False
-    for module in modules:  # grows as it is read
-        found = found or bool(_how(module, known))
-        for child in module._modules.values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                modules.append(child)
-    if not found:
+    if not any(_candidates(root, known)):  # mostly there are none, and no names are made
         return ()
     return tuple(
         LeftOut(name, class_names(module)[0], how, live=True)
         for name, module in named_modules(root)
         if (how := _how(module, known))
     )
+
+
+def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:
+    """Whether a module has state of its own, for each whose class is new or has such, or that has hooks."""
+    modules = [root]
+    seen = {id(root)}
+    for module in modules:  # grows as it is read
+        own = module.__dict__
+        if (
+            known.get(type(module)) != ""
+            or module._state_dict_hooks
+            or module._state_dict_pre_hooks
+            or "_save_to_state_dict" in own
+            or "get_extra_state" in own
+            or "state_dict" in own
+        ):
+            yield bool(_how(module, known))
+        if below := module._modules:
+            for child in below.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append(child)
 
 
 def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:

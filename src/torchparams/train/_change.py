@@ -20,6 +20,7 @@ from torchparams.report import (
     to_text,
 )
 from torchparams.rows import ROWS_SHOWN
+from torchparams.train._live import outside
 from torchparams.train._statistics import StatisticsHold, hold_on
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ class Change:
         statistics: The layers whose running statistics stopped (or move again), by canonical name.
         trainable: Count of elements of the model's trainable parameters, afterwards.
         numel: Count of elements of all its parameters.
-        left_out: State of the selected modules outside their parameters and buffers, which was left alone.
     """
 
     did = ""
@@ -124,7 +124,8 @@ class Change:
         self.trainable = self.numel = 0
         self._sizes: Mapping[str, tuple[tuple[int, ...] | None, int]] = {}
         self._ddp = False
-        self.left_out: tuple[LeftOut, ...] = () if chosen is None else chosen.left_out
+        self._source = None if chosen is None else chosen.source
+        self._whole = chosen is not None and len(chosen.names) == len(chosen.tensors)
         self._of_no_model = chosen is None
         if chosen is not None:
             records = chosen.records
@@ -135,6 +136,11 @@ class Change:
             self.numel = sum(self._sizes[name][1] for name in every)
             self.trainable = sum(self._sizes[name][1] for name, parameter in every.items() if parameter.requires_grad)
             self._ddp = "DistributedDataParallel(" in chosen.source.label
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State of the selected modules outside their parameters and buffers, which was left alone."""
+        return () if self._source is None else outside(self._source, self.names, whole=self._whole)
 
     def undo(self) -> None:
         """Put every flag, mode and gradient back as it was; a second time it does nothing.

@@ -12,11 +12,12 @@ from torchparams.parameters import Parameters, of
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torchparams.left_out import LeftOut
     from torchparams.sources._live import LiveRecords
     from torchparams.sources._module import ModuleSource
+    from torchparams.sources.base import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,7 @@ class Chosen:
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """State outside the network's parameters and buffers; of a part of it, that of the modules that it names."""
-        found = self.source.left_out
-        if not found or len(self.names) == len(self.tensors):
-            return found
-        owners = {name.rpartition(".")[0] for name in self.names}
-        return tuple(each for each in found if each.name in owners)
+        return outside(self.source, self.names, whole=len(self.names) == len(self.tensors))
 
     def parameters(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Name → tensor of what is selected, or of `names`, the buffers left out."""
@@ -76,6 +73,15 @@ def refuse_codes(source: ModuleSource, tensors: Mapping[str, Any], verb: str) ->
     if any(cls is not Parameter or dtype.itemsize == 1 or not dtype.is_floating_point for cls, dtype in kinds):
         hint = f"Leave it out of the selection: {verb} takes its elements for values"
         refuse(source.coded(), tensors, source.label, hint, numbers=True)
+
+
+def outside(source: Source, names: Iterable[str], *, whole: bool) -> tuple[LeftOut, ...]:
+    """State outside the table of a source; unless `whole`, of the modules that hold the tensors `names`."""
+    found = source.left_out
+    if not found or whole:
+        return found
+    owners = {name.rpartition(".")[0] for name in names}
+    return tuple(each for each in found if each.name in owners)
 
 
 def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:

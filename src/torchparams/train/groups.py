@@ -55,7 +55,6 @@ class Groups(list[dict[str, Any]]):
         frozen: Names of the parameters that are left out because they are frozen.
         origins: Name of a parameter → where its options come from; of the frozen ones too.
         hits: How many parameters each rule hits, frozen ones included.
-        left_out: State of the model outside its parameters and buffers, which no optimizer trains.
         source: What lists the parameters.
     """
 
@@ -70,7 +69,6 @@ class Groups(list[dict[str, Any]]):
         frozen: tuple[str, ...] = (),
         origins: Mapping[str, Origin] | None = None,
         hits: tuple[int, ...] = (),
-        left_out: tuple[LeftOut, ...] = (),
     ) -> None:
         super().__init__(groups)
         self.source = source
@@ -80,7 +78,6 @@ class Groups(list[dict[str, Any]]):
         self.frozen = frozen
         self.origins: Mapping[str, Origin] = origins or {}
         self.hits = hits
-        self.left_out = left_out
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +88,11 @@ class Groups(list[dict[str, Any]]):
     def label(self) -> str:
         """What the model is called."""
         return "a model" if self.source is None else self.source.label
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State of the model outside its parameters and buffers, which no optimizer trains."""
+        return () if self.source is None else self.source.left_out
 
     def split(self, option: str) -> dict[Any, Groups]:
         """One list of groups for each value of an option, which is taken out of them: one for each optimizer.
@@ -137,7 +139,6 @@ class Groups(list[dict[str, Any]]):
             frozen=self.frozen,
             origins=self.origins,
             hits=self.hits,
-            left_out=self.left_out,
         )
 
     def explain(self, name: str) -> Explained:
@@ -287,7 +288,6 @@ def groups(
         frozen=tuple(frozen),
         origins=origins,
         hits=hits,
-        left_out=params.left_out,
     )
 
 

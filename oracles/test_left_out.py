@@ -1,0 +1,73 @@
+"""Layers of bitsandbytes and of torch's quantisation, which keep state that is neither parameter nor buffer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+
+import torchparams as tp
+from torchparams.errors import NotReadable, PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "nf4": lambda: bnb.nn.LinearNF4(64, 64, bias=True),
+    "fp4": lambda: bnb.nn.LinearFP4(64, 64, compress_statistics=False),
+    "int8": lambda: bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False),
+}
+
+
+def net(kind: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 64), LAYERS[kind]()).to("cpu")
+
+
+def snapshot(model: nn.Module) -> Any:
+    return [
+        (id(p), p.data_ptr(), p._version, p.untyped_storage().resizable(), id(getattr(p, "quant_state", None)))
+        for p in model.parameters()
+    ]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_their_state_is_named_and_never_dropped(kind: str, tmp_path: Path) -> None:
+    model = net(kind)
+    before = snapshot(model)
+    (found,) = tp.of(model).left_out
+    assert found.name == "1"
+    assert found.kind.startswith("bitsandbytes.nn.modules.Linear")
+    for result in (tp.ls(model), tp.stats(model), tp.diff(model, model), tp.audit(model)):
+        assert found.kind in str(result)
+    assert not tp.diff(model, model).same
+    with pytest.raises(NotReadable, match="would have one digest"):
+        tp.digest(model)
+    with pytest.raises(PlanError, match="would be missing"):
+        tp.save(model, tmp_path / "model.safetensors")
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_their_state_dict_is_saved_whole(kind: str, tmp_path: Path) -> None:
+    state = net(kind).state_dict()
+    path = tmp_path / "model.safetensors"
+    tp.save(state, path)
+    assert set(tp.of(path).names) == set(state)
+    assert tp.diff(state, path).same
+    assert tp.digest(state).digest == tp.digest(path).digest
+    assert tp.verify(path, tp.digest(state)).ok
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_quantisation() -> None:
+    quantise: Any = torch.ao.quantization.quantize_dynamic
+    model = nn.ModuleDict({"lstm": nn.LSTM(4, 4), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    found = {each.name for each in tp.of(quantise(model, {nn.LSTM, nn.Linear})).left_out}
+    assert {"fc", "fc._packed_params"} < found
+    assert any(name.startswith("lstm") for name in found)
+    assert "norm" not in found
