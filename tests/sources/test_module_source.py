@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
@@ -1025,3 +1027,86 @@ def test_keys_that_are_no_text(held: str, where: str) -> None:
             verb()
         message = f"{where}: a key of {held} is 3, not a text. register tensors through PyTorch's functions."
         assert str(caught.value) == message
+
+
+# --- changes meanwhile ----------------------------------------------------------------------------
+
+CHANGED = (
+    "Sequential: the model was changed while it was read, by another thread perhaps. "
+    "read it again when nothing changes it, or hold one lock for both."
+)
+READINGS: dict[str, Any] = {
+    "listing": lambda model: list(tp.of(model)),
+    "buffers": lambda model: list(tp.of(model, buffers=True)),
+    "records": lambda model: tp.of(model).infos,
+    "iterator": lambda model: list(tp.of(model)()),
+    "print": lambda model: tp.stats(model),
+    "freeze": tp.freeze,
+    "groups": lambda model: tp.groups(model, lr=1.0),
+    "load": lambda model: tp.load(model, {}),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_module_added_meanwhile_is_one_clear_error(reading: str) -> None:
+    class Adds(nn.Linear):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "_parameters" and armed:
+                armed.clear()
+                model.add_module("more", nn.Linear(1, 1))
+            return super().__getattribute__(name)
+
+    armed: list[bool] = []
+    model = nn.Sequential(Adds(1, 1), nn.Linear(1, 1))
+    armed.append(True)
+    with pytest.raises(SourceError) as caught:
+        READINGS[reading](model)
+    assert str(caught.value) == CHANGED
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_parameter_added_meanwhile_is_one_clear_error(reading: str) -> None:
+    class Changing(dict[str, Any]):
+        def items(self) -> Any:
+            yield from super().items()
+            raise RuntimeError("dictionary keys changed during iteration")
+
+    model = nn.Sequential(nn.Linear(1, 1))
+    model[0]._parameters = Changing(model[0]._parameters)
+    with pytest.raises(SourceError) as caught:
+        READINGS[reading](model)
+    assert str(caught.value) == CHANGED
+
+
+def test_aliases_that_are_asked_for_after_a_change() -> None:
+    model: Any = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    model[1].weight = model[0].weight
+    records = ModuleSource(model).records()
+    model.append(nn.Linear(1, 1))
+    with pytest.raises(SourceError) as caught:
+        list(records.aliases)
+    assert str(caught.value) == CHANGED
+
+
+def test_another_thread_that_changes_the_model() -> None:
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(200)))
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            model.add_module("more", nn.Linear(1, 1))
+            del model._modules["more"]
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=change)
+    thread.start()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            for read in (READINGS["listing"], READINGS["records"], READINGS["iterator"]):
+                with contextlib.suppress(SourceError):
+                    read(model)
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        thread.join()

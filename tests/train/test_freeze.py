@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as old_spectral_norm
@@ -21,6 +23,7 @@ from torchparams.errors import MismatchError, NoMatch, TorchParamsError, Unsuppo
 from torchparams.train._statistics import StatisticsHold, _Around, has_running_statistics, hold_on
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -464,6 +467,59 @@ def test_unfreeze_and_its_undo() -> None:
     assert state(model) == before
     assert not model.train().head[1].training
     assert tp.unfreeze(model, "encoder.0.bn.weight").statistics == ("encoder.0.bn",)
+
+
+SELECTORS = (None, "encoder.**", "head.**", "encoder.0.**", "**.bias", "**.bn.*")
+
+
+@given(calls=st.lists(st.tuples(st.booleans(), st.sampled_from(SELECTORS)), min_size=2, max_size=5), order=st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_undoing_in_any_order_that_is_allowed_leads_back(
+    calls: list[tuple[bool, str | None]], order: random.Random
+) -> None:
+    model = net()
+    model.encoder[0].conv.bias.requires_grad_(False)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), 1)
+    kept = tp.freeze(model, "encoder.1.**")  # never undone
+    before = state(model)
+    changes: list[Any] = []
+    for freezes, selector in calls:
+        changes.append(tp.freeze(model, selector) if freezes else tp.unfreeze(model, selector))
+    order.shuffle(changes)
+    while changes:  # those that are refused now are tried again later
+        left = []
+        for change in changes:
+            now = state(model)
+            try:
+                change.undo()
+            except TorchParamsError:
+                assert state(model) == now
+                left.append(change)
+        assert len(left) < len(changes)
+        changes = left
+    assert state(model) == before
+    assert kept.changed
+
+
+def test_undoing_before_a_later_change_of_the_same_is_refused() -> None:
+    model = net()
+    before = state(model)
+    frozen = tp.freeze(model)
+    unfrozen = tp.unfreeze(model, "head.1.*")
+    now = state(model)
+    with pytest.raises(TorchParamsError) as caught:
+        frozen.undo()
+    assert str(caught.value) == (
+        "Net: a later unfreeze has changed some of the same parameters or layers, and is not undone. nothing was "
+        "changed. undo that first: changes of the same thing are undone in the reverse order."
+    )
+    assert state(model) == now
+    again = tp.freeze(model, "head.1.*")
+    with pytest.raises(TorchParamsError, match="a later freeze"):
+        unfrozen.undo()
+    for change in (again, unfrozen, frozen):
+        change.undo()
+    assert state(model) == before
 
 
 # --- writing it down ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
 from torchparams.sources._live import LiveRecords, class_names, coded_parameters
 from torchparams.sources._state import state_outside
-from torchparams.sources._traverse import attribute, holders, list_tensors, reach, refuse_odd_keys
+from torchparams.sources._traverse import attribute, changed, holders, list_tensors, reach, refuse_odd_keys
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -94,25 +94,28 @@ class ModuleSource(Source):
 
         With `recurse=False`, those of the outermost module alone, as PyTorch has it; a wrapper has none.
         """
-        if remove_duplicate:
-            seen: set[int] = set()
-            for prefix, _, owner in holders(self.module, recurse=recurse):
+        try:
+            if remove_duplicate:
+                seen: set[int] = set()
+                for prefix, _, owner in holders(self.module, recurse=recurse):
+                    for key, tensor in owner._parameters.items():
+                        if tensor is not None and (identity := id(tensor)) not in seen:
+                            seen.add(identity)
+                            try:
+                                name = prefix + key
+                            except TypeError:
+                                refuse_odd_keys(self.module)
+                                raise
+                            yield name, name, tensor
+                return
+            canonical = {id(tensor): name for name, tensor in list_tensors(self.module, False).tensors.items()}
+            for prefix, _, owner in holders(self.module, recurse=recurse, every=True):
                 for key, tensor in owner._parameters.items():
-                    if tensor is not None and (identity := id(tensor)) not in seen:
-                        seen.add(identity)
-                        try:
-                            name = prefix + key
-                        except TypeError:
-                            refuse_odd_keys(self.module)
-                            raise
-                        yield name, name, tensor
-            return
-        canonical = {id(tensor): name for name, tensor in list_tensors(self.module, False).tensors.items()}
-        for prefix, _, owner in holders(self.module, recurse=recurse, every=True):
-            for key, tensor in owner._parameters.items():
-                if tensor is not None:
-                    name = prefix + key
-                    yield name, canonical.get(id(tensor), name), tensor
+                    if tensor is not None:
+                        name = prefix + key
+                        yield name, canonical.get(id(tensor), name), tensor
+        except RuntimeError as error:
+            raise changed(error, self.module) from None
 
     # --- values ----------------------------------------------------------------------------
 

@@ -93,6 +93,24 @@ def holders(
                     met.discard(id(parent))
     except AttributeError as error:
         raise _explained(error) from None
+    except RuntimeError as error:
+        raise changed(error, root) from None
+
+
+def changed(error: Exception, root: nn.Module) -> Exception:
+    """The error for modules or tensors that changed while they were read; another error as it is.
+
+    Args:
+        error: What Python raised: a KeyError where a tensor was not found again, or a RuntimeError.
+        root: The network.
+    """
+    if isinstance(error, RuntimeError) and "during iteration" not in str(error):
+        return error
+    return SourceError(
+        "the model was changed while it was read, by another thread perhaps",
+        where=type(root).__name__,
+        hint="read it again when nothing changes it, or hold one lock for both",
+    )
 
 
 def _bearing(root: nn.Module, buffers: bool) -> set[int]:
@@ -171,6 +189,8 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
     except TypeError:
         refuse_odd_keys(root)
         raise
+    except RuntimeError as error:
+        raise changed(error, root) from None
     # Asked once for all, since the answer is mostly no: asking for each tensor takes a fifth of the traversal.
     tied = len(set(map(id, tensors))) < len(tensors)
     if tied:
@@ -272,6 +292,8 @@ def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
             module = None if key is None else module._modules[key]
     except AttributeError as error:
         raise _explained(error) from None
+    except (RuntimeError, KeyError) as error:
+        raise changed(error, root) from None
     return None
 
 
@@ -331,14 +353,17 @@ def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, li
     canonical = {id(tensor): name for name, tensor in listing.tensors.items()}
     found: dict[str, list[str]] = {}
     count = 0
-    for prefix, _, owner in holders(root, buffers=buffers, every=True):
-        for key, tensor in _held(owner, buffers):
-            name, first = prefix + key, canonical[id(tensor)]
-            if name != first:
-                found.setdefault(first, []).append(name)
-                count += 1
-        if count > limits.ALIASES:
-            return _some_aliases(root, buffers, listing, canonical)
+    try:
+        for prefix, _, owner in holders(root, buffers=buffers, every=True):
+            for key, tensor in _held(owner, buffers):
+                name, first = prefix + key, canonical[id(tensor)]
+                if name != first:
+                    found.setdefault(first, []).append(name)
+                    count += 1
+            if count > limits.ALIASES:
+                return _some_aliases(root, buffers, listing, canonical)
+    except (RuntimeError, KeyError) as error:
+        raise changed(error, root) from None
     return found
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from torchparams.errors import TorchParamsError
 from torchparams.left_out import left_out_lines
 from torchparams.report import (
     Column,
@@ -24,7 +27,7 @@ from torchparams.train._live import outside
 from torchparams.train._statistics import StatisticsHold, hold_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -36,8 +39,14 @@ if TYPE_CHECKING:
 class Steps:
     """What has been changed, with what was there before. Nothing that was so already is in it."""
 
+    # Those that somebody can still undo. What is forgotten without that is no obstacle to the undoing of others.
+    _all: ClassVar[weakref.WeakSet[Steps]] = weakref.WeakSet()
+    _count: ClassVar[Iterator[int]] = itertools.count()
+
     def __init__(self, requires_grad: bool = False) -> None:
         self.requires_grad = requires_grad
+        self._number = next(self._count)
+        self._all.add(self)
         # Two lists, and not one of pairs, which would be so many objects more for the garbage collector.
         self.flipped: list[Any] = []
         self.grads: list[Any] = []
@@ -68,6 +77,28 @@ class Steps:
         if hold is not None:
             hold.release()
             self.released.append(hold)
+
+    def refuse_if_changed_since(self, where: str) -> None:
+        """Raise if a later change of the same parameters or layers is not undone: what was before is before that.
+
+        Raises:
+            TorchParamsError: There is one.
+        """
+        ours = self._touched()
+        for later in tuple(self._all):
+            if later._number > self._number and not ours.isdisjoint(later._touched()):
+                verb = "unfreeze" if later.requires_grad else "freeze"
+                raise TorchParamsError(
+                    f"a later {verb} has changed some of the same parameters or layers, and is not undone",
+                    where=where,
+                    exists="nothing was changed",
+                    hint="undo that first: changes of the same thing are undone in the reverse order",
+                )
+
+    def _touched(self) -> set[int]:
+        things = (self.flipped, (parameter for parameter, _ in self.cleared))
+        layers = (hold.module for hold in (*self.held, *self.released))
+        return {id(thing) for kind in (*things, layers) for thing in kind}
 
     def undo(self) -> None:
         # Emptied as it goes: a second undo finds nothing to do, and the gradients are not kept any longer.
@@ -145,11 +176,16 @@ class Change:
     def undo(self) -> None:
         """Put every flag, mode and gradient back as it was; a second time it does nothing.
 
-        Only what this call has changed is put back, so of several freezes each can be undone by itself. A layer's mode
-        becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of gradients, one
-        that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a frozen
-        parameter.
+        Only what this call has changed is put back, so of several freezes each can be undone by itself. Where a later
+        one has changed the same parameters or layers, and you hold its result, that has to be undone first. A layer's
+        mode becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of
+        gradients, one that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a
+        frozen parameter.
+
+        Raises:
+            TorchParamsError: A later change has to be undone first. Nothing has changed.
         """
+        self._steps.refuse_if_changed_since(self.label)
         self._steps.undo()
 
     def __enter__(self) -> Self:
