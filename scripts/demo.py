@@ -33,7 +33,7 @@ len(list(model.parameters()))
 frozen = tp.freeze(model, "0.* | 1.**")
 print(frozen)
 
-# No weight decay for biases; then an optimizer of PyTorch's.
+# No weight decay for biases; then a PyTorch optimizer.
 no_decay = tp.rule(tp.no_decay, weight_decay=0.0)
 groups = tp.groups(model, no_decay, lr=0.05, weight_decay=0.01)
 optimizer = torch.optim.AdamW(groups)
