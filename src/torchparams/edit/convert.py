@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
-from torchparams.edit.plan import MEMORY, SAFETENSORS, Plan, kind_of
+from torchparams.edit.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
 from torchparams.errors import PlanError
 from torchparams.left_out import STATE_DICT_HINT, in_words
 from torchparams.parameters import Parameters, of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def convert(
     x: object,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     selector: object = None,
     *,
     rename: object = None,
@@ -50,7 +50,8 @@ def convert(
     Args:
         x: Anything that has parameters.
         path: The target: a file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt` for what
-            `torch.load(weights_only=True)` reads; or a directory, for safetensors.
+            `torch.load(weights_only=True)` reads; or a directory, for safetensors. None for a view, which every verb
+            takes and nothing writes.
         selector: Only these; None for all.
         rename: What names become: a mapping, `regex=replacement`, a function, or a list of these.
         strip_prefix: Taken off the names that begin with it, before any other rename.
@@ -144,7 +145,7 @@ def choose(x: object, selector: object, *, strict: bool = True) -> tuple[Paramet
 
 def plan_of(
     entries: list[Entry],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
     source: Source,
     *,
     shared: str | None = None,
@@ -155,9 +156,7 @@ def plan_of(
     **options: Any,
 ) -> Plan:
     """The plan that writes entries, with the metadata of the source that they (mostly) are of."""
-    import os
-
-    _, kind = kind_of(os.fspath(path), format)
+    _, kind = kind_of(path, format)
     made = make(entries, kind, shared)
     kept, index, lost = _metadata(source, kind)
     given = dict(metadata or {})
@@ -177,9 +176,11 @@ def plan_of(
     )
 
 
-def _metadata(source: Source, kind: str) -> tuple[dict[str, str], dict[str, Any], list[tuple[str, str]]]:
+def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
     """What a source's metadata becomes: that of each file, that of the index, and what is not written of it."""
     metadata, index = dict(source.metadata), dict[str, Any]()
+    if kind == VIEW:
+        return metadata, {}, []
     text: dict[str, str] = {}
     if source.format == SAFETENSORS:
         text, metadata = text_metadata(metadata)[0], {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
 from torchparams.edit.layout import Output, View
-from torchparams.edit.plan import SAFETENSORS
+from torchparams.edit.plan import SAFETENSORS, TORCH_ZIP
 from torchparams.encodings.companions import refuse
 from torchparams.errors import NotReadable, PlanError, TorchParamsError, shorten
 from torchparams.expressions.base import Expression, Retyped, Stored
@@ -137,7 +137,7 @@ def _expression(entry: Entry, format: str) -> Expression:
     # Elements of four bits are counted one by one in the one format, and in pairs in the other.
     if stored.dtype == _PAIR and format == SAFETENSORS:
         return Retyped(stored, _F4, (*shape[:-1], 2 * shape[-1]) if shape else (2,))
-    if stored.dtype == _F4 and format != SAFETENSORS:
+    if stored.dtype == _F4 and format == TORCH_ZIP:
         if not shape or shape[-1] % 2:
             raise PlanError(
                 f"torch holds elements of {_F4} in pairs, and its last dimension has "

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def fold_lora(
     base: object,
     adapter: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     scale: float = 1.0,
     dtype: object = None,
@@ -63,7 +63,7 @@ def fold_lora(
         base: Anything that has parameters, with the names that they have in the model that was tuned.
         adapter: The directory that PEFT's `save_pretrained` wrote: `adapter_config.json` and
             `adapter_model.safetensors` (or `.bin`).
-        path: The target: see `convert`.
+        path: The target; None for a view: see `convert`.
         scale: What the change is multiplied by, beside alpha/r.
         dtype: A type for all floating-point tensors, or a mapping, selector → type.
         compute: `float32` or `float64`.

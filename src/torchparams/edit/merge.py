@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def merge(
     sources: Sequence[object],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     selector: object = None,
     *,
     method: str = "linear",
@@ -72,7 +72,7 @@ def merge(
 
     Args:
         sources: Two or more things that have parameters; with a base, one is enough.
-        path: The target: see `convert`.
+        path: The target; None for a view: see `convert`.
         selector: Only these tensors are written; None for all.
         method: One of the above.
         weights: A number; one for each source; or a mapping, selector → either, whose later entries win. Its key None

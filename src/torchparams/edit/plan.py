@@ -14,6 +14,7 @@ from torchparams.edit.written import Written, remarks
 from torchparams.errors import PlanError, SourceError, shorten
 from torchparams.expressions.base import Stored
 from torchparams.expressions.operations import Cast
+from torchparams.io.packing import contiguous
 from torchparams.report import (
     Column,
     Report,
@@ -39,21 +40,22 @@ if TYPE_CHECKING:
 MEMORY = 256 << 20
 """Bytes of memory that running a plan may take for tensors, unless told otherwise."""
 
-SAFETENSORS, TORCH_ZIP = "safetensors", "torch zip"
+SAFETENSORS, TORCH_ZIP, VIEW = "safetensors", "torch zip", "view"
 _SUFFIXES = {".safetensors": SAFETENSORS, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH_ZIP)}
 _ROWS_SHOWN = 40
 
 
 class Plan:
-    """Tensors that are to be written to a target, and how each is made.
+    """Tensors that are computed from those of sources, and the file or directory that they will be written to.
 
     Making one checks everything that can be known without reading values; nothing is written before `run`. Printing it
-    shows it.
+    shows it. Every verb that reads takes a plan as it takes a file: `torchparams.stats(plan)` are the statistics that
+    the file will have. Without a path it is a view only.
 
     Args:
         outputs: The tensors, in the order in which the target lists them.
         path: The target: a file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt`; or a directory,
-            for safetensors in one file or in shards.
+            for safetensors in one file or in shards. None for a view only.
         format: `safetensors` or `torch zip`; what the path's suffix says unless given.
         views: Further names of bytes that are among the outputs; only for a torch zip.
         metadata: What a safetensors file says beside its tensors.
@@ -86,11 +88,11 @@ class Plan:
     def __init__(
         self,
         outputs: Iterable[Output],
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         format: str | None = None,
         views: Iterable[View] = (),
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         max_shard_size: int | str | None = None,
         memory: int | str = MEMORY,
         overwrite: bool = False,
@@ -101,8 +103,9 @@ class Plan:
     ) -> None:
         self.outputs = tuple(outputs)
         self.views = tuple(views)
-        self.path = os.fspath(path)
-        self.is_directory, self.format = kind_of(self.path, format)
+        self.path = "" if path is None else os.fspath(path)
+        self.is_view = path is None
+        self.is_directory, self.format = kind_of(path, format)
         self.metadata = dict(metadata or {})
         self.index_metadata = dict(index_metadata or {})
         self.max_shard_size = None if max_shard_size is None else parse_bytes(max_shard_size)
@@ -129,6 +132,8 @@ class Plan:
             SourceError: A source was written to since the plan was made.
         """
         self.check_sources()
+        if self.is_view:
+            return
         target = self.path.rstrip("/" + os.sep) or self.path
         if os.path.lexists(target):
             is_directory = os.path.isdir(target)
@@ -205,7 +210,7 @@ class Plan:
                         f"the metadata of a safetensors file is text, and {key!r} is {shorten(repr(value))}",
                         where=self.path,
                     )
-        elif self.metadata:
+        elif self.metadata and not self.is_view:
             raise PlanError(
                 "a torch file of tensors holds no metadata", where=self.path, hint="write a .safetensors file"
             )
@@ -221,6 +226,10 @@ class Plan:
                 )
 
     def _lay_out(self) -> tuple[tuple[FileLayout, ...], bytes | None]:
+        if self.is_view:
+            if self.max_shard_size is not None:
+                raise PlanError("max_shard_size is for a directory, and the plan has no path", hint="pass path='out/'")
+            return (), None
         name = os.path.basename(self.path)
         if self.format == TORCH_ZIP:
             if self.max_shard_size is not None:
@@ -286,10 +295,12 @@ class Plan:
         files = f" in {plural(len(self.files), 'file')}" if len(self.files) > 1 else ""
         copied = self.copied
         parts: list[Text | Table] = [
-            Text(printable(f"plan: {self.path} ({self.format})"), "title"),
+            Text(
+                printable(f"plan: {self.path} ({self.format})" if self.path else "plan: a view, with no path"), "title"
+            ),
             Table(columns, cut(rows, limit, "tensors")),
             Text(
-                f"{plural(count, 'tensor')} · {human_bytes(self.file_bytes)}{files}"
+                f"{plural(count, 'tensor')} · {human_bytes(self.file_bytes or self.nbytes)}{files}"
                 + (f" · {human_bytes(copied)} copied as they are" if copied else "")
                 + (f" · {human_bytes(self.nbytes - copied)} computed" if copied < self.nbytes else ""),
                 "dim",
@@ -307,7 +318,7 @@ class Plan:
         """The plan as JSON takes it."""
         places = {name: file.name for file in self.files for name in file.offsets}
         return {
-            "path": self.path,
+            "path": self.path or None,
             "format": self.format,
             "nbytes": self.nbytes,
             "file_bytes": self.file_bytes,
@@ -319,7 +330,7 @@ class Plan:
                     "shape": list(output.expression.shape),
                     "dtype": str(output.expression.dtype),
                     "nbytes": output.expression.nbytes,
-                    "file": places[output.name],
+                    "file": places.get(output.name),
                     "from": output.expression.to_json(),
                 }
                 for output in self.outputs
@@ -356,6 +367,25 @@ class Plan:
         """Every cast in it, with the output that it is a part of."""
         return [(output, x) for output in self.outputs for x in output.expression.walk() if isinstance(x, Cast)]
 
+    # --- a source ----------------------------------------------------------------------------------
+
+    def __torchparams_source__(self) -> Source:
+        """The tensors as a source: what the file will hold."""
+        from torchparams.expressions.strided import Strided
+        from torchparams.sources.view import ViewSource
+
+        rows = {output.name: output.expression for output in self.outputs}
+        aliases: dict[str, tuple[str, ...]] = {}
+        for view in self.views:
+            base = rows[view.base]
+            whole = (base.dtype, base.shape, 0, contiguous(base.shape))
+            if (view.dtype, view.shape, view.offset, view.stride) == whole:
+                aliases[view.base] = (*aliases.get(view.base, ()), view.name)
+            else:
+                rows[view.name] = Strided(base, view.dtype, view.shape, view.offset, view.stride)
+        label = f"plan of {self.path}" if self.path else "plan"
+        return ViewSource(rows.items(), label=label, aliases=aliases, metadata=self.metadata)
+
     # --- run ---------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None = None) -> Written:
@@ -372,16 +402,23 @@ class Plan:
             SourceError: A source was written to while it was read, or cannot be read.
             WriteError: The disk said no. The target is as it was.
         """
+        if self.is_view:
+            raise PlanError("The plan has no path to write to.", hint="make it with path=…")
         from torchparams.edit._execute import execute
 
         return execute(self, progress)
 
 
-def kind_of(path: str, format: str | None) -> tuple[bool, str]:
-    """Whether a target is a directory, and its format."""
+def kind_of(target: str | os.PathLike[str] | None, format: str | None) -> tuple[bool, str]:
+    """Whether a target is a directory, and its format; that of no target is `VIEW`."""
     spelled = {"safetensors": SAFETENSORS, "torch zip": TORCH_ZIP, "torch": TORCH_ZIP, None: None}
     if format not in spelled:
         raise PlanError(f"no format is called {format!r}", exists="there are 'safetensors' and 'torch zip'")
+    if target is None:
+        if format is not None:
+            raise PlanError(f"format={format!r} needs a path to write to", hint="pass path=…")
+        return False, VIEW
+    path = os.fspath(target)
     if not path:
         raise PlanError("a target has a name, and this is an empty text")
     wanted = spelled[format]

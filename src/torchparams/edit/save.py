@@ -170,7 +170,7 @@ def delta(
 def apply_delta(
     base: object,
     delta: object,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     check: bool = True,
     **options: Any,
@@ -182,7 +182,7 @@ def apply_delta(
     Args:
         base: Anything that has parameters: what the delta was made relative to.
         delta: The delta's file.
-        path: The target: see `convert`.
+        path: The target; None for a view: see `convert`.
         check: Refuse a base whose digest is another.
         options: `shared`, `max_shard_size`, `metadata`, `format`, `memory`, `overwrite`: those of `convert`.
 

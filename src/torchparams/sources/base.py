@@ -308,7 +308,7 @@ def open_source(x: object, *, buffers: bool = False) -> Source:
     """The source for anything that has parameters.
 
     Args:
-        x: A live `nn.Module`, a mapping of names to tensors or arrays, a `Source`, or a path:
+        x: A live `nn.Module`, a mapping of names to tensors or arrays, a plan, a `Source`, or a path:
             a file, a directory of shards, or either with `#inner` for a mapping inside it.
         buffers: List a live model's buffers too.
 
@@ -320,6 +320,10 @@ def open_source(x: object, *, buffers: bool = False) -> Source:
         return x
     if isinstance(x, str | os.PathLike):
         return open_path(os.fspath(x))
+    made = getattr(x, "__torchparams_source__", None)
+    if made is not None and not isinstance(x, type):  # a plan, or whatever else says what its source is
+        found: Source = made()
+        return found
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _opener("torchparams.sources._module:ModuleSource")(x, buffers=buffers)

@@ -1,0 +1,83 @@
+"""The law of every expression: any range has the bits of the whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchparams.dtypes import DType
+from torchparams.edit._lowrank import Folded
+from torchparams.edit._slerp import Slerp
+from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed
+from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
+from torchparams.expressions.strided import Strided
+from torchparams.expressions.work import Work, evaluate
+from torchparams.testing import MemorySource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torchparams.expressions.base import Expression
+
+BF16, F32 = DType.of("bf16"), DType.of("f32")
+
+
+def stored(seed: int, shape: tuple[int, ...] = (37, 41), transposed: bool = False) -> Expression:
+    array = np.random.default_rng(seed).standard_normal(shape[::-1] if transposed else shape).astype(np.float32)
+    return MemorySource({f"w{seed}": array.T if transposed else array}).row(f"w{seed}")
+
+
+def packed() -> Expression:
+    array = np.random.default_rng(5).standard_normal((37, 44)).astype(DType.of("float4_e2m1fn").numpy)
+    return MemorySource({"w": array}).row("w")
+
+
+EXPRESSIONS: dict[str, Callable[[], Expression]] = {
+    "stored": lambda: stored(0),
+    "stored transposed": lambda: stored(0, transposed=True),
+    "packed": packed,
+    "slice of rows": lambda: Slice(stored(0), 0, 3, 30),
+    "slice of columns": lambda: Slice(stored(0), 1, 3, 30),
+    "concat of rows": lambda: Concat([stored(0), stored(1), Slice(stored(2), 0, 1, 2)]),
+    "concat of columns": lambda: Concat([stored(0), Linear([stored(1), stored(2)], [1, 2]), stored(3)], dim=1),
+    "cast": lambda: Cast(stored(0), BF16),
+    "linear": lambda: Linear([stored(0), stored(1), stored(0)], [0.3, 0.4, 0.5], BF16),
+    "linear of computed": lambda: Linear([Slice(stored(0), 1, 0, 9), Cast(Slice(stored(1), 1, 5, 14), F32)], [1, 2]),
+    "linear of itself": lambda: Linear([x := Cast(stored(0), BF16), x], [1, 2]),
+    "linear in float64": lambda: Linear([stored(0), stored(1)], [0.3, 0.4], BF16, "float64"),
+    "elementwise": lambda: Elementwise(np.multiply, stored(0), stored(1)),
+    "transposed view": lambda: Strided(stored(0), F32, (41, 37), 0, (1, 41)),
+    "view of a run": lambda: Strided(stored(0), F32, (3, 5), 17, (5, 1)),
+    "slerp": lambda: Slerp(stored(0), stored(1), 0.3),
+    "task vectors": lambda: TaskVectors(stored(0), [stored(1), stored(2)], [1, 0.5], elect=True),
+    "ties": lambda: Trimmed(stored(0), [stored(1), stored(2)], [1, 0.5], densities=[0.3, 0.5], elect=True),
+    "dare": lambda: Dropped(stored(0), [stored(1)], [1], densities=[0.5], seed=1, name="w"),
+    "folded": lambda: Folded(stored(0), stored(1, (3, 41)), stored(2, (37, 3)), 0.5),
+    "folded in tiles": lambda: folded_in_tiles(),
+}
+
+
+def folded_in_tiles() -> Expression:
+    x = Folded(stored(0), stored(1, (3, 41)), stored(2, (37, 3)), 0.5)
+    x._tile, x.granule = 4, 4 * 41
+    return x
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+@given(data=st.data())
+def test_any_range_has_the_bits_of_the_whole(name: str, data: st.DataObject) -> None:
+    x = EXPRESSIONS[name]()
+    whole = evaluate(x).reshape(-1)
+    block = data.draw(st.integers(1, 2 * x.numel), label="block")
+    with Work() as work:
+        work.begin(x, block)
+        for _ in range(4):
+            start = data.draw(st.integers(0, x.numel - 1), label="start")
+            stop = data.draw(st.integers(start + 1, x.numel), label="stop")
+            into: Any = np.empty(stop - start, x.dtype.numpy) if data.draw(st.booleans(), label="into") else None
+            found = x.compute(start, stop, work, into)
+            assert found.tobytes() == whole[start:stop].tobytes()
