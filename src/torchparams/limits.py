@@ -29,10 +29,17 @@ NESTING = 1_000
 """Deepest nesting of containers that is listed."""
 
 EXPANDED_ELEMENTS = 1 << 28
-"""Most elements of a view with a zero stride (an expanded tensor) that may be materialised."""
+"""Most elements that the tensors of one file may have together beyond eight for each that it stores.
+
+A view may show elements many times over: it is expanded (a stride of zero), its rows overlap, or others show the same.
+"""
 
 INFLATED_BYTES = 1 << 32
 """Most bytes that one compressed member of a zip may inflate to."""
+
+INFLATED_RATIO = 64
+"""Most bytes that the compressed members of a zip may inflate to together, for each byte that they take in the file;
+64 MiB are allowed in any case. Weights inflate to twice their size at most, and DEFLATE can give a thousandfold."""
 
 ALIASES = 100_000
 """Most further names that are listed of the tied tensors of one network.

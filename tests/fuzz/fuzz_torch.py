@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import torchparams as tp
+from torchparams import limits
 from torchparams.errors import TorchParamsError
 from torchparams.sources import _legacy, _torchzip
 from torchparams.sources._pickle import Machine
@@ -47,6 +48,9 @@ SLACK = 1 << 20
 
 SECONDS = 20
 """After which an input counts as one that hangs."""
+
+EXPANDED = limits.EXPANDED_ELEMENTS + (1 << 20)
+"""Most elements that a tensor of a small file may have and be read."""
 
 NUMBERS = (
     0, 1, 2, 3, 7, 127, 128, 255, 256, 65535, 65536, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 61) - 1,
@@ -310,6 +314,8 @@ def look(source: Source, draw: random.Random) -> None:
             assert source.numpy(name).shape == info.shape
         except TorchParamsError:
             pass
+        else:
+            assert info.numel <= EXPANDED, f"{name!r} has {info.numel:,} elements, and is read"
     if draw.random() < 0.1:
         assert "Error" not in repr(tp.of(source))[:200]
         repr(dict(source.metadata))

@@ -44,6 +44,7 @@ from torch_files import (
     written,
     zipped,
 )
+from torchparams.cli.app import run
 from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError, TruncatedFile
 from torchparams.measure.flags import flags_of
 from torchparams.measure.listing import tree_of
@@ -559,3 +560,99 @@ def test_a_local_name_that_only_begins_as_in_the_directory(tmp_path: Path) -> No
     (check, *_) = tp.verify(written(tmp_path, other)).checks
     assert (check.what, check.outcome) == ("structure", "failed")
     assert check.detail.startswith("there is no 'archive/é' at byte")
+
+
+# --- elements far beyond the bytes behind them -------------------------------------------------------
+
+
+def beyond(kind: str) -> bytes:
+    """A small file of a tensor `w` with more elements than anybody has time for, and of a sound one `v`."""
+    sizes = {
+        "expanded": ([1 << 40], [0]),
+        "of a few gigabytes": ([1 << 29], [0]),
+        "overlapping rows": ([1 << 20, 1 << 20], [1, 1]),
+        "windows": ([1 << 11] * 3, [1, 1, 1]),
+    }
+    kept = storage("0", 1 << 21) if kind == "overlapping rows" else storage("0", 1 << 13)
+    values = {"0": bytes(1 << 23) if kind == "overlapping rows" else bytes(1 << 15), "1": floats(1, 2)}
+    things = {"v": tensor(storage("1", 2), [2], [1])}
+    if kind == "many views":
+        things |= {f"w{i}": tensor(kept, [1 << 10, 1 << 11], [1 + i % 4, 1], i) for i in range(300)}
+    elif kind == "many plain views":
+        kept, values["0"] = storage("0", 1 << 19), bytes(1 << 21)
+        things |= {f"w{i}": tensor(kept, [(1 << 19) - i], [1], i) for i in range(700)}
+    else:
+        things["w"] = tensor(kept, *sizes[kind])
+    return torch_zip(whole(table(things)), values)
+
+
+KINDS = ("expanded", "of a few gigabytes", "overlapping rows", "windows", "many views", "many plain views")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_elements_far_beyond_the_bytes_are_refused_by_every_verb(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, beyond(kind))
+    out = tmp_path / "out.safetensors"
+    name = "w3" if kind.startswith("many") else "w"
+    params = tp.of(path)
+    assert {"v", name} <= set(params.names)
+    target = torch.nn.Module()
+    target.register_buffer("v", torch.zeros(2))
+    target.register_buffer(name, torch.zeros(1))
+    strict: list[Callable[[], object]] = [
+        lambda: params.numpy(name),
+        lambda: params[name],
+        lambda: tp.digest(path),
+        lambda: tp.convert(path, out),
+        lambda: tp.convert(path, tmp_path / "out.pt"),
+        lambda: tp.merge([path, path], out),
+        lambda: tp.save(params, out),
+    ]
+    with allocating_at_most(32 << 20):
+        for verb in strict:
+            with pytest.raises(LimitExceeded, match=r"which are a view of|views of"):
+                verb()
+        found = tp.stats(path)
+        assert found["v"].mean == 1.5
+        assert name in {each.name for each in found.unread}
+        assert tp.diff(path, path, numeric=True).to_json()
+        checked = tp.verify(path)
+    assert not checked.ok
+    assert [check.outcome for check in checked.checks if check.what == "structure"] == ["failed"]
+    assert not out.exists()
+    assert run(["convert", path, str(out)]) == 2
+
+
+@pytest.mark.parametrize("bit", ["conj", "neg"])
+def test_conjugates_and_negatives_are_made_block_by_block(tmp_path: Path, bit: str) -> None:
+    base = torch.arange(1, 1 + (1 << 23)).to(torch.complex64) * (1 + 2j)
+    turned = base.conj() if bit == "conj" else torch._neg_view(base)
+    path = written(tmp_path, saved({"w": turned}))
+    plain = written(tmp_path, saved({"w": turned.resolve_conj().resolve_neg().contiguous()}), "plain.pt")
+    out = tmp_path / "out.safetensors"
+    tp.stats(plain)
+    with allocating_at_most(48 << 20):  # the tensor takes 64 MiB
+        assert tp.digest(path).tensors["w"].digest == tp.digest(plain).tensors["w"].digest
+        assert tp.stats(path)["w"].l2 == tp.stats(plain)["w"].l2
+        assert tp.diff(path, plain).same
+        tp.convert(path, out).run()
+    assert tp.diff(out, plain).same
+    assert np.array_equal(tp.of(path).numpy("w"), tp.of(plain).numpy("w"))
+
+
+def test_what_a_few_bytes_inflate_to_is_limited(tmp_path: Path) -> None:
+    things = {"w": torch.zeros(24 << 20), "v": torch.ones(2)}
+    path = written(tmp_path, zipped(members_of(saved(things)), deflate=True))
+    assert os.path.getsize(path) < 1 << 20
+    params = tp.of(path)
+    assert params.names == ["w", "v"]
+    with allocating_at_most(16 << 20):
+        for verb in (lambda: params.numpy("w"), lambda: tp.digest(path), lambda: tp.convert(path, tmp_path / "o.pt")):
+            with pytest.raises(LimitExceeded, match=r"the tensors inflate from .* and the limit is 64-fold"):
+                verb()
+        assert {each.name for each in tp.stats(path).unread} == {"w", "v"}
+        assert not tp.verify(path).ok
+    random = {"w": torch.randn(1 << 16), "zeros": torch.zeros(1 << 20)}
+    path = written(tmp_path, zipped(members_of(saved(random)), deflate=True))
+    assert tp.verify(path).ok
+    assert tp.stats(path)["zeros"].zeros == 1 << 20

@@ -579,21 +579,26 @@ def test_expanded_tensors_are_listed_and_materialised_within_the_limit(
     }
     source = open_torch_zip(written(tmp_path, torch_zip(whole(table(things)), {"0": floats(2)})))
     assert source.infos()["huge"].numel == huge
-    assert source.span("huge") is None
+    for ask in (source.numpy, source.tensor, source.span, source.check_size):
+        with pytest.raises(LimitExceeded, match="'huge' has 1,099,511,627,776 elements, which are a view of 4 bytes"):
+            ask("huge")
+    assert source.numpy("odd").tolist() == [[2]]
+    monkeypatch.setattr(limits, "EXPANDED_ELEMENTS", 1 << 63)
     assert source.numpy("huge")[huge - 1] == 2  # a view costs nothing
     assert source.tensor("huge").shape == (huge,)
-    assert source.numpy("odd").tolist() == [[2]]
+    assert source.span("huge") is None
     with pytest.raises(LimitExceeded, match="it is an expanded tensor of more bytes than an array can have"):
         source.numpy("vast")
 
-    monkeypatch.setattr(limits, "EXPANDED_ELEMENTS", 5)
     turned = torch.tensor([1j], dtype=torch.complex64).conj()
-    source = open_torch_zip(written(tmp_path, saved({"six": turned.expand(6), "five": turned.expand(5)})))
-    assert source.numpy("five").tolist() == [-1j] * 5
+    path = written(tmp_path, saved({"w": turned.expand(20)}))
+    monkeypatch.setattr(limits, "EXPANDED_ELEMENTS", 12)
+    assert open_torch_zip(path).numpy("w").tolist() == [-1j] * 20
+    monkeypatch.setattr(limits, "EXPANDED_ELEMENTS", 11)
     with pytest.raises(LimitExceeded) as caught:
-        source.numpy("six")
+        open_torch_zip(path).numpy("w")
     assert str(caught.value) == (
-        f"{source.label}: 'six': it is an expanded tensor of 6 elements, and would have to be copied. "
+        f"{path}: 'w' has 20 elements, which are a view of 8 bytes. "
         "if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS."
     )
 

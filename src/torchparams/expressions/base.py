@@ -166,6 +166,7 @@ class Stored(Expression):
     Raises:
         UnknownName: The source has no such tensor.
         NotReadable: It is lazy: it has neither shape nor values.
+        LimitExceeded: It has far more elements than there are bytes behind them.
     """
 
     place: Location | None = None
@@ -181,6 +182,7 @@ class Stored(Expression):
         self.numel = info.numel
         self.nbytes = info.dtype.nbytes(info.numel)
         self.source = source
+        source.check_size(info.name)
         self.place = source.span(info.name)
         if self.place is None and _is_materialised(source, info):
             # Of a compressed storage, all of it is inflated.

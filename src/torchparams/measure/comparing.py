@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job, Task, Unread
 from torchparams.engines.threads import ThreadEngine
-from torchparams.errors import NotReadable
+from torchparams.errors import LimitExceeded, NotReadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +51,7 @@ def compare_pairs(
     for key, *operands in pairs:
         try:
             jobs.append(Job(key, tuple(source.row(info.name, info) for source, info in operands)))
-        except NotReadable as error:
+        except (NotReadable, LimitExceeded) as error:
             yield key, Unread.because(key, error), None
     engine = engine or ThreadEngine(mapped=True)  # comparing is faster than copying
     again: list[Job] = []

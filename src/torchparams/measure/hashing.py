@@ -33,11 +33,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.engines.base import Job, Task, Unread
 from torchparams.engines.threads import ThreadEngine
-from torchparams.errors import LimitExceeded, NotReadable
+from torchparams.errors import NotReadable
 from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
@@ -126,7 +125,6 @@ def tensor_digests(
 
     jobs: list[Job] = []
     for info in infos:
-        _refuse_expanded(info, source)
         if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
             source.numpy(info.name)
         jobs.append(Job(info.name, (source.row(info.name, info),)))
@@ -243,14 +241,3 @@ def set_digest(pairs: Iterable[tuple[str, str]]) -> str:
     for name, hexadecimal in sorted((name.encode(errors="surrogatepass"), made) for name, made in pairs):
         hasher.update(len(name).to_bytes(8, "little") + name + bytes.fromhex(hexadecimal))
     return hasher.hexdigest()
-
-
-def _refuse_expanded(info: ParameterInfo, source: Source) -> None:
-    # A small file may describe a view of more elements than there are hours.
-    view = info.storage
-    if source.files and view is not None and info.nbytes > view.nbytes and info.numel > limits.EXPANDED_ELEMENTS:
-        raise LimitExceeded(
-            f"{info.name!r} has {info.numel:,} elements, which are a view of {view.nbytes:,} bytes",
-            where=source.label,
-            hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
-        )

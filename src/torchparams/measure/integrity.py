@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import FileFormatError, NotReadable, SourceError, shorten
+from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, SourceError, shorten
 from torchparams.io.threads import Shared, Ticker, processors, results_of
 from torchparams.report import Cell, Row, human_bytes, plural
 
@@ -93,7 +93,7 @@ def integrity(
     else:
         parts = (source,)
         fine = f"what a {source.format} file says of its sizes and byte ranges holds"
-    yield _structure(parts, everything, fine)
+    yield _structure(parts, infos, everything, fine)
     zips = [part for part in parts if part.format == "torch zip"]
     if zips:
         yield from _crcs(zips, infos, whole, everything, progress)
@@ -131,7 +131,7 @@ def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
                 )
 
 
-def _structure(parts: Iterable[Source], everything: bool, fine: str) -> Check:
+def _structure(parts: tuple[Source, ...], asked: Collection[str], everything: bool, fine: str) -> Check:
     """Whether what can be looked at of open files without reading their values holds."""
     from torchparams.sources._torchzip import TorchZipSource
 
@@ -140,7 +140,14 @@ def _structure(parts: Iterable[Source], everything: bool, fine: str) -> Check:
             try:
                 part.check_headers()
             except (FileFormatError, NotReadable) as error:  # the second: a member that is encrypted
-                return Check("structure", FAILED, str(error) if len(tuple(parts)) > 1 else told(error, part.label))
+                return Check("structure", FAILED, str(error) if len(parts) > 1 else told(error, part.label))
+    for part in parts:
+        for name in part.infos():
+            if everything or name in asked:
+                try:
+                    part.check_size(name)
+                except LimitExceeded as error:
+                    return Check("structure", FAILED, str(error) if len(parts) > 1 else told(error, part.label))
     return Check("structure", OK, fine)
 
 

@@ -360,7 +360,7 @@ def _twins(
 
 
 def _difference(
-    expected: TensorDigest | None, info: ParameterInfo, found: str | FileFormatError | None
+    expected: TensorDigest | None, info: ParameterInfo, found: str | FileFormatError | LimitExceeded | None
 ) -> tuple[str, str | None, str | None] | None:
     """How a tensor differs from what a manifest says of one of its names: kind, expected, found."""
     here = encoded_as(info)
@@ -369,24 +369,24 @@ def _difference(
     there = _type(expected)
     if there != here:
         return "dtype" if there[0] != here[0] else "shape", _spelled(*there), _spelled(*here)
-    if isinstance(found, FileFormatError):
+    if isinstance(found, FileFormatError | LimitExceeded):
         return "unreadable", expected.digest, str(found)
     return None if expected.digest == found else ("content", expected.digest, found)
 
 
 def _hashed(
     source: Source, infos: list[ParameterInfo], engine: Engine, progress: Progress | None
-) -> dict[str, str | FileFormatError]:
+) -> dict[str, str | FileFormatError | LimitExceeded]:
     """Name → digest, or why the tensor cannot be read."""
     try:
         return dict(tensor_digests(source, infos, engine=engine, progress=progress).digests)
-    except FileFormatError:
+    except (FileFormatError, LimitExceeded):
         pass  # which tensors it concerns shows when they are read one by one
-    found: dict[str, str | FileFormatError] = {}
+    found: dict[str, str | FileFormatError | LimitExceeded] = {}
     for info in infos:
         try:
             found |= tensor_digests(source, [info], engine=engine).digests
-        except FileFormatError as error:
+        except (FileFormatError, LimitExceeded) as error:
             found[info.name] = error
     return found
 

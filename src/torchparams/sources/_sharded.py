@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
 
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
@@ -178,6 +179,15 @@ class ShardedSource(Source):
     def span(self, name: str) -> Location | None:
         """The bytes in the shard that holds it."""
         return self._holding(name).span(name)
+
+    def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
+        """What the shard says that holds it, where that is computed; else the row of this table."""
+        computed = not self.shows_storage(name) and self._holding(name).row(name)
+        return computed or super().row(name, info)
+
+    def check_size(self, name: str) -> None:
+        """What the shard says that holds it."""
+        self._holding(name).check_size(name)
 
     def shows_storage(self, name: str) -> bool:
         """What the shard says that holds it."""

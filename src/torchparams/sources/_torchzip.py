@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PICKLE = "data.pkl"
 _ZIP_HEADS = (b"PK\3\4", b"PK\5\6")
 _LEGACY_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_INFLATED_FREE = 64 << 20  # bytes that tensors may inflate to whatever their ratio
 _INFLATED_PICKLE = 32 << 20  # a compressed pickle may inflate to this, and to the size of the whole file twice
 
 
@@ -152,6 +153,9 @@ class TorchZipSource(PickledSource):
         """Find the member of each storage."""
         placed = [(storage, self._member(storage)) for storage in storages]
         starts = self._zip.starts(member for _, member in placed)
+        compressed = {member.name: member for _, member in placed if member.compressed}.values()
+        self._deflated = sum(member.stored for member in compressed)
+        self._inflates_to = sum(member.size for member in compressed)
         for storage, member in placed:
             if storage.nbytes != member.size and not storage.is_view:
                 raise SizeMismatch(
@@ -163,6 +167,23 @@ class TorchZipSource(PickledSource):
             problem = None if member.problem is None else f"{shorten(repr(member.name))} {member.problem}"
             storage.region = Region(start, member.size, self._big_endian_file, problem)
         self._starts |= starts
+
+    def check_size(self, name: str) -> None:
+        """Refuse a tensor that has far more elements than there are bytes behind them.
+
+        Raises:
+            LimitExceeded: It is a view that shows a few bytes over and over, or what a few bytes inflate to.
+        """
+        super().check_size(name)
+        if self._inflates_to > _INFLATED_FREE + limits.INFLATED_RATIO * self._deflated:
+            storage = self._names[name].tensor.storage
+            if storage is not None and storage.inline is None and self._member(storage).compressed:
+                raise LimitExceeded(
+                    f"{name!r} is compressed: the tensors inflate from {self._deflated:,} to {self._inflates_to:,} "
+                    f"bytes, and the limit is {limits.INFLATED_RATIO}-fold",
+                    where=self.label,
+                    hint="if you trust the file, raise torchparams.limits.INFLATED_RATIO",
+                )
 
     def _inflate(self, storage: StorageRef) -> bytearray:
         member = self._member(storage)

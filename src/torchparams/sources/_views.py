@@ -6,12 +6,14 @@ and this says what the views of it are.
 
 from __future__ import annotations
 
+from functools import cached_property
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, shorten
+from torchparams.expressions.base import Stored
 from torchparams.info import Location, ParameterInfo, Storage, file_tensor
 from torchparams.io.packing import contiguous
 from torchparams.sources._bytes import FileBytes, as_array
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
     from torchparams.sources._tree import Entry, Listing
 
@@ -54,6 +57,52 @@ class PickledSource(Source):
     def _inflate(self, storage: StorageRef) -> bytearray:
         """The bytes of a compressed storage."""
         raise NotImplementedError  # only a format with compression has any
+
+    @cached_property
+    def _stored(self) -> dict[str, int]:
+        """Elements that each memory stores."""
+        found: dict[str, int] = {}
+        for info in self._infos.values():
+            if info.storage is not None and info.storage.key not in found:
+                found[info.storage.key] = info.storage.nbytes * 8 // info.dtype.bits
+        return found
+
+    @cached_property
+    def _beyond(self) -> tuple[dict[tuple[str, bool], int], dict[bool, int], int]:
+        """Elements that the views of one memory show beyond what it stores, their sums, and how many are stored.
+
+        Views that show more than there is each on its own are counted apart (True) from those that do so together.
+        """
+        shown: dict[tuple[str, bool], int] = {}
+        for info in self._infos.values():
+            if info.storage is not None:
+                group = info.storage.key, info.numel > self._stored[info.storage.key]
+                shown[group] = shown.get(group, 0) + info.numel
+        beyond = {group: count for group, count in shown.items() if count > self._stored[group[0]]}
+        totals = {own: sum(n for group, n in beyond.items() if group[1] is own) for own in (False, True)}
+        return beyond, totals, sum(self._stored.values())
+
+    def check_size(self, name: str) -> None:
+        """Refuse a tensor that has far more elements than there are bytes behind them.
+
+        Raises:
+            LimitExceeded: It, or the views of its memory together, and the file has more of such than a limit.
+        """
+        info = self._infos[self._names[name].name]
+        if info.storage is None:
+            return
+        beyond, totals, stored = self._beyond
+        own = info.numel > self._stored[info.storage.key]
+        count = beyond.get((info.storage.key, own), 0)
+        if count and totals[own] > limits.EXPANDED_ELEMENTS + 8 * stored:
+            behind = f"{info.storage.nbytes:,} bytes"
+            raise LimitExceeded(
+                f"{info.name!r} has {info.numel:,} elements, which are a view of {behind}"
+                if own
+                else f"{info.name!r} is one of the views of {behind} that show {count:,} elements together",
+                where=self.label,
+                hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
+            )
 
     # --- listing ---------------------------------------------------------------------------------
 
@@ -179,6 +228,10 @@ class PickledSource(Source):
             raise NotReadable(f"numpy and ml_dtypes have no type for {tensor.dtype}", where=self._where(name))
         return self._array(name, tensor, own=False)
 
+    def as_stored(self, name: str) -> np.ndarray[Any, Any]:
+        """What `numpy` gives, without conjugation and sign."""
+        return self._array(name, self._readable(name).replaced(conj=False, neg=False), own=False)
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that may be written to: a private mapping of its bytes, or a copy where it is small.
 
@@ -208,11 +261,25 @@ class PickledSource(Source):
         if tensor.problem is not None or tensor.conj or tensor.neg or info.location is None:
             return None
         self._refuse_damaged(tensor)
+        self.check_size(name)
         shape = info.shape or ()
         pairs = zip(shape, tensor.stride, contiguous(shape), strict=True)
         if info.numel and any(size > 1 and step != wanted for size, step, wanted in pairs):
             return None
         return None if self._big_endian(tensor) else info.location
+
+    def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
+        """The expression that the row is: of a conjugate or a negative, computed block by block of what is stored."""
+        tensor = self._names[name].tensor
+        if not (tensor.conj or tensor.neg) or tensor.problem is not None or tensor.dtype.numpy_name is None:
+            return super().row(name, info)
+        import numpy as np
+
+        from torchparams.expressions.operations import Elementwise
+
+        x: Expression = Stored(_AsStored(self), name, info)
+        x = Elementwise(np.conjugate, x) if tensor.conj else x
+        return Elementwise(np.negative, x) if tensor.neg else x
 
     def shows_storage(self, name: str) -> bool:
         """Whether it is neither a conjugate nor a negative of what is stored."""
@@ -224,6 +291,7 @@ class PickledSource(Source):
         if tensor.problem is not None:
             raise NotReadable(f"it is {tensor.problem}", where=self._where(name))
         self._refuse_damaged(tensor)
+        self.check_size(name)
         return tensor
 
     def _refuse_damaged(self, tensor: TensorRef) -> None:
@@ -244,12 +312,6 @@ class PickledSource(Source):
         numel = self._infos[self._names[name].name].numel
         if numel * dtype.itemsize >= 1 << 63:
             raise LimitExceeded("it is an expanded tensor of more bytes than an array can have", where=where)
-        if (tensor.conj or tensor.neg) and 0 in tensor.stride and numel > limits.EXPANDED_ELEMENTS:
-            raise LimitExceeded(
-                f"it is an expanded tensor of {numel:,} elements, and would have to be copied",
-                where=where,
-                hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
-            )
         memory = self._memory(tensor, own=own and not swap)
         if swap and numel:
             import numpy as np
@@ -262,8 +324,8 @@ class PickledSource(Source):
         if tensor.conj or tensor.neg:
             import numpy as np
 
-            array = np.conjugate(array) if tensor.conj else array
-            array = np.negative(array) if tensor.neg else array
+            array = np.array(array, order="C")
+            _turn(tensor.conj, tensor.neg, array)
         if not own:
             array.flags.writeable = False
         return array
@@ -309,6 +371,52 @@ class PickledSource(Source):
                 whole.flags.writeable = False
                 self._inflated[storage.key] = whole
             return whole
+
+
+class _AsStored(Source):
+    """The tensors of a file as they are stored, which a conjugate or a negative is not.
+
+    Args:
+        source: The file.
+    """
+
+    def __init__(self, source: PickledSource) -> None:
+        self._source = source
+        self.label, self.format = source.label, source.format
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """The records of the file."""
+        return self._source.infos()
+
+    def check_size(self, name: str) -> None:
+        """See `PickledSource.check_size`."""
+        self._source.check_size(name)
+
+    def check_unchanged(self) -> None:
+        """See `PickledSource.check_unchanged`."""
+        self._source.check_unchanged()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file."""
+        return self._source.files
+
+    def close(self) -> None:
+        """Let go of the mapped file."""
+        self._source.close()
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """A read-only view of the mapped file."""
+        return self._source.as_stored(name)
+
+
+def _turn(conj: bool, neg: bool, array: np.ndarray[Any, Any]) -> None:
+    import numpy as np
+
+    if conj:
+        np.conjugate(array, out=array)
+    if neg:
+        np.negative(array, out=array)
 
 
 def _region(storage: StorageRef) -> Region:

