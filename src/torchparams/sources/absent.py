@@ -185,7 +185,7 @@ def _lazy(network: Network, access: Access) -> Iterator[Absent]:
     names = tuple(entry.name for entry in (*network.parameters, *network.buffers) if is_lazy(entry.tensor))
     if names:
         codes = tuple(map(access.tensor, names))
-        why = "lazy: no shape and no values before the first forward pass."
+        why = "given by parameters(), but lazy: without shape and values before the first forward pass."
         yield Absent("lazy", names, codes, why, "Run model(example) once")
 
 

@@ -67,7 +67,7 @@ class Access:
 
     def _inside(self, module: nn.Module, code: str, key: str) -> tuple[nn.Module, str]:
         """The module that has `key` itself: `module`, or one that it wraps."""
-        while (wrapped := wrapped_key(module)) is not None and wrapped != key and not _has(module, key):
+        while not _has(module, key) and (wrapped := wrapped_key(module)) is not None:
             inner = module._modules[wrapped]
             assert inner is not None  # wrapped_key has seen it
             module, code = inner, self._item(module, code, wrapped)
