@@ -446,7 +446,7 @@ def _ranged(code: str, parts: tuple[str, ...]) -> str:
 
 
 def _of_name(name: str, context: Context, access: Access, held: dict[str, Held], absent: list[Absent]) -> ExplainedName:
-    spelled = name.removeprefix("model") if name.startswith(("model.", "model[")) else name
+    spelled = name.removeprefix("model").removeprefix(".") if name.startswith(("model.", "model[")) else name
     spelled = plain_name(spelled)
     found = context.source.find(spelled) or context.source.find(name)
     if found is not None:

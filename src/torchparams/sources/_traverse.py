@@ -317,10 +317,11 @@ _INDEX = re.compile(r"\[(['\"]?)([^\[\]'\"]+)\1\]")
 def plain_name(name: str) -> str:
     """`name` with dots for the brackets that Python has.
 
-    >>> plain_name("[0].layers[3].weight"), plain_name(".head.weight")
-    ('0.layers.3.weight', 'head.weight')
+    >>> plain_name("[0].layers[3].weight")
+    '0.layers.3.weight'
     """
-    return _INDEX.sub(r".\2", name).removeprefix(".")
+    path = _INDEX.sub(r".\2", name)
+    return path[1:] if name.startswith("[") else path
 
 
 def attribute(root: nn.Module, name: str) -> Any | None:

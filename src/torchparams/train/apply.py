@@ -58,8 +58,6 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
             f"{shorten(repr(function))} is no function",
             hint="the order is torchparams.apply_(model, selector, function)",
         )
-    import torch
-
     every: Mapping[str, Any] = {}
     left_out: tuple[LeftOut, ...] = ()
     if isinstance(model, Parameters) and isinstance(model.source, GradientSource):
@@ -72,6 +70,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
         tensors = {name: every[name] for name in chosen.names}
         refuse_without_values(tensors, label)
         refuse_codes(chosen.source, tensors, "apply_")
+    import torch
+
     with torch.no_grad(), all_or_nothing() as undo:
         for name, tensor in tensors.items():
             undo.append(putting_back(tensor))
