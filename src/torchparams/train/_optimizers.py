@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, UnsupportedSource, shorten
 from torchparams.report import listed, plural
-from torchparams.sources._module import ModuleSource
 
 if TYPE_CHECKING:
     import torch
+
+    from torchparams.sources._module import ModuleSource
 
 NO_OPTIONS = ("params", "param_names")
 """Keys of a group that are no options."""
@@ -37,6 +38,8 @@ class Own:
     """
 
     def __init__(self, source: ModuleSource, optimizer: Any) -> None:
+        from torchparams.sources._module import ModuleSource
+
         refuse_no_optimizer(optimizer)
         self.source = source
         self.optimizer = optimizer
