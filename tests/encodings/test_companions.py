@@ -219,9 +219,11 @@ REFUSED: dict[str, Callable[[str, str, Path], object]] = {
     "merge by ties": lambda a, b, out: tp.merge([b], out / "merged.safetensors", base=a, method="ties"),
     "merge codes alone": lambda a, b, out: tp.merge([a, b], out / "merged.safetensors", "l.weight"),
     "merge scales alone": lambda a, b, out: tp.merge([a, b], out / "merged.safetensors", "l.* & ~l.weight"),
-    "fold": lambda a, b, out: tp.fold_lora(a, adapter(out / "adapter"), out / "folded.safetensors"),
+    "fold": lambda a, b, out: tp.fold_lora(
+        a, adapter(out / "adapter"), out / "folded.safetensors", fan_in_fan_out=False
+    ),
     "fold and cast": lambda a, b, out: tp.fold_lora(
-        a, adapter(out / "adapter", "norm"), out / "folded.safetensors", dtype="bf16"
+        a, adapter(out / "adapter", "norm"), out / "folded.safetensors", dtype="bf16", fan_in_fan_out=False
     ),
     "extract": lambda a, b, out: tp.extract_lora(a, b, out / "adapter", rank=1),
     "extract the rest": lambda a, b, out: tp.extract_lora(a, b, out / "adapter", rank=1, save_rest=True),
@@ -277,11 +279,12 @@ def test_a_fold_refuses_to_put_a_whole_tensor_where_codes_are(tmp_path: Path) ->
     weights["base_model.model.l.weight"] = tensor()
     tp.convert(weights, f"{folder}/adapter_model.safetensors", overwrite=True).run()
     with pytest.raises(NotReadable, match=r"'l\.weight': Holds codes"):
-        tp.fold_lora(base, folder, tmp_path / "folded.safetensors")
+        tp.fold_lora(base, folder, tmp_path / "folded.safetensors", fan_in_fan_out=False)
 
 
 def test_a_fold_beside_codes_goes_on(file: str, tmp_path: Path) -> None:
-    tp.fold_lora(file, adapter(tmp_path / "adapter", "norm"), tmp_path / "out.safetensors").run()
+    folder = adapter(tmp_path / "adapter", "norm")
+    tp.fold_lora(file, folder, tmp_path / "out.safetensors", fan_in_fan_out=False).run()
     assert tp.diff(file, tmp_path / "out.safetensors", "l.**").same
     assert tp.of(tmp_path / "out.safetensors").numpy("norm.weight")[0, 0] == 2
 

@@ -403,7 +403,7 @@ class Plan:
             WriteError: The disk said no. The target is as it was.
         """
         if self.is_view:
-            raise PlanError("The plan has no path to write to.", hint="make it with path=…")
+            raise PlanError("the plan has no path to write to", hint="make it with path=…")
         from torchparams.edit._execute import execute
 
         return execute(self, progress)

@@ -57,11 +57,11 @@ class ViewSource(Source):
         self._metadata = MappingProxyType(dict(metadata)) if metadata else NO_METADATA
         for name, row in rows:
             if name in self._rows:
-                raise PlanError(f"Two rows have the name {shorten(repr(name))}.", where=label, hint="rename one")
+                raise PlanError(f"two rows have the name {shorten(repr(name))}", where=label, hint="rename one")
             self._rows[name] = row
         for name in (alias for names in self._aliases.values() for alias in names):
             if name in self._rows:
-                raise PlanError(f"{shorten(repr(name))} is a row and an alias.", where=label, hint="rename one")
+                raise PlanError(f"{shorten(repr(name))} is a row and an alias", where=label, hint="rename one")
         self._infos: Mapping[str, ParameterInfo] | None = None
         self.sources = tuple(
             {id(leaf.source): leaf.source for row in self._rows.values() for leaf in row.leaves()}.values()
