@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SIZE = 750
 NO_SYNC = """
 import sys
-from torchparams.edit import _system
+from torchparams.io import system as _system
 _system.sync = _system.sync_directory = lambda *_: None
 _system.begin_writeback = lambda *_: None
 from torchparams.cli.app import run

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import torchparams as tp
-from torchparams.edit import _execute, _system
+from torchparams.edit import _execute
 from torchparams.edit._directory import Directory
-from torchparams.edit.write import OneFile
+from torchparams.io import system as _system
+from torchparams.io.write import OneFile
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@
     └── MismatchError (ValueError)          two sets of parameters do not fit each other
 
 A message says what is wrong, where, what exists instead, and what to do, in that order and in
-one line: a terminal shows it as it is.
+one line. Paths and names in it are escaped where they are not printable, so a terminal can show it.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class TorchParamsError(Exception):
         head = f"{self.where}: {self.what}" if self.where else self.what
         tail = [part.rstrip(".") for part in (self.exists, self.hint) if part]
         if not tail:
-            return head.rstrip(".")
-        return " ".join(part if part.endswith("?") else f"{part}." for part in (head.rstrip("."), *tail))
+            return printable(head.rstrip("."))
+        return printable(" ".join(part if part.endswith("?") else f"{part}." for part in (head.rstrip("."), *tail)))
 
 
 class SelectorError(TorchParamsError, ValueError):
@@ -234,5 +234,16 @@ def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
 
 def shorten(text: str, width: int = 80) -> str:
     """`text` in at most `width` characters and on one line, for a message."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return line if len(line) <= width else line[: width - 1] + "…"
+    line = printable(text if len(text) <= width else text[:width])
+    return line if len(line) <= width and len(text) <= width else line[: width - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line and without control characters, so that a name cannot drive a terminal.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -51,6 +51,9 @@ some of its names, at least one; all of them are still accepted.
 SELECTOR_NESTING = 32
 """Deepest nesting of parentheses, complements and braces in a selector."""
 
+NAME_LENGTH = 4096
+"""Longest name of a tensor in a file, in characters; longer ones are neither read nor written."""
+
 NAME_CHARACTERS = 1 << 26
 """Most characters that all names in one file may have together, shared parts counted once for each path."""
 

@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from torchparams.errors import printable as printable
+
 STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype")
 """What a cell can be; each renderer has its own look for them."""
 
@@ -73,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A line or a paragraph."""
+    """A line or a paragraph. What is not printable is escaped; a name in it must not bring lines of its own."""
 
     text: str
     style: str = ""
@@ -103,13 +105,6 @@ def cell_text(cell: Cell | str) -> str:
     """A cell's text, with everything that is not printable escaped: names come from files nobody vouches for."""
     text = cell if isinstance(cell, str) else cell.text
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """`text` on one line and without control characters, so that a name cannot drive a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def width_of(text: str) -> int:
@@ -173,7 +168,7 @@ def table_cells(table: Table) -> Iterator[tuple[Row | Gap, list[str]]]:
     """Each row with the texts of its cells, indented where the table is a tree."""
     for row in table.rows:
         if isinstance(row, Gap):
-            yield row, [row.text]
+            yield row, [printable(row.text)]
             continue
         texts = [cell_text(cell) for cell in row.cells]
         if table.tree and texts:
@@ -197,7 +192,7 @@ def to_text(report: Report, width: int | None = None, paint: Paint = _plain) -> 
 def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]:
     if isinstance(part, Text):
         for line in part.text.split("\n"):
-            yield paint(line, part.style) if line else ""
+            yield paint(printable(line), part.style) if line else ""
         return
     columns = part.columns
     rows = list(table_cells(part))
@@ -213,7 +208,7 @@ def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]
         yield _line([column.title for column in columns], columns, widths, headings, paint)
     for row, texts in rows:
         if isinstance(row, Gap):
-            yield paint(row.text, "dim")
+            yield paint(texts[0], "dim")
             continue
         if row.total:
             yield paint("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
@@ -244,7 +239,8 @@ def to_html(report: Report) -> str:
 
 def _html(part: Text | Table) -> str:
     if isinstance(part, Text):
-        return f"<p>{html.escape(printable(part.text))}</p>"
+        lines = (html.escape(printable(line)) for line in part.text.split("\n"))
+        return f"<p>{'<br>'.join(lines)}</p>"
     aligns = ["right" if column.right else "left" for column in part.columns]
     head = "".join(
         f'<th style="text-align:{align}">{html.escape(column.title)}</th>'
@@ -253,7 +249,7 @@ def _html(part: Text | Table) -> str:
     body = []
     for row, texts in table_cells(part):
         if isinstance(row, Gap):
-            body.append(f'<tr><td colspan="{len(part.columns)}"><em>{html.escape(row.text)}</em></td></tr>')
+            body.append(f'<tr><td colspan="{len(part.columns)}"><em>{html.escape(texts[0])}</em></td></tr>')
             continue
         weight = ";font-weight:bold" if row.total else ""
         cells = "".join(

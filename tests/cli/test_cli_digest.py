@@ -82,7 +82,7 @@ def test_errors(folder: Path, capsys: Captured) -> None:
         (("nothing.pt",), "torchparams: nothing.pt: no such file or directory"),
         (
             ("model.pt", "-o", "model.safetensors"),
-            f"torchparams: {folder / 'model.safetensors'}: there is a file already, which is no manifest. "
+            "torchparams: model.safetensors: there is a file already, which is no manifest. "
             "delete it, or name another.",
         ),
         (

@@ -452,7 +452,7 @@ def test_progress_ends_at_the_whole(inline: int, tmp_path: Path, monkeypatch: py
 
 
 def test_tensors_that_follow_each_other_are_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchparams.edit import _system
+    from torchparams.io import system as _system
 
     arrays = {f"{i}": np.full(1000, i, np.float32) for i in range(50)}
     tp.convert(arrays, tmp_path / "x.safetensors").run()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ import pytest
 
 import crash_runs
 import torchparams as tp
-from torchparams.edit import _directory, _execute, _system, write
+from torchparams.edit import _directory, _execute
 from torchparams.errors import PlanError, SourceError, TruncatedFile, WriteError
+from torchparams.io import system as _system
+from torchparams.io import write
+from torchparams.io.attributes import _attributes
 from torchparams.testing import safetensors_bytes, sample
 
 if TYPE_CHECKING:
@@ -433,6 +437,127 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(source: Path, t
     assert "too many levels of symbolic links" in refused(WriteError, convert(source, target))
     assert victim.read_text() == "mine"
     assert link.is_symlink()
+
+
+def test_what_a_new_file_takes_over(
+    source: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule of `io/attributes.py`, for every writer of files."""
+    manifest = tmp_path / "manifest.json"
+    digests = tp.digest(source)
+    digests.write(manifest)
+    folder = tmp_path / "shards"
+    tp.convert(TENSORS, f"{folder}/", max_shard_size=40).run()
+    shard, index = folder / "model-00001-of-00004.safetensors", folder / "model.safetensors.index.json"
+    runs: dict[Path, Callable[[], object]] = {
+        target: convert(source, target),
+        manifest: lambda: digests.write(manifest),
+        shard: lambda: tp.convert(TENSORS, f"{folder}/", max_shard_size=40, overwrite=True).run(),
+        index: lambda: tp.convert(TENSORS, f"{folder}/", max_shard_size=40, overwrite=True).run(),
+    }
+    for path, run in runs.items():
+        with suppress(PermissionError):  # only root gives files away
+            os.chown(path, 1234, 5678)
+        with suppress(OSError, AttributeError):  # a file system, or a system, without attributes
+            os.setxattr(path, "user.note", b"kept")
+        path.chmod(0o6754)
+        before, attributes = path.stat(), _attributes(str(path))
+        run()
+        after = path.stat()
+        assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+        assert after.st_mode & 0o7777 == 0o754
+        assert _attributes(str(path)) == attributes
+
+
+def test_what_a_new_file_cannot_take_over_is_said(
+    source: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    manifest = tmp_path / "manifest.json"
+    tp.digest(source).write(manifest)
+    monkeypatch.setattr(_system, "change_owner", refuse)
+    monkeypatch.setattr(_system, "set_attribute", refuse)
+    monkeypatch.setattr(os, "listxattr", lambda path: ["user.note"], raising=False)
+    monkeypatch.setattr(os, "getxattr", lambda path, name: b"kept", raising=False)
+    real = os.stat
+
+    def other(at: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        about = real(at, *arguments, **options)
+        if str(at) not in (str(target), str(manifest)):
+            return about
+        return os.stat_result((*about[:4], 1234, 5678, *about[6:]), {"st_mtime_ns": about.st_mtime_ns})
+
+    for path in (target, manifest):
+        path.chmod(0o664)
+    monkeypatch.setattr(os, "stat", other)
+    said = "not kept of what was replaced: the group 5678, the owner 1234, the attribute user.note"
+    assert tp.convert(source, target, overwrite=True).run().notes == (said,)
+    assert tp.digest(source).write(manifest) == (said,)
+    monkeypatch.setattr(os, "stat", real)
+    for path in (target, manifest):
+        # The file has another group now, which may do no more than everybody may.
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_nobody_reads_a_private_file_while_it_is_replaced(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.chmod(0o600)
+    modes = set()
+    write_bytes = _system.write
+
+    def looking(fd: int, data: Any, offset: int) -> None:
+        modes.add(os.fstat(fd).st_mode & 0o777)
+        write_bytes(fd, data, offset)
+
+    monkeypatch.setattr(_system, "write", looking)
+    convert(source, target)()
+    assert modes == {0o600}
+
+
+def test_a_link_as_target_takes_the_attributes_of_what_it_leads_to(source: Path, tmp_path: Path) -> None:
+    private, link = tmp_path / "private.safetensors", tmp_path / "link.safetensors"
+    private.write_bytes(b"mine")
+    private.chmod(0o600)
+    link.symlink_to(private)
+    convert(source, link)()
+    assert not link.is_symlink()
+    assert link.stat().st_mode & 0o777 == 0o600
+    assert private.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("length", [200, 232, 233, 255])
+def test_names_of_any_length_can_be_written(length: int, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / ("é" * 20 + "n" * (length - 52) + ".safetensors")
+    assert len(os.fsencode(target.name)) == length
+    for _ in range(2):
+        convert(source, target)()
+    assert crash_runs.state(target) == crash_runs.state(source)
+    manifest = tmp_path / ("m" * length)
+    tp.digest(source).write(manifest)
+    assert tp.verify(source, manifest).ok
+    folder = tmp_path / ("d" * length)
+    tp.convert(source, f"{folder}/").run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        {source.name, target.name, manifest.name, folder.name} | {p.name for p in tmp_path.iterdir() if p.is_dir()}
+    )
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 245 + ".safetensors")
+    message = f"{target}: the name of the file has 257 bytes; the file system allows 255. choose a shorter name."
+    assert refused(WriteError, lambda: tp.convert(source, target)) == message
+    assert "the file system allows 255" in refused(WriteError, lambda: tp.digest(source).write(tmp_path / ("n" * 256)))
+
+
+def test_links_of_the_system_are_not_replaced(source: Path) -> None:
+    if os.path.islink("/dev/stdout"):
+        assert refused(WriteError, lambda: tp.digest(source).write("/dev/stdout")).startswith(
+            "/dev/stdout: not a regular"
+        )
+        assert os.path.islink("/dev/stdout")
 
 
 def test_permissions_are_kept_and_others_are_those_of_new_files(source: Path, target: Path, tmp_path: Path) -> None:

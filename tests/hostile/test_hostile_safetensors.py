@@ -440,7 +440,7 @@ def test_memory_stays_within_a_multiple_of_the_header(tmp_path: Path, header: by
 def test_brackets_in_texts_are_no_arrays(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     note = "[{" * 50_000 + '"\\'
-    path.write_bytes(safetensors_bytes({"[" * 50_000: np.zeros(2, np.float32)}, {"note": note}))
+    path.write_bytes(safetensors_bytes({"[" * 4_000: np.zeros(2, np.float32)}, {"note": note}))
     assert tp.of(path).metadata["note"] == note
     path.write_bytes(safetensors_bytes({f"t{i}": np.zeros((), np.uint8) for i in range(20_000)}))
     assert len(tp.of(path)) == 20_000

@@ -113,8 +113,9 @@ def test_python_2_text_that_is_no_utf_8_stays_bytes() -> None:
     assert load(b"F1.5\n.") == 1.5
 
 
-def test_text_with_lone_surrogates_is_escaped() -> None:
-    assert load(whole(b"X\x03\x00\x00\x00\xed\xa0\x80")) == "\\xed\\xa0\\x80"
+def test_text_is_what_pickle_reads_and_what_is_none_is_escaped() -> None:
+    assert load(whole(b"X\x03\x00\x00\x00\xed\xa0\x80")) == "\ud800"
+    assert load(whole(b"X\x03\x00\x00\x00\xed\xa0\xff")) == "\\xed\\xa0\\xff"
 
 
 def test_every_operation_of_every_protocol_is_known() -> None:

@@ -7,13 +7,14 @@ import importlib
 import os
 import sys
 import traceback
+from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from torchparams import __version__
 from torchparams.cli import COMMANDS
-from torchparams.errors import TorchParamsError
+from torchparams.errors import TorchParamsError, printable
 
 FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
 
@@ -137,6 +138,9 @@ def main() -> NoReturn:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as above
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # escape what the encoding lacks: a table has bars, a name any character
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -147,7 +151,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def _status_of(error: BaseException, debug: bool) -> int:
     """The exit status for an error, which is told in one line, or by its traceback."""
     if debug:
-        _tell("".join(traceback.format_exception(error)))
+        _tell("\n".join(map(printable, "".join(traceback.format_exception(error)).split("\n"))))
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
@@ -175,12 +179,13 @@ def _message(error: Exception) -> str:
         path = context.command_path if context is not None else "torchparams"
         text = error.format_message() if hasattr(error, "format_message") else str(error)
         stop = "" if text.endswith("?") else "."
-        return f"{head} {text.rstrip('.')}{stop} See {path} --help"
+        return f"{head} {printable(text.rstrip('.'))}{stop} See {path} --help"
     if isinstance(error, TorchParamsError):
         return "\n".join((f"{head} {error}", *getattr(error, "__notes__", ())))
     if isinstance(error, OSError):
-        return f"{head} {error.filename}: {error.strerror}" if error.filename else f"{head} {error.strerror or error}"
+        said = error.strerror or str(error)
+        return f"{head} {printable(f'{error.filename}: {said}' if error.filename else said)}"
     if isinstance(error, MemoryError):
         return f"{head} out of memory"
     # A defect of ours, whatever it is.
-    return f"{head} internal error: {type(error).__name__}: {error}. --debug shows where"
+    return f"{head} internal error: {type(error).__name__}: {printable(str(error))}. --debug shows where"

@@ -54,7 +54,8 @@ def digest(
         made = digest_of(things[0], select, progress=tell) if len(things) == 1 else None
         several = duplicates(*things, selector=select, progress=tell) if made is None else None
     if made is not None and output is not None:
-        made.write(output)
+        for note in made.write(output):
+            typer.echo(note, err=True)
     if made is None or output is None or as_json:
         show(made or several, as_json)
     else:

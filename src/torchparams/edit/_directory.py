@@ -26,10 +26,23 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from torchparams.edit import _system
-from torchparams.edit._safetensors_out import INDEX, STEM, index_of
-from torchparams.edit.write import FAMILY, JOURNAL, PARTIAL, TRIES, Target, clean, clear, partial, replace_file, take
+from torchparams.edit._safetensors_out import index_of
 from torchparams.errors import PlanError, TorchParamsError, WriteError
+from torchparams.io import system as _system
+from torchparams.io.write import (
+    FAMILY,
+    INDEX,
+    JOURNAL,
+    PARTIAL,
+    STEM,
+    TRIES,
+    Target,
+    clean,
+    clear,
+    partial,
+    replace_file,
+    take,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,16 +102,16 @@ class Directory(Target):
         if self._fresh or not old or replaces_itself:
             self._write_journal(index or b"", names if index else [], [])
             for name, final in zip(names, finals, strict=True):
-                _system.rename(self._temporary(name), final)
+                _system.rename(self.temporary(name), final)
             if index is not None:
                 self._replace_index(index)
         else:
             kept = _keep_old(self.folder, names, self._replace_index, self._note)
             old = sorted({*old, *kept})
-            text = _index_of_one(self._temporary(names[0]), names[0]) if index is None else index
+            text = _index_of_one(self.temporary(names[0]), names[0]) if index is None else index
             self._write_journal(text, names, [name for name in old if name not in names], drop_index=index is None)
             for name, final in zip(names, finals, strict=True):
-                _system.rename(self._temporary(name), final)
+                _system.rename(self.temporary(name), final)
             _system.sync_directory(self.folder)
             self._replace_index(text)
         if self._fresh:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from torchparams.edit import _system
 from torchparams.edit._directory import Directory
-from torchparams.edit.write import OneFile, telling, write_error
+from torchparams.edit._read_back import read_back
 from torchparams.edit.written import CastLosses, Written
 from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, shorten
+from torchparams.io import system as _system
 from torchparams.io.files import OpenFiles, read_into, unreadable
 from torchparams.io.threads import Ticker, results_of
+from torchparams.io.write import OneFile, telling, write_error
 from torchparams.report import plural
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
     from torchparams.edit.layout import FileLayout, Output
     from torchparams.edit.plan import Plan
-    from torchparams.edit.write import Target
     from torchparams.engines.base import Progress
     from torchparams.expressions.casts import Losses
     from torchparams.expressions.work import Work
+    from torchparams.io.write import Target
 
 PIECE = 1 << 25
 """Bytes that a thread takes at once, and that the disk is told to begin writing."""
@@ -55,6 +56,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
         casts = _casts(plan, run.losses())
         _refuse_overflow(plan, casts)
         plan.check_sources()
+        read_back(plan, target)
         target.commit(plan.index)
     if progress is not None:
         progress(plan.nbytes, plan.nbytes)
@@ -69,7 +71,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
         time.perf_counter() - begun,
         casts,
         plan.dropped,
-        plan.notes,
+        (*plan.notes, *target.notes),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.edit.layout import FileLayout
 from torchparams.errors import PlanError, shorten
+from torchparams.io.write import STEM
 from torchparams.report import human_bytes
 
 if TYPE_CHECKING:
@@ -16,20 +17,32 @@ if TYPE_CHECKING:
     from torchparams.dtypes import DType
     from torchparams.edit.layout import Output
 
-STEM = "model"
-"""What files in a directory are named by: `model.safetensors`, `model-00001-of-00003.safetensors`."""
-
-INDEX = f"{STEM}.safetensors.index.json"
-
 
 def check_name(name: str) -> None:
     """Refuse what cannot be a tensor's name here.
 
     Raises:
-        PlanError: The format uses the name itself.
+        PlanError: The format uses the name itself, or has no way to write it.
     """
     if name == "__metadata__":
         raise PlanError("in a safetensors file, no tensor can be named '__metadata__'", hint="rename it")
+    check_text(name, "the name")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text that UTF-8 has no bytes for: half of a surrogate pair.
+
+    Raises:
+        PlanError: It is such a text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PlanError(
+            f"{what} {shorten(repr(text))} holds {ascii(text[error.start])[1:-1]}, half of a surrogate pair, "
+            "which UTF-8 cannot hold",
+            hint="rename it" if what == "the name" else "leave it out",
+        ) from None
 
 
 def code_of(dtype: DType, name: str) -> str:
@@ -67,6 +80,9 @@ def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -
     for i in order:
         starts[i] = at
         at += outputs[i].expression.nbytes
+    for pair in metadata.items():
+        for told in pair:
+            check_text(told, "the metadata")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for output, start in zip(outputs, starts, strict=True):
         x = output.expression
@@ -81,7 +97,7 @@ def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -
             "shape": list(x.shape),
             "data_offsets": [start, start + x.nbytes],
         }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > limits.HEADER_BYTES:
         raise PlanError(
@@ -135,4 +151,6 @@ def index_of(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[s
     <BLANKLINE>
     """
     index = {"metadata": {**metadata, "total_size": total_size}, "weight_map": dict(weight_map)}
-    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    check_text(text, "the index")
+    return text.encode()

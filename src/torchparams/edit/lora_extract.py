@@ -18,10 +18,10 @@ from torchparams.edit.convert import choose
 from torchparams.edit.layout import Output
 from torchparams.edit.plan import MEMORY, Plan
 from torchparams.edit.save import differing
-from torchparams.edit.write import replace_file, telling
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
 from torchparams.expressions.combination import combines
+from torchparams.io.write import replace_file, telling
 from torchparams.report import Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:

@@ -6,15 +6,16 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from torchparams import limits
 from torchparams.edit import _safetensors_out, _torchzip_out
 from torchparams.edit._directory import check_directory
 from torchparams.edit.layout import Output, View, parse_bytes
-from torchparams.edit.write import free_or_raise
 from torchparams.edit.written import Written, remarks
 from torchparams.errors import PlanError, SourceError, shorten
 from torchparams.expressions.base import Stored
 from torchparams.expressions.operations import Cast
 from torchparams.io.packing import contiguous
+from torchparams.io.write import STEM, check_target, free_or_raise
 from torchparams.report import (
     Column,
     Report,
@@ -135,6 +136,7 @@ class Plan:
         if self.is_view:
             return
         target = self.path.rstrip("/" + os.sep) or self.path
+        check_target(target)
         if os.path.lexists(target):
             is_directory = os.path.isdir(target)
             if is_directory != self.is_directory:
@@ -198,9 +200,15 @@ class Plan:
         seen: set[str] = set()
         for name in [entry.name for entry in self.outputs] + [view.name for view in self.views]:
             if name in seen:
-                raise PlanError(f"two tensors would be named {name!r}", where=self.path, hint="rename one")
+                raise PlanError(f"two tensors would be named {shorten(repr(name))}", where=self.path, hint="rename one")
             if not name:
                 raise PlanError("a tensor would have an empty name", where=self.path, hint="rename it")
+            if len(name) > limits.NAME_LENGTH:
+                raise PlanError(
+                    f"the name {shorten(repr(name))} has {len(name):,} characters; the limit is {limits.NAME_LENGTH:,}",
+                    where=self.path,
+                    hint="rename it, or raise torchparams.limits.NAME_LENGTH",
+                )
             seen.add(name)
         if self.format == SAFETENSORS:
             assert not self.views  # whoever makes a plan knows what the format can express
@@ -247,7 +255,7 @@ class Plan:
             return (_safetensors_out.lay_out(name, self.outputs, self.metadata),), None
         shards = _safetensors_out.in_shards(self.outputs, self.max_shard_size)
         if len(shards) == 1:
-            return (_safetensors_out.lay_out(f"{_safetensors_out.STEM}.safetensors", shards[0], self.metadata),), None
+            return (_safetensors_out.lay_out(f"{STEM}.safetensors", shards[0], self.metadata),), None
         names = [_safetensors_out.shard_name(number + 1, len(shards)) for number in range(len(shards))]
         files = tuple(
             _safetensors_out.lay_out(file, shard, self.metadata) for file, shard in zip(names, shards, strict=True)

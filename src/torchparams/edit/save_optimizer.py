@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from torchparams.edit.convert import choose, plan_of
 from torchparams.edit.entries import Entry
 from torchparams.edit.plan import MEMORY, SAFETENSORS, kind_of
-from torchparams.edit.write import OneFile, telling
 from torchparams.edit.written import Written
 from torchparams.errors import PlanError, shorten
+from torchparams.io.write import OneFile, check_target, telling
 from torchparams.train.optimizer_file import KEY, as_tensors
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ def _pickled(state: OptimizerState, path: str, overwrite: bool) -> Written:
     if os.path.isdir(path) or (os.path.lexists(path) and not overwrite):
         what = "it is a directory" if os.path.isdir(path) else "it exists already"
         raise PlanError(what, where=path, hint="name another target, or pass overwrite=True")
+    check_target(path)
     begun = time.perf_counter()
     name = os.path.basename(path)
     with telling(path), OneFile(path) as target:
         fd = target.create(name, 0)
         with os.fdopen(os.dup(fd), "wb") as file:
             torch.save(state.state_dict(), file)
-        temporary = target._temporary(name)
+        temporary = target.temporary(name)
         try:
             torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
@@ -100,4 +101,5 @@ def _pickled(state: OptimizerState, path: str, overwrite: bool) -> Written:
         size = os.fstat(fd).st_size
         target.finish(name)
         target.commit(None)
-    return Written(path, ((name, size),), len(state), size, 0, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Written(path, ((name, size),), len(state), size, 0, seconds, notes=target.notes)

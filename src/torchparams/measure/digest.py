@@ -112,13 +112,16 @@ class Digests:
         """What `write` writes: `format`, `version`, `source`, `digest` and `tensors`."""
         return document_of(self.source, self.digest, self.tensors.values())
 
-    def write(self, path: str | os.PathLike[str]) -> None:
+    def write(self, path: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the manifest to a file, as a whole or not at all; an earlier manifest is replaced.
 
+        Returns:
+            A sentence on what the new file could not take over from the earlier one, if there is such.
+
         Raises:
-            WriteError: The disk says no, or something that is no manifest is there.
+            WriteError: Writing failed, or something that is no manifest is there.
         """
-        write_manifest(self.manifest(), os.fspath(path))
+        return write_manifest(self.manifest(), os.fspath(path))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Digests:
@@ -345,6 +348,7 @@ class _Memory:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._files: dict[str, Any] = {}
+        self._where: str | None = None
 
     def of(self, info: ParameterInfo) -> str | None:
         """Equal for the same bytes; None where it is not known.
@@ -360,8 +364,9 @@ class _Memory:
         if info.location is not None:
             return f"{self._file(info.location.file)} {info.location.start} {steps}"
         if view is not None:
-            where = ":".join(self._source.files)  # memory has one address for all sources
-            return f"{where} {view.key} {view.offset * info.dtype.bits} {steps}"
+            if self._where is None:  # no file for what is in memory, which has one address for all sources
+                self._where = "".join(f"{self._file(path)}" for path in self._source.files)
+            return f"{self._where} {view.key} {view.offset * info.dtype.bits} {steps}"
         return None
 
     def _file(self, path: str) -> Any:

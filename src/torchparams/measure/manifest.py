@@ -18,17 +18,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import stat
-from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, TorchParamsError, WriteError
+from torchparams.io.write import check_target, write_file
 from torchparams.measure.hashing import VERSION, TensorDigest, set_digest
-from torchparams.sources._bytes import FileBytes, paused_gc
+from torchparams.sources._bytes import FileBytes, check_name_lengths, paused_gc
 from torchparams.sources._json import as_object, describe, quoted, strict
 
 if TYPE_CHECKING:
@@ -59,32 +58,25 @@ def document_of(source: str, digest: str, tensors: Iterable[TensorDigest]) -> di
 # --- write -----------------------------------------------------------------------------------
 
 
-def write_manifest(document: Mapping[str, Any], path: str) -> None:
-    """Write a manifest under a name of its own beside `path`, then move it there: it is there as a whole, or not.
+def write_manifest(document: Mapping[str, Any], path: str) -> tuple[str, ...]:
+    """Write a manifest as all files are written: it is there as a whole, or not.
+
+    Returns:
+        A sentence on what the file could not take over from the one that it replaces, if there is such.
 
     Raises:
-        WriteError: The disk says no, or something that is no manifest is there.
+        WriteError: Writing failed, or something that is no manifest is there.
     """
-    path = os.path.realpath(path)  # a link stays one
+    check_target(path)
     _refuse_other(path)
-    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
     try:
         text = _text(document).encode()
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except UnicodeEncodeError as error:
         near = error.object[max(error.start - 20, 0) : error.end + 20]
         raise WriteError(f"a name is no text that JSON can hold, at {near!r}", where=path) from None
-    except OSError as error:
-        raise WriteError(error.strerror or str(error), where=path) from None
-    finally:
-        with suppress(OSError):
-            os.unlink(unfinished)
-    _sync_folder(os.path.dirname(path))
+    if len(text) > limits.MANIFEST_BYTES:
+        raise WriteError(f"the manifest has {len(text)} bytes; the limit is {limits.MANIFEST_BYTES}", where=path)
+    return write_file(path, text)
 
 
 def _text(document: Mapping[str, Any]) -> str:
@@ -111,16 +103,6 @@ def _refuse_other(path: str) -> None:
         raise WriteError("not a regular file", where=path)
     if head and FORMAT.encode() not in head:
         raise WriteError("there is a file already, which is no manifest", where=path, hint="delete it, or name another")
-
-
-def _sync_folder(folder: str) -> None:
-    # Only some systems can open a directory; where none can, renaming is as lasting as it gets.
-    with suppress(OSError):
-        descriptor = os.open(folder or ".", os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # --- read ------------------------------------------------------------------------------------
@@ -173,6 +155,7 @@ def _parse(data: bytes, path: str) -> tuple[str, dict[str, TensorDigest], str]:
                 raise FileFormatError(f"it lists the tensor {quoted(name)} twice", where=path)
             names.add(name)
         tensors[tensor.name] = tensor
+    check_name_lengths(names, path)
     if set_digest((name, tensor.digest) for tensor in tensors.values() for name in tensor.names) != stated:
         raise FileFormatError(
             "its digest of the set is not that of its tensors: the manifest was edited or damaged", where=path

@@ -13,11 +13,12 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import NotReadable, SourceError, TruncatedFile
+from torchparams import limits
+from torchparams.errors import LimitExceeded, NotReadable, SourceError, TruncatedFile, shorten
 from torchparams.io.packing import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import numpy as np
 
@@ -200,6 +201,22 @@ def as_array(
         # numpy refuses more than 64 dimensions, and sizes whose product overflows even where one of them is 0.
         about = f"{len(shape)} dimensions" if len(shape) > _MOST_DIMENSIONS else f"the shape {list(shape)}"
         raise NotReadable(f"numpy has no arrays of {about}: {error}", where=where) from None
+
+
+def check_name_lengths(names: Collection[str], path: str) -> None:
+    """Refuse names that no writer of tensors makes: tables and messages repeat them.
+
+    Raises:
+        LimitExceeded: One is longer than `limits.NAME_LENGTH`.
+    """
+    most = limits.NAME_LENGTH
+    if max(map(len, names), default=0) > most:
+        length, name = next((len(name), name) for name in names if len(name) > most)
+        raise LimitExceeded(
+            f"the name '{shorten(name)}' has {length:,} characters; the limit is {most:,}",
+            where=path,
+            hint="if you trust the file, raise torchparams.limits.NAME_LENGTH",
+        )
 
 
 @contextmanager

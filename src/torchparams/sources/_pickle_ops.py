@@ -89,10 +89,13 @@ class Operations:
         return found
 
     def text(self, begins: int, ends: int) -> str:
-        """The UTF-8 text at `[begins, ends)`; what is not UTF-8 comes out escaped, never as an error."""
+        """The text at `[begins, ends)`, as pickle reads it; bytes that are none come out escaped, never as an error."""
         if ends > self.stop:
             raise Cut(f"in a text of {ends - begins:,} bytes")
-        text = str(self.data[begins:ends], "utf-8", "backslashreplace")
+        try:
+            text = str(self.data[begins:ends], "utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            text = str(self.data[begins:ends], "utf-8", "backslashreplace")
         return self.texts.setdefault(text, text) if ends - begins > LONG_TEXT else text
 
     def encoded(self, text: str, codec: str) -> bytes:

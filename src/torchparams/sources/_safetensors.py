@@ -29,7 +29,7 @@ from torchparams.errors import (
 )
 from torchparams.info import file_tensor
 from torchparams.io.packing import contiguous
-from torchparams.sources._bytes import FileBytes, as_array, paused_gc
+from torchparams.sources._bytes import FileBytes, as_array, check_name_lengths, paused_gc
 from torchparams.sources._json import as_object, describe, quoted, refuse_hollow, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source, reopened
 
@@ -180,6 +180,7 @@ def _read_header(file: FileBytes) -> Header:
         except (_Unsure, ValueError, TypeError, KeyError, RecursionError):
             pass  # the strict way says what it is
         infos, metadata = found or _strict(header, file)
+        check_name_lengths(infos, file.path)
         if not tiled:
             _check_tiling(infos, 8 + length, file)
         return infos, metadata

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -149,8 +150,12 @@ class ShardedSource(Source):
         self.format = f"sharded {kinds.pop()}" if len(kinds) == 1 else "sharded"
         self._index = index
         self._shards = dict(shards)
+        # Asked for of every tensor, so it is put together once.
+        of_shards = (path for shard in self._shards.values() for path in shard.files)
+        self._files = (*([] if index is None else [index]), *of_shards)
         self._metadata = MappingProxyType(dict(metadata)) if metadata else NO_METADATA
         self._holder: dict[str, Source] = {}
+        self._read: dict[int, Source] = {}
         infos: dict[str, ParameterInfo] = {}
         for file, name in order:
             info = shards[file].infos()[name]
@@ -166,15 +171,15 @@ class ShardedSource(Source):
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """What the shard gives that holds it."""
-        return self._holding(name).numpy(name)
+        return self._reading(name).numpy(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """What the shard gives that holds it."""
-        return self._holding(name).tensor(name)
+        return self._reading(name).tensor(name)
 
     def value(self, name: str) -> Any:
         """What the shard gives that holds it."""
-        return self._holding(name).value(name)
+        return self._reading(name).value(name)
 
     def span(self, name: str) -> Location | None:
         """The bytes in the shard that holds it."""
@@ -201,8 +206,7 @@ class ShardedSource(Source):
     @property
     def files(self) -> tuple[str, ...]:
         """The index, if there is one, and the shards."""
-        shards = (path for shard in self._shards.values() for path in shard.files)
-        return (*([] if self._index is None else [self._index]), *shards)
+        return self._files
 
     @property
     def shards(self) -> Mapping[str, Source]:
@@ -239,9 +243,15 @@ class ShardedSource(Source):
         return reopened(self)
 
     def close(self) -> None:
-        """Close the shards."""
-        for shard in self._shards.values():
-            shard.close()
+        """Close the shards that values were read from: a run closes its sources as often as once for each tensor."""
+        while self._read:
+            with suppress(KeyError):  # another thread was faster
+                self._read.popitem()[1].close()
+
+    def _reading(self, name: str) -> Source:
+        shard = self._holding(name)
+        self._read[id(shard)] = shard
+        return shard
 
     def _holding(self, name: str) -> Source:
         holder = self._holder.get(name)

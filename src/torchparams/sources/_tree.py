@@ -23,6 +23,7 @@ from torchparams.errors import LimitExceeded, SourceError, UnknownName, nearest,
 from torchparams.left_out import LeftOut, state_of_layer
 from torchparams.names import script_class
 from torchparams.report import plural
+from torchparams.sources._bytes import check_name_lengths
 from torchparams.sources._describe import attributes_of, class_name, component_of, describe, plain_copy
 from torchparams.sources._pickle_values import Blob, Global, OddKey, Reduced
 from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
@@ -148,6 +149,8 @@ class Listing:
                             where=self.label,
                             hint="if you trust the file, raise torchparams.limits.NESTING",
                         )
+                    if len(name) > limits.NAME_LENGTH:
+                        check_name_lengths((name,), self.label)
                     on_path[id(child)] = name
                     stack.append((name, child, self._children(child, name)))
                     break
@@ -169,6 +172,8 @@ class Listing:
         return name
 
     def _add(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
+        if len(name) > limits.NAME_LENGTH:
+            check_name_lengths((name,), self.label)
         storage = tensor.storage
         memory = id(tensor) if storage is None else storage.key if storage.inline is None else id(storage)
         known = self._of_memory.get(memory)

@@ -49,6 +49,7 @@ class Source(ABC):
     label: str
     format: str
     live: bool = False
+    _spellings: dict[str, str] | None = None
 
     @abstractmethod
     def infos(self) -> Mapping[str, ParameterInfo]:
@@ -171,10 +172,15 @@ class Source(ABC):
         infos = self.infos()
         if name in infos:
             return name
-        for info in infos.values():
-            if name == info.raw_name or name in info.aliases:
-                return info.name
-        return None
+        if self.live:
+            return next((i.name for i in infos.values() if name == i.raw_name or name in i.aliases), None)
+        if self._spellings is None:
+            spellings: dict[str, str] = {}
+            for info in infos.values():
+                for other in (info.raw_name, *info.aliases):
+                    spellings.setdefault(other, info.name)
+            self._spellings = spellings
+        return self._spellings.get(name)
 
     def resolve(self, name: str) -> str:
         """What `find` gives, or an error that names the nearest.

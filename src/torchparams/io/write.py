@@ -8,14 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from torchparams.edit import _system
-from torchparams.edit._safetensors_out import INDEX, STEM
 from torchparams.errors import PlanError, TorchParamsError, WriteError
+from torchparams.io import attributes
+from torchparams.io import system as _system
 from torchparams.report import human_bytes
 
 if TYPE_CHECKING:
@@ -27,8 +26,18 @@ PARTIAL = ".torchparams-partial"
 JOURNAL = ".torchparams-writing"
 """The journal of a directory that is written to."""
 
+STEM = "model"
+"""What files in a directory are named by: `model.safetensors`, `model-00001-of-00003.safetensors`."""
+
+INDEX = f"{STEM}.safetensors.index.json"
+
+NAME_BYTES = 255
+"""Longest name of a file on most file systems, in bytes."""
+
 FAMILY = re.compile(rf"{STEM}(\.previous)?(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
 """Names that files of a directory have, or had before the last ones took their names."""
+
+_ROOM = 12  # bytes of a temporary name for a dot and for the number of a process
 
 TRIES = 20
 """How often a lock is asked for that somebody may have for a moment only."""
@@ -41,6 +50,11 @@ def partial(path: str) -> str:
     'out/.model.safetensors.torchparams-partial'
     """
     folder, name = os.path.split(path)
+    encoded = os.fsencode(name)
+    if len(encoded) > NAME_BYTES - len(PARTIAL) - _ROOM:
+        from hashlib import sha256
+
+        name = sha256(encoded).hexdigest()
     return os.path.join(folder, f".{name}{PARTIAL}")
 
 
@@ -70,6 +84,7 @@ def write_error(error: OSError, path: str) -> WriteError:
         errno.EPERM: "write to a directory that you may write to",
         errno.EROFS: "write to a directory that you may write to",
         errno.ENOENT: "make the directory first",
+        errno.ENAMETOOLONG: "choose a shorter name",
     }.get(error.errno or 0)
     made = WriteError(
         f"it could not be written: {reason[:1].lower()}{reason[1:]}",
@@ -95,6 +110,9 @@ class Target:
     Args:
         path: The target as the user wrote it.
         folder: The directory that the files are written to.
+
+    Attributes:
+        not_kept: What the new files could not take over from those that they replace, in words.
     """
 
     def __init__(self, path: str, folder: str) -> None:
@@ -104,9 +122,15 @@ class Target:
         self._written: list[str] = []
         self._lock: int | None = None
         self._committed = False
+        self.not_kept: list[str] = []
 
     def __enter__(self) -> Self:
         raise NotImplementedError
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on what could not be kept, if there is such."""
+        return (f"not kept of what was replaced: {', '.join(self.not_kept)}",) if self.not_kept else ()
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -122,10 +146,12 @@ class Target:
 
     def create(self, name: str, size: int) -> int:
         """The file that will be called `name`, of this size, to write to."""
-        path = self._temporary(name)
+        path = self.temporary(name)
         fd = self._open[name] = self._descriptor(path)
         if name not in self._written:
             self._written.append(name)
+        with suppress(OSError):
+            attributes.guard(fd, os.path.join(self.folder, name))
         _system.resize(fd, 0)
         _system.reserve(fd, size)
         _system.resize(fd, size)
@@ -134,7 +160,8 @@ class Target:
     def finish(self, name: str) -> None:
         """Wait until a file is on the disk, and close it."""
         fd = self._open[name]
-        self._keep_mode(name, fd)
+        lost = attributes.keep(fd, os.path.join(self.folder, name))
+        self.not_kept += [each for each in lost if each not in self.not_kept]
         _system.sync(fd)
         del self._open[name]
         if fd != self._lock:
@@ -155,7 +182,7 @@ class Target:
         self._open.clear()
         for name in self._written:
             with suppress(OSError):
-                _system.remove(self._temporary(name))
+                _system.remove(self.temporary(name))
 
     def _confirm(self, folder: str) -> None:
         """Wait until the new names are on the disk."""
@@ -169,18 +196,12 @@ class Target:
                 exists="the new one is in place, and may not be after a loss of power",
             ) from error
 
-    def _temporary(self, name: str) -> str:
+    def temporary(self, name: str) -> str:
+        """Where a file is until it takes its place."""
         return partial(os.path.join(self.folder, name))
 
     def _descriptor(self, path: str) -> int:
         return _system.create(path)
-
-    def _keep_mode(self, name: str, fd: int) -> None:
-        """A file that takes another's place has its permissions."""
-        with suppress(OSError):
-            mode = stat.S_IMODE(os.stat(os.path.join(self.folder, name)).st_mode)
-            if hasattr(os, "fchmod"):
-                os.fchmod(fd, mode)
 
 
 class OneFile(Target):
@@ -200,7 +221,8 @@ class OneFile(Target):
         self._lock, self._partial = take(self._partial, self.path)
         return self
 
-    def _temporary(self, name: str) -> str:
+    def temporary(self, name: str) -> str:
+        """Where the file is until it takes its place."""
         return self._partial
 
     def _descriptor(self, path: str) -> int:
@@ -226,6 +248,7 @@ def replace_file(path: str, contents: bytes) -> None:
     try:
         _system.resize(fd, 0)
         _system.write(fd, contents, 0)
+        attributes.keep(fd, path)
         _system.sync(fd)
     finally:
         os.close(fd)
@@ -292,6 +315,45 @@ def clear(folder: str) -> None:
         if name.startswith(JOURNAL) or name.endswith(PARTIAL) or name == INDEX or FAMILY.fullmatch(name):
             _system.remove(os.path.join(folder, name))
     _system.remove_directory(folder)
+
+
+def write_file(path: str, contents: bytes) -> tuple[str, ...]:
+    """Write a small file: it takes the place of what is there as a whole, or not at all.
+
+    Returns:
+        A sentence on what the new file could not take over from the one that it replaces, if there is such.
+
+    Raises:
+        WriteError: Writing failed.
+    """
+    with telling(path), OneFile(path) as target:
+        name = os.path.basename(path)
+        fd = target.create(name, len(contents))
+        _system.write(fd, contents, 0)
+        target.finish(name)
+        target.commit(None)
+    return target.notes
+
+
+def check_target(path: str) -> None:
+    """Refuse a path at which no file can take the place of what is there.
+
+    Raises:
+        WriteError: Its name is too long, or a link to a device or a stream has it.
+    """
+    folder, name = os.path.split(path)
+    length, most = len(os.fsencode(name)), NAME_BYTES
+    if hasattr(os, "pathconf"):
+        with suppress(OSError, ValueError):
+            most = os.pathconf(folder or ".", "PC_NAME_MAX")
+    if length > most:
+        raise WriteError(
+            f"the name of the file has {length} bytes; the file system allows {most}",
+            where=path,
+            hint="choose a shorter name",
+        )
+    if os.path.islink(path) and os.path.realpath(folder or ".") == "/dev":  # /dev/stdout, whatever it leads to
+        raise WriteError("not a regular file", where=path, hint="name a file")
 
 
 def free_or_raise(folder: str, needed: int, path: str) -> None:

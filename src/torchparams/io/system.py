@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 _NOT_HERE = (
@@ -25,6 +26,25 @@ def create(path: str) -> int:
     """A file that may be written to, made if there is none; it is not emptied, and not a link."""
     flags = os.O_RDWR | os.O_CREAT | NO_LINK | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     return os.open(path, flags, 0o666)
+
+
+def change_mode(fd: int, mode: int) -> None:
+    """Give a file its permissions."""
+    os.fchmod(fd, mode)
+
+
+def change_owner(fd: int, user: int, group: int) -> None:
+    """Give a file to a user and a group; -1 leaves either."""
+    os.fchown(fd, user, group)
+
+
+def set_attribute(fd: int, name: str, value: bytes) -> None:
+    """Give a file an extended attribute, if it does not have it already."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            if os.getxattr(fd, name) == value:
+                return
+        os.setxattr(fd, name, value)
 
 
 def resize(fd: int, size: int) -> None:
