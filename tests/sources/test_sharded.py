@@ -243,8 +243,10 @@ def test_several_are_not_chosen_from(folder: Path) -> None:
         (folder / name).unlink()
     assert tp.of(folder).names == ["z", "a", "m"]
     torch.save({}, folder / "optimizer.pt")
+    assert tp.of(folder).names == ["z", "a", "m"]
+    torch.save({}, folder / "other.pt")
     assert refused(folder, SourceError) == (
-        "there are 2 checkpoints in this directory. optimizer.pt, model-*-of-00002.safetensors. name one."
+        "there are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. name one."
     )
 
 

@@ -17,6 +17,7 @@ from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, SourceError
 from torchparams.sources._bytes import FileBytes
 from torchparams.sources._json import Pairs, as_object, describe, plain, quoted, strict
+from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
 from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def open_directory(path: str, inner: str | None = None) -> Source:
     """The source that reads the one checkpoint in the directory `path`.
 
     That is, in this order: its index, if it has exactly one; a complete set of numbered shards or a single file with
-    one of the usual suffixes, if there is exactly one of these. Between several nothing is chosen.
+    one of the usual suffixes, if there is exactly one of these. What a trainer saves beside a model (its optimizer, its
+    arguments, random states) does not count. Between several nothing is chosen.
 
     Args:
         path: The directory.
@@ -80,9 +82,10 @@ def open_directory(path: str, inner: str | None = None) -> Source:
         FileFormatError: The checkpoint is damaged, or a shard of it is not there.
     """
     try:
-        there = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        everything = os.listdir(path)
     except OSError as error:
         raise SourceError(error.strerror or str(error), where=path) from None
+    there = sorted(name for name in everything if not name.startswith("."))
     files = [name for name in there if os.path.isfile(os.path.join(path, name))]
     indexes = [name for name in files if _INDEX.fullmatch(name)]
     if len(indexes) == 1:
@@ -95,6 +98,11 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             hint="name the index of one",
         )
     found = [name for name in files if name.endswith(_SUFFIXES)]
+    weights = weights_among(found)
+    refused = foreign_directory(path, everything, weights)
+    if refused is not None:
+        raise refused
+    found = weights or found
     sets: dict[tuple[str, str, str], list[str]] = {}
     for name in found:
         match = _SHARD.fullmatch(name)
@@ -106,12 +114,15 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             return open_file(os.path.join(path, single[0]), inner, formats=_SHARD_FORMATS)
         return _open_set(path, inner, *next(iter(sets.items())))
     if not found:
+        below = checkpoints_below(path, there, _SUFFIXES)
         shown = [name + os.sep * os.path.isdir(os.path.join(path, name)) for name in there]
         raise SourceError(
             "there is no checkpoint in this directory",
             where=path,
             exists=f"there are {_some(shown)}" if shown else "it is empty",
-            hint=f"a checkpoint is an .index.json with its shards, or a file that ends in {' '.join(_SUFFIXES)}",
+            hint=f"did you mean {os.path.join(path, below[-1])}?"
+            if below
+            else f"a checkpoint is an .index.json with its shards, or a file that ends in {' '.join(_SUFFIXES)}",
         )
     raise SourceError(
         f"there are {len(sets) + len(single)} checkpoints in this directory",

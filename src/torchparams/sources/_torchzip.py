@@ -277,13 +277,23 @@ def _what_zip(names: list[str]) -> tuple[str, str | None]:
     if names and all(name.endswith(".npy") for name in names):
         return "; it is a numpy .npz archive", "read it by torchparams.of(dict(numpy.load(path)))"
     if "[Content_Types].xml" in known:
-        return "; it is an office document", None
+        return "; it is an office document", "name the checkpoint itself"
     if "model.weights.h5" in known:
-        return "; it is a Keras model", None
+        return "; it is a Keras model", "load it with keras, and pass its weights as a mapping to torchparams.of"
     if "META-INF/MANIFEST.MF" in known:
-        return "; it is a Java archive", None
+        return "; it is a Java archive", "name the checkpoint itself"
+    if any(name.endswith(".pb") for name in names):
+        return (
+            "; it is a network of caffe2",
+            "read it with caffe2 of torch before 2.4, and pass its blobs as a mapping to torchparams.of",
+        )
     if any(name.endswith(("/archive_format", "/archive_version")) for name in names):
         return "; it is a program of torch.export", "load it by torch.export.load, and pass its state_dict"
+    if any(name.rpartition("/")[2] == "model.json" for name in names):
+        return (
+            "; it is a TorchScript archive of torch before 1.4, in caffe2's layout",
+            "load it by torch.jit.load, and pass the model or save it again",
+        )
     if any("/.data/" in name for name in names) and any(name.endswith(".pkl") for name in names):
         return "; it is an archive of torch.package", "load it by torch.package, and pass the model"
     inside = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))]

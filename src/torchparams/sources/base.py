@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.companions import coded
-from torchparams.errors import FileFormatError, SourceError, UnknownName, UnsupportedSource
+from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
 from torchparams.expressions.base import Stored
 from torchparams.records import Records
 
@@ -275,7 +275,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     # is still this format's: its reader says what is wrong with it.
     if head[8:].lstrip(b" \t\r\n")[:1] != b"{":
         return False
-    return int.from_bytes(head[:8], "little") <= size - 8 or not head.startswith((b"PK", b"\x80", b"{"))
+    return int.from_bytes(head[:8], "little") <= size - 8 or not head.startswith((b"PK", b"\x80", b"{", b"<"))
 
 
 FORMATS: tuple[Format, ...] = (
@@ -386,14 +386,30 @@ def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...
     except (OSError, ValueError) as error:  # ValueError: the path holds a null character
         raise SourceError(getattr(error, "strerror", None) or str(error), where=path) from None
     if size == 0:
-        raise FileFormatError("the file is empty", where=path)
-    for fmt in formats:
-        if fmt.sniff(head, size):
-            return fmt.open(path, inner)
-    # Too damaged to be recognised, or none of ours: the format that its name claims says what is wrong.
+        raise FileFormatError("the file is empty", where=path, hint="download or copy the file again")
+    found = _format_of(path, head, size, formats)
+    try:
+        return found.open(path, inner)
+    except TruncatedFile as error:
+        error.hint = error.hint or "download or copy the file again"
+        raise
+
+
+def _format_of(path: str, head: bytes, size: int, formats: tuple[Format, ...]) -> Format:
+    """The format of a file, by its first bytes."""
+    if not path.endswith(".distcp"):  # the parts of a distributed checkpoint may begin like a checkpoint
+        for fmt in formats:
+            if fmt.sniff(head, size):
+                return fmt
+    from torchparams.sources._recognise import foreign_file
+
+    refused = foreign_file(path, head, size)
+    if refused is not None:
+        raise refused
+    # Too damaged to be recognised: the format that its name claims says what is wrong.
     for fmt in formats:
         if path.endswith(fmt.suffixes):
-            return fmt.open(path, inner)
+            return fmt
     raise FileFormatError(
         f"not a checkpoint that is known here: it starts with {head[:8]!r}",
         where=path,

@@ -1,0 +1,149 @@
+"""What is no checkpoint here is named, with the next step, in one line."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import torchparams as tp
+from command import command
+from torch_files import saved, written, zipped
+from torchparams.testing import safetensors_bytes, sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Captured = pytest.CaptureFixture[str]
+
+WEIGHTS = {"w": sample("float32", (2, 3))}
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 5368709120\n"
+ONNX = b"\x08\x07\x12\x07pytorch\x1a\x052.4.0:\xee\x01\x0a\x10"
+WHOLE = safetensors_bytes(WEIGHTS)
+
+
+def tar(name: str) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    return made.getvalue()
+
+
+FILES = {
+    "lfs": (LFS, "a Git LFS pointer to 5,368,709,120 bytes, not the file itself. run git lfs pull"),
+    "annex": (b"/annex/objects/SHA256E-s1--0.bin\n", "a git-annex pointer, not the file itself. run git annex get"),
+    "html": (
+        b"\n<!DOCTYPE html>\n<html><head><title>Sign in\n to X</title></head>" + b"<p>" * 400,
+        "an HTML page (Sign in to X), not a checkpoint. the address leads to a page, or needs a login; download",
+    ),
+    "script": (b"<script>{}</script>" + b" " * 900, "an HTML page, not a checkpoint"),
+    "message": (b"Entry not found", "a text, not a checkpoint: 'Entry not found'. download or copy the file again"),
+    "gguf": (b"GGUF\3\0\0\0" + bytes(600), "a GGUF file of llama.cpp, which is not read here. transformers reads it"),
+    "onnx": (ONNX + bytes(600), "an ONNX model, which is not read here. the onnx package reads it: torchparams.of({"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file, which is not read here. read it with h5py"),
+    "npy": (b"\x93NUMPY\1\0" + bytes(600), "a numpy array, which is not read here. pass it under a name"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "compressed by gzip, which is not read here. unpack it first"),
+    "zeros": (bytes(4096), "it begins with 512 zero bytes, as an unfinished download does. download or copy"),
+    "cut header": (WHOLE[:20], "the file ends at byte 20, within the header"),
+    "cut tensors": (WHOLE[:-5], "download or copy the file again."),
+    "cut zip": (saved({"w": torch.ones(99)})[:700], "the zip is cut off"),
+    "cut legacy": (saved({"w": torch.ones(99)}, legacy=True)[:-9], "download or copy the file again."),
+    "empty": (b"", "the file is empty. download or copy the file again."),
+    "tar of torch 0.1": (
+        tar("storages"),
+        "a tar archive of torch 0.1, which is not read here. load it with torch.load",
+    ),
+    "caffe2 archive": (
+        zipped({"net/version": b"1", "net/model.json": b"{}", "net/tensors/0": b"1234"}),
+        "it is a TorchScript archive of torch before 1.4, in caffe2's layout. it holds net/version, net/model.json",
+    ),
+    "caffe2 network": (zipped({"init_net.pb": b"1", "predict_net.pb": b"2"}), "it is a network of caffe2"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin", ".onnx", ""])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_is_named_with_the_next_step(tmp_path: Path, capsys: Captured, kind: str, suffix: str) -> None:
+    contents, message = FILES[kind]
+    path = written(tmp_path, contents, f"model{suffix}")
+    ran = command(capsys, "ls", path)
+    assert (ran.status, ran.out) == (2, "")
+    assert message in ran.err
+    assert ran.err.startswith(f"torchparams: {path}: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_a_file_that_only_begins_like_another_is_read(tmp_path: Path) -> None:
+    assert tp.of(written(tmp_path, WHOLE, "model.onnx")).names == ["w"]
+    assert tp.of(written(tmp_path, saved({"w": torch.ones(2)}), "model.gguf")).names == ["w"]
+
+
+def folder_of(tmp_path: Path, *names: str) -> Path:
+    folder = tmp_path / "run"
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        weights = WEIGHTS if "model" in name else {"other": WEIGHTS["w"]}
+        path.write_bytes(safetensors_bytes(weights) if name.endswith(".safetensors") else saved({"state": {}, "n": 1}))
+    return folder
+
+
+DIRECTORIES = {
+    "dcp": ((".metadata", "__0_0.distcp", "__1_0.distcp"), "a distributed checkpoint (DCP), which is not read here"),
+    "dcp without its metadata": (("__0_0.distcp",), "a distributed checkpoint (DCP) without its .metadata"),
+    "zero": (
+        ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
+        "a ZeRO checkpoint of DeepSpeed, which is not read here. run python",
+    ),
+    "within zero": (
+        ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+        "a ZeRO checkpoint of DeepSpeed, which is not read here. run python",
+    ),
+    "several": (("a.pt", "b.pt", "c.pth"), "there are 3 checkpoints in this directory. a.pt, b.pt, c.pth. name one"),
+    "runs": (
+        ("config.json", "checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors"),
+        "no checkpoint in this directory. there are checkpoint-100/, checkpoint-90/, config.json. did you mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_a_directory_is_named_with_the_next_step(tmp_path: Path, capsys: Captured, kind: str) -> None:
+    names, message = DIRECTORIES[kind]
+    folder = folder_of(tmp_path, *names)
+    ran = command(capsys, "ls", folder)
+    assert (ran.status, ran.out) == (2, "")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+    if kind == "runs":
+        assert ran.err.endswith(f"{folder}/checkpoint-100?\n")
+
+
+def test_a_part_of_a_distributed_checkpoint(tmp_path: Path, capsys: Captured) -> None:
+    folder = folder_of(tmp_path, ".metadata", "__0_0.distcp")
+    ran = command(capsys, "ls", folder / "__0_0.distcp")
+    assert ran.status == 2
+    assert "__0_0.distcp: one part of a distributed checkpoint (DCP), which is not read here. convert it by " in ran.err
+    assert f"dcp_to_torch {folder} model.pt" in ran.err
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth", "training_args.bin", "scaler.pt"),
+        ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "sampler.bin", "scaler.pt"),
+        ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
+    ],
+    ids=["trainer", "accelerate", "deepspeed"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
+def test_a_trainers_directory_is_its_model(tmp_path: Path, beside: tuple[str, ...], name: str) -> None:
+    assert tp.of(folder_of(tmp_path, name, *beside)).names == ["w"]
+
+
+def test_several_models_of_accelerate_are_not_chosen_from(tmp_path: Path, capsys: Captured) -> None:
+    folder = folder_of(tmp_path, "model.safetensors", "model_1.safetensors", "optimizer.bin")
+    assert "there are 2 checkpoints in this directory" in command(capsys, "ls", folder).err
