@@ -61,22 +61,20 @@ MAGICS = (
 )
 """Foreign formats that begin with a fixed mark."""
 
-_LFS = re.compile(rb"version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/")
-_LFS_SIZE = re.compile(rb"^size (\d{1,20})\r?$", re.MULTILINE)
-_ANNEX = re.compile(rb"(?:\.\./)*(?:\.git)?/annex/objects/")
-_HTML = re.compile(
-    rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|script)\b", re.I | re.S
-)
-_WORDS = re.compile(r"[A-Za-z]{2,}:? +[A-Za-z]{2,}")
-_TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.I | re.S)
+# Patterns as text: they are compiled when they are first asked for, which of most files none is.
+_LFS = rb"version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/"
+_LFS_SIZE = rb"(?m)^size (\d{1,20})\r?$"
+_ANNEX = rb"(?:\.\./)*(?:\.git)?/annex/objects/"
+_HTML = rb"(?is)(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|script)\b"
+_TITLE = rb"(?is)<title[^>]*>(.*?)</title>"
+_WORDS = r"[A-Za-z]{2,}:? +[A-Za-z]{2,}"
 # ONNX is a protobuf message: first its ir_version, a small number, then one of the fields that a model has.
-_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", re.S)
-_DCP_PART = re.compile(r"__\d+_\d+\.distcp")
-_ZERO_PART = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt")
-_BESIDE = re.compile(
-    r"optimizer(?:_\d+)?\.(?:pt|bin)|scheduler(?:_\d+)?\.(?:pt|bin)|scaler(?:_\d+)?\.(?:pt|bin)|sampler(?:_\d+)?\.bin|"
-    r"rng_state(?:_\d+)?\.pth|training_args\.bin|random_states_\d+\.pkl|dl_state_dict(?:_\d+)?\.bin|"
-    r"custom_checkpoint_\d+\.pkl"
+_ONNX = rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]"
+_DCP_PART = r"__\d+_\d+\.distcp"
+_ZERO_PART = r"(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt"
+_BESIDE = (
+    r"(?:optimizer|scheduler|scaler)(?:_\d+)?\.(?:pt|bin)|sampler(?:_\d+)?\.bin|rng_state(?:_\d+)?\.pth|"
+    r"training_args\.bin|random_states_\d+\.pkl|dl_state_dict(?:_\d+)?\.bin|custom_checkpoint_\d+\.pkl"
 )
 
 
@@ -99,14 +97,14 @@ def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
             hint=_convert_dcp(os.path.dirname(path) or "."),
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if _LFS.match(text):
-        found = _LFS_SIZE.search(text)
+    if re.match(_LFS, text):
+        found = re.search(_LFS_SIZE, text)
         to = f" to {int(found[1]):,} bytes" if found else ""
         return FileFormatError(f"a Git LFS pointer{to}, not the file itself", where=path, hint="run git lfs pull")
-    if _ANNEX.match(text):
+    if re.match(_ANNEX, text):
         return FileFormatError("a git-annex pointer, not the file itself", where=path, hint="run git annex get")
-    if _HTML.match(text):
-        title = _TITLE.search(text)
+    if re.match(_HTML, text):
+        title = re.search(_TITLE, text)
         named = shorten(" ".join(title[1].decode("utf-8", "replace").split()), 60) if title else ""
         return FileFormatError(
             f"an HTML page{f' ({named})' if named else ''}, not a checkpoint",
@@ -116,7 +114,7 @@ def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
     for magic in MAGICS:
         if head.startswith(magic.mark, magic.at):
             return FileFormatError(f"{magic.what}, which is not read here", where=path, hint=magic.hint)
-    if _ONNX.match(head) and (path.endswith(".onnx") or b"onnx" in head or b"torch" in head):
+    if re.match(_ONNX, head) and (path.endswith(".onnx") or b"onnx" in head or b"torch" in head):
         return FileFormatError(
             "an ONNX model, which is not read here",
             where=path,
@@ -138,7 +136,7 @@ def _text(path: str, head: bytes, size: int) -> FileFormatError | None:
         line = " ".join(head.decode().split())
     except UnicodeDecodeError:
         return None
-    if not line.isprintable() or not _WORDS.search(line):
+    if not line.isprintable() or not re.search(_WORDS, line):
         return None
     return FileFormatError(f"a text, not a checkpoint: {shorten(repr(line), 90)}", where=path, hint=AGAIN)
 
@@ -155,12 +153,12 @@ def foreign_directory(path: str, there: Sequence[str], weights: Sequence[str]) -
         return FileFormatError(
             "a distributed checkpoint (DCP), which is not read here", where=path, hint=_convert_dcp(path)
         )
-    if any(_DCP_PART.fullmatch(name) for name in there):
+    if any(re.fullmatch(_DCP_PART, name) for name in there):
         return FileFormatError(
             "a distributed checkpoint (DCP) without its .metadata: it was not written to its end, or not copied whole",
             where=path,
         )
-    zero = any(map(_ZERO_PART.fullmatch, there))
+    zero = any(re.fullmatch(_ZERO_PART, name) for name in there)
     if zero or ("zero_to_fp32.py" in there and "latest" in there and not weights):
         root = (os.path.dirname(os.path.abspath(path)) or path) if zero and "zero_to_fp32.py" not in there else path
         script = os.path.join(root, "zero_to_fp32.py")
@@ -183,7 +181,7 @@ def weights_among(names: Sequence[str]) -> list[str]:
     >>> weights_among(["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "training_args.bin"])
     ['model.safetensors']
     """
-    return [name for name in names if not _BESIDE.fullmatch(name)]
+    return [name for name in names if not re.fullmatch(_BESIDE, name)]
 
 
 def checkpoints_below(path: str, there: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
