@@ -11,14 +11,16 @@ from __future__ import annotations
 import html
 import math
 import re
+import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torchparams.errors import printable as printable
 
-STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype")
-"""What a cell can be; each renderer has its own look for them."""
+STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype", "bars")
+"""Styles of a cell; each renderer has its own look for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,17 @@ class Cell:
 class Column:
     """A table's column.
 
+    A table that is too wide for the screen gives way in this order: columns that yield are cut, columns with a `drop`
+    are left out, and then the columns that shrink are cut.
+
     Attributes:
         title: Its heading.
         right: Flush right, for numbers.
-        style: The style of its cells that have none of their own.
-        shrink: May be cut in the middle when the table is wider than the place it is shown in.
-        yields: Is cut before those that may shrink too.
+        style: The style of its cells that have none of their own. Cut cells of the style `name` stay distinct.
+        shrink: May be cut in the middle.
+        yields: May be cut before any column is left out.
+        wraps: Sentences, which go on in the next line; only of the last column.
+        drop: Left out where the table is too wide, the column with the greatest number first; 0 for never.
     """
 
     title: str
@@ -46,6 +53,8 @@ class Column:
     style: str = ""
     shrink: bool = False
     yields: bool = False
+    wraps: bool = False
+    drop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,53 +124,160 @@ def width_of(text: str) -> int:
 
 
 def elide(text: str, width: int) -> str:
-    """`text` cut to `width` columns: the long components of a dotted name, or its middle.
-
-    Both ends of a name say more than its start alone, and the numbers in it say which of many equal layers it is.
+    """`text` cut to `width` columns; a dotted name keeps its first and last component, and its numbers.
 
     >>> elide("encoder.layers.11.self_attention.output.weight", 34)
-    'en…er.la…rs.11.se…on.output.weight'
+    'encoder.….11.sel…ion.output.weight'
     >>> elide("embedding", 6)
     'emb…ng'
     """
+    return _elided(text, width, _from_left)
+
+
+def elide_all(texts: Iterable[str], width: int) -> dict[str, str]:
+    """Each of `texts` cut to `width` columns, so that no two of them become equal.
+
+    A text that can only be cut to something that stands for another too stays whole, and is wider than `width`.
+
+    >>> list(elide_all(["model.encoder.norm.weight", "model.decoder.norm.weight"], 22).values())
+    ['model.encoder.….weight', 'model.decoder.….weight']
+    """
+    shown = {text: elide(text, width) for text in texts}
+    for how in (_from_right, _evenly, None):
+        counts = Counter(shown.values())
+        alike = [text for text, cut in shown.items() if cut != text and counts[cut] > 1]
+        for text in alike:
+            shown[text] = text if how is None else _elided(text, width, how)
+    return shown
+
+
+def _elided(text: str, width: int, how: Callable[[list[str], int], None]) -> str:
     if width_of(text) <= width:
         return text
     if width <= 1:
         return "…"[:width]
-    if text.isascii() and "." in text and " " not in text and len(text) <= _LONGEST_NAME:
-        components = text.split(".")
-        room = width - len(components) + 1
-        for least in (3, 1):
-            sizes = [len(component) for component in components]
-            floors = [len(c) if c.isdecimal() else min(len(c), least) for c in components]
-            if sum(floors) > room:
-                continue
-            for _ in range(sum(sizes) - room):
-                longest = max((i for i in range(len(sizes)) if sizes[i] > floors[i]), key=sizes.__getitem__)
-                sizes[longest] -= 1
-            return ".".join(elide(component, size) for component, size in zip(components, sizes, strict=True))
-    tail = (width - 1) // 2
-    head = width - 1 - tail
-    return f"{text[:head]}…{text[len(text) - tail :]}"
+    name = text.lstrip(" ")  # the rows of a tree are indented
+    if name != text:
+        indent = len(text) - len(name)
+        return " " * min(indent, width) + _elided(name, max(width - indent, 0), how)
+    name, equals, others = text.partition(" = ")
+    if equals:  # a tied tensor, whose other names give way first
+        if width_of(name) + 4 <= width:
+            return f"{name} = {_elided(others, width - width_of(name) - 3, how)}"
+        if width > 8:
+            return f"{_elided(name, width - 4, how)} = …"
+    if "." in text and " " not in text and len(text) <= _LONGEST_NAME:
+        parts = _DOTS.split(text)
+        how(parts, width)
+        text = _joined(parts)
+    return _middle(text, width)
 
 
 _LONGEST_NAME = 500
+_DOTS = re.compile(r"\.(?![^{}]*\})")  # not those of the folded layers {0..23}
+_LEAST = 5
 
 
-def fit(widths: Sequence[int], columns: Sequence[Column], room: int) -> list[int]:
-    """Widths that fit in `room` columns, taken from those that yield, then from those that may shrink, widest first."""
+def _joined(parts: list[str]) -> str:
+    """The components with dots; of several that are left out in a row, one sign."""
+    return ".".join(part for i, part in enumerate(parts) if part != "…" or parts[i - 1 : i] != ["…"])
+
+
+def _inner(parts: list[str]) -> list[int]:
+    """Which components may be left out: none at an end, and no number, which says which of many equal layers it is."""
+    return [i for i in range(1, len(parts) - 1) if not parts[i].isdecimal() and not parts[i].startswith("{")]
+
+
+def _from_left(parts: list[str], width: int) -> None:
+    _leave_out(parts, width, _inner(parts))
+
+
+def _from_right(parts: list[str], width: int) -> None:
+    _leave_out(parts, width, _inner(parts)[::-1])
+
+
+def _leave_out(parts: list[str], width: int, order: list[int]) -> None:
+    for i in order:
+        over = width_of(_joined(parts)) - width
+        if over <= 0:
+            return
+        left = width_of(parts[i]) - over
+        parts[i] = _middle(parts[i], left) if left >= _LEAST else "…"
+
+
+def _evenly(parts: list[str], width: int) -> None:
+    inner = _inner(parts)
+    sizes = {i: width_of(parts[i]) for i in inner}
+    over = width_of(".".join(parts)) - width
+    while over > 0 and inner and (widest := max(inner, key=sizes.__getitem__)) and sizes[widest] > 1:
+        sizes[widest] -= 1
+        over -= 1
+    for i in inner:
+        parts[i] = _middle(parts[i], sizes[i])
+
+
+def _middle(text: str, width: int) -> str:
+    """`text` without its middle, in `width` columns."""
+    if width_of(text) <= width:
+        return text
+    if width <= 1:
+        return "…"[:width]
+    tail = (width - 1) // 2
+    return f"{_start(text, width - 1 - tail)}…{_start(text[::-1], tail)[::-1]}"
+
+
+def _start(text: str, width: int) -> str:
+    """The first characters of `text`, as many as take `width` columns."""
+    count = 0
+    for i, character in enumerate(text):
+        count += width_of(character)
+        if count > width:
+            return text[:i]
+    return text
+
+
+_LEAST_WRAPPING = 30
+_LEAST_YIELDING = 12
+_LEAST_SHRINKING = 8
+
+
+def least_width(column: Column, width: int, texts: Iterable[str]) -> int:
+    """The width down to which a column is cut before columns are left out: `width`, where it is not cut so early."""
+    if column.wraps:
+        return min(width, _LEAST_WRAPPING)
+    if column.yields:
+        return min(width, max(_LEAST_YIELDING, width_of(column.title)))
+    if column.shrink and column.style == "name":  # the further names of tied tensors give way
+        names = (text.partition(" = ") for text in texts)
+        needed = (width_of(name) + min(width_of(equals + others), 4) for name, equals, others in names)
+        return min(width, max(needed, default=0) or width)
+    return width
+
+
+def fit(
+    widths: Sequence[int], least: Sequence[int], columns: Sequence[Column], room: int
+) -> tuple[list[int], list[int]]:
+    """Which columns are shown in `room`, and the width of each column.
+
+    Args:
+        widths: What the columns take in full.
+        least: The width to which each is cut before a column is left out; see `Column`.
+        columns: The columns.
+        room: The width of the screen.
+    """
+    shown = list(range(len(columns)))
+
+    def over(taken: Sequence[int]) -> int:
+        return sum(taken[i] for i in shown) + 2 * (len(shown) - 1) - room
+
+    while over(least) > 0 and (may := [i for i in shown if columns[i].drop]):
+        shown.remove(max(may, key=lambda i: columns[i].drop))
     fitted = list(widths)
-    over = sum(fitted) + 2 * (len(fitted) - 1) - room
-    for yields in (True, False):
-        shrinkable = [i for i, column in enumerate(columns) if column.shrink and column.yields == yields]
-        while over > 0 and shrinkable:
-            widest = max(shrinkable, key=lambda i: fitted[i])
-            least = max(8, width_of(columns[widest].title))
-            if fitted[widest] <= least:
-                break
-            fitted[widest] -= 1
-            over -= 1
-    return fitted
+    ends = [max(_LEAST_SHRINKING, width_of(column.title)) if column.shrink else 0 for column in columns]
+    for floors in (least, [end or width for end, width in zip(ends, widths, strict=True)]):
+        while over(fitted) > 0 and (may := [i for i in shown if fitted[i] > floors[i]]):
+            fitted[max(may, key=lambda i: fitted[i])] -= 1
+    return shown, fitted
 
 
 def table_cells(table: Table) -> Iterator[tuple[Row | Gap, list[str]]]:
@@ -192,7 +308,9 @@ def to_text(report: Report, width: int | None = None, paint: Paint = _plain) -> 
 def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]:
     if isinstance(part, Text):
         for line in part.text.split("\n"):
-            yield paint(printable(line), part.style) if line else ""
+            line = printable(line)
+            for piece in [line] if width is None or width_of(line) <= width else _wrapped(line, width):
+                yield paint(piece, part.style) if piece else ""
         return
     columns = part.columns
     rows = list(table_cells(part))
@@ -201,8 +319,19 @@ def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]
         if isinstance(row, Row):
             for i, text in enumerate(texts):
                 widths[i] = max(widths[i], width_of(text))
+    shown = list(range(len(columns)))
     if width is not None:
-        widths = fit(widths, columns, width)
+        full = widths
+        least = [
+            least_width(column, full[i], (texts[i] for row, texts in rows if isinstance(row, Row)))
+            for i, column in enumerate(columns)
+        ]
+        shown, widths = fit(full, least, columns, width)
+        for i in shown:
+            if widths[i] < full[i] and not columns[i].wraps:
+                widths[i] = _cut_column(rows, i, widths[i], columns[i])
+    dropped = [column.title for i, column in enumerate(columns) if i not in shown]
+    columns, widths = tuple(columns[i] for i in shown), [widths[i] for i in shown]
     if any(column.title for column in columns):
         headings = ["heading"] * len(columns)
         yield _line([column.title for column in columns], columns, widths, headings, paint)
@@ -212,11 +341,38 @@ def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]
             continue
         if row.total:
             yield paint("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
+        cells = [row.cells[i] for i in shown]
         styles = [
             column.style if isinstance(cell, str) else cell.style or column.style
-            for cell, column in zip(row.cells, columns, strict=True)
+            for cell, column in zip(cells, columns, strict=True)
         ]
+        texts = [texts[i] for i in shown]
+        more: list[str] = []
+        if columns[-1].wraps and width_of(texts[-1]) > widths[-1]:
+            texts[-1], *more = textwrap.wrap(texts[-1], widths[-1], break_on_hyphens=False)
         yield _line(texts, columns, widths, styles, paint)
+        indent = " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
+        yield from (indent + paint(line, styles[-1]) for line in more)
+    if dropped:
+        yield from _lines(Text(f"not shown in {width} columns: {', '.join(dropped)}", "dim"), width, paint)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """A line of prose in lines of `width` columns, broken between words; a name is broken by the terminal alone."""
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def _cut_column(rows: Sequence[tuple[Row | Gap, list[str]]], i: int, width: int, column: Column) -> int:
+    """Cut the texts of a column; gives the width that is left of it."""
+    cells = [texts for row, texts in rows if isinstance(row, Row)]
+    each = (texts[i] for texts in cells)
+    cut = elide_all(each, width) if column.style == "name" else {text: elide(text, width) for text in each}
+    for texts in cells:
+        texts[i] = cut[texts[i]]
+    return min(width, max(map(width_of, (column.title, *cut.values()))))
 
 
 def _line(
@@ -225,9 +381,8 @@ def _line(
     parts = []
     last = max((i for i, text in enumerate(texts) if text), default=0)  # no blanks at the end of a line
     for i in range(last + 1):
-        shown = elide(texts[i], widths[i]) if columns[i].shrink else texts[i]
-        pad = " " * (widths[i] - width_of(shown))
-        painted = paint(shown, styles[i]) if shown else ""
+        pad = " " * (widths[i] - width_of(texts[i]))
+        painted = paint(texts[i], styles[i]) if texts[i] else ""
         parts.append(pad + painted if columns[i].right else painted if i == last else painted + pad)
     return "  ".join(parts)
 
@@ -237,10 +392,24 @@ def to_html(report: Report) -> str:
     return "".join(_html(part) for part in report.parts)
 
 
+_CSS = {
+    "title": "font-weight:bold",
+    "number": "",
+    "name": "",
+    "dtype": "color:#a84fa8",
+    "dim": "opacity:.65",
+    "good": "color:#1f8a3b",
+    "warn": "color:#c0620a;font-weight:bold",
+    "error": "color:#e03535;font-weight:bold",
+    "bars": "font-family:monospace",
+}
+"""The looks of `STYLES` in a notebook: each colour can be read on white and on black."""
+
+
 def _html(part: Text | Table) -> str:
     if isinstance(part, Text):
         lines = (html.escape(printable(line)) for line in part.text.split("\n"))
-        return f"<p>{'<br>'.join(lines)}</p>"
+        return f"<p{_style(_CSS.get(part.style, ''))}>{'<br>'.join(lines)}</p>"
     aligns = ["right" if column.right else "left" for column in part.columns]
     head = "".join(
         f'<th style="text-align:{align}">{html.escape(column.title)}</th>'
@@ -251,13 +420,18 @@ def _html(part: Text | Table) -> str:
         if isinstance(row, Gap):
             body.append(f'<tr><td colspan="{len(part.columns)}"><em>{html.escape(texts[0])}</em></td></tr>')
             continue
-        weight = ";font-weight:bold" if row.total else ""
-        cells = "".join(
-            f'<td style="text-align:{align};white-space:pre{weight}">{html.escape(text)}</td>'
-            for text, align in zip(texts, aligns, strict=True)
-        )
-        body.append(f"<tr>{cells}</tr>")
+        cells = []
+        for cell, text, align, column in zip(row.cells, texts, aligns, part.columns, strict=True):
+            own = column.style if isinstance(cell, str) else cell.style or column.style
+            looks = (f"text-align:{align}", "white-space:pre", _CSS.get(own, ""), "font-weight:bold" * row.total)
+            cells.append(f"<td{_style(*looks)}>{html.escape(text)}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _style(*looks: str) -> str:
+    used = ";".join(dict.fromkeys(part for look in looks for part in look.split(";") if part))
+    return f' style="{used}"' if used else ""
 
 
 def human_bytes(n: int) -> str:
@@ -299,8 +473,6 @@ def filled(text: str, hanging: int = 0) -> str:
     >>> filled("two words")
     'two words'
     """
-    import textwrap
-
     kept = _CODE.sub(lambda match: match[0].replace(" ", _NO_BREAK), printable(text))
     lines = textwrap.fill(kept, WIDTH, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)
     return lines.replace(_NO_BREAK, " ")

@@ -57,12 +57,12 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
     columns = [
         Column("name", style="name", shrink=True),
         Column("shape"),
-        Column("dtype", style="dtype"),
-        Column("numel", right=True, style="number"),
-        Column("size", right=True),
-        *([Column("kind")] if kinds else []),
+        Column("dtype", style="dtype", drop=2),
+        Column("numel", right=True, style="number", drop=4),
+        Column("size", right=True, drop=1 if live else 0),
+        *([Column("kind", drop=3)] if kinds else []),
         *([Column("trainable")] if live else []),
-        *([Column("module", style="dim", shrink=True, yields=True)] if modules else []),
+        *([Column("module", style="dim", shrink=True, yields=True, drop=5)] if modules else []),
     ]
 
     def row(info: ParameterInfo) -> Row:

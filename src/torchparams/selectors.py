@@ -398,8 +398,8 @@ class Explanation:
         columns = (
             Column("term", style="name", shrink=True),
             Column("tensors", right=True, style="number"),
-            Column("parameters", right=True, style="number"),
-            Column("hits", style="dim", shrink=True),
+            Column("parameters", right=True, style="number", drop=1),
+            Column("hits", style="dim", shrink=True, yields=True),
         )
         rows = tuple(_term_row(term) for term in self.terms)
         parts: list[Text | ReportTable] = [
@@ -407,7 +407,10 @@ class Explanation:
             ReportTable(columns, rows, tree=True),
         ]
         if len(set(self.by.values())) > 1:
-            shown = (Column("parameter", style="name", shrink=True), Column("hit by", style="dim", shrink=True))
+            shown = (
+                Column("parameter", style="name", shrink=True),
+                Column("hit by", style="dim", shrink=True, yields=True),
+            )
             reasons = [Row((name, "  ".join(texts))) for name, texts in self.by.items()]
             parts += [Text(""), ReportTable(shown, cut(reasons, limit, "parameters"))]
         parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))

@@ -125,6 +125,18 @@ def test_overflow(model: str, capsys: Captured) -> None:
     ]
 
 
+def test_tensors_that_were_only_rounded_are_one_row(model: str, capsys: Captured) -> None:
+    weights = {f"layers.{i}.weight": np.full(4, 1.1, np.float32) for i in range(219)}
+    weights["layers.7.weight"][0] = 1e-30
+    tp.save(weights, "layers.safetensors")
+    ran = command(capsys, "convert", "layers.safetensors", "x.safetensors", "--dtype", "f16")
+    assert ran.out.splitlines()[1:] == [
+        "name                  from     to       numel  overflow  underflow  changed",
+        "layers.7.weight       float32  float16      4         0          1        4",
+        "218 tensors, rounded  float32  float16    872         0          0      872",
+    ]
+
+
 def test_in_place_by_force(model: str, capsys: Captured) -> None:
     assert command(capsys, "convert", model, model, "--dtype", "bf16", "--force").status == 0
     assert str(tp.of(model).info("model.fc.weight").dtype) == "bfloat16"

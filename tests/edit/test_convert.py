@@ -418,7 +418,7 @@ def test_a_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "3 tensors · 264 B · 16 B copied as they are · 24 B computed"
     )
     assert repr(plan) == str(plan)
-    assert plan._repr_html_().startswith("<p>plan: y.safetensors (safetensors)</p><table>")
+    assert plan._repr_html_().startswith('<p style="font-weight:bold">plan: y.safetensors (safetensors)</p><table>')
     told = json.loads(json.dumps(plan.to_json()))
     assert told["tensors"][0] == {
         "name": "b.weight",

@@ -6,11 +6,12 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
 from torchparams.render.json import print_json
-from torchparams.render.terminal import has_colour, print_report
+from torchparams.render.terminal import has_colour, print_report, width_for
 from torchparams.report import Column, Report, Row, Table, Text
 
 REPORT = Report(
@@ -44,7 +45,7 @@ def test_a_pipe_gets_all_of_it_without_colour() -> None:
 def test_a_terminal_gets_what_fits_with_colour() -> None:
     file = Terminal()
     print_report(REPORT, file)
-    assert "\x1b[35mfloat32\x1b[0m" in file.getvalue()
+    assert "\x1b[38;5;133mfloat32\x1b[0m" in file.getvalue()
     assert "aaaaaaaaaa…aaaaaaaaaa  " in file.getvalue()
     assert "a" * 22 not in file.getvalue()
 
@@ -76,3 +77,34 @@ def test_json_that_every_reader_takes() -> None:
     assert "名" in file.getvalue()
     with pytest.raises(ValueError, match="JSON"):
         print_json({"x": float("nan")}, io.StringIO())
+
+
+def test_a_pager_is_as_wide_as_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in `FORCE_COLOR=1 torchparams ls … | less -R`
+    size = os.terminal_size((50, 24))
+    seen = []
+
+    def of_descriptor(descriptor: int) -> os.terminal_size:
+        seen.append(descriptor)
+        return size
+
+    monkeypatch.setattr(os, "get_terminal_size", of_descriptor)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # has no descriptor, as where it is caught
+    monkeypatch.setattr(sys, "stdin", sys.__stdout__)
+    assert width_for(io.StringIO()) == 50
+    assert len(seen) == 1
+    monkeypatch.setenv("COLUMNS", "60")
+    assert width_for(io.StringIO()) == 60
+
+
+def test_colour_without_any_terminal_has_full_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in the log of a build
+
+    def no_terminal(descriptor: int) -> os.terminal_size:
+        raise OSError("not a terminal")
+
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    assert width_for(io.StringIO()) is None
+    file = io.StringIO()
+    print_report(REPORT, file)
+    assert "a" * 40 in file.getvalue()

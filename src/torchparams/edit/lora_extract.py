@@ -350,8 +350,10 @@ class Extracted:
         """The report: a table of the changes, the worst first."""
         columns = (
             Column("name", style="name", shrink=True),
-            Column("shape"),
-            *(Column(title, right=True, style="number") for title in ("rank", "norm", "relative error")),
+            Column("shape", drop=2),
+            Column("rank", right=True, style="number"),
+            Column("norm", right=True, style="number", drop=1),
+            Column("relative error", right=True, style="number"),
         )
         worst = sorted(self.changes, key=lambda change: -change.error)
         rows = [Row((c.name, str(list(c.shape)), f"{c.rank}", f"{c.norm:.4g}", f"{c.error:.4g}")) for c in worst]

@@ -288,10 +288,10 @@ class Plan:
         """
         columns = (
             Column("name", style="name", shrink=True),
-            Column("shape"),
+            Column("shape", drop=2),
             Column("dtype", style="dtype"),
-            Column("size", right=True),
-            Column("from", shrink=True),
+            Column("size", right=True, drop=1),
+            Column("from", shrink=True, yields=True),
         )
         rows = [
             Row((o.name, human_shape(o.expression.shape), str(o.expression.dtype), human_bytes(o.expression.nbytes),

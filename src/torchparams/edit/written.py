@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.report import Column, Report, Row, Table, Text, cut, human_bytes, plural, printable, to_html, to_text
+from torchparams.report import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    human_bytes,
+    plural,
+    printable,
+    to_html,
+    to_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +81,11 @@ class Written:
     notes: tuple[str, ...] = ()
 
     def report(self) -> Report:
-        """The report: one line, and a table of the casts that lost something."""
+        """The report: one line, and a table of the casts that lost something.
+
+        A tensor with overflow or underflow has a row of its own; all that are only rounded are one row for each pair of
+        dtypes.
+        """
         files = f" in {plural(len(self.files), 'file')}" if len(self.files) > 1 else ""
         speed = f", {human_bytes(int(self.nbytes / self.seconds))}/s" if self.seconds > 0 else ""
         parts: list[Text | Table] = [
@@ -88,7 +105,13 @@ class Written:
                 Column("to", style="dtype"),
                 *(Column(title, right=True, style="number") for title in ("numel", "overflow", "underflow", "changed")),
             )
-            parts.append(Table(columns, cut([_row(cast) for cast in lossy], _ROWS_SHOWN, "tensors")))
+            bad = [cast for cast in lossy if cast.losses.overflow or cast.losses.underflow]
+            rounded: dict[tuple[str, str], list[CastLosses]] = {}
+            for cast in lossy:
+                if not (cast.losses.overflow or cast.losses.underflow):
+                    rounded.setdefault((str(cast.old), str(cast.new)), []).append(cast)
+            rows = cut([_row([cast]) for cast in bad], _ROWS_SHOWN, "tensors")
+            parts.append(Table(columns, (*rows, *map(_row, rounded.values()))))
         exact = len(self.casts) - len(lossy)
         if exact:
             parts.append(Text(f"{plural(exact, 'tensor')} cast without a change in value", "dim"))
@@ -130,7 +153,16 @@ def remarks(dropped: Sequence[tuple[str, str]], notes: Sequence[str]) -> list[Te
     return parts
 
 
-def _row(cast: CastLosses) -> Row:
-    lost = cast.losses
-    counts = (cast.numel, lost.overflow, lost.underflow, lost.changed)
-    return Row((cast.name, str(cast.old), str(cast.new), *(f"{count:,}" for count in counts)))
+def _row(casts: Sequence[CastLosses]) -> Row:
+    """The row of one cast, or of several between the same dtypes."""
+    first = casts[0]
+    counts = {
+        "numel": sum(cast.numel for cast in casts),
+        "overflow": sum(cast.losses.overflow for cast in casts),
+        "underflow": sum(cast.losses.underflow for cast in casts),
+        "changed": sum(cast.losses.changed for cast in casts),
+    }
+    name = first.name if len(casts) == 1 else f"{len(casts):,} tensors, rounded"
+    bad = {"overflow": "error", "underflow": "warn"}
+    cells = (Cell(f"{n:,}", bad.get(title, "") if n else "") for title, n in counts.items())
+    return Row((Cell(name, "" if len(casts) == 1 else "dim"), str(first.old), str(first.new), *cells))

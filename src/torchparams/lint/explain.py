@@ -137,10 +137,10 @@ class Explained:
         if self.tensors:
             columns = (
                 Column("in Python", style="name", shrink=True),
-                Column("shape"),
+                Column("shape", drop=2),
                 Column("in"),
-                Column("trainable"),
-                Column("owner", style="dim", shrink=True, yields=True),
+                Column("trainable", drop=1),
+                Column("owner", style="dim", shrink=True, yields=True, drop=3),
             )
             rows = [row for line in _lines(self.tensors) for row in line.rows(letters)]
             parts += [Text(""), Table(columns, cut(rows, limit, "rows"))]
@@ -161,7 +161,7 @@ class Explained:
             Column("call", style="name"),
             Column("tensors", right=True, style="number"),
             Column("numel", right=True, style="number"),
-            Column("", style="dim", shrink=True),
+            Column("", style="dim", wraps=True),
         )
         letters = {call: letter for letter, call in HOLDERS.items()}
         rows = (

@@ -90,7 +90,7 @@ class Rules(tuple[Rule, ...]):
 
     def report(self) -> Report:
         """The rules as a report: id, name, severity, and what they find."""
-        columns = (Column("id", style="name"), Column("name"), Column("severity"), Column("finds", shrink=True))
+        columns = (Column("id", style="name"), Column("name"), Column("severity"), Column("finds", wraps=True))
         rows = (Row((r.id, r.name, Cell(r.severity, _STYLES[r.severity]), r.title)) for r in self)
         return Report((Table(columns, tuple(rows)),))
 

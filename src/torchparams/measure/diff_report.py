@@ -63,7 +63,7 @@ def report(diff: Diff) -> Report:
                 parts.append(_one_side_table(_WORDS[status], rows, diff.limit))
         unread = [row for row in diff.rows if row.status == "unread"]
         if unread:
-            columns = (Column(_WORDS["unread"], style="name", shrink=True), Column("because"))
+            columns = (Column(_WORDS["unread"], style="name", shrink=True), Column("because", wraps=True))
             parts.append(Table(columns, _shown(unread, diff.limit, lambda row: (row.name, row.reason))))
     for side, found in (("A", diff.left_out_a), ("B", diff.left_out_b)):
         parts += [
@@ -111,12 +111,12 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
     types = any(row.a is not None and row.b is not None and row.a.dtype != row.b.dtype for row in rows)
     columns = (
         Column("changed", style="name", shrink=True),
-        Column("shape"),
-        *([Column("dtype", style="dtype")] if types else []),
-        Column("elements", right=True),
+        Column("shape", drop=3),
+        *([Column("dtype", style="dtype", drop=2)] if types else []),
+        Column("elements", right=True, drop=1),
         Column("max |Δ|", right=True, style="number"),
         Column("rel. L2", right=True, style="number"),
-        Column("cosine", right=True, style="number"),
+        Column("cosine", right=True, style="number", drop=4),
         *([Column("NaN in A, B only", right=True)] if nan else []),
     )
 
@@ -145,11 +145,11 @@ def _group_table(diff: Diff) -> Table:
     columns = (
         Column("by " + " | ".join(diff.by or ()), style="name", shrink=True),
         Column("differ", right=True),
-        Column("tensors", right=True),
-        Column("elements", right=True),
-        Column("max |Δ|", right=True, style="number"),
+        Column("tensors", right=True, drop=1),
+        Column("elements", right=True, drop=2),
+        Column("max |Δ|", right=True, style="number", drop=3),
         Column("rel. L2", right=True, style="number"),
-        Column("cosine", right=True, style="number"),
+        Column("cosine", right=True, style="number", drop=4),
     )
 
     def row(group: GroupDiff, total: bool = False) -> Row:
@@ -175,7 +175,7 @@ def _apart_table(title: str, rows: Sequence[TensorDiff], limit: int | None) -> T
 
 
 def _one_side_table(title: str, rows: Sequence[TensorDiff], limit: int | None) -> Table:
-    columns = (Column(title, style="name", shrink=True), Column("shape"), Column("dtype", style="dtype"))
+    columns = (Column(title, style="name", shrink=True), Column("shape"), Column("dtype", style="dtype", drop=1))
     return Table(columns, _shown(rows, limit, lambda row: (row.name, human_shape(row.info.shape), str(row.info.dtype))))
 
 

@@ -155,9 +155,9 @@ class Digests:
         yield Text(printable(f"{self.source} ({self.format})"), "title")
         columns = (
             Column("name", style="name", shrink=True),
-            Column("shape"),
-            Column("dtype", style="dtype"),
-            Column("digest", shrink=True),
+            Column("shape", drop=2),
+            Column("dtype", style="dtype", drop=1),
+            Column("digest", shrink=True, yields=True),
         )
         rows = [Row((_tied(t.names), human_shape(t.shape), str(t.dtype), t.digest)) for t in self.tensors.values()]
         yield Table(columns, cut(rows, limit, "tensors"))

@@ -294,11 +294,11 @@ def tree_table(root: Node, *, depth: int | None = None) -> Table:
     columns = (
         Column("name", style="name", shrink=True),
         Column("shape"),
-        Column("dtype", style="dtype"),
-        Column("tensors", right=True),
-        Column("numel", right=True, style="number"),
+        Column("dtype", style="dtype", drop=2),
+        Column("tensors", right=True, drop=1),
+        Column("numel", right=True, style="number", drop=4),
         Column("size", right=True),
-        *((Column("trainable", right=True),) if live else ()),
+        *((Column("trainable", right=True, drop=3),) if live else ()),
     )
 
     def rows(node: Node, at: int) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torchparams.left_out import left_out_lines
@@ -89,34 +90,34 @@ def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
     ]
     found: list[tuple[Column, _Show]] = [(Column(head, style="name", shrink=True), lambda row: row.name)]
     if grouped:
-        found.append((Column("tensors", right=True), lambda row: f"{row.tensors:,}"))
+        found.append((Column("tensors", right=True, drop=8), lambda row: f"{row.tensors:,}"))
     if wide and not grouped:
-        found.append((Column("shape"), lambda row: human_shape(row.shape)))
+        found.append((Column("shape", drop=12), lambda row: human_shape(row.shape)))
     if wide:
-        found.append((Column("dtype", style="dtype"), lambda row: str(row.dtype or "several")))
+        found.append((Column("dtype", style="dtype", drop=10), lambda row: str(row.dtype or "several")))
     if wide or grouped:
-        found.append((Column("numel", right=True), lambda row: human_count(row.numel)))
-    found += [_numeric(key, key) for key in ("mean", "std", "min", "max")]
+        found.append((Column("numel", right=True, drop=11), lambda row: human_count(row.numel)))
+    found += [_numeric(key, key, drop) for key, drop in (("mean", 2), ("std", 0), ("min", 0), ("max", 0))]
     given = stats.quantiles if wide else stats.shown
     found += [_quantile(i, q) for i, q in enumerate(given)]
     if wide or any(row.zeros >= 0.0005 * row.values > 0 for row in rows):
-        found.append((Column("zeros", right=True), _zeros))
+        found.append((Column("zeros", right=True, drop=3), _zeros))
     if wide or any(row.nonfinite for row in rows):
         found += odd if wide else [(Column("NaN/Inf", right=True), lambda row: _odd(row.nonfinite))]
     if wide:
-        found += [_numeric(title, key) for title, key in (("L1", "l1"), ("L2", "l2"), ("L∞", "linf"))]
-        found.append((Column("bits", right=True), lambda row: f"{_bound(row)}{row.entropy:.2f}"))
-        found.append((Column("distinct", right=True), lambda row: f"{_bound(row)}{row.distinct:,}"))
-    found.append((Column("histogram", style="number"), lambda row: row.bars.rstrip()))
-    return found
+        found += [_numeric(title, key, 13) for title, key in (("L1", "l1"), ("L2", "l2"), ("L∞", "linf"))]
+        found.append((Column("bits", right=True, drop=14), lambda row: f"{_bound(row)}{row.entropy:.2f}"))
+        found.append((Column("distinct", right=True, drop=15), lambda row: f"{_bound(row)}{row.distinct:,}"))
+    found.append((Column("histogram", style="bars", drop=1), lambda row: row.bars.rstrip()))
+    return [(replace(column, drop=0), show) for column, show in found] if wide else found
 
 
-def _numeric(title: str, key: str) -> tuple[Column, _Show]:
-    return Column(title, right=True), lambda row: number(getattr(row, key))
+def _numeric(title: str, key: str, drop: int) -> tuple[Column, _Show]:
+    return Column(title, right=True, drop=drop), lambda row: number(getattr(row, key))
 
 
 def _quantile(i: int, q: float) -> tuple[Column, _Show]:
-    return Column(f"{100 * q:.6g}%", right=True), lambda row: number(row.quantiles[i][1])
+    return Column(f"{100 * q:.6g}%", right=True, drop=9), lambda row: number(row.quantiles[i][1])
 
 
 def _zeros(row: TensorStats) -> Cell | str:

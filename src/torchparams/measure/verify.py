@@ -131,10 +131,14 @@ class Verification:
         title = f"{self.source} ({self.format})" if self.format else self.source
         parts: list[Text | Table] = [Text(printable(title), "title")]
         if self.differences:
-            about = (Column("tensor", style="name", shrink=True), *map(Column, ("differs", "expected", "found")))
+            about = (
+                Column("tensor", style="name", shrink=True),
+                Column("differs"),
+                *(Column(title, shrink=True, yields=True) for title in ("expected", "found")),
+            )
             parts.append(Table(about, cut([_row(d) for d in self.differences], limit, "differences")))
             parts.append(Text(""))
-        columns = (Column("check"), Column(""), Column("result", shrink=True))
+        columns = (Column("check"), Column(""), Column("result", wraps=True))
         parts.append(Table(columns, cut([check.row() for check in self.checks], limit, "checks")))
         parts.append(Text(self._verdict(), "good" if self.ok else "error"))
         return Report(tuple(parts))

@@ -204,8 +204,8 @@ class Change:
         """
         columns = (
             Column("name", style="name", shrink=True),
-            Column("shape"),
-            Column("numel", right=True, style="number"),
+            Column("shape", drop=1),
+            Column("numel", right=True, style="number", drop=2),
             Column("before", style="dim"),
         )
         if self._of_no_model:

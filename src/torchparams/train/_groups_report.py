@@ -119,9 +119,9 @@ def _parameter_table(groups: Groups, options: Sequence[str], limit: int | None) 
     columns = (
         Column("parameter", style="name", shrink=True),
         Column("group", right=True),
-        *(Column(option, right=True) for option in options),
-        *([Column("depth", right=True)] if decayed else []),
-        Column("given by", style="dim", shrink=True),
+        *(Column(option, right=True, drop=drop) for drop, option in enumerate(options)),
+        *([Column("depth", right=True, drop=1)] if decayed else []),
+        Column("given by", style="dim", shrink=True, yields=True, drop=len(options) + 1),
     )
     places = places_of(groups)
     # Rows that will not be shown are not made.
@@ -299,7 +299,7 @@ class Explained:
                 Column("option", style="name"),
                 Column("value", right=True),
                 Column("given by", shrink=True),
-                Column("instead of", style="dim", shrink=True),
+                Column("instead of", style="dim", shrink=True, yields=True),
             )
             rows = tuple(
                 Row((one.option, text(one.value), one.by, ", ".join(f"{text(v)} ({by})" for by, v in one.instead)))

@@ -159,7 +159,7 @@ class Coverage:
                 Column("what"),
                 Column("name", style="name", shrink=True),
                 Column("from", style="name", shrink=True),
-                Column("note", style="dim", shrink=True),
+                Column("note", style="dim", wraps=True),
             )
             parts.append(Table(columns, tuple(rows)))
         if self.rename:

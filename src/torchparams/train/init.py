@@ -287,9 +287,9 @@ class Initialised:
             rows.append(Row((name, human_shape(self.shapes[name]), function, Cell(selector, "dim"))))
         columns = (
             Column("name", style="name", shrink=True),
-            Column("shape"),
+            Column("shape", drop=1),
             Column("function"),
-            Column("rule", shrink=True),
+            Column("rule", shrink=True, yields=True),
         )
         every = len(self.by) + len(self.untouched)
         title = f"{self.label}: initialised {len(self.by):,} of {plural(every, 'tensor')}, seed {self.seed}"

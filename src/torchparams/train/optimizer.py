@@ -182,7 +182,7 @@ class OptimizerState(Mapping[str, Any]):
         columns = (
             Column("parameter", style="name", shrink=True),
             Column("group", right=True, style="number"),
-            Column("state", shrink=True),
+            Column("state", shrink=True, yields=True),
         )
         rows = [
             Row((name, str(i), ", ".join(_brief(key, value) for key, value in self.state.get(name, {}).items())))
