@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchparams.render.cut import elide, elide_all, width_of
 from torchparams.render.terminal import _LOOKS
 from torchparams.report import (
     _CSS,
@@ -19,13 +20,10 @@ from torchparams.report import (
     Table,
     Text,
     cut,
-    elide,
-    elide_all,
     fit,
     least_width,
     to_html,
     to_text,
-    width_of,
 )
 
 
