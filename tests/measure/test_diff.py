@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,12 @@ def test_against_numpy_in_float64(name: str) -> None:
     x, y = x[finite], y[finite]
     if finite.all():
         assert row.max == abs(y - x).max()
-    assert row.relative == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-12)
-    assert row.cosine == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-12)
+    assert row.compared is not None
+    if row.nan_a or row.nan_b:
+        assert all(map(math.isnan, (row.max, row.relative, row.cosine)))
+    found = replace(row.compared, nan_a=0, nan_b=0, infinite=0)
+    assert found.relative == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-12)
+    assert found.cosine == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", NUMERIC)
@@ -80,7 +85,7 @@ def test_a_tensor_is_identical_to_itself_and_counts_are_symmetric(name: str, dat
     assert statuses(tp.diff(left, left)) == {"w": "identical"}
     assert statuses(tp.diff(left, left, numeric=True)) == {"w": "equal"}
     there, back = tp.diff(left, right)["w"], tp.diff(right, left)["w"]
-    assert (there.status, there.changed, there.max) == (back.status, back.changed, back.max)
+    assert (there.status, there.changed, str(there.max)) == (back.status, back.changed, str(back.max))
     assert (there.nan_a, there.nan_b) == (back.nan_b, back.nan_a)
 
 
@@ -118,9 +123,43 @@ def test_packed_elements_of_a_file_and_those_in_memory(name: str, tmp_path: Path
 def test_a_nan_that_comes_goes_and_stays() -> None:
     a = array_of_bits([0x7FC00000, 0x7FC00000, 0x7FC00000, 0x3F800000, 0x3F800000], "float32")
     b = array_of_bits([0x7FC00000, 0x7FC00001, 0x3F800000, 0x7FC00000, 0x3F800000], "float32")
-    row = tp.diff({"w": a}, {"w": b})["w"]
-    assert (row.changed, row.nan_a, row.nan_b, row.max, row.relative) == (3, 1, 1, 0.0, 0.0)
-    assert (tp.diff({"w": a}, {"w": b}, numeric=True)["w"].changed) == 2
+    for numeric, changed in ((False, 3), (True, 2)):
+        found = tp.diff({"w": a}, {"w": b}, numeric=numeric)
+        row = found["w"]
+        assert (row.status, row.changed, row.nan_a, row.nan_b) == ("changed", changed, 1, 1)
+        for numbers in (row, found.total.compared):
+            assert math.isnan(numbers.relative) and math.isnan(numbers.cosine)
+        assert math.isnan(row.max) and math.isnan(found.total.compared.greatest)
+        assert [row.to_json()[key] for key in ("max", "relative", "cosine", "nan_a", "nan_b")] == ["nan"] * 3 + [1, 1]
+        assert found.to_json()["total"]["max"] == "nan"
+        assert "    NaN      NaN     NaN              1, 1" in str(found)
+
+
+def test_a_nan_in_both_has_no_part_in_the_numbers() -> None:
+    row = tp.diff({"w": np.array([math.nan, 3.0, 4.0])}, {"w": np.array([math.nan, 3.0, 3.0])})["w"]
+    assert (row.changed, row.nan_a, row.nan_b, row.max, row.relative) == (1, 0, 0, 1, 0.2)
+
+
+def test_an_infinity_that_comes_goes_turns_and_stays() -> None:
+    inf = math.inf
+    for a, b in (([inf, 1], [1, 1]), ([1, 1], [1, -inf]), ([inf, 1], [-inf, 1])):
+        row = tp.diff({"w": np.array(a, F32)}, {"w": np.array(b, F32)})["w"]
+        assert (row.changed, row.infinite, row.max, row.relative) == (1, 1, inf, inf)
+        assert math.isnan(row.cosine)
+        assert row.to_json()["infinite"] == 1
+    row = tp.diff({"w": np.array([-inf, 3.0, 4.0])}, {"w": np.array([-inf, 3.0, 3.0])})["w"]
+    assert (row.changed, row.infinite, row.max, row.relative) == (1, 0, 1, 0.2)
+    largest = np.finfo(np.float64).max  # the difference alone is beyond float64
+    row = tp.diff({"w": np.array([largest])}, {"w": np.array([-largest])})["w"]
+    assert (row.infinite, row.max, row.relative, row.cosine) == (0, inf, 2, -1)
+
+
+def test_no_difference_is_greater_than_a_nan() -> None:
+    a = {name: np.array([1.0, 2.0]) for name in "abcd"}
+    b = {"a": a["a"], "b": np.array([9.0, 9.0]), "c": np.array([1.0, math.nan]), "d": np.array([1.0, 3.0])}
+    assert [row.name for row in tp.diff(a, b, sort="-max")][:3] == ["c", "b", "d"]
+    assert [row.name for row in tp.diff(a, b, sort="-relative")][:3] == ["c", "b", "d"]
+    assert next(iter(tp.diff(a, b, sort="cosine"))).name == "c"
 
 
 def test_zeros_of_two_signs_are_changed_by_nothing() -> None:
@@ -185,7 +224,18 @@ def test_another_dtype_is_said_and_not_compared() -> None:
         (np.array([True, False]), np.array([1, 1], np.int64), 1, 1),
         (np.array([-1, 2**62 + 1]), np.array([-1, 5], np.int8), 1, 2**62 - 4),
         (np.array([2**64 - 1, 1], np.uint64), np.array([1, 1], np.uint8), 1, 2**64 - 2),
-        (np.array([2**63, 1], np.uint64), np.array([1, 1], np.int8), 1, 2.0**63),
+        (np.array([2**63 + 2, 1], np.uint64), np.array([1, 1], np.int8), 1, 2**63 + 1),
+        (np.array([2**53 + 1]), np.array([2**53], np.uint64), 1, 1),
+        (np.array([2**53 + 1]), np.array([2.0**53]), 1, 1.0),
+        (np.array([2**53 + 1]), np.array([2**53], F32), 1, 1.0),
+        (np.array([2**53 + 1], np.uint64), np.array([2.0**53]), 1, 1.0),
+        (np.array([2**53 + 1], np.uint64), np.array([2.0**53 + 2]), 1, 1.0),
+        (np.array([-(2**63), 5]), np.array([2**64 - 1, 5], np.uint64), 1, 2**64 + 2**63 - 1),
+        (np.array([-(2**63), 2**60]), np.array([-(2.0**63), 2.0**60]), 0, 0.0),
+        (np.array([2**64 - 1, 2**63], np.uint64), np.array([2.0**64, 2.0**63]), 1, 1.0),
+        (np.array([2**62 + 1, 7]), np.array([2.0**62, 7], np.complex128), 1, 1.0),
+        (np.array([2**62 + 1, 7], np.uint64), np.array([2.0**62 + 3j, 7 + 0j], np.complex64), 1, 3.0),
+        (np.array([2**53 + 1, 3]), np.array([1, 3], DType.of("bf16").numpy), 1, 2.0**53),
         (np.array([1 + 2j], np.complex64), np.array([1 + 2j], np.complex128), 0, 0.0),
         (np.array([1 + 2j], np.complex64), np.array([1], F32), 1, 2.0),
         (np.array([1], DType.of("float8_e4m3fn").numpy), np.array([1 + 1j], np.complex64), 1, 1.0),
@@ -205,6 +255,29 @@ def test_every_type_has_values(name: str) -> None:
     b = a.astype(np.complex128) if name.startswith("complex") else a.astype(np.float64)
     found = tp.diff(MemorySource({"w": a}), MemorySource({"w": b}), numeric=True)
     assert statuses(found) == {"w": "equal"}
+
+
+@pytest.mark.parametrize("name", ["int64", "uint64"])
+def test_a_wide_integer_is_not_the_float_that_is_nearest(name: str) -> None:
+    a = np.array([2**53 + 1, 2**60 + 3, 17], name)
+    row = tp.diff({"w": a}, {"w": a.astype(np.float64)}, numeric=True)["w"]
+    assert (row.status, row.changed, row.max) == ("changed", 2, 3.0)
+    row = tp.diff({"w": a[2:]}, {"w": a[2:].astype(np.float64)}, numeric=True)["w"]
+    assert row.status == "equal"
+    found = tp.diff({"w": a}, {"w": np.array([math.nan, 1, math.inf])}, numeric=True)["w"]
+    assert (found.changed, found.nan_b, found.infinite) == (3, 1, 1)
+
+
+def test_sums_of_what_is_equal_do_not_depend_on_where_rows_are_cut() -> None:
+    a = np.linspace(1, 2, 5000)
+    a[4900] = 0.0
+    b = a.copy()
+    b[4900] = -0.0
+    x, y = {"w": a, "v": np.ones(1)}, {"w": b, "v": np.zeros(1)}
+    engines = [ThreadEngine(1, block_bytes=1024), ThreadEngine(1, block_bytes=1 << 20)]
+    one, other = (tp.diff(x, y, numeric=True, engine=engine).to_json() for engine in engines)
+    assert one == other
+    assert one["total"]["relative"] == 1
 
 
 # --- which tensors -------------------------------------------------------------------------------
@@ -436,9 +509,9 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "B  b.safetensors\n"
         "changed  shape  elements  max |Δ|  rel. L2   cosine  NaN in A, B only\n"
         "x        [4]      25.0 %        1   0.2673  0.99146              0, 0\n"
-        "y        [3]      33.3 %        0        0        1              0, 1\n"
+        "y        [3]      33.3 %      NaN      NaN      NaN              0, 1\n"
         "─────────────────────────────────────────────────────────────────────\n"
-        "total             12.5 %        1     0.25  0.99044\n"
+        "total             12.5 %      NaN      NaN      NaN\n"
         "of another shape  in A            in B\n"
         "head              [2, 3] float32  [3, 3] float32\n"
         "of another dtype  in A         in B\n"
@@ -460,10 +533,10 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tp.diff("a.safetensors", "b.safetensors", "x | y | same", by="module")) == (
         "A  a.safetensors\n"
         "B  b.safetensors\n"
-        "by module    differ  tensors  elements  max |Δ|  rel. L2   cosine\n"
-        "(top level)       2        3    12.5 %        1     0.25  0.99044\n"
-        "─────────────────────────────────────────────────────────────────\n"
-        "total             2        3    12.5 %        1     0.25  0.99044\n"
+        "by module    differ  tensors  elements  max |Δ|  rel. L2  cosine\n"
+        "(top level)       2        3    12.5 %      NaN      NaN     NaN\n"
+        "────────────────────────────────────────────────────────────────\n"
+        "total             2        3    12.5 %      NaN      NaN     NaN\n"
         "2 changed · 1 identical"
     )
 
@@ -505,6 +578,7 @@ def test_json_is_json_and_has_no_rows_of_what_is_the_same() -> None:
             "cosine": "nan",
             "nan_a": 0,
             "nan_b": 0,
+            "infinite": 1,
             "reason": None,
         }
     ]

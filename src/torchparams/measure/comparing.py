@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job, Task, Unread
@@ -40,7 +40,7 @@ def compare_pairs(
 
     Args:
         pairs: A key for the result; source and record of the one tensor, and of the other.
-        numeric: Whether values decide, as float64 or whole numbers; else bits do, and the two have one dtype.
+        numeric: Whether values decide; else bits do, and the two have one dtype.
         engine: What runs it; a `ThreadEngine` that maps files unless given.
         progress: Told bytes read and bytes in all.
 
@@ -59,12 +59,17 @@ def compare_pairs(
         if isinstance(result, Unread):
             yield job.key, result, None
         elif result.complete or not result.compared.changed:
-            yield job.key, result.compared, lost
+            yield job.key, _of_interest(result.compared), lost
         else:
             again.append(job)
     # Few: tensors that begin alike, or have large parts alike, and differ elsewhere.
     for job, result, lost in engine.run(again, CompareTask(numeric, skipping=False)):
-        yield job.key, result if isinstance(result, Unread) else result.compared, lost
+        yield job.key, result if isinstance(result, Unread) else _of_interest(result.compared), lost
+
+
+def _of_interest(compared: Compared) -> Compared:
+    # Of equal values, sums are of the blocks that were looked into: none, all, or those where -0.0 met 0.0.
+    return compared if compared.changed else type(compared)()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,42 +201,50 @@ class _Opaque:
 
 
 class _Numbers:
-    """Values of two types, as numbers of a third in which equal ones have equal bits."""
+    """Values of two types as numbers, each in a type that holds all of them."""
 
     def __init__(self, a: DType, b: DType) -> None:
         from torchparams.sketch.compare import Values, comparison
 
-        self._common = common_type(a, b)
-        self._comparison = comparison(Values.of(self._common))
+        self._types = number_types(a, b)
+        values = [Values.of(dtype) for dtype in self._types]
+        self._parts = max(each.parts for each in values)
+        x, y = (each if each.parts == self._parts else replace(each, parts=self._parts) for each in values)
+        self._comparison = comparison(x, others=y)
         self.finish = self._comparison.finish
 
     def update(self, a: Block, b: Block) -> None:
+        x, y = (self._bytes(block, dtype) for block, dtype in zip((a, b), self._types, strict=True))
+        self._comparison.update(x, y)
+
+    def _bytes(self, block: Block, dtype: DType) -> Array:
         import numpy as np
 
-        x, y = (as_numbers(block, self._common) for block in (a, b))
-        self._comparison.update(x.view(np.uint8), y.view(np.uint8))
+        made = as_numbers(block, dtype)
+        if self._parts == 2 and dtype.kind != "complex":  # whole numbers beside complex ones
+            made = np.stack([made, np.zeros_like(made)], axis=1)
+        return made.reshape(-1).view(np.uint8)
 
 
-def common_type(a: DType, b: DType) -> DType:
-    """The type in which values of two types are compared: int64 or uint64 where one holds both, else a float type.
+def number_types(a: DType, b: DType) -> tuple[DType, DType]:
+    """The types in which values of two types are compared: one and the same, if it holds all values of both.
 
     >>> from torchparams.dtypes import DType
-    >>> str(common_type(DType.of("bool"), DType.of("int8"))), str(common_type(DType.of("int8"), DType.of("bf16")))
-    ('int64', 'float64')
+    >>> def show(*names): return [str(dtype) for dtype in number_types(*map(DType.of, names))]
+    >>> show("bool", "int8"), show("int8", "bf16"), show("int64", "float16")
+    (['int64', 'int64'], ['float64', 'float64'], ['int64', 'float64'])
     """
     from torchparams.dtypes import DType
 
     kinds = {a.kind, b.kind}
-    if "complex" in kinds:
-        return DType.of("complex128")
-    if "float" in kinds:
-        return DType.of("float64")
-    if "uint64" not in (a, b):
-        return DType.of("int64")
-    return DType.of("float64" if "int" in kinds else "uint64")
+    if kinds & {"float", "complex"}:
+        common, keep = DType.of("complex128" if "complex" in kinds else "float64"), ("int64", "uint64")
+    else:
+        common, keep = DType.of("int64" if "int" in kinds or "uint64" not in (a, b) else "uint64"), ("uint64",)
+    return a if a in keep else common, b if b in keep else common
 
 
-def as_numbers(block: Block, common: DType) -> Array:
+def as_numbers(block: Block, dtype: DType) -> Array:
     """The elements of a block in another type; -0.0 as 0.0, and every NaN of the same bits."""
     import numpy as np
 
@@ -241,9 +254,9 @@ def as_numbers(block: Block, common: DType) -> Array:
         values = block.values()
     with np.errstate(invalid="ignore"):  # signalling NaN
         # ml_dtypes has no way from its types to complex128.
-        wide = values if values.dtype.kind == "c" or common.kind != "complex" else values.astype(np.float64)
-        made: Array = wide.astype(common.numpy)
-    if common.kind in ("float", "complex"):
+        wide = values if values.dtype.kind == "c" or dtype.kind != "complex" else values.astype(np.float64)
+        made: Array = wide.astype(dtype.numpy)
+    if dtype.kind in ("float", "complex"):
         parts = made.view(np.float64)
         parts += 0.0
         parts[np.isnan(parts)] = np.nan

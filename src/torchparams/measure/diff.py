@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,16 @@ SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
     "numel": lambda row: row.numel,
     "changed": lambda row: row.changed,
     "share": lambda row: row.share,
-    "max": lambda row: row.max,
-    "relative": lambda row: row.relative,
-    "cosine": lambda row: row.cosine,
+    "max": lambda row: _or(math.inf, row.max, row),
+    "relative": lambda row: _or(math.inf, row.relative, row),
+    "cosine": lambda row: _or(-math.inf, row.cosine, row),
 }
 """What rows can be ordered by."""
+
+
+def _or(most: float, value: float, row: TensorDiff) -> float:
+    """A number of a row, or `most` where a NaN or an infinity came or went: no difference is greater."""
+    return most if row.nan_a or row.nan_b or row.infinite else value
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,14 @@ def diff(
     """How the parameters of B differ from those of A, tensor by tensor, in one pass over the values.
 
     Tensors go together by name. Of two with one shape and one dtype every element is compared, and its **bits** decide:
-    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. The numbers are taken in float64, of
-    64-bit integers exactly, and are the same wherever the tensors lie and however many threads read them; norms and
-    cosines are over the values that are finite in both. A complex element counts as changed once, and is two values in
-    the numbers. Memory is that of the rows, whatever the size of the sources.
+    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. Differences are rounded once, to float64,
+    of 64-bit integers not at all, and sums are exact: so the numbers are the same wherever the tensors lie, however
+    they are cut and however many threads read them. A complex element counts as changed once, and is two values in the
+    numbers. Memory is that of the rows, whatever the size of the sources.
+
+    Where a NaN came or went (`nan_a`, `nan_b`), the greatest difference, the relative norm and the cosine are NaN, and
+    are printed so; where an infinity came, went or turned, the first two are infinite, and there is no cosine. Values
+    that are the same infinity in both, or NaN in both, have no part in the numbers.
 
     Codes of an encoding that is not known, which stand beside their scales, are no numbers: their bits are compared,
     and with `numeric` they are listed as unread.
@@ -209,8 +219,8 @@ def diff(
         selector: Which tensors; None for all. Names are A's; a tensor that it hits on either side is compared.
         rename: What the names of B are called in A, in any spelling of `torchparams.renames`; `auto` for what is
             proposed where names differ by a wrapper's components or by a prefix.
-        numeric: Let values decide, also across dtypes: as whole numbers where both are (a uint64 with a signed type
-            excepted), else as float64. Then -0.0 is 0.0, and NaN is NaN.
+        numeric: Let values decide, exactly and also across dtypes: 2⁵³ + 1 in int64 is not 2⁵³ in float64. Then -0.0 is
+            0.0, and NaN is NaN.
         by: Sum up by `module`, by `layer` (the name up to and including its first number), by `dtype`, or by the first
             few components of names, given as their count; or by a selector or a list of them.
         sort: What to order rows by, `-` before it for descending; see `Diff.sorted`.

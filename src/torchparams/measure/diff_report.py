@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.measure.diff import Diff
     from torchparams.measure.diff_rows import GroupDiff, TensorDiff
+    from torchparams.sketch.compared import Compared
 
 _WORDS = {
     "changed": "changed",
@@ -126,16 +127,14 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
             human_shape(row.info.shape),
             *([_dtypes(row)] if types else []),
             share(row.changed, row.numel),
-            number(row.max),
-            number(row.relative),
-            cosine(row.cosine),
+            *_numbers(row.compared, row.max, row.relative, row.cosine),
             *([Cell(f"{row.nan_a:,}, {row.nan_b:,}", "error" if row.nan_b else "")] if nan else []),
         )
 
     shown = _shown(rows, diff.limit, cells)
     if len(rows) > 1:
         total, compared = diff.total, diff.total.compared
-        norms = (number(compared.max), number(compared.relative), cosine(total.cosine)) if total.numbers else [""] * 3
+        norms = _group_numbers(total)
         last = ("total", "", *[""] * types, share(compared.changed, total.numel), *norms, *[""] * nan)
         shown = (*shown, Row(last, total=True))
     return Table(columns, shown)
@@ -159,14 +158,25 @@ def _group_table(diff: Diff) -> Table:
             f"{group.differing:,}",
             f"{group.tensors:,}",
             share(compared.changed, group.numel) if group.numel else "",
-            number(compared.max) if group.numbers else "",
-            number(compared.relative) if group.numbers else "",
-            cosine(group.cosine) if group.numbers else "",
+            *_group_numbers(group),
         )
         return Row((group.name, *(Cell(text, "dim") if quiet else text for text in texts)), 0, total)
 
     rows = cut([row(group) for group in diff.groups], diff.limit, "groups")
     return Table(columns, (*rows, row(diff.total, total=True)))
+
+
+def _group_numbers(group: GroupDiff) -> tuple[str, ...]:
+    compared = group.compared
+    if not group.numbers:
+        return ("", "", "")
+    return _numbers(compared, compared.greatest, compared.relative, group.cosine)
+
+
+def _numbers(compared: Compared | None, greatest: float, relative: float, angle: float) -> tuple[str, ...]:
+    """The three numbers as they are printed; NaN where a NaN came or went, nothing where there is no number."""
+    missing = "NaN" if compared is not None and (compared.nan_a or compared.nan_b) else ""
+    return number(greatest) or missing, number(relative) or missing, cosine(angle) or missing
 
 
 def _apart_table(title: str, rows: Sequence[TensorDiff], limit: int | None) -> Table:

@@ -77,17 +77,21 @@ class TensorDiff:
 
     @property
     def max(self) -> float | int:
-        """Greatest |b - a|; infinite where an infinity came, went or turned."""
-        return math.nan if self.compared is None or self.opaque else self.compared.max
+        """Greatest |b - a|; NaN where a NaN came or went, else infinite where an infinity came, went or turned."""
+        return math.nan if self.compared is None or self.opaque else self.compared.greatest
 
     @property
     def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2, of the values that are finite in both."""
+        """‖b - a‖ / ‖a‖ in L2; NaN or infinite where `max` is so. Values that are finite in neither are left out."""
         return math.nan if self.compared is None or self.opaque else self.compared.relative
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between the two, of the values that are finite in both; 1 of what is the same."""
+        """Cosine of the angle between the two; 1 where nothing changed.
+
+        NaN where one is all zeros, and where a NaN or an infinity came, went or turned. Values that are finite in
+        neither are left out.
+        """
         if self.compared is None or self.opaque:
             return math.nan
         return self.compared.cosine if self.compared.changed else 1.0
@@ -101,6 +105,11 @@ class TensorDiff:
     def nan_b(self) -> int:
         """Values that are NaN in B only."""
         return 0 if self.compared is None else self.compared.nan_b
+
+    @property
+    def infinite(self) -> int:
+        """Values that are infinite in one only, or of the other sign, and NaN in none."""
+        return 0 if self.compared is None else self.compared.infinite
 
     @property
     def opaque(self) -> bool:
@@ -123,6 +132,7 @@ class TensorDiff:
             "cosine": json_number(self.cosine) if numbers else None,
             "nan_a": self.nan_a if numbers else None,
             "nan_b": self.nan_b if numbers else None,
+            "infinite": self.infinite if numbers else None,
             "reason": self.reason or None,
         }
 
@@ -175,7 +185,7 @@ class GroupDiff:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between A and B, of the tensors that changed; 1 where none did."""
+        """Cosine of the angle between A and B, of the tensors that changed; 1 where none did. See `TensorDiff.cosine`."""
         return self.compared.cosine if self.compared.changed else 1.0
 
     @property
@@ -191,7 +201,7 @@ class GroupDiff:
             "numel": self.numel,
             "changed": self.compared.changed,
             "share": self.share,
-            "max": None if self._without else json_number(self.compared.max),
+            "max": None if self._without else json_number(self.compared.greatest),
             "relative": None if self._without else json_number(self.compared.relative),
             "cosine": None if self._without else json_number(self.cosine),
         }

@@ -1,8 +1,7 @@
 /* The kernel of comparisons: what two runs of values of one type have in common.
  *
- * What it computes is defined in compare.py, in NumPy; nothing here may give another result. Values are
- * added up in groups of 64, in an order that is part of the definition, and the sums of groups are added
- * exactly: so neither the width of the vectors nor the way a tensor is cut into blocks can show.
+ * What it computes is defined in compare.py, in NumPy; nothing here may give another result. Sums are exact,
+ * so neither the width of the vectors nor the way a tensor is cut into blocks can show.
  *
  * A comparison is one block of memory that the caller owns (`size()` bytes, zeros to begin with):
  *
@@ -17,6 +16,7 @@
 #include <Python.h>
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -37,8 +37,8 @@
 #if defined(__GNUC__) && defined(__x86_64__)
 #define X86 1
 #include <immintrin.h>
-#define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
 #else
 #define X86 0
 #endif
@@ -48,40 +48,55 @@ enum kind { P8, BF16, F16, F32, F64, I16, U16, I32, U32, I64, U64, KINDS };
 static const size_t item_size[KINDS] = {1, 2, 2, 4, 8, 2, 2, 4, 4, 8, 8};
 
 enum {
-    GROUP = 64,   /* values that are added up in double */
-    LANES = 8,    /* sums that run side by side within a group */
-    SCALE = 600,  /* values of a group whose squares may be out of the range of double are multiplied by 2^±SCALE */
-    LIMBS = 144,  /* 32 bits each: 2098 of a double, 4·SCALE, and room to grow */
-    CARRY = 1024, /* groups after which limbs are carried; they have room for a million */
+    GROUP = 256,  /* values that are added up together */
+    LOG = 8,      /* its logarithm */
+    LANES = 8,    /* sums that run side by side */
+    STEP = 53 - LOG,
+    LIMBS = 136,  /* 32 bits each: 4196 of a product of doubles, and room to grow */
+    SUMS = 6,     /* of the longest cascade */
+    CARRY = 1024, /* groups after which limbs are carried; they have room for a thousand times as many */
 };
 
 typedef struct {
     uint64_t changed;      /* units whose bytes differ */
     uint64_t nan_a, nan_b; /* NaN in one only */
+    uint64_t infinite;     /* infinite in one only, or of the other sign; none is NaN */
     uint64_t max_integer;  /* greatest |b - a| of 64-bit integers */
-    double max;            /* greatest |b - a| of other values */
+    double max;            /* greatest |b - a| of other values that are finite in both */
     int64_t same[LIMBS];   /* squares where a group is equal in both */
-    int64_t dd[LIMBS], aa[LIMBS], bb[LIMBS], ab[LIMBS];
+    int64_t aa[LIMBS], bb[LIMBS], ab[LIMBS];
 } comparison;
 
-/* --- exact sums of the groups' sums ------------------------------------------------------------- */
+/* --- exact sums -----------------------------------------------------------------------------------
+ *
+ * A sum is a fixed-point number of many 32-bit limbs, each in an int64 with 31 bits to spare, in units of
+ * 2^-2148: the square of the least double.
+ */
 
-/* Adds x·2^shift, in units of 2^(-1074 - 2·SCALE). */
-INLINE void add(int64_t *limbs, double x, int shift)
+INLINE void add_bits(int64_t *limbs, int position, uint64_t value, int64_t sign)
 {
-    uint64_t bits;
-    memcpy(&bits, &x, 8);
-    uint64_t mantissa = bits & 0xfffffffffffff;
-    int exponent = (int)(bits >> 52) & 0x7ff;
-    if (exponent)
-        mantissa |= (uint64_t)1 << 52;
-    int position = (exponent ? exponent - 1 : 0) + 2 * SCALE + shift;
     int k = position >> 5, s = position & 31;
-    uint64_t low = (mantissa & 0xffffffff) << s, high = (mantissa >> 32) << s;
-    int64_t sign = bits >> 63 ? -1 : 1;
+    uint64_t low = (value & 0xffffffff) << s, high = (value >> 32) << s;
     limbs[k] += sign * (int64_t)(low & 0xffffffff);
     limbs[k + 1] += sign * ((int64_t)(low >> 32) + (int64_t)(high & 0xffffffff));
     limbs[k + 2] += sign * (int64_t)(high >> 32);
+}
+
+/* The mantissa of a finite double, with the position of its last bit above 2^-1074. */
+INLINE uint64_t mantissa_of(double x, int *position)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    int exponent = (int)(bits >> 52) & 0x7ff;
+    *position = exponent ? exponent - 1 : 0;
+    return (bits & 0xfffffffffffff) | (uint64_t)(exponent != 0) << 52;
+}
+
+static void add(int64_t *limbs, double x)
+{
+    int position;
+    uint64_t mantissa = mantissa_of(x, &position);
+    add_bits(limbs, position + 1074, mantissa, x < 0 ? -1 : 1);
 }
 
 static void carry(int64_t *limbs)
@@ -97,90 +112,306 @@ static void carry(int64_t *limbs)
 static void carry_all(comparison *s)
 {
     carry(s->same);
-    carry(s->dd);
     carry(s->aa);
     carry(s->bb);
     carry(s->ab);
 }
 
-/* --- one group ---------------------------------------------------------------------------------- */
-
-typedef struct {
-    double dd, aa, bb, ab, max;
-} sums;
-
-INLINE double total(const double *lanes)
+/* Adds x·y, of any size. */
+INLINE void add_product(int64_t *limbs, int position, uint64_t x, uint64_t y, int64_t sign)
 {
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    uint64_t xl = x & 0xffffffff, xh = x >> 32, yl = y & 0xffffffff, yh = y >> 32;
+    uint64_t ll = xl * yl, lh = xl * yh, hl = xh * yl;
+    uint64_t middle = (ll >> 32) + (lh & 0xffffffff) + (hl & 0xffffffff);
+    add_bits(limbs, position, middle << 32 | (ll & 0xffffffff), sign);
+    add_bits(limbs, position + 64, xh * yh + (lh >> 32) + (hl >> 32) + (middle >> 32), sign);
+}
+
+static void add_each(int64_t *limbs, const double *x, const double *y)
+{
+    for (int i = 0; i < GROUP; i++) {
+        int p, q;
+        uint64_t m = mantissa_of(x[i], &p), n = mantissa_of(y[i], &q);
+        if (m && n)
+            add_product(limbs, p + q, m, n, (x[i] < 0) == (y[i] < 0) ? 1 : -1);
+    }
+}
+
+/* --- the sum of a group's products ----------------------------------------------------------------
+ *
+ * Let the products p of a group be below 2^H, and multiples of 2^W. If H - W is at most STEP, doubles add them without
+ * an error: partial sums are multiples of 2^W of at most 53 bits. If not, a cascade of sums does it:
+ *
+ *   The first begins at 1.5·2^k, k = H + LOG - 1, and so stays between 2^k and 2^(k+1). Adding p rounds it to a
+ *   multiple of 2^(k-52), and what is cut off is a double (Dekker 1971) of at most 2^(k-53), which goes into the next
+ *   sum, which begins at 1.5·2^(k-STEP). The last begins at 0, and cuts off nothing if H - W is at most STEP for each
+ *   sum of the cascade. What a sum has gained, in all lanes together, has at most 53 bits.
+ *
+ * A product that is not a double is the sum of two (Dekker and Veltkamp, 1971), p and what rounding cut off from it:
+ * that goes into the second sum, and from there on there are two values for each.
+ */
+
+/* Magnitudes are below 2^top, and multiples of 2^low; mantissas have so many bits. */
+typedef struct {
+    int top, low, bits, special; /* special: some are not finite */
+} range;
+
+INLINE int greater(int a, int b)
+{
+    return a > b ? a : b;
 }
 
 #if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wpsabi" /* functions that return vectors are all inlined */
 typedef double vector __attribute__((vector_size(8 * LANES)));
-typedef int64_t vector_bits __attribute__((vector_size(8 * LANES)));
-
-INLINE sums add_up(const double *a, const double *b, const double *d)
-{
-    vector dd = {0}, aa = {0}, bb = {0}, ab = {0}, max = {0};
-    for (int i = 0; i < GROUP; i += LANES) {
-        vector x, y, z;
-        memcpy(&x, a + i, sizeof x);
-        memcpy(&y, b + i, sizeof y);
-        memcpy(&z, d + i, sizeof z);
-        dd += z * z;
-        aa += x * x;
-        bb += y * y;
-        ab += x * y;
-        vector magnitude = (vector)((vector_bits)z & INT64_MAX);
-        vector_bits more = magnitude > max;
-        max = (vector)(((vector_bits)magnitude & more) | ((vector_bits)max & ~more));
+#define ADD(x, y) ((x) + (y))
+#define SUB(x, y) ((x) - (y))
+#define MUL(x, y) ((x) * (y))
+#define LANE(x, k) ((x)[k])
+#else
+typedef struct {
+    double v[LANES];
+} vector;
+#define DEFINE_OPERATION(NAME, OPERATOR)                                                                               \
+    INLINE vector NAME(vector x, vector y)                                                                             \
+    {                                                                                                                  \
+        for (int k = 0; k < LANES; k++)                                                                                \
+            x.v[k] = x.v[k] OPERATOR y.v[k];                                                                           \
+        return x;                                                                                                      \
     }
-    sums s = {total((double *)&dd), total((double *)&aa), total((double *)&bb), total((double *)&ab), 0};
-    for (int k = 0; k < LANES; k++)
-        s.max = max[k] > s.max ? max[k] : s.max;
-    return s;
+DEFINE_OPERATION(ADD, +)
+DEFINE_OPERATION(SUB, -)
+DEFINE_OPERATION(MUL, *)
+#define LANE(x, k) ((x).v[k])
+#endif
+
+INLINE vector load(const double *p)
+{
+    vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 
-INLINE double add_squares(const double *a)
+INLINE vector all(double x)
 {
-    vector aa = {0};
-    for (int i = 0; i < GROUP; i += LANES) {
-        vector x;
-        memcpy(&x, a + i, sizeof x);
-        aa += x * x;
+    vector v;
+    for (int k = 0; k < LANES; k++)
+        LANE(v, k) = x;
+    return v;
+}
+
+INLINE double total(vector v)
+{
+    return ((LANE(v, 0) + LANE(v, 4)) + (LANE(v, 2) + LANE(v, 6))) + ((LANE(v, 1) + LANE(v, 5)) + (LANE(v, 3) + LANE(v, 7)));
+}
+
+/* 1.5·2^exponent */
+INLINE double above(int exponent)
+{
+    uint64_t bits = (uint64_t)(exponent + 1023) << 52 | (uint64_t)1 << 51;
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+
+/* sum += x; gives what is cut off. */
+INLINE vector into(vector *sum, vector x)
+{
+    vector before = *sum;
+    *sum = ADD(before, x);
+    return SUB(x, SUB(*sum, before));
+}
+
+/* What rounding cut off from p = x·y; at once, where the processor multiplies and adds in one step. */
+INLINE vector cut_off(const int fused, vector x, vector y, vector p)
+{
+    if (fused) {
+        for (int k = 0; k < LANES; k++)
+            LANE(x, k) = fma(LANE(x, k), LANE(y, k), -LANE(p, k));
+        return x;
     }
-    return total((double *)&aa);
+    const vector by = all(0x1p27 + 1);
+    vector xc = MUL(by, x), yc = MUL(by, y);
+    vector xh = SUB(xc, SUB(xc, x)), yh = SUB(yc, SUB(yc, y));
+    vector xl = SUB(x, xh), yl = SUB(y, yh);
+    return ADD(ADD(ADD(SUB(MUL(xh, yh), p), MUL(xh, yl)), MUL(xl, yh)), MUL(xl, yl));
+}
+
+INLINE void add_products(const int sums, const int pairs, const int fused, int64_t *limbs, const double *x, const double *y, int top)
+{
+    if (sums == 1) {
+        vector s = all(0), t = all(0);
+        for (int i = 0; i < GROUP; i += 2 * LANES) {
+            s = ADD(s, MUL(load(x + i), load(y + i)));
+            t = ADD(t, MUL(load(x + i + LANES), load(y + i + LANES)));
+        }
+        add(limbs, total(ADD(s, t)));
+        return;
+    }
+    vector first[SUMS], s[SUMS];
+    for (int k = 0; k < sums; k++)
+        s[k] = first[k] = all(k + 1 < sums ? above(top + LOG - 1 - STEP * k) : 0);
+    for (int i = 0; i < GROUP; i += LANES) {
+        vector a = load(x + i), b = load(y + i), p = MUL(a, b);
+        vector rest = into(&s[0], p), more = pairs ? cut_off(fused, a, b, p) : p;
+        for (int k = 1; k + 1 < sums; k++) {
+            rest = into(&s[k], rest);
+            if (pairs)
+                more = into(&s[k], more);
+        }
+        s[sums - 1] = ADD(s[sums - 1], pairs ? ADD(rest, more) : rest);
+    }
+    for (int k = 0; k < sums; k++)
+        add(limbs, total(SUB(s[k], first[k])));
+}
+
+/* Adds the products of two groups: of each with itself, and with the other; or the squares of one. */
+INLINE void add_with(const int sums, const int pairs, const int fused, int64_t *aa, int64_t *bb, int64_t *ab, const double *a,
+                     const double *b, int top_a, int top_b)
+{
+    add_products(sums, pairs, fused, aa, a, a, 2 * top_a);
+    if (b) {
+        add_products(sums, pairs, fused, bb, b, b, 2 * top_b);
+        add_products(sums, pairs, fused, ab, a, b, top_a + top_b);
+    }
+}
+
+INLINE void add_group(const int fused, int64_t *aa, int64_t *bb, int64_t *ab, const double *a, const double *b, const range *of_a,
+                      const range *of_b)
+{
+    int width = 2 * greater(of_a->top - of_a->low, of_b->top - of_b->low);
+    int pairs = 2 * greater(of_a->bits, of_b->bits) > 53;
+    int far = greater(greater(of_a->top, of_b->top), -(of_a->low < of_b->low ? of_a->low : of_b->low));
+    int sums = far > 400 ? SUMS + 1 : (width + STEP - 1) / STEP;
+#define WITH(SUMS, PAIRS) add_with(SUMS, PAIRS, fused, aa, bb, ab, a, b, of_a->top, of_b->top)
+    if (sums > SUMS) {
+        add_each(aa, a, a);
+        if (b) {
+            add_each(bb, b, b);
+            add_each(ab, a, b);
+        }
+    } else if (pairs) {
+        if (sums <= 3)
+            WITH(3, 1);
+        else if (sums == 4)
+            WITH(4, 1);
+        else
+            WITH(SUMS, 1);
+    } else if (sums <= 1) {
+        WITH(1, 0);
+    } else if (sums == 2) {
+        WITH(2, 0);
+    } else if (sums == 3) {
+        WITH(3, 0);
+    } else {
+        WITH(SUMS, 0);
+    }
+}
+
+/* The greatest |b - a| of finite values, or `max` where that is greater. */
+#if defined(__GNUC__)
+INLINE double greatest(const double *a, const double *b, double max)
+{
+    typedef int64_t vector_bits __attribute__((vector_size(8 * LANES)));
+    vector most = all(max);
+    for (int i = 0; i < GROUP; i += LANES) {
+        vector magnitude = (vector)((vector_bits)(load(b + i) - load(a + i)) & INT64_MAX);
+        vector_bits more = magnitude > most;
+        most = (vector)(((vector_bits)magnitude & more) | ((vector_bits)most & ~more));
+    }
+    for (int k = 0; k < LANES; k++)
+        max = most[k] > max ? most[k] : max;
+    return max;
 }
 #else
-INLINE sums add_up(const double *a, const double *b, const double *d)
+INLINE double greatest(const double *a, const double *b, double max)
 {
-    double dd[LANES] = {0}, aa[LANES] = {0}, bb[LANES] = {0}, ab[LANES] = {0}, max = 0;
-    for (int i = 0; i < GROUP; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            double x = a[i + k], y = b[i + k], z = d[i + k], magnitude = z < 0 ? -z : z;
-            dd[k] += z * z;
-            aa[k] += x * x;
-            bb[k] += y * y;
-            ab[k] += x * y;
-            max = magnitude > max ? magnitude : max;
-        }
-    sums s = {total(dd), total(aa), total(bb), total(ab), max};
-    return s;
-}
-
-INLINE double add_squares(const double *a)
-{
-    double aa[LANES] = {0};
-    for (int i = 0; i < GROUP; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            aa[k] += a[i + k] * a[i + k];
-    return total(aa);
+    for (int i = 0; i < GROUP; i++) {
+        double d = b[i] - a[i];
+        d = d < 0 ? -d : d;
+        max = d > max ? d : max;
+    }
+    return max;
 }
 #endif
 
-INLINE void subtract(const double *a, const double *b, double *d)
+/* --- the range of a group ------------------------------------------------------------------------- */
+
+/* Of floats as their bits: MANTISSA bits of mantissa behind the first, MAGNITUDE all bits but the sign. */
+#define DEFINE_RANGE(NAME, TYPE, MAGNITUDE, MANTISSA, BIAS)                                                            \
+    INLINE range NAME(const uint8_t *p)                                                                                \
+    {                                                                                                                  \
+        TYPE most = 0, least = (TYPE)-1, set = 0; /* least: of those that are not 0, less 1 */                         \
+        for (int i = 0; i < GROUP; i++) {                                                                              \
+            TYPE v;                                                                                                    \
+            memcpy(&v, p + i * sizeof v, sizeof v);                                                                    \
+            v = (TYPE)(v & (TYPE)(MAGNITUDE));                                                                         \
+            TYPE less = (TYPE)(v - 1);                                                                                 \
+            most = v > most ? v : most;                                                                                \
+            least = less < least ? less : least;                                                                       \
+            if (MANTISSA == 52)                                                                                        \
+                set = (TYPE)(set | v);                                                                                 \
+        }                                                                                                              \
+        range r = {0, 0, MANTISSA + 1, 0};                                                                             \
+        if (!most)                                                                                                     \
+            return r;                                                                                                  \
+        int last = (int)(most >> MANTISSA), first = (int)((TYPE)(least + 1) >> MANTISSA);                              \
+        r.special = last == (int)((TYPE)(MAGNITUDE) >> MANTISSA);                                                      \
+        r.top = (last ? last : 1) - BIAS + 1;                                                                          \
+        r.low = (first ? first : 1) - BIAS - MANTISSA;                                                                 \
+        if (MANTISSA == 52) /* bits at the end that none has: values of a narrower type */                             \
+            while (r.bits > 1 && !(set & 1)) {                                                                         \
+                set = (TYPE)(set >> 1);                                                                                \
+                r.low++;                                                                                               \
+                r.bits--;                                                                                              \
+            }                                                                                                          \
+        return r;                                                                                                      \
+    }
+
+DEFINE_RANGE(range_bf16, uint16_t, 0x7fff, 7, 127)
+DEFINE_RANGE(range_f16, uint16_t, 0x7fff, 10, 15)
+DEFINE_RANGE(range_f32, uint32_t, 0x7fffffff, 23, 127)
+DEFINE_RANGE(range_f64, uint64_t, 0x7fffffffffffffff, 52, 1023)
+
+/* Of the finite values of a table; `special` if there are others. */
+static range range_of_table(const double *table)
 {
-    for (int i = 0; i < GROUP; i++)
-        d[i] = b[i] - a[i];
+    double finite[GROUP];
+    int special = 0;
+    for (int i = 0; i < GROUP; i++) {
+        special |= table[i] - table[i] != 0;
+        finite[i] = table[i] - table[i] == 0 ? table[i] : 0;
+    }
+    range r = range_f64((const uint8_t *)finite);
+    r.special = special;
+    return r;
+}
+
+INLINE int any_special(const double *values)
+{
+    vector sum = all(0);
+    for (int i = 0; i < GROUP; i += LANES)
+        sum = ADD(sum, SUB(load(values + i), load(values + i)));
+    return total(sum) != 0;
+}
+
+INLINE range range_of(const int kind, const range *of_table, const uint8_t *p, const double *decoded)
+{
+    range r = *of_table;
+    static const range narrow = {16, 0, 16, 0};
+    switch (kind) {
+    case P8:
+        if (2 * (r.top - r.low) > 2 * STEP)
+            return range_f64((const uint8_t *)decoded);
+        r.special = r.special && any_special(decoded);
+        return r;
+    case BF16: return range_bf16(p);
+    case F16: return range_f16(p);
+    case F32: return range_f32(p);
+    case I16:
+    case U16: return narrow;
+    default: return range_f64((const uint8_t *)decoded);
+    }
 }
 
 static double magnitude_of(double x)
@@ -188,60 +419,18 @@ static double magnitude_of(double x)
     return x < 0 ? -x : x;
 }
 
-/* Multiplies values by a power of two that takes the greatest of their magnitudes near 1, if it is far from it.
- * Returns what takes the sum of their squares back. */
-static int scale(double *values, double top)
+/* Counts what is not finite in one or in both, and puts zeros there. */
+static void leave_out(comparison *s, double *a, double *b)
 {
-    double by = top >= 0x1p500 ? 0x1p-600 : top < 0x1p-450 ? 0x1p600 : 1;
-    for (int i = 0; i < GROUP; i++)
-        values[i] *= by;
-    return by < 1 ? 2 * SCALE : by > 1 ? -2 * SCALE : 0;
-}
-
-static double greatest(const double *values)
-{
-    double top = 0;
-    for (int i = 0; i < GROUP; i++)
-        top = magnitude_of(values[i]) > top ? magnitude_of(values[i]) : top;
-    return top;
-}
-
-/* Leaves out what is not finite, and scales what is very large or very small; changes `a` and `b`. */
-static void add_carefully(comparison *s, double *a, double *b)
-{
-    double d[GROUP];
     for (int i = 0; i < GROUP; i++) {
         int nan_a = a[i] != a[i], nan_b = b[i] != b[i];
         if (nan_a || nan_b || magnitude_of(a[i]) > DBL_MAX || magnitude_of(b[i]) > DBL_MAX) {
             s->nan_a += nan_a && !nan_b;
             s->nan_b += nan_b && !nan_a;
-            if (!nan_a && !nan_b && a[i] != b[i])
-                s->max = 2 * DBL_MAX;
+            s->infinite += !nan_a && !nan_b && a[i] != b[i];
             a[i] = b[i] = 0;
         }
     }
-    double top_a = greatest(a), top_b = greatest(b);
-    int huge = top_a >= 0x1p1022 || top_b >= 0x1p1022, shift_d = 2 * SCALE;
-    for (int i = 0; i < GROUP && huge; i++) /* the difference itself may be out of range */
-        d[i] = b[i] * 0x1p-600 - a[i] * 0x1p-600;
-    for (int i = 0; i < GROUP; i++)
-        s->max = magnitude_of(b[i] - a[i]) > s->max ? magnitude_of(b[i] - a[i]) : s->max;
-    if (!huge) {
-        subtract(a, b, d);
-        shift_d = scale(d, greatest(d));
-    }
-    int shift_a = scale(a, top_a), shift_b = scale(b, top_b);
-    sums g = add_up(a, b, d);
-    add(s->dd, g.dd, shift_d);
-    add(s->aa, g.aa, shift_a);
-    add(s->bb, g.bb, shift_b);
-    add(s->ab, g.ab, (shift_a + shift_b) / 2);
-}
-
-/* Whether a sum of squares lost nothing: none of them was out of the range of double. */
-INLINE int in_range(const int kind, double squares)
-{
-    return squares < 0x1p900 && (kind != F64 || squares >= 0x1p-880);
 }
 
 #define LOAD(TYPE)                                                                                                     \
@@ -292,31 +481,73 @@ INLINE void decode(const int kind, const double *table, const uint8_t *p, double
     case F64: memcpy(out, p, GROUP * sizeof *out); break;
     case I16: CONVERT(int16_t);
     case U16: CONVERT(uint16_t);
-    case I32: CONVERT(int32_t);
-    case U32: CONVERT(uint32_t);
-    case I64: CONVERT(int64_t);
-    case U64: CONVERT(uint64_t);
     }
 }
 
-/* b - a of 64-bit integers, rounded once; gives the greatest magnitude. */
-#define DEFINE_DISTANCE(NAME, TYPE)                                                                                    \
-    static uint64_t NAME(const uint8_t *pa, const uint8_t *pb, double *d)                                              \
+/* --- wide integers --------------------------------------------------------------------------------
+ *
+ * Their products are added up in columns of 32 bits, the sign in the last.
+ */
+
+#define DEFINE_INTEGERS(TYPE, WIDE)                                                                                    \
+    /* The greatest |b - a|. */                                                                                        \
+    INLINE uint64_t distance_##TYPE(const uint8_t *pa, const uint8_t *pb, uint64_t max)                                \
     {                                                                                                                  \
-        uint64_t max = 0;                                                                                              \
         for (int i = 0; i < GROUP; i++) {                                                                              \
             TYPE x, y;                                                                                                 \
-            memcpy(&x, pa + 8 * i, 8);                                                                                 \
-            memcpy(&y, pb + 8 * i, 8);                                                                                 \
-            uint64_t magnitude = y < x ? (uint64_t)x - (uint64_t)y : (uint64_t)y - (uint64_t)x;                        \
-            d[i] = y < x ? -(double)magnitude : (double)magnitude;                                                     \
-            max = magnitude > max ? magnitude : max;                                                                   \
+            memcpy(&x, pa + i * sizeof x, sizeof x);                                                                   \
+            memcpy(&y, pb + i * sizeof y, sizeof y);                                                                   \
+            uint64_t distance = y < x ? (uint64_t)x - (uint64_t)y : (uint64_t)y - (uint64_t)x;                         \
+            max = distance > max ? distance : max;                                                                     \
         }                                                                                                              \
         return max;                                                                                                    \
+    }                                                                                                                  \
+                                                                                                                       \
+    INLINE void add_##TYPE(int64_t *limbs, const uint8_t *px, const uint8_t *py)                                       \
+    {                                                                                                                  \
+        const WIDE mask = 0xffffffff;                                                                                  \
+        WIDE c0 = 0, c1 = 0, c2 = 0, c3 = 0;                                                                           \
+        for (int i = 0; i < GROUP; i++) {                                                                              \
+            TYPE x, y;                                                                                                 \
+            memcpy(&x, px + i * sizeof x, sizeof x);                                                                   \
+            memcpy(&y, py + i * sizeof y, sizeof y);                                                                   \
+            if (sizeof(TYPE) == 4) {                                                                                   \
+                WIDE p = (WIDE)x * (WIDE)y;                                                                            \
+                c0 += p & mask;                                                                                        \
+                c1 += p >> 32;                                                                                         \
+            } else {                                                                                                   \
+                uint64_t xl = (uint64_t)x & 0xffffffff, yl = (uint64_t)y & 0xffffffff, ll = xl * yl;                   \
+                WIDE xh = (WIDE)x >> (sizeof(TYPE) * 4), yh = (WIDE)y >> (sizeof(TYPE) * 4);                           \
+                WIDE lh = (WIDE)xl * yh, hl = xh * (WIDE)yl, hh = xh * yh;                                             \
+                c0 += (WIDE)(ll & 0xffffffff);                                                                         \
+                c1 += (WIDE)(ll >> 32) + (lh & mask) + (hl & mask);                                                    \
+                c2 += (lh >> 32) + (hl >> 32) + (hh & mask);                                                           \
+                c3 += hh >> 32;                                                                                        \
+            }                                                                                                          \
+        }                                                                                                              \
+        WIDE columns[4] = {c0, c1, c2, c3};                                                                            \
+        for (int k = 0; k < 4; k++) {                                                                                  \
+            WIDE c = columns[k];                                                                                       \
+            add_bits(limbs, 2 * 1074 + 32 * k, c < 0 ? 0 - (uint64_t)c : (uint64_t)c, c < 0 ? -1 : 1);                 \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    INLINE void compare_##TYPE(comparison *s, const uint8_t *pa, const uint8_t *pb, int changed)                       \
+    {                                                                                                                  \
+        add_##TYPE(changed ? s->aa : s->same, pa, pa);                                                                 \
+        if (changed) {                                                                                                 \
+            s->max_integer = distance_##TYPE(pa, pb, s->max_integer);                                                  \
+            add_##TYPE(s->bb, pb, pb);                                                                                 \
+            add_##TYPE(s->ab, pa, pb);                                                                                 \
+        }                                                                                                              \
     }
 
-DEFINE_DISTANCE(distance_i64, int64_t)
-DEFINE_DISTANCE(distance_u64, uint64_t)
+DEFINE_INTEGERS(int32_t, int64_t)
+DEFINE_INTEGERS(uint32_t, uint64_t)
+DEFINE_INTEGERS(int64_t, int64_t)
+DEFINE_INTEGERS(uint64_t, uint64_t)
+
+/* --- numbers of changes --------------------------------------------------------------------------- */
 
 #define COUNT(TYPE)                                                                                                    \
     {                                                                                                                  \
@@ -349,12 +580,42 @@ INLINE unsigned count_changed(const uint8_t *a, const uint8_t *b, const size_t n
 
 /* --- a block -------------------------------------------------------------------------------------- */
 
-INLINE void compare(comparison *s, const int kind, size_t unit, const double *table, const uint8_t *pa,
+INLINE void load_group(const int kind, const double *table, const range *of_table, const uint8_t *p, size_t n, double *out, range *of)
+{
+    decode(kind, table, p, out);
+    for (size_t k = n; k < GROUP; k++) /* zero, which not every type has as its bits 0 */
+        out[k] = 0;
+    *of = range_of(kind, of_table, p, out);
+}
+
+INLINE void compare_floats(comparison *s, const int kind, const int fused, const double *table, const range *of_table, const uint8_t *pa, const uint8_t *pb,
+                           size_t n, int changed)
+{
+    double a[GROUP], b[GROUP];
+    range of_a, of_b;
+    load_group(kind, table, of_table, pa, n, a, &of_a);
+    if (!changed && !of_a.special) {
+        add_group(fused, s->same, NULL, NULL, a, NULL, &of_a, &of_a);
+        return;
+    }
+    load_group(kind, table, of_table, pb, n, b, &of_b);
+    if (of_a.special || of_b.special) {
+        leave_out(s, a, b);
+        of_a = range_f64((const uint8_t *)a);
+        of_b = range_f64((const uint8_t *)b);
+    }
+    s->max = greatest(a, b, s->max);
+    add_group(fused, s->aa, s->bb, s->ab, a, b, &of_a, &of_b);
+}
+
+INLINE void compare(comparison *s, const int kind, const int fused, size_t unit, const double *table, const uint8_t *pa,
                     const uint8_t *pb, size_t n)
 {
     const size_t size = item_size[kind];
     uint8_t last_a[8 * GROUP], last_b[8 * GROUP];
-    double a[GROUP], b[GROUP], d[GROUP];
+    range of_table = {0, 0, 0, 0};
+    if (kind == P8)
+        of_table = range_of_table(table);
     for (size_t i = 0; i < n; i += GROUP, pa += GROUP * size, pb += GROUP * size) {
         size_t m = n - i < GROUP ? n - i : GROUP;
         if (m < GROUP) { /* what is missing is equal in both */
@@ -367,38 +628,13 @@ INLINE void compare(comparison *s, const int kind, size_t unit, const double *ta
         }
         unsigned changed = unit == size ? count_changed(pa, pb, GROUP * size, size)
                                         : count_changed(pa, pb, GROUP * size, 2 * size);
-        decode(kind, table, pa, a);
-        for (size_t k = m; k < GROUP; k++) /* and is zero, which not every type has as its bits 0 */
-            a[k] = 0;
-        if (!changed) {
-            double squares = add_squares(a);
-            if (in_range(kind, squares)) {
-                add(s->same, squares, 0);
-            } else {
-                memcpy(b, a, sizeof b);
-                add_carefully(s, a, b);
-            }
-        } else {
-            s->changed += changed;
-            decode(kind, table, pb, b);
-            for (size_t k = m; k < GROUP; k++)
-                b[k] = 0;
-            if (kind == I64 || kind == U64) {
-                uint64_t max = kind == I64 ? distance_i64(pa, pb, d) : distance_u64(pa, pb, d);
-                s->max_integer = max > s->max_integer ? max : s->max_integer;
-            } else {
-                subtract(a, b, d);
-            }
-            sums g = add_up(a, b, d);
-            if (in_range(kind, g.aa) && in_range(kind, g.bb) && (in_range(kind, g.dd) || g.max == 0)) {
-                s->max = g.max > s->max ? g.max : s->max;
-                add(s->dd, g.dd, 0);
-                add(s->aa, g.aa, 0);
-                add(s->bb, g.bb, 0);
-                add(s->ab, g.ab, 0);
-            } else {
-                add_carefully(s, a, b);
-            }
+        s->changed += changed;
+        switch (kind) {
+        case I32: compare_int32_t(s, pa, pb, changed != 0); break;
+        case U32: compare_uint32_t(s, pa, pb, changed != 0); break;
+        case I64: compare_int64_t(s, pa, pb, changed != 0); break;
+        case U64: compare_uint64_t(s, pa, pb, changed != 0); break;
+        default: compare_floats(s, kind, fused, table, &of_table, pa, pb, m, changed != 0);
         }
         if (i / GROUP % CARRY == CARRY - 1)
             carry_all(s);
@@ -414,7 +650,7 @@ typedef void compare_function(comparison *, size_t, const double *, const uint8_
     TARGET static void compare_##KIND##_##NUMBER(comparison *s, size_t unit, const double *table, const uint8_t *a,    \
                                                  const uint8_t *b, size_t n)                                           \
     {                                                                                                                  \
-        compare(s, KIND, unit, table, a, b, n);                                                                        \
+        compare(s, KIND, NUMBER > 0, unit, table, a, b, n);                                                            \
     }
 
 #define DEFINE_LEVEL(TARGET, NUMBER)                                                                                   \
@@ -451,9 +687,9 @@ static int find_level(void)
 #if X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl"))
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
         return 2;
-    if (__builtin_cpu_supports("avx2"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return 1;
 #endif
     return 0;
@@ -551,10 +787,10 @@ static PyObject *py_finish(PyObject *self, PyObject *args)
         return NULL;
     comparison *s = state_of(&state);
     if (s) {
-        result = Py_BuildValue("(KKKKdNNNNN)", (unsigned long long)s->changed, (unsigned long long)s->nan_a,
-                               (unsigned long long)s->nan_b, (unsigned long long)s->max_integer, s->max,
-                               limbs_to_bytes(s->same), limbs_to_bytes(s->dd), limbs_to_bytes(s->aa),
-                               limbs_to_bytes(s->bb), limbs_to_bytes(s->ab));
+        result = Py_BuildValue("(KKKKKdNNNN)", (unsigned long long)s->changed, (unsigned long long)s->nan_a,
+                               (unsigned long long)s->nan_b, (unsigned long long)s->infinite,
+                               (unsigned long long)s->max_integer, s->max, limbs_to_bytes(s->same),
+                               limbs_to_bytes(s->aa), limbs_to_bytes(s->bb), limbs_to_bytes(s->ab));
         memset(s, 0, sizeof *s);
     }
     PyBuffer_Release(&state);

@@ -1,34 +1,33 @@
 """What two runs of values have in common: in NumPy, and the choice between that and the same in C.
 
-A **comparison** takes the values of two tensors of one type, block by block in step:
+A **comparison** takes the values of two tensors, block by block in step:
 
     comparison = compare.comparison(Values.of("bfloat16"))
     comparison.update(a, b)             # contiguous little-endian buffers of as many whole elements
     compared = comparison.finish()      # the result; the comparison is empty again
 
-Bits decide what has changed: -0.0 is not 0.0, and two NaN of the same bits are equal. Differences are taken in float64
-(of 64-bit integers exactly). Sums are over the values that are finite in both, in an order that is part of the
-definition: 64 values make a group, in which 8 sums run side by side; the sums of groups are added exactly, as integers.
-So where blocks begin, as long as it is at multiples of 64 elements, cannot show in a result, and neither can the
-order in which parts of a tensor are put together.
+Of values of one type, bits decide what has changed: -0.0 is not 0.0, and two NaN of the same bits are equal. Values of
+two types are compared as numbers. The greatest difference is rounded once, to float64; of 64-bit integers it is an
+integer. Sums are over the values that are finite in both, and **exact**: a value is an integer times a power of two, and
+so is a product of two. So neither the blocks that values come in nor their order can show in a result.
 
 `NumpyComparison` (the definition) and `CComparison` (the fast path) give equal results for equal data. C is used where
-the package was built with a compiler, unless the environment variable `TORCHPARAMS_KERNELS` is `numpy`.
+the package was built with a compiler, unless the environment variable `TORCHPARAMS_KERNELS` is `numpy`. It knows values
+of one type; 64-bit integers beside numbers of another type are left to the definition.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from torchparams.dtypes import DType
 from torchparams.sketch import native
 from torchparams.sketch.codes import Coding
-from torchparams.sketch.compared import SCALE, UNIT, Compared
+from torchparams.sketch.compared import UNIT, Compared
 
 if native.BUILT:
     from torchparams.sketch import _compare
@@ -40,9 +39,6 @@ Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("p8", "bf16", "f16", "f32", "f64", "i16", "u16", "i32", "u32", "i64", "u64")
 """Kinds of values, in the order of the numbers that `_compare.c` gives them."""
-
-GROUP, LANES = 64, 8
-"""Values that are added up in float64, and how many sums run side by side."""
 
 _KIND_OF = {
     "bfloat16": "bf16",
@@ -97,10 +93,7 @@ class Comparison(Protocol):
     """Compares two runs of values; see the module's text."""
 
     def update(self, a: Any, b: Any) -> None:
-        """Compare the elements of two contiguous little-endian buffers of one size.
-
-        The size is a multiple of 64 elements, unless these are the last.
-        """
+        """Compare the elements of two contiguous little-endian buffers, of whole elements and as many."""
 
     def finish(self) -> Compared:
         """The result. The comparison is as it was made."""
@@ -120,115 +113,169 @@ _NUMPY_OF = {
     "u64": "<u8",
 }
 _ITEMSIZE = {kind: int(name[2]) for kind, name in _NUMPY_OF.items()} | {"p8": 1, "bf16": 2}
-_CHUNK = 1 << 16  # elements at once: what they become stays in the cache
+_BITS = {"p8": 8, "bf16": 8, "f16": 11, "f32": 24, "f64": 53}  # of the mantissas of floats
+_CHUNK = 1 << 16  # elements at once: what they become stays in the cache, and sums of 32 bits each fit into float64
+_WORD = np.uint64(32)
+_MASK = np.uint64((1 << 32) - 1)
+
+
+class _Numbers(NamedTuple):
+    """Values as numbers: `high + low`, and `mantissa`·2^`exponent` with the sign apart."""
+
+    high: Array  # the nearest float64
+    low: Array  # what is left of 64-bit integers
+    negative: Array
+    mantissa: Array  # uint64, of `bits` bits at most
+    exponent: Array
+    bits: int
+
+    def times(self, other: _Numbers) -> int:
+        """The exact sum of the products, in units of 2^UNIT."""
+        place = self.exponent + other.exponent - UNIT
+        first = int(place.min(initial=0))
+        place = place - first
+        negative = self.negative != other.negative
+
+        def add(products: Array, shift: int) -> None:
+            for part, at in ((products & _MASK, shift), (products >> _WORD, shift + 32)):
+                weights = part.astype(np.float64)
+                sums = np.bincount(place, np.where(negative, -weights, weights))
+                for i in np.flatnonzero(sums).tolist():
+                    found[i] = found.get(i, 0) + (int(sums[i]) << at)
+
+        found: dict[int, int] = {}
+        x, y = self.mantissa, other.mantissa
+        if self.bits + other.bits <= 64:
+            add(x * y, 0)
+        else:
+            add((x & _MASK) * (y & _MASK), 0)
+            add((x & _MASK) * (y >> _WORD), 32)
+            add((x >> _WORD) * (y & _MASK), 32)
+            add((x >> _WORD) * (y >> _WORD), 64)
+        # Subnormal numbers have zeros at the end of their mantissa, which shifting to the right takes away.
+        return sum(v << i + first if i + first >= 0 else v >> -(i + first) for i, v in found.items())
 
 
 class NumpyComparison:
-    """The definition: every result of `CComparison` is this one's."""
+    """The definition: every result of `CComparison` is this one's.
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
-        self._so_far = Compared(max=0 if values.kind in ("i64", "u64") else 0.0)
+    Args:
+        values: The values of the first tensor.
+        others: Those of the second; of the same type unless given. They have as many parts.
+    """
+
+    def __init__(self, values: Values, others: Values | None = None) -> None:
+        self._values, self._others = values, others or values
+        self._integers = all(each.kind in ("i64", "u64") for each in (self._values, self._others))
+        self._so_far = self._nothing = Compared(max=0 if self._integers else 0.0)
 
     def update(self, a: Any, b: Any) -> None:
-        """Compare the elements of two contiguous little-endian buffers of one size."""
-        kind = self._values.kind
-        unit = _ITEMSIZE[kind] * self._values.parts
+        """Compare the elements of two contiguous little-endian buffers, of whole elements and as many."""
+        parts = self._values.parts
         x, y = np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)
-        for start in range(0, len(x), _CHUNK * unit):
-            mine, yours = x[start : start + _CHUNK * unit], y[start : start + _CHUNK * unit]
-            self._so_far += self._compare(mine, yours, unit)
+        unit, other = (_ITEMSIZE[each.kind] * parts for each in (self._values, self._others))
+        for i in range(0, len(x) // unit, _CHUNK // 2):
+            stop = i + _CHUNK // 2
+            self._so_far += self._compare(x[i * unit : stop * unit], y[i * other : stop * other])
 
-    def _compare(self, x: Array, y: Array, unit: int) -> Compared:
-        kind = self._values.kind
-        changed = int(np.count_nonzero((x.reshape(-1, unit) != y.reshape(-1, unit)).any(1)))
+    def _compare(self, x: Array, y: Array) -> Compared:
+        parts = self._values.parts
         with np.errstate(all="ignore"):
-            a, b = self._decoded(x), self._decoded(y)
-            if kind in ("i64", "u64"):
-                mine, yours = x.view(_NUMPY_OF[kind]), y.view(_NUMPY_OF[kind])
-                less = yours < mine
-                distance = np.where(less, mine.view("<u8") - yours.view("<u8"), yours.view("<u8") - mine.view("<u8"))
-                d = np.where(less, -distance.astype(np.float64), distance.astype(np.float64))
-                sums = self._sums(a, b, d)
-                return Compared(changed, 0, 0, int(distance.max(initial=0)), *sums)
-            nan_a, nan_b = np.isnan(a), np.isnan(b)
-            finite = np.isfinite(a) & np.isfinite(b)
-            infinite = ~finite & ~nan_a & ~nan_b & (a != b)
-            a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-            greatest = math.inf if infinite.any() else float(abs(b - a).max(initial=0.0))
+            high_a, high_b = _decoded(self._values, x), _decoded(self._others, y)
+            nan_a, nan_b = np.isnan(high_a), np.isnan(high_b)
+            finite = np.isfinite(high_a) & np.isfinite(high_b)
+            infinite = ~finite & ~nan_a & ~nan_b & (high_a != high_b)
+            a, b = _numbers(self._values, x, high_a, finite), _numbers(self._others, y, high_b, finite)
+            if self._values is self._others:
+                unit = _ITEMSIZE[self._values.kind] * parts
+                differs = x.reshape(-1, unit) != y.reshape(-1, unit)
+            else:
+                differs = ((high_a != high_b) | (a.low != b.low)).reshape(-1, parts)
             return Compared(
-                changed,
+                int(np.count_nonzero(differs.any(1))),
                 int(np.count_nonzero(nan_a & ~nan_b)),
                 int(np.count_nonzero(nan_b & ~nan_a)),
-                greatest,
-                *self._sums(a, b, None),
+                int(np.count_nonzero(infinite)),
+                _greatest_of_integers(a, b) if self._integers else _greatest(a, b),
+                a.times(a),
+                b.times(b),
+                a.times(b),
             )
-
-    def _decoded(self, data: Array) -> Array:
-        """The values as float64."""
-        kind = self._values.kind
-        if kind == "p8":
-            assert self._values.table is not None
-            decoded: Array = self._values.table[data]
-        elif kind == "bf16":
-            decoded = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-        else:
-            decoded = data.view(_NUMPY_OF[kind]).astype(np.float64)
-        return decoded
-
-    def _sums(self, a: Array, b: Array, d: Array | None) -> tuple[int, int, int, int]:
-        """Exact sums of the groups' sums of d², a², b² and ab."""
-        pad = -len(a) % GROUP
-        a, b = (np.pad(values, (0, pad)).reshape(-1, GROUP) for values in (a, b))
-        d = b - a if d is None else np.pad(d, (0, pad)).reshape(-1, GROUP)
-        power_a = power_b = power_d = np.zeros(len(a), np.int64)
-        if self._values.kind == "f64":
-            top_a, top_b, top_d = (abs(x).max(1, initial=0.0) for x in (a, b, d))
-            power_a, power_b = _power(top_a), _power(top_b)
-            huge = np.maximum(top_a, top_b) >= 2.0**1022  # the difference itself may be out of range
-            power_d = np.where(huge, -SCALE, _power(top_d))
-            d = np.where(huge[:, None], np.ldexp(b, -SCALE) - np.ldexp(a, -SCALE), np.ldexp(d, power_d[:, None]))
-            a, b = np.ldexp(a, power_a[:, None]), np.ldexp(b, power_b[:, None])
-        return (
-            _exact(_group_sums(d * d), -2 * power_d),
-            _exact(_group_sums(a * a), -2 * power_a),
-            _exact(_group_sums(b * b), -2 * power_b),
-            _exact(_group_sums(a * b), -(power_a + power_b)),
-        )
 
     def finish(self) -> Compared:
         """The result. The comparison is as it was made."""
-        found = self._so_far
-        self.__init__(self._values)  # type: ignore[misc]  # that is what "as it was made" means
+        found, self._so_far = self._so_far, self._nothing
         return found
 
 
-def _power(top: Array) -> Array:
-    """The exponent of what takes values of these magnitudes near 1, where they are far from it."""
-    return np.where(top >= 2.0**500, -SCALE, np.where(top < 2.0**-450, SCALE, 0))
+def _decoded(values: Values, data: Array) -> Array:
+    """The nearest float64 of each value."""
+    if values.table is not None:
+        decoded: Array = values.table[data]
+    elif values.kind == "bf16":
+        decoded = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    else:
+        decoded = data.view(_NUMPY_OF[values.kind]).astype(np.float64)
+    return decoded
 
 
-def _group_sums(products: Array) -> Array:
-    lanes = products.reshape(len(products), GROUP // LANES, LANES)
-    s = np.zeros((len(products), LANES))
-    for i in range(GROUP // LANES):
-        s = s + lanes[:, i]
-    total: Array = ((s[:, 0] + s[:, 4]) + (s[:, 2] + s[:, 6])) + ((s[:, 1] + s[:, 5]) + (s[:, 3] + s[:, 7]))
-    return total
+def _numbers(values: Values, data: Array, high: Array, finite: Array) -> _Numbers:
+    """The values; 0 where they are not `finite`."""
+    high = np.where(finite, high, 0.0)
+    low = np.zeros(len(high))
+    negative = high < 0
+    if values.kind in _BITS:
+        bits = _BITS[values.kind]
+        fraction, exponent = np.frexp(abs(high))
+        mantissa = np.ldexp(fraction, bits).astype(np.uint64)
+        return _Numbers(high, low, negative, mantissa, exponent.astype(np.int64) - bits, bits)
+    whole = data.view(_NUMPY_OF[values.kind])
+    bits = 8 * whole.itemsize
+    if bits == 64:
+        upper = (whole >> whole.dtype.type(32)).astype(np.float64) * 2.0**32
+        lower = (whole & whole.dtype.type((1 << 32) - 1)).astype(np.float64)
+        low = np.where(finite, lower - (high - upper), 0.0)
+    mantissa = whole.astype(np.uint64)  # of negative ones, what is missing to 2^64
+    mantissa = np.where(finite, np.where(negative, np.uint64(0) - mantissa, mantissa), np.uint64(0))
+    return _Numbers(high, low, negative, mantissa, np.zeros(len(high), np.int64), bits)
 
 
-def _exact(sums: Array, shift: Array) -> int:
-    """The sum of sums·2^shift, in units of 2^UNIT."""
-    fraction, exponent = np.frexp(sums)
-    mantissa = np.ldexp(fraction, 53).astype(np.int64)
-    place = exponent + shift - 53 - UNIT
-    total = 0
-    for at in np.unique(place):
-        here = mantissa[place == at]
-        # In halves, of which 2^36 can be added.
-        value = (int((here >> 27).sum()) << 27) + int((here & ((1 << 27) - 1)).sum())
-        total += value << int(at) if at >= 0 else value >> -int(at)  # what a subnormal sum shifts out is zeros
-    return total
+def _greatest_of_integers(a: _Numbers, b: _Numbers) -> int:
+    """The greatest |b - a|, of up to 65 bits."""
+    x, y = a.mantissa, b.mantissa
+    apart = a.negative != b.negative
+    distance = np.where(apart, x + y, np.maximum(x, y) - np.minimum(x, y))
+    over = apart & (distance < x)
+    if over.any():
+        return (1 << 64) + int(distance[over].max())
+    return int(distance.max(initial=0))
+
+
+def _greatest(a: _Numbers, b: _Numbers) -> float:
+    """The greatest |b - a|, rounded once; one of the two has no `low`."""
+    d = b.high - a.high
+    low = b.low - a.low
+    if low.any():
+        # Boldo & Melquiond 2008: the sum of three, where the rest is rounded to odd before it is added.
+        high, rest = _two_sum(b.high, -a.high)
+        middle, last = _two_sum(rest, low)
+        first, second = _two_sum(high, middle)
+        d = first + _odd(second, last)
+    return float(abs(d).max(initial=0.0))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Their rounded sum, and what rounding cut off (Knuth 1969)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def _odd(a: Array, b: Array) -> Array:
+    """Their sum, rounded to the neighbour whose last bit is 1 where it is not exact."""
+    s, rest = _two_sum(a, b)
+    even = (s.view(np.int64) & 1) == 0
+    return np.where(even & (rest != 0), np.nextafter(s, np.where(rest > 0, np.inf, -np.inf)), s)
 
 
 # --- the fast path -------------------------------------------------------------------------------
@@ -243,7 +290,8 @@ class CComparison:
         self._kind = KINDS.index(values.kind)
         self._unit = _ITEMSIZE[values.kind] * values.parts
         self._table = _NO_TABLE if values.table is None else values.table
-        self._integers = values.kind in ("i64", "u64")
+        self._most = int if values.kind in ("i64", "u64") else float
+        self._integers = values.kind in ("i32", "u32", "i64", "u64")
         self._state = np.zeros(_compare.size() // 8, np.uint64)
 
     def update(self, a: Any, b: Any) -> None:
@@ -252,18 +300,19 @@ class CComparison:
 
     def finish(self) -> Compared:
         """The result. The comparison is as it was made."""
-        changed, nan_a, nan_b, max_integer, greatest, *sums = _compare.finish(self._state)
-        same, dd, aa, bb, ab = (int.from_bytes(limbs, "little", signed=True) for limbs in sums)
-        most = max_integer if self._integers else greatest
-        return Compared(changed, nan_a, nan_b, most, dd, aa + same, bb + same, ab + same)
+        changed, nan_a, nan_b, infinite, max_integer, greatest, *sums = _compare.finish(self._state)
+        same, aa, bb, ab = (int.from_bytes(limbs, "little", signed=True) for limbs in sums)
+        most = self._most(max_integer if self._integers else greatest)
+        return Compared(changed, nan_a, nan_b, infinite, most, aa + same, bb + same, ab + same)
 
 
-def comparison(values: Values, implementation: str | None = None) -> Comparison:
+def comparison(values: Values, implementation: str | None = None, *, others: Values | None = None) -> Comparison:
     """A new comparison.
 
     Args:
-        values: What is compared.
+        values: The values of the first tensor.
         implementation: `c` or `numpy`; None chooses.
+        others: The values of the second, where they are of another type and compared as numbers.
 
     >>> c = comparison(Values.of("float32"))
     >>> c.update(np.array([3.0, 4.0], np.float32), np.array([3.0, 3.0], np.float32))
@@ -272,4 +321,6 @@ def comparison(values: Values, implementation: str | None = None) -> Comparison:
     (1, 1.0, 0.2)
     """
     chosen = implementation or ("c" if native.uses_c() else "numpy")
-    return CComparison(values) if chosen == "c" else NumpyComparison(values)
+    if chosen == "c" and (others is None or others is values):
+        return CComparison(values)
+    return NumpyComparison(values, others)

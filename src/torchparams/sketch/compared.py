@@ -14,29 +14,29 @@ if native.BUILT:
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SCALE = 600
-"""Values whose squares might leave the range of float64 are multiplied by 2^±SCALE before they are squared."""
-
-UNIT = -1074 - 2 * SCALE
-"""Exponent of the power of two that sums count in."""
+UNIT = -2 * 1074
+"""Exponent of the power of two that sums count in: the square of the least float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How the values `b` differ from the values `a`. Of several parts of a tensor, or several tensors, they add.
+    """How the values `b` differ from the values `a`.
+
+    Of several parts of a tensor, or several tensors, they add. All of it is exact, so that addition is associative and
+    commutative, and the parts may be any.
 
     Attributes:
-        changed: Elements whose bits differ.
+        changed: Elements that differ.
         nan_a: Values that are NaN in `a` only.
         nan_b: Values that are NaN in `b` only.
-        max: Greatest |b - a|: an integer of 64-bit integers, else float64. Infinite where an infinity came, went or
-            turned, or where it is beyond float64; NaN is left out.
-        dd: Sum of (b - a)², in units of 2^`UNIT`, of values that are finite in both.
-        aa: Sum of a².
+        infinite: Values that are infinite in one only, or of the other sign, and NaN in none.
+        max: Greatest |b - a| of the values that are finite in both: an integer of 64-bit integers, else float64,
+            rounded once; infinite where it is beyond float64.
+        aa: Sum of a², in units of 2^`UNIT`, of the values that are finite in both.
         bb: Sum of b².
         ab: Sum of a·b.
 
-    >>> one = Compared(changed=1, max=0.5, dd=4, aa=16, bb=16, ab=16)
+    >>> one = Compared(changed=1, max=0.5, aa=16, bb=4, ab=8)
     >>> (one + one).changed, one.relative, one.cosine
     (2, 0.5, 1.0)
     """
@@ -44,8 +44,8 @@ class Compared:
     changed: int = 0
     nan_a: int = 0
     nan_b: int = 0
+    infinite: int = 0
     max: float | int = 0
-    dd: int = 0
     aa: int = 0
     bb: int = 0
     ab: int = 0
@@ -55,8 +55,8 @@ class Compared:
             self.changed + other.changed,
             self.nan_a + other.nan_a,
             self.nan_b + other.nan_b,
-            max(self.max, other.max),
-            self.dd + other.dd,
+            self.infinite + other.infinite,
+            max(self.max, other.max, key=_by_value),
             self.aa + other.aa,
             self.bb + other.bb,
             self.ab + other.ab,
@@ -68,16 +68,37 @@ class Compared:
         return sum(parts, Compared())
 
     @property
+    def dd(self) -> int:
+        """Sum of (b - a)², in units of 2^`UNIT`, of the values that are finite in both."""
+        return self.aa + self.bb - 2 * self.ab
+
+    @property
+    def greatest(self) -> float | int:
+        """Greatest |b - a|: NaN where a NaN came or went, else infinite where an infinity came, went or turned."""
+        if self.nan_a or self.nan_b:
+            return math.nan
+        return math.inf if self.infinite else self.max
+
+    @property
     def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2; 0 where nothing differs, infinite where `a` is all zeros."""
-        if not self.dd:
+        """‖b - a‖ / ‖a‖ in L2; 0 where nothing differs, infinite where `a` is all zeros.
+
+        NaN or infinite where `greatest` is so by a NaN or an infinity in one only; others are left out.
+        """
+        if self.nan_a or self.nan_b or self.infinite:
+            return float(self.greatest)
+        dd = self.dd
+        if not dd:
             return 0.0
-        return _root_of_ratio(self.dd, self.aa) if self.aa else math.inf
+        return _root_of_ratio(dd, self.aa) if self.aa else math.inf
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between `a` and `b`; NaN where one is all zeros."""
-        if not self.aa or not self.bb:
+        """Cosine of the angle between `a` and `b`.
+
+        NaN where one is all zeros, and where a NaN or an infinity is in one only; others are left out.
+        """
+        if self.nan_a or self.nan_b or self.infinite or not self.aa or not self.bb:
             return math.nan
         if self.aa == self.bb == self.ab:
             return 1.0
@@ -86,13 +107,17 @@ class Compared:
 
     @property
     def distance(self) -> float:
-        """‖b - a‖ in L2."""
+        """‖b - a‖ in L2, of the values that are finite in both."""
         return _root(self.dd)
 
     @property
     def norm(self) -> float:
-        """‖a‖ in L2."""
+        """‖a‖ in L2, of the values that are finite in both."""
         return _root(self.aa)
+
+
+def _by_value(value: float) -> tuple[float, bool]:
+    return value, isinstance(value, int)  # of equal ones the integer, whichever comes first
 
 
 def _root_of_ratio(a: int, b: int) -> float:
