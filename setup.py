@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 # Sums are exact only where every operation rounds as written, so nothing may be reordered.
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-g0", "-std=gnu11", "-fno-fast-math"]
-# What the sums of a comparison or of a merge round to is part of their definition: no product is fused with a sum.
+# Comparisons need the rounding of each product, and that of a merge is part of its definition: none is fused with a sum.
 UNFUSED = [] if sys.platform == "win32" else ["-ffp-contract=off"]
 
 setup(

@@ -238,9 +238,9 @@ def number_types(a: DType, b: DType) -> tuple[DType, DType]:
 
     kinds = {a.kind, b.kind}
     if kinds & {"float", "complex"}:
-        common, keep = DType.of("complex128" if "complex" in kinds else "float64"), ("int64", "uint64")
+        common, keep = DType.of("complex128" if "complex" in kinds else "float64"), {"int64", "uint64"}
     else:
-        common, keep = DType.of("int64" if "int" in kinds or "uint64" not in (a, b) else "uint64"), ("uint64",)
+        common, keep = DType.of("int64" if "int" in kinds or "uint64" not in (a, b) else "uint64"), {"uint64"}
     return a if a in keep else common, b if b in keep else common
 
 

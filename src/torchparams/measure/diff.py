@@ -199,10 +199,10 @@ def diff(
     """How the parameters of B differ from those of A, tensor by tensor, in one pass over the values.
 
     Tensors go together by name. Of two with one shape and one dtype every element is compared, and its **bits** decide:
-    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. Differences are rounded once, to float64,
-    of 64-bit integers not at all, and sums are exact: so the numbers are the same wherever the tensors lie, however
-    they are cut and however many threads read them. A complex element counts as changed once, and is two values in the
-    numbers. Memory is that of the rows, whatever the size of the sources.
+    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. The greatest difference is rounded once,
+    to float64 (that of 64-bit integers is an integer), and sums are exact: so the numbers are the same wherever the
+    tensors lie, however they are cut and however many threads read them. A complex element counts as changed once, and
+    is two values in the numbers. Memory is that of the rows, whatever the size of the sources.
 
     Where a NaN came or went (`nan_a`, `nan_b`), the greatest difference, the relative norm and the cosine are NaN, and
     are printed so; where an infinity came, went or turned, the first two are infinite, and there is no cosine. Values

@@ -185,7 +185,7 @@ class GroupDiff:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between A and B, of the tensors that changed; 1 where none did. See `TensorDiff.cosine`."""
+        """Cosine of the angle between A and B, of the tensors that changed, as in `TensorDiff`; 1 where none did."""
         return self.compared.cosine if self.compared.changed else 1.0
 
     @property

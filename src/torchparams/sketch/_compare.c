@@ -222,14 +222,29 @@ INLINE vector into(vector *sum, vector x)
     return SUB(x, SUB(*sum, before));
 }
 
-/* What rounding cut off from p = x·y; at once, where the processor multiplies and adds in one step. */
+/* x·y + z, rounded once. */
+INLINE vector fused_add(vector x, vector y, vector z)
+{
+    for (int k = 0; k < LANES; k++)
+        LANE(z, k) = fma(LANE(x, k), LANE(y, k), LANE(z, k));
+    return z;
+}
+
+/* sum += x·y, a double; gives what is cut off. `fused`: the processor multiplies and adds in one step. */
+INLINE vector product_into(const int fused, vector *sum, vector x, vector y)
+{
+    if (!fused)
+        return into(sum, MUL(x, y));
+    vector before = *sum;
+    *sum = fused_add(x, y, before);
+    return fused_add(x, y, SUB(before, *sum));
+}
+
+/* What rounding cut off from p = x·y. */
 INLINE vector cut_off(const int fused, vector x, vector y, vector p)
 {
-    if (fused) {
-        for (int k = 0; k < LANES; k++)
-            LANE(x, k) = fma(LANE(x, k), LANE(y, k), -LANE(p, k));
-        return x;
-    }
+    if (fused)
+        return fused_add(x, y, SUB(all(0), p));
     const vector by = all(0x1p27 + 1);
     vector xc = MUL(by, x), yc = MUL(by, y);
     vector xh = SUB(xc, SUB(xc, x)), yh = SUB(yc, SUB(yc, y));
@@ -253,7 +268,8 @@ INLINE void add_products(const int sums, const int pairs, const int fused, int64
         s[k] = first[k] = all(k + 1 < sums ? above(top + LOG - 1 - STEP * k) : 0);
     for (int i = 0; i < GROUP; i += LANES) {
         vector a = load(x + i), b = load(y + i), p = MUL(a, b);
-        vector rest = into(&s[0], p), more = pairs ? cut_off(fused, a, b, p) : p;
+        vector rest = pairs ? into(&s[0], p) : product_into(fused, &s[0], a, b);
+        vector more = pairs ? cut_off(fused, a, b, p) : p;
         for (int k = 1; k + 1 < sums; k++) {
             rest = into(&s[k], rest);
             if (pairs)
@@ -309,31 +325,20 @@ INLINE void add_group(const int fused, int64_t *aa, int64_t *bb, int64_t *ab, co
 }
 
 /* The greatest |b - a| of finite values, or `max` where that is greater. */
-#if defined(__GNUC__)
 INLINE double greatest(const double *a, const double *b, double max)
 {
-    typedef int64_t vector_bits __attribute__((vector_size(8 * LANES)));
-    vector most = all(max);
-    for (int i = 0; i < GROUP; i += LANES) {
-        vector magnitude = (vector)((vector_bits)(load(b + i) - load(a + i)) & INT64_MAX);
-        vector_bits more = magnitude > most;
-        most = (vector)(((vector_bits)magnitude & more) | ((vector_bits)most & ~more));
-    }
-    for (int k = 0; k < LANES; k++)
-        max = most[k] > max ? most[k] : max;
-    return max;
-}
-#else
-INLINE double greatest(const double *a, const double *b, double max)
-{
+    int64_t most; /* magnitudes are ordered as their bits are */
+    memcpy(&most, &max, 8);
     for (int i = 0; i < GROUP; i++) {
         double d = b[i] - a[i];
-        d = d < 0 ? -d : d;
-        max = d > max ? d : max;
+        int64_t bits;
+        memcpy(&bits, &d, 8);
+        bits &= INT64_MAX;
+        most = bits > most ? bits : most;
     }
+    memcpy(&max, &most, 8);
     return max;
 }
-#endif
 
 /* --- the range of a group ------------------------------------------------------------------------- */
 

@@ -8,8 +8,8 @@ A **comparison** takes the values of two tensors, block by block in step:
 
 Of values of one type, bits decide what has changed: -0.0 is not 0.0, and two NaN of the same bits are equal. Values of
 two types are compared as numbers. The greatest difference is rounded once, to float64; of 64-bit integers it is an
-integer. Sums are over the values that are finite in both, and **exact**: a value is an integer times a power of two, and
-so is a product of two. So neither the blocks that values come in nor their order can show in a result.
+integer. Sums are over the values that are finite in both, and **exact**: a value is an integer times a power of two,
+and so is a product. So neither the blocks that values come in nor their order can show in a result.
 
 `NumpyComparison` (the definition) and `CComparison` (the fast path) give equal results for equal data. C is used where
 the package was built with a compiler, unless the environment variable `TORCHPARAMS_KERNELS` is `numpy`. It knows values
