@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 # Sums are exact only where every operation rounds as written, so nothing may be reordered.
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-g0", "-std=gnu11", "-fno-fast-math"]
-# Comparisons need the rounding of each product, and that of a merge is part of its definition: none is fused with a sum.
+# Comparisons need each product as it rounds, and for merges it is part of the definition: none is fused with a sum.
 UNFUSED = [] if sys.platform == "win32" else ["-ffp-contract=off"]
 
 setup(
