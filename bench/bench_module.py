@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import torchparams as tp
-from torchparams.sources._module import ModuleSource
+from torchparams.sources.live.module import ModuleSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

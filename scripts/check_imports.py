@@ -2,7 +2,8 @@
 
     python scripts/check_imports.py
 
-Imports inside functions count; those for the type checker alone do not. What a rule says is in `LAYERS`.
+A folder is a room: a module with an underscore is imported only within its room. Imports inside functions count; those
+for the type checker alone do not. What a rule says is in `LAYERS`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"errors", "limits"},
             {"dtypes"},
             {"info", "records"},
-            {"render", "report", "rows", "left_out", "names", "_selector", "selectors", "renames"},
+            {"render", "left_out", "names", "_selector", "selectors", "renames"},
             {"io", "sketch"},
             {"expressions"},
             {"encodings"},
@@ -88,6 +89,20 @@ def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
     return found
 
 
+def outside(name: str, target: str) -> bool:
+    """Whether a module is imported from another room: one with an underscore is for its own folder alone.
+
+    >>> outside("edit.merge.merge", "edit.merge._slerp"), outside("measure.diff", "edit.merge._slerp")
+    (False, True)
+    """
+    parts = target.split(".")
+    private = next((i for i, part in enumerate(parts) if part.startswith("_")), None)
+    if not private:  # none, or a room of the package itself
+        return False
+    room = parts[:private]
+    return name.split(".")[: len(room)] != room
+
+
 def violations(edges: dict[str, set[str]]) -> list[str]:
     """A line for each import that goes the wrong way, and for a cycle."""
     layer = {part: i for i, parts in enumerate(LAYERS) for part in parts}
@@ -108,6 +123,11 @@ def violations(edges: dict[str, set[str]]) -> list[str]:
                 found.append(f"{name} imports {target}, which stands above it")
             elif part in verbs and other in verbs and part != other and (part, other) not in BESIDE:
                 found.append(f"{name} imports {target}: these verbs do not know each other")
+        found += [
+            f"{name} imports {target}, which is private to its room"
+            for target in sorted(wanted)
+            if outside(name, target)
+        ]
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:

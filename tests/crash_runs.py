@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import torchparams as tp
-from torchparams.edit import _execute
-from torchparams.edit._directory import Directory
+from torchparams.edit.write import execute
+from torchparams.edit.write.directory import Directory
 from torchparams.io import system as _system
 from torchparams.io.write import OneFile
 from torchparams.testing import safetensors_bytes
@@ -151,9 +151,9 @@ def killed_at(moment: int, write: Callable[[], None]) -> int:
 def run(folder: Path, scenario: str) -> int:
     """Every moment of a scenario; gives how many there were."""
     name, before, options = SCENARIOS[scenario]
-    _execute.PIECE = PARTS
+    execute.PIECE = PARTS
     if scenario == "two threads":
-        _execute.INLINE = -1
+        execute.INLINE = -1
     source = folder / "source.safetensors"
     source.write_bytes(safetensors_bytes(weights(2)))
     place = folder / "place"

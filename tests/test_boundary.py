@@ -18,7 +18,7 @@ from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, PlanError, TorchParamsError, WriteError
 from torchparams.io import system
 from torchparams.render.json import json_text
-from torchparams.report import Column, Gap, Report, Row, Table, Text, to_html, to_text
+from torchparams.render.tree import Column, Gap, Report, Row, Table, Text, to_html, to_text
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from torchparams import rows as table_module
 from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName
 from torchparams.info import ParameterInfo
 from torchparams.records import Records
-from torchparams.report import Row
-from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
-from torchparams.sources._live import LiveRecords
-from torchparams.sources._module import ModuleSource
+from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
+from torchparams.render.tree import Row
 from torchparams.sources.base import Source
+from torchparams.sources.live.module import ModuleSource
+from torchparams.sources.live.tensors import LiveRecords
 from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:

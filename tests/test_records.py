@@ -7,7 +7,7 @@ from torch import nn
 import torchparams as tp
 from fake_infos import LINEAR, NORM, live, stored, transformer
 from torchparams.records import FieldFunction, Records
-from torchparams.sources._live import LiveRecords
+from torchparams.sources.live.tensors import LiveRecords
 
 
 def test_a_reading_of_records_that_are_there() -> None:

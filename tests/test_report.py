@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from torchparams.render.cut import elide, elide_all, width_of
 from torchparams.render.terminal import _LOOKS
-from torchparams.report import (
+from torchparams.render.tree import (
     _CSS,
     Cell,
     Column,

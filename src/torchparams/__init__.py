@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from torchparams.edit.convert import convert as convert
     from torchparams.edit.index import IndexRepair as IndexRepair
     from torchparams.edit.index import repair_index as repair_index
-    from torchparams.edit.lora import fold_lora as fold_lora
-    from torchparams.edit.lora_extract import Extracted as Extracted
-    from torchparams.edit.lora_extract import extract_lora as extract_lora
-    from torchparams.edit.merge import merge as merge
-    from torchparams.edit.plan import Plan as Plan
+    from torchparams.edit.lora.extract import Extracted as Extracted
+    from torchparams.edit.lora.extract import extract_lora as extract_lora
+    from torchparams.edit.lora.fold import fold_lora as fold_lora
+    from torchparams.edit.merge.merge import merge as merge
+    from torchparams.edit.plan.plan import Plan as Plan
+    from torchparams.edit.plan.written import Written as Written
     from torchparams.edit.save import apply_delta as apply_delta
     from torchparams.edit.save import delta as delta
     from torchparams.edit.save import save as save
-    from torchparams.edit.written import Written as Written
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.lint.audit import audit as audit
@@ -100,7 +100,7 @@ _HOMES = {
     "Duplicates": "torchparams.measure.digest",
     "Explained": "torchparams.lint.explain",
     "ExplainedName": "torchparams.lint.explain",
-    "Extracted": "torchparams.edit.lora_extract",
+    "Extracted": "torchparams.edit.lora.extract",
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
     "GradNorms": "torchparams.train.gradients",
@@ -112,7 +112,7 @@ _HOMES = {
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Penalty": "torchparams.train.penalty",
-    "Plan": "torchparams.edit.plan",
+    "Plan": "torchparams.edit.plan.plan",
     "Renames": "torchparams.renames",
     "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
@@ -120,7 +120,7 @@ _HOMES = {
     "TorchParamsError": "torchparams.errors",
     "Unfrozen": "torchparams.train.freeze",
     "Verification": "torchparams.measure.verify",
-    "Written": "torchparams.edit.written",
+    "Written": "torchparams.edit.plan.written",
     "apply_": "torchparams.train.apply",
     "apply_delta": "torchparams.edit.save",
     "attach": "torchparams.module",
@@ -133,8 +133,8 @@ _HOMES = {
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
     "explain": "torchparams.lint.explain",
-    "extract_lora": "torchparams.edit.lora_extract",
-    "fold_lora": "torchparams.edit.lora",
+    "extract_lora": "torchparams.edit.lora.extract",
+    "fold_lora": "torchparams.edit.lora.fold",
     "freeze": "torchparams.train.freeze",
     "grad_norms": "torchparams.train.gradients",
     "gradients": "torchparams.train.gradients",
@@ -143,7 +143,7 @@ _HOMES = {
     "load": "torchparams.train.load",
     "load_optimizer_state": "torchparams.train.optimizer_load",
     "ls": "torchparams.measure.listing",
-    "merge": "torchparams.edit.merge",
+    "merge": "torchparams.edit.merge.merge",
     "no_decay": "torchparams.train.rules",
     "of": "torchparams.parameters",
     "optimizer_state": "torchparams.train.optimizer",

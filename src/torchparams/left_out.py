@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.errors import SelectorError
 from torchparams.names import common
-from torchparams.report import Text, listed, plural, printable
+from torchparams.render.tree import Text, listed, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

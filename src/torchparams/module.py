@@ -10,7 +10,7 @@ from torch import nn
 
 from torchparams.errors import NameTaken, UnsupportedSource, shorten
 from torchparams.parameters import Parameters
-from torchparams.sources._module import ModuleSource
+from torchparams.sources.live.module import ModuleSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
 from torchparams.records import Records
-from torchparams.report import Report, Text, filled, printable, to_html, to_text
-from torchparams.rows import ROWS_SHOWN as ROWS_SHOWN
-from torchparams.rows import sort_infos, table_of, total_of
+from torchparams.render.rows import ROWS_SHOWN as ROWS_SHOWN
+from torchparams.render.rows import sort_infos, table_of, total_of
+from torchparams.render.tree import Report, Text, filled, printable, to_html, to_text
 
 if TYPE_CHECKING:
     import numpy as np

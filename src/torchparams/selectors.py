@@ -90,8 +90,8 @@ from torchparams._selector.tree import (
 )
 from torchparams.errors import SelectorError, shorten
 from torchparams.records import Records
-from torchparams.report import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
-from torchparams.report import Table as ReportTable
+from torchparams.render.tree import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
+from torchparams.render.tree import Table as ReportTable
 
 if TYPE_CHECKING:
     from torchparams.info import ParameterInfo

@@ -441,9 +441,9 @@ def test_a_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("inline", [1 << 22, -1])
 def test_progress_ends_at_the_whole(inline: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchparams.edit import _execute
+    from torchparams.edit.write import execute
 
-    monkeypatch.setattr(_execute, "INLINE", inline)
+    monkeypatch.setattr(execute, "INLINE", inline)
     arrays = {str(i): np.zeros(1000, np.float32) for i in range(20)}
     told: list[tuple[int, int]] = []
     tp.convert(arrays, tmp_path / "x.safetensors", dtype="f16").run(lambda *at: told.append(at))
@@ -471,15 +471,15 @@ def test_tensors_that_follow_each_other_are_one_copy(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_threads_write_what_one_does(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchparams.edit import _execute
+    from torchparams.edit.write import execute
     from torchparams.engines import threads
 
     arrays = {str(i): sample("float32", (i * 100, 3)) for i in range(12)}
     tp.convert(arrays, tmp_path / "x.pt").run()
     options: dict[str, Any] = {"dtype": {"{0..5}": "bf16"}, "allow_overflow": True}
     one = tp.convert(tmp_path / "x.pt", tmp_path / f"one{suffix}", **options).run()
-    monkeypatch.setattr(_execute, "INLINE", -1)
-    monkeypatch.setattr(_execute, "PIECE", 1000)
+    monkeypatch.setattr(execute, "INLINE", -1)
+    monkeypatch.setattr(execute, "PIECE", 1000)
     monkeypatch.setattr(threads, "processors", lambda: 4)
     several = tp.convert(tmp_path / "x.pt", tmp_path / f"several{suffix}", **options).run()
     assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"several{suffix}").read_bytes()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import torchparams as tp
 from torch_files import saved
 from torchparams.dtypes import DType
-from torchparams.edit import _lowrank
-from torchparams.edit._lowrank import Difference, Factors
+from torchparams.edit.lora import _lowrank
+from torchparams.edit.lora._lowrank import Difference, Factors
 from torchparams.errors import (
     FileFormatError,
     MismatchError,
@@ -603,7 +603,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch, pytest.raises(WriteError):
-        patch.setattr("torchparams.edit.lora_extract.replace_file", broken)
+        patch.setattr("torchparams.edit.lora.extract.replace_file", broken)
         plan.run()
     assert not (tmp_path / "b").exists()
     plan = tp.extract_lora(w, {"w.weight": np.ones((2, 2), np.float32)}, tmp_path / "b", rank=1)

@@ -15,9 +15,9 @@ import torchparams as tp
 from bit_patterns import NUMERIC
 from torch_files import saved
 from torchparams.dtypes import DType
-from torchparams.edit import _execute
-from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed, kept
-from torchparams.edit.methods import METHODS
+from torchparams.edit.merge._sparse import Dropped, TaskVectors, Trimmed, kept
+from torchparams.edit.merge.methods import METHODS
+from torchparams.edit.write import execute
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError
 from torchparams.expressions.combination import combines
 from torchparams.expressions.work import Work, block_of, evaluate
@@ -325,8 +325,8 @@ def test_threads_and_memory_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mo
         options = {"method": method, **({"base": {"w": base}} if METHODS[method].base else {})}
         found = []
         for inline, memory in ((1 << 30, "256MiB"), (1, "256MiB"), (1, "200KB")):
-            monkeypatch.setattr(_execute, "INLINE", inline)
-            monkeypatch.setattr(_execute, "PIECE", 1 << 12)
+            monkeypatch.setattr(execute, "INLINE", inline)
+            monkeypatch.setattr(execute, "PIECE", 1 << 12)
             found.append(only(tmp_path, of(parts), memory=memory, **options).tobytes())
         assert len(set(found)) == 1, method
 

@@ -10,8 +10,8 @@ import pytest
 
 import torchparams as tp
 from torchparams.dtypes import DType
-from torchparams.edit.layout import Output
-from torchparams.edit.plan import Plan
+from torchparams.edit.plan.layout import Output
+from torchparams.edit.plan.plan import Plan
 from torchparams.errors import PlanError
 from torchparams.expressions.base import Expression, Stored
 from torchparams.expressions.operations import Cast, Concat, Linear, Slice
@@ -85,10 +85,10 @@ def test_it_runs_again(tmp_path: Path) -> None:
 
 
 def test_what_is_prepared_is_run_in_order_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchparams.edit import _execute
+    from torchparams.edit.write import execute
 
-    monkeypatch.setattr(_execute, "INLINE", -1)
-    monkeypatch.setattr(_execute, "PIECE", 100)
+    monkeypatch.setattr(execute, "INLINE", -1)
+    monkeypatch.setattr(execute, "PIECE", 100)
 
     class Cumulated(Expression):
         """A sum of all before, which holds only where blocks come one after the other."""

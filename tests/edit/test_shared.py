@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import torchparams as tp
 from torch_files import saved, written
 from torchparams.errors import MismatchError, PlanError
-from torchparams.report import human_bytes
+from torchparams.render.tree import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

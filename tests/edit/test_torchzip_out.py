@@ -15,9 +15,9 @@ import torch
 import torchparams as tp
 from bit_patterns import NUMERIC
 from torchparams.dtypes import DType
-from torchparams.edit import _torchzip_out
-from torchparams.edit.layout import Output, View
-from torchparams.edit.plan import Plan
+from torchparams.edit.plan.layout import Output, View
+from torchparams.edit.plan.plan import Plan
+from torchparams.edit.write import torchzip_out
 from torchparams.expressions.base import Stored
 from torchparams.testing import MemorySource, sample, to_torch
 
@@ -120,11 +120,11 @@ def test_numbers_of_every_length() -> None:
 
     numbers = [0, 1, 255, 256, 65535, 65536, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1]
     for count in range(6):
-        writer = _torchzip_out._Pickle()
+        writer = torchzip_out._Pickle()
         writer.numbers(numbers[:count] if count else [])
         assert pickle.loads(bytes(writer.out) + b".") == tuple(numbers[:count])
     for number in numbers:
-        writer = _torchzip_out._Pickle()
+        writer = torchzip_out._Pickle()
         writer.number(number)
         assert pickle.loads(bytes(writer.out) + b".") == number
 
@@ -132,8 +132,8 @@ def test_numbers_of_every_length() -> None:
 @pytest.mark.parametrize(("far", "many"), [(1000, 1 << 16), (200, 1 << 16), (1 << 32, 6), (1000, 6), (0, 0)])
 def test_the_fields_of_zip64(far: int, many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A reader takes the wide fields wherever the narrow ones are full, however small the numbers are.
-    monkeypatch.setattr(_torchzip_out, "_LIMIT_32", far)
-    monkeypatch.setattr(_torchzip_out, "_LIMIT_16", many)
+    monkeypatch.setattr(torchzip_out, "_LIMIT_32", far)
+    monkeypatch.setattr(torchzip_out, "_LIMIT_16", many)
     arrays = {f"layer.{i}": sample("float32", (20 * i, 3)) for i in range(5)}
     path = written(tmp_path, arrays)
     with zipfile.ZipFile(path) as archive:

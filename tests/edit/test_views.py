@@ -164,8 +164,8 @@ def test_an_operand_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         def numpy(self, name: str) -> Any:
             raise NotReadable(f"{name!r} has no values", where=self.label)
 
-    from torchparams.edit.layout import Output
-    from torchparams.edit.plan import Plan
+    from torchparams.edit.plan.layout import Output
+    from torchparams.edit.plan.plan import Plan
     from torchparams.expressions.operations import Linear
 
     a = MemorySource({"w": np.ones(3)})
@@ -195,8 +195,8 @@ def test_names_are_checked_when_a_view_is_made() -> None:
 def test_memory_depends_neither_on_the_size_of_a_row_nor_on_its_leaves(tmp_path: Path) -> None:
     import tracemalloc
 
-    from torchparams.edit.layout import Output
-    from torchparams.edit.plan import Plan
+    from torchparams.edit.plan.layout import Output
+    from torchparams.edit.plan.plan import Plan
     from torchparams.expressions.operations import Concat
 
     def sparse(name: str, numel: int, count: int) -> str:

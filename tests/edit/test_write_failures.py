@@ -16,7 +16,7 @@ import pytest
 
 import crash_runs
 import torchparams as tp
-from torchparams.edit import _directory, _execute
+from torchparams.edit.write import directory, execute
 from torchparams.errors import PlanError, SourceError, TruncatedFile, WriteError
 from torchparams.io import system as _system
 from torchparams.io import write
@@ -404,14 +404,14 @@ def test_a_target_on_another_file_system(source: Path, tmp_path: Path, monkeypat
 
 def test_two_writers_at_once(source: Path, target: Path) -> None:
     folder = target.parent / "shards"
-    for path, kind in ((target, write.OneFile), (folder, _directory.Directory)):
+    for path, kind in ((target, write.OneFile), (folder, directory.Directory)):
         with kind(str(path)):
             assert refused(WriteError, convert(source, path, max_shard_size=700 if path is folder else None)) == (
                 f"{path}: another process is writing it. wait until it is done."
             )
     is_as_it_was(source, target)
     convert(source, folder, max_shard_size=700)()
-    with _directory.Directory(str(folder)):
+    with directory.Directory(str(folder)):
         assert "another process is writing it" in refused(WriteError, convert(source, folder))
     assert tp.of(folder).names == list(TENSORS)
 
@@ -592,7 +592,7 @@ def test_interrupted(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     for inline in (1 << 22, -1):
-        monkeypatch.setattr(_execute, "INLINE", inline)
+        monkeypatch.setattr(execute, "INLINE", inline)
         plan = tp.convert(source, target, dtype="f64", overwrite=True)
         with pytest.raises(KeyboardInterrupt):
             plan.run(interrupt)
@@ -602,8 +602,8 @@ def test_interrupted(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_error_in_a_thread_stops_the_others(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchparams.engines import threads
 
-    monkeypatch.setattr(_execute, "INLINE", -1)
-    monkeypatch.setattr(_execute, "PIECE", 100)
+    monkeypatch.setattr(execute, "INLINE", -1)
+    monkeypatch.setattr(execute, "PIECE", 100)
     monkeypatch.setattr(threads, "processors", lambda: 4)
     failing(monkeypatch, "copy", errno.ENOSPC, nth=3)
     assert "no space left on device" in refused(WriteError, convert(source, target))

@@ -15,7 +15,7 @@ from torchparams.errors import MismatchError, NotReadable, PlanError
 from torchparams.expressions.base import Expression, Stored
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.work import Work, block_of, evaluate
-from torchparams.sources._safetensors import SafetensorsSource
+from torchparams.sources.safetensors import SafetensorsSource
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchparams.dtypes import DType
-from torchparams.edit._lowrank import Folded
-from torchparams.edit._slerp import Slerp
-from torchparams.edit._sparse import Dropped, TaskVectors, Trimmed
+from torchparams.edit.lora._lowrank import Folded
+from torchparams.edit.merge._slerp import Slerp
+from torchparams.edit.merge._sparse import Dropped, TaskVectors, Trimmed
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.strided import Strided
 from torchparams.expressions.work import Work, evaluate

@@ -32,11 +32,12 @@ import numpy as np
 import torchparams as tp
 from torchparams import limits
 from torchparams.errors import TorchParamsError
-from torchparams.sources import _legacy, _torchzip
-from torchparams.sources._pickle import Machine
-from torchparams.sources._pickle_values import Reduced
-from torchparams.sources._rebuild import CONSTRUCTORS
 from torchparams.sources.base import FORMATS
+from torchparams.sources.torchfile import legacy as _legacy
+from torchparams.sources.torchfile import torchzip as _torchzip
+from torchparams.sources.torchfile._pickle import Machine
+from torchparams.sources.torchfile._pickle_values import Reduced
+from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

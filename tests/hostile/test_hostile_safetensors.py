@@ -24,8 +24,8 @@ from torchparams.errors import (
     TrailingBytes,
     TruncatedFile,
 )
-from torchparams.sources import _safetensors
-from torchparams.sources._safetensors import open_safetensors
+from torchparams.sources import safetensors as _safetensors
+from torchparams.sources.safetensors import open_safetensors
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import torchparams as tp
-from torchparams.sources.absent import ranges
-from torchparams.sources.access import Access
+from torchparams.sources.live.absent import ranges
+from torchparams.sources.live.access import Access
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import torchparams as tp
 from torchparams.errors import NoMatch, SelectorError
 from torchparams.measure.stats_report import number
-from torchparams.report import to_text
+from torchparams.render.tree import to_text
 from torchparams.testing import MemorySource, sample
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from torchparams.render.json import print_json
 from torchparams.render.terminal import has_colour, print_report, width_for
-from torchparams.report import Column, Report, Row, Table, Text
+from torchparams.render.tree import Column, Report, Row, Table, Text
 
 REPORT = Report(
     (

@@ -30,7 +30,7 @@ from torch_files import (
     written,
 )
 from torchparams.errors import FileFormatError, NotReadable, SizeMismatch, SourceError, TrailingBytes, TruncatedFile
-from torchparams.sources._legacy import (
+from torchparams.sources.torchfile.legacy import (
     LegacySource,
     PlainPickleSource,
     open_legacy,

@@ -18,7 +18,7 @@ from torch import nn
 import torchparams as tp
 from torchparams import limits
 from torchparams.errors import LimitExceeded, NotReadable, SourceError, UnknownName, UnsupportedSource
-from torchparams.sources._mapping import MappingSource
+from torchparams.sources.mapping import MappingSource
 from torchparams.testing import TORCH_DTYPES, Array, SourceTests, assert_identical, sample, to_torch
 
 if TYPE_CHECKING:

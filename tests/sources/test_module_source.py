@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, parametrize
 import torchparams as tp
 from torchparams import limits
 from torchparams.errors import HalfBuilt, NotReadable, SourceError, UnknownName
-from torchparams.sources._module import ModuleSource
+from torchparams.sources.live.module import ModuleSource
 from torchparams.testing import TORCH_DTYPES, Array, SourceTests, to_torch
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch_files import named, number, row, table, text, whole
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, TruncatedFile
-from torchparams.sources._pickle import _FIXED, Machine
-from torchparams.sources._pickle_ops import _METHODS, INLINE_BYTES
-from torchparams.sources._pickle_values import Blob, Global, NumberKey, OddKey, Reduced
-from torchparams.sources._rebuild import CONSTRUCTORS
-from torchparams.sources._refs import Storages
+from torchparams.sources.torchfile._pickle import _FIXED, Machine
+from torchparams.sources.torchfile._pickle_ops import _METHODS, INLINE_BYTES
+from torchparams.sources.torchfile._pickle_values import Blob, Global, NumberKey, OddKey, Reduced
+from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
+from torchparams.sources.torchfile._refs import Storages
 
 
 def machine(data: bytes) -> Machine:

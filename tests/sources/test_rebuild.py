@@ -10,10 +10,10 @@ from torch_files import named, number, row, table, text, whole
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError
 from torchparams.io.packing import contiguous
-from torchparams.sources._pickle import Machine
-from torchparams.sources._pickle_values import Blob, Global, Malformed, Reduced
-from torchparams.sources._rebuild import CONSTRUCTORS
-from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, Storages, TensorRef, fits, numel_of
+from torchparams.sources.torchfile._pickle import Machine
+from torchparams.sources.torchfile._pickle_values import Blob, Global, Malformed, Reduced
+from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
+from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, Storages, TensorRef, fits, numel_of
 
 FLOAT = DType.of("float32")
 

@@ -28,10 +28,11 @@ import torchparams as tp
 from torchparams.dtypes import ALL, BY_CODE, DType
 from torchparams.errors import NotReadable, SourceError, TruncatedFile, UnknownName
 from torchparams.info import Location, ParameterInfo, file_tensor
+from torchparams.io import filebytes as _bytes
+from torchparams.io.filebytes import as_array
 from torchparams.io.packing import pack, unpack
-from torchparams.sources import _bytes, _safetensors
-from torchparams.sources._bytes import as_array
-from torchparams.sources._safetensors import SafetensorsSource, open_safetensors
+from torchparams.sources import safetensors as _safetensors
+from torchparams.sources.safetensors import SafetensorsSource, open_safetensors
 from torchparams.testing import (
     SAFETENSORS_DTYPES,
     Array,
@@ -410,7 +411,7 @@ def test_mappings_that_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*args: object, **options: object) -> Any:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("torchparams.sources._bytes.mmap.mmap", refuse)
+    monkeypatch.setattr("torchparams.io.filebytes.mmap.mmap", refuse)
     assert source.tensor("a").numpy().tobytes() == array.tobytes()
 
 

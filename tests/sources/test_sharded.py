@@ -23,7 +23,7 @@ from torchparams.errors import (
     TruncatedFile,
     UnknownName,
 )
-from torchparams.sources._sharded import ShardedSource, open_directory, open_index
+from torchparams.sources.sharded import ShardedSource, open_directory, open_index
 from torchparams.testing import (
     SAFETENSORS_DTYPES,
     Array,

@@ -43,7 +43,7 @@ from torchparams.errors import (
     TrailingBytes,
     TruncatedFile,
 )
-from torchparams.sources._torchzip import TorchZipSource, open_torch_zip
+from torchparams.sources.torchfile.torchzip import TorchZipSource, open_torch_zip
 from torchparams.testing import TORCH_DTYPES, Array, SourceTests, assert_identical
 
 if TYPE_CHECKING:

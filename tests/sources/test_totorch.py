@@ -13,7 +13,7 @@ from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, NotReadable
 from torchparams.info import ParameterInfo
-from torchparams.sources._totorch import from_bytes, from_numpy, to_numpy
+from torchparams.sources.totorch import from_bytes, from_numpy, to_numpy
 from torchparams.testing import TORCH_DTYPES, sample, to_torch
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import pytest
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import LimitExceeded, SourceError, UnknownName
-from torchparams.sources._describe import describe
-from torchparams.sources._pickle_values import Blob, Global, OddKey, Reduced
-from torchparams.sources._refs import ArrayRef, NumpyType, StorageRef, TensorRef
-from torchparams.sources._tree import Listing
+from torchparams.sources.torchfile._describe import describe
+from torchparams.sources.torchfile._pickle_values import Blob, Global, OddKey, Reduced
+from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, TensorRef
+from torchparams.sources.torchfile._tree import Listing
 
 FLOAT = DType.of("float32")
 

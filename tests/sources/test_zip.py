@@ -9,8 +9,8 @@ import torch
 
 from torch_files import members_of, saved, written, zipped
 from torchparams.errors import FileFormatError, NotReadable, SizeMismatch, SourceError, TrailingBytes, TruncatedFile
-from torchparams.sources._bytes import FileBytes
-from torchparams.sources._zip import ZipDirectory
+from torchparams.io.filebytes import FileBytes
+from torchparams.sources.torchfile._zip import ZipDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path

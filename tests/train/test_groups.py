@@ -12,8 +12,8 @@ from torch import nn
 
 import torchparams as tp
 from torchparams.errors import NoMatch, OptionError, SelectorSyntaxError, UnknownName, UnsupportedSource
-from torchparams.report import to_html
-from torchparams.sources._live import LiveRecords
+from torchparams.render.tree import to_html
+from torchparams.sources.live.tensors import LiveRecords
 
 
 class Attention(nn.Module):

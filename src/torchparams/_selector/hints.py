@@ -28,7 +28,7 @@ from torchparams._selector.tree import (
     intersection,
 )
 from torchparams.errors import NoMatch, SelectorSyntaxError, nearest, shorten
-from torchparams.report import human_shape, plural
+from torchparams.render.tree import human_shape, plural
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -8,7 +8,7 @@ from itertools import islice
 import typer
 
 from torchparams.cli.targets import is_live, table
-from torchparams.rows import SORT_KEYS
+from torchparams.render.rows import SORT_KEYS
 
 PROPOSALS = 1_000
 """Names that are proposed at most."""

@@ -98,7 +98,7 @@ def fold(
       torchparams lora fold base/ adapter/ folded/ --scale 0.5 --max-shard-size 5GB
       torchparams lora fold base.safetensors adapter/ folded.safetensors --dry-run
     """
-    from torchparams.edit.lora import fold_lora
+    from torchparams.edit.lora.fold import fold_lora
 
     plan = fold_lora(
         base,
@@ -166,7 +166,7 @@ def extract(
       torchparams lora extract base/ tuned/ adapter/ --rank 64 --save-rest --base-name my/model
       torchparams lora extract base/ tuned/ adapter/ --rank 8 -s '**.{q,v}_proj.weight' --dtype bf16
     """
-    from torchparams.edit.lora_extract import extract_lora
+    from torchparams.edit.lora.extract import extract_lora
 
     plan = extract_lora(
         base,

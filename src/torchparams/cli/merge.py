@@ -123,7 +123,7 @@ def merge(
       torchparams merge math/ code/ both/ --base llama/ -m ties -d 0.2
       torchparams merge math/ code/ both/ --base llama/ -m dare_ties -d 0.1 --seed 7
     """
-    from torchparams.edit.merge import merge as planned
+    from torchparams.edit.merge.merge import merge as planned
 
     *sources, target = paths
     if not sources:

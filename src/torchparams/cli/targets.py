@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SourceError, nearest
-from torchparams.report import listed
+from torchparams.render.tree import listed
 
 if TYPE_CHECKING:
     import ast
@@ -57,7 +57,7 @@ def build(target: str, *, device: str = "meta") -> Any:
             file alone: the message lists the classes and functions in it, which is read and not run.
         MissingDependency: torch is not installed.
     """
-    from torchparams.sources._totorch import require_torch
+    from torchparams.sources.totorch import require_torch
 
     file = _FILE.fullmatch(target)
     if file is not None and file["attribute"] is None:

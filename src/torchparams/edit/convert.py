@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
-from torchparams.edit.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
+from torchparams.edit.plan.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
+from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
 from torchparams.errors import PlanError
 from torchparams.left_out import STATE_DICT_HINT, in_words
 from torchparams.parameters import Parameters, of
 from torchparams.renames import Renames
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     import os
@@ -199,7 +199,7 @@ def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any]
 
 def shard_metadata(source: Source) -> dict[str, str]:
     """What all shards of a set say of themselves alike."""
-    from torchparams.sources._sharded import ShardedSource
+    from torchparams.sources.sharded import ShardedSource
 
     if not isinstance(source, ShardedSource):
         return {}

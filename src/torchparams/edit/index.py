@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
-from torchparams.edit._safetensors_out import index_of
+from torchparams.edit.write.safetensors_out import index_of
 from torchparams.errors import FileFormatError, PlanError, SourceError
 from torchparams.io import system as _system
 from torchparams.io.write import replace_file, telling
-from torchparams.report import Report, Text, human_bytes, plural, printable, to_html, to_text
+from torchparams.render.tree import Report, Text, human_bytes, plural, printable, to_html, to_text
 from torchparams.sources.base import FORMATS, open_file
 
 if TYPE_CHECKING:

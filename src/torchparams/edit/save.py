@@ -7,16 +7,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit.convert import choose, convert, plan_of
-from torchparams.edit.entries import Entry
-from torchparams.edit.plan import MEMORY, Plan
+from torchparams.edit.plan.entries import Entry
+from torchparams.edit.plan.plan import MEMORY, Plan
 from torchparams.errors import MismatchError, PlanError, shorten
 from torchparams.parameters import of
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torchparams.edit.written import Written
+    from torchparams.edit.plan.written import Written
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source

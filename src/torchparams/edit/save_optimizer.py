@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from torchparams.edit.convert import choose, plan_of
-from torchparams.edit.entries import Entry
-from torchparams.edit.plan import MEMORY, SAFETENSORS, kind_of
-from torchparams.edit.written import Written
+from torchparams.edit.plan.entries import Entry
+from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, kind_of
+from torchparams.edit.plan.written import Written
 from torchparams.errors import PlanError, shorten
 from torchparams.io.write import OneFile, check_target, telling
 from torchparams.train.optimizer_file import KEY, as_tensors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.dtypes import ALL
 from torchparams.errors import NotReadable, shorten
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence

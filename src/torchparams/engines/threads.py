@@ -11,7 +11,7 @@ from torchparams.expressions.base import Stored
 from torchparams.io.files import Files
 from torchparams.io.reader import MappingReader, Reader, SharedArray
 from torchparams.io.threads import Shared, Ticker, processors, results_of
-from torchparams.report import human_bytes
+from torchparams.render.tree import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

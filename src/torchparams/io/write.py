@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from torchparams.errors import PlanError, TorchParamsError, WriteError
 from torchparams.io import attributes
 from torchparams.io import system as _system
-from torchparams.report import human_bytes
+from torchparams.render.tree import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,11 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnsupportedSource, nearest
+from torchparams.io.filebytes import paused_gc
 from torchparams.lint import rules_gradient, rules_memory, rules_model, rules_optimizer
 from torchparams.lint.context import Context
 from torchparams.lint.findings import SEVERITIES, Audit, Finding, Hit, Rule, Rules
 from torchparams.parameters import Parameters
-from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torchparams.lint.memory import Sharing, sharing
 from torchparams.lint.values import Extremes, read_extremes
 from torchparams.selectors import Selector
-from torchparams.sources._live import class_names
-from torchparams.sources._module import ModuleSource
-from torchparams.sources.network import Entry as Entry
-from torchparams.sources.network import Network
+from torchparams.sources.live.module import ModuleSource
+from torchparams.sources.live.network import Entry as Entry
+from torchparams.sources.live.network import Network
+from torchparams.sources.live.tensors import class_names
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from torchparams.errors import UnknownName
 from torchparams.lint.audit import network_of, optimizers_of
 from torchparams.lint.context import Context
 from torchparams.measure.listing import alike, leaves, tree_of
-from torchparams.report import (
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -27,10 +28,9 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ROWS_SHOWN
-from torchparams.sources._traverse import plain_name
-from torchparams.sources.absent import Absent, find_absent
-from torchparams.sources.access import Access
+from torchparams.sources.live.absent import Absent, find_absent
+from torchparams.sources.live.access import Access
+from torchparams.sources.live.traverse import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut, left_out_lines
-from torchparams.report import Cell, Column, Report, Row, Table, Text, plural, printable, to_html, to_text
+from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, plural, printable, to_html, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

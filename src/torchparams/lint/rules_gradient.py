@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torchparams._selector.table import is_bias
 from torchparams.lint.findings import Hit, Rule
 from torchparams.names import common
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

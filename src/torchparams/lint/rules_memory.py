@@ -11,7 +11,7 @@ from torchparams.io.live import memory_of
 from torchparams.lint.findings import Hit, Rule
 from torchparams.lint.rules_model import at
 from torchparams.names import common
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.lint.findings import Hit, Rule
 from torchparams.names import common
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -9,7 +9,7 @@ from torchparams._selector.table import is_bias
 from torchparams.errors import nearest
 from torchparams.lint.findings import Hit, Rule
 from torchparams.names import common
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

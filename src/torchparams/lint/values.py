@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams.io.live import memory_of
-from torchparams.sources._live import dispatches
+from torchparams.sources.live.tensors import dispatches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NotReadable, SourceError
 from torchparams.left_out import left_out_lines
 from torchparams.parameters import of
-from torchparams.report import (
+from torchparams.render.rows import shape_of
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -21,7 +22,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

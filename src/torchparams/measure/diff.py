@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Unread
 from torchparams.errors import SelectorError, UnknownName
+from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import LeftOut, concerned
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
@@ -18,8 +19,7 @@ from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
 from torchparams.renames import Renames
-from torchparams.report import to_html, to_text
-from torchparams.sources._bytes import paused_gc
+from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
     from torchparams.measure.lost import Lost
-    from torchparams.report import Report
+    from torchparams.render.tree import Report
     from torchparams.sketch.compared import Compared
 
 SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {

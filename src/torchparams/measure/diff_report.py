@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.left_out import left_out_lines
 from torchparams.measure.lost import lines
-from torchparams.report import (
+from torchparams.render.tree import (
     Cell,
     Column,
     Gap,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.report import json_number
+from torchparams.render.tree import json_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NotReadable
+from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import STATE_DICT_HINT, LeftOut, in_words, left_out_lines
 from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
 from torchparams.measure.lost import lines
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import Parameters, of
-from torchparams.report import (
+from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -27,8 +29,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
-from torchparams.sources._bytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

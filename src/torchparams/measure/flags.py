@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.report import human_count, plural
+from torchparams.render.tree import human_count, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -37,7 +37,7 @@ from torchparams.dtypes import DType
 from torchparams.engines.base import Job, Task, Unread
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import NotReadable
-from torchparams.sources._bytes import paused_gc
+from torchparams.io.filebytes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

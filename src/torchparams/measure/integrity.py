@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, SourceError, shorten
 from torchparams.io.threads import Shared, Ticker, processors, results_of
-from torchparams.report import Cell, Row, human_bytes, plural
+from torchparams.render.tree import Cell, Row, human_bytes, plural
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
-    from torchparams.sources._sharded import ShardedSource
-    from torchparams.sources._torchzip import StoredCrc, TorchZipSource
     from torchparams.sources.base import Source
+    from torchparams.sources.sharded import ShardedSource
+    from torchparams.sources.torchfile.torchzip import StoredCrc, TorchZipSource
 
 OK, FAILED, IMPOSSIBLE = "ok", "failed", "not possible"
 
@@ -84,7 +84,7 @@ def integrity(
         yield Check("structure", IMPOSSIBLE, f"a {source.format} has no stored form; only a manifest says what it was")
         return
     if source.format.startswith("sharded"):
-        from torchparams.sources._sharded import ShardedSource
+        from torchparams.sources.sharded import ShardedSource
 
         assert isinstance(source, ShardedSource)  # no other source is called so
         parts = tuple(source.shards.values())
@@ -133,7 +133,7 @@ def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
 
 def _structure(parts: tuple[Source, ...], asked: Collection[str], everything: bool, fine: str) -> Check:
     """Whether what can be looked at of open files without reading their values holds."""
-    from torchparams.sources._torchzip import TorchZipSource
+    from torchparams.sources.torchfile.torchzip import TorchZipSource
 
     for part in parts:
         if isinstance(part, TorchZipSource) and everything:
@@ -192,7 +192,7 @@ def _crcs(
     progress: Progress | None,
 ) -> Iterator[Check]:
     """Compare the stored CRC-32 of members with that of their contents."""
-    from torchparams.sources._torchzip import TorchZipSource
+    from torchparams.sources.torchfile.torchzip import TorchZipSource
 
     tasks: list[Task] = []
     for source in zips:

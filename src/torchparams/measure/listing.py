@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import left_out_lines
 from torchparams.parameters import Parameters, of
-from torchparams.report import (
+from torchparams.render.rows import shape_of, sort_infos, total_of
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -20,7 +21,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import shape_of, sort_infos, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence

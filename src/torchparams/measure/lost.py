@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.expressions.casts import Losses
-from torchparams.report import Text, plural, printable
+from torchparams.render.tree import Text, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, TorchParamsError, WriteError
+from torchparams.io.filebytes import FileBytes, check_name_lengths, paused_gc
+from torchparams.io.strict_json import as_object, describe, quoted, strict
 from torchparams.io.write import check_target, write_file
 from torchparams.measure.hashing import VERSION, TensorDigest, set_digest
-from torchparams.sources._bytes import FileBytes, check_name_lengths, paused_gc
-from torchparams.sources._json import as_object, describe, quoted, strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,14 +12,14 @@ from torchparams.engines.base import Task, Unread, readable_jobs
 from torchparams.engines.sketches import SketchFold
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import TorchParamsError, UnknownName
+from torchparams.io.filebytes import paused_gc
 from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
-from torchparams.report import to_html, to_text
-from torchparams.sources._bytes import paused_gc
+from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
     from torchparams.measure.lost import Lost
-    from torchparams.report import Report
+    from torchparams.render.tree import Report
     from torchparams.sketch import Sketch
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)

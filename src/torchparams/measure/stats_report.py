@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torchparams.left_out import left_out_lines
 from torchparams.measure.flags import kinds_of
 from torchparams.measure.lost import lines
-from torchparams.report import (
+from torchparams.render.rows import total_of
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -23,7 +24,6 @@ from torchparams.report import (
     plural,
     printable,
 )
-from torchparams.rows import total_of
 
 if TYPE_CHECKING:
     from torchparams.measure.stats import Stats

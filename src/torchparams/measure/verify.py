@@ -14,7 +14,8 @@ from torchparams.left_out import concerned, in_words
 from torchparams.measure.digest import Digests, chosen
 from torchparams.measure.hashing import encoded_as, tensor_digests
 from torchparams.measure.integrity import FAILED, IMPOSSIBLE, OK, Check, integrity, told
-from torchparams.report import (
+from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -29,7 +30,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:

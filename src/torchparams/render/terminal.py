@@ -7,12 +7,12 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from torchparams.report import to_text
+from torchparams.render.tree import to_text
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from torchparams.report import Report
+    from torchparams.render.tree import Report
 
 # Colours of the 256 that can be read on black and on white: the first 16 depend on the terminal's theme, and yellow,
 # cyan and green among them cannot be read on white in most.

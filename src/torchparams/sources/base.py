@@ -111,7 +111,7 @@ class Source(ABC):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The values as a torch tensor, without a copy where possible."""
-        from torchparams.sources._totorch import from_numpy
+        from torchparams.sources.totorch import from_numpy
 
         info = self.infos()[name]
         return from_numpy(self.numpy(name), info)
@@ -283,37 +283,37 @@ FORMATS: tuple[Format, ...] = (
         "safetensors",
         (".safetensors",),
         _is_safetensors,
-        "torchparams.sources._safetensors:open_safetensors",
+        "torchparams.sources.safetensors:open_safetensors",
     ),
     Format(
         "torch zip",
         (".pt", ".pth", ".bin", ".ckpt"),
         lambda head, size: head[:4] in (b"PK\x03\x04", b"PK\x05\x06"),
-        "torchparams.sources._torchzip:open_torch_zip",
+        "torchparams.sources.torchfile.torchzip:open_torch_zip",
     ),
     Format(
         "torch legacy",
         (".pt", ".pth", ".bin"),
         _is_legacy,
-        "torchparams.sources._legacy:open_legacy",
+        "torchparams.sources.torchfile.legacy:open_legacy",
     ),
     Format(
         "torch tar",
         (".pt", ".tar"),
         _is_tar,
-        "torchparams.sources._legacy:refuse_tar",
+        "torchparams.sources.torchfile.legacy:refuse_tar",
     ),
     Format(
         "pickle",
         (".pkl", ".pt"),
         lambda head, size: head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"),
-        "torchparams.sources._legacy:open_plain_pickle",
+        "torchparams.sources.torchfile.legacy:open_plain_pickle",
     ),
     Format(
         "sharded index",
         (".index.json",),
         lambda head, size: head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{",
-        "torchparams.sources._sharded:open_index",
+        "torchparams.sources.sharded:open_index",
     ),
 )
 
@@ -340,9 +340,9 @@ def open_source(x: object, *, buffers: bool = False) -> Source:
         return found
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
-        return _opener("torchparams.sources._module:ModuleSource")(x, buffers=buffers)
+        return _opener("torchparams.sources.live.module:ModuleSource")(x, buffers=buffers)
     if isinstance(x, Mapping):
-        return _opener("torchparams.sources._mapping:MappingSource")(x)
+        return _opener("torchparams.sources.mapping:MappingSource")(x)
     raise UnsupportedSource(
         f"a {type(x).__module__}.{type(x).__qualname__} has no parameters to list",
         exists="a source is an nn.Module, a mapping of tensors, or the path of a checkpoint",
@@ -368,7 +368,7 @@ def open_path(target: str) -> Source:
     if not path:
         raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
     if os.path.isdir(path):
-        return _opener("torchparams.sources._sharded:open_directory")(path, inner)
+        return _opener("torchparams.sources.sharded:open_directory")(path, inner)
     return open_file(path, inner)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torchparams.errors import TorchParamsError
 from torchparams.left_out import left_out_lines
-from torchparams.report import (
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
     Column,
     Report,
     Row,
@@ -22,7 +23,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ROWS_SHOWN
 from torchparams.train._live import outside
 from torchparams.train._statistics import StatisticsHold, hold_on
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.engines.base import Job
 from torchparams.engines.equality import SameBits
 from torchparams.engines.threads import ThreadEngine
-from torchparams.report import human_shape
-from torchparams.sources._state import named_modules
+from torchparams.render.tree import human_shape
+from torchparams.sources.live.state import named_modules
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import shorten
 from torchparams.left_out import left_out_lines
-from torchparams.report import (
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torchparams.left_out import LeftOut
-    from torchparams.sources._live import LiveRecords
-    from torchparams.sources._module import ModuleSource
     from torchparams.sources.base import Source
+    from torchparams.sources.live.module import ModuleSource
+    from torchparams.sources.live.tensors import LiveRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
     """
     refuse_path(x, verb)
     params = of(x)
-    from torchparams.sources._module import ModuleSource
+    from torchparams.sources.live.module import ModuleSource
 
     if not isinstance(params.source, ModuleSource):
         raise UnsupportedSource(

@@ -10,7 +10,7 @@ from torchparams.engines.base import Folding, Job
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import MismatchError
 from torchparams.expressions.casts import Losses, count_losses, exact
-from torchparams.report import plural
+from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NotReadable, OptionError, shorten
-from torchparams.sources._live import dispatches
+from torchparams.sources.live.tensors import dispatches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

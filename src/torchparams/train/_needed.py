@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.report import listed
+from torchparams.render.tree import listed
 from torchparams.train._optimizers import Own, leaf_keys
 
 if TYPE_CHECKING:

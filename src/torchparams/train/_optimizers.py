@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, UnsupportedSource, shorten
-from torchparams.report import listed, plural
+from torchparams.render.tree import listed, plural
 
 if TYPE_CHECKING:
     import torch
 
-    from torchparams.sources._module import ModuleSource
+    from torchparams.sources.live.module import ModuleSource
 
 NO_OPTIONS = ("params", "param_names")
 """Keys of a group that are no options."""
@@ -38,7 +38,7 @@ class Own:
     """
 
     def __init__(self, source: ModuleSource, optimizer: Any) -> None:
-        from torchparams.sources._module import ModuleSource
+        from torchparams.sources.live.module import ModuleSource
 
         refuse_no_optimizer(optimizer)
         self.source = source

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchparams.errors import MismatchError, UnsupportedSource
-from torchparams.report import listed, plural
-from torchparams.sources._module import ModuleSource
+from torchparams.render.tree import listed, plural
+from torchparams.sources.live.module import ModuleSource
 from torchparams.train.optimizer import FLAT, OptimizerState, real_shape, split_flat
 from torchparams.train.optimizer_file import read_optimizer_file
 

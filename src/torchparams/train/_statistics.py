@@ -102,7 +102,7 @@ class Layers:
     """
 
     def __init__(self, chosen: Chosen) -> None:
-        from torchparams.sources._traverse import holders
+        from torchparams.sources.live.traverse import holders
 
         self._root = chosen.source.module
         self._selected = {id(chosen.tensors[name]) for name in chosen.names}

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from torchparams.engines.base import Folding, Job
 from torchparams.engines.threads import ThreadEngine
+from torchparams.io.filebytes import paused_gc
 from torchparams.io.files import Files, OpenFiles, ended, read_into
 from torchparams.io.threads import Shared, processors, results_of
-from torchparams.report import listed, plural
-from torchparams.sources._bytes import paused_gc
+from torchparams.render.tree import listed, plural
 from torchparams.train._losses import CAST_BYTES, CASTERS, tensor_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, NoMatch, NotReadable, OptionError, shorten
 from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.parameters import Parameters
-from torchparams.report import Column, Report, Row, Table, Text, cut, filled, human_shape, plural, to_html, to_text
-from torchparams.rows import ROWS_SHOWN
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import Column, Report, Row, Table, Text, cut, filled, human_shape, plural, to_html, to_text
 from torchparams.selectors import Selector
 from torchparams.train._live import choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, putting_back

@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
 from torchparams.renames import best_match, distinct
-from torchparams.report import Cell, Column, Report, Row, Table, Text, cut, listed, plural, printable, to_html, to_text
-from torchparams.rows import ROWS_SHOWN
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
+    Cell,
+    Column,
+    Report,
+    Row,
+    Table,
+    Text,
+    cut,
+    listed,
+    plural,
+    printable,
+    to_html,
+    to_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

@@ -13,7 +13,7 @@ from torchparams._selector.globs import Glob
 from torchparams._selector.parser import parse
 from torchparams._selector.tree import Compound
 from torchparams.errors import NoMatch, OptionError, SelectorError
-from torchparams.sources._traverse import holders
+from torchparams.sources.live.traverse import holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

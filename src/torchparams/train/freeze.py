@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError, nearest
-from torchparams.report import Table, Text, listed, plural
+from torchparams.render.tree import Table, Text, listed, plural
 from torchparams.train._change import Change, Steps, shown, which
 from torchparams.train._live import Chosen, choose
 from torchparams.train._statistics import Layers, hold_on

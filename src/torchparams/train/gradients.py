@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.parameters import Parameters, of
-from torchparams.report import (
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -25,11 +26,10 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
-from torchparams.sources._live import LiveRecords
-from torchparams.sources._traverse import Listing
 from torchparams.sources.base import Source
+from torchparams.sources.live.tensors import LiveRecords
+from torchparams.sources.live.traverse import Listing
 from torchparams.train._live import live_table, refuse_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo
-    from torchparams.sources._module import ModuleSource
+    from torchparams.sources.live.module import ModuleSource
 
     _Alike: TypeAlias = dict[tuple[torch.device, torch.dtype], Sequence[int]]
 
@@ -82,7 +82,7 @@ class GradientSource(Source):
         model: The network's parameters.
 
     >>> from torch import nn
-    >>> from torchparams.sources._module import ModuleSource
+    >>> from torchparams.sources.live.module import ModuleSource
     >>> GradientSource(ModuleSource(nn.Linear(3, 2))).label
     'gradients of Linear'
     """
@@ -159,7 +159,7 @@ class GradientSource(Source):
         Raises:
             NotReadable: It has no values (meta), or its class keeps them to itself (distributed).
         """
-        from torchparams.sources._mapping import MappingSource
+        from torchparams.sources.mapping import MappingSource
 
         return MappingSource({name: self.tensor(name)}, self.label).numpy(name)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSource
 from torchparams.parameters import of
-from torchparams.report import Report, plural, printable, to_html, to_text
+from torchparams.render.tree import Report, plural, printable, to_html, to_text
 from torchparams.train._live import refuse_path
 from torchparams.train.depth import depths
 from torchparams.train.rules import TAKEN, Rule, refuse_wrong

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
 from torchparams.left_out import LeftOut, left_out_lines
-from torchparams.report import (
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
     Cell,
     Column,
     Report,
@@ -29,9 +30,8 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ROWS_SHOWN
 from torchparams.selectors import Selector
-from torchparams.sources._traverse import list_tensors
+from torchparams.sources.live.traverse import list_tensors
 from torchparams.train._live import Chosen, choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, give_memory, putting_back
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError
+from torchparams.io.filebytes import paused_gc
 from torchparams.parameters import Parameters
 from torchparams.renames import Renames, best_match, propose, renamed
-from torchparams.report import listed, plural
-from torchparams.sources._bytes import paused_gc
-from torchparams.sources._module import ModuleSource
+from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
+from torchparams.sources.live.module import ModuleSource
 from torchparams.train._fit import (
     EXTRA_STATE,
     beside_tensors,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
-    from torchparams.sources._live import LiveRecords
+    from torchparams.sources.live.tensors import LiveRecords
 
 
 def load(

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, shorten
-from torchparams.report import (
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import (
     Column,
     Report,
     Row,
@@ -23,7 +24,6 @@ from torchparams.report import (
     to_html,
     to_text,
 )
-from torchparams.rows import ROWS_SHOWN
 from torchparams.train._live import live_table
 from torchparams.train._optimizers import NO_OPTIONS, Own
 

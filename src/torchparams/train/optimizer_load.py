@@ -12,7 +12,7 @@ from torchparams.dtypes import DType
 from torchparams.errors import MismatchError, UnsupportedSource, nearest, shorten
 from torchparams.info import ParameterInfo, file_tensor
 from torchparams.renames import Renames, propose
-from torchparams.report import human_shape, listed, plural
+from torchparams.render.tree import human_shape, listed, plural
 from torchparams.train._live import live_table
 from torchparams.train._needed import Needs
 from torchparams.train._optimizers import NO_OPTIONS, Own, Snapshot, class_name, leaf_keys

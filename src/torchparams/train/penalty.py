@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NotReadable, OptionError, UnknownName, nearest
 from torchparams.parameters import of
-from torchparams.report import human_shape, listed, plural, printable
+from torchparams.render.tree import human_shape, listed, plural, printable
 from torchparams.train._live import choose, refuse_codes
 from torchparams.train.apply import refuse_without_values
 

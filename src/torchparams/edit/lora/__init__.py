@@ -1,0 +1,1 @@
+"""Folding and extracting LoRA adapters."""

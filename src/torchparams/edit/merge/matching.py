@@ -1,0 +1,227 @@
+"""Which tensor of one source goes with which of the others, for what combines several checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torchparams.edit.convert import choose
+from torchparams.edit.save import differing
+from torchparams.encodings.companions import refuse
+from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
+from torchparams.expressions.combination import combines
+from torchparams.renames import Renames, propose
+from torchparams.render.tree import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+    Found = tuple[Source, ParameterInfo]
+
+SHOWN = 3
+"""Names that a message has at most."""
+
+_MISSING = ("refuse", "keep", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The tensors of one source, by every name that they have once they are renamed."""
+
+    source: Source
+    by_name: dict[str, ParameterInfo]
+    infos: Mapping[str, ParameterInfo]
+
+
+class Tables:
+    """The sources' tensors, matched by name; the first source leads.
+
+    Attributes:
+        sources: The sources.
+        tensors: For each tensor that is written, the names that it has, and where it is: in every source; or in one
+            alone, where it is taken as it is.
+        infos: The record that each has in the first place, by the first name, under the names that it has here.
+        dropped: What is not written, and why.
+        notes: What there is to say.
+    """
+
+    def __init__(
+        self, things: Iterable[object], selector: object, rename: object, missing: str, *, strict: bool
+    ) -> None:
+        if missing not in _MISSING:
+            raise OptionError(f"missing={missing!r} says nothing", exists="there are 'refuse', 'keep' and 'drop'")
+        self.dropped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self._tables: list[_Table] = []
+        every = list(things)
+        for i, thing in enumerate(every):
+            params, dropped, notes = choose(thing, selector if not i else None, strict=strict)
+            if not i:
+                self.dropped += dropped
+                self.notes += notes
+            source = params.source
+            self._tables.append(_Table(source, _by_name(params.infos, {}), params.infos))
+        self.sources = [table.source for table in self._tables]
+        if not self._tables[0].infos:
+            raise PlanError("it holds no tensors", where=self.label(0))
+        self._rename(Renames.of(rename), strict=strict)
+        self.tensors = self._match(selector, missing)
+        self._check_shapes()
+        self._refuse_codes()
+        self._take_integers()
+        self.infos = {names[0]: replace(found[0][1], name=names[0], aliases=names[1:]) for names, found in self.tensors}
+
+    def label(self, i: int) -> str:
+        """What messages call a source."""
+        return self.sources[i].label
+
+    def _rename(self, renames: Renames, *, strict: bool) -> None:
+        if not renames:
+            return
+        failed: list[Exception] = []
+        for i, table in enumerate(self._tables[1:], 1):
+            if strict:
+                try:
+                    renames.apply(table.by_name, where=self.label(i))
+                except (NoMatch, UnknownName) as error:
+                    failed.append(error)
+            new = renames.apply(table.by_name, strict=False, where=self.label(i))
+            self._tables[i] = replace(table, by_name=_by_name(table.infos, new))
+        if failed and len(failed) == len(self._tables) - 1:
+            raise failed[0]
+
+    def _match(self, selector: object, missing: str) -> list[tuple[tuple[str, ...], list[Found]]]:
+        leader, *others = self._tables
+        lacking: dict[str, list[str]] = {}
+        tensors: list[tuple[tuple[str, ...], list[Found]]] = []
+        for info in leader.infos.values():
+            # Names that are one tensor in every source stay one; others are written each for itself.
+            together: dict[tuple[int, ...], tuple[list[str], list[Found]]] = {}
+            for name in (info.name, *info.aliases):
+                found: list[Found] = [(leader.source, info)]
+                for other in others:
+                    if name in other.by_name:
+                        found.append((other.source, other.by_name[name]))
+                    else:
+                        lacking.setdefault(name, []).append(other.source.label)
+                if name in lacking:
+                    if missing == "drop":
+                        continue
+                    found = found[:1]
+                key = (len(found), *(id(each) for _, each in found))
+                together.setdefault(key, ([], found))[0].append(name)
+            tensors += [(tuple(names), found) for names, found in together.values()]
+        known = leader.by_name.keys()
+        extra: dict[str, Found] = {}
+        for other in others if selector is None else ():
+            for name, info in other.by_name.items():
+                if name not in known:
+                    extra.setdefault(name, (other.source, info))
+        if (lacking or extra) and missing == "refuse":
+            raise self._differ(lacking, extra)
+        if missing == "keep":
+            tensors += [((name,), [found]) for name, found in extra.items()]
+            kept = [*lacking, *extra]
+            if kept:
+                self.notes.append(f"not in every source, and taken as they are: {some(kept)}")
+        else:
+            self.dropped += [(name, "not in every source") for name in (*lacking, *extra)]
+        if not tensors:
+            raise PlanError("no tensor is in every source", where=self.label(0))
+        return tensors
+
+    def _differ(self, lacking: dict[str, list[str]], extra: dict[str, Found]) -> MismatchError:
+        parts = [f"{some(list(lacking))} not in {next(iter(lacking.values()))[0]}"] if lacking else []
+        if extra:
+            where = next(iter(extra.values()))[0].label
+            parts.append(f"{some(list(extra))} of {where} not in {self.label(0)}")
+        leader = self._tables[0]
+        hint = None
+        for other in self._tables[1:]:
+            proposed = propose(other.infos, leader.infos)
+            if proposed is not None:
+                hint = f"rename the tensors of {other.source.label} ({proposed}): rename=… (--rename)"
+                break
+        return MismatchError(
+            f"the sources have different tensors: {'; '.join(parts)}",
+            hint=hint or "to take such from the first source that has them, pass missing='keep', or missing='drop'",
+        )
+
+    def _check_shapes(self) -> None:
+        wrong = []
+        for names, found in self.tensors:
+            shape = found[0][1].shape
+            other = next(((source, info) for source, info in found[1:] if info.shape != shape), None)
+            if other is not None:
+                here, there = found[0][0].label, other[0].label
+                wrong.append(f"{names[0]!r} is {_shape(shape)} in {here} and {_shape(other[1].shape)} in {there}")
+        if wrong:
+            more = f", and so {plural(len(wrong) - SHOWN, 'other tensor')}" if len(wrong) > SHOWN else ""
+            raise MismatchError(
+                f"shapes differ: {'; '.join(wrong[:SHOWN])}{more}",
+                hint="leave such out with a selector (-s)",
+            )
+
+    def _refuse_codes(self) -> None:
+        for source in self.sources:
+            names = [info.name for _, found in self.tensors if len(found) > 1 for at, info in found if at is source]
+            refuse(
+                source.coded(), names, source.label, "Leave such out with a selector (-s), or decode the sources first"
+            )
+
+    def _take_integers(self) -> None:
+        """Take what is not averaged from the first source, and see whether the others have the same."""
+        taken: list[int] = []
+        for i, (names, found) in enumerate(self.tensors):
+            plain = [combines(info.dtype) for _, info in found]
+            if len(found) == 1 or all(plain):
+                continue
+            if any(plain):
+                at = plain.index(not plain[0])
+                raise MismatchError(
+                    f"{names[0]!r} is {found[0][1].dtype} in {found[0][0].label} "
+                    f"and {found[at][1].dtype} in {found[at][0].label}",
+                    hint="convert one of them first",
+                )
+            taken.append(i)
+        first = {self.tensors[i][0][0]: self.tensors[i][1][0] for i in taken}
+        changed: set[str] = set()
+        for place in range(1, len(self.sources)):
+            changed |= differing(first, {self.tensors[i][0][0]: self.tensors[i][1][place] for i in taken})
+        for name in first:
+            info = first[name][1]
+            if name in changed and info.numel > 1:
+                raise PlanError(
+                    f"{name!r} is {info.dtype}, which is not averaged, and differs between the sources",
+                    where=self.label(0),
+                    hint="leave it out with a selector (-s), or convert it to floats first",
+                )
+        for i in taken:
+            self.tensors[i] = self.tensors[i][0], self.tensors[i][1][:1]
+        if first:
+            self.notes.append(f"not floats, and taken from {self.label(0)} as they are: {some(list(first))}")
+        if changed:
+            ordered = [name for name in first if name in changed]
+            self.notes.append(f"of these, the sources have different values of {some(ordered)}")
+
+
+def _by_name(infos: Mapping[str, ParameterInfo], new: Mapping[str, str]) -> dict[str, ParameterInfo]:
+    """Every name of every tensor; canonical ones first."""
+    found = {new.get(name, name): info for name, info in infos.items()}
+    for info in infos.values():
+        for alias in info.aliases:
+            found.setdefault(new.get(alias, alias), info)
+    return found
+
+
+def _shape(shape: Any) -> str:
+    return "lazy" if shape is None else str(list(shape))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return f"{shown} and {len(names) - SHOWN:,} more" if len(names) > SHOWN else shown

@@ -1,0 +1,272 @@
+"""Several checkpoints of one network, merged to one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torchparams.edit.convert import plan_of
+from torchparams.edit.merge.matching import SHOWN, Tables, some
+from torchparams.edit.merge.methods import METHODS, Recipe
+from torchparams.edit.merge.weights import groups, per_tensor
+from torchparams.edit.plan.entries import Entry, dtypes_of, refuse_cast_codes
+from torchparams.edit.plan.layout import parse_bytes
+from torchparams.edit.plan.plan import MEMORY
+from torchparams.errors import OptionError, nearest
+from torchparams.render.tree import human_bytes, plural
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from torchparams.edit.merge.methods import Method
+    from torchparams.edit.plan.plan import Plan
+
+
+def merge(
+    sources: Sequence[object],
+    path: str | os.PathLike[str] | None = None,
+    selector: object = None,
+    *,
+    method: str = "linear",
+    weights: object = None,
+    base: object = None,
+    density: object = None,
+    scale: float | None = None,
+    seed: int | None = None,
+    normalize: bool = False,
+    dtype: object = None,
+    compute: str = "float32",
+    rename: object = None,
+    missing: str = "refuse",
+    shared: str | None = None,
+    max_shard_size: int | str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    format: str | None = None,
+    memory: int | str = MEMORY,
+    overwrite: bool = False,
+    allow_overflow: bool = False,
+    strict: bool = True,
+) -> Plan:
+    """A plan that merges checkpoints of one network to one, tensor by tensor; nothing is written before its `run`.
+
+    | method | of each element | |
+    |---|---|---|
+    | `linear` | `Σ weight · x`; by default the average | Wortsman et al. 2022, arXiv:2203.05482 |
+    | `average` | the average | likewise |
+    | `slerp` | the point at t on the arc from the first to the second | Shoemake 1985, doi:10.1145/325334.325242 |
+    | `task_arithmetic` | `base + scale · Σ weight · (x − base)` | Ilharco et al. 2022, arXiv:2212.04089 |
+    | `ties` | of the greatest differences, those of elected sign | Yadav et al. 2023, arXiv:2306.01708 |
+    | `dare` | the same of differences that are dropped at random | Yu et al. 2023, arXiv:2311.03099 |
+    | `dare_ties` | the same with the elected signs of `ties` | both |
+
+    Everything is computed in float32 (or float64), in the order of the sources, and rounded once. The result has the
+    types of the first source, or of the base where there is one. It does not depend on memory or threads. Tensors that
+    are not floats, such as counters, are taken from there as they are, and the plan lists them.
+
+    All sources have the same tensors by name and shape. With two sources, one weight is the share of the second: of
+    `linear` it stands for `(1 − weight, weight)`, of `slerp` it is t. With a base, one weight is that of each source.
+    A source whose weight is zero is not read by `linear`.
+
+    Args:
+        sources: Two or more things that have parameters; with a base, one is enough.
+        path: The target; None for a view: see `convert`.
+        selector: Only these tensors are written; None for all.
+        method: One of the above.
+        weights: A number; one for each source; or a mapping, selector → either, whose later entries win. Its key None
+            stands for all tensors. By default, equal shares that add up to 1; with a base, 1 for each source.
+        base: What the sources were tuned from.
+        density: For `ties` and `dare`, the share of differences that is kept, above 0, up to 1: like `weights`.
+        scale: For methods with a base, what the sum of differences is multiplied by: 1 unless given.
+        seed: For `dare`, the seed of the random numbers: 0 unless given.
+        normalize: For `linear`, divide weights by their sum.
+        dtype: A type for all floating-point tensors, or a mapping, selector → type.
+        compute: `float32` or `float64`: the type that everything is computed in.
+        rename: What names of the other sources become, so that they meet those of the first or of the base; it may hit
+            none in some of them.
+        missing: What becomes of tensors that not every source has: `refuse`, `keep` (they are taken from the first
+            that has them) or `drop`.
+        shared, max_shard_size, metadata, format, memory, overwrite: See `convert`.
+        allow_overflow: Accept results that are finite, and infinite in the result's type.
+        strict: Refuse a selector of which any union branch hits nothing.
+
+    Raises:
+        MismatchError: Names or shapes differ.
+        OptionError: Too few sources, a weight that is none, an option that the method does not have.
+        PlanError: As `convert`; or tensors that are not floats differ between sources in more than one element.
+        NotReadable: A tensor holds codes of an encoding that is not known, which stand beside their scales.
+        NoMatch: A selector or a rename hits nothing.
+
+    >>> import numpy as np, tempfile
+    >>> import torchparams as tp
+    >>> a, b = {"w": np.zeros(2, np.float32)}, {"w": np.array([1, 2], np.float32)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = tp.merge([a, b], f"{folder}/merged.safetensors", weights=0.25).run()
+    ...     print(tp.of(f"{folder}/merged.safetensors").numpy("w"))
+    [0.25 0.5 ]
+    """
+    how = _method(method)
+    given = _listed(sources, base, how, method)
+    _check_options(how, method, weights=weights, density=density, scale=scale, seed=seed, normalize=normalize)
+    if compute not in ("float32", "float64"):
+        raise OptionError(f"compute={compute!r} says nothing", exists="there are 'float32' and 'float64'")
+    tables = Tables(([base] if base is not None else []) + given, selector, rename, missing, strict=strict)
+    count, first = len(given), tables.label(0)
+    infos = tables.infos
+    shares = per_tensor(
+        weights, infos, count, one=lambda x: how.one(count, x), default=how.default(count), what="weights",
+        where=first, strict=strict,
+    )  # fmt: skip
+    densities = per_tensor(
+        density, infos, count, one=lambda x: (x,) * count, default=(1.0,) * count, what="density",
+        where=first, strict=strict,
+    )  # fmt: skip
+    shares = _checked(shares, densities, how, method, normalize=normalize)
+    kinds, notes = dtypes_of(dtype, infos, first)
+    for (source, info), name in ((found[0], names[0]) for names, found in tables.tensors if len(found) == 1):
+        refuse_cast_codes(source, [info], [kinds[name]])
+
+    entries: list[Entry] = []
+    merged: dict[str, tuple[float, ...]] = {}
+    for names, found in tables.tensors:
+        (source, info), name = found[0], names[0]
+        if len(found) == 1:
+            entries.append(Entry(source, info, names, kinds[name]))
+            continue
+        parts = [source.row(info.name, info) for source, info in found]
+        recipe = Recipe(
+            name, shares[name], densities[name] if "density" in how.options else (),
+            1.0 if scale is None else float(scale), seed or 0, kinds[name], compute,
+        )  # fmt: skip
+        x = how.build(parts[0], parts[1:], recipe) if how.base else how.build(None, parts, recipe)
+        merged[name] = shares[name]
+        entries.append(Entry(source, replace(info, storage=None), names, x.dtype, x))
+    told = _told(how, tables, merged, densities, scale, seed, compute, count)
+    return plan_of(
+        entries,
+        path,
+        tables.sources[0],
+        shared=shared,
+        metadata=metadata,
+        format=format,
+        dropped=tables.dropped,
+        notes=[*told, f"memory: at most {human_bytes(parse_bytes(memory))} for tensors", *tables.notes, *notes],
+        max_shard_size=max_shard_size,
+        memory=memory,
+        overwrite=overwrite,
+        allow_overflow=allow_overflow,
+    )
+
+
+# --- what is asked for -------------------------------------------------------------------------
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        near = nearest(name, list(METHODS))
+        raise OptionError(
+            f"no method is called {name!r}",
+            exists=f"there are {', '.join(METHODS)}",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    return METHODS[name]
+
+
+def _listed(sources: Sequence[object], base: object, how: Method, name: str) -> list[object]:
+    if isinstance(sources, str | bytes) or not isinstance(sources, Sequence):
+        raise OptionError("sources are a list", hint="write merge([a, b], path)")
+    given = list(sources)
+    if how.base and base is None:
+        raise OptionError(
+            f"{name} needs the base that the sources were tuned from", hint="give it: base=… (--base BASE)"
+        )
+    if base is not None and not how.base:
+        others = ", ".join(other for other, method in METHODS.items() if method.base)
+        raise OptionError(f"{name} takes no base", exists=f"with one there are {others}")
+    if len(given) < how.least or (how.most is not None and len(given) > how.most):
+        wanted = f"{how.least}" if how.most == how.least else f"{how.least} or more"
+        raise OptionError(f"{name} takes {wanted} source{'' if wanted == '1' else 's'}, and there {_are(len(given))}")
+    return given
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
+
+
+def _check_options(how: Method, name: str, **options: object) -> None:
+    for option, value in options.items():
+        if value is None or value is False:
+            continue
+        if option not in how.options:
+            those = [other for other, method in METHODS.items() if option in method.options]
+            raise OptionError(f"{name} takes no {option}", exists=f"it is for {', '.join(those)}")
+    scale, seed = options["scale"], options["seed"]
+    if isinstance(scale, bool) or not (scale is None or (isinstance(scale, int | float) and math.isfinite(scale))):
+        raise OptionError(f"scale={scale!r} is not a finite number")
+    if isinstance(seed, bool) or not (seed is None or isinstance(seed, int)):
+        raise OptionError(f"seed={seed!r} is not an integer")
+
+
+def _checked(
+    shares: dict[str, tuple[float, ...]],
+    densities: dict[str, tuple[float, ...]],
+    how: Method,
+    name: str,
+    *,
+    normalize: bool,
+) -> dict[str, tuple[float, ...]]:
+    """The weights, normalised if that is asked for."""
+    for these in groups(densities):
+        for density in these:
+            if not 0 < density <= 1:
+                raise OptionError(f"a density is above 0 and at most 1, and not {density:g}")
+    found: dict[tuple[float, ...], tuple[float, ...]] = {}
+    for these in groups(shares):
+        if not how.signed and min(these) < 0:
+            raise OptionError(f"{name} elects signs, and takes no weight below zero: {min(these):g}")
+        total = math.fsum(these)
+        if normalize and not total:
+            raise OptionError("the weights add up to zero, and cannot be divided by that")
+        found[these] = tuple(weight / total for weight in these) if normalize else these
+    return {name: found[these] for name, these in shares.items()}
+
+
+# --- what the plan says ------------------------------------------------------------------------
+
+
+def _told(
+    how: Method,
+    tables: Tables,
+    merged: Mapping[str, tuple[float, ...]],
+    densities: Mapping[str, tuple[float, ...]],
+    scale: float | None,
+    seed: int | None,
+    compute: str,
+    count: int,
+) -> list[str]:
+    words = [f"method: {how.title}", f"computed in {compute}, rounded once"]
+    if "density" in how.options:
+        found = list(groups({name: densities[name] for name in merged if name in densities}))
+        words.append(f"density {' | '.join(_numbers(these) for these in found[:SHOWN])}{'…' * (len(found) > SHOWN)}")
+    if "scale" in how.options:
+        words.append(f"scale {1 if scale is None else scale:g}")
+    if "seed" in how.options:
+        words.append(f"seed {seed or 0}")
+    if how.base:
+        words.append(f"base {tables.label(0)}")
+    labels = [source.label for source in tables.sources[-count:]]
+    told = ["; ".join(words)]
+    by_weight = groups(merged)
+    for these, names in list(by_weight.items())[:SHOWN]:
+        parts = ", ".join(f"{weight:g} {label}" for weight, label in zip(these, labels, strict=True))
+        every = "" if len(by_weight) == 1 else f": {some(names)}"
+        told.append(f"weights {parts}, of {plural(len(names), 'tensor')}{every}")
+    if len(by_weight) > SHOWN:
+        told.append(f"and {plural(len(by_weight) - SHOWN, 'other set')} of weights")
+    return told
+
+
+def _numbers(these: tuple[float, ...]) -> str:
+    return f"{these[0]:g}" if len(set(these)) == 1 else ", ".join(f"{each:g}" for each in these)

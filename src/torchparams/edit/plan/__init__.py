@@ -1,0 +1,1 @@
+"""Plans: views with a place to go."""

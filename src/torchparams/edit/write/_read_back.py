@@ -1,0 +1,60 @@
+"""Reading what was written, before it takes its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchparams.errors import SourceError, WriteError, shorten
+from torchparams.sources.base import open_file
+
+if TYPE_CHECKING:
+    from torchparams.edit.plan.layout import View
+    from torchparams.edit.plan.plan import Plan
+    from torchparams.info import ParameterInfo
+    from torchparams.io.write import Target
+
+
+def read_back(plan: Plan, target: Target) -> None:
+    """Open every file that was written, and hold its table against the plan.
+
+    Values are not read again: the table says where each of them lies.
+
+    Raises:
+        WriteError: A file cannot be opened, or lists other tensors.
+    """
+    outputs = {output.name: output for output in plan.outputs}
+    views: dict[str, list[View]] = {}
+    for view in plan.views:
+        views.setdefault(view.base, []).append(view)
+    for file in plan.files:
+        try:
+            source = open_file(target.temporary(file.name))
+            found = {name: info for info in source.infos().values() for name in (info.name, *info.aliases)}
+            source.close()
+        except SourceError as error:
+            raise _differs(plan, f"{error.what}") from error
+        beside = [view for base in file.offsets for view in views.get(base, ())]
+        wanted = {*file.offsets, *(view.name for view in beside)}
+        for name in found.keys() ^ wanted:
+            how = "is not there" if name in wanted else "is there too"
+            raise _differs(plan, f"the tensor {shorten(repr(name))} {how}")
+        for name, offset in file.offsets.items():
+            x, info = outputs[name].expression, found[name]
+            if (x.dtype, tuple(x.shape), offset if x.nbytes else None) != (info.dtype, info.shape, _start(info)):
+                raise _differs(plan, f"the tensor {shorten(repr(name))} has another dtype, shape or place")
+        for view in beside:
+            info = found[view.name]
+            if (view.dtype, tuple(view.shape)) != (info.dtype, info.shape):
+                raise _differs(plan, f"the tensor {shorten(repr(view.name))} has another dtype or shape")
+
+
+def _start(info: ParameterInfo) -> int | None:
+    return info.location.start if info.location is not None and info.nbytes else None
+
+
+def _differs(plan: Plan, how: str) -> WriteError:
+    return WriteError(
+        f"the new file does not read as it was to be written: {how}",
+        where=plan.path,
+        exists="the target is as it was, and nothing is left behind",
+    )

@@ -1,0 +1,410 @@
+"""Runs a plan: bytes that stay as they are go from file to file in the kernel, the others through blocks in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from torchparams.edit.write._read_back import read_back
+from torchparams.edit.plan.written import CastLosses, Written
+from torchparams.edit.write.directory import Directory
+from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, shorten
+from torchparams.io import system as _system
+from torchparams.io.files import OpenFiles, read_into, unreadable
+from torchparams.io.threads import Ticker, results_of
+from torchparams.io.write import OneFile, telling, write_error
+from torchparams.render.tree import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torchparams.edit.plan.layout import FileLayout, Output
+    from torchparams.edit.plan.plan import Plan
+    from torchparams.engines.base import Progress
+    from torchparams.expressions.casts import Losses
+    from torchparams.expressions.work import Work
+    from torchparams.io.write import Target
+
+PIECE = 1 << 25
+"""Bytes that a thread takes at once, and that the disk is told to begin writing."""
+
+INLINE = 1 << 22
+"""Bytes to compute, below which a plan runs in the caller's thread."""
+
+_MOST_THREADS = 4
+
+_BUFFER = 1 << 20
+
+
+def execute(plan: Plan, progress: Progress | None = None) -> Written:
+    """Write what a plan says: see `Plan.run`."""
+    from torchparams.io.threads import processors
+
+    begun = time.perf_counter()
+    plan.check()
+    # Copies are a matter of the kernel and the disk: two at once to one file wait for each other.
+    computed = plan.nbytes - (0 if any(file.crc for file in plan.files) else plan.copied)
+    threads = 1 if computed <= INLINE else min(max(processors(), 1), _MOST_THREADS)
+    with telling(plan.path), (Directory if plan.is_directory else OneFile)(plan.path) as target:
+        run = _Run(plan, target, threads)
+        run.all(progress)
+        casts = _casts(plan, run.losses())
+        _refuse_overflow(plan, casts)
+        plan.check_sources()
+        read_back(plan, target)
+        target.commit(plan.index)
+    if progress is not None:
+        progress(plan.nbytes, plan.nbytes)
+    for source in plan.sources:
+        source.close()
+    return Written(
+        plan.path,
+        tuple((file.name, file.size) for file in plan.files),
+        len(plan.outputs) + len(plan.views),
+        plan.file_bytes,
+        plan.copied,
+        time.perf_counter() - begun,
+        casts,
+        plan.dropped,
+        (*plan.notes, *target.notes),
+    )
+
+
+def _casts(plan: Plan, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
+    from torchparams.expressions.casts import Losses
+
+    return tuple(
+        CastLosses(output.name, x.operands[0].dtype, x.dtype, x.numel, lost.get(id(x), Losses()))
+        for output, x in plan.casts()
+    )
+
+
+def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
+    over = [cast for cast in casts if cast.losses.overflow]
+    if over and not plan.allow_overflow:
+        worst = max(over, key=lambda cast: cast.losses.overflow)
+        more = f", and so in {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
+        verb = "is" if worst.losses.overflow == 1 else "are"
+        raise PlanError(
+            f"{plural(worst.losses.overflow, 'value')} of {worst.name!r} {verb} too large for {worst.new}{more}",
+            where=plan.path,
+            exists="nothing was written",
+            hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
+        )
+
+
+def _refuse_sums(output: Output, work: Work, plan: Plan) -> None:
+    """Refuse a combination of finite values that is infinite in its type: at once, for it is computed at length."""
+    from torchparams.expressions.combination import Combination
+
+    for x in output.expression.walk() if work.losses else ():
+        over = work.losses[id(x)].overflow if isinstance(x, Combination) and id(x) in work.losses else 0
+        if over:
+            raise PlanError(
+                f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {x.dtype}",
+                where=shorten(output.name),
+                exists="nothing was written",
+                hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
+            )
+
+
+# --- what there is to do -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Bytes that go from a file to a file."""
+
+    file: int
+    path: str
+    start: int
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Compute:
+    """Elements of an output that are computed, or whose CRC is: `[start, stop)`."""
+
+    file: int
+    output: Output
+    offset: int
+    start: int
+    stop: int
+
+
+_Task = _Copy | _Compute
+
+
+def _tasks(number: int, file: FileLayout, outputs: list[Output], most: int) -> Iterator[_Task]:
+    """What it takes to fill a file, in the order of its bytes."""
+    run: _Copy | None = None
+    for output in sorted(outputs, key=lambda output: file.offsets[output.name]):
+        offset, x = file.offsets[output.name], output.expression
+        spans = None if file.crc else x.spans()
+        if spans is None:
+            yield from _parts(number, output, offset, most, whole=file.crc)
+            continue
+        for span in spans:
+            count = span.stop - span.start
+            if not count:
+                continue
+            # Tensors that follow each other in both files are one run of bytes.
+            follows = run is not None and run.path == span.file and run.start + run.count == span.start
+            if run is not None and follows and run.offset + run.count == offset:
+                run = _Copy(number, run.path, run.start, run.offset, run.count + count)
+            else:
+                yield from _pieces(run)
+                run = _Copy(number, span.file, span.start, offset, count)
+            offset += count
+    yield from _pieces(run)
+
+
+def _pieces(run: _Copy | None) -> Iterator[_Copy]:
+    if run is not None:
+        for at in range(0, run.count, PIECE):
+            yield _Copy(run.file, run.path, run.start + at, run.offset + at, min(PIECE, run.count - at))
+
+
+def _parts(number: int, output: Output, offset: int, most: int, whole: bool) -> Iterator[_Compute]:
+    from torchparams.expressions.work import block_of
+
+    x = output.expression
+    if whole or x.is_prepared or any(part.resident for part in x.walk()):
+        yield _Compute(number, output, offset, 0, x.numel)
+        return
+    block = block_of(x, most=most)
+    step = max(PIECE * 8 // x.dtype.bits // block, 1) * block
+    for start in range(0, x.numel, step):
+        stop = min(start + step, x.numel)
+        yield _Compute(number, output, offset + x.dtype.nbytes(start), start, stop)
+
+
+class _Run:
+    """A plan under way.
+
+    Args:
+        plan: The plan.
+        target: Where the files are written.
+        threads: How many work at once.
+    """
+
+    def __init__(self, plan: Plan, target: Target, threads: int) -> None:
+        from torchparams.io.files import Files
+
+        self.plan, self.target = plan, target
+        self.most = plan.memory // threads
+        self.sources = Files()
+        self.lock = threading.Lock()
+        self.heavy = threading.Lock()  # held for a tensor that is in memory whole: there is one at a time
+        self.stop = threading.Event()
+        self.crcs: dict[str, int] = {}
+        by_name = {output.name: output for output in plan.outputs}
+        self.files = plan.files
+        self._fds: dict[int, int] = {}
+        self._left = []
+        self._queue: deque[_Task] = deque()
+        for number, file in enumerate(plan.files):
+            tasks = list(_tasks(number, file, [by_name[name] for name in file.offsets], self.most))
+            self._left.append(len(tasks))
+            self._queue.extend(tasks)
+        self.workers = [_Worker(self) for _ in range(threads)]
+        self._works: list[Work] = []
+        self._heavy_work: Work | None = None
+
+    def all(self, progress: Progress | None) -> None:
+        """Do everything, and finish the files."""
+        for number, left in enumerate(self._left):
+            if not left:  # nothing but a header
+                self.descriptor(number)
+                self._finish(number)
+        tick = Ticker(progress, self.plan.nbytes)
+        try:
+            for _ in results_of(
+                [worker.tasks() for worker in self.workers],
+                self.stop,
+                lambda: tick(sum(worker.nbytes for worker in self.workers)),
+            ):
+                pass
+        finally:
+            for work in self._works:
+                work.close()
+        self.sources.check()
+
+    def losses(self) -> dict[int, Losses]:
+        """What casts lost, in all threads."""
+        found: dict[int, Losses] = {}
+        for work in self._works:
+            for key, lost in work.losses.items():
+                found[key] = found[key] + lost if key in found else lost
+        return found
+
+    def new_work(self) -> Work:
+        """What one thread computes with."""
+        from torchparams.expressions.work import Work
+
+        work = Work(self.sources)
+        self._works.append(work)
+        return work
+
+    def heavy_work(self) -> Work:
+        """What whoever holds `heavy` computes with."""
+        if self._heavy_work is None:
+            self._heavy_work = self.new_work()
+        return self._heavy_work
+
+    def next(self) -> _Task | None:
+        """What is to be done next."""
+        with self.lock:
+            return None if self.stop.is_set() or not self._queue else self._queue.popleft()
+
+    def descriptor(self, number: int) -> int:
+        """The file of that number, made when it is first wanted."""
+        with self.lock:
+            if number not in self._fds:
+                file = self.files[number]
+                self._fds[number] = self.target.create(file.name, file.size)
+            return self._fds[number]
+
+    def done(self, task: _Task) -> None:
+        """One task is; after the last of a file, the file is finished."""
+        with self.lock:
+            self._left[task.file] -= 1
+            complete = not self._left[task.file]
+        if complete:
+            self._finish(task.file)
+
+    def _finish(self, number: int) -> None:
+        file, fd = self.files[number], self._fds[number]
+        for offset, data in file.fixed(self.crcs):
+            _system.write(fd, data, offset)
+        self.target.finish(file.name)
+
+
+class _Worker:
+    """What one thread does."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._files = OpenFiles(run.sources)
+        self._buffer: memoryview | None = None
+        self.work: Work | None = None  # made when something is computed: what is copied needs no numpy
+        self.nbytes = 0
+
+    def tasks(self) -> Iterator[None]:
+        """Take tasks and do them; yields after each."""
+        run = self._run
+        try:
+            while (task := run.next()) is not None:
+                fd = run.descriptor(task.file)
+                if isinstance(task, _Copy):
+                    self._copy(task, fd)
+                elif run.files[task.file].crc and (spans := task.output.expression.spans()) is not None:
+                    crc, offset = 0, task.offset
+                    for span in spans:
+                        crc = self._copy_counting(span.file, span.start, fd, offset, span.stop - span.start, crc)
+                        offset += span.stop - span.start
+                    run.crcs[task.output.name] = crc
+                else:
+                    self._compute(task, fd)
+                if run.stop.is_set():
+                    return
+                run.done(task)
+                yield
+        finally:
+            self._files.close()
+
+    def _copy(self, task: _Copy, fd: int) -> None:
+        source, at = self._files.get(task.path).fileno(), 0
+        while at < task.count and not self._run.stop.is_set():
+            try:
+                got = _system.copy(source, task.start + at, fd, task.offset + at, task.count - at)
+            except OSError as error:
+                raise self._blame(error, task.path, source, task.start + at) from error
+            if not got:
+                raise _ended(task.path, task.start + at)
+            at += got
+            self.nbytes += got
+        _begin_writeback(fd, task.offset, task.count)
+
+    def _copy_counting(self, path: str, start: int, fd: int, offset: int, count: int, crc: int) -> int:
+        """Copy, and go on computing a CRC-32."""
+        source, at = self._files.get(path), 0
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(_BUFFER))
+        while at < count and not self._run.stop.is_set():
+            piece = self._buffer[: min(_BUFFER, count - at)]
+            got = read_into(source, [piece], start + at, path)
+            if not got:
+                raise _ended(path, start + at)
+            crc = crc32(piece[:got], crc)
+            _system.write(fd, piece[:got], offset + at)
+            at += got
+            self.nbytes += got
+            if at % PIECE == 0 or at == count:
+                first = (at - 1) // PIECE * PIECE
+                _begin_writeback(fd, offset + first, at - first)
+        return crc
+
+    def _blame(self, error: OSError, path: str, source: int, at: int) -> Exception:
+        """A copy within the kernel does not say which of the two files has failed: the source is asked."""
+        try:
+            os.pread(source, 1, at)
+        except OSError as reading:
+            return unreadable(reading, path)
+        return error
+
+    def _compute(self, task: _Compute, fd: int) -> None:
+        run = self._run
+        if any(part.resident for part in task.output.expression.walk()):
+            # What is in memory whole is there once: with one reader for all threads, and one tensor at a time.
+            with run.heavy:
+                self._blocks(task, fd, run.heavy_work())
+            return
+        if self.work is None:
+            self.work = run.new_work()
+        self._blocks(task, fd, self.work)
+
+    def _blocks(self, task: _Compute, fd: int, work: Work) -> None:
+        from torchparams.expressions.work import as_bytes, block_of
+
+        run, x, offset = self._run, task.output.expression, task.offset
+        crc, wanted = 0, run.files[task.file].crc
+        block = block_of(x, most=run.most)
+        try:
+            work.begin(x, block)
+            for start in range(task.start, task.stop, block):
+                if run.stop.is_set():
+                    return
+                data = as_bytes(x.compute(start, min(start + block, task.stop), work), x)
+                if not run.plan.allow_overflow:
+                    _refuse_sums(task.output, work, run.plan)
+                if wanted:
+                    crc = crc32(data, crc)
+                try:
+                    _system.write(fd, data, offset)
+                except OSError as error:
+                    raise write_error(error, run.plan.path) from error
+                offset += len(data)
+                self.nbytes += len(data)
+        except OSError as error:
+            if isinstance(error, TorchParamsError):
+                raise
+            raise unreadable(error, ", ".join(sorted({leaf.source.label for leaf in x.leaves()}))) from error
+        if wanted:
+            run.crcs[task.output.name] = crc
+        _begin_writeback(fd, task.offset, offset - task.offset)
+
+
+def _begin_writeback(fd: int, offset: int, count: int) -> None:
+    if count >= _BUFFER:  # else it is not worth a call
+        _system.begin_writeback(fd, offset, count)
+
+
+def _ended(path: str, at: int) -> TruncatedFile:
+    return TruncatedFile(f"the file ends at byte {at}, and did not when it was listed", where=path)

@@ -1,0 +1,119 @@
+"""What printing a table shows: its columns, its rows and their order, the line of totals below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import SelectorError
+from torchparams.render.tree import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    cut,
+    human_bytes,
+    human_count,
+    human_shape,
+    plural,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torchparams.info import ParameterInfo
+
+ROWS_SHOWN = 40
+"""Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
+
+ALIASES_SHOWN = 3
+"""Further names of a tied tensor that its row shows at most."""
+
+
+def sort_infos(infos: list[ParameterInfo], by: str | None) -> list[ParameterInfo]:
+    """`infos` in the order of one of their attributes, descending with `-` before its name."""
+    if by is None:
+        return infos
+    key = by.removeprefix("-")
+    if key not in SORT_KEYS:
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
+    return sorted(infos, key=SORT_KEYS[key], reverse=by.startswith("-"))
+
+
+SORT_KEYS: dict[str, Callable[[ParameterInfo], Any]] = {
+    "name": lambda info: info.name,
+    "numel": lambda info: info.numel,
+    "nbytes": lambda info: info.nbytes,
+    "dtype": lambda info: str(info.dtype),
+    "shape": lambda info: info.shape or (),
+    "module": lambda info: info.module or "",
+}
+
+
+def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
+    """Rows for `infos`; columns that say nothing of any of them are left out."""
+    live = any(info.requires_grad is not None for info in infos)
+    modules = any(info.module is not None for info in infos)
+    kinds = len({(info.kind, info.persistent) for info in infos}) > 1
+    columns = [
+        Column("name", style="name", shrink=True),
+        Column("shape"),
+        Column("dtype", style="dtype", drop=2),
+        Column("numel", right=True, style="number", drop=4),
+        Column("size", right=True, drop=1 if live else 0),
+        *([Column("kind", drop=3)] if kinds else []),
+        *([Column("trainable")] if live else []),
+        *([Column("module", style="dim", shrink=True, yields=True, drop=5)] if modules else []),
+    ]
+
+    def row(info: ParameterInfo) -> Row:
+        more = len(info.aliases) - ALIASES_SHOWN
+        tied = ", ".join((*info.aliases[:ALIASES_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
+        trainable = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}[info.requires_grad]
+        return Row(
+            (
+                f"{info.name} = {tied}" if tied else info.name,
+                shape_of(info),
+                str(info.dtype),
+                f"{info.numel:,}",
+                human_bytes(info.nbytes),
+                *([info.kind if info.persistent else f"{info.kind}, not saved"] if kinds else []),
+                *([trainable] if live else []),
+                *([(info.module or "").rpartition(".")[2]] if modules else []),
+            )
+        )
+
+    # Rows that will not be shown are not made: a table of 100,000 parameters prints at once.
+    if limit is None or len(infos) <= limit:
+        return Table(tuple(columns), tuple(map(row, infos)))
+    head = (limit + 1) // 2
+    shown = [*map(row, infos[:head]), *map(row, infos[len(infos) - (limit - head) :])]
+    gap = cut(range(len(infos)), limit, "parameters")[head]  # type: ignore[arg-type]  # only its count is used
+    return Table(tuple(columns), (*shown[:head], gap, *shown[head:]))
+
+
+def total_of(infos: list[ParameterInfo]) -> str:
+    """The line under a table: tensors, parameters, bytes, trainable share."""
+    buffers = sum(info.numel for info in infos if info.kind == "buffer")
+    numel = sum(info.numel for info in infos) - buffers
+    parts = [
+        plural(len(infos), "tensor"),
+        f"{human_count(numel)} parameters" if numel >= 1000 else plural(numel, "parameter"),
+        *([f"{human_count(buffers)} in buffers"] if buffers else []),
+        human_bytes(sum(info.nbytes for info in infos)),
+    ]
+    counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
+    if counted:
+        trainable = sum(info.numel for info in counted if info.requires_grad)
+        known = sum(info.numel for info in counted)  # of a file's plain tensors nothing is known
+        parts.append(f"{trainable / known:.1%} trainable" if known else "nothing trainable")
+    tied = sum(len(info.aliases) for info in infos)
+    if tied:
+        parts.append(plural(tied, "tied name"))
+    return " · ".join(parts)
+
+
+def shape_of(info: ParameterInfo) -> str:
+    """The shape as a table shows it, with the layout of a tensor that is not plain: `[3, 3] sparse_coo`, `nested`."""
+    if info.layout is None:
+        return human_shape(info.shape)
+    return info.layout if info.shape is None else f"{human_shape(info.shape)} {info.layout}"

@@ -1,0 +1,244 @@
+"""The live network: every parameter of an `nn.Module`, found anew at each use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.encodings.companions import coded
+from torchparams.errors import NotReadable, UnknownName
+from torchparams.io.live import read_only_copy
+from torchparams.names import wrapper_component
+from torchparams.sources.base import Source
+from torchparams.sources.live.state import state_outside
+from torchparams.sources.live.tensors import LiveRecords, class_names, coded_parameters
+from torchparams.sources.live.traverse import attribute, changed, holders, list_tensors, reach, refuse_odd_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from torchparams.encodings.companions import Coded
+    from torchparams.info import ParameterInfo
+    from torchparams.left_out import LeftOut
+
+
+class ModuleSource(Source):
+    """The parameters of a live network, in the order and with the names of `named_parameters`.
+
+    Nothing is remembered between two uses, so whatever has been done to the network shows. Names are
+    canonical: without the components of wrappers (see `torchparams.names`). A tensor that stands in several places
+    is listed at the first, and its other names are its aliases.
+
+    Args:
+        module: The network, or any part of one.
+        buffers: List buffers too, each module's after its parameters, as `state_dict` does. `walk` has the meaning
+            of `named_parameters` and stays with the parameters.
+
+    >>> from torch import nn
+    >>> from torchparams.sources.live.module import ModuleSource
+    >>> list(ModuleSource(nn.BatchNorm1d(3), buffers=True).infos())
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+
+    format = "module"
+    live = True
+
+    def __init__(self, module: nn.Module, *, buffers: bool = False) -> None:
+        self.module = module
+        self.buffers = buffers
+        self.label = _label(module)
+
+    # Tables that were made at different times from one network are tables of one source.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModuleSource):
+            return NotImplemented
+        return self.module is other.module and self.buffers == other.buffers
+
+    def __hash__(self) -> int:
+        return hash((id(self.module), self.buffers))
+
+    # --- listing ---------------------------------------------------------------------------
+
+    def keys(self) -> Mapping[str, Any]:
+        """Canonical name → tensor; makes no records."""
+        return list_tensors(self.module, self.buffers).tensors
+
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Canonical name and tensor of every entry, or of `names`, as they are at the time of the call."""
+        tensors = self.keys()
+        return iter(tensors.items()) if names is None else ((name, tensors[name]) for name in names)
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """Canonical name → record, as they are at the time of the call."""
+        records = self.records()
+        return dict(zip(records.tensors, records.infos, strict=True))
+
+    def records(self) -> LiveRecords:
+        """One reading, of which as much is looked up as is asked for."""
+        return LiveRecords.of(self.module, self.buffers)
+
+    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+        """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
+        records = LiveRecords.of(self.module, True)  # a scale may be a buffer
+        return {**coded(records), **coded_parameters(records)}
+
+    def info(self, name: str) -> ParameterInfo:
+        """The record of one tensor; makes no others."""
+        return self.records().one(name)
+
+    def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
+        """Name, canonical name and parameter, found one by one: `next(params())` looks no further than the first.
+
+        With `recurse=False`, those of the outermost module alone, as PyTorch has it; a wrapper has none.
+        """
+        try:
+            if remove_duplicate:
+                seen: set[int] = set()
+                for prefix, _, owner in holders(self.module, recurse=recurse):
+                    for key, tensor in owner._parameters.items():
+                        if tensor is not None and (identity := id(tensor)) not in seen:
+                            seen.add(identity)
+                            try:
+                                name = prefix + key
+                            except TypeError:
+                                refuse_odd_keys(self.module)
+                                raise
+                            yield name, name, tensor
+                return
+            canonical = {id(tensor): name for name, tensor in list_tensors(self.module, False).tensors.items()}
+            for prefix, _, owner in holders(self.module, recurse=recurse, every=True):
+                for key, tensor in owner._parameters.items():
+                    if tensor is not None:
+                        name = prefix + key
+                        yield name, canonical.get(id(tensor), name), tensor
+        except RuntimeError as error:
+            raise changed(error, self.module) from None
+
+    # --- values ----------------------------------------------------------------------------
+
+    def value(self, name: str) -> Any:
+        """The very tensor, under any spelling of its name; looks at nothing but the modules on the way to it."""
+        tensor = reach(self.module, name, self.buffers)
+        return list_tensors(self.module, self.buffers).tensors[self.resolve(name)] if tensor is None else tensor
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor without its history; it shares the parameter's memory.
+
+        Raises:
+            NotReadable: It is lazy, and has no values yet.
+        """
+        detached: torch.Tensor = self._readable(name).detach()
+        return detached
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The values as a read-only array: a view of the parameter's own memory where that is on the CPU.
+
+        Raises:
+            NotReadable: It has no values (lazy, meta), or its class keeps them to itself (distributed, quantised).
+        """
+        from torchparams.sources.totorch import to_numpy
+
+        tensor = self._readable(name)
+        if tensor.device.type == "meta":
+            raise NotReadable(
+                f"{name} is on the meta device, which holds no values",
+                where=self.label,
+                hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
+            )
+        try:
+            array = to_numpy(tensor).view()
+        except NotReadable as error:
+            error.where = f"{self.label}: {name}"
+            raise
+        array.flags.writeable = False
+        return array
+
+    def _readable(self, name: str) -> Any:
+        from torch.nn.parameter import is_lazy
+
+        tensor = self.value(name)
+        if is_lazy(tensor):
+            raise NotReadable(
+                f"{name} is lazy: it has no shape and no values yet",
+                where=self.label,
+                hint="run the model once, which gives it its shape",
+            )
+        return tensor
+
+    def why_empty(self) -> list[str]:
+        """Sentences that say where its tensors are, and how to register them."""
+        from torchparams.sources.live.absent import why_empty
+        from torchparams.sources.live.network import Network
+
+        return why_empty(Network(self.module))
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of the values: whoever frees the parameter's memory (FSDP does) leaves no array without it.
+
+        Raises:
+            NotReadable: See `numpy`.
+        """
+        return read_only_copy(self.numpy(name))
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The modules that keep state outside their parameters and buffers; no code of theirs is run."""
+        return state_outside(self.module)
+
+    # --- names -----------------------------------------------------------------------------
+
+    def takes(self, name: str) -> bool:
+        """Whether the modules on the way that `name` spells lead to a tensor."""
+        return reach(self.module, name, self.buffers) is not None
+
+    def find(self, name: str) -> str | None:
+        """The canonical name for its canonical or raw spelling, an alias, or the attributes that lead to it.
+
+        `layers[0].weight` is `layers.0.weight`. Attributes are followed where they are stored: no property runs.
+        """
+        listing = list_tensors(self.module, self.buffers)
+        if name in listing.tensors:
+            return name
+        tensor = reach(self.module, name, self.buffers)
+        if tensor is None:
+            found = next((canonical for canonical, raw in listing.raws.items() if raw == name), None)
+            if found is not None:
+                return found
+            tensor = attribute(self.module, name)
+        return None if tensor is None else next((n for n, t in listing.tensors.items() if t is tensor), None)
+
+    def resolve(self, name: str) -> str:
+        """What `find` gives, or an error that says what stands there instead.
+
+        Raises:
+            UnknownName: The network has no such parameter.
+        """
+        found = self.find(name)
+        if found is not None:
+            return found
+        aliases = (alias for _, alias in self.records().aliases)
+        error = UnknownName.among(name, self.keys(), self.label, aliases=aliases)
+        path, _, last = name.rpartition(".")
+        if not self.buffers and reach(self.module, name, True) is not None:
+            error.exists, error.hint = f"{name} is a buffer", "list buffers too: torchparams.of(model, buffers=True)"
+        elif self.takes(original := f"{path}{'.' * bool(path)}parametrizations.{last}.original"):
+            error.exists, error.hint = f"{name} is computed by a parametrization", f"its parameter is {original!r}"
+        raise error
+
+
+def _label(module: nn.Module) -> str:
+    """The class's name, within those of its wrappers: `DistributedDataParallel(Net)`."""
+    names: list[str] = []
+    while True:
+        names.append(class_names(module)[0].rpartition(".")[2])
+        key = wrapper_component(type(module))
+        inner = None if key is None else vars(module).get("_modules", {}).get(key)
+        if inner is None or len(names) > _WRAPPERS_SHOWN:
+            return "(".join(names) + ")" * (len(names) - 1)
+        module = inner
+
+
+_WRAPPERS_SHOWN = 8

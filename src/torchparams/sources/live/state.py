@@ -1,0 +1,120 @@
+"""The modules of a live network that keep state outside their parameters and buffers.
+
+No code of such a module is run: some change the network when they are asked for their state dict. So what is found is
+that a module has state of its own, and how it writes it, not what the state is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torchparams.left_out import LeftOut
+from torchparams.sources.live.tensors import class_names
+from torchparams.sources.live.traverse import wrapped_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+_WRITERS = {
+    "_save_to_state_dict": "writes state of its own to the state dict",
+    "get_extra_state": "has extra state",
+    "state_dict": "has a state_dict of its own",
+}
+"""The methods by which a module writes state, and what a class with one of its own does."""
+
+_NOTHING_ELSE = (
+    "torch.nn.modules.",  # nn.Module itself, and lazy modules
+    "torch.jit.",
+    "torch.ao.quantization.fake_quantize",
+    "torch.ao.quantization.observer",
+)
+"""Where such methods are defined that write parameters and buffers only."""
+
+
+def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
+    """The modules with state outside their parameters and buffers, by canonical name, each once.
+
+    >>> import torch
+    >>> class Counter(torch.nn.Module):
+    ...     def get_extra_state(self): return 3
+    >>> [(found.name, found.reason) for found in state_outside(torch.nn.Sequential(Counter()))]
+    [('0', 'has extra state')]
+    """
+    known: dict[type, str] = {}
+    if not any(_candidates(root, known)):  # mostly there are none, and no names are made
+        return ()
+    return tuple(
+        LeftOut(name, class_names(module)[0], how, live=True)
+        for name, module in named_modules(root)
+        if (how := _how(module, known))
+    )
+
+
+def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:
+    """Whether a module has state of its own, for each whose class is new or has such, or that has hooks."""
+    modules = [root]
+    seen = {id(root)}
+    for module in modules:  # grows as it is read
+        own = module.__dict__
+        if (
+            known.get(type(module)) != ""
+            or module._state_dict_hooks
+            or module._state_dict_pre_hooks
+            or "_save_to_state_dict" in own
+            or "get_extra_state" in own
+            or "state_dict" in own
+        ):
+            yield bool(_how(module, known))
+        if below := module._modules:
+            for child in below.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append(child)
+
+
+def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Canonical name and module, each once."""
+    seen = {id(root)}
+    found = [("", root)]
+    for name, module in found:  # grows as it is read
+        if not module._modules:
+            continue
+        skip = wrapped_key(module)
+        for key, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append((name if key == skip else f"{name}.{key}".removeprefix("."), child))
+    return found
+
+
+def _how(module: nn.Module, known: dict[type, str]) -> str:
+    """How a module writes state of its own; empty where it has none."""
+    cls = type(module)
+    how = known.get(cls)
+    if how is None:
+        how = known[cls] = "; ".join(
+            said for method, said in _WRITERS.items() if not _is_harmless(getattr(cls, method, None), _NOTHING_ELSE)
+        )
+    if module._state_dict_hooks or module._state_dict_pre_hooks or not _WRITERS.keys().isdisjoint(module.__dict__):
+        return "; ".join(filter(None, (how, *_of_instance(module))))
+    return how
+
+
+def _of_instance(module: nn.Module) -> list[str]:
+    said = [text for method, text in _WRITERS.items() if method in module.__dict__]
+    for hook in (*module._state_dict_pre_hooks.values(), *module._state_dict_hooks.values()):
+        function: Any = getattr(hook, "hook", hook)
+        while isinstance(function, partial):
+            function = function.func
+        if not _is_harmless(function, ("torch.",)):
+            named = getattr(function, "__qualname__", type(function).__qualname__)
+            said.append(f"changes the state dict by a hook, {named}")
+    return said
+
+
+def _is_harmless(function: object, homes: tuple[str, ...]) -> bool:
+    # A class may forget the method altogether, as those of TorchScript do.
+    return function is None or (getattr(function, "__module__", None) or "").startswith(homes)

@@ -1,0 +1,314 @@
+"""The records of live tensors: one reading of an `nn.Module`, of which as much is looked up as is asked for."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.encodings.companions import CODES, Coded
+from torchparams.info import live_tensor, view_of
+from torchparams.names import script_class
+from torchparams.records import Records
+from torchparams.sources.live.traverse import Listing, aliases_of, list_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from torchparams.info import ParameterInfo, Storage
+
+
+class LiveRecords(Records):
+    """What one traversal of a network finds; every field is then asked of the tensors themselves.
+
+    Args:
+        listing: What the traversal found.
+        aliases: Gives the other names of its tensors, by canonical name.
+        root: The network.
+    """
+
+    tensors: Mapping[str, Any]
+
+    def __init__(self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]], root: nn.Module) -> None:
+        super().__init__(())
+        self.root = root
+        self.tensors = listing.tensors
+        self._listing = listing
+        self._find_aliases = aliases
+        self._owner_of: dict[str, nn.Module] | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, buffers: bool) -> LiveRecords:
+        """The reading of a network, with its buffers or without them."""
+        listing = list_tensors(module, buffers)
+        return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The canonical names."""
+        return list(self.tensors)
+
+    @property
+    def owners(self) -> Sequence[nn.Module]:
+        """The modules that hold the tensors."""
+        return self._listing.owners
+
+    @property
+    def raws(self) -> Iterable[tuple[int, str]]:
+        """Place and raw name of those whose raw name is not the canonical one."""
+        raws = self._listing.raws
+        return [(row, raws[name]) for row, name in enumerate(self.tensors) if name in raws] if raws else ()
+
+    @property
+    def aliases(self) -> Iterable[tuple[int, str]]:
+        """Place and alias, for every alias."""
+        tied = self._tied
+        return [(row, alias) for row, name in enumerate(self.tensors) for alias in tied.get(name, ())] if tied else ()
+
+    @cached_property
+    def _tied(self) -> Mapping[str, list[str]]:
+        return self._find_aliases()
+
+    def one(self, name: str) -> ParameterInfo:
+        """The record of one canonical name, as its tensor is at the time of the call; makes no others."""
+        if self._owner_of is None:
+            self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
+        listed = self._listing
+        alone = replace(listed, tensors={name: self.tensors[name]}, owners=[self._owner_of[name]])
+        (info,) = LiveRecords(alone, lambda: self._tied, self.root).infos
+        return info
+
+    def only(self, names: Container[str]) -> LiveRecords:
+        """Those of `names`, in the same order."""
+        all_of = self._listing
+        tensors: dict[str, Any] = {}
+        owners: list[nn.Module] = []
+        for (name, tensor), owner in zip(all_of.tensors.items(), all_of.owners, strict=True):
+            if name in names:
+                tensors[name] = tensor
+                owners.append(owner)
+        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root)
+
+    @property
+    def infos(self) -> list[ParameterInfo]:
+        """The records themselves, all of them."""
+        if not self._made:
+            self._made = list(map(live_tensor, self.tensors, *map(self.column, _MADE_OF)))
+        return self._made
+
+    def _find(self, field: str) -> Sequence[Any]:
+        from torch._C import DisableTorchFunctionSubclass
+
+        # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
+        with DisableTorchFunctionSubclass():
+            return list(_COLUMNS[field](self))
+
+
+# --- fields --------------------------------------------------------------------------------------
+
+
+def _each(
+    ask: Callable[[Any], Any], make: Callable[[Any], Any] | None = None
+) -> Callable[[LiveRecords], Iterator[Any]]:
+    """The column of what `ask` gives for each tensor; of each distinct answer, `make` is called once."""
+
+    def column(records: LiveRecords) -> Iterator[Any]:
+        answers = map(ask, records.tensors.values())
+        # Networks have few distinct dtypes and devices, and tens of thousands of tensors.
+        return answers if make is None else map(_Once(make).__getitem__, answers)
+
+    return column
+
+
+class _Once(dict[Any, Any]):
+    """Makes a value for each key when it is first asked for."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __missing__(self, key: Any) -> Any:
+        made = self[key] = self.make(key)
+        return made
+
+
+def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]:
+    shapes, own_memory = _Once(tuple), _Once(lambda cls: not dispatches(cls))
+    for tensor in records.tensors.values():
+        try:
+            yield (shapes[tensor.shape], tensor.numel()) if own_memory[type(tensor)] else sizes_of(tensor)
+        except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
+            yield sizes_of(tensor)
+
+
+def sizes_of(tensor: Any) -> tuple[tuple[int, ...] | None, int]:
+    """The shape and the count of elements of a tensor; a lazy one has neither, a nested one has no shape."""
+    if getattr(tensor, "is_nested", False):
+        # The sizes of a jagged tensor are symbols; of the other kind they are an error.
+        return None, int(tensor.numel() if layout_of(tensor) == "nested" else tensor.values().numel())
+    try:
+        return tuple(tensor.shape), tensor.numel()
+    except Exception:  # as above
+        return None, 0
+
+
+def layout_of(tensor: Any) -> str | None:
+    """How a tensor keeps its values: see `ParameterInfo.layout`."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        return "lazy"
+    spelled = str(tensor.layout).removeprefix("torch.")
+    if spelled != "strided":
+        return spelled
+    if tensor.is_nested:
+        return "nested"
+    return type(tensor).__name__ if dispatches(type(tensor)) else None
+
+
+def stored_bytes(tensor: Any, dtype: DType, numel: int, layout: str | None) -> int:
+    """Bytes of a tensor as it is kept: of a sparse one its indices and values, of any other its elements."""
+    parts = _SPARSE_PARTS.get(layout or "", ())
+    if not parts:
+        return dtype.nbytes(numel)
+    return sum(getattr(tensor, part)().nbytes for part in parts)
+
+
+_COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
+_COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
+_SPARSE_PARTS: dict[str, tuple[str, ...]] = {
+    "sparse_coo": ("_indices", "_values"),
+    "sparse_csr": _COMPRESSED_ROWS,
+    "sparse_bsr": _COMPRESSED_ROWS,
+    "sparse_csc": _COMPRESSED_COLUMNS,
+    "sparse_bsc": _COMPRESSED_COLUMNS,
+}
+
+
+def _layouts(records: LiveRecords) -> Iterator[str | None]:
+    import torch
+
+    strided = torch.strided
+    own_memory = _Once(lambda cls: not dispatches(cls))
+    for tensor, shape in zip(records.tensors.values(), records.column("shape"), strict=True):
+        plain = shape is not None and tensor.layout is strided and own_memory[type(tensor)]
+        yield None if plain else layout_of(tensor)
+
+
+def _nbytes(records: LiveRecords) -> Iterator[int]:
+    columns = records.tensors.values(), *map(records.column, ("dtype", "numel", "layout"))
+    for tensor, dtype, numel, layout in zip(*columns, strict=True):
+        yield dtype.nbytes(numel) if layout is None else stored_bytes(tensor, dtype, numel, layout)
+
+
+def _nth(place: int) -> Callable[[LiveRecords], Iterator[Any]]:
+    return lambda records: (size[place] for size in records.column("sizes"))
+
+
+def _owners(records: LiveRecords) -> Iterator[tuple[str, tuple[str, ...]]]:
+    import torch
+
+    known: dict[type, tuple[str, tuple[str, ...]]] = {}
+    for owner in records.owners:
+        names = known.get(type(owner))
+        if names is None:
+            names = class_names(owner)
+            if not isinstance(owner, torch.jit.ScriptModule):  # all of these are of one class
+                known[type(owner)] = names
+        yield names
+
+
+def _storages(records: LiveRecords) -> Iterator[Storage | None]:
+    own_memory, strides = _Once(lambda cls: not dispatches(cls)), _Once(lambda stride: stride)
+    columns = records.tensors.values(), records.column("shape"), records.column("device")
+    for tensor, shape, device in zip(*columns, strict=True):
+        yield _storage(tensor, device, strides) if shape is not None and own_memory[type(tensor)] else None
+
+
+def _storage(tensor: Any, device: str, strides: _Once) -> Storage | None:
+    """The memory that a tensor is a view of; None where it has none (sparse, wrapped by a transform)."""
+    try:
+        memory = tensor.untyped_storage()
+        address: int = memory.data_ptr()
+        # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
+        key = f"{device}:{address or memory._cdata:#x}"
+        return view_of(key, tensor.storage_offset(), strides[tensor.stride()], memory.nbytes())
+    except Exception:  # as above
+        return None
+
+
+_MADE_OF = (
+    *("shape", "dtype", "numel", "device", "kind", "requires_grad", "owner", "raw_name"),
+    *("aliases", "storage", "persistent", "nbytes", "layout"),
+)
+"""The columns that `live_tensor` takes, behind the name."""
+
+_COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
+    "name": lambda records: records.tensors,
+    "sizes": _sizes,
+    "shape": _nth(0),
+    "numel": _nth(1),
+    "ndim": lambda records: (None if shape is None else len(shape) for shape in records.column("shape")),
+    "nbytes": _nbytes,
+    "layout": _layouts,
+    "dtype": _each(attrgetter("dtype"), DType.of),
+    "device": _each(attrgetter("device"), str),
+    "requires_grad": _each(attrgetter("requires_grad")),
+    "kind": lambda records: ("buffer" if name in records._listing.buffers else "parameter" for name in records.tensors),
+    "persistent": lambda records: (records._listing.buffers.get(name, True) for name in records.tensors),
+    "owner": _owners,
+    "module": lambda records: (owner[0] for owner in records.column("owner")),
+    "bases": lambda records: (owner[1] for owner in records.column("owner")),
+    "raw_name": lambda records: (records._listing.raws.get(name, name) for name in records.tensors),
+    "aliases": lambda records: (tuple(records._tied.get(name, ())) for name in records.tensors),
+    "storage": _storages,
+    "location": lambda records: (None for _ in records.tensors),
+}
+
+
+def class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """Qualified names of a module's class, and of that and all its base classes up to `nn.Module`.
+
+    A scripted module's own class says nothing: the one that it was compiled from comes before it.
+    """
+    import torch
+
+    mro = type(module).__mro__
+    names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
+    if isinstance(module, torch.jit.ScriptModule):
+        with suppress(AttributeError):  # one that is only being made
+            names = (script_class(module._c._type().qualified_name()), *names)
+    return names[0], names
+
+
+def dispatches(cls: type) -> bool:
+    """Whether a class of tensors runs operations by code of its own: its values are in other tensors."""
+    import torch
+
+    return getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
+
+
+_STATES = ("SCB", "quant_state")
+"""Attributes in which the parameters of bitsandbytes keep their scales, for 8 and for 4 bits."""
+
+
+def coded_parameters(records: LiveRecords) -> dict[str, Coded]:
+    """The parameters of a class of their own that hold codes: the scales are attributes of them, or of their layer."""
+    import torch
+
+    found: dict[str, Coded] = {}
+    plain = (torch.nn.Parameter, torch.Tensor)
+    for name, tensor in records.tensors.items():
+        cls = type(tensor)
+        if cls in plain or not issubclass(cls, torch.nn.Parameter) or dispatches(cls):
+            continue
+        state = next((key for key in _STATES if vars(tensor).get(key) is not None), None)
+        if state is not None:
+            found[name] = Coded(name, f"{name}.{state}", True)
+        elif DType.of(tensor.dtype) in CODES:
+            found[name] = Coded(name, cls.__name__, True, by_class=True)
+    return found

@@ -1,0 +1,388 @@
+"""safetensors: eight bytes of length, a JSON header, and the tensors' bytes without a gap.
+
+Every file is read by `_read_header`. It has a fast way through, which takes the headers that writers write, and a
+strict way, which takes whatever is legal and says of everything else what is wrong with it. The fast way does not
+judge: whatever it is not sure of goes the strict way.
+
+Where this reader and the format's reference differ, this one refuses: a tensor's name or a key that stands twice,
+an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, more arrays and objects than
+tensors need, sizes whose product overflows beside a zero, and, in keys that the format does not have, numbers of more
+than 40 characters or beyond any float.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torchparams import limits
+from torchparams.dtypes import BY_CODE, DType
+from torchparams.errors import (
+    FileFormatError,
+    LimitExceeded,
+    SizeMismatch,
+    SourceError,
+    TrailingBytes,
+    TruncatedFile,
+)
+from torchparams.info import file_tensor
+from torchparams.io.filebytes import FileBytes, as_array, check_name_lengths, paused_gc
+from torchparams.io.packing import contiguous
+from torchparams.io.strict_json import as_object, describe, quoted, refuse_hollow, refuse_repeats, strict
+from torchparams.sources.base import NO_METADATA, Source, reopened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from torchparams.info import Location, ParameterInfo
+
+_MOST = (1 << 64) - 1  # sizes and offsets are unsigned 64-bit integers
+
+
+def open_safetensors(path: str, inner: str | None = None) -> SafetensorsSource:
+    """The source that reads the safetensors file `path`.
+
+    Args:
+        path: The file.
+        inner: The text after `#` in a target; a safetensors file holds nothing nested, so only None is right.
+
+    Raises:
+        SourceError: The file cannot be read, or something nested was asked for.
+        FileFormatError: It breaks a rule of the format. Says which, and at which byte or tensor.
+        LimitExceeded: Its header is longer than `limits.HEADER_BYTES`.
+    """
+    if inner is not None:
+        raise SourceError(
+            f"a safetensors file holds no nested mapping, so none at {inner!r}",
+            where=path,
+            hint=f"leave #{inner} out, and select by name: {inner}.**" if inner else "leave # out",
+        )
+    return SafetensorsSource(path)
+
+
+class SafetensorsSource(Source):
+    """A safetensors file: its header is read when it is opened, values when they are asked for.
+
+    Names are listed in the header's order.
+
+    Args:
+        path: The file.
+    """
+
+    format = "safetensors"
+
+    def __init__(self, path: str) -> None:
+        self.label = path
+        self._file = FileBytes(path)
+        infos, metadata = _read_header(self._file)
+        self._infos = MappingProxyType(infos)
+        self._metadata = MappingProxyType(metadata) if metadata else NO_METADATA
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """The records, in the order of the header."""
+        return self._infos
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """A read-only view of the mapped file; elements of less than a byte are unpacked.
+
+        Raises:
+            NotReadable: numpy has no array of so many dimensions.
+        """
+        info, at = self._entry(name)
+        return as_array(
+            self._file.view(at.start, at.stop),
+            info.dtype,
+            info.shape or (),
+            where=f"{self.label}: {quoted(name)}",
+        )
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that may be written to: a private mapping of its bytes, or a copy where it is small.
+
+        Raises:
+            NotReadable: torch has no such type.
+        """
+        from torchparams.sources.totorch import from_bytes
+
+        info, at = self._entry(name)
+        shape = info.shape or ()
+        memory = self._file.own(at.start, at.stop, info.dtype.itemsize)
+        return from_bytes(memory, info, shape, contiguous(shape))
+
+    def span(self, name: str) -> Location | None:
+        """The tensor's bytes: the format stores every tensor contiguous."""
+        return self._entry(name)[1]
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The header's `__metadata__`."""
+        return self._metadata
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file."""
+        return (self._file.path,)
+
+    def check_unchanged(self) -> None:
+        """Refuse the file if it was written to since it was listed."""
+        self._file.check_unchanged()
+
+    # A copy opens the files itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopened(self)
+
+    def close(self) -> None:
+        """Let go of the mapped file; it is mapped again when a value is asked for."""
+        self._file.close()
+
+    def _entry(self, name: str) -> tuple[ParameterInfo, Location]:
+        info = self._infos.get(name)
+        if info is None:
+            info = self._infos[self.resolve(name)]
+        assert info.location is not None  # every tensor of a file has one
+        return info, info.location
+
+
+Header = tuple[dict[str, "ParameterInfo"], dict[str, str]]
+
+
+def _read_header(file: FileBytes) -> Header:
+    """Records by name, and the metadata."""
+    if file.size < 8:
+        raise TruncatedFile(
+            f"the file ends after {file.size} bytes, within the 8 bytes that give the header's length", where=file.path
+        )
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > limits.HEADER_BYTES:
+        raise LimitExceeded(
+            f"the header's length, in bytes 0 to 8, is {length}; the limit is {limits.HEADER_BYTES}",
+            where=file.path,
+            exists=f"the file has {file.size} bytes",
+        )
+    if length > file.size - 8:
+        raise TruncatedFile(
+            f"the file ends at byte {file.size}, within the header, which takes bytes 8 to {8 + length}",
+            where=file.path,
+        )
+    header = file.read(8, 8 + length)
+    refuse_hollow(header, "the header", file.path)
+    # Parsing makes several objects for each tensor and no cycles; the collector would take longer than all of it.
+    with paused_gc():
+        found: Header | None = None
+        tiled = False
+        try:
+            found, tiled = _fast(header, file)
+        except (_Unsure, ValueError, TypeError, KeyError, RecursionError):
+            pass  # the strict way says what it is
+        infos, metadata = found or _strict(header, file)
+        check_name_lengths(infos, file.path)
+        if not tiled:
+            _check_tiling(infos, 8 + length, file)
+        return infos, metadata
+
+
+# --- the fast way ------------------------------------------------------------------------------
+
+
+class _Unsure(Exception):
+    """The header is not as writers write it: perhaps wrong, perhaps only unusual."""
+
+
+def _unsure(_: str) -> NoReturn:
+    raise _Unsure
+
+
+# Numbers that are no integers are met while parsing, at no cost to those that are.
+_decode = json.JSONDecoder(parse_float=_unsure, parse_constant=_unsure).decode
+
+# None of these is in a header by right, though any may stand in a name or in the metadata: a string with an
+# escape (which may spell a key in another way), a truth value, a number with a sign.
+_ODD = (b"\\", b"true", b"false")
+_SIGNED = (b"[-", b",-", b":-", b" -", b"\t-", b"\n-", b"\r-")
+
+
+def _fast(header: bytes, file: FileBytes) -> tuple[Header, bool]:
+    """Records by name and the metadata, and whether the tensors fill the file in their order."""
+    # One byte is found ten times as fast as two.
+    if any(odd in header for odd in _ODD) or (b"-" in header and any(sign in header for sign in _SIGNED)):
+        raise _Unsure
+    entries: dict[str, Any] = _decode(header.decode())
+    if type(entries) is not dict:
+        raise _Unsure
+    # Python keeps the last of the values that a repeated key has. But every key has a colon, and with no escapes
+    # every colon is a key's or stands in a text: so many there must be, and one more is a key that was lost.
+    colons = 4 * len(entries)
+    metadata: Any = {}
+    if "__metadata__" in entries:
+        metadata = entries.pop("__metadata__")
+        if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+            raise _Unsure
+        colons += len(metadata) - 3 + sum(text.count(":") for pair in metadata.items() for text in pair)
+    seen = header.count(b":")
+    if seen != colons and seen != colons + sum(name.count(":") for name in entries):
+        raise _Unsure
+
+    base = 8 + len(header)
+    path = file.path
+    infos: dict[str, ParameterInfo] = {}
+    ordered = True
+    end = 0
+    for name, entry in entries.items():
+        dtype = BY_CODE[entry["dtype"]]
+        shape = entry["shape"]
+        offsets = entry["data_offsets"]
+        start, stop = offsets
+        if len(entry) != 3:
+            raise _Unsure
+        # A sum refuses what is not a number; bounded factors, and few, keep their product short.
+        if type(shape) is not list or type(offsets) is not list or len(shape) > 8 or sum(shape) > _MOST:
+            raise _Unsure
+        numel = prod(shape)
+        nbytes = stop - start
+        if nbytes * 8 != numel * dtype.bits:
+            raise _Unsure
+        if not numel:
+            _numel(shape, dtype, name)
+        if start != end:
+            ordered = False
+        end = stop
+        infos[name] = file_tensor(name, tuple(shape), dtype, numel, nbytes, path, base + start, base + stop)
+    return (infos, metadata), ordered and base + end == file.size
+
+
+# --- the strict way ----------------------------------------------------------------------------
+
+
+_KEYS = ("dtype", "shape", "data_offsets")
+
+
+def _strict(header: bytes, file: FileBytes) -> Header:
+    path = file.path
+    if not header.strip(b" \t\r\n"):
+        raise FileFormatError("the header is empty, not a JSON object", where=f"{path}, bytes 8 to {8 + len(header)}")
+    entries = as_object(strict(header, "the header", path, 8), "the header", path)
+    metadata: dict[str, str] = {}
+    if "__metadata__" in entries:
+        metadata = as_object(entries.pop("__metadata__"), "__metadata__", path)
+        for key, text in metadata.items():
+            if type(text) is not str:
+                raise FileFormatError(
+                    f"the value of {quoted(key)} in __metadata__ is {describe(text)}, not a text", where=path
+                )
+
+    base = 8 + len(header)
+    infos: dict[str, ParameterInfo] = {}
+    for name, value in entries.items():
+        where = f"{path}: tensor {quoted(name)}"
+        entry = as_object(value, "its entry", where)
+        for key, other in entry.items():
+            if key not in _KEYS:
+                refuse_repeats(other, f"its {quoted(key)}", where)
+        missing = [key for key in _KEYS if key not in entry]
+        if missing:
+            raise FileFormatError(f"its entry has no {' and no '.join(missing)}", where=where)
+        dtype = _dtype(entry["dtype"], where)
+        shape = _sizes(entry["shape"], "shape", where)
+        numel = _numel(shape, dtype, where)
+        offsets = _sizes(entry["data_offsets"], "data_offsets", where)
+        if len(offsets) != 2:
+            raise FileFormatError(
+                f"its data_offsets hold {len(offsets)} number{'s' * (len(offsets) != 1)}, not 2", where=where
+            )
+        start, stop = offsets
+        if stop < start:
+            raise FileFormatError(f"its data_offsets [{start}, {stop}] end before they start", where=where)
+        if (stop - start) * 8 != numel * dtype.bits:
+            raise SizeMismatch(
+                f"its data_offsets [{start}, {stop}] span {stop - start} bytes, and {_bytes_of(dtype, shape, numel)}",
+                where=where,
+            )
+        infos[name] = file_tensor(name, shape, dtype, numel, stop - start, path, base + start, base + stop)
+    return infos, metadata
+
+
+def _dtype(code: Any, where: str) -> DType:
+    if type(code) is not str:
+        raise FileFormatError(f"its dtype is {describe(code)}, not a text", where=where)
+    dtype = BY_CODE.get(code)
+    if dtype is None:
+        raise FileFormatError(
+            f"no dtype is spelled {quoted(code)}", where=where, exists="there are " + " ".join(BY_CODE)
+        )
+    return dtype
+
+
+def _sizes(value: Any, what: str, where: str) -> tuple[int, ...]:
+    if type(value) is not list:
+        raise FileFormatError(f"its {what} is {describe(value)}, not an array", where=where)
+    for size in value:
+        if type(size) is not int:
+            raise FileFormatError(f"its {what} holds {describe(size)}, not an integer", where=where)
+        if not 0 <= size <= _MOST:
+            raise FileFormatError(
+                f"its {what} holds the number {size}, which is {'negative' if size < 0 else 'more than 64 bits hold'}",
+                where=where,
+            )
+    return tuple(value)
+
+
+def _numel(shape: Sequence[int], dtype: DType, where: str) -> int:
+    # Multiplied step by step: a header may name sizes whose product would fill the memory. A zero
+    # must not hide what overflows beside it, as no array of such a shape can be made.
+    product = dtype.bits
+    for size in shape:
+        product *= size or 1
+        if product // 8 > _MOST:
+            shown = f"[{', '.join(map(str, shape[:6]))}{', …' if len(shape) > 6 else ''}]"
+            raise FileFormatError(f"its shape {shown} of {dtype} overflows 64 bits", where=where)
+    return 0 if 0 in shape else product // dtype.bits
+
+
+def _bytes_of(dtype: DType, shape: tuple[int, ...], numel: int) -> str:
+    shown = f"[{', '.join(map(str, shape[:6]))}{', …' if len(shape) > 6 else ''}]"
+    bits = numel * dtype.bits
+    takes = f"{bits // 8} bytes" if bits % 8 == 0 else f"{bits} bits, which is not a whole number of bytes"
+    return f"{dtype} {shown} takes {takes}"
+
+
+def _check_tiling(infos: dict[str, ParameterInfo], base: int, file: FileBytes) -> None:
+    """Ordered by their offsets, the tensors fill the data from its start to the file's end."""
+    ranges = sorted(
+        (info.location.start - base, info.location.stop - base, name)
+        for name, info in infos.items()
+        if info.location is not None
+    )
+    end, before = 0, ""
+    for start, stop, name in ranges:
+        if start < end:
+            raise FileFormatError(
+                f"the tensors {quoted(before)} and {quoted(name)} overlap: the first ends at byte {end} of the data, "
+                f"the second starts at byte {start}",
+                where=f"{file.path}, byte {base + start}",
+            )
+        if start > end:
+            raise FileFormatError(
+                f"bytes {end} to {start} of the data belong to no tensor: "
+                + (f"{quoted(before)} ends before them, " if before else "")
+                + f"{quoted(name)} starts after them",
+                where=f"{file.path}, byte {base + end}",
+            )
+        end, before = stop, name
+    if base + end > file.size:
+        # The first tensor that is not whole says more than the last.
+        name, start, stop = next((n, base + a, base + b) for a, b, n in ranges if base + b > file.size)
+        raise TruncatedFile(
+            f"the file ends at byte {file.size}, and its tensors at byte {base + end}: "
+            f"{quoted(name)} lies at bytes {start} to {stop}",
+            where=file.path,
+        )
+    if base + end < file.size:
+        raise TrailingBytes(
+            f"the tensors end at byte {base + end}, and the file at byte {file.size}: the rest belongs to none",
+            where=file.path,
+        )

@@ -1,0 +1,418 @@
+"""A checkpoint in several files: an index that says which tensor is in which, or a complete set of numbered shards.
+
+It is one table. The index and its shards are held against each other both ways when it is opened, so that every
+tensor that is listed is there, and none is there that is not listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torchparams import limits
+from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, SourceError
+from torchparams.io.filebytes import FileBytes
+from torchparams.io.strict_json import Pairs, as_object, describe, plain, quoted, strict
+from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
+from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+    import torch
+
+    from torchparams.expressions.base import Expression
+    from torchparams.info import Location, ParameterInfo
+
+_INDEX = re.compile(r".*\.index(\.[^.]+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
+# What a directory is searched for. Its other files, among them `.json` and `.pkl`, are seldom checkpoints.
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_SHARD_FORMATS = tuple(fmt for fmt in FORMATS if fmt.name != "sharded index")  # an index of indexes may be endless
+_SHOWN = 6  # names of files or tensors in one message
+
+
+def open_index(path: str, inner: str | None = None, label: str | None = None) -> ShardedSource:
+    """The source that reads the shards which the index `path` names.
+
+    Args:
+        path: The index: JSON with a `weight_map`, tensor → file name. The files lie in the same directory.
+        inner: The text after `#` in a target; an index holds nothing nested, so only None is right.
+        label: What tables and messages call it; the path unless given.
+
+    Raises:
+        SourceError: A file cannot be read, or something nested was asked for.
+        FileFormatError: The index breaks a rule, a shard is not there or damaged, or the two disagree.
+        LimitExceeded: The index is longer than `limits.INDEX_BYTES`.
+    """
+    if inner is not None:
+        raise SourceError(
+            f"a sharded checkpoint holds no nested mapping, so none at {inner!r}",
+            where=label or path,
+            hint=f"leave #{inner} out, or name one of its shards",
+        )
+    weight_map, metadata = _read_index(path)
+    folder = os.path.dirname(path)
+    names = list(dict.fromkeys(weight_map.values()))
+    _check_presence(path, folder, names)
+    shards = {name: open_file(os.path.join(folder, name), formats=_SHARD_FORMATS) for name in names}
+    _check_agreement(path, weight_map, shards)
+    order = ((shard, shards[shard].resolve(name)) for name, shard in weight_map.items())
+    return ShardedSource(label or path, shards, order, index=path, metadata=metadata)
+
+
+def open_directory(path: str, inner: str | None = None) -> Source:
+    """The source that reads the one checkpoint in the directory `path`.
+
+    That is, in this order: its index, if it has exactly one; a complete set of numbered shards or a single file with
+    one of the usual suffixes, if there is exactly one of these. What a trainer saves beside a model (its optimizer, its
+    arguments, random states) does not count. Between several nothing is chosen.
+
+    Args:
+        path: The directory.
+        inner: The text after `#`; for a checkpoint that is one file.
+
+    Raises:
+        SourceError: It holds no checkpoint, or several.
+        FileFormatError: The checkpoint is damaged, or a shard of it is not there.
+    """
+    try:
+        everything = os.listdir(path)
+    except OSError as error:
+        raise SourceError(error.strerror or str(error), where=path) from None
+    there = sorted(name for name in everything if not name.startswith("."))
+    files = [name for name in there if os.path.isfile(os.path.join(path, name))]
+    indexes = [name for name in files if _INDEX.fullmatch(name)]
+    if len(indexes) == 1:
+        return open_index(os.path.join(path, indexes[0]), inner, label=path)
+    if indexes:
+        raise SourceError(
+            f"there are {len(indexes)} checkpoints in this directory",
+            where=path,
+            exists=_some(indexes),
+            hint="name the index of one",
+        )
+    found = [name for name in files if name.endswith(_SUFFIXES)]
+    weights = weights_among(found)
+    refused = foreign_directory(path, everything, weights)
+    if refused is not None:
+        raise refused
+    found = weights or found
+    sets: dict[tuple[str, str, str], list[str]] = {}
+    for name in found:
+        match = _SHARD.fullmatch(name)
+        if match:
+            sets.setdefault((match["stem"], match["count"], match["suffix"]), []).append(name)
+    single = [name for name in found if not _SHARD.fullmatch(name)]
+    if len(sets) + len(single) == 1:
+        if single:
+            return open_file(os.path.join(path, single[0]), inner, formats=_SHARD_FORMATS)
+        return _open_set(path, inner, *next(iter(sets.items())))
+    if not found:
+        below = checkpoints_below(path, there, _SUFFIXES)
+        shown = [name + os.sep * os.path.isdir(os.path.join(path, name)) for name in there]
+        raise SourceError(
+            "there is no checkpoint in this directory",
+            where=path,
+            exists=f"there are {_some(shown)}" if shown else "it is empty",
+            hint=f"did you mean {os.path.join(path, below[-1])}?"
+            if below
+            else f"a checkpoint is an .index.json with its shards, or a file that ends in {' '.join(_SUFFIXES)}",
+        )
+    raise SourceError(
+        f"there are {len(sets) + len(single)} checkpoints in this directory",
+        where=path,
+        exists=_some(single + [f"{s}-*-of-{count}{suffix}" for s, count, suffix in sets]),
+        hint="name one",
+    )
+
+
+class ShardedSource(Source):
+    """Several files as one table.
+
+    With an index, names are listed in the order of its `weight_map`; without, shard after shard. A record's
+    `location` names the shard.
+
+    Args:
+        label: What tables and messages call it.
+        shards: File name → source of that file.
+        order: File name and canonical name of every tensor, in the order of the listing; further mentions of a
+            tensor, under its aliases, are passed over.
+        index: The path of the index, if there is one.
+        metadata: What the index says beside its `weight_map`, under `metadata`.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        shards: Mapping[str, Source],
+        order: Iterable[tuple[str, str]],
+        *,
+        index: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.label = label
+        kinds = {shard.format for shard in shards.values()}
+        self.format = f"sharded {kinds.pop()}" if len(kinds) == 1 else "sharded"
+        self._index = index
+        self._shards = dict(shards)
+        # Asked for of every tensor, so it is put together once.
+        of_shards = (path for shard in self._shards.values() for path in shard.files)
+        self._files = (*([] if index is None else [index]), *of_shards)
+        self._metadata = MappingProxyType(dict(metadata)) if metadata else NO_METADATA
+        self._holder: dict[str, Source] = {}
+        self._read: dict[int, Source] = {}
+        infos: dict[str, ParameterInfo] = {}
+        for file, name in order:
+            info = shards[file].infos()[name]
+            if info.storage is not None:  # each file counts its storages for itself
+                info = replace(info, storage=replace(info.storage, key=f"{file}/{info.storage.key}"))
+            infos[name] = info
+            self._holder[name] = shards[file]
+        self._infos = MappingProxyType(infos)
+
+    def infos(self) -> Mapping[str, ParameterInfo]:
+        """The records of all shards."""
+        return self._infos
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """What the shard gives that holds it."""
+        return self._reading(name).numpy(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """What the shard gives that holds it."""
+        return self._reading(name).tensor(name)
+
+    def value(self, name: str) -> Any:
+        """What the shard gives that holds it."""
+        return self._reading(name).value(name)
+
+    def span(self, name: str) -> Location | None:
+        """The bytes in the shard that holds it."""
+        return self._holding(name).span(name)
+
+    def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
+        """What the shard says that holds it, where that is computed; else the row of this table."""
+        computed = not self.shows_storage(name) and self._holding(name).row(name)
+        return computed or super().row(name, info)
+
+    def check_size(self, name: str) -> None:
+        """What the shard says that holds it."""
+        self._holding(name).check_size(name)
+
+    def shows_storage(self, name: str) -> bool:
+        """What the shard says that holds it."""
+        return self._holding(name).shows_storage(name)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The index's `metadata`, as it stands there; `check_total_size` compares its `total_size`."""
+        return self._metadata
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The index, if there is one, and the shards."""
+        return self._files
+
+    @property
+    def shards(self) -> Mapping[str, Source]:
+        """File name → source of that file."""
+        return MappingProxyType(self._shards)
+
+    def check_total_size(self) -> None:
+        """Compare the index's `total_size` with the bytes of the tensors that are there.
+
+        Nothing is read by it, and indexes of good checkpoints often have it from before a conversion. So opening
+        does not depend on it.
+
+        Raises:
+            SizeMismatch: The two differ.
+            FileFormatError: It is not a number of bytes.
+        """
+        if "total_size" not in self._metadata:
+            return
+        stated = self._metadata["total_size"]
+        where = self._index or self.label
+        if type(stated) is not int:
+            raise FileFormatError(f"its total_size is {describe(stated)}, not an integer", where=where)
+        total = sum(info.nbytes for info in self._infos.values())
+        if stated != total:
+            raise SizeMismatch(f"its total_size is {stated}, and its tensors take {total} bytes", where=where)
+
+    def check_unchanged(self) -> None:
+        """Refuse shards that were written to since they were listed."""
+        for shard in self._shards.values():
+            shard.check_unchanged()
+
+    # A copy opens the files itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopened(self)
+
+    def close(self) -> None:
+        """Close the shards that values were read from: a run closes its sources as often as once for each tensor."""
+        while self._read:
+            with suppress(KeyError):  # another thread was faster
+                self._read.popitem()[1].close()
+
+    def _reading(self, name: str) -> Source:
+        shard = self._holding(name)
+        self._read[id(shard)] = shard
+        return shard
+
+    def _holding(self, name: str) -> Source:
+        holder = self._holder.get(name)
+        return self._holder[self.resolve(name)] if holder is None else holder
+
+
+# --- the index -------------------------------------------------------------------------------
+
+
+def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
+    file = FileBytes(path)
+    if file.size > limits.INDEX_BYTES:
+        raise LimitExceeded(
+            f"the index has {file.size} bytes; the limit is {limits.INDEX_BYTES}",
+            where=path,
+            hint="if you trust the file, raise torchparams.limits.INDEX_BYTES",
+        )
+    index = as_object(strict(file.read(0, file.size), "the index", path), "the index", path)
+    if "weight_map" not in index:
+        keys = [quoted(key) for key in index]
+        raise FileFormatError(
+            "a JSON file without a weight_map is no index of a checkpoint",
+            where=path,
+            exists=f"its keys are {_some(keys)}" if keys else "it is an empty object",
+        )
+    weight_map = as_object(index["weight_map"], "its weight_map", path)
+    checked: set[str] = set()
+    for name, file_name in weight_map.items():
+        if type(file_name) is not str:
+            raise FileFormatError(
+                f"the weight_map gives {quoted(name)} {describe(file_name)}, not a file name", where=path
+            )
+        if file_name not in checked:
+            # The text alone decides. Links are followed: a cache of downloads keeps its files elsewhere.
+            if not file_name or file_name in (".", "..") or re.search(r"[/\\\0]|^[A-Za-z]:", file_name):
+                raise FileFormatError(
+                    f"the weight_map puts {quoted(name)} into {quoted(file_name)}, "
+                    "which is not the name of a file in the index's own directory",
+                    where=path,
+                )
+            checked.add(file_name)
+    metadata = index.get("metadata", Pairs())
+    if type(metadata) is not Pairs:
+        raise FileFormatError(f"its metadata is {describe(metadata)}, not an object", where=path)
+    return weight_map, plain(metadata, "its metadata", path)
+
+
+def _check_presence(path: str, folder: str, names: list[str]) -> None:
+    missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        broken = [name for name in missing if os.path.islink(os.path.join(folder, name))]
+        what = "file that is" if len(missing) == 1 else "files that are"
+        raise FileFormatError(
+            f"the index names {len(missing)} {what} not there: {_some(map(quoted, missing))}",
+            where=path,
+            exists=f"{_some(map(quoted, broken))} is a link that leads nowhere" if broken else None,
+        )
+    # A shard of the same numbered set that lies there unnamed: its tensors would silently not be listed.
+    named = set(names)
+    sets = {(m["stem"], m["count"], m["suffix"]) for m in map(_SHARD.fullmatch, names) if m}
+    for name in sorted(os.listdir(folder or ".")) if sets else ():
+        match = _SHARD.fullmatch(name)
+        if match and name not in named and (match["stem"], match["count"], match["suffix"]) in sets:
+            raise FileFormatError(
+                f"the index names no tensor in {quoted(name)}, which lies beside its shards", where=path
+            )
+
+
+def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[str, Source]) -> None:
+    holders: dict[str, list[str]] = {}
+    for file, shard in shards.items():
+        for info in shard.infos().values():
+            for name in (info.name, *info.aliases):
+                holders.setdefault(name, []).append(file)
+    lost = [name for name, file in weight_map.items() if file not in holders.get(name, ())]
+    if lost:
+        name, file = lost[0], weight_map[lost[0]]
+        raise FileFormatError(
+            f"the index puts {quoted(name)} into {quoted(file)}, which does not hold it{_more(lost)}",
+            where=path,
+            exists=f"it is in {quoted(holders[name][0])}"
+            if name in holders
+            else f"{quoted(file)} holds {_tensors(shards[file])}",
+        )
+    unlisted = [name for name in holders if name not in weight_map]
+    if unlisted:
+        name = unlisted[0]
+        raise FileFormatError(
+            f"{quoted(holders[name][0])} holds {quoted(name)}, which the index does not list{_more(unlisted)}",
+            where=path,
+        )
+    for name, files in holders.items():
+        if len(files) > 1:
+            other = next(file for file in files if file != weight_map[name])
+            raise FileFormatError(
+                f"the index puts {quoted(name)} into {quoted(weight_map[name])}, and {quoted(other)} holds it too",
+                where=path,
+            )
+
+
+# --- a set of numbered shards ----------------------------------------------------------------
+
+
+def _open_set(folder: str, inner: str | None, kind: tuple[str, str, str], names: list[str]) -> Source:
+    stem, count, suffix = kind
+    if int(count) != len(names) or [int(m["number"]) for m in map(_SHARD.fullmatch, names) if m] != list(
+        range(1, len(names) + 1)
+    ):
+        there = set(names)
+        # The count is the file name's word: it may be 99999.
+        wanted = (f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1))
+        missing = [name for name in wanted if name not in there]
+        raise FileFormatError(
+            f"{len(missing)} of {int(count)} shards are not there: {_some(map(quoted, missing))}"
+            if missing
+            else f"these are more shards than {int(count)}: {_some(map(quoted, names))}",
+            where=folder,
+        )
+    if inner is not None and len(names) > 1:
+        raise SourceError(
+            f"a sharded checkpoint holds no nested mapping, so none at {inner!r}",
+            where=folder,
+            hint=f"leave #{inner} out, or name one of its shards",
+        )
+    if len(names) == 1:
+        return open_file(os.path.join(folder, names[0]), inner, formats=_SHARD_FORMATS)
+    shards = {name: open_file(os.path.join(folder, name), formats=_SHARD_FORMATS) for name in names}
+    order = [(file, name) for file, shard in shards.items() for name in shard.infos()]
+    holders: dict[str, str] = {}
+    for file, shard in shards.items():
+        for info in shard.infos().values():
+            for name in (info.name, *info.aliases):
+                if name in holders:
+                    raise FileFormatError(
+                        f"{quoted(name)} is in {quoted(holders[name])} and in {quoted(file)}", where=folder
+                    )
+                holders[name] = file
+    return ShardedSource(folder, shards, order)
+
+
+def _more(names: list[str]) -> str:
+    return f" ({len(names)} tensors are so)" if len(names) > 1 else ""
+
+
+def _tensors(shard: Source) -> str:
+    count = len(shard.infos())
+    return "no tensors" if not count else "1 tensor" if count == 1 else f"{count} tensors"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more

@@ -1,0 +1,1 @@
+"""Files that torch has written, read without torch and without running their pickle."""

@@ -1,0 +1,189 @@
+"""A pickle machine that executes nothing.
+
+A pickle is a program for a stack machine. Two of its operations name something to import and call
+it; here a global stays a name (`Global`) and a call stays a record of itself (`Reduced`), unless
+the name is in the table of constructors that our own code stands in for (`_rebuild.py`). So a file
+can describe anything and run nothing.
+
+What else a hostile file could do with the machine itself is met here too:
+
+- Time and memory. There are no jumps, so a pickle ends; an operation makes about 100 bytes at most,
+  and `limits.PICKLE_OPERATIONS` bounds their number by the size of the file. Declared lengths are
+  held against the bytes that are there before anything is made of them.
+- Hashing. No dictionary is keyed by numbers of the file, which could be chosen to collide: keys that are
+  numbers are wrapped in `NumberKey`, which hashes their text, and whatever is slow to hash or to compare in
+  `OddKey`, which hashes by identity. The memo is a list; indexes that leave gaps are kept by their text.
+- Nesting. The machine does not recurse, and nothing in it walks what it built.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import repeat
+from operator import length_hint
+from typing import Any
+
+from torchparams.errors import FileFormatError, TruncatedFile
+from torchparams.sources.torchfile._pickle_ops import Operations
+from torchparams.sources.torchfile._pickle_values import LONG_TEXT, Cut, Global, Malformed, Reduced
+
+_u16 = struct.Struct("<H").unpack_from
+_i32 = struct.Struct("<i").unpack_from
+_u32 = struct.Struct("<I").unpack_from
+
+# The operations that the loop handles itself: those that most of a state_dict is made of.
+_BINPUT, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"qrhj"
+_BININT1, _BININT2, _BININT, _BINUNICODE = b"KMJX"
+_MARK, _TUPLE, _TUPLE1, _TUPLE2 = b"(t\x85\x86"
+_BINPERSID, _REDUCE, _EMPTY_TUPLE, _NEWFALSE, _MEMOIZE, _STOP = b"QR)\x89\x94."
+# Bytes that follow an operation of fixed length: tells an empty stack from an end that came early.
+_FIXED = {
+    **dict.fromkeys(b"qhKUC\x80\x82\x8a\x8c", 1),
+    **dict.fromkeys(b"M\x83", 2),
+    **dict.fromkeys(b"rjJXTB\x84\x8b", 4),
+    **dict.fromkeys(b"G\x8d\x8e\x95\x96", 8),
+}
+
+
+_BEYOND = "it goes on beyond its end"
+
+
+class Machine(Operations):
+    """Runs the pickles of one buffer.
+
+    Args:
+        data: The buffer.
+        stop: Where the bytes that may belong to a pickle end.
+        label: What error messages call the buffer: a path, or a member of a zip.
+        constructors: Our stand-ins, by module and name.
+        persistent: Makes something of a persistent id; raises `Malformed`.
+        file_bytes: Size of the whole file, which the allowance of operations grows with.
+        in_file: Whether the buffer is the whole file, so that a position in it is one in the file.
+    """
+
+    def load(self, pos: int) -> tuple[Any, int]:
+        """The value of the pickle at byte `pos`, and the byte after its end.
+
+        Raises:
+            TruncatedFile: It goes on beyond the end of the buffer.
+            FileFormatError: It is not a pickle.
+            LimitExceeded: It runs too many operations.
+        """
+        data, table, persistent = self.data, self.table, self.persistent
+        stack: list[Any] = []
+        marks: list[int] = []
+        memo: list[Any] = []
+        far: dict[str, Any] = {}
+        self.stack, self.marks, self.memo, self.far = stack, marks, memo, far
+        push, remember = stack.append, memo.append
+        begin = pos
+        allowed = self.left
+        operations = repeat(None, allowed)
+        try:
+            # The order is that of how often they come; `pos` moves only when an operation has succeeded.
+            for _ in operations:
+                op = data[pos]
+                pos += 1
+                if op == _LONG_BINPUT:
+                    index = _u32(data, pos)[0]
+                    if index == len(memo) and not far:
+                        remember(stack[-1])
+                    else:
+                        self.store(index)
+                    pos += 4
+                elif op == _BININT1:
+                    push(data[pos])
+                    pos += 1
+                elif op == _BINGET:
+                    index = data[pos]
+                    push(memo[index] if index < len(memo) else self.fetch(index))
+                    pos += 1
+                elif op == _MARK:
+                    marks.append(len(stack))
+                elif op == _TUPLE:
+                    mark = marks.pop()
+                    if mark > len(stack):
+                        raise Malformed("TUPLE after its MARK was taken off the stack")
+                    items = tuple(stack[mark:])
+                    del stack[mark:]
+                    push(items)
+                elif op == _BINUNICODE:
+                    begins = pos + 4
+                    ends = begins + _u32(data, pos)[0]
+                    if ends - begins > LONG_TEXT or ends > self.stop:
+                        push(self.text(begins, ends))
+                    else:
+                        try:
+                            push(str(data[begins:ends], "utf-8"))
+                        except UnicodeDecodeError:
+                            push(self.text(begins, ends))
+                    pos = ends
+                elif op == _TUPLE2:
+                    second = stack.pop()
+                    stack[-1] = (stack[-1], second)
+                elif op == _REDUCE:
+                    args = stack.pop()
+                    func = stack[-1]
+                    build = func.build if type(func) is Global else None
+                    made = NotImplemented if build is None else build(self, func, args)
+                    stack[-1] = Reduced(func, args) if made is NotImplemented else made
+                elif op == _BINPERSID:
+                    stack[-1] = persistent(stack[-1])
+                elif op == _EMPTY_TUPLE:
+                    push(())
+                elif op == _NEWFALSE:
+                    push(False)
+                elif op == _TUPLE1:
+                    stack[-1] = (stack[-1],)
+                elif op == _BININT2:
+                    push(_u16(data, pos)[0])
+                    pos += 2
+                elif op == _BINPUT:
+                    index = data[pos]
+                    if index == len(memo) and not far:
+                        remember(stack[-1])
+                    else:
+                        self.store(index)
+                    pos += 1
+                elif op == _BININT:
+                    push(_i32(data, pos)[0])
+                    pos += 4
+                elif op == _MEMOIZE:
+                    if far:
+                        self.store(len(memo) + len(far))
+                    else:
+                        remember(stack[-1])
+                elif op == _LONG_BINGET:
+                    index = _u32(data, pos)[0]
+                    push(memo[index] if index < len(memo) else self.fetch(index))
+                    pos += 4
+                elif op == _STOP:
+                    break
+                else:
+                    pos = table[op](pos)
+            else:
+                self.charge(self.left + 1)
+            if pos > self.stop:
+                raise Cut(_BEYOND)
+            value = stack.pop()
+        except (Malformed, IndexError, struct.error) as error:
+            raise self._error(error, begin, pos) from None
+        self.charge(allowed - length_hint(operations))
+        self.stack, self.marks, self.memo, self.far = [], [], [], {}
+        return value, pos
+
+    def _error(self, error: Exception, begin: int, pos: int) -> FileFormatError:
+        """The one clear error for what went wrong after byte `pos`."""
+        at = pos - 1
+        op = self.data[at] if begin <= at < len(self.data) else 0
+        if isinstance(error, Cut) or pos >= self.stop or pos + _FIXED.get(op, 0) > self.stop:
+            # Behind its end lies something else of the file, and what that means as operations says nothing.
+            detail = "" if not isinstance(error, Cut) else f", {error}" if at < self.stop else f", {_BEYOND}"
+            return TruncatedFile(
+                f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}", where=self.label
+            )
+        if isinstance(error, Malformed):
+            what = str(error)
+        else:
+            what = f"operation {bytes([op])!r} finds the stack empty"
+        return FileFormatError(f"the pickle is broken at byte {at}: {what}", where=self.label)

@@ -1,0 +1,249 @@
+"""What `torch.save` wrote before version 1.6, and plain pickles.
+
+A legacy file is five pickles (a magic number, the protocol, facts on the machine, the object, the
+storages' keys), and then of each storage its count of elements and their bytes. Both are
+little-endian on every machine; the facts in the third pickle say nothing of them.
+
+A plain pickle holds its bytes itself: numpy arrays, and torch tensors, each of which `pickle`
+writes as a legacy file within the pickle.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torchparams.errors import FileFormatError, SizeMismatch, TrailingBytes, TruncatedFile, shorten
+from torchparams.io.filebytes import FileBytes, paused_gc
+from torchparams.render.tree import plural
+from torchparams.sources.torchfile._describe import describe
+from torchparams.sources.torchfile._pickle import Machine
+from torchparams.sources.torchfile._pickle_values import Blob, Malformed
+from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
+from torchparams.sources.torchfile._refs import Region, StorageRef, Storages
+from torchparams.sources.torchfile._tree import Listing
+from torchparams.sources.torchfile._views import PickledSource
+
+if TYPE_CHECKING:
+    from torchparams.sources.torchfile._pickle_values import Buffer, Constructor, Global, Services
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_COUNT = 8  # bytes of a storage's count of elements
+
+
+def open_legacy(path: str, inner: str | None = None) -> LegacySource:
+    """The source that reads torch's format from before version 1.6.
+
+    Args:
+        path: The file.
+        inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FileFormatError: It breaks a rule of the format. Says which, and at which byte.
+        LimitExceeded: It is larger or more deeply nested than `torchparams.limits` allows.
+        UnknownName: There is no `inner` in it.
+    """
+    with paused_gc():
+        return LegacySource(FileBytes(path), inner)
+
+
+def open_plain_pickle(path: str, inner: str | None = None) -> PlainPickleSource:
+    """The source that reads a pickle with numpy arrays or torch tensors in it.
+
+    Args:
+        path: The file.
+        inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FileFormatError: It is not one pickle, or holds no tensors.
+        LimitExceeded: It is larger or more deeply nested than `torchparams.limits` allows.
+        UnknownName: There is no `inner` in it.
+    """
+    with paused_gc():
+        return PlainPickleSource(FileBytes(path), inner)
+
+
+def refuse_tar(path: str, inner: str | None = None) -> NoReturn:
+    """Say what to do with torch's oldest format, or any other tar.
+
+    Raises:
+        FileFormatError: Always.
+    """
+    head = FileBytes(path).read(0, min(FileBytes(path).size, 512))
+    if head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages", b"pickle"):
+        raise FileFormatError(
+            "a tar archive of torch 0.1, which is not read here",
+            where=path,
+            hint="load it with torch.load(path, weights_only=False) if you trust it, and save it again",
+        )
+    raise FileFormatError("a tar archive, not a checkpoint", where=path, hint="unpack it, and list what is in it")
+
+
+class LegacySource(PickledSource):
+    """A checkpoint in torch's format from before version 1.6.
+
+    Args:
+        file: The file.
+        inner: The dotted path of what to list, or None for everything.
+    """
+
+    format = "torch legacy"
+
+    def __init__(self, file: FileBytes, inner: str | None) -> None:
+        storages = Storages()
+        machine = Machine(
+            file.view(0, file.size), file.size, file.path, CONSTRUCTORS, storages, file.size, in_file=True
+        )
+        root, end = read_legacy(machine, storages, 0, file.size)
+        if end != file.size:
+            raise TrailingBytes(
+                f"{plural(file.size - end, 'byte')} after the last storage, at byte {end}", where=file.path
+            )
+        super().__init__(file, inner, Listing(root, inner, file.path))
+
+
+class PlainPickleSource(PickledSource):
+    """A pickle that holds its arrays' bytes itself.
+
+    Args:
+        file: The file.
+        inner: The dotted path of what to list, or None for everything.
+    """
+
+    format = "pickle"
+
+    def __init__(self, file: FileBytes, inner: str | None) -> None:
+        embedded = _Embedded(file)
+        constructors: dict[tuple[str, str], Constructor] = {
+            **CONSTRUCTORS,
+            ("torch.storage", "_load_from_bytes"): embedded,
+        }
+        machine = Machine(
+            file.view(0, file.size), file.size, file.path, constructors, Storages.refuse, file.size, in_file=True
+        )
+        root, end = machine.load(0)
+        if end != file.size:
+            raise TrailingBytes(
+                f"{plural(file.size - end, 'byte')} after the end of the pickle, at byte {end}", where=file.path
+            )
+        listing = Listing(root, inner, file.path)
+        if not listing.names:
+            raise FileFormatError(
+                f"the pickle holds no tensors and no arrays of numbers: it is {describe(root)}", where=file.path
+            )
+        super().__init__(file, inner, listing)
+
+
+def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> tuple[Any, int]:
+    """What the legacy file at `[begin, stop)` of the machine's buffer holds, and where it ends.
+
+    Gives each of `storages` the place of its bytes.
+
+    Raises:
+        TruncatedFile: It goes on beyond `stop`.
+        FileFormatError: It breaks a rule of the format.
+    """
+    where = machine.label
+    magic, pos = machine.load(begin)
+    if type(magic) is not int or magic != _MAGIC:
+        raise FileFormatError("not torch's legacy format: it does not start with its magic number", where=where)
+    protocol, pos = machine.load(pos)
+    if type(protocol) is not int or protocol != _PROTOCOL:
+        raise FileFormatError(
+            f"torch's legacy format of the unknown protocol {describe(protocol)}; {_PROTOCOL} is known", where=where
+        )
+    _, pos = machine.load(pos)
+    root, pos = machine.load(pos)
+    keys, pos = machine.load(pos)
+    if type(keys) is not list:
+        raise FileFormatError(f"the list of storages is {describe(keys)}", where=f"{where}, before byte {pos}")
+
+    firsts = {storage.key: storage for storage in storages.by_key.values()}
+    places: dict[str, Region] = {}
+    for key in keys:
+        name = key if type(key) is str else str(key) if type(key) is int and abs(key) < 1 << 64 else None
+        storage = firsts.get(name) if name is not None else None
+        if storage is None or name is None:
+            raise FileFormatError(
+                f"the file lists a storage {shorten(describe(key))} that nothing refers to", where=where
+            )
+        if name in places:
+            raise FileFormatError(f"the file lists the storage {shorten(repr(name))} twice", where=where)
+        start = pos + _COUNT
+        if start > stop:
+            raise TruncatedFile(
+                f"the file ends at byte {stop}, within the count of elements of the storage {shorten(repr(name))}",
+                where=where,
+            )
+        count = int.from_bytes(machine.data[pos:start], "little", signed=True)
+        if count != storage.numel:
+            raise SizeMismatch(
+                f"the storage {shorten(repr(name))} has {count:,} elements by its own account and "
+                f"{storage.numel:,} by that of the pickle",
+                where=f"{where}, byte {pos}",
+            )
+        pos = start + storage.nbytes
+        if pos > stop:
+            raise TruncatedFile(
+                f"the file ends at byte {stop}, within the storage {shorten(repr(name))}, which takes bytes "
+                f"{start} to {pos}",
+                where=where,
+            )
+        places[name] = Region(start, storage.nbytes, False)
+    for storage in storages:
+        region = places.get(storage.key)
+        if region is None:
+            raise FileFormatError(
+                f"the file lacks the storage {shorten(repr(storage.key))}",
+                where=where,
+                exists=f"it lists {len(places):,} storages",
+            )
+        if (storage.start + storage.numel) * storage.dtype.bits > region.nbytes * 8:
+            raise SizeMismatch(
+                f"the storage {shorten(repr(storage.key))} has {region.nbytes:,} bytes, and is used as one of "
+                f"{storage.numel:,} × {storage.dtype}",
+                where=where,
+            )
+        storage.region = region
+    return root, pos
+
+
+class _Embedded:
+    """Stands in for `torch.storage._load_from_bytes`: a legacy file that holds one storage, within a pickle."""
+
+    def __init__(self, file: FileBytes) -> None:
+        self.file = file
+        self.known: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, outer: Services, func: Global, args: Any) -> Any:
+        raw = args[0] if type(args) is tuple and len(args) == 1 else None
+        if not isinstance(raw, bytes | Blob):
+            return NotImplemented
+        known = self.known.get(id(raw))
+        if known is None:
+            known = self.known[id(raw)] = (raw, self._read(outer, raw))
+        return known[1]
+
+    def _read(self, outer: Services, raw: bytes | Blob) -> StorageRef:
+        whole: Buffer = outer.data
+        in_file = isinstance(raw, Blob) and raw.data is None
+        if isinstance(raw, bytes):
+            whole, begin, stop = raw, 0, len(raw)
+        else:
+            begin, stop = raw.start, raw.stop
+        storages = Storages()
+        # Its own table of constructors has no entry for such a file: they are not read within each other.
+        label = f"{outer.label}, a storage within the pickle"
+        machine = Machine(whole, stop, label, CONSTRUCTORS, storages, stop - begin, in_file=in_file)
+        machine.left = outer.left
+        storage, end = read_legacy(machine, storages, begin, stop)
+        outer.charge(outer.left - machine.left)
+        if type(storage) is not StorageRef or storage.region is None or storage.region.start is None:
+            raise Malformed("torch.storage._load_from_bytes of something that is no storage")
+        if end != stop:
+            raise Malformed(f"{plural(stop - end, 'byte')} after the storage within the pickle")
+        start = storage.region.start
+        storage.inline = Blob(None if in_file else whole, start, start + storage.nbytes)
+        return storage
