@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from torchparams.edit.write._read_back import read_back
 from torchparams.edit.plan.written import CastLosses, Written
+from torchparams.edit.write._read_back import read_back
 from torchparams.edit.write.directory import Directory
 from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, shorten
 from torchparams.io import system as _system
