@@ -335,7 +335,9 @@ def test_a_pickle_without_tensors(tmp_path: Path) -> None:
         "the pickle holds no tensors and no arrays of numbers: it is a dict of 1 item"
     )
     contents = pickle.dumps(Payload(print, "never"))
-    assert refusal(tmp_path, contents, opener=open_plain_pickle).endswith("it is builtins.print('never')")
+    assert refusal(tmp_path, contents, opener=open_plain_pickle).endswith(
+        "it is builtins.print('never'). it calls builtins.print: do not unpickle."
+    )
 
 
 def test_plain_pickles_are_one_pickle(tmp_path: Path) -> None:

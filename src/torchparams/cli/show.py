@@ -16,16 +16,23 @@ from torchparams.cli.targets import table
 def show(
     target: Target,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The tensor's name.", show_default=False, autocompletion=tensor_names)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The name of a tensor, or of another entry (epoch).",
+            show_default=False,
+            autocompletion=tensor_names,
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show one tensor: facts, a few values, its place.
+    """Show one tensor, or another entry: facts, values.
 
     \b
     Examples:
       torchparams show model.safetensors conv1.weight
       torchparams show run.ckpt#model head.bias --json
+      torchparams show run.ckpt epoch
     """
     from torchparams.measure.describe import show as described
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import NotReadable, SourceError
+from torchparams.errors import NotReadable, SourceError, UnknownName
 from torchparams.left_out import left_out_lines
+from torchparams.measure.beside import MetadataValue, metadata_value
 from torchparams.parameters import of
 from torchparams.render.rows import shape_of
 from torchparams.render.tree import (
@@ -111,17 +112,18 @@ class Description:
         }
 
 
-def show(x: object, name: str) -> Description:
-    """Everything known of one tensor, a few of its values, and where it lies.
+def show(x: object, name: str) -> Description | MetadataValue:
+    """Everything known of one tensor, a few of its values, and where it lies; or one entry that is no tensor.
 
     Of a file, no more is read than the values that are shown, where the tensor's bytes lie there as they are.
 
     Args:
         x: Anything that has parameters; buffers of a live model can be shown too.
-        name: The tensor's name, under any of its spellings.
+        name: The tensor's name, under any of its spellings; or that of an entry beside the tensors (`epoch`), or within
+            one (`config.layers`).
 
     Raises:
-        UnknownName: There is no such tensor; the message names the nearest.
+        UnknownName: There is neither; the message names the nearest tensors.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -130,7 +132,13 @@ def show(x: object, name: str) -> Description:
      [3. 4. 5.]]
     """
     params = of(x, buffers=True)
-    info = params.info(name)
+    try:
+        info = params.info(name)
+    except UnknownName:
+        beside = metadata_value(params.source, name)
+        if beside is None:
+            raise
+        return beside
     values = unreadable = None
     try:
         values = _printed(params.numpy(info.name))
@@ -139,8 +147,8 @@ def show(x: object, name: str) -> Description:
     except SourceError as error:
         unreadable = f"Its values cannot be read: {error}"
     owners = {name.rpartition(".")[0] for name in (info.name, *info.aliases)}
-    beside = tuple(each for each in params.source.left_out if each.name in owners)
-    return Description(info, (params.source.label, params.source.format), values, unreadable, beside)
+    left_out = tuple(each for each in params.source.left_out if each.name in owners)
+    return Description(info, (params.source.label, params.source.format), values, unreadable, left_out)
 
 
 def _printed(array: np.ndarray[Any, Any]) -> str:

@@ -11,6 +11,7 @@ from torchparams.engines.base import Unread
 from torchparams.errors import SelectorError, UnknownName
 from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import LeftOut, concerned
+from torchparams.measure.beside import part_within
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
@@ -60,6 +61,8 @@ class Diff:
         numeric: Whether values decided, or bits.
         rename: What the names of B were renamed by; None where they were not.
         proposal: A rename under which more tensors would meet, where none was asked for.
+        part: The mapping within one of the checkpoints that has more of the names of the other, as a target: to compare
+            that instead.
         rows: A row for each tensor: in A's order, those that B alone has last.
         by: How they are grouped; None where they are not.
         groups: Their groups.
@@ -87,6 +90,7 @@ class Diff:
     limit: int | None = ROWS_SHOWN
     left_out_a: tuple[LeftOut, ...] = ()
     left_out_b: tuple[LeftOut, ...] = ()
+    part: str | None = None
     lost: Lost = field(default_factory=dict)
 
     @property
@@ -161,6 +165,7 @@ class Diff:
             "numeric": self.numeric,
             "rename": None if self.rename is None else self.rename.to_json(),
             "proposal": None if self.proposal is None else str(self.proposal),
+            "part": self.part,
             "counts": dict(self.counts),
             "total": self.total.to_json(),
             "by": None if self.by is None else list(self.by),
@@ -278,6 +283,7 @@ def diff(
         left_out_a=_left_out(mine, selector, rows),
         left_out_b=_left_out(yours, selector, rows),
         lost=lost,
+        part=part_within(mine.source, infos_b) or part_within(yours.source, infos_a) if renames is None else None,
     )
     return made if sort is None else made.sorted(sort)
 

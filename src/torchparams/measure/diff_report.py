@@ -73,7 +73,9 @@ def report(diff: Diff) -> Report:
         ]
     parts.append(_verdict(diff))
     parts += lines(diff.lost)
-    if diff.proposal is not None:
+    if diff.part is not None:
+        parts.append(Text(printable(f"{diff.part} holds what the other has: compare that"), "warn"))
+    elif diff.proposal is not None:
         parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
     if diff.counts["dtype"] and not diff.numeric:
         parts.append(Text("with --numeric (numeric=True), values are compared across dtypes", "dim"))

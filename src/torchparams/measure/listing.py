@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import left_out_lines
+from torchparams.measure.beside import as_json, beside_lines
 from torchparams.parameters import Parameters, of
 from torchparams.render.rows import shape_of, sort_infos, total_of
 from torchparams.render.tree import (
@@ -51,10 +52,11 @@ class Listing:
     limit: int | None = None
 
     def report(self) -> Report:
-        """The table, and a line with the totals."""
-        if not self.tree:
-            return self.params.report(limit=self.limit, sort=self.sort)
+        """The table, a line with the totals, and what is beside the tensors."""
         source = self.params.source
+        beside = tuple(beside_lines(source)) if self.params.selector is None else ()
+        if not self.tree:
+            return Report((*self.params.report(limit=self.limit, sort=self.sort).parts, *beside))
         infos = sort_infos(list(self.params.infos.values()), self.sort)
         return Report(
             (
@@ -62,6 +64,7 @@ class Listing:
                 tree_table(tree_of(infos, fold=self.fold), depth=self.depth),
                 Text(total_of(infos), "dim"),
                 *left_out_lines(self.params.left_out),
+                *beside,
             )
         )
 
@@ -74,14 +77,14 @@ class Listing:
         return to_html(self.report())
 
     def to_json(self) -> dict[str, Any]:
-        """`source`, `format`, `metadata` where its values are text, `total`, `parameters` (records), `left_out`."""
+        """`source`, `format`, `metadata`, `total`, `parameters` (records), `left_out`, and the `pickle`'s verdict."""
         source = self.params.source
         infos = sort_infos(list(self.params.infos.values()), self.sort)
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
         return {
             "source": source.label,
             "format": source.format,
-            "metadata": {key: value for key, value in source.metadata.items() if isinstance(value, str)},
+            "metadata": as_json(dict(source.metadata)),
             "total": {
                 "tensors": len(infos),
                 "numel": sum(info.numel for info in infos),
@@ -90,6 +93,7 @@ class Listing:
             },
             "parameters": [info.to_json() for info in infos],
             "left_out": [each.to_json() for each in self.params.left_out],
+            "pickle": None if source.verdict is None else source.verdict.to_json(),
         }
 
 

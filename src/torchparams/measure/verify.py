@@ -25,6 +25,7 @@ from torchparams.render.tree import (
     cut,
     human_bytes,
     human_shape,
+    listed,
     plural,
     printable,
     to_html,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torchparams.measure.hashing import TensorDigest
     from torchparams.parameters import Parameters
     from torchparams.sources.base import Source
+    from torchparams.sources.torchfile.verdict import Verdict
 
 KINDS = ("content", "unreadable", "shape", "dtype", "missing", "unexpected")
 """How a tensor can differ from what a manifest says of it."""
@@ -209,7 +211,8 @@ def verify(
     under another of its names: checkpoints often hold one name of a tied weight. A check called `ties` lists such
     names. Without a manifest, every byte is read, and compared with what the format stores for that: torch zips have a
     CRC-32 of each member, safetensors and legacy files have nothing, which is said. Either way a damaged structure is
-    found. A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
+    found. A pickle that would run code when torch or Python loads it fails a check that names the call; nothing is run
+    here. A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
 
     Args:
         x: Anything that has parameters; buffers of a live model as in `digest`.
@@ -243,20 +246,20 @@ def verify(
             raise
         broken = Check("structure", FAILED, told(error, os.fspath(x)))
         return Verification(os.fspath(x), "", label, (broken,), (), 0, 0)
-    listed = {} if expected is None else _by_name(expected)
+    stated = {} if expected is None else _by_name(expected)
     infos = params.infos
     if selector is not None:
-        wanted = _selected(params, listed, selector, strict)
+        wanted = _selected(params, stated, selector, strict)
         infos = {name: info for name, info in infos.items() if name in wanted}
         wanted |= {name for info in infos.values() for name in info.aliases}
-        listed = {name: tensor for name, tensor in listed.items() if name in wanted}
+        stated = {name: tensor for name, tensor in stated.items() if name in wanted}
     source = params.source
     differences: tuple[Difference, ...] = ()
     ties: tuple[str, ...] = ()
     whole: frozenset[str] = frozenset()
     checks: list[Check] = []
     if expected is not None:
-        found = tuple(_compare(params, infos, expected, listed, engine or ThreadEngine(), progress))
+        found = tuple(_compare(params, infos, expected, stated, engine or ThreadEngine(), progress))
         differences = tuple(each for each in found if isinstance(each, Difference))
         ties = tuple(each for each in found if isinstance(each, str))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
@@ -270,6 +273,7 @@ def verify(
     checks += _outside(params, selector, infos)
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
+    checks += _pickle(source.verdict)
     nbytes = sum(info.nbytes for info in infos.values())
     return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
 
@@ -285,6 +289,14 @@ def _outside(params: Parameters, selector: object, infos: Mapping[str, Parameter
     ):
         if beside:
             yield Check("other state", outcome, f"not compared: {in_words(beside)}")
+
+
+def _pickle(verdict: Verdict | None) -> Iterator[Check]:
+    """A check for what unpickling the file would run; none where it holds no pickle."""
+    if verdict is not None:
+        needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
+        fine = f"calls only what torch, numpy and collections need{needs}"
+        yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
 
 
 def _by_name(expected: Digests) -> dict[str, TensorDigest]:

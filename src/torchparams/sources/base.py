@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import stat
 import sys
 from abc import ABC, abstractmethod
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.sources.torchfile.verdict import Verdict
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -200,6 +202,16 @@ class Source(ABC):
         return NO_METADATA
 
     @property
+    def mappings(self) -> tuple[str, ...]:
+        """The mappings within a checkpoint that hold tensors: what may follow `#` in a target. At most two levels."""
+        return ()
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What unpickling the files would do beside making tensors; None where nothing is a pickle."""
+        return None
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """State that belongs to the source and that its table does not list, with the reason."""
         return ()
@@ -269,6 +281,17 @@ def _is_tar(head: bytes, size: int) -> bool:
     return head[257:262] == b"ustar" or head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages")
 
 
+def _is_pickle(head: bytes, size: int) -> bool:
+    if head[:1] == b"\x80":
+        return head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    # Protocols 0 and 1 have no mark. They begin with a container, or with a global on a line for its module and one for
+    # its name.
+    return head[:1] in (b"(", b"]", b"}", b"c", b"i") and re.match(_OLD_PICKLE, head) is not None
+
+
+_OLD_PICKLE = rb"\(?(?:[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n|[dl]p\d+\n)|[\]}][qr(]"
+
+
 def _is_safetensors(head: bytes, size: int) -> bool:
     # Eight bytes of header length, then JSON, which may start with white space. Any bytes can be a length, those of
     # another format too; as a length, they are beyond the file. Where nothing else is meant, a length beyond the file
@@ -306,7 +329,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "pickle",
         (".pkl", ".pt"),
-        lambda head, size: head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"),
+        _is_pickle,
         "torchparams.sources.torchfile.legacy:open_plain_pickle",
     ),
     Format(
@@ -375,6 +398,20 @@ def open_path(target: str) -> Source:
 def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...] = FORMATS) -> Source:
     """The source that reads the file `path`, which is of one of `formats`."""
     try:
+        return format_of(path, formats).open(path, inner)
+    except TruncatedFile as error:
+        error.hint = error.hint or "download or copy the file again"
+        raise
+
+
+def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
+    """The format of the file `path`, by its first bytes; of a damaged file, the one that its name claims.
+
+    Raises:
+        SourceError: There is no such file.
+        FileFormatError: It is of none of `formats`; the message says what it is, where that is known.
+    """
+    try:
         # Opening a named pipe would wait for somebody to write to it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SourceError("not a regular file", where=path)
@@ -387,16 +424,6 @@ def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...
         raise SourceError(getattr(error, "strerror", None) or str(error), where=path) from None
     if size == 0:
         raise FileFormatError("the file is empty", where=path, hint="download or copy the file again")
-    found = _format_of(path, head, size, formats)
-    try:
-        return found.open(path, inner)
-    except TruncatedFile as error:
-        error.hint = error.hint or "download or copy the file again"
-        raise
-
-
-def _format_of(path: str, head: bytes, size: int, formats: tuple[Format, ...]) -> Format:
-    """The format of a file, by its first bytes."""
     if not path.endswith(".distcp"):  # the parts of a distributed checkpoint may begin like a checkpoint
         for fmt in formats:
             if fmt.sniff(head, size):

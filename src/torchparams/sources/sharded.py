@@ -10,6 +10,8 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
+    from torchparams.sources.torchfile.verdict import Verdict
 
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
@@ -213,6 +216,12 @@ class ShardedSource(Source):
     def metadata(self) -> Mapping[str, Any]:
         """The index's `metadata`, as it stands there; `check_total_size` compares its `total_size`."""
         return self._metadata
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What unpickling the shards would do beside making tensors."""
+        found = [shard.verdict for shard in self._shards.values() if shard.verdict is not None]
+        return reduce(or_, found) if found else None
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, PlanError, TorchParamsError, UnsupportedSource, nearest, shorten
 from torchparams.parameters import of
-from torchparams.sources.base import split_target
+from torchparams.sources.base import format_of, split_target
 
 if TYPE_CHECKING:
     from torchparams.train.optimizer import OptimizerState
@@ -94,8 +94,8 @@ def read_optimizer_file(target: str) -> Any:
         FileFormatError: It cannot be read.
     """
     path, inner = split_target(target)
-    params = of(path)
-    if params.source.format == "safetensors":
+    if format_of(path).name == "safetensors":
+        params = of(path)
         if KEY not in params.metadata or inner is not None:
             raise UnsupportedSource(
                 "the file holds no optimizer's state",

@@ -25,7 +25,7 @@ from typing import Any
 
 from torchparams.errors import FileFormatError, TruncatedFile
 from torchparams.sources.torchfile._pickle_ops import Operations
-from torchparams.sources.torchfile._pickle_values import LONG_TEXT, Cut, Global, Malformed, Reduced
+from torchparams.sources.torchfile._pickle_values import LONG_TEXT, Cut, Global, Malformed
 
 _u16 = struct.Struct("<H").unpack_from
 _i32 = struct.Struct("<i").unpack_from
@@ -126,7 +126,7 @@ class Machine(Operations):
                     func = stack[-1]
                     build = func.build if type(func) is Global else None
                     made = NotImplemented if build is None else build(self, func, args)
-                    stack[-1] = Reduced(func, args) if made is NotImplemented else made
+                    stack[-1] = self.recorded(func, args) if made is NotImplemented else made
                 elif op == _BINPERSID:
                     stack[-1] = persistent(stack[-1])
                 elif op == _EMPTY_TUPLE:
@@ -174,16 +174,22 @@ class Machine(Operations):
 
     def _error(self, error: Exception, begin: int, pos: int) -> FileFormatError:
         """The one clear error for what went wrong after byte `pos`."""
+        from torchparams.sources.torchfile.verdict import judge
+
+        alarm = judge(self.imported).alarm
+        hint = None if alarm is None else f"before that it {alarm}"
         at = pos - 1
         op = self.data[at] if begin <= at < len(self.data) else 0
         if isinstance(error, Cut) or pos >= self.stop or pos + _FIXED.get(op, 0) > self.stop:
             # Behind its end lies something else of the file, and what that means as operations says nothing.
             detail = "" if not isinstance(error, Cut) else f", {error}" if at < self.stop else f", {_BEYOND}"
             return TruncatedFile(
-                f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}", where=self.label
+                f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}",
+                where=self.label,
+                hint=hint,
             )
         if isinstance(error, Malformed):
             what = str(error)
         else:
             what = f"operation {bytes([op])!r} finds the stack empty"
-        return FileFormatError(f"the pickle is broken at byte {at}: {what}", where=self.label)
+        return FileFormatError(f"the pickle is broken at byte {at}: {what}", where=self.label, hint=hint)

@@ -59,6 +59,8 @@ class Operations:
         self.far: dict[str, Any] = {}
         self.texts: dict[str, str] = {}
         self.globals: dict[tuple[str, str], Global] = {}
+        self.imported: list[Global] = []
+        self._indirect = False
         self.encodings: dict[int, tuple[str, bytes]] = {}
         self.table: list[Callable[[int], int]] = [self._unknown] * 256
         for code, method in _METHODS.items():
@@ -86,7 +88,22 @@ class Operations:
             made = func.build(self, func, args)
             if made is not NotImplemented:
                 return made
+        return self.recorded(func, args)
+
+    def recorded(self, func: Any, args: Any) -> Reduced:
+        """The record of a call that nothing here stands in for."""
+        self.note_call(func)
         return Reduced(func, args)
+
+    def note_call(self, func: Any) -> None:
+        """Note that `func` would be called: a global, or what a call gives."""
+        if type(func) is Global:
+            func.called = True
+        elif not self._indirect:
+            self._indirect = True
+            result = Global("", "the result of a call")
+            result.called = True
+            self.imported.append(result)
 
     def named(self, module: str, name: str) -> Global:
         """The one `Global` of that name."""
@@ -95,6 +112,7 @@ class Operations:
         if found is None:
             self.charge(4)  # it takes the memory of several operations
             found = self.globals[key] = Global(module, name, self.constructors.get(key))
+            self.imported.append(found)
         return found
 
     def text(self, begins: int, ends: int) -> str:
@@ -438,7 +456,9 @@ class Operations:
 
     def _newobj(self, pos: int) -> int:
         args = self.stack.pop()
-        self.stack[-1] = self.call(self.stack[-1], args)
+        func = self.stack[-1]
+        made = func.build(self, func, args) if type(func) is Global and func.build is not None else NotImplemented
+        self.stack[-1] = Reduced(func, args) if made is NotImplemented else made  # only a class can be asked for that
         return pos
 
     def _newobj_ex(self, pos: int) -> int:

@@ -30,14 +30,17 @@ class Global:
         module: As the file spells it.
         name: As the file spells it; dotted for nested classes.
         build: Our own stand-in for calling it, or None.
+        called: Whether the pickle calls it with arguments that no stand-in of ours understands.
     """
 
-    __slots__ = ("build", "module", "name")
+    __slots__ = ("build", "called", "module", "name")
 
     def __init__(self, module: str, name: str, build: Constructor | None = None) -> None:
-        self.module, self.name, self.build = module, name, build
+        self.module, self.name, self.build, self.called = module, name, build, False
 
     def __repr__(self) -> str:
+        if not self.module:
+            return self.name
         return shorten(f"{self.module[:160]}.{self.name[:160]}", 160)
 
 
@@ -109,11 +112,13 @@ class Services(Protocol):
         data: The buffer that it runs.
         label: What messages call that.
         left: Operations that it may still run.
+        imported: Every global that was named, once.
     """
 
     data: Buffer
     label: str
     left: int
+    imported: list[Global]
 
     def charge(self, cost: int) -> None:
         """Count `cost` more operations.
@@ -121,6 +126,9 @@ class Services(Protocol):
         Raises:
             LimitExceeded: Together they are too many.
         """
+
+    def note_call(self, func: Any) -> None:
+        """Note that `func` would be called, and nothing here stands in for that."""
 
     def encoded(self, text: str, codec: str) -> bytes:
         """`text` in `codec`, made once."""

@@ -166,9 +166,11 @@ def _from_type(machine: Services, func: Global, args: Any) -> Any:
     inner, _, inner_args, state = _arguments(func, args, 4, 4)
     # Only one level: a call of this function within itself would make the machine recurse.
     if type(inner) is not Global or inner.build is None or inner.build is _from_type:
+        machine.note_call(inner)  # which torch's function does with it
         return NotImplemented
     tensor = inner.build(machine, inner, inner_args)
     if type(tensor) is not TensorRef:
+        machine.note_call(inner)
         return NotImplemented
     # A parameter of a subclass is one by this attribute alone.
     own = state[0] if type(state) is tuple and state else state

@@ -35,6 +35,7 @@ _LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, Global, 
 _CONTAINERS = (dict, list, tuple)
 _VALUE_NODES = 10_000  # parts of one metadata value that are copied; a larger one is described
 _VALUE_DEPTH = 8
+_MAPPINGS = 100  # that are remembered
 _UNSAVED = "non-persistent buffer"  # a kind of child, until it is an entry
 
 
@@ -76,6 +77,7 @@ class Listing:
         names: Every name of a tensor, aliases too, with its entry; in the order of the file.
         metadata: What is no tensor: plain values as they are, other objects described.
         left_out: Of these, the state of layers.
+        mappings: The names of dicts with tensors in them, of the two outermost levels.
 
     Args:
         root: What the pickle holds.
@@ -93,6 +95,7 @@ class Listing:
     def __init__(self, root: Any, inner: str | None, label: str, declared: Declared | None = None) -> None:
         self.label = label
         self.left_out: list[LeftOut] = []
+        self.mappings: list[str] = []
         self._declared = declared or (lambda name: None)
         self.names: dict[str, Entry] = {}
         self.metadata: dict[str, Any] = {}
@@ -151,6 +154,8 @@ class Listing:
                         )
                     if len(name) > limits.NAME_LENGTH:
                         check_name_lengths((name,), self.label)
+                    if len(stack) <= 2 and type(child) is dict and len(self.mappings) < _MAPPINGS:
+                        self.mappings.append(name)
                     on_path[id(child)] = name
                     stack.append((name, child, self._children(child, name)))
                     break

@@ -18,18 +18,46 @@ from torchparams.info import Location, ParameterInfo, Storage, file_tensor
 from torchparams.io.filebytes import FileBytes, as_array
 from torchparams.io.packing import contiguous
 from torchparams.sources.base import Source, reopened
+from torchparams.sources.torchfile._describe import describe
 from torchparams.sources.torchfile._pickle_values import Blob, Malformed
 from torchparams.sources.torchfile._refs import Region, StorageRef, TensorRef, numel_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import torch
 
     from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
+    from torchparams.sources.torchfile._pickle_values import Global, Services
     from torchparams.sources.torchfile._tree import Entry, Listing
+    from torchparams.sources.torchfile.verdict import Verdict
+
+
+def refuse_tensorless(what: str, root: Any, listing: Listing, machine: Services, path: str) -> None:
+    """Refuse a pickle without tensors, unless it is an empty mapping: the state of a model without parameters.
+
+    Args:
+        what: What the message calls the file.
+        root: What the pickle holds.
+        listing: Its tensors.
+        machine: What ran the pickle.
+        path: The file.
+
+    Raises:
+        FileFormatError: It holds none.
+    """
+    if listing.names or (root == {} and what != "pickle"):
+        return
+    from torchparams.sources.torchfile.verdict import judge
+
+    alarm = judge(machine.imported).alarm
+    raise FileFormatError(
+        f"the {what} holds no tensors and no arrays of numbers: it is {describe(root)}",
+        where=path,
+        hint=None if alarm is None else f"it {alarm}",
+    )
 
 
 class PickledSource(Source):
@@ -39,15 +67,18 @@ class PickledSource(Source):
         file: The file.
         inner: What follows `#` in the target, or None.
         listing: What the pickle holds.
+        imported: The globals that it names.
     """
 
-    def __init__(self, file: FileBytes, inner: str | None, listing: Listing) -> None:
+    def __init__(self, file: FileBytes, inner: str | None, listing: Listing, imported: Sequence[Global]) -> None:
         self.label = f"{file.path}#{inner}" if inner else file.path
         self._file = file
         self._names = listing.names
         self._entries = {name: entry for name, entry in listing.names.items() if name == entry.name}
         self._metadata = MappingProxyType(listing.metadata)
         self._left_out = tuple(listing.left_out)
+        self._mappings = tuple(listing.mappings)
+        self._imported = imported
         self._inline_keys: dict[int, str] = {}
         self._inflated: Any = None
         self._lock = Lock()
@@ -123,6 +154,18 @@ class PickledSource(Source):
     def metadata(self) -> Mapping[str, Any]:
         """What the file holds beside tensors: plain values as they are, objects described."""
         return self._metadata
+
+    @property
+    def mappings(self) -> tuple[str, ...]:
+        """The mappings that hold tensors, of the two outermost levels."""
+        return self._mappings
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What unpickling the file would do beside making tensors."""
+        from torchparams.sources.torchfile.verdict import judge
+
+        return judge(self._imported)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -21,7 +21,7 @@ from torchparams.sources.torchfile._pickle_values import Blob, Malformed
 from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
 from torchparams.sources.torchfile._refs import Region, StorageRef, Storages
 from torchparams.sources.torchfile._tree import Listing
-from torchparams.sources.torchfile._views import PickledSource
+from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 
 if TYPE_CHECKING:
     from torchparams.sources.torchfile._pickle_values import Buffer, Constructor, Global, Services
@@ -101,7 +101,9 @@ class LegacySource(PickledSource):
             raise TrailingBytes(
                 f"{plural(file.size - end, 'byte')} after the last storage, at byte {end}", where=file.path
             )
-        super().__init__(file, inner, Listing(root, inner, file.path))
+        listing = Listing(root, inner, file.path)
+        refuse_tensorless("checkpoint", root, listing, machine, file.path)
+        super().__init__(file, inner, listing, machine.imported)
 
 
 class PlainPickleSource(PickledSource):
@@ -129,11 +131,8 @@ class PlainPickleSource(PickledSource):
                 f"{plural(file.size - end, 'byte')} after the end of the pickle, at byte {end}", where=file.path
             )
         listing = Listing(root, inner, file.path)
-        if not listing.names:
-            raise FileFormatError(
-                f"the pickle holds no tensors and no arrays of numbers: it is {describe(root)}", where=file.path
-            )
-        super().__init__(file, inner, listing)
+        refuse_tensorless("pickle", root, listing, machine, file.path)
+        super().__init__(file, inner, listing, machine.imported)
 
 
 def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> tuple[Any, int]:
@@ -237,7 +236,7 @@ class _Embedded:
         # Its own table of constructors has no entry for such a file: they are not read within each other.
         label = f"{outer.label}, a storage within the pickle"
         machine = Machine(whole, stop, label, CONSTRUCTORS, storages, stop - begin, in_file=in_file)
-        machine.left = outer.left
+        machine.left, machine.imported = outer.left, outer.imported
         storage, end = read_legacy(machine, storages, begin, stop)
         outer.charge(outer.left - machine.left)
         if type(storage) is not StorageRef or storage.region is None or storage.region.start is None:

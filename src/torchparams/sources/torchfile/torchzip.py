@@ -24,7 +24,7 @@ from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
 from torchparams.sources.torchfile._refs import Region, StorageRef, Storages
 from torchparams.sources.torchfile._script import ScriptCode
 from torchparams.sources.torchfile._tree import Listing
-from torchparams.sources.torchfile._views import PickledSource
+from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 from torchparams.sources.torchfile._zip import Member, ZipDirectory
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class TorchZipSource(PickledSource):
                 "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
                 "constants of its code are not, and its code is not run"
             )
-        super().__init__(file, inner, listing)
+        refuse_tensorless("checkpoint", root, listing, machine, file.path)
+        super().__init__(file, inner, listing, machine.imported)
 
     def _read_order(self, member: Member) -> bool:
         if member.size > 16:

@@ -1,0 +1,158 @@
+"""Metadata, the entries of a checkpoint that are no tensors, and what its pickle would run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import shorten
+from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, listed, plural, printable, to_html, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torchparams.sources.base import Source
+
+ENTRIES_SHOWN = 6
+"""Entries beside the tensors that a listing shows at most."""
+
+_WIDTH = 70  # characters of a value in a line
+
+
+@dataclass(frozen=True, repr=False)
+class MetadataValue:
+    """One entry of a source that is no tensor: an epoch, a configuration.
+
+    Attributes:
+        name: What it is called.
+        value: It, as JSON could hold it; of an object that was not made, a description.
+        source: What the source is called, and its format.
+    """
+
+    name: str
+    value: Any
+    source: tuple[str, str]
+
+    def report(self) -> Report:
+        """The value; of a mapping or a list, a row for each item."""
+        label, fmt = self.source
+        title = Text(printable(self.name), "title")
+        where = Text(printable(f"{label} ({fmt}), no tensor"), "dim")
+        items = _items(self.value)
+        if not items:
+            return Report((title, where, Text(_text(self.value))))
+        rows = tuple(Row((Cell(printable(str(key)), "name"), shorten(_text(item), 1000))) for key, item in items)
+        return Report((title, where, Table((Column("key"), Column("value")), rows)))
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+    def to_json(self) -> dict[str, Any]:
+        """All attributes."""
+        label, fmt = self.source
+        return {"source": label, "format": fmt, "name": self.name, "value": as_json(self.value)}
+
+
+def metadata_value(source: Source, name: str) -> MetadataValue | None:
+    """The entry `name` beside the tensors, or what dots lead to within one; None where there is none.
+
+    >>> import torchparams as tp
+    >>> from torchparams.testing import MemorySource
+    >>> metadata_value(MemorySource({}, {"config": {"dims": [3, 5]}}), "config.dims.1").value
+    5
+    """
+    label = source.label, source.format
+    starts: list[tuple[str, Any]] = [(name, source.metadata)]
+    while starts:  # a key may hold dots itself
+        rest, here = starts.pop()
+        for key, value in _items(here):
+            if str(key) == rest:
+                return MetadataValue(name, value, label)
+            if rest.startswith(f"{key}.") and isinstance(value, dict | list):
+                starts.append((rest[len(str(key)) + 1 :], value))
+    return None
+
+
+def beside_lines(source: Source) -> Iterator[Text]:
+    """The lines of a listing on what is beside the tensors; none where there is nothing."""
+    parts = outermost(source)
+    if parts:
+        shown = [f"{target_of(source, part)} ({plural(count, 'tensor')})" for part, count in parts.items()]
+        yield Text(printable(f"parts that can be named alone: {listed(shown)}"), "dim")
+    said = {each.name for each in source.left_out}
+    entries = [(name, value) for name, value in source.metadata.items() if name not in said]
+    if entries:
+        yield Text(f"beside the tensors: {plural(len(entries), 'entry', 'entries')}", "dim")
+        for name, value in entries[:ENTRIES_SHOWN]:
+            yield Text(f"  {shorten(name, 40)} = {shorten(_text(value), _WIDTH)}", "dim")
+        if len(entries) > ENTRIES_SHOWN:
+            yield Text(f"  … {len(entries) - ENTRIES_SHOWN:,} more; --json has all", "dim")
+    verdict = source.verdict
+    if verdict is not None and verdict.alarm is not None:
+        yield Text(printable(f"the pickle {verdict.alarm}"), "error")
+    elif verdict is not None and verdict.classes:
+        yield Text(printable(f"the pickle needs the classes {listed(verdict.classes)}"), "dim")
+
+
+def outermost(source: Source) -> dict[str, int]:
+    """The mappings in a checkpoint that are in no other one, with the count of their tensors."""
+    found = source.mappings
+    if not found:
+        return {}
+    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    names = list(source.keys())
+    return {part: sum(name.startswith(f"{part}.") for name in names) for part in outer}
+
+
+def target_of(source: Source, part: str) -> str:
+    """How a mapping within a checkpoint is named."""
+    return f"{source.label}{'.' if '#' in source.label else '#'}{part}"
+
+
+def part_within(source: Source, wanted: Mapping[str, Any]) -> str | None:
+    """The mapping in a checkpoint that has more of the names `wanted` than the checkpoint itself, as a target.
+
+    Args:
+        source: The checkpoint.
+        wanted: The names that should be there.
+    """
+    if not source.mappings:
+        return None
+    names = list(source.keys())
+
+    def hits(part: str) -> int:
+        return sum(name.startswith(f"{part}.") and name[len(part) + 1 :] in wanted for name in names)
+
+    best = max(source.mappings, key=hits)
+    return target_of(source, best) if hits(best) > sum(name in wanted for name in names) else None
+
+
+def as_json(value: Any) -> Any:
+    """A metadata value as JSON takes it: numbers that are not finite are the texts `nan`, `inf` and `-inf`.
+
+    >>> as_json({"epoch": 3, "best": [float("inf"), None]})
+    {'epoch': 3, 'best': ['inf', None]}
+    """
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    return list(value.items()) if hasattr(value, "items") else []
+
+
+def _text(value: Any) -> str:
+    return printable(value if isinstance(value, str) else repr(value))
