@@ -252,44 +252,76 @@ INLINE vector cut_off(const int fused, vector x, vector y, vector p)
     return ADD(ADD(ADD(SUB(MUL(xh, yh), p), MUL(xh, yl)), MUL(xl, yh)), MUL(xl, yl));
 }
 
-INLINE void add_products(const int sums, const int pairs, const int fused, int64_t *limbs, const double *x, const double *y, int top)
+/* Sums of one kind of products: a cascade of `sums`, which begins as `first`. */
+typedef struct {
+    vector first[SUMS], s[SUMS];
+} cascade;
+
+INLINE void begin(const int sums, cascade *c, int top)
 {
+    for (int k = 0; k < sums; k++)
+        c->s[k] = c->first[k] = all(k + 1 < sums ? above(top + LOG - 1 - STEP * k) : 0);
+}
+
+INLINE void step(const int sums, const int pairs, const int fused, cascade *c, vector x, vector y)
+{
+    vector *s = c->s;
     if (sums == 1) {
-        vector s = all(0), t = all(0);
-        for (int i = 0; i < GROUP; i += 2 * LANES) {
-            s = ADD(s, MUL(load(x + i), load(y + i)));
-            t = ADD(t, MUL(load(x + i + LANES), load(y + i + LANES)));
-        }
-        add(limbs, total(ADD(s, t)));
+        s[0] = ADD(s[0], MUL(x, y));
         return;
     }
-    vector first[SUMS], s[SUMS];
-    for (int k = 0; k < sums; k++)
-        s[k] = first[k] = all(k + 1 < sums ? above(top + LOG - 1 - STEP * k) : 0);
-    for (int i = 0; i < GROUP; i += LANES) {
-        vector a = load(x + i), b = load(y + i), p = MUL(a, b);
-        vector rest = pairs ? into(&s[0], p) : product_into(fused, &s[0], a, b);
-        vector more = pairs ? cut_off(fused, a, b, p) : p;
-        for (int k = 1; k + 1 < sums; k++) {
-            rest = into(&s[k], rest);
-            if (pairs)
-                more = into(&s[k], more);
-        }
-        s[sums - 1] = ADD(s[sums - 1], pairs ? ADD(rest, more) : rest);
+    vector p = MUL(x, y);
+    vector rest = pairs ? into(&s[0], p) : product_into(fused, &s[0], x, y);
+    vector more = pairs ? cut_off(fused, x, y, p) : p;
+    for (int k = 1; k + 1 < sums; k++) {
+        rest = into(&s[k], rest);
+        if (pairs)
+            more = into(&s[k], more);
     }
+    s[sums - 1] = ADD(s[sums - 1], pairs ? ADD(rest, more) : rest);
+}
+
+INLINE void end(const int sums, const cascade *c, int64_t *limbs)
+{
     for (int k = 0; k < sums; k++)
-        add(limbs, total(SUB(s[k], first[k])));
+        add(limbs, total(SUB(c->s[k], c->first[k])));
+}
+
+INLINE void add_products(const int sums, const int pairs, const int fused, int64_t *limbs, const double *x,
+                         const double *y, int top)
+{
+    cascade c;
+    begin(sums, &c, top);
+    for (int i = 0; i < GROUP; i += LANES)
+        step(sums, pairs, fused, &c, load(x + i), load(y + i));
+    end(sums, &c, limbs);
 }
 
 /* Adds the products of two groups: of each with itself, and with the other; or the squares of one. */
-INLINE void add_with(const int sums, const int pairs, const int fused, int64_t *aa, int64_t *bb, int64_t *ab, const double *a,
-                     const double *b, int top_a, int top_b)
+INLINE void add_with(const int sums, const int pairs, const int fused, int64_t *aa, int64_t *bb, int64_t *ab,
+                     const double *a, const double *b, int top_a, int top_b)
 {
-    add_products(sums, pairs, fused, aa, a, a, 2 * top_a);
-    if (b) {
-        add_products(sums, pairs, fused, bb, b, b, 2 * top_b);
-        add_products(sums, pairs, fused, ab, a, b, top_a + top_b);
+    if (!b || sums > 2 || pairs) { /* more sums at once than there are registers */
+        add_products(sums, pairs, fused, aa, a, a, 2 * top_a);
+        if (b) {
+            add_products(sums, pairs, fused, bb, b, b, 2 * top_b);
+            add_products(sums, pairs, fused, ab, a, b, top_a + top_b);
+        }
+        return;
     }
+    cascade of_aa, of_bb, of_ab;
+    begin(sums, &of_aa, 2 * top_a);
+    begin(sums, &of_bb, 2 * top_b);
+    begin(sums, &of_ab, top_a + top_b);
+    for (int i = 0; i < GROUP; i += LANES) {
+        vector x = load(a + i), y = load(b + i);
+        step(sums, pairs, fused, &of_aa, x, x);
+        step(sums, pairs, fused, &of_bb, y, y);
+        step(sums, pairs, fused, &of_ab, x, y);
+    }
+    end(sums, &of_aa, aa);
+    end(sums, &of_bb, bb);
+    end(sums, &of_ab, ab);
 }
 
 INLINE void add_group(const int fused, int64_t *aa, int64_t *bb, int64_t *ab, const double *a, const double *b, const range *of_a,
