@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import html.parser
 import re
+import threading
 from collections.abc import ItemsView, Mapping, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchparams as tp
-from torchparams import rows as table_module
-from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName
+from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName, UnsupportedSource
 from torchparams.info import ParameterInfo
 from torchparams.records import Records
+from torchparams.render import rows as table_module
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
 from torchparams.render.tree import Row
 from torchparams.sources.base import Source
-from torchparams.sources.live.module import ModuleSource
 from torchparams.sources.live.tensors import LiveRecords
 from torchparams.testing import MemorySource
 
@@ -679,101 +679,252 @@ class Listing(Once):
         return iter(given.items())
 
 
-def test_a_live_source_is_listed_once_for_a_list() -> None:
-    # list() asks for the length too
+def test_a_live_source_is_listed_once_for_a_view() -> None:
+    # list() asks for the length too: of a view that is the length of its reading, of a table that of now
     source = Listing(arrays())
     params = tp.of(source)
-    uses: list[Callable[[tp.Parameters], Any]] = [list, list_items, list_values, lambda p: list(p.keys()), sorted]
+    uses: list[Callable[[tp.Parameters], Any]] = [list_items, list_values, lambda p: list(p.keys()), list, sorted]
     for look in uses:
         source.listed = 0
         assert len(look(params)) == 5
-        assert source.listed == 1
+        assert source.listed == (2 if look in (list, sorted) else 1)
 
 
-def test_a_loop_over_a_selection_lists_the_source_once() -> None:
-    source = Once({f"layer.{i}": np.zeros(1) for i in range(200)})
-    source.live = True
-    chosen = tp.of(source).select("layer.1*")
-    uses: list[Callable[[str], object]] = [chosen.__getitem__, chosen.numpy, chosen.__contains__]
-    for look in uses:
-        source.listed = 0
-        for name in chosen:
-            look(name)
-        assert source.listed <= 2
-        assert chosen._loops == {}
-    for name in [*chosen][:3]:
-        for other in chosen:
-            for again in chosen:
-                assert again == chosen.names[0]
-                break
-            source.listed = 0
-            assert chosen[other] is not None
-            assert name in chosen
-            assert source.listed == 0
-            break
+class Visited(nn.Sequential):
+    """Counts how often a module of this class is looked into."""
+
+    visits = 0
+
+    def __getattribute__(self, key: str) -> Any:
+        if key == "_modules":
+            Visited.visits += 1
+        return super().__getattribute__(key)
 
 
-def test_a_loop_over_a_selection_is_one_use() -> None:
+def visited(count: int) -> Visited:
+    return Visited(*(Visited(nn.Linear(1, 1)) for _ in range(count)))
+
+
+def visits_of(use: Callable[[], object]) -> int:
+    Visited.visits = 0
+    use()
+    return Visited.visits
+
+
+LOOKS: list[Callable[[tp.Parameters, str], object]] = [
+    lambda params, name: params[name],
+    lambda params, name: params.numpy(name),
+    lambda params, name: name in params,
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    "selector",
+    [None, "**.weight", "/.*weight/", "*.0.*", ":trainable", "**.weight:trainable[ndim=2][dtype=float32]", nn.Linear,
+     "[name=*.0.weight] & :matrix", ["3.0.bias", "5.0.weight"], "*.0.weight | [numel<2]", "~:frozen"],
+)  # fmt: skip
+def test_one_name_is_found_by_walking_to_its_module(look: Callable[..., object], selector: object) -> None:
+    model = visited(60)
+    params = tp.of(model) if selector is None else tp.of(model).select(selector, strict=False)
+    last = params.names[-1]
+    assert visits_of(lambda: look(params, last)) <= 20
+    assert visits_of(lambda: [look(params, name) for name in params]) <= 20 * (len(params) + 30)
+
+
+@pytest.mark.parametrize("selector", ["~0.**", ":tied | **.weight:tied", ":bias", "[module=Linear] & ~3.**"])
+def test_a_snapshot_is_the_linear_way_of_every_selection(selector: str) -> None:
+    model = visited(60)
+    chosen = tp.of(model).select(selector, strict=False)
+
+    def loop() -> None:
+        snapshot = chosen.snapshot()
+        for name in snapshot:
+            assert snapshot[name] is not None
+            assert snapshot.info(name).name == name
+            assert name in snapshot
+
+    assert visits_of(loop) <= 20 * 60
+    assert visits_of(lambda: [tensor.shape for _, tensor in chosen.items()]) <= 5 * 60
+
+
+def tied_net() -> Any:
+    model: Any = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3), "norm": nn.LayerNorm(2)})
+    model["head"].weight = model["embed"].weight
+    model["again"] = nn.ModuleDict({"inner": model["norm"], "bias_of": nn.Linear(2, 2, bias=False)})
+    model["again"].register_parameter("bias", model["again"]["bias_of"].weight)
+    model["shift"] = nn.BatchNorm1d(2)
+    model["shift"].register_buffer("held", model["head"].bias)
+    model["head"].bias.requires_grad_(False)
+    return model
+
+
+ATOMS = [
+    "**.weight", "**.bias", "head.*", "again.**", "embed.weight", "/h.*/", "module.**", "*.*.weight",
+    ":tied", ":bias", ":norm", ":embedding", ":trainable", ":frozen", ":buffer", ":matrix", "[ndim=1]",
+    "[module=Linear]",     "[module!=Linear]", "[name!=head.*]", "[name=**.inner.*]", "[kind=buffer]",
+    "[shape=3x2]", "[dtype!=float32]",
+    "**.weight[ndim=2]", "head.*:frozen",
+]  # fmt: skip
+
+
+@given(
+    st.recursive(
+        st.sampled_from(ATOMS).map(tp.Selector),
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+            st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
+            inner.map(lambda one: ~one),
+        ),
+        max_leaves=4,
+    ),
+    st.sampled_from(["module", "buffers", "wrapped", "mapping", "gradients"]),
+)
+def test_a_name_alone_says_what_all_names_say(selector: tp.Selector, kind: str) -> None:
+    model = tied_net()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    if kind == "mapping":
+        table = tp.of({**dict(model.named_parameters(remove_duplicate=False)), **model.state_dict()})
+    elif kind == "gradients":
+        table = tp.gradients(model)
+    else:
+        table = tp.of(nn.DataParallel(model) if kind == "wrapped" else model, buffers=kind != "module")
+    try:
+        chosen = table.select(selector, strict=False)
+        names = set(chosen.names)
+    except SelectorError:  # gradients of a model with no buffers, say
+        return
+    for info in table.infos.values():
+        for spelled in (info.name, info.raw_name, *info.aliases):
+            assert (spelled in chosen) == (info.name in names), (spelled, str(selector))
+            if info.name in names:
+                assert torch.equal(chosen[spelled], table[info.name])  # of a mapping, another object there
+            else:
+                with pytest.raises(UnknownName, match="not in this selection"):
+                    chosen[spelled]
+    assert "head" not in chosen
+    assert "nowhere.weight" not in chosen
+
+
+def test_a_selection_by_objects_is_decided_by_the_way_to_the_tensor() -> None:
+    model = tied_net()
+    for selector in (model["head"], model["norm"], nn.LayerNorm, nn.ModuleDict, model["head"].weight, [model["again"]]):
+        chosen = tp.of(model).select(selector)
+        names = set(chosen.names)
+        for info in tp.of(model).infos.values():
+            for spelled in (info.name, *info.aliases):
+                assert (spelled in chosen) == (info.name in names)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: nn.Sequential(model, model)])
+@pytest.mark.parametrize("buffers", [False, True])
+def test_the_length_is_counted_without_names(wrap: Callable[[Any], nn.Module], buffers: bool) -> None:
+    params = tp.of(wrap(tied_net()), buffers=buffers)
+    assert len(params) == len(params.names) == len(params.items()) == len(params.snapshot())
+    model: Any = Visited(nn.Linear(1, 1), Visited())
+    model[1].append(model)  # a module within itself
+    model.register_parameter("none", None)
+    assert len(tp.of(model)) == len(tp.of(model).names) == 2
+
+
+# --- no hidden state ----------------------------------------------------------------------------
+
+
+def test_a_table_keeps_nothing_of_what_it_read() -> None:
+    model = net()
+    params = tp.of(model).select("**.weight")
+    before = {slot: getattr(params, slot) for slot in tp.Parameters.__slots__}
+    waiting = iter(params)
+    next(waiting)
+    for use in (len, list, repr, list_items, list_values, lambda p: p["0.weight"], lambda p: p.info("0.weight")):
+        use(params)
+    after = {slot: getattr(params, slot) for slot in tp.Parameters.__slots__}
+    assert all(after[slot] is before[slot] for slot in before)
+    assert set(before) == {"_chosen", "_selector", "_source"}
+    assert before["_chosen"] is None
+
+
+def test_the_length_is_that_of_the_names_while_a_loop_is_suspended() -> None:
+    model = net()
+    params = tp.of(model)
+    names, pairs = iter(params), iter(params.items())
+    assert len(params) == 6
+    assert next(names) == "0.weight"
+    model.append(nn.Linear(2, 2))
+    assert len(params) == len(params.names) == len(params.items()) == 8
+    assert len(list(pairs)) == 6  # the listing that it began with
+    assert len([*names]) == 5
+    waiting = iter(params)
+    model.append(nn.Linear(2, 2))
+    assert len(params) == len(params.names) == 10
+    assert len([*waiting]) == 8
+
+
+def test_what_a_selection_holds_is_what_it_names_while_a_loop_is_suspended() -> None:
     model = net()
     trainable = tp.of(model).select(":trainable")
-    for name in trainable:
-        trainable[name].requires_grad_(False)
-        assert trainable[name] is not None
-        assert name in trainable
-        assert trainable.info(name).requires_grad is False
+    loop = iter(trainable)
+    assert next(loop) == "0.weight"
+    model.requires_grad_(False)
     assert trainable.names == []
-    assert "0.weight" not in trainable
-    model.requires_grad_()
-    for name in trainable:
-        if name == "1.weight":
-            break
+    assert "0.bias" not in trainable
+    with pytest.raises(UnknownName, match="not in this selection"):
+        trainable["0.bias"]
+    assert len(list(loop)) == 5
+
+
+def test_threads_do_not_share_a_reading() -> None:
+    model = net()
+    params = tp.of(model).select(":trainable")
+    loop = iter(params)
+    next(loop)
+    seen: list[Any] = []
+
+    def look() -> None:
+        model.append(nn.Linear(2, 2))
+        seen.extend([len(params), params.names, "3.weight" in params])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [8, params.names, True]
+    assert len([*loop]) == 5
+
+
+def test_a_view_holds_one_reading_made_at_its_first_use() -> None:
+    model = net()
+    for params in (tp.of(model), tp.of(model).select("**")):
+        names, items, values = params.keys(), params.items(), params.values()
+        model.append(nn.Linear(2, 2))
+        held = params.names
+        assert len(names) == len(items) == len(values) == len(held)
+        model.append(nn.Linear(2, 2))
+        model[0].weight = nn.Parameter(torch.zeros(1))
+        assert list(names) == [name for name, _ in items] == held
+        assert len(list(values)) == len(values) == len(held) == len(params) - 2
+        assert model[0].weight not in values
+        assert ("0.weight", model[0].weight) not in items
+        assert ("0.weight", model[0].weight) in params.items()
+        assert (held[-1], None) not in items
+        assert f"{len(model) - 1}.weight" not in names
+        again = params.keys()
+        assert f"{len(model) - 1}.weight" in again
+
+
+def test_a_selection_that_matches_nothing_later_is_empty() -> None:
+    model = net()
+    chosen = tp.of(model).select("2.*") | tp.of(model).select(model[2])
+    assert chosen.names == ["2.weight", "2.bias"]
     del model[2]
-    assert "2.weight" not in trainable
-    for name in trainable:
-        del model[1]
-        assert name in trainable
-        with pytest.raises(UnknownName):
-            trainable["1.weight"]  # values are never of the past
-        break
-    first, second = iter(trainable), iter(trainable)
-    next(first), next(second)
-    first.close()  # type: ignore[attr-defined]  # it is a generator
-    model[0].requires_grad_(False)
-    assert "0.weight" in trainable
-    del second
-    assert "0.weight" not in trainable
-
-
-@pytest.mark.parametrize("selector", ["**", "**.weight", ":trainable"])
-def test_records_in_a_loop_over_a_live_table_come_of_one_reading(
-    selector: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
-    model.append(model[3])  # a tie, whose aliases take a walk of their own
-    params = tp.of(model) if selector == "**" else tp.of(model).select(selector)
-    read = 0
-    records = ModuleSource.records
-
-    def counted(self: ModuleSource) -> Any:
-        nonlocal read
-        read += 1
-        return records(self)
-
-    monkeypatch.setattr(ModuleSource, "records", counted)
-    expected = params.infos
-    uses: list[Callable[[], Iterable[str]]] = [
-        lambda: params,
-        params.keys,
-        lambda: (name for name, _ in params.items()),
-    ]
-    for use in uses:
-        read = 0
-        assert {name: params.info(name) for name in use()} == expected
-        assert read <= 2
-        assert params._reading is None  # it would keep the tensors
-    read = 0
-    assert params.info("7.weight") == expected["7.weight"]
-    assert read == 1
+    assert chosen.names == []
+    assert len(chosen) == len(list(chosen.items())) == chosen.numel == 0
+    assert "2.weight" not in chosen
+    assert not chosen.snapshot()
+    with pytest.raises(UnknownName):
+        chosen["2.weight"]
+    with pytest.raises(NoMatch):
+        tp.of(model).select("2.*")
 
 
 def test_records_in_a_loop_are_never_stale() -> None:
@@ -799,19 +950,119 @@ def test_records_in_a_loop_are_never_stale() -> None:
             chosen.info("1.weight")
 
 
-def test_the_length_is_that_of_now() -> None:
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selector", [None, "**.weight", "~0.*", ":trainable"])
+@pytest.mark.parametrize("kind", ["module", "buffers", "mapping", "gradients"])
+def test_a_snapshot_is_the_table_as_it_was(kind: str, selector: str | None) -> None:
     model = net()
-    params = tp.of(model)
-    names, pairs = iter(params), iter(params.items())
-    assert len(params) == 6
-    assert next(names) == "0.weight"
+    model[2].weight.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    mapping = dict(model.named_parameters())
+    live = {
+        "module": tp.of(model), "buffers": tp.of(model, buffers=True), "mapping": tp.of(mapping),
+        "gradients": tp.gradients(model),
+    }[kind]  # fmt: skip
+    live = live if selector is None else live.select(selector)
+    infos, tensors, shown = dict(live.infos), dict(live.items()), str(live)
+    numel, left_out = live.numel, live.left_out
+    snapshot = live.snapshot()
+    assert isinstance(snapshot, tp.Parameters)
+    assert list(snapshot.infos.items()) == list(infos.items())
+
     model.append(nn.Linear(2, 2))
-    assert len(params) == len(params.items()) == 8
-    assert len(list(pairs)) == 6  # the listing that it began with
-    assert len(params) == 8
-    iter(params)  # dropped at once
-    model.append(nn.Linear(2, 2))
-    assert len(params) == 10
+    model.requires_grad_(False)
+    model[0].weight = nn.Parameter(torch.zeros(9))
+    model[0].weight.grad = torch.zeros(9)
+    mapping["0.weight"] = mapping.pop("2.weight")
+    model[1].bias.data = torch.zeros(7)
+
+    assert snapshot.names == list(snapshot) == list(infos)
+    assert snapshot.infos == infos
+    assert str(snapshot) == shown
+    assert (len(snapshot), snapshot.numel, snapshot.left_out) == (len(infos), numel, left_out)
+    assert all(snapshot[name] is tensor for name, tensor in tensors.items())
+    assert all(tensor is tensors[name] for name, tensor in snapshot.items())
+    assert [name for name, _ in snapshot.named_parameters()] == list(infos)
+    assert "3.weight" not in snapshot
+    weights = snapshot.select("**.weight")
+    assert weights.names == [name for name in infos if name.endswith("weight")]
+    assert (snapshot - weights).names == [name for name in infos if not name.endswith("weight")]
+    assert snapshot.snapshot() is snapshot
+    with pytest.raises(UnknownName, match="no parameter is named"):
+        snapshot["3.weight"]
+    with pytest.raises(ReadOnlyTable):
+        snapshot["0.bias"] = 0
+
+
+def test_the_values_of_a_snapshot_are_the_models() -> None:
+    model = net()
+    snapshot = tp.of(model).select("0.*").snapshot()
+    with torch.no_grad():
+        model[0].weight.fill_(3)
+    assert snapshot["0.weight"] is model[0].weight
+    assert (snapshot.numpy("0.weight") == 3).all()
+    assert tp.digest(snapshot).digest == tp.digest(tp.of(model).select("0.*")).digest
+    assert tp.stats(snapshot).rows[0].mean == 3
+    assert tp.diff(snapshot, tp.of(model).select("0.*"), numeric=True).same
+    array = snapshot.numpy("0.weight")
+    model[0].weight.data.zero_()
+    assert (array == 3).all()
+
+
+def test_a_snapshot_knows_every_spelling() -> None:
+    model = nn.DataParallel(tied_net())
+    snapshot = tp.of(model).snapshot()
+    assert snapshot["head.weight"] is snapshot["embed.weight"] is snapshot["module.embed.weight"]
+    assert snapshot.info("head.weight").name == "embed.weight"
+    assert "head.weight" in snapshot.select("embed.*")
+    assert snapshot.select("head.weight").names == ["embed.weight"]
+    assert [name for name, _ in snapshot.named_parameters(remove_duplicate=False)].count("head.weight") == 1
+
+
+def test_a_snapshot_of_a_file_is_the_table_itself() -> None:
+    params = tp.of(MemorySource(arrays()))
+    assert params.snapshot() is params
+
+
+def test_a_snapshot_keeps_what_is_said_beside_its_names() -> None:
+    class Scaled(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"scale": 3}
+
+    model = nn.Sequential(Scaled(2, 2), nn.ReLU())
+    snapshot = tp.of(model).snapshot()
+    model[0] = nn.Linear(2, 2)
+    assert [found.name for found in snapshot.left_out] == ["0"]
+    assert str(tp.of(nn.ReLU()).snapshot()) == str(tp.of(nn.ReLU()))
+    assert tp.of({"w": np.zeros(2), "step": 3}).snapshot().metadata == {"step": 3}
+    codes = {"fc.weight": np.zeros((2, 2), np.int8), "fc.SCB": np.ones(2, np.float32)}
+    taken = tp.of(codes).select("fc.weight").snapshot()
+    assert tp.stats(taken).unread[0].name == "fc.weight"
+
+
+def test_verbs_that_change_a_model_take_no_snapshot() -> None:
+    snapshot = tp.of(net()).snapshot()
+    uses: list[Callable[[], object]] = [lambda: tp.freeze(snapshot, "**"), lambda: tp.groups(snapshot, lr=1.0)]
+    for use in uses:
+        with pytest.raises(UnsupportedSource):
+            use()
+
+
+def test_a_snapshot_as_a_target_is_copied_where_a_model_would_be() -> None:
+    model: Any = nn.Linear(2, 2)
+    penalty = tp.Penalty(model, toward=tp.of(model).snapshot())
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert penalty() > 0
+    other: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first, second = other[0].weight.detach().clone(), other[1].weight.detach().clone()
+    tp.load(other, tp.of(other).snapshot(), rename={"0.weight": "1.weight", "1.weight": "0.weight",
+                                                    "0.bias": "1.bias", "1.bias": "0.bias"})  # fmt: skip
+    assert torch.equal(other[0].weight, second)
+    assert torch.equal(other[1].weight, first)
 
 
 # --- copies -----------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from operator import length_hint
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
@@ -25,9 +24,15 @@ if TYPE_CHECKING:
 class Parameters(Mapping[str, Any]):
     """Named parameters of one source: an ordered mapping, name → tensor.
 
-    A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. A loop
-    over a table is one use. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what
-    `named_parameters()` gives: references to the tensors, never copies.
+    A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. It
+    keeps nothing of what it read, so threads may share it. A loop goes over the names or pairs that were there when it
+    began. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what `named_parameters()` gives:
+    references to the tensors, never copies.
+
+    One name is looked up on the way to its module alone. In a selection that is so where the parameter alone tells
+    whether it is selected: by names, patterns, shape, dtype, `:trainable` and the like. `~`, `-`, `:tied`, `:bias`,
+    `:norm`, `[module=…]` and functions need to know all names of the tensor, and each look-up reads the model. Many
+    look-ups there are made in `items()` or in a `snapshot()`.
 
     Made by `torchparams.of`; `select`, `|`, `&`, `-` and `~` make smaller ones of the same source.
 
@@ -40,15 +45,13 @@ class Parameters(Mapping[str, Any]):
     (2, 8, 32)
     """
 
-    __slots__ = ("_ahead", "_cache", "_loops", "_reading", "_selector", "_source")
+    __slots__ = ("_chosen", "_selector", "_source")
 
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
         self._selector = selector
-        self._cache: Mapping[str, ParameterInfo] | None = None
-        self._ahead: tuple[weakref.ref[Iterator[Any]], int] | None = None
-        self._loops: dict[weakref.ref[Iterator[Any]], Mapping[str, Any]] = {}
-        self._reading: tuple[weakref.ref[Iterator[Any]], Records] | None = None
+        # What is chosen from a file, which never changes; of a live source always None.
+        self._chosen: Mapping[str, ParameterInfo] | None = None
 
     # --- the table -------------------------------------------------------------------------
 
@@ -80,39 +83,57 @@ class Parameters(Mapping[str, Any]):
         """Every parameter's record, by canonical name, in order."""
         if self._selector is None:
             return self._source.infos()
-        if self._cache is not None and not self._source.live:
-            return self._cache
+        if self._chosen is not None:
+            return self._chosen
         records = self.records()
         chosen = dict(zip(records.names, records.infos, strict=True))
         if not self._source.live:
-            self._cache = chosen
+            self._chosen = chosen
         return chosen
 
     def records(self) -> Records:
         """One reading of the table, for something that asks several things of it; see `Records`."""
-        if self._cache is not None and not self._source.live:
-            return Records(self._cache.values())
+        if self._chosen is not None:
+            return Records(self._chosen.values())
         records = self._source.records()
         # The order is the source's, whatever the order of the selector's terms.
         return (
             records if self._selector is None else records.only(self._selector.names(records, where=self._source.label))
         )
 
+    def snapshot(self) -> Parameters:
+        """The table as it is now: no later change of a live model shows in it.
+
+        For whoever asks many things at once, or of many names: each use of a live table reads the model, and a snapshot
+        never does. Names, records and selections stay as they are. The tensors are the model's own, not copies, so
+        their values are those of the moment at which they are read. A table of files is its own snapshot.
+
+        >>> import numpy as np
+        >>> import torchparams as tp
+        >>> weights = {"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}
+        >>> before = tp.of(weights).snapshot()
+        >>> del weights["fc.bias"]
+        >>> before.names, tp.of(weights).names
+        (['fc.weight', 'fc.bias'], ['fc.weight'])
+        """
+        return Parameters(self._source.snapshot(self.records())) if self._source.live else self
+
     def info(self, name: str) -> ParameterInfo:
-        """The record of the parameter `name`, under any of its spellings; of many, `infos` makes all at once.
+        """The record of the parameter `name`, under any of its spellings.
+
+        A live model is read for it, since a record lists the other names of the tensor. Of many parameters, `infos`
+        makes all records at once.
 
         Raises:
             UnknownName: No parameter of this table is named so.
         """
-        if not self._source.live or not isinstance(name, str):
-            return self._source.info(self._name(name))
-        records = self._read(name)
-        if records.tensors is None or name not in records.tensors:
-            return self._source.info(self._name(name))
-        info = records.one(name)
-        if self._selector is None or self._in_loop(name) or self._hits(info):
-            return info
-        raise self._unselected(name)
+        if self._source.live and isinstance(name, str):
+            records = self._source.records()
+            if records.tensors is not None and name in records.tensors:
+                if self._selector is None or name in self._selector.names(records, where=self._source.label):
+                    return records.one(name)
+                raise self._unselected(name)
+        return self._source.info(self._name(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
@@ -147,65 +168,34 @@ class Parameters(Mapping[str, Any]):
         return self._source.value(self._taken(name))
 
     def __iter__(self) -> Iterator[str]:
-        keys = self._keys()
-        return self._begin(iter(keys), len(keys), keys) if self._source.live else iter(keys)
+        return iter(self._keys())
 
     def __len__(self) -> int:
-        if self._ahead is not None and self._ahead[0]() is not None:
-            return self._ahead[1]
-        return len(self._keys())
-
-    def _begin(self, listed: Iterator[Any], count: int, names: Mapping[str, Any] | None) -> Iterator[Any]:
-        # A loop is one use, for which a live model is read once. Before its first item, the length is that of what was
-        # listed for it: list(params) asks for an iterator, then for the length, and only then for items. And until
-        # its last item a selection holds what it held at the first, so that `for name in chosen: chosen[name]` is no
-        # reading of the whole model for each name.
-        def walk() -> Iterator[Any]:
-            self._ahead = None
-            self._loops[here] = names or {}
-            try:
-                yield from listed
-            finally:
-                self._loops.pop(here, None)
-                if self._reading is not None and self._reading[0] is here:
-                    self._reading = None
-
-        walking = walk()
-        here = weakref.ref(walking)
-        self._ahead = (here, count)
-        return walking
+        return self._source.count() if self._selector is None else len(self._keys())
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
-        if self._source.takes(name) if self._selector is None else self._in_loop(name):
-            return True
-        canonical = self._source.find(name)
-        return canonical is not None and self._selects(canonical)
+        taken = self._source.takes(name) or self._source.find(name) is not None
+        return taken and self._selects(name)
 
-    # Those of Mapping look every name up again, and each look at a selection of a live model reads the model.
     def keys(self) -> KeysView[str]:
-        """The canonical names, in order."""
+        """The canonical names, in order: those of one reading, made when the view is first used."""
         return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
-        """Names and tensors, in order; a file's tensors are read one by one."""
+        """Names and tensors, in order: those of one reading, made when the view is first used.
+
+        A file's tensors are read one by one.
+        """
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        """The tensors, in order; a file's are read one by one."""
-        return _Values(self)
+        """The tensors, in order: those of one reading, made when the view is first used.
 
-    def _pairs(self) -> Iterator[tuple[str, Any]]:
-        if self._selector is None:
-            chosen, pairs = None, self._source.items()
-            count = length_hint(pairs, -1)
-        else:
-            chosen = self._keys()
-            # Of a live model, the names come with the tensors of the same reading.
-            pairs = iter(chosen.items()) if self._source.live else self._source.items(chosen)
-            count = len(chosen)
-        return self._begin(pairs, count, chosen) if self._source.live and count >= 0 else pairs
+        A file's tensors are read one by one.
+        """
+        return _Values(self)
 
     def __setitem__(self, name: str, value: object) -> NoReturn:
         raise self._read_only(name, "set")
@@ -252,17 +242,21 @@ class Parameters(Mapping[str, Any]):
                 yield dot + name, tensor
 
     def _keys(self) -> Mapping[str, Any]:
-        """Something with the names as its keys, the cheapest there is; of a live selection, the tensors stand there."""
+        """A mapping with the names as its keys, the cheapest there is."""
         if self._selector is None:
             return self._source.keys()
-        if not self._source.live:
-            return self.infos
+        return self._tensors() if self._source.live else self.infos
+
+    def _tensors(self) -> Mapping[str, Any]:
+        """Name → tensor, of one reading of a live source."""
+        if self._selector is None:
+            return dict(self._source.items())
         records = self.records()
         return dict(self._source.items(records.names)) if records.tensors is None else records.tensors
 
     def _taken(self, name: str) -> str:
         """A spelling of `name` under which the source gives the values; cheaper to have than the canonical one."""
-        if isinstance(name, str) and (self._source.takes(name) if self._selector is None else self._in_loop(name)):
+        if isinstance(name, str) and self._source.takes(name) and self._selects(name):
             return name
         return self._name(name)
 
@@ -279,33 +273,14 @@ class Parameters(Mapping[str, Any]):
             f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
         )
 
-    def _selects(self, canonical: str) -> bool:
-        if self._selector is None or self._in_loop(canonical):
+    def _selects(self, name: str) -> bool:
+        """Whether the selector hits the parameter `name`, which the source has."""
+        if self._selector is None:
             return True
-        if self._source.live:  # a record of all for each question would make a loop over a selection quadratic
-            return self._hits(self._source.info(canonical))
-        return canonical in self.infos
-
-    def _hits(self, info: ParameterInfo) -> bool:
-        return self._selector is None or bool(self._selector.names([info], where=self._source.label))
-
-    def _read(self, name: str) -> Records:
-        """One reading of a live source; within a loop one for all records that are asked for there.
-
-        Unless the tensor that is asked for has been replaced in between.
-        """
-        if self._reading is not None and self._reading[0] in self._loops:
-            records = self._reading[1]
-            known = (records.tensors or {}).get(name)
-            if known is not None and self._source.takes(name) and self._source.value(name) is known:
-                return records
-        records = self._source.records()
-        loop = list(self._loops)[-1:]
-        self._reading = (loop[0], records) if loop else None
-        return records
-
-    def _in_loop(self, name: str) -> bool:
-        return any(name in names for names in tuple(self._loops.values()))
+        # One parameter alone, where that is enough: reading all of them for each name would make a loop quadratic.
+        lone = self._source.alone(name) if self._source.live else None
+        alone = None if lone is None else self._selector.decides(lone)
+        return self._source.find(name) in self._keys() if alone is None else alone
 
     # --- selections ------------------------------------------------------------------------
 
@@ -344,9 +319,9 @@ class Parameters(Mapping[str, Any]):
                 where=f"{self._source.label} and {other._source.label}",
                 hint="combine selections that were made from one table; compare two sources with torchparams.diff",
             )
-        return Parameters(self._source, how(self._chosen(), other._chosen()))
+        return Parameters(self._source, how(self._terms(), other._terms()))
 
-    def _chosen(self) -> Selector:
+    def _terms(self) -> Selector:
         from torchparams.selectors import Selector
 
         return Selector.everything() if self._selector is None else self._selector
@@ -362,7 +337,7 @@ class Parameters(Mapping[str, Any]):
         return self._combine(other, lambda a, b: a & ~b) if isinstance(other, Parameters) else NotImplemented
 
     def __invert__(self) -> Parameters:
-        return Parameters(self._source, ~self._chosen())
+        return Parameters(self._source, ~self._terms())
 
     # Two tables are equal when they are the same view of the same source: comparing values is `diff`.
     def __eq__(self, other: object) -> bool:
@@ -409,27 +384,60 @@ class Parameters(Mapping[str, Any]):
 
 
 class _Keys(KeysView[str]):
-    __slots__ = ()
     _mapping: Parameters
+
+    @cached_property
+    def _reading(self) -> Mapping[str, Any]:
+        return self._mapping._keys()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping)
+        return iter(self._reading)
+
+    def __len__(self) -> int:
+        return len(self._reading)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._reading
 
 
-class _Items(ItemsView[str, Any]):
-    __slots__ = ()
+class _Pairs:
+    """The reading that a view of tensors holds: the tensors of a live source; of any other the names."""
+
     _mapping: Parameters
 
+    @cached_property
+    def _reading(self) -> Mapping[str, Any]:
+        table = self._mapping
+        return table._tensors() if table._source.live else table._keys()
+
+    def _pairs(self) -> Iterator[tuple[str, Any]]:
+        table, read = self._mapping, self._reading
+        if table._source.live:
+            return iter(read.items())
+        return table._source.items(None if table._selector is None else read)
+
+    def __len__(self) -> int:
+        return len(self._reading)
+
+
+class _Items(_Pairs, ItemsView[str, Any]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return self._mapping._pairs()
+        return self._pairs()
+
+    def __contains__(self, pair: object) -> bool:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            return False
+        name, value = pair
+        if name not in self._reading:
+            return False
+        if self._mapping._source.live:
+            return self._reading[name] is value  # as for values
+        return bool(self._mapping[name] == value)
 
 
-class _Values(ValuesView[Any]):
-    __slots__ = ()
-    _mapping: Parameters
-
+class _Values(_Pairs, ValuesView[Any]):
     def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in self._mapping._pairs())
+        return iter(self._reading.values()) if self._mapping._source.live else (value for _, value in self._pairs())
 
     def __contains__(self, value: object) -> bool:
         # `==` of two tensors is a tensor, and its truth an accident: a value is there when it is that very object.

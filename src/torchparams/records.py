@@ -6,6 +6,7 @@ live model with tens of thousands of parameters takes longer than everything els
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,37 @@ class Records:
 
     def only(self, names: Container[str]) -> Records:
         """Those of `names`, in the same order."""
-        return Records(info for info in self.infos if info.name in names)
+        part = Records(info for info in self.infos if info.name in names)
+        if self.tensors is not None:
+            part.tensors = {name: self.tensors[name] for name in part.names}
+        return part
 
     def __iter__(self) -> Iterator[ParameterInfo]:
         return iter(self.infos)
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+INTRINSIC = frozenset(
+    ("shape", "ndim", "numel", "nbytes", "layout", "dtype", "device", "requires_grad", "storage", "location")
+)
+"""The fields that are the same under every name that a tensor has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lone:
+    """One parameter, found by its name without a look at the others: whether it has further names is not known.
+
+    Attributes:
+        records: The parameter alone, under the name that leads to it.
+        certain: The fields of its record that a look at the others would not change.
+        passed: The modules that lead to it, and what is held there.
+    """
+
+    records: Records
+    certain: frozenset[str] = INTRINSIC
+    passed: tuple[Any, ...] = ()
 
 
 class FieldFunction:

@@ -95,6 +95,7 @@ from torchparams.render.tree import Table as ReportTable
 
 if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
+    from torchparams.records import Lone
 
 ROWS_SHOWN = 40
 """Parameters that printing an explanation lists at most."""
@@ -186,6 +187,15 @@ class Selector:
         if strict:
             refuse_empty(table, self._node)
         return frozenset(map(table.names.__getitem__, rows))
+
+    def decides(self, lone: Lone) -> bool | None:
+        """Whether it hits a parameter that was found alone; None where that takes a look at all of them.
+
+        Names, patterns that match, conditions on the tensor itself (shape, dtype, `:trainable`, …), modules and
+        parameters decide alone. `:tied`, a pattern that does not match, its complement, and what depends on the first
+        name of a tied tensor (`:bias`, `:norm`, `[module=…]`, a function) do not.
+        """
+        return Table.decides(self._node, lone)
 
     def explain(self, infos: Iterable[ParameterInfo], where: str | None = None) -> Explanation:
         """Which term hits which parameter, and how many each. A term that hits nothing is shown with what was meant.

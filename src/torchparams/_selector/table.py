@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
+    from torchparams.records import Lone
 
 Rows: TypeAlias = "set[int]"
 """Parameters, by their places in the table."""
@@ -88,6 +89,42 @@ class Table:
     @cached_property
     def _all(self) -> Rows:
         return set(range(len(self.names)))
+
+    # --- one parameter ---------------------------------------------------------------------
+
+    @classmethod
+    def decides(cls, node: Node, lone: Lone) -> bool | None:
+        """Whether the node hits a parameter that was found alone; None where a look at the others is needed.
+
+        A tied tensor is hit under any of its names, and only one of them is known. So a pattern that matches decides,
+        and one that does not match leaves it open. What depends on the first name, such as the owner, is open too.
+        """
+        return cls(lone.records)._decide(node, lone)
+
+    def _decide(self, node: Node, lone: Lone) -> bool | None:
+        if isinstance(node, Union):
+            return _not(_all_of(_not(self._decide(term, lone)) for term in node.terms))
+        if isinstance(node, Intersection):
+            return _all_of(self._decide(term, lone) for term in node.terms)
+        if isinstance(node, Complement):
+            return _not(self._decide(node.term, lone))
+        if isinstance(node, Compound):
+            by_name = True if node.pattern is None else bool(self.named(node.pattern)) or None
+            return _all_of((by_name, *(self._decide_condition(each, lone) for each in node.conditions)))
+        if isinstance(node, Names):
+            return bool(self.hits(node)) or None
+        if isinstance(node, Objects):
+            return _among(node, lone)
+        fields = node.function.fields if isinstance(node.function, FieldFunction) else ("name",)
+        return bool(self.hits(node)) if lone.certain.issuperset(fields) else None
+
+    def _decide_condition(self, condition: Condition | Word, lone: Lone) -> bool | None:
+        if isinstance(condition, Condition) and condition.field == "name" and isinstance(condition.value, Glob):
+            return condition.op == "=" if self.named(condition.value) else None
+        tests = _word(condition.word) if isinstance(condition, Word) else [_comparison(condition)]
+        if not lone.certain.issuperset(field for field, _ in tests) or self._unrecorded(condition):
+            return None
+        return bool(self.narrowed({0}, condition))
 
     # --- names -----------------------------------------------------------------------------
 
@@ -172,17 +209,22 @@ class Table:
         return rows
 
     def _refuse_unrecorded(self, condition: Condition | Word) -> None:
-        asked = condition.word if isinstance(condition, Word) else condition.field
-        if asked not in _RECORDED or not self.names:
-            return
-        field, absent, what, instead = _RECORDED[asked]
-        if all(value == absent for value in self.records.column(field)):
+        unrecorded = self._unrecorded(condition)
+        if unrecorded is not None:
+            what, instead = unrecorded
             raise SelectorError(
                 f"`{condition}` cannot be told, because {what} is not recorded",
                 where=self.where,
                 exists="a file and a mapping of arrays record name, shape and dtype",
                 hint=f"{instead}, or ask the live model",
             )
+
+    def _unrecorded(self, condition: Condition | Word) -> tuple[str, str] | None:
+        asked = condition.word if isinstance(condition, Word) else condition.field
+        if asked not in _RECORDED or not self.names:
+            return None
+        field, absent, what, instead = _RECORDED[asked]
+        return (what, instead) if all(value == absent for value in self.records.column(field)) else None
 
     def _accepted(self, node: Predicate) -> Rows:
         if isinstance(node.function, FieldFunction):
@@ -217,6 +259,24 @@ class Table:
             else:
                 wanted.add(id(same.object))
         return {row for row, tensor in enumerate(held.values()) if id(tensor) in wanted}
+
+
+def _not(answer: bool | None) -> bool | None:
+    return None if answer is None else not answer
+
+
+def _all_of(answers: Iterable[bool | None]) -> bool | None:
+    found = set(answers)
+    return False if False in found else None if None in found else True
+
+
+def _among(node: Objects, lone: Lone) -> bool | None:
+    passed, objects = set(map(id, lone.passed)), [same.object for same in node.objects]
+    for each in objects:
+        if any(isinstance(step, each) for step in lone.passed) if isinstance(each, type) else id(each) in passed:
+            return True
+    # A module, and a class of modules, may hold it at another spot.
+    return None if any(isinstance(each, type) or hasattr(each, "_modules") for each in objects) else False
 
 
 def modules_below(root: Any) -> list[Any]:

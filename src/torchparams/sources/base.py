@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
 from torchparams.expressions.base import Stored
-from torchparams.records import Records
+from torchparams.records import Lone, Records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,11 @@ class Source(ABC):
     live: bool = False
     _spellings: dict[str, str] | None = None
 
+    @property
+    def borrowed(self) -> bool:
+        """Whether its values lie in memory that belongs to others, who may write to it."""
+        return self.live
+
     @abstractmethod
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Canonical name → record, in the source's own order.
@@ -64,6 +69,10 @@ class Source(ABC):
     def keys(self) -> Mapping[str, Any]:
         """A mapping whose keys are the canonical names, in order; cheaper than `infos` where that is not free."""
         return self.infos()
+
+    def count(self) -> int:
+        """How many entries it lists."""
+        return len(self.keys())
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
         """Name, canonical name and value of every parameter, with the meaning of `nn.Module.named_parameters`.
@@ -78,6 +87,14 @@ class Source(ABC):
     def records(self) -> Records:
         """One reading of the source, for something that asks several things of it; cheaper than `infos`."""
         return Records(self.infos().values())
+
+    def alone(self, name: str) -> Lone | None:
+        """The one parameter that `name` leads to, where it can be found without a look at the others; else None."""
+        return None
+
+    def snapshot(self, records: Records) -> Source:
+        """A source of what `records`, a reading of this one, hold: it never changes."""
+        return _opener("torchparams.sources.snapshot:SnapshotSource")(self, records)
 
     def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """The tensors whose elements are no values by themselves, by canonical name; reads no values.
@@ -153,7 +170,7 @@ class Source(ABC):
 
     def shows_storage(self, name: str) -> bool:
         """Whether its elements are those of its record's storage as they lie there: no conjugates, no negatives."""
-        value: Any = self.value(name) if self.live else None
+        value: Any = self.value(name) if self.borrowed else None
         return not (hasattr(value, "is_conj") and (value.is_conj() or value.is_neg()))
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from torchparams.errors import LimitExceeded, NotReadable, SourceError, TorchPar
 from torchparams.info import ParameterInfo, Storage, live_tensor, view_of
 from torchparams.io.live import read_only_copy
 from torchparams.left_out import LeftOut, state_of_layer
+from torchparams.records import Lone, Records
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray[Any, Any]
+
+_CERTAIN = frozenset(("shape", "ndim", "numel", "nbytes", "dtype", "device", "owner"))
+"""The fields that all names of a tensor agree on: the same memory may stand there as different objects."""
 
 Path = tuple[Any, ...]
 """The keys and indexes that lead to an entry."""
@@ -81,19 +85,30 @@ class MappingSource(Source):
             UnsupportedSource: An entry is of a kind that has no parameters: an array of objects, a module.
             SourceError: Two entries come to one name.
         """
-        tensors, aliases, _ = self._list()
-        others = {other for names in aliases.values() for other in names}
-        records = _Records(self.label)
-        return {
-            name: records.make(name, tensor, tuple(aliases.get(name, ())))
-            for name, tensor in tensors.items()
-            if name not in others
-        }
+        records = self.records()
+        return dict(zip(records.names, records.infos, strict=True))
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one entry; makes no others."""
         tensors, aliases, _ = self._list()
         return _Records(self.label).make(name, tensors[name], tuple(aliases.get(name, ())))
+
+    def records(self) -> Records:
+        """One reading, with the tensors and arrays themselves."""
+        tensors, aliases, _ = self._list()
+        others = {other for names in aliases.values() for other in names}
+        make = _Records(self.label).make
+        chosen = {name: tensor for name, tensor in tensors.items() if name not in others}
+        records = Records(make(name, tensor, tuple(aliases.get(name, ()))) for name, tensor in chosen.items())
+        records.tensors = chosen
+        return records
+
+    def alone(self, name: str) -> Lone | None:
+        """The tensor or array that `name` leads to, without a look at the others."""
+        found = self._reach(name)
+        if found is None:
+            return None
+        return Lone(Records([_Records(self.label).make(name, found, ())]), _CERTAIN)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

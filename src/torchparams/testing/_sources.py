@@ -163,6 +163,11 @@ class SourceTests(FileTests):
             assert not source.takes(missing)
             assert source.find(missing) is None
         assert [name for name, _ in source.items()] == list(infos)
+        assert source.count() == len(infos)
+        alone = {name: source.alone(name) for name in infos}
+        assert {name: name if lone is None else lone.records.names for name, lone in alone.items()} == {
+            name: name if alone[name] is None else [name] for name in infos
+        }
         some = list(infos)[::-2]
         assert [(name, tuple(value.shape)) for name, value in source.items(some)] == [
             (name, infos[name].shape) for name in some

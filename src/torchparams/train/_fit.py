@@ -67,7 +67,7 @@ def _unreadable(given: ParameterInfo, source: Source) -> str:
         return ""
     if source.files:
         return "" if given.location is not None else "it is sparse or quantised, and not read here"
-    return _not_plain(source.value(given.name)) if source.live else ""
+    return _not_plain(source.value(given.name)) if source.borrowed else ""
 
 
 def _unwritable(wanted: ParameterInfo, target: torch.Tensor) -> str:

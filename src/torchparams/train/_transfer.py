@@ -331,7 +331,7 @@ def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
 
     So parameters of one model can be exchanged. Values that lie where they belong need no copy.
     """
-    if not any(pair.source.live for pair in pairs):
+    if not any(pair.source.borrowed for pair in pairs):
         return {}
     spans = sorted(span for pair in pairs if (span := _span(pair.target)) is not None)
     starts = [start for start, _ in spans]
@@ -339,7 +339,7 @@ def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
     reach = list(accumulate((stop for _, stop in spans), max))
     copies = {}
     for pair in pairs:
-        if not pair.source.live:
+        if not pair.source.borrowed:
             continue
         value, target = pair.source.tensor(pair.info.name), pair.target
         span = _span(value)

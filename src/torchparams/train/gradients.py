@@ -30,6 +30,7 @@ from torchparams.selectors import Selector
 from torchparams.sources.base import Source
 from torchparams.sources.live.tensors import LiveRecords
 from torchparams.sources.live.traverse import Listing
+from torchparams.sources.snapshot import SnapshotSource
 from torchparams.train._live import live_table, refuse_path
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo
+    from torchparams.records import Lone, Records
     from torchparams.sources.live.module import ModuleSource
 
     _Alike: TypeAlias = dict[tuple[torch.device, torch.dtype], Sequence[int]]
@@ -120,6 +122,18 @@ class GradientSource(Source):
         """One reading, of which as much is looked up as is asked for."""
         return GradientRecords.of_parameters(self.model.records())
 
+    def alone(self, name: str) -> Lone | None:
+        """The gradient of the parameter that `name` leads to, from the modules on the way alone."""
+        lone = self.model.alone(name)
+        if lone is None or lone.passed[-1].grad is None:
+            return None
+        assert isinstance(lone.records, LiveRecords)  # a model's are
+        return replace(lone, records=GradientRecords.of_parameters(lone.records))
+
+    def snapshot(self, records: Records) -> Source:
+        """A source of the gradients in `records`, a reading of this one."""
+        return GradientSnapshot(self, records)
+
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
         """Name, canonical name and gradient, with the meaning of `nn.Module.named_parameters`."""
         for given, name, parameter in self.model.walk(recurse=recurse, remove_duplicate=remove_duplicate):
@@ -150,8 +164,7 @@ class GradientSource(Source):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The gradient without its history; a sparse one with its zeros."""
-        grad: torch.Tensor = self.value(name).detach()
-        return grad if str(grad.layout) == "torch.strided" else grad.to_dense()
+        return _with_zeros(self.value(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values as a read-only array: a view of the gradient's own memory where that is on the CPU.
@@ -201,6 +214,19 @@ class GradientSource(Source):
             exists="it is frozen" if frozen else None,
             hint=None if frozen else "a gradient is there after backward() of something that depends on it",
         )
+
+
+class GradientSnapshot(SnapshotSource):
+    """What one reading of the gradients found."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The gradient without its history; a sparse one with its zeros."""
+        return _with_zeros(self.value(name))
+
+
+def _with_zeros(grad: torch.Tensor) -> torch.Tensor:
+    grad = grad.detach()
+    return grad if str(grad.layout) == "torch.strided" else grad.to_dense()
 
 
 class GradientRecords(LiveRecords):

@@ -116,7 +116,7 @@ class Penalty:
             hint = "Leave it out of the selection, or decode the checkpoint first"
             refuse(table.source.coded(), matched.values(), table.source.label, hint, numbers=True)
             self._bases = [
-                _base(table, there, selected[name], name, copy=_keep and table.source.live)
+                _base(table, there, selected[name], name, copy=_keep and table.source.borrowed)
                 for name, there in matched.items()
             ]
 
@@ -212,7 +212,7 @@ def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: boo
     """The target's tensor, checked against the parameter that is pulled to it."""
     from torch.nn.parameter import is_lazy
 
-    shape = table.source.info(there).shape if not table.source.live else None
+    shape = table.source.info(there).shape if not table.source.borrowed else None
     if shape is None:
         value = table.source.value(there)
         if is_lazy(value):

@@ -8,10 +8,20 @@ from torchparams.encodings.companions import coded
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
+from torchparams.records import INTRINSIC, Lone
 from torchparams.sources.base import Source
 from torchparams.sources.live.state import state_outside
 from torchparams.sources.live.tensors import LiveRecords, class_names, coded_parameters
-from torchparams.sources.live.traverse import attribute, changed, holders, list_tensors, reach, refuse_odd_keys
+from torchparams.sources.live.traverse import (
+    attribute,
+    changed,
+    count_tensors,
+    holders,
+    list_tensors,
+    reach,
+    refuse_odd_keys,
+    spot_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -66,6 +76,10 @@ class ModuleSource(Source):
         """Canonical name → tensor; makes no records."""
         return list_tensors(self.module, self.buffers).tensors
 
+    def count(self) -> int:
+        """How many tensors it lists; makes no names."""
+        return count_tensors(self.module, self.buffers)
+
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
         """Canonical name and tensor of every entry, or of `names`, as they are at the time of the call."""
         tensors = self.keys()
@@ -79,6 +93,15 @@ class ModuleSource(Source):
     def records(self) -> LiveRecords:
         """One reading, of which as much is looked up as is asked for."""
         return LiveRecords.of(self.module, self.buffers)
+
+    def alone(self, name: str) -> Lone | None:
+        """The tensor that `name` leads to, from the modules on the way alone."""
+        spot = spot_of(self.module, name, self.buffers)
+        if spot is None:
+            return None
+        # A tensor that is a parameter somewhere is one; a buffer may be a parameter elsewhere.
+        certain = INTRINSIC | {"kind"} if spot.persistent is None else INTRINSIC
+        return Lone(LiveRecords.alone(self.module, spot), certain, (*spot.modules, spot.tensor))
 
     def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""

@@ -13,7 +13,7 @@ from torchparams.encodings.companions import CODES, Coded
 from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
 from torchparams.records import Records
-from torchparams.sources.live.traverse import Listing, aliases_of, list_tensors
+from torchparams.sources.live.traverse import Listing, Spot, aliases_of, list_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +47,14 @@ class LiveRecords(Records):
         """The reading of a network, with its buffers or without them."""
         listing = list_tensors(module, buffers)
         return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module)
+
+    @classmethod
+    def alone(cls, module: nn.Module, spot: Spot) -> LiveRecords:
+        """The reading of one tensor at one spot, as if it had no further names."""
+        name = spot.name
+        raws = {} if spot.raw == name else {name: spot.raw}
+        buffers = {} if spot.persistent is None else {name: spot.persistent}
+        return cls(Listing({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module)
 
     @cached_property
     def names(self) -> list[str]:

@@ -206,6 +206,48 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
     return Listing(table, owners, raws, saved, tied or bool(shared), shared)
 
 
+def count_tensors(root: nn.Module, buffers: bool) -> int:
+    """How many tensors a network has, each counted once; faster than to name them.
+
+    Raises:
+        HalfBuilt: A module was never initialised.
+        SourceError: Two tensors have one name, or a tensor has none.
+    """
+    found = {id(None)}
+    add = found.add
+    met = {id(root)}
+    modules = [root]
+    keys: set[Any] = set()
+    try:
+        for key, tensor in _held(root, buffers):
+            keys.add(key)
+            add(id(tensor))
+        for module in modules:  # grows as it is read
+            keys.update(module._modules.keys())
+            for child in module._modules.values():
+                if child is None:
+                    continue
+                if child._modules:
+                    if id(child) in met:
+                        continue
+                    met.add(id(child))
+                    modules.append(child)
+                for key, parameter in child._parameters.items():
+                    keys.add(key)
+                    add(id(parameter))
+                if buffers and child._buffers:
+                    for key, buffer in child._buffers.items():
+                        keys.add(key)
+                        add(id(buffer))
+    except AttributeError as error:
+        raise _explained(error) from None
+    except RuntimeError as error:
+        raise changed(error, root) from None
+    if any(type(key) is not str or "." in key for key in keys):  # names may not be what they should
+        return len(list_tensors(root, buffers).tensors)
+    return len(found) - 1
+
+
 def _firsts(
     names: list[str], tensors: list[Any], owners: list[nn.Module], buffers: Mapping[str, bool]
 ) -> tuple[list[str], list[Any], list[nn.Module]]:
@@ -283,7 +325,13 @@ def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
         for component in path:
             if module is None:
                 return None
-            module = _child(module, component)
+            if wrapper_component(type(module)) is None:
+                if component not in module._modules:  # TorchScript's modules keep others in mappings without `get`
+                    return None
+                module = module._modules[component]
+            else:
+                steps = _steps(module, component)
+                module = steps[-1][1] if steps else None
         while module is not None:
             for held in (module._parameters, module._buffers) if buffers else (module._parameters,):
                 if last in held and held[last] is not None:
@@ -297,18 +345,88 @@ def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a name leads to: one of the spots at which a tensor stands, if there are several.
+
+    Attributes:
+        name: The canonical name of the spot.
+        raw: Its name with the components of wrappers.
+        tensor: The tensor.
+        modules: The modules on the way, from the network to the owner.
+        persistent: Of a buffer, whether it is saved; None of a parameter.
+    """
+
+    name: str
+    raw: str
+    tensor: Any
+    modules: tuple[nn.Module, ...]
+    persistent: bool | None
+
+
+def spot_of(root: nn.Module, name: str, buffers: bool) -> Spot | None:
+    """Where `name` leads to, with all that is known of it there; None where `reach` gives None.
+
+    Raises:
+        HalfBuilt: A module on the way was never initialised.
+    """
+    *path, last = name.split(".")
+    modules: list[nn.Module] = [root]
+    raws: list[str] = []
+    names: list[str] = []
+    try:
+        for component in path:
+            steps = _steps(modules[-1], component)
+            if not steps:
+                return None
+            for key, module in steps:
+                raws.append(key)
+                if key != wrapped_key(modules[-1]):
+                    names.append(key)
+                modules.append(module)
+        while True:
+            owner = modules[-1]
+            if last in owner._parameters and owner._parameters[last] is not None:
+                tensor: Any = owner._parameters[last]
+                kept = None
+            elif buffers and last in owner._buffers:
+                tensor, kept = owner._buffers[last], last not in owner._non_persistent_buffers_set
+            else:
+                tensor = None
+            if tensor is not None:
+                return Spot(".".join([*names, last]), ".".join([*raws, last]), tensor, tuple(modules), kept)
+            inside = wrapped_key(owner)
+            if inside is None:
+                return None
+            raws.append(inside)
+            modules.append(owner._modules[inside])  # type: ignore[arg-type]  # wrapped_key has seen that it is there
+    except AttributeError as error:
+        raise _explained(error) from None
+    except (RuntimeError, KeyError) as error:
+        raise changed(error, root) from None
+
+
 def _child(module: nn.Module, component: str) -> nn.Module | None:
+    steps = _steps(module, component)
+    return steps[-1][1] if steps else None
+
+
+def _steps(module: nn.Module, component: str) -> list[tuple[str, nn.Module]]:
+    """The keys and modules on the way from `module` to what `component` names in it, or in what it wraps."""
     # What is inside a wrapper comes first: the canonical name is the one that is never in doubt.
-    here: nn.Module | None = module
-    spelled: nn.Module | None = None
-    while here is not None:
+    spelled: list[tuple[str, nn.Module]] = []
+    steps: list[tuple[str, nn.Module]] = []
+    here = module
+    while True:
         key = wrapped_key(here)
-        if component == key:
-            spelled = here._modules[component] if spelled is None else spelled
-        elif component in here._modules:
-            return here._modules[component]
-        here = None if key is None else here._modules[key]
-    return spelled
+        if component in here._modules and (child := here._modules[component]) is not None:
+            if component != key:
+                return [*steps, (component, child)]
+            spelled = spelled or [*steps, (component, child)]
+        if key is None:
+            return spelled
+        here = here._modules[key]  # type: ignore[assignment]  # as above
+        steps.append((key, here))
 
 
 _INDEX = re.compile(r"\[(['\"]?)([^\[\]'\"]+)\1\]")
