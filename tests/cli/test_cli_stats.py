@@ -119,3 +119,51 @@ def test_an_interrupt_ends_it_cleanly(model: str, monkeypatch: pytest.MonkeyPatc
     ran = command(capsys, "stats", model)
     assert (ran.status, ran.out) == (130, "")
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ((), 0),
+        (("--check",), 1),
+        (("--check", "--rules", "non-finite,zero"), 1),
+        (("--check", "--rules", "zero,constant"), 0),
+        (("--check", "-s", "head.weight"), 0),
+        (("--check", "--by", "layer", "--json"), 1),
+    ],
+)
+def test_the_exit_status_for_odd_values(model: str, capsys: Captured, options: tuple[str, ...], status: int) -> None:
+    ran = command(capsys, "stats", model, *options)
+    assert (ran.status, ran.err) == (status, "")
+    assert ran.out
+
+
+def test_rules_that_are_none(model: str, capsys: Captured) -> None:
+    ran = command(capsys, "stats", model, "--check", "--rules", "nan")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == (
+        "torchparams: no kind of flag is called 'nan'. there are non-finite, zero, constant, saturated, scale.\n"
+    )
+    ran = command(capsys, "stats", model, "--rules", "zero")
+    assert ran.status == 2
+    assert "it limits --check, which is not given" in ran.err
+
+
+def test_verify_includes_the_values(model: str, capsys: Captured) -> None:
+    assert command(capsys, "verify", model).status == 0
+    ran = command(capsys, "verify", model, "--values")
+    assert ran.status == 1
+    assert "values     failed        non-finite: layers.1.fc.weight\n" in ran.out
+    ran = command(capsys, "verify", model, "--values", "-s", "head.* | layers.0.**")
+    assert ran.status == 0
+    assert "3 tensors: nothing to look at" in ran.out
+
+
+def test_codes_are_no_values_to_check(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "codes.safetensors"
+    path.write_bytes(safetensors_bytes({"l.weight": np.ones((2, 2), np.int8), "l.SCB": np.ones(2, np.float32)}))
+    ran = command(capsys, "verify", path, "--values", "--json")
+    assert [(each["outcome"], each["tensors"]) for each in ran.json["checks"] if each["check"] == "values"] == [
+        ("ok", []),
+        ("not possible", ["l.weight"]),
+    ]

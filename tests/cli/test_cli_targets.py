@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -82,3 +84,59 @@ def test_files_that_are_not_there_or_broken(capsys: Captured, tmp_path: Path) ->
     assert "importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
     assert "it has no classes and no functions" in (command(capsys, "ls", "nets/beside.py").err)
     assert "has no 'Nett'. did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
+
+
+NEEDS_VALUES = {
+    "to": "self.fc.to('cpu')",
+    "item": "self.scale = self.fc.weight.abs().max().item()",
+    "numpy": "self.array = self.fc.weight.detach().numpy().copy()",
+}
+
+
+@pytest.mark.parametrize("kind", NEEDS_VALUES)
+def test_a_model_that_needs_its_values_is_built_with_them(capsys: Captured, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        f"        super().__init__()\n        self.fc = nn.Linear(3, 2)\n        {NEEDS_VALUES[kind]}\n"
+    )
+    ran = command(capsys, "ls", "net.py:Net", "--json")
+    assert ran.status == 0, ran.err
+    assert [(row["name"], row["device"]) for row in ran.json["parameters"]] == [
+        ("fc.weight", "cpu"),
+        ("fc.bias", "cpu"),
+    ]
+    assert ran.err.startswith("torchparams: net.py:Net is built with values: building it on the meta device failed")
+    assert ran.err.count("\n") == 1
+
+
+def test_a_model_that_is_quantised_when_it_is_built(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch, warnings\nfrom torch import nn\n\ndef build():\n    warnings.simplefilter('ignore')\n"
+        "    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), dtype=torch.qint8)\n"
+    )
+    ran = command(capsys, "ls", "net.py:build")
+    assert ran.status == 0
+    assert "not in the table: the state of 2 modules" in ran.out
+    assert "net.py:build is built with values" in ran.err
+
+
+PRINTING = """
+import subprocess
+print("on import")
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        print("in the constructor")
+        subprocess.run(["echo", "by a program"])
+"""
+
+
+def test_what_the_code_prints_does_not_reach_the_result(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(PRINTING)
+    ran = subprocess.run(
+        [sys.executable, "-m", "torchparams", "ls", "loud.py:Net", "--json"], capture_output=True, text=True, check=True
+    )
+    assert [row["name"] for row in json.loads(ran.stdout)["parameters"]] == ["fc.weight", "fc.bias"]
+    assert ran.stderr.split("\n")[:3] == ["on import", "in the constructor", "by a program"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, Target, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Select, Target, app, show
 from torchparams.cli.targets import build, is_live
 
 
@@ -45,6 +45,15 @@ def stats(
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Every column: more than 80 characters have room for.")] = False,
     buffers: Annotated[bool, typer.Option("--buffers", help="Take a live model's buffers too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where there is something to look at.")] = False,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,KIND…",
+            help="With --check: only for these kinds: non-finite, zero, constant, saturated, scale.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show statistics, and what is odd in them.
@@ -62,12 +71,17 @@ def stats(
       torchparams stats run.ckpt#optimizer.state -s '**.exp_avg_sq' --sort=-max --limit 10
       torchparams stats model.safetensors -s '[ndim>=2]' -q 0.001,0.5,0.999
       torchparams stats mypackage.models:build --buffers
+      torchparams stats model.safetensors --check --rules non-finite,zero
       torchparams stats model.safetensors --json | jq '.flags'
     """
+    from torchparams.measure.flags import KINDS, kinds_in
     from torchparams.measure.stats import numbers_in
     from torchparams.measure.stats import stats as statistics_of
     from torchparams.render.progress import progress
 
+    if rules is not None and not check:
+        raise typer.BadParameter("it limits --check, which is not given", param_hint="--rules")
+    wanted = KINDS if rules is None else kinds_in(rules)
     with progress("reading") as tell:
         found = statistics_of(
             build(target, device="cpu") if is_live(target) else target,
@@ -81,3 +95,5 @@ def stats(
             progress=tell,
         )
     show(found, as_json)
+    if check and any(flag.kind in wanted for flag in found.flags):
+        raise typer.Exit(EXIT_DIFFERENCE)

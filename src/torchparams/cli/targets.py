@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SourceError, nearest
@@ -13,6 +15,7 @@ from torchparams.render.tree import listed
 
 if TYPE_CHECKING:
     import ast
+    from collections.abc import Iterator
 
     from torchparams.parameters import Parameters
 
@@ -50,7 +53,8 @@ def build(target: str, *, device: str = "meta") -> Any:
 
     It is called without arguments. The current directory comes first in the search for the package, as with `python
     -m`; of a file, its own directory, as with `python path/to/file.py`. An attribute that is a
-    model already is taken as it is, and a class is a callable.
+    model already is taken as it is, and a class is a callable. What cannot be built on the meta device is built with
+    its values, and stderr says so. What the code prints goes to stderr.
 
     Raises:
         SourceError: No such module or attribute; the call failed; what it gave is no `nn.Module`; or the target is a
@@ -63,6 +67,11 @@ def build(target: str, *, device: str = "meta") -> Any:
     if file is not None and file["attribute"] is None:
         raise _choices(target)
     torch = require_torch(f"to build {target}")
+    with _output_to_stderr():  # what the code prints is no part of the result
+        return _built(target, file, torch, device)
+
+
+def _built(target: str, file: re.Match[str] | None, torch: Any, device: str) -> Any:
     if file is not None:
         module_name, attribute = file["path"], file["attribute"]
         made: Any = _from_file(module_name, target)
@@ -197,7 +206,29 @@ def _called(make: Any, target: str, device: Any) -> Any:
         with device:
             return make()
     except Exception as error:  # as above
-        raise _failed(f"building it on the {device} device", error, target) from error
+        failed = _failed(f"building it on the {device} device", error, target)
+        if device.type != "meta":
+            raise failed from error
+    # The meta device has no values: `.item()`, `.to("cpu")` and quantisation fail there.
+    try:
+        made = make()
+    except Exception as error:  # as above
+        raise failed from error
+    sys.stderr.write(f"torchparams: {target} is built with values: {failed.what}\n")
+    return made
+
+
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """Everything that is printed within goes to stderr, also by programs and libraries that know no `sys.stdout`."""
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack, contextlib.redirect_stdout(sys.stderr):
+        with contextlib.suppress(OSError):  # closed: nothing can be written there either
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, kept, 1)
+        yield
 
 
 def _failed(what: str, error: Exception, target: str) -> SourceError:

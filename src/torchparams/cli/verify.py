@@ -22,6 +22,9 @@ def verify(
         ),
     ] = None,
     select: Select = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Also find NaN, ±Inf and what else stats --check finds.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Check against a manifest, and what is stored.
@@ -36,12 +39,14 @@ def verify(
       torchparams verify model.pt manifest.json -s 'encoder.**'
       torchparams verify model.pt                       structure, and every stored CRC-32
       torchparams verify shards/                        index and shards, both ways
+      torchparams verify model.pt --values              and no NaN, no ±Inf, nothing odd
       torchparams verify model.safetensors manifest.json --json | jq '.differences[].name'
     """
     from torchparams.measure.verify import verify as verified
     from torchparams.render.progress import progress
 
     with progress("reading") as tell:
-        found = verified(build(target, device="cpu") if is_live(target) else target, manifest, select, progress=tell)
+        x = build(target, device="cpu") if is_live(target) else target
+        found = verified(x, manifest, select, values=values, progress=tell)
     show(found, as_json)
     return FINE if found.ok else EXIT_DIFFERENCE

@@ -17,12 +17,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.errors import OptionError
 from torchparams.render.tree import human_count, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from torchparams.measure.tensor_stats import TensorStats
+
+KINDS = ("non-finite", "zero", "constant", "saturated", "scale")
+"""The kinds of flags."""
 
 SIBLINGS = 4
 """Siblings that a tensor has at least, for anything to be said about how it differs from them."""
@@ -46,7 +50,7 @@ class Flag:
 
     Attributes:
         name: The tensor's canonical name.
-        kind: `non-finite`, `zero`, `constant`, `saturated` or `scale`.
+        kind: One of `KINDS`.
         reason: Why, in words.
 
     >>> import numpy as np
@@ -200,4 +204,20 @@ def kinds_of(flags: Iterable[Flag]) -> dict[str, int]:
     found: dict[str, int] = {}
     for flag in flags:
         found[flag.kind] = found.get(flag.kind, 0) + 1
+    return found
+
+
+def kinds_in(text: str) -> tuple[str, ...]:
+    """The kinds of flags in a text, between commas.
+
+    Raises:
+        OptionError: One is not among `KINDS`.
+
+    >>> kinds_in("non-finite, zero")
+    ('non-finite', 'zero')
+    """
+    found = tuple(part.strip() for part in text.split(","))
+    for kind in found:
+        if kind not in KINDS:
+            raise OptionError(f"no kind of flag is called {kind!r}", exists=f"there are {', '.join(KINDS)}")
     return found

@@ -201,6 +201,7 @@ def verify(
     selector: object = None,
     *,
     strict: bool = True,
+    values: bool = False,
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -219,6 +220,8 @@ def verify(
         manifest: The file that `Digests.write` or `torchparams digest -o` wrote; or the `Digests` of something else.
         selector: Only these, of the source and of the manifest; None for all.
         strict: Refuse a selector of which any union branch hits nothing.
+        values: Compute the statistics of the values too: what `stats` flags (NaN, infinite values, tensors of zeros, a
+            scale far from those of siblings, …) fails a check.
         engine: What reads; the threads of this process unless given.
         progress: Told bytes done and bytes in all.
 
@@ -274,6 +277,8 @@ def verify(
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
     checks += _pickle(source.verdict)
+    if values:
+        checks += _values(params, infos, engine)
     nbytes = sum(info.nbytes for info in infos.values())
     return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
 
@@ -297,6 +302,26 @@ def _pickle(verdict: Verdict | None) -> Iterator[Check]:
         needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
         fine = f"calls only what torch, numpy and collections need{needs}"
         yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
+
+
+def _values(params: Parameters, infos: Mapping[str, ParameterInfo], engine: Engine | None) -> Iterator[Check]:
+    """A check for each kind of flag that `stats` gives the tensors, and one for those whose values cannot be read."""
+    from torchparams.measure.flags import kinds_of
+    from torchparams.measure.stats import stats
+
+    try:
+        found = stats(params.filter(lambda info: info.name in infos), engine=engine)
+    except (FileFormatError, LimitExceeded) as error:  # another check says what is damaged
+        yield Check("values", FAILED, told(error, params.source.label))
+        return
+    for kind in kinds_of(found.flags):
+        names = tuple(flag.name for flag in found.flags if flag.kind == kind)
+        yield Check("values", FAILED, kind, names)
+    if not found.flags and found.rows:
+        yield Check("values", OK, f"{plural(len(found.rows), 'tensor')}: nothing to look at")
+    if found.unread:
+        names = tuple(each.name for each in found.unread)
+        yield Check("values", IMPOSSIBLE, "values that are not read as numbers", names)
 
 
 def _by_name(expected: Digests) -> dict[str, TensorDigest]:
