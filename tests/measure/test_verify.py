@@ -6,7 +6,8 @@ import json
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,6 @@ from torch_files import members_of, saved, written, zipped
 from torchparams.errors import FileFormatError, LimitExceeded, NoMatch, SourceError, WriteError
 from torchparams.measure.integrity import Check
 from torchparams.testing import Array, MemorySource, element_bytes, safetensors_bytes, sample, to_torch
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ARRAYS = {"a": sample("bfloat16", (3, 4)), "b": sample("float32", (5,)), "c": sample("int8", (2, 2))}
 
@@ -669,3 +667,35 @@ def test_a_damaged_manifest_is_one_clear_error_or_means_the_same(data: st.DataOb
         assert {name: t.digest for name, t in read.tensors.items()} == {
             t["name"]: t["digest"] for t in good()["tensors"]
         }
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "shards"])
+def test_a_file_that_is_rewritten_meanwhile_is_reported(kind: str, with_manifest: bool, tmp_path: Path) -> None:
+    weights = {f"l.{i}.w": np.full(1 << 18, i, np.float32) for i in range(4)}
+    target = f"{tmp_path}/shards/" if kind == "shards" else f"{tmp_path}/model.{kind}"
+    tp.convert(weights, target, max_shard_size=1 << 20 if kind == "shards" else None).run()
+    file = Path(target) / "model-00004-of-00004.safetensors" if kind == "shards" else Path(target)
+    manifest = tp.digest(target) if with_manifest else None
+    assert tp.verify(target, manifest)
+
+    def rewriting(done: int, total: int) -> None:
+        contents = file.read_bytes()
+        file.unlink()  # another file of the same size takes its place, as writers do it
+        file.write_bytes(contents)
+        os.utime(file, ns=(1, 1))
+
+    with pytest.raises(SourceError, match="the file was written to"):
+        tp.verify(target, manifest, progress=rewriting)
+
+    def cutting(done: int, total: int) -> None:
+        os.truncate(file, file.stat().st_size - 1)
+
+    tp.convert(weights, target, overwrite=True, max_shard_size=1 << 20 if kind == "shards" else None).run()
+    try:
+        found = tp.verify(target, manifest, progress=cutting)
+    except SourceError as error:
+        assert "written to" in str(error)
+    else:
+        assert not found
+        assert any("was cut to" in check.detail for check in found.checks)

@@ -279,6 +279,10 @@ def verify(
     checks += _pickle(source.verdict)
     if values:
         checks += _values(params, infos, engine)
+    try:
+        source.check_unchanged()
+    except FileFormatError as error:  # it is shorter than it was
+        checks.append(Check("structure", FAILED, told(error, source.label)))
     nbytes = sum(info.nbytes for info in infos.values())
     return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
 
