@@ -19,7 +19,12 @@ setup(
             py_limited_api=True,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
-        for name, flags in (("_kernels", FLAGS), ("_compare", [*FLAGS, *UNFUSED]), ("_sums", [*FLAGS, *UNFUSED]))
+        for name, flags in (
+            ("_kernels", FLAGS),
+            ("_compare", [*FLAGS, *UNFUSED]),
+            ("_sums", [*FLAGS, *UNFUSED]),
+            ("_decode", [*FLAGS, *UNFUSED]),
+        )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -39,6 +39,21 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """How a quantised parameter is stored.
+
+    Attributes:
+        encoding: The name of the encoding: `fp8-block128`, `nf4`, `gptq-int4-g128`.
+        parts: Names of the stored tensors that it is computed from, the codes first.
+        recorded: Whether the encoding records the element type; else values are float32.
+    """
+
+    encoding: str
+    parts: tuple[str, ...]
+    recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterInfo:
     """One row of the table: a named parameter, described without its values.
 
@@ -47,7 +62,8 @@ class ParameterInfo:
         shape: Sizes of the dimensions; None for a lazy parameter that has none yet, and for a nested tensor.
         dtype: The element type; compares equal to torch's spelling, as in `dtype == "bfloat16"`.
         numel: Count of elements.
-        nbytes: Bytes of the elements, laid out contiguously; of a sparse tensor, of its indices and values.
+        nbytes: Bytes of the elements, laid out contiguously; of a sparse tensor, of its indices and values; of a
+            quantised parameter, of all tensors that it is stored in.
         device: torch's spelling; `file` for a checkpoint, `meta` for a tensor without values.
         kind: `parameter`, `buffer`, or `tensor` where the source does not tell them apart.
         requires_grad: Whether autograd computes its gradient; None where nothing is recorded.
@@ -61,6 +77,7 @@ class ParameterInfo:
         persistent: Whether a state dict holds it; False for a buffer registered with `persistent=False`.
         layout: None for a plain tensor. Else how its values are kept: `sparse_coo`, `sparse_csr` and the other sparse
             layouts of torch, `nested`, `jagged`, `lazy`, `quantised`, or the class of a wrapper around other tensors.
+        encoded: How a quantised parameter is stored; None for a plain one. `encoding` and `raw_names` say it in short.
 
     >>> import torchparams as tp
     >>> import numpy as np
@@ -84,6 +101,22 @@ class ParameterInfo:
     bases: tuple[str, ...] = field(default=(), repr=False)
     persistent: bool = True
     layout: str | None = None
+    encoded: Encoded | None = None
+
+    @property
+    def encoding(self) -> str | None:
+        """The name of the encoding of a quantised parameter; None for a plain one."""
+        return None if self.encoded is None else self.encoded.encoding
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """Names of the stored tensors that it is made of."""
+        return (self.raw_name or self.name,) if self.encoded is None else self.encoded.parts
+
+    @property
+    def bpw(self) -> float | None:
+        """Bits that are stored for an element, scales included; None where there are no elements."""
+        return 8 * self.nbytes / self.numel if self.numel else None
 
     @property
     def ndim(self) -> int | None:
@@ -113,6 +146,9 @@ class ParameterInfo:
             "aliases": list(self.aliases),
             "persistent": self.persistent,
             "layout": self.layout,
+            "encoding": self.encoding,
+            "raw_names": list(self.raw_names),
+            "bpw": self.bpw,
             "storage": None,
             "location": None,
         }
@@ -150,7 +186,7 @@ def file_tensor(
     draft.nbytes = nbytes
     draft.device = "file"
     draft.kind = "tensor"
-    draft.requires_grad = draft.module = draft.storage = draft.layout = None
+    draft.requires_grad = draft.module = draft.storage = draft.layout = draft.encoded = None
     draft.aliases = draft.bases = ()
     draft.location = location
     draft.persistent = True
@@ -197,6 +233,7 @@ def live_tensor(
     draft.location = None
     draft.persistent = persistent
     draft.layout = layout
+    draft.encoded = None
     draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
     return draft  # type: ignore[return-value]  # it is one now
 
@@ -249,3 +286,4 @@ class _ParameterInfoDraft:
     bases: tuple[str, ...]
     persistent: bool
     layout: str | None
+    encoded: Encoded | None

@@ -444,7 +444,7 @@ class _Values(_Pairs, ValuesView[Any]):
         return any(other is value for other in self)
 
 
-def of(x: object, *, buffers: bool = False) -> Parameters:
+def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
     """The table of anything that has parameters.
 
     Args:
@@ -452,6 +452,7 @@ def of(x: object, *, buffers: bool = False) -> Parameters:
             torch zip, torch legacy), of a directory of shards or of its index; a path with `#inner` for a mapping
             nested in a checkpoint; a `Source`; a `Parameters`, which is given back.
         buffers: List the buffers of a live model too. Other sources list everything they hold.
+        raw: List the tensors of quantised parameters as they are stored, codes and scales apart.
 
     Raises:
         UnsupportedSource: `x` is none of these.
@@ -463,7 +464,30 @@ def of(x: object, *, buffers: bool = False) -> Parameters:
     'float64'
     """
     if isinstance(x, Parameters):
-        return x
+        return stored(x) if raw else x
     from torchparams.sources.base import open_source
 
-    return Parameters(open_source(x, buffers=buffers))
+    return Parameters(open_source(x, buffers=buffers, raw=raw))
+
+
+def stored(params: Parameters) -> Parameters:
+    """The table of the stored tensors that the parameters of a table are made of.
+
+    >>> import torchparams as tp
+    >>> from torchparams.dtypes import DType
+    >>> import numpy as np
+    >>> weights = {"w": np.ones((2, 3), DType.of("float8_e4m3fn").numpy), "w_scale": np.ones(1, np.float32)}
+    >>> tp.of(weights).names, stored(tp.of(weights)).names
+    (['w'], ['w', 'w_scale'])
+    """
+    source = params.source.stored
+    if source is params.source:
+        return params
+    if params.selector is None:
+        return Parameters(source)
+    from torchparams.selectors import Selector
+
+    names = {part for info in params.infos.values() for part in info.raw_names if info.encoded} | {
+        info.name for info in params.infos.values() if not info.encoded
+    }
+    return Parameters(source, Selector.of(names))

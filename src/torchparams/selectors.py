@@ -29,7 +29,7 @@ DistributedDataParallel) is tried for a name without wildcards, and for a patter
 such as `module.**`. A selection always holds canonical names.
 
 **Conditions.** `[field op value]`, where `=` and `!=` go with every field and `<`, `<=`, `>`, `>=` with `ndim`,
-`numel` and `nbytes`. `!=` is exactly the complement of `=`.
+`numel`, `nbytes` and `bpw`. `!=` is exactly the complement of `=`.
 
 | field | value |
 |---|---|
@@ -41,6 +41,8 @@ such as `module.**`. A selection always holds canonical names.
 | `device` | `cpu`, `meta`, `cuda` (any of them), `cuda:0`; `file` for a checkpoint |
 | `kind` | `parameter`, `buffer`, or `tensor` where they are not told apart |
 | `module` | a glob for the owner's class or a base class: `Linear`, `torch.nn.Linear`, `*Norm`, `torch.nn.**` |
+| `encoding` | that of quantised parameters, with `*` for any characters: `nf4`, `fp8-*` |
+| `bpw` | bits that are stored for an element, scales included: `4.5` |
 
 **Words.**
 
@@ -52,6 +54,7 @@ such as `module.**`. A selection always holds canonical names.
 | `:buffer` | are buffers |
 | `:matrix` | have two dimensions or more |
 | `:meta` | are on the meta device |
+| `:quantized` | have an encoding: codes and scales are stored |
 | `:bias` | have `bias`, `biases`, `bias_…`, `…_bias` or `…_biases` as the last component, parametrised or not |
 | `:norm` | belong to a layer whose class or base class is called `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
 | `:embedding` | belong to a layer whose class or base class is called `…Embedding` or `…EmbeddingBag` |

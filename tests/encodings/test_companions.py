@@ -27,7 +27,7 @@ F8 = torch.float8_e4m3fn
 
 def codes_of(weights: dict[str, Any]) -> dict[str, bool]:
     """Name → whether it is codes, of what is found."""
-    return {name: found.codes for name, found in coded(tp.of(weights).records()).items()}
+    return {name: found.codes for name, found in coded(tp.of(weights, raw=True).records()).items()}
 
 
 def tensor(dtype: torch.dtype = torch.float32, *shape: int) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_codes_and_what_belongs_to_them_are_recognised(name: str) -> None:
 
 def test_of_the_companions_floating_point_ones_are_numbers() -> None:
     weights = {"l.weight": tensor(torch.uint8), "l.weight_scale": tensor(F8), "l.weight_scale_2": tensor()}
-    found = coded(tp.of(weights).records())
+    found = coded(tp.of(weights, raw=True).records())
     assert {name: each.numbers for name, each in found.items()} == {
         "l.weight": False,
         "l.weight_scale": False,
@@ -182,8 +182,8 @@ def test_a_source_is_looked_at_once_whatever_its_size() -> None:
 # --- verbs on files ----------------------------------------------------------------------------
 
 ENCODED = {
-    "fp8": {"l.weight": tensor(F8), "l.weight_scale_inv": torch.full((1, 1), 0.5), "norm.weight": tensor()},
-    "int8": {"l.weight": tensor(torch.int8), "l.SCB": torch.full((4,), 0.5), "norm.weight": tensor()},
+    "fp8": {"l.weight": tensor(F8), "l.weight_global_scale": torch.full((1, 1), 0.5), "norm.weight": tensor()},
+    "int8": {"l.weight": tensor(torch.int8), "l.per_channel_scale": torch.full((4,), 0.5), "norm.weight": tensor()},
 }
 
 
@@ -246,7 +246,7 @@ def test_the_message_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotReadable) as caught:
         tp.convert(ENCODED["fp8"], tmp_path / "out.safetensors", dtype="bf16")
     assert str(caught.value) == (
-        "dict: 'l.weight': Holds codes of an unknown encoding: their values need 'l.weight_scale_inv'. "
+        "dict: 'l.weight': Holds codes of an unknown encoding: their values need 'l.weight_global_scale'. "
         "The same holds of 1 other tensor. Leave out the dtype, name tensors without codes (--dtype SELECTOR=TYPE), "
         "or decode the checkpoint first."
     )
@@ -273,7 +273,7 @@ def test_merge_takes_codes_that_one_source_has_as_they_are(file: str, tmp_path: 
 
 
 def test_a_fold_refuses_to_put_a_whole_tensor_where_codes_are(tmp_path: Path) -> None:
-    base = {"l.weight": tensor(F8), "l.weight_scale": tensor(), "m.weight": tensor()}
+    base = {"l.weight": tensor(F8), "l.weight_global_scale": tensor(), "m.weight": tensor()}
     folder = adapter(tmp_path / "adapter", "m")
     weights = dict(tp.of(f"{folder}/adapter_model.safetensors").items())
     weights["base_model.model.l.weight"] = tensor()
@@ -384,7 +384,7 @@ def test_changes_of_a_model_refuse_codes_and_change_nothing(dtype: torch.dtype) 
 def test_a_penalty_refuses_to_pull_towards_codes() -> None:
     net = nn.Linear(4, 4, bias=False)
     with pytest.raises(NotReadable, match="'weight': Holds codes"):
-        tp.penalty(net, toward={"weight": tensor(F8), "weight_scale": tensor()})
+        tp.penalty(net, toward={"weight": tensor(F8), "weight_global_scale": tensor()})
 
 
 def test_statistics_of_a_model_see_scales_that_are_buffers() -> None:
@@ -393,8 +393,8 @@ def test_statistics_of_a_model_see_scales_that_are_buffers() -> None:
 
 def test_load_casts_no_codes_to_values() -> None:
     net = nn.ModuleDict({"l": nn.Linear(4, 4, bias=False)})
-    given = {"l.weight": tensor(F8), "l.weight_scale": tensor()}
-    with pytest.raises(MismatchError, match=r"Holds codes of an unknown encoding: their values need 'l\.weight_scale'"):
+    given = {"l.weight": tensor(F8), "l.weight_global_scale": tensor()}
+    with pytest.raises(MismatchError, match=r"Holds codes of an unknown .* their values need 'l\.weight_global_scale'"):
         tp.load(net, given)
     tp.load(net, {"l.weight": tensor(F8)})  # float8 values without a scale are numbers
 

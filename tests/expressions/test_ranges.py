@@ -13,6 +13,7 @@ from torchparams.dtypes import DType
 from torchparams.edit.lora._lowrank import Folded
 from torchparams.edit.merge._slerp import Slerp
 from torchparams.edit.merge._sparse import Dropped, TaskVectors, Trimmed
+from torchparams.encodings.scaled import BlockScaled
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.strided import Strided
 from torchparams.expressions.work import Work, evaluate
@@ -58,7 +59,20 @@ EXPRESSIONS: dict[str, Callable[[], Expression]] = {
     "dare": lambda: Dropped(stored(0), [stored(1)], [1], densities=[0.5], seed=1, name="w"),
     "folded": lambda: Folded(stored(0), stored(1, (3, 41)), stored(2, (37, 3)), 0.5),
     "folded in tiles": lambda: folded_in_tiles(),
+    "block scaled": lambda: block_scaled(),
+    "block scaled by experts": lambda: block_scaled((5, 7, 41), (7, 41), (3, 8)),
 }
+
+
+def block_scaled(
+    shape: tuple[int, ...] = (37, 41), matrix: tuple[int, int] = (37, 41), block: tuple[int, int] = (8, 16)
+) -> Expression:
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-128, 128, shape).astype(np.int8)
+    lines = [-(-size // side) for size, side in zip(matrix, block, strict=True)]
+    scales = rng.standard_normal((*shape[:-2], *lines)).astype(np.float16)
+    source = MemorySource({"codes": codes, "scales": scales})
+    return BlockScaled(source.row("codes"), source.row("scales"), matrix, block, dtype=BF16)
 
 
 def folded_in_tiles() -> Expression:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from selector_strategies import GLOBS, TEXTS, glob
 from torchparams import limits
 from torchparams._selector.globs import Glob
-from torchparams._selector.parser import FIELDS, ORDERED, UNITS, WORDS, parse
+from torchparams._selector.parser import FIELDS, UNITS, WORDS, parse
 from torchparams._selector.tree import (
     Complement,
     Compound,
@@ -157,13 +157,15 @@ SIZES = st.builds(lambda n, unit: (f"{n}{unit}", n * UNITS[unit]), st.integers(0
 CONDITIONS = st.one_of(
     st.builds(
         lambda field, op, size: Condition(field, op, size[1], size[0]),
-        st.sampled_from([field for field in ORDERED if field != "ndim"]),
+        st.sampled_from(["numel", "nbytes"]),
         st.sampled_from(["=", "!=", "<", "<=", ">", ">="]),
         SIZES,
     ),
     st.builds(
         lambda op, n: Condition("ndim", op, n, str(n)), st.sampled_from(["=", "!=", "<", ">"]), st.integers(0, 9)
     ),
+    st.builds(lambda n: Condition("bpw", "<", float(n), n), st.sampled_from(["4", "4.5", "0.25"])),
+    st.sampled_from(["nf4", "gptq-*"]).map(lambda encoding: Condition("encoding", "!=", encoding, encoding)),
     st.builds(
         lambda field, op, pattern: Condition(field, op, pattern, str(pattern)),
         st.sampled_from(["name", "module"]),
@@ -257,8 +259,8 @@ def test_any_text_is_a_selector_or_a_syntax_error(text: str) -> None:
         assert parse(str(node)) == node
 
 
-FIELDS_LISTED = "(name, shape, ndim, numel, nbytes, dtype, device, kind, module)"
-WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix, meta)"
+FIELDS_LISTED = "(name, shape, ndim, numel, nbytes, dtype, device, kind, module, encoding, bpw)"
+WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix, meta, quantized)"
 
 
 @pytest.mark.parametrize(
@@ -322,8 +324,8 @@ WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix,
         ("[name=~bias]", 6, "expected one of = !=, found `=~`. a regular expression is a term of its own: /.*bias/."),
         ("[name$=bias]", 6, "found `$=`. name and module take wildcards: [name=**.bias]."),
         ("[name*=bias]", 6, "found `*=`. name and module take wildcards: [module=*Norm]."),
-        ("[name<b]", 6, "expected one of = !=, found `<`. name has no order; ndim, numel, nbytes have one."),
-        ("[shape>=3]", 7, "found `>=`. shape has no order; ndim, numel, nbytes have one."),
+        ("[name<b]", 6, "expected one of = !=, found `<`. name has no order; ndim, numel, nbytes, bpw have one."),
+        ("[shape>=3]", 7, "found `>=`. shape has no order; ndim, numel, nbytes, bpw have one."),
         ("[name=/x/]", 7, "expected a glob, found '/'. a regular expression is a term of its own: /.*bias/."),
         ("[name=]", 7, "expected a glob, found ']'. [name=**.bias]."),
         ("[module=a b]", 11, "expected `]`, found 'b'"),

@@ -44,13 +44,14 @@ WORDS: dict[str, str] = {
     "embedding": "its owner is an embedding",
     "matrix": "has at least two dimensions",
     "meta": "on the meta device: without values",
+    "quantized": "has an encoding: it is stored as codes with scales",
 }
 """The words, and what each says of a parameter."""
 
-ORDERED = ("ndim", "numel", "nbytes")
+ORDERED = ("ndim", "numel", "nbytes", "bpw")
 """The fields with an order, for `<`, `<=`, `>` and `>=`."""
 
-FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module")
+FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module", "encoding", "bpw")
 """The fields of a condition."""
 
 KINDS = ("parameter", "buffer", "tensor")
@@ -378,6 +379,10 @@ class _Parser:
                 return _kind(text), text
             if field == "device":
                 return _device(text), text
+            if field == "encoding":
+                return text, text
+            if field == "bpw":
+                return _decimal(text), text
             return _number(text, field), text
         except _ValueProblemError as problem:
             self.fail(problem.expected, problem.hint, at=start, found=repr(text))
@@ -412,6 +417,8 @@ _EXAMPLES = {
     "dtype": "[dtype=bf16]",
     "device": "[device=cuda] or [device=cuda:0]",
     "kind": "[kind=buffer]",
+    "encoding": "[encoding=nf4], with * for any characters: [encoding=gptq-*]",
+    "bpw": "[bpw<=4.5]",
 }
 
 
@@ -452,6 +459,12 @@ def _device(text: str) -> str:
     if not _DEVICE.fullmatch(text):
         raise _ValueProblemError("a device", "cpu, cuda (any of them), cuda:0, meta, or file for a checkpoint")
     return text
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise _ValueProblemError("a number", _EXAMPLES["bpw"])
+    return float(text)
 
 
 def _number(text: str, field: str) -> int:

@@ -324,7 +324,7 @@ _RECORDED: dict[str, tuple[str, str | None, str, str]] = {
 
 # --- one parameter -------------------------------------------------------------------------------
 
-_OPERATORS: dict[str, Callable[[int, int], bool]] = {
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -339,7 +339,7 @@ Holds: TypeAlias = "tuple[str, Callable[[Any], object]]"
 
 def _comparison(condition: Condition) -> Holds:
     field, value = condition.field, condition.value
-    if isinstance(value, int) and field in ("ndim", "numel", "nbytes"):
+    if isinstance(value, int | float) and field in ("ndim", "numel", "nbytes", "bpw"):
         compare = _OPERATORS[condition.op]
         # A lazy parameter has no dimensions to count: only `!=` holds, as the complement of `=`.
         return field, lambda size: condition.op == "!=" if size is None else compare(size, value)
@@ -354,6 +354,9 @@ def _equality(condition: Condition) -> Holds:
         return _of_class(lambda cls: any(map(match, class_spellings(cls))))
     if field == "shape" and isinstance(value, tuple):
         return field, lambda shape: _shape_fits(shape, value)
+    if field == "encoding" and isinstance(value, str):
+        fits = re.compile(".*".join(map(re.escape, value.split("*")))).fullmatch
+        return field, lambda encoding: encoding is not None and bool(fits(encoding))
     if field == "device" and isinstance(value, str) and ":" not in value:
         return field, lambda device: device.partition(":")[0] == value
     return field, lambda found: bool(found == value)
@@ -419,6 +422,7 @@ _WORDS: dict[str, tuple[Holds, ...]] = {
     "bias": (("name", is_bias),),
     "matrix": (("ndim", lambda ndim: ndim is not None and ndim >= 2),),
     "meta": (("device", lambda device: device == "meta"),),
+    "quantized": (("encoding", lambda encoding: encoding is not None),),
 }
 
 

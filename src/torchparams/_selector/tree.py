@@ -31,7 +31,7 @@ class Regex:
         return component in self.pattern
 
 
-Value: TypeAlias = "int | str | DType | Glob | tuple[int | None, ...] | None"
+Value: TypeAlias = "int | float | str | DType | Glob | tuple[int | None, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ Select = Annotated[
         show_default=False,
     ),
 ]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="The tensors of quantised parameters as they are stored: codes and scales apart.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema instead of a table.")]
 
 

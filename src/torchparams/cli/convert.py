@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app, show
+from torchparams.cli.app import AsJson, Raw, Select, app, show
 from torchparams.cli.plans import (
     AllowOverflow,
     DryRun,
@@ -21,6 +21,7 @@ from torchparams.cli.plans import (
     pairs,
     types_of,
 )
+from torchparams.cli.targets import stored
 
 
 @app.command()
@@ -62,6 +63,7 @@ def convert(
         ),
     ] = False,
     dry_run: DryRun = False,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Write in another format, type, shards or part.
@@ -91,7 +93,7 @@ def convert(
     from torchparams.edit.convert import convert as planned
 
     plan = planned(
-        source,
+        stored(source) if raw else source,
         target,
         select,
         rename=rename,

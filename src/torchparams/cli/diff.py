@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Select, app, show
-from torchparams.cli.targets import build, is_live
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Raw, Select, app, show
+from torchparams.cli.targets import source_of
 
 
 @app.command()
@@ -53,6 +53,7 @@ def diff(
             min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
         ),
     ] = None,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare: which tensors changed, and how much.
@@ -72,7 +73,7 @@ def diff(
     from torchparams.measure.diff import diff as difference_of
     from torchparams.render.progress import progress
 
-    mine, yours = (build(target, device="cpu") if is_live(target) else target for target in (a, b))
+    mine, yours = (source_of(target, raw=raw) for target in (a, b))
     with progress("comparing") as tell:
         found = difference_of(
             mine,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Target, app
+from torchparams.cli.app import AsJson, Raw, Target, app
 from torchparams.cli.app import show as print_result
 from torchparams.cli.complete import tensor_names
 from torchparams.cli.targets import table
@@ -24,6 +24,7 @@ def show(
             autocompletion=tensor_names,
         ),
     ],
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one tensor, or another entry: facts, values.
@@ -36,4 +37,4 @@ def show(
     """
     from torchparams.measure.describe import show as described
 
-    print_result(described(table(target, buffers=True), name), as_json)
+    print_result(described(table(target, buffers=True, raw=raw), name), as_json)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Select, Target, app, show
-from torchparams.cli.targets import build, is_live
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Raw, Select, Target, app, show
+from torchparams.cli.targets import source_of
 
 
 @app.command()
@@ -54,6 +54,7 @@ def stats(
             show_default=False,
         ),
     ] = None,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Show statistics, and what is odd in them.
@@ -84,7 +85,7 @@ def stats(
     wanted = KINDS if rules is None else kinds_in(rules)
     with progress("reading") as tell:
         found = statistics_of(
-            build(target, device="cpu") if is_live(target) else target,
+            source_of(target, raw=raw),
             select,
             by=by or None,
             quantiles=None if quantiles is None else numbers_in(quantiles),

@@ -37,7 +37,7 @@ def is_live(target: str) -> bool:
     return _LIVE.fullmatch(target) is not None and not os.path.exists(target)
 
 
-def table(target: str, *, buffers: bool = False) -> Parameters:
+def table(target: str, *, buffers: bool = False, raw: bool = False) -> Parameters:
     """The table of a target; a live model is built on the meta device, without memory for its values.
 
     Raises:
@@ -45,7 +45,19 @@ def table(target: str, *, buffers: bool = False) -> Parameters:
     """
     from torchparams.parameters import of
 
-    return of(build(target) if is_live(target) else target, buffers=buffers)
+    return of(build(target) if is_live(target) else target, buffers=buffers, raw=raw)
+
+
+def source_of(target: str, *, raw: bool = False) -> Any:
+    """What a verb that reads values takes for a target: a path, a model with its values, or a table for `raw`."""
+    return build(target, device="cpu") if is_live(target) else stored(target) if raw else target
+
+
+def stored(path: str) -> Parameters:
+    """The table of a checkpoint's tensors as they are stored."""
+    from torchparams.parameters import of
+
+    return of(path, raw=True)
 
 
 def build(target: str, *, device: str = "meta") -> Any:

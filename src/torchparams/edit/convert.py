@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from torchparams.dtypes import DType
+    from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
 
 
@@ -56,6 +58,8 @@ def convert(
         rename: What names become: a mapping, `regex=replacement`, a function, or a list of these.
         strip_prefix: Taken off the names that begin with it, before any other rename.
         dtype: A type for all floating-point tensors, or a mapping, selector → type, of which later entries win.
+            A quantised parameter is decoded to the type that is named for it; where none is, its stored tensors are
+            copied.
         shared: What becomes of tied tensors: `keep`, `drop` or `clone`.
         max_shard_size: Most bytes of tensors in one file, as a number or as `5GB`; only for a directory.
         metadata: Text that a safetensors file says beside its tensors, added to what the source says.
@@ -87,16 +91,19 @@ def convert(
     source, infos = params.source, params.infos
     if not infos:
         raise PlanError("it holds no tensors", where=source.label)
-    types, said = dtypes_of(dtype, infos, source.label)
+    cast: set[str] = set()
+    types, said = dtypes_of(dtype, infos, source.label, cast=cast)
     notes += said
     refuse_cast_codes(source, infos.values(), types.values())
+    rows, said = _rows(source, infos, types, cast)
+    notes += said
     rules = Renames.of([*([Renames.strip_prefix(strip_prefix)] if strip_prefix else []), Renames.of(rename)])
     names = rules.apply(
-        [name for info in infos.values() for name in (info.name, *info.aliases)], strict=strict, where=source.label
+        [name for _, info, _ in rows for name in (info.name, *info.aliases)], strict=strict, where=source.label
     )
     entries = [
-        Entry(source, info, tuple(names[name] for name in (info.name, *info.aliases)), types[info.name])
-        for info in infos.values()
+        Entry(holder, info, tuple(names[name] for name in (info.name, *info.aliases)), wanted)
+        for holder, info, wanted in rows
     ]
     return plan_of(
         entries,
@@ -114,14 +121,40 @@ def convert(
     )
 
 
-def choose(x: object, selector: object, *, strict: bool = True) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
+def _rows(
+    source: Source, infos: Mapping[str, ParameterInfo], types: Mapping[str, DType], cast: set[str]
+) -> tuple[list[tuple[Source, ParameterInfo, DType]], list[str]]:
+    """What is written: rows, and in place of a quantised one that is not cast, the stored tensors it is made of."""
+    rows: list[tuple[Source, ParameterInfo, DType]] = []
+    kept = decoded = 0
+    for name, info in infos.items():
+        if info.encoded is None or name in cast:
+            decoded += info.encoded is not None
+            rows.append((source, info, types[name]))
+            continue
+        kept += 1
+        parts = map(source.stored.info, info.encoded.parts)
+        rows += [(source.stored, part, part.dtype) for part in parts]
+    notes = [f"decoded: {plural(decoded, 'quantised parameter')}"] if decoded else []
+    if kept:
+        notes.append(f"copied as stored: {plural(kept, 'quantised parameter')}")
+    return rows, notes
+
+
+def choose(
+    x: object, selector: object, *, strict: bool = True, raw: bool = False
+) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
     """The table of what is written of `x`, what is not, and what there is to say.
+
+    Args:
+        x, selector, strict: See `convert`.
+        raw: Take tensors as they are stored.
 
     Raises:
         NoMatch: The selector hits nothing.
         PlanError: A module of a live model keeps state outside its parameters and buffers.
     """
-    params = of(x, buffers=True)
+    params = of(x, buffers=True, raw=raw)
     dropped: list[tuple[str, str]] = []
     notes: list[str] = []
     if not isinstance(x, Parameters):
@@ -182,6 +215,7 @@ def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any]
     if kind == VIEW:
         return metadata, {}, []
     text: dict[str, str] = {}
+    source = source.stored
     if source.format == SAFETENSORS:
         text, metadata = text_metadata(metadata)[0], {}
     elif source.format.startswith("sharded"):

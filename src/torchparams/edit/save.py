@@ -138,8 +138,8 @@ def delta(
 
     if not os.fspath(path).endswith(".safetensors"):
         raise PlanError("a delta is a safetensors file", where=os.fspath(path), hint="end its name in .safetensors")
-    params, dropped, notes = choose(x, selector)
-    below, _, _ = choose(base, None)
+    params, dropped, notes = choose(x, selector, raw=True)
+    below, _, _ = choose(base, None, raw=True)
     ours, theirs = _by_name(params.source, params.infos), _by_name(below.source, below.infos)
     new = [name for name in ours if name not in theirs]
     gone = [name for name in theirs if name not in ours] if selector is None else []
@@ -199,9 +199,9 @@ def apply_delta(
     ...     print(tp.of(f"{folder}/tuned.safetensors").numpy("b"))
     [3. 3.]
     """
-    over = of(delta)
+    over = of(delta, raw=True)
     told = _told(over.metadata, over.source.label)
-    below, _, _ = choose(base, None)
+    below, _, _ = choose(base, None, raw=True)
     if check:
         from torchparams.measure.digest import digest
 

@@ -33,7 +33,7 @@ CODES = frozenset(
 """The types that codes are stored in; torch's own quantised types keep their scales to themselves."""
 
 _BNB = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
-_LASTS = frozenset(end.rpartition(".")[2] for end in _BNB)
+_FEW = 1000
 _SCALES = ("_scale", "_scale_inv", "_scales", "_scale_2", "_global_scale")
 _ZEROS = ("_zero_point", "_zero_points", "_zeros", "_zp")
 
@@ -74,6 +74,7 @@ class Coded:
         codes: Whether it holds the codes; else it is a companion of codes.
         numbers: Whether its elements are numbers nevertheless, as floating-point scales are.
         by_class: Whether `beside` is a class.
+        why: Why the codes of a known encoding are not understood, as a sentence; empty where that is unknown.
     """
 
     name: str
@@ -81,10 +82,13 @@ class Coded:
     codes: bool
     numbers: bool = False
     by_class: bool = False
+    why: str = ""
 
     @property
     def reason(self) -> str:
         """Why its elements are no values by themselves, as a sentence."""
+        if self.why:
+            return f"Holds codes that cannot be decoded: {self.why[:1].lower()}{self.why[1:]}"
         if self.by_class:
             return f"Holds codes of an unknown encoding: their values need the scales that {self.beside} keeps"
         if self.codes:
@@ -116,12 +120,13 @@ def coded(records: Records) -> dict[str, Coded]:
     rows = dict(zip(names, range(len(names)), strict=True))
     for row, alias in records.aliases:
         rows.setdefault(alias, row)
-    lasts = {name[name.rfind(".") + 1 :] for name in rows}
     suspects = [name for name, row in rows.items() if dtypes[row] in CODES]
-    if not _LASTS.isdisjoint(lasts):  # codes of four bits may stand in a tensor of any type
-        owners = (name.removesuffix(end) for name in rows if name.endswith(_BNB) for end in _BNB)
-        suspects += dict.fromkeys(owner for owner in owners if owner in rows and not owner.endswith(_BNB))
-    groups = _Groups(lasts)
+    states = [name for name in rows if name.endswith(_BNB)]  # codes of four bits may stand in a tensor of any type
+    owners = (name.removesuffix(end) for name in states for end in _BNB if name.endswith(end))
+    suspects += dict.fromkeys(owner for owner in owners if owner in rows and not owner.endswith(_BNB))
+    # Counters and positions are few, and not worth a look at the ends of all names.
+    few = len(suspects) <= _FEW
+    groups = _Groups(None if few else {name[name.rfind(".") + 1 :] for name in rows})
     found: dict[str, Coded] = {}
     members: dict[str, Coded] = {}
     for name in suspects:
@@ -139,10 +144,10 @@ class _Groups(dict[str, tuple[Group, ...]]):
     """From the last component of a name to the groups that there can be for it, of which most names have none.
 
     Args:
-        lasts: The last components of all names there are. Large networks have few.
+        lasts: The last components of all names there are, of which large networks have few; None for any.
     """
 
-    def __init__(self, lasts: Container[str]) -> None:
+    def __init__(self, lasts: Container[str] | None) -> None:
         self._lasts = lasts
 
     def __missing__(self, last: str) -> tuple[Group, ...]:
@@ -157,7 +162,7 @@ class _Groups(dict[str, tuple[Group, ...]]):
         return made
 
     def _possible(self, stem: str | None, end: str) -> bool:
-        return stem is None or (stem + end).rpartition(".")[2] in self._lasts
+        return stem is None or self._lasts is None or (stem + end).rpartition(".")[2] in self._lasts
 
 
 def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str]:

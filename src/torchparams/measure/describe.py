@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Description:
         values: Values at the ends of every dimension, as numpy prints an array; None where they cannot be read.
         unreadable: Why they cannot be read; None where they can.
         left_out: State of the tensor's module that is outside the table.
+        parts: Of a quantised parameter, the records of the tensors that it is stored in.
     """
 
     info: ParameterInfo
@@ -53,6 +55,7 @@ class Description:
     values: str | None
     unreadable: str | None
     left_out: tuple[LeftOut, ...] = ()
+    parts: tuple[ParameterInfo, ...] = ()
 
     def report(self) -> Report:
         """The facts, one a line, then the values."""
@@ -72,6 +75,8 @@ class Description:
         for alias in info.aliases:
             yield "tied to", alias
         yield "shape", shape_of(info)
+        if info.encoded is not None:
+            yield "encoding", f"{info.encoding}, {info.bpw:.4g} bits a weight"
         yield "dtype", f"{info.dtype} ({info.dtype.bits} bits)"
         yield "numel", f"{info.numel:,}"
         yield "size", human_bytes(info.nbytes) + (f" ({info.nbytes:,} bytes)" if info.nbytes >= 1000 else "")
@@ -90,6 +95,10 @@ class Description:
             at = info.location
             yield "file", at.file
             yield "bytes", f"{at.start:,} to {at.stop:,} (not included)"
+        for part in self.parts:
+            lies = part.location
+            where = "" if lies is None else f", {os.path.basename(lies.file)}: bytes {lies.start:,} to {lies.stop:,}"
+            yield "part", f"{part.name} {human_shape(part.shape)} {part.dtype}{where}"
 
     def __str__(self) -> str:
         return to_text(self.report())
@@ -109,6 +118,7 @@ class Description:
             "values": self.values,
             "unreadable": self.unreadable,
             "left_out": [each.to_json() for each in self.left_out],
+            "parts": [part.to_json() for part in self.parts],
         }
 
 
@@ -148,7 +158,8 @@ def show(x: object, name: str) -> Description | MetadataValue:
         unreadable = f"Its values cannot be read: {error}"
     owners = {name.rpartition(".")[0] for name in (info.name, *info.aliases)}
     left_out = tuple(each for each in params.source.left_out if each.name in owners)
-    return Description(info, (params.source.label, params.source.format), values, unreadable, left_out)
+    parts = () if info.encoded is None else tuple(map(params.source.stored.info, info.encoded.parts))
+    return Description(info, (params.source.label, params.source.format), values, unreadable, left_out, parts)
 
 
 def _printed(array: np.ndarray[Any, Any]) -> str:

@@ -12,7 +12,7 @@ from torchparams.left_out import STATE_DICT_HINT, LeftOut, in_words, left_out_li
 from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
 from torchparams.measure.lost import lines
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
-from torchparams.parameters import Parameters, of
+from torchparams.parameters import Parameters, of, stored
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
@@ -235,7 +235,8 @@ def digest(
 
     Of a live model, buffers belong to it as they do to its state dict, those that are registered with
     `persistent=False` left out: the digest of a model is that of the file its state dict was saved to. A `Parameters`
-    is taken as it stands. The bytes that a digest is made of are described in `torchparams.measure.hashing`.
+    is taken as it stands. Of a quantised parameter, the tensors that it is stored in are digested. The bytes that a
+    digest is made of are described in `torchparams.measure.hashing`.
 
     Args:
         x: Anything that has parameters.
@@ -335,11 +336,14 @@ def same_content(sources: Sequence[Digests]) -> tuple[SameContent, ...]:
 
 
 def chosen(x: object, selector: object, *, strict: bool) -> Parameters:
-    """The table that is digested of `x`: without what a state dict does not hold, unless it is a table already."""
+    """The table that is digested of `x`: of tensors as they are stored.
+
+    What a state dict does not hold is left out, unless it is a table already.
+    """
     params = of(x, buffers=True)
     if not isinstance(x, Parameters) and not all(info.persistent for info in params.infos.values()):
         params = params.filter(lambda info: info.persistent)
-    return params if selector is None else params.select(selector, strict=strict)
+    return stored(params if selector is None else params.select(selector, strict=strict))
 
 
 class _Memory:

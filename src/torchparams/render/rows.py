@@ -53,11 +53,13 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
     """Rows for `infos`; columns that say nothing of any of them are left out."""
     live = any(info.requires_grad is not None for info in infos)
     modules = any(info.module is not None for info in infos)
+    encodings = any(info.encoded is not None for info in infos)
     kinds = len({(info.kind, info.persistent) for info in infos}) > 1
     columns = [
         Column("name", style="name", shrink=True),
         Column("shape"),
         Column("dtype", style="dtype", drop=2),
+        *([Column("encoding", style="dtype")] if encodings else []),
         Column("numel", right=True, style="number", drop=4),
         Column("size", right=True, drop=1 if live else 0),
         *([Column("kind", drop=3)] if kinds else []),
@@ -74,6 +76,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
                 f"{info.name} = {tied}" if tied else info.name,
                 shape_of(info),
                 str(info.dtype),
+                *([info.encoding or ""] if encodings else []),
                 f"{info.numel:,}",
                 human_bytes(info.nbytes),
                 *([info.kind if info.persistent else f"{info.kind}, not saved"] if kinds else []),
@@ -95,8 +98,9 @@ def total_of(infos: list[ParameterInfo]) -> str:
     """The line under a table: tensors, parameters, bytes, trainable share."""
     buffers = sum(info.numel for info in infos if info.kind == "buffer")
     numel = sum(info.numel for info in infos) - buffers
+    stored = sum(len(info.encoded.parts) - 1 for info in infos if info.encoded is not None)
     parts = [
-        plural(len(infos), "tensor"),
+        plural(len(infos), "tensor") + (f" ({len(infos) + stored:,} stored)" if stored else ""),
         f"{human_count(numel)} parameters" if numel >= 1000 else plural(numel, "parameter"),
         *([f"{human_count(buffers)} in buffers"] if buffers else []),
         human_bytes(sum(info.nbytes for info in infos)),

@@ -214,6 +214,11 @@ class Source(ABC):
         return found
 
     @property
+    def stored(self) -> Source:
+        """The source of the tensors as they are stored: itself, unless it decodes quantised parameters."""
+        return self
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """What the source says of itself beside its tensors: safetensors' metadata, a checkpoint's other entries."""
         return NO_METADATA
@@ -358,18 +363,36 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def open_source(x: object, *, buffers: bool = False) -> Source:
+def open_source(x: object, *, buffers: bool = False, raw: bool = False) -> Source:
     """The source for anything that has parameters.
 
     Args:
         x: A live `nn.Module`, a mapping of names to tensors or arrays, a plan, a `Source`, or a path:
             a file, a directory of shards, or either with `#inner` for a mapping inside it.
         buffers: List a live model's buffers too.
+        raw: List the tensors of quantised parameters as they are stored.
 
     Raises:
         UnsupportedSource: Nothing here lists the parameters of such a thing.
         FileFormatError: The file is of no known format, or breaks the rules of its own.
     """
+    source = _source_of(x, buffers)
+    if raw:
+        return source.stored
+    if source is x or source.format == "module":
+        return source
+    return decoded(source)
+
+
+def decoded(source: Source) -> Source:
+    """The source with its quantised parameters decoded; the source itself where none is known."""
+    if not source.coded():
+        return source
+    found: Source = _opener("torchparams.sources.decoded:DecodedSource")(source)
+    return found
+
+
+def _source_of(x: object, buffers: bool) -> Source:
     if isinstance(x, Source):
         return x
     if isinstance(x, str | os.PathLike):

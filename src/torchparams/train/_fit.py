@@ -66,7 +66,8 @@ def _unreadable(given: ParameterInfo, source: Source) -> str:
     if given.storage is not None or not given.numel:
         return ""
     if source.files:
-        return "" if given.location is not None else "it is sparse or quantised, and not read here"
+        lies = given.location is not None or given.layout is None
+        return "" if lies else "it is sparse or quantised, and not read here"
     return _not_plain(source.value(given.name)) if source.borrowed else ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.io.filebytes import paused_gc
-from torchparams.parameters import Parameters
+from torchparams.parameters import Parameters, stored
 from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
@@ -157,6 +157,8 @@ class _Matching:
         chosen = self.model_infos if table == Parameters(self.live) else table.infos
         self.wanted = {name: info for name, info in chosen.items() if info.persistent}
         given = _table_of(x)
+        if self._live_coded:  # as layers that quantise do: they take what is stored
+            given = stored(given)
         self.given = given.source
         self.given_infos = {name: info for name, info in given.infos.items() if info.persistent}
         self._arguments = model, x, selector
@@ -388,7 +390,7 @@ class _Matching:
         best = max(heads, key=lambda head: heads[head])
         if heads[best] <= len(self._loaded):
             return None
-        mapping = getattr(self.given, "mapping", None)
+        mapping = getattr(self.given.stored, "mapping", None)
         if isinstance(mapping, Mapping):
             return f"pass what is under {best!r} in it" if isinstance(mapping.get(best), Mapping) else None
         if not self.given.files:

@@ -6,12 +6,10 @@ shapes of the factors decide unless the weight is square.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from torchparams.limits import HEADER_BYTES
+from torchparams.sources.config import config_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,7 +45,7 @@ class Orientation:
 
     def __init__(self, source: Source, infos: Mapping[str, ParameterInfo], stated: object) -> None:
         self._stated = stated if stated is None or isinstance(stated, bool) else _selected(stated, infos, source)
-        config = _config_beside(source)
+        config = config_beside(source)
         self._models = frozenset(_model_types(config))
         self._is_foreign = "auto_map" in config
         self.is_tied = config.get("tie_word_embeddings") is True
@@ -83,18 +81,6 @@ def _selected(selector: object, infos: Mapping[str, ParameterInfo], source: Sour
     from torchparams.selectors import Selector
 
     return Selector.of(selector).names(infos.values(), strict=True, where=source.label)
-
-
-def _config_beside(source: Source) -> dict[str, Any]:
-    """The `config.json` in the directory of a checkpoint; empty where there is none that can be read."""
-    if not source.files:
-        return {}
-    try:
-        with open(os.path.join(os.path.dirname(source.files[0]), "config.json"), "rb") as file:
-            config = json.loads(file.read(HEADER_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _model_types(config: Any, depth: int = 0) -> Iterator[str]:

@@ -282,7 +282,9 @@ def _compacted(entries: Iterable[Entry], bases: Mapping[int, object]) -> int:
 # --- element types -----------------------------------------------------------------------------
 
 
-def dtypes_of(spec: object, infos: Mapping[str, ParameterInfo], label: str) -> tuple[dict[str, DType], list[str]]:
+def dtypes_of(
+    spec: object, infos: Mapping[str, ParameterInfo], label: str, *, cast: set[str] | None = None
+) -> tuple[dict[str, DType], list[str]]:
     """The type that each tensor is to have, and what there is to say about it.
 
     Args:
@@ -291,6 +293,7 @@ def dtypes_of(spec: object, infos: Mapping[str, ParameterInfo], label: str) -> t
             the type's kind too: `{"**": "bf16"}` does not touch counters.
         infos: The tensors.
         label: What an error calls the source.
+        cast: Names are added of tensors that a type was named for, be it the one they have.
 
     Raises:
         PlanError: A cast that has no meaning, or a specification that has none.
@@ -328,6 +331,8 @@ def dtypes_of(spec: object, infos: Mapping[str, ParameterInfo], label: str) -> t
         left |= {name for name in hit - same if infos[name].dtype != wanted}
         for name in same:
             found[name] = wanted
+        if cast is not None:
+            cast |= same
     notes = []
     if left:
         kinds = sorted({str(infos[name].dtype) for name in left})

@@ -261,7 +261,7 @@ def _keep_old(folder: str, names: Sequence[str], replace_index: Any, note: Any) 
     from torchparams.sources.base import open_source
 
     try:
-        source = open_source(folder)
+        source = open_source(folder, raw=True)
         places = {
             name: os.path.basename(info.location.file)
             for info in source.infos().values()

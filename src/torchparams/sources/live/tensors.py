@@ -275,6 +275,12 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "aliases": lambda records: (tuple(records._tied.get(name, ())) for name in records.tensors),
     "storage": _storages,
     "location": lambda records: (None for _ in records.tensors),
+    "encoded": lambda records: (None for _ in records.tensors),
+    "encoding": lambda records: (None for _ in records.tensors),
+    "bpw": lambda records: (
+        8 * nbytes / numel if numel else None
+        for nbytes, numel in zip(records.column("nbytes"), records.column("numel"), strict=True)
+    ),
 }
 
 

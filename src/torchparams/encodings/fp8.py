@@ -1,0 +1,131 @@
+"""Float8 with a scale for each block, channel or tensor: DeepSeek V3, transformers, compressed-tensors, ModelOpt.
+
+A value is the code times the scale, whether the scale is called `X_scale` or `X_scale_inv`: both multiply.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING
+
+from torchparams.encodings.base import Claim, Refused, quoted, shaped
+from torchparams.encodings.scaled import BlockScaled
+
+if TYPE_CHECKING:
+    from torchparams.encodings.base import Tensors
+
+SCALES = ("_scale_inv", "_scale")
+USUAL = 128
+"""The side of a block where no configuration names it and it fits."""
+
+_SIDES = tuple(1 << power for power in range(4, 13))
+
+Pair = tuple[int, int]
+
+
+def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
+    """The parameter that a tensor of float8 codes and the scales beside it stand for."""
+    dtype = tensors.dtype(codes)
+    if dtype.kind != "float" or dtype.bits != 8 or dtype == "float8_e8m0fnu":
+        return None
+    scales = tensors.present(*(codes + end for end in SCALES))
+    if codes.endswith(".weight"):  # as DeepSeek's own programs name it
+        scales += tensors.present(codes.removesuffix("weight") + "scale")
+    if not scales:
+        return None
+    if len(scales) > 1:
+        return Refused((codes, *scales), f"Either of {quoted(scales[0])} and {quoted(scales[1])} may be its scale")
+    return scaled(codes, scales[0], tensors, "fp8", tensors.config.get("weight_block_size"))
+
+
+def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object) -> Claim | Refused:
+    """The claim of codes of 8 bits and their scales, whose shapes say which blocks they are of.
+
+    Args:
+        codes: The name of the codes.
+        scale: The name of the scales.
+        tensors: All tensors.
+        family: What the name of the encoding begins with.
+        stated: The sides of a block, as a configuration says them; None where it says nothing.
+    """
+    parts = (codes, scale)
+    shape = tensors.shape(codes)
+    kind = tensors.dtype(scale)
+    if kind.kind != "float" or kind.bits < 8:
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are no floating-point numbers")
+    matrix, given = _geometry(shape, tensors.shape(scale))
+    if given is None:
+        return Refused(parts, f"The scales {shaped(tensors, scale)} fit no blocks of {list(shape)}")
+    if given not in ((1, 1), (matrix[0], 1)) and stated is not None:
+        if not is_pair(stated):
+            return Refused(parts, f"The configuration's weight_block_size is {stated!r}, not two sizes")
+        assert isinstance(stated, list)
+        if given != (-(-matrix[0] // stated[0]), -(-matrix[1] // stated[1])):
+            return Refused(
+                parts,
+                f"The configuration says blocks of {stated}, which the scales {shaped(tensors, scale)} do not fit",
+            )
+        block: tuple[int | None, int | None] = (stated[0], stated[1])
+    else:
+        block = _side(matrix[0], given[0]), _side(matrix[1], given[1])
+    high, wide = block
+    if high is None or wide is None:
+        return Refused(
+            parts,
+            f"The scales {shaped(tensors, scale)} fit blocks of several sizes, "
+            "and no config.json names weight_block_size",
+        )
+    return Claim(
+        codes, shape, f"{family}-{_called(matrix, given, (high, wide))}", parts,
+        partial(BlockScaled, matrix=matrix, block=(min(high, matrix[0]), min(wide, matrix[1]))),
+    )  # fmt: skip
+
+
+def is_pair(stated: object) -> bool:
+    """Whether a configuration's value is two sizes."""
+    return isinstance(stated, list) and len(stated) == 2 and all(type(side) is int and side > 0 for side in stated)
+
+
+def _called(matrix: Pair, given: Pair, block: Pair) -> str:
+    (rows, columns), (high, wide) = matrix, block
+    if given == (1, 1):
+        return "tensor"
+    if high == 1:
+        return "channel" if given[1] == 1 else f"group{wide}"
+    if given[0] == 1 and rows <= wide:  # the only row of blocks, and shorter than one
+        high = wide
+    if given[1] == 1 and columns <= high:
+        wide = high
+    return f"block{high}" if high == wide else f"block{high}x{wide}"
+
+
+def _geometry(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Pair, Pair | None]:
+    """Rows and columns of each matrix of codes, and rows and columns of its scales; None where they do not fit."""
+    if 0 in shape:
+        return (1, 1), None
+    whole = prod(shape)
+    if prod(scales) == 1:  # one for all
+        return (1, whole), (1, 1)
+    if len(shape) == 3 and scales[0] == shape[0] and len(scales) <= 3:  # a matrix for each expert
+        rows, columns = shape[1:]
+        high, wide, *_ = (*scales[1:], 1, 1)
+        given = (high, wide)
+        fits = 1 <= given[0] <= rows and 1 <= given[1] <= columns
+        return (rows, columns), given if fits else None
+    if len(shape) == 2 and len(scales) == 2:
+        (rows, columns), given = (shape[0], shape[1]), (scales[0], scales[1])
+        return (rows, columns), given if 1 <= given[0] <= rows and 1 <= given[1] <= columns else None
+    if len(shape) >= 2 and scales[0] == shape[0] == prod(scales):  # one for each output
+        return (shape[0], whole // shape[0]), (shape[0], 1)
+    return (1, whole), None
+
+
+def _side(size: int, count: int) -> int | None:
+    """The side of a block of which `count` cover `size`; None where several do."""
+    if count == 1:
+        return size
+    if count == size:
+        return 1
+    found = [side for side in _SIDES if -(-size // side) == count]
+    return USUAL if USUAL in found else found[0] if len(found) == 1 else None

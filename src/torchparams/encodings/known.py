@@ -1,0 +1,106 @@
+"""The encodings that are known, and which parameters of a source they claim.
+
+A quantised checkpoint keeps a weight as several tensors. Each encoding recognises its own by names, types and shapes,
+and by the configuration beside the checkpoint; where these do not say everything, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torchparams.encodings.base import Claim, Refused, Tensors
+from torchparams.encodings.companions import Coded, coded
+from torchparams.errors import NotReadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torchparams.info import ParameterInfo
+    from torchparams.records import Records
+
+ENCODINGS: tuple[str, ...] = ("torchparams.encodings.fp8:claim",)
+"""`module:function` of each encoding, asked in this order; imported once there are codes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the encodings say of the tensors of a source.
+
+    Attributes:
+        claims: The parameters that are understood, by the name of the codes.
+        coded: The tensors that hold codes, or belong to such, and that are not understood.
+    """
+
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    coded: Mapping[str, Coded] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> set[str]:
+        """Names of the stored tensors of all claims."""
+        return {part for claim in self.claims.values() for part in claim.parts}
+
+
+NOTHING = Found()
+
+
+def find(records: Records, config: Callable[[], Mapping[str, Any]], read: Callable[[str], bytes]) -> Found:
+    """The parameters that encodings claim, and the codes that none does.
+
+    Args:
+        records: A reading of all stored tensors.
+        config: Gives the `quantization_config` beside the checkpoint; empty where there is none.
+        read: Gives the bytes of a small tensor.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> from torchparams.dtypes import DType
+    >>> weights = {"w": np.ones((2, 3), DType.of("float8_e4m3fn").numpy), "w_scale": np.ones(1, np.float32)}
+    >>> [claim.encoding for claim in find(tp.of(weights, raw=True).records(), dict, lambda name: b"").claims.values()]
+    ['fp8-tensor']
+    """
+    unknown = coded(records)
+    if not unknown:
+        return NOTHING
+    infos = {info.name: info for info in records.infos}
+    tensors = Tensors(infos, config, read)
+    claims: dict[str, Claim] = {}
+    refused: dict[str, Coded] = {}
+    taken: set[str] = set()
+    for name in [each.name for each in unknown.values() if each.codes]:
+        found = None if name in taken else _claimed(name, tensors)
+        if isinstance(found, Claim):
+            # A row has one name, and a stored tensor is a part of one row.
+            if taken.isdisjoint(found.parts) and (found.name in found.parts or found.name not in infos):
+                claims[name] = found
+                taken.update(found.parts)
+        elif found is not None:
+            refused.update(_refused(found, infos))
+    rest = {name: each for name, each in unknown.items() if name not in taken}
+    return Found(claims, {**rest, **{name: each for name, each in refused.items() if name not in taken}})
+
+
+def _claimed(name: str, tensors: Tensors) -> Claim | Refused | None:
+    for claim in _functions():
+        try:
+            found = claim(name, tensors)
+        except NotReadable as error:
+            return Refused((name,), error.what)
+        if found is not None:
+            return found
+    return None
+
+
+def _functions() -> Iterator[Callable[[str, Tensors], Claim | Refused | None]]:
+    for home in ENCODINGS:
+        module, _, function = home.partition(":")
+        yield getattr(importlib.import_module(module), function)
+
+
+def _refused(found: Refused, infos: Mapping[str, ParameterInfo]) -> Iterator[tuple[str, Coded]]:
+    codes, *others = found.parts
+    yield codes, Coded(codes, codes, True, why=found.reason)
+    for name in others:
+        if name in infos:
+            yield name, Coded(name, codes, False, infos[name].dtype.kind == "float" and infos[name].dtype.bits > 8)

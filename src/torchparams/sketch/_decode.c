@@ -1,0 +1,345 @@
+/* The kernels of quantised weights: codes in packed words, and codes with their scales.
+ *
+ * What they compute is defined in decode.py, in NumPy; nothing here may give another result, but for which of several
+ * NaN a NaN is. A difference and a product are each rounded to float32: they may not be fused. The global interpreter
+ * lock is released.
+ *
+ *   scaled(codes, table, scales, zeros, index, columns, height, width, lines, start, out)
+ *   unpack(words, bits, order, codes, lanes, word_step, lane_step, code_out, lane_out, out)
+ */
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "codes are read as they lie in files, little-endian: other machines use the NumPy definition"
+#endif
+
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#error "products need IEEE floats without excess precision: other machines use the NumPy definition"
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static __forceinline
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
+#define X86 1
+#define AVX2 __attribute__((target("avx2")))
+#else
+#define X86 0
+#endif
+
+enum {
+    VALUES = 256, /* of a table */
+    LANES = 16,   /* neighbours that are unpacked together: words of one cache line */
+    MOST = 32,    /* codes in a word */
+};
+
+/* --- scales --------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *codes;
+    const float *table, *scales, *zeros;
+    const int32_t *index;
+    size_t columns, height, width, lines, start, n;
+} job;
+
+typedef void (*run_of)(const uint8_t *, const float *, float, float, size_t, float *);
+
+static void run_base(const uint8_t *codes, const float *table, float zero, float scale, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (table[codes[i]] - zero) * scale;
+}
+
+#if X86
+AVX2 static void run_avx2(const uint8_t *codes, const float *table, float zero, float scale, size_t n, float *out)
+{
+    __m256 zeros = _mm256_set1_ps(zero), scales = _mm256_set1_ps(scale);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + i)));
+        __m256 values = _mm256_sub_ps(_mm256_i32gather_ps(table, at, 4), zeros);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(values, scales));
+    }
+    for (; i < n; i++)
+        out[i] = (table[codes[i]] - zero) * scale;
+}
+#endif
+
+static run_of run_best = run_base;
+
+static void scale_all(const job *j, float *out)
+{
+    size_t row = j->start / j->columns, column = j->start % j->columns, at = 0;
+    while (at < j->n) {
+        const float *scales = j->scales + row / j->height * j->lines;
+        const float *zeros = j->zeros ? j->zeros + row / j->height * j->lines : NULL;
+        size_t end = j->columns - column < j->n - at ? at + j->columns - column : j->n;
+        if (j->index) {
+            for (; at < end; at++, column++) {
+                size_t group = (size_t)j->index[column];
+                out[at] = (j->table[j->codes[at]] - (zeros ? zeros[group] : 0)) * scales[group];
+            }
+        }
+        while (at < end) {
+            size_t group = column / j->width, n = j->width - column % j->width;
+            if (n > end - at)
+                n = end - at;
+            run_best(j->codes + at, j->table, zeros ? zeros[group] : 0, scales[group], n, out + at);
+            at += n;
+            column += n;
+        }
+        column = 0;
+        row++;
+    }
+}
+
+/* The views of the arguments, released together; `y*` of None is an empty one. */
+enum { CODES, TABLE, SCALES, ZEROS, INDEX, OUT, VIEWS };
+
+static int is_sound(const job *j, const Py_buffer *views)
+{
+    const char *wrong = NULL;
+    if (!j->columns || !j->height || !j->width || !j->lines)
+        wrong = "there are no columns, or blocks are empty";
+    else if (views[TABLE].len != VALUES * (Py_ssize_t)sizeof(float))
+        wrong = "the table has not 256 values";
+    else if ((size_t)views[OUT].len != j->n * sizeof(float))
+        wrong = "there is not a result for each code";
+    else if (j->index ? (size_t)views[INDEX].len != j->columns * sizeof(int32_t)
+                      : (j->columns - 1) / j->width >= j->lines)
+        wrong = "the groups do not fit the columns";
+    else if (j->n) {
+        size_t last = (j->start + j->n - 1) / j->columns / j->height;
+        if (((size_t)views[SCALES].len / sizeof(float)) / j->lines <= last)
+            wrong = "there are too few scales";
+        else if (j->zeros && views[ZEROS].len != views[SCALES].len)
+            wrong = "there is not a zero for each scale";
+    }
+    for (size_t i = 0; !wrong && j->index && i < j->columns; i++)
+        if (j->index[i] < 0 || (size_t)j->index[i] >= j->lines)
+            wrong = "an index is out of range";
+    for (int i = TABLE; !wrong && i < VIEWS; i++)
+        if ((uintptr_t)views[i].buf % sizeof(float))
+            wrong = "the memory is not aligned";
+    if (wrong)
+        PyErr_SetString(PyExc_ValueError, wrong);
+    return !wrong;
+}
+
+static PyObject *py_scaled(PyObject *self, PyObject *args)
+{
+    Py_buffer views[VIEWS];
+    job j;
+    Py_ssize_t columns, height, width, lines, start;
+    PyObject *result = NULL;
+    (void)self;
+    memset(views, 0, sizeof views);
+    if (!PyArg_ParseTuple(args, "y*y*y*z*z*nnnnnw*", &views[CODES], &views[TABLE], &views[SCALES], &views[ZEROS],
+                          &views[INDEX], &columns, &height, &width, &lines, &start, &views[OUT]))
+        return NULL;
+    j.codes = views[CODES].buf;
+    j.table = views[TABLE].buf;
+    j.scales = views[SCALES].buf;
+    j.zeros = views[ZEROS].buf;
+    j.index = views[INDEX].buf;
+    j.columns = (size_t)columns;
+    j.height = (size_t)height;
+    j.width = (size_t)width;
+    j.lines = (size_t)lines;
+    j.start = (size_t)start;
+    j.n = (size_t)views[CODES].len;
+    if (columns < 0 || height < 0 || width < 0 || lines < 0 || start < 0)
+        PyErr_SetString(PyExc_ValueError, "a size is negative");
+    else if (is_sound(&j, views)) {
+        Py_BEGIN_ALLOW_THREADS
+        scale_all(&j, views[OUT].buf);
+        Py_END_ALLOW_THREADS
+        Py_INCREF(Py_None);
+        result = Py_None;
+    }
+    for (int i = 0; i < VIEWS; i++)
+        PyBuffer_Release(&views[i]);
+    return result;
+}
+
+/* --- words ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint32_t *words;
+    uint8_t *out;
+    const uint8_t *order; /* of whole words: which code of the word's each field holds */
+    size_t bits, codes, lanes, word_step, lane_step, code_out, lane_out;
+} packing;
+
+INLINE void whole_words(const packing *p, size_t bits)
+{
+    const size_t per = 32 / bits;
+    const uint32_t mask = (1u << bits) - 1;
+    for (size_t first = 0; first < p->lanes; first += LANES) {
+        size_t end = p->lanes - first < LANES ? p->lanes : first + LANES;
+        for (size_t code = 0; code < p->codes; code += per) {
+            const uint32_t *words = p->words + code / per * p->word_step;
+            size_t n = p->codes - code < per ? p->codes - code : per;
+            for (size_t lane = first; lane < end; lane++) {
+                uint32_t word = words[lane * p->lane_step];
+                uint8_t *out = p->out + code * p->code_out + lane * p->lane_out;
+                if (n == per)
+                    for (size_t i = 0; i < per; i++)
+                        out[p->order[i] * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
+                else /* the last word is not full; only where the order is the natural one */
+                    for (size_t i = 0; i < n; i++)
+                        out[i * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
+            }
+        }
+    }
+}
+
+static void any_bits(const packing *p)
+{
+    const uint32_t mask = (1u << p->bits) - 1;
+    for (size_t first = 0; first < p->lanes; first += LANES) {
+        size_t end = p->lanes - first < LANES ? p->lanes : first + LANES;
+        for (size_t code = 0; code < p->codes; code++) {
+            size_t at = code * p->bits, shift = at % 32;
+            const uint32_t *words = p->words + at / 32 * p->word_step;
+            for (size_t lane = first; lane < end; lane++) {
+                uint64_t pair = words[lane * p->lane_step];
+                if (shift + p->bits > 32)
+                    pair |= (uint64_t)words[p->word_step + lane * p->lane_step] << 32;
+                p->out[code * p->code_out + lane * p->lane_out] = (uint8_t)(pair >> shift & mask);
+            }
+        }
+    }
+}
+
+static void unpack_all(const packing *p)
+{
+    switch (p->bits) {
+    case 1:
+        whole_words(p, 1);
+        break;
+    case 2:
+        whole_words(p, 2);
+        break;
+    case 4:
+        whole_words(p, 4);
+        break;
+    case 8:
+        whole_words(p, 8);
+        break;
+    default:
+        any_bits(p);
+    }
+}
+
+static int is_packing(const packing *p, const Py_buffer *words, const Py_buffer *order, const Py_buffer *out)
+{
+    const char *wrong = NULL;
+    if (p->bits < 1 || p->bits > 8)
+        wrong = "codes have 1 to 8 bits";
+    else if (32 % p->bits == 0 && (size_t)order->len != 32 / p->bits)
+        wrong = "the order is not that of a word";
+    else if (p->codes && p->lanes) {
+        size_t last = (p->codes * p->bits - 1) / 32 * p->word_step + (p->lanes - 1) * p->lane_step;
+        if (last >= (size_t)words->len / sizeof(uint32_t) || (uintptr_t)words->buf % sizeof(uint32_t))
+            wrong = "there are too few words, or they are not aligned";
+        else if ((p->codes - 1) * p->code_out + (p->lanes - 1) * p->lane_out >= (size_t)out->len)
+            wrong = "the result is too small";
+    }
+    for (Py_ssize_t i = 0; !wrong && i < order->len; i++)
+        if (p->order[i] >= order->len)
+            wrong = "the order is not one";
+    if (wrong)
+        PyErr_SetString(PyExc_ValueError, wrong);
+    return !wrong;
+}
+
+static PyObject *py_unpack(PyObject *self, PyObject *args)
+{
+    Py_buffer words, order, out;
+    Py_ssize_t bits, codes, lanes, word_step, lane_step, code_out, lane_out;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*ny*nnnnnnw*", &words, &bits, &order, &codes, &lanes, &word_step, &lane_step,
+                          &code_out, &lane_out, &out))
+        return NULL;
+    packing p = {words.buf,        out.buf,           order.buf,         (size_t)bits,     (size_t)codes,
+                 (size_t)lanes,    (size_t)word_step, (size_t)lane_step, (size_t)code_out, (size_t)lane_out};
+    if (codes < 0 || lanes < 0 || word_step < 0 || lane_step < 0 || code_out < 0 || lane_out < 0)
+        PyErr_SetString(PyExc_ValueError, "a size is negative");
+    else if (is_packing(&p, &words, &order, &out)) {
+        Py_BEGIN_ALLOW_THREADS
+        unpack_all(&p);
+        Py_END_ALLOW_THREADS
+        Py_INCREF(Py_None);
+        result = Py_None;
+    }
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&order);
+    PyBuffer_Release(&out);
+    return result;
+}
+
+/* --- Python --------------------------------------------------------------------------------------- */
+
+static PyObject *py_levels(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+#if X86
+    __builtin_cpu_init();
+    return PyLong_FromLong(__builtin_cpu_supports("avx2") ? 2 : 1);
+#else
+    return PyLong_FromLong(1);
+#endif
+}
+
+static PyObject *py_use(PyObject *self, PyObject *args)
+{
+    int wanted;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &wanted))
+        return NULL;
+    run_best = run_base;
+#if X86
+    __builtin_cpu_init();
+    if (wanted > 0 && __builtin_cpu_supports("avx2"))
+        run_best = run_avx2;
+#endif
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyMethodDef methods[] = {
+    {"scaled", py_scaled, METH_VARARGS, "scaled(codes, …, out): (table[code] - zero) * scale."},
+    {"unpack", py_unpack, METH_VARARGS, "unpack(words, …, out): codes of a few bits, a byte each."},
+    {"levels", py_levels, METH_NOARGS, "How many vector units can be used here."},
+    {"use", py_use, METH_VARARGS, "use(i): use another vector unit from now on, the last being the best."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_decode", "The kernels of quantised weights; defined in decode.py.", -1, methods,
+    NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__decode(void)
+{
+#if X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2"))
+        run_best = run_avx2;
+#endif
+    return PyModule_Create(&module);
+}

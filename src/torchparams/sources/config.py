@@ -1,0 +1,43 @@
+"""The `config.json` beside a checkpoint, as the Hugging Face libraries write it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from torchparams.limits import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from torchparams.sources.base import Source
+
+_QUANTISED = (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization"),
+              ("quantize_config.json", None), ("quant_config.json", None))  # fmt: skip
+"""Files that say how a checkpoint is quantised, and under which key; None for the whole file."""
+
+
+def config_beside(source: Source, name: str = "config.json") -> dict[str, Any]:
+    """The configuration in the directory of a checkpoint; empty where there is none that can be read."""
+    if not source.files:
+        return {}
+    try:
+        with open(os.path.join(os.path.dirname(source.files[0]), name), "rb") as file:
+            config = json.loads(file.read(HEADER_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def quantization_config(source: Source) -> dict[str, Any]:
+    """How a checkpoint is quantised, as a file beside it says; empty where none does."""
+    for name, key in _QUANTISED:
+        config = config_beside(source, name)
+        found = config if key is None else config.get(key) or _of_the_text_model(config, key)
+        if isinstance(found, dict) and found:
+            return found
+    return {}
+
+
+def _of_the_text_model(config: dict[str, Any], key: str) -> Any:
+    inner = config.get("text_config")
+    return inner.get(key) if isinstance(inner, dict) else None

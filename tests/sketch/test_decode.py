@@ -1,0 +1,85 @@
+"""The kernels of quantised weights against their definitions, bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchparams.sketch import decode
+
+Array = np.ndarray[Any, Any]
+
+# The kernel in C; built without a compiler, there is the definition alone.
+KERNELS: list[Any] = [importlib.import_module("torchparams.sketch._decode")] if decode.BUILT else []
+ORDERS = [None, bytes([0, 2, 4, 6, 1, 3, 5, 7])]
+
+
+@given(st.data())
+def test_scaled_is_the_definition(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
+    block = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 41))
+    start = data.draw(st.integers(0, rows * columns - 1))
+    count = data.draw(st.integers(1, rows * columns - start))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    table = rng.standard_normal(256).astype(np.float32)
+    table[7] = np.nan
+    lines, across = -(-rows // block[0]), -(-columns // block[1])
+    scales, zeros = (rng.standard_normal((lines, across)).astype(np.float32) for _ in range(2))
+    index = rng.integers(0, across, columns).astype(np.int32)
+    codes = rng.integers(0, 256, count).astype(np.uint8)
+    given = (
+        codes, table, scales, data.draw(st.sampled_from([None, zeros])), data.draw(st.sampled_from([None, index])),
+        columns, block, start,
+    )  # fmt: skip
+    expected, found = np.empty(count, np.float32), np.empty(count, np.float32)
+    decode.numpy_scaled(*given, expected)
+    for kernel in KERNELS:
+        for level in range(kernel.levels()):
+            kernel.use(level)
+            found[:] = 0
+            decode.scaled(*given, found)
+            assert np.array_equal(found, expected, equal_nan=True)
+            assert np.array_equal(np.signbit(found), np.signbit(expected)) or np.isnan(expected).any()
+
+
+@given(st.data())
+def test_unpack_is_the_definition(data: st.DataObject) -> None:
+    bits, axis = data.draw(st.integers(1, 8)), data.draw(st.integers(0, 1))
+    lanes, count = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 100))
+    order = data.draw(st.sampled_from(ORDERS)) if bits == 4 else None
+    count = -(-count // 8) * 8 if order else count
+    shape = [lanes, lanes]
+    shape[axis] = -(-count * bits // 32)
+    words = np.random.default_rng(bits).integers(0, 1 << 32, shape).astype(np.uint32)
+    shape[axis] = count
+    expected = np.empty(shape, np.uint8)
+    decode.numpy_unpack(words, bits, count, axis, expected, order)
+    for turned in (False, True):
+        found = np.empty(shape[::-1], np.uint8).T if turned else np.empty(shape, np.uint8)
+        decode.unpack(words, bits, count, axis, found, order)
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_kernels_touch_no_memory_that_is_not_theirs(kernel: Any) -> None:
+    codes, table, out = np.zeros(6, np.uint8), np.zeros(256, np.float32), np.zeros(6, np.float32)
+    scales, index = np.zeros((2, 2), np.float32), np.array([0, 2, 0], np.int32)
+    good = (codes, table, scales, None, None, 3, 1, 2, 2, 0, out)
+    kernel.scaled(*good)
+    wrong: Any
+    for place, wrong in ((1, table[:9]), (2, scales[:1]), (3, scales[:1]), (4, index), (5, 0), (6, 0), (7, 1), (8, 0),
+                         (9, 1), (9, -1), (10, out[:5])):  # fmt: skip
+        with pytest.raises(ValueError, match=r"[a-z]"):
+            kernel.scaled(*good[:place], wrong, *good[place + 1 :])
+    words, fields = np.zeros((2, 2), np.uint32), bytes(range(8))
+    fine = (words, 4, fields, 16, 2, 1, 2, 1, 16, np.zeros(32, np.uint8))
+    kernel.unpack(*fine)
+    for place, wrong in ((0, words[:1]), (1, 9), (1, 0), (2, b"\0"), (2, b"\x08" * 8), (3, 17), (3, -1), (4, 3),
+                         (9, np.zeros(31, np.uint8))):  # fmt: skip
+        with pytest.raises(ValueError, match=r"[a-z]"):
+            kernel.unpack(*fine[:place], wrong, *fine[place + 1 :])
