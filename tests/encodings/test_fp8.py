@@ -222,6 +222,14 @@ def test_a_shard_may_lie_elsewhere(tmp_path: Path) -> None:
     assert tp.verify(tmp_path / "shards")
 
 
+def test_a_snapshot_keeps_what_it_saw() -> None:
+    weights = dict(WEIGHTS)
+    kept = tp.of(weights).select("l.weight").snapshot()
+    weights.clear()
+    assert torch.equal(kept["l.weight"], VALUES)
+    assert [output.name for output in tp.convert(kept).outputs] == ["l.weight", "l.weight_scale_inv"]
+
+
 def test_a_mapping_that_changes_is_read_anew() -> None:
     weights = dict(WEIGHTS)
     params = tp.of(weights)

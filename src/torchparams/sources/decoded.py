@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.records import Records
+    from torchparams.sources.torchfile.verdict import Verdict
 
 
 class DecodedSource(Source):
@@ -88,6 +90,16 @@ class DecodedSource(Source):
             return None
         return found.claims[info.encoded.parts[0]]
 
+    def snapshot(self, records: Records) -> Source:
+        """A source of what the stored tensors of `records` hold, decoded."""
+        names = {name for info in records.infos for name in (info.raw_names if info.encoded else (info.name,))}
+        return DecodedSource(self._base.snapshot(self._base.records().only(names)))
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the stored tensors lie in memory that belongs to others."""
+        return self._base.borrowed
+
     @property
     def stored(self) -> Source:
         """The source of the stored tensors."""
@@ -140,6 +152,16 @@ class DecodedSource(Source):
     def metadata(self) -> Mapping[str, Any]:
         """What the checkpoint says of itself."""
         return self._base.metadata
+
+    @property
+    def mappings(self) -> tuple[str, ...]:
+        """The mappings within a checkpoint that hold tensors."""
+        return self._base.mappings
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What unpickling the files would do beside making tensors."""
+        return self._base.verdict
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
