@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import shorten
-from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, listed, plural, printable, to_html, to_text
+from torchparams.render.tree import Text, listed, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,65 +17,6 @@ ENTRIES_SHOWN = 6
 """Entries beside the tensors that a listing shows at most."""
 
 _WIDTH = 70  # characters of a value in a line
-
-
-@dataclass(frozen=True, repr=False)
-class MetadataValue:
-    """One entry of a source that is no tensor: an epoch, a configuration.
-
-    Attributes:
-        name: What it is called.
-        value: It, as JSON could hold it; of an object that was not made, a description.
-        source: What the source is called, and its format.
-    """
-
-    name: str
-    value: Any
-    source: tuple[str, str]
-
-    def report(self) -> Report:
-        """The value; of a mapping or a list, a row for each item."""
-        label, fmt = self.source
-        title = Text(printable(self.name), "title")
-        where = Text(printable(f"{label} ({fmt}), no tensor"), "dim")
-        items = _items(self.value)
-        if not items:
-            return Report((title, where, Text(_text(self.value))))
-        rows = tuple(Row((Cell(printable(str(key)), "name"), shorten(_text(item), 1000))) for key, item in items)
-        return Report((title, where, Table((Column("key"), Column("value")), rows)))
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
-
-    def to_json(self) -> dict[str, Any]:
-        """All attributes."""
-        label, fmt = self.source
-        return {"source": label, "format": fmt, "name": self.name, "value": as_json(self.value)}
-
-
-def metadata_value(source: Source, name: str) -> MetadataValue | None:
-    """The entry `name` beside the tensors, or what dots lead to within one; None where there is none.
-
-    >>> import torchparams as tp
-    >>> from torchparams.testing import MemorySource
-    >>> metadata_value(MemorySource({}, {"config": {"dims": [3, 5]}}), "config.dims.1").value
-    5
-    """
-    label = source.label, source.format
-    starts: list[tuple[str, Any]] = [(name, source.metadata)]
-    while starts:  # a key may hold dots itself
-        rest, here = starts.pop()
-        for key, value in _items(here):
-            if str(key) == rest:
-                return MetadataValue(name, value, label)
-            if rest.startswith(f"{key}.") and isinstance(value, dict | list):
-                starts.append((rest[len(str(key)) + 1 :], value))
-    return None
 
 
 def beside_lines(source: Source) -> Iterator[Text]:
@@ -90,7 +30,7 @@ def beside_lines(source: Source) -> Iterator[Text]:
     if entries:
         yield Text(f"beside the tensors: {plural(len(entries), 'entry', 'entries')}", "dim")
         for name, value in entries[:ENTRIES_SHOWN]:
-            yield Text(f"  {shorten(name, 40)} = {shorten(_text(value), _WIDTH)}", "dim")
+            yield Text(f"  {shorten(name, 40)} = {shorten(text_of(value), _WIDTH)}", "dim")
         if len(entries) > ENTRIES_SHOWN:
             yield Text(f"  … {len(entries) - ENTRIES_SHOWN:,} more; --json has all", "dim")
     verdict = source.verdict
@@ -148,11 +88,13 @@ def as_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _items(value: Any) -> list[tuple[Any, Any]]:
+def items_of(value: Any) -> list[tuple[Any, Any]]:
+    """Key and value of what a mapping or a list holds; nothing of any other value."""
     if isinstance(value, list | tuple):
         return list(enumerate(value))
     return list(value.items()) if hasattr(value, "items") else []
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value in a line."""
     return printable(value if isinstance(value, str) else repr(value))

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import NotReadable, SourceError, UnknownName
+from torchparams.errors import NotReadable, SourceError, UnknownName, shorten
 from torchparams.left_out import left_out_lines
-from torchparams.measure.beside import MetadataValue, metadata_value
+from torchparams.measure.beside import as_json, items_of, text_of
 from torchparams.parameters import of
 from torchparams.render.rows import shape_of
 from torchparams.render.tree import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.sources.base import Source
 
 EDGE = 3
 """Values that are shown at both ends of each dimension."""
@@ -120,6 +121,65 @@ class Description:
             "left_out": [each.to_json() for each in self.left_out],
             "parts": [part.to_json() for part in self.parts],
         }
+
+
+@dataclass(frozen=True, repr=False)
+class MetadataValue:
+    """One entry of a source that is no tensor: an epoch, a configuration.
+
+    Attributes:
+        name: What it is called.
+        value: It, as JSON could hold it; of an object that was not made, a description.
+        source: What the source is called, and its format.
+    """
+
+    name: str
+    value: Any
+    source: tuple[str, str]
+
+    def report(self) -> Report:
+        """The value; of a mapping or a list, a row for each item."""
+        label, fmt = self.source
+        title = Text(printable(self.name), "title")
+        where = Text(printable(f"{label} ({fmt}), no tensor"), "dim")
+        items = items_of(self.value)
+        if not items:
+            return Report((title, where, Text(text_of(self.value))))
+        rows = tuple(Row((Cell(printable(str(key)), "name"), shorten(text_of(item), 1000))) for key, item in items)
+        return Report((title, where, Table((Column("key"), Column("value")), rows)))
+
+    def __str__(self) -> str:
+        return to_text(self.report())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report())
+
+    def to_json(self) -> dict[str, Any]:
+        """All attributes."""
+        label, fmt = self.source
+        return {"source": label, "format": fmt, "name": self.name, "value": as_json(self.value)}
+
+
+def metadata_value(source: Source, name: str) -> MetadataValue | None:
+    """The entry `name` beside the tensors, or what dots lead to within one; None where there is none.
+
+    >>> import torchparams as tp
+    >>> from torchparams.testing import MemorySource
+    >>> metadata_value(MemorySource({}, {"config": {"dims": [3, 5]}}), "config.dims.1").value
+    5
+    """
+    label = source.label, source.format
+    starts: list[tuple[str, Any]] = [(name, source.metadata)]
+    while starts:  # a key may hold dots itself
+        rest, here = starts.pop()
+        for key, value in items_of(here):
+            if str(key) == rest:
+                return MetadataValue(name, value, label)
+            if rest.startswith(f"{key}.") and isinstance(value, dict | list):
+                starts.append((rest[len(str(key)) + 1 :], value))
+    return None
 
 
 def show(x: object, name: str) -> Description | MetadataValue:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.render.tree import listed
 from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
@@ -83,8 +82,7 @@ _OWN = ("torch", "torchvision", "torchaudio", "numpy", "ml_dtypes", "__torch__")
 """Packages whose classes are no news."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What unpickling a file would do beside making tensors.
 
     Attributes:
@@ -112,13 +110,7 @@ class Verdict:
 
     def __or__(self, other: Verdict) -> Verdict:
         """Of two files."""
-        return Verdict(
-            *(tuple(dict.fromkeys((*mine, *yours))) for mine, yours in zip(self._all, other._all, strict=True))
-        )
-
-    @property
-    def _all(self) -> tuple[tuple[str, ...], ...]:
-        return self.calls, self.names, self.classes
+        return Verdict(*(tuple(dict.fromkeys(mine + yours)) for mine, yours in zip(self, other, strict=True)))
 
 
 def judge(imported: Iterable[Global]) -> Verdict:
