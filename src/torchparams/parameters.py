@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
 from torchparams.records import Records
+from torchparams.render.rows import INFO_COLUMNS, sort_infos, table_of, total_of
 from torchparams.render.rows import ROWS_SHOWN as ROWS_SHOWN
-from torchparams.render.rows import sort_infos, table_of, total_of
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import Report, Text, filled, printable, to_html, to_text
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 
-class Parameters(Mapping[str, Any]):
+class Parameters(Tabular, Mapping[str, Any]):
     """Named parameters of one source: an ordered mapping, name → tensor.
 
     A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. It
@@ -46,6 +47,7 @@ class Parameters(Mapping[str, Any]):
     """
 
     __slots__ = ("_chosen", "_selector", "_source")
+    columns = INFO_COLUMNS
 
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
@@ -353,6 +355,13 @@ class Parameters(Mapping[str, Any]):
         return type(self), (self._source, self._selector)
 
     # --- print -----------------------------------------------------------------------------
+
+    def table_rows(self) -> list[ParameterInfo]:
+        """The records: the rows that pyarrow and duckdb get. polars takes a table for a mapping of columns.
+
+        So it gets `torchparams.ls(params)`.
+        """
+        return list(self.infos.values())
 
     def report(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Report:
         """The table as a report: what printing shows.

@@ -48,6 +48,16 @@ Select = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="The tensors of quantised parameters as they are stored: codes and scales apart.")
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write the rows to a file instead, replacing an earlier one: .csv, .json or .parquet.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema instead of a table.")]
 
 
@@ -85,8 +95,15 @@ def _torchparams(
         typer.echo(context.get_help())
 
 
-def show(result: Any, as_json: bool = False) -> None:
-    """Print a verb's result: its `report()` for people, or its `to_json()`."""
+def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
+    """Print a verb's result: its `report()` for people, or its `to_json()`. With `output`, write its rows there."""
+    if output is not None:
+        from torchparams.render.files import write_table
+
+        write_table(result, output)
+        if not as_json:
+            typer.echo(f"{len(result.table_rows()):,} rows  {output}")
+            return
     try:
         if as_json:
             from torchparams.render.json import print_json

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Raw, Select, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, app, show
 from torchparams.cli.targets import source_of
 
 
@@ -54,6 +54,7 @@ def diff(
         ),
     ] = None,
     raw: Raw = False,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare: which tensors changed, and how much.
@@ -86,6 +87,6 @@ def diff(
             limit=limit,
             progress=tell,
         )
-    show(found, as_json)
+    show(found, as_json, output)
     if not found.same:
         raise typer.Exit(EXIT_DIFFERENCE)

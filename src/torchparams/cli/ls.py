@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Raw, Select, Target, app, show
+from torchparams.cli.app import AsJson, Output, Raw, Select, Target, app, show
 from torchparams.cli.complete import columns
 from torchparams.cli.targets import table
 
@@ -40,6 +40,7 @@ def ls(
     ] = None,
     buffers: Annotated[bool, typer.Option("--buffers", help="List a live model's buffers too.")] = False,
     raw: Raw = False,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """List parameters: name, shape, dtype, size.
@@ -59,4 +60,4 @@ def ls(
 
     tree = tree or expand or depth is not None
     params = table(target, buffers=buffers, raw=raw)
-    show(listed(params, select, tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json)
+    show(listed(params, select, tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output)

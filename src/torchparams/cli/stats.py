@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Raw, Select, Target, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, Target, app, show
 from torchparams.cli.targets import source_of
 
 
@@ -55,6 +55,7 @@ def stats(
         ),
     ] = None,
     raw: Raw = False,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Show statistics, and what is odd in them.
@@ -73,6 +74,7 @@ def stats(
       torchparams stats model.safetensors -s '[ndim>=2]' -q 0.001,0.5,0.999
       torchparams stats mypackage.models:build --buffers
       torchparams stats model.safetensors --check --rules non-finite,zero
+      torchparams stats model.safetensors -o stats.parquet    for polars, duckdb, pandas
       torchparams stats model.safetensors --json | jq '.flags'
     """
     from torchparams.measure.flags import KINDS, kinds_in
@@ -95,6 +97,6 @@ def stats(
             buffers=buffers,
             progress=tell,
         )
-    show(found, as_json)
+    show(found, as_json, output)
     if check and any(flag.kind in wanted for flag in found.flags):
         raise typer.Exit(EXIT_DIFFERENCE)

@@ -13,13 +13,14 @@ from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import LeftOut, concerned
 from torchparams.measure.beside import part_within
 from torchparams.measure.comparing import can_compare_values, compare_pairs
-from torchparams.measure.diff_rows import SAME, STATUSES, GroupDiff, TensorDiff
+from torchparams.measure.diff_rows import COLUMNS, GROUP_COLUMNS, SAME, STATUSES, GroupDiff, TensorDiff
 from torchparams.measure.grouping import groups_of
 from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
 from torchparams.renames import Renames
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
     from torchparams.measure.lost import Lost
+    from torchparams.render.tabular import Columns
     from torchparams.render.tree import Report
     from torchparams.sketch.compared import Compared
 
@@ -50,7 +52,7 @@ def _or(most: float, value: float, row: TensorDiff) -> float:
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Tabular):
     """How B differs from A; it prints as a table of what differs.
 
     `found["name"]` is a row; iterating and `len` go over the rows, those of tensors that are the same included.
@@ -148,6 +150,15 @@ class Diff:
             SelectorError: It is none of these.
         """
         return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
+
+    @property
+    def columns(self) -> Columns:
+        """Attribute of `table_rows` → its type."""
+        return COLUMNS if self.by is None else GROUP_COLUMNS
+
+    def table_rows(self) -> tuple[TensorDiff, ...] | tuple[GroupDiff, ...]:
+        """The rows for other libraries: of all tensors, the same included; or the groups, where there are any."""
+        return self.rows if self.by is None else self.groups
 
     def report(self) -> Report:
         """What differs, as tables, and in a line what is the same."""

@@ -19,6 +19,39 @@ STATUSES = ("identical", "equal", "changed", "shape", "dtype", "only_a", "only_b
 
 SAME = ("identical", "equal")
 
+_SIDE = {"name": str, "shape": list[int], "dtype": str}
+COLUMNS = {
+    "name": str,
+    "status": str,
+    "a": _SIDE,
+    "b": _SIDE,
+    "numel": int,
+    "changed": int,
+    "share": float,
+    "max": float,
+    "relative": float,
+    "cosine": float,
+    "nan_a": int,
+    "nan_b": int,
+    "infinite": int,
+    "opaque": bool,
+    "reason": str,
+}
+"""Attributes of `TensorDiff` → their types, for tables handed to other libraries."""
+
+GROUP_COLUMNS = {
+    "name": str,
+    "tensors": int,
+    "differing": int,
+    "numel": int,
+    "changed": int,
+    "share": float,
+    "max": float,
+    "relative": float,
+    "cosine": float,
+}
+"""Attributes of `GroupDiff` → their types, likewise."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
@@ -184,8 +217,25 @@ class GroupDiff:
         return self.compared.changed / self.numel if self.numel else 0.0
 
     @property
+    def changed(self) -> int:
+        """Elements that changed."""
+        return self.compared.changed
+
+    @property
+    def max(self) -> float | int:
+        """Greatest |b - a|, as in `TensorDiff`; NaN where no elements are numbers, as for `relative` and `cosine`."""
+        return math.nan if self._without else self.compared.greatest
+
+    @property
+    def relative(self) -> float:
+        """‖b - a‖ / ‖a‖ in L2, of the tensors that changed, as in `TensorDiff`."""
+        return math.nan if self._without else self.compared.relative
+
+    @property
     def cosine(self) -> float:
         """Cosine of the angle between A and B, of the tensors that changed, as in `TensorDiff`; 1 where none did."""
+        if self._without:
+            return math.nan
         return self.compared.cosine if self.compared.changed else 1.0
 
     @property

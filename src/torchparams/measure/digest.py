@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NotReadable
 from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import STATE_DICT_HINT, LeftOut, in_words, left_out_lines
-from torchparams.measure.hashing import TensorDigest, encoded_as, set_digest, tensor_digests
+from torchparams.measure.hashing import COLUMNS, TensorDigest, encoded_as, set_digest, tensor_digests
 from torchparams.measure.lost import lines
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import Parameters, of, stored
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -84,7 +85,7 @@ class SameContent:
 
 
 @dataclass(frozen=True, repr=False)
-class Digests:
+class Digests(Tabular):
     """What `digest` finds out.
 
     Attributes:
@@ -95,6 +96,8 @@ class Digests:
         left_out: State that belongs to the source and is not part of the digest.
         lost: What casts within rows lost, of a source that is not written yet: name → losses.
     """
+
+    columns = COLUMNS
 
     source: str
     format: str
@@ -107,6 +110,10 @@ class Digests:
     def same_content(self) -> tuple[SameContent, ...]:
         """The tensors that are there more than once, the most costly first."""
         return same_content([self])
+
+    def table_rows(self) -> list[TensorDigest]:
+        """The tensors, in order."""
+        return list(self.tensors.values())
 
     def manifest(self) -> dict[str, Any]:
         """What `write` writes: `format`, `version`, `source`, `digest` and `tensors`."""

@@ -60,6 +60,10 @@ _X2 = "float4_e2m1fn_x2"
 _PROCESS = os.getpid()
 
 
+COLUMNS = {"name": str, "dtype": str, "shape": list[int], "nbytes": int, "digest": str, "aliases": list[str]}
+"""Attributes of `TensorDigest` → their types, for tables handed to other libraries."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorDigest:
     """A tensor and its digest.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.left_out import left_out_lines
 from torchparams.measure.beside import as_json, beside_lines
 from torchparams.parameters import Parameters, of
-from torchparams.render.rows import shape_of, sort_infos, total_of
+from torchparams.render.rows import INFO_COLUMNS, shape_of, sort_infos, total_of
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -32,7 +33,7 @@ _MOST_DIGITS = 18  # of a name's component that is counted as a layer's number; 
 
 
 @dataclass(frozen=True, repr=False)
-class Listing:
+class Listing(Tabular):
     """What `ls` gives: the parameters, and how they are to be shown.
 
     Attributes:
@@ -44,12 +45,18 @@ class Listing:
         limit: Most rows shown of a flat table; None for all.
     """
 
+    columns = INFO_COLUMNS
+
     params: Parameters
     tree: bool = False
     depth: int | None = None
     fold: bool = True
     sort: str | None = None
     limit: int | None = None
+
+    def table_rows(self) -> list[ParameterInfo]:
+        """The records, in order."""
+        return sort_infos(list(self.params.infos.values()), self.sort)
 
     def report(self) -> Report:
         """The table, a line with the totals, and what is beside the tensors."""

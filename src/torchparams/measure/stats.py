@@ -17,8 +17,9 @@ from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
-from torchparams.measure.tensor_stats import TensorStats, derive
+from torchparams.measure.tensor_stats import COLUMNS, TensorStats, derive
 from torchparams.parameters import of
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(Tabular):
     """Statistics of tensors, or of groups of them; it prints as a table.
 
     `found["name"]` is a row; iterating and `len` go over the rows.
@@ -75,6 +76,8 @@ class Stats:
     >>> found["a"].mean, [flag.kind for flag in found.flags]
     (1.5, ['zero'])
     """
+
+    columns = COLUMNS
 
     label: str
     format: str
@@ -118,6 +121,10 @@ class Stats:
             SelectorError: It is none of these.
         """
         return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
+
+    def table_rows(self) -> tuple[TensorStats, ...]:
+        """The rows."""
+        return self.rows
 
     def report(self) -> Report:
         """The table, and below it the flags and what could not be read."""

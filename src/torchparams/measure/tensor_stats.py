@@ -20,6 +20,36 @@ BINS = 12
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
+COLUMNS = {
+    "name": str,
+    "tensors": int,
+    "shape": list[int],
+    "dtype": str,
+    "numel": int,
+    "values": int,
+    "zeros": int,
+    "nan": int,
+    "posinf": int,
+    "neginf": int,
+    "min": float,
+    "max": float,
+    "mean": float,
+    "std": float,
+    "l1": float,
+    "l2": float,
+    "linf": float,
+    "quantiles": dict[float, float],
+    "histogram": list[int],
+    "low": float,
+    "high": float,
+    "entropy": float,
+    "distinct": int,
+    "saturated": int,
+    "exact": bool,
+}
+"""Attributes of `TensorStats` → their types, for tables handed to other libraries."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorStats:
     """Statistics of the elements of one tensor, or of a group of tensors.

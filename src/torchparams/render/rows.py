@@ -25,6 +25,29 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 40
 """Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
 
+INFO_COLUMNS = {
+    "name": str,
+    "shape": list[int],
+    "dtype": str,
+    "numel": int,
+    "nbytes": int,
+    "device": str,
+    "kind": str,
+    "requires_grad": bool,
+    "module": str,
+    "raw_name": str,
+    "aliases": list[str],
+    "storage": {"key": str, "offset": int, "stride": list[int], "nbytes": int},
+    "location": {"file": str, "start": int, "stop": int},
+    "bases": list[str],
+    "persistent": bool,
+    "layout": str,
+    "encoding": str,
+    "raw_names": list[str],
+    "bpw": float,
+}
+"""Attributes of `ParameterInfo` → their types, for tables handed to other libraries."""
+
 ALIASES_SHOWN = 3
 """Further names of a tied tensor that its row shows at most."""
 

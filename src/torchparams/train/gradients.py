@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.parameters import Parameters, of
 from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -530,7 +531,25 @@ def combined(norms: Iterable[float], p: float) -> float:
     return float(largest * math.fsum((part / largest) ** p for part in parts) ** (1 / p))
 
 
-class GradNorms:
+class NormRow(NamedTuple):
+    """The norm of one gradient, or of all gradients of a group together.
+
+    Attributes:
+        name: The parameter's name, or the label of the group.
+        tensors: How many gradients there are.
+        norm: Their norm.
+    """
+
+    name: str
+    tensors: int
+    norm: float
+
+
+NORM_COLUMNS = {"name": str, "tensors": int, "norm": float}
+"""Attributes of `NormRow` → their types, for tables handed to other libraries."""
+
+
+class GradNorms(Tabular):
     """Norms of gradients.
 
     Attributes:
@@ -542,6 +561,8 @@ class GradNorms:
         nonfinite: Names of the parameters whose gradient holds NaN or an infinite value, in the model's order: the
             first is the first.
     """
+
+    columns = NORM_COLUMNS
 
     def __init__(
         self,
@@ -568,6 +589,12 @@ class GradNorms:
     def groups(self) -> dict[str, float]:
         """Label of each group → the norm of all gradients in it together."""
         return {label: combined(map(self.norms.__getitem__, names), self.p) for label, names in self.members.items()}
+
+    def table_rows(self) -> list[NormRow]:
+        """A row for each group where there are any, else for each parameter."""
+        if self.members:
+            return [NormRow(label, len(self.members[label]), norm) for label, norm in self.groups.items()]
+        return [NormRow(name, 1, norm) for name, norm in self.norms.items()]
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
         """The norms as a report: of the groups where there are any, else of the parameters; what is not finite first.
