@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
 from torchparams.records import Records
+from torchparams.render.result import Result
 from torchparams.render.rows import INFO_COLUMNS, sort_infos, table_of, total_of
 from torchparams.render.rows import ROWS_SHOWN as ROWS_SHOWN
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import Report, Text, filled, printable, to_html, to_text
+from torchparams.render.tree import Report, Text, filled, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 
-class Parameters(Tabular, Mapping[str, Any]):
+class Parameters(Result, Tabular, Mapping[str, Any]):
     """Named parameters of one source: an ordered mapping, name → tensor.
 
     A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. It
@@ -379,17 +380,8 @@ class Parameters(Tabular, Mapping[str, Any]):
             return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
         return Report((title, table_of(sort_infos(infos, sort), limit), total, *beside))
 
-    def __repr__(self) -> str:
-        try:
-            return to_text(self.report())
-        except Exception as error:  # a repr never raises: a debugger may show a half-built model
-            return printable(f"<Parameters of {self._source.label}: {type(error).__name__}: {error}>")
-
-    def _repr_html_(self) -> str:
-        try:
-            return to_html(self.report())
-        except Exception:  # as above
-            return to_html(Report((Text(repr(self)),)))
+    def _title(self) -> str:
+        return f"Parameters of {self._source.label}"
 
 
 class _Keys(KeysView[str]):

@@ -93,7 +93,8 @@ from torchparams._selector.tree import (
 )
 from torchparams.errors import SelectorError, shorten
 from torchparams.records import Records
-from torchparams.render.tree import Cell, Column, Report, Row, Text, cut, human_count, plural, to_html, to_text
+from torchparams.render.result import Result
+from torchparams.render.tree import Cell, Column, Report, Row, Text, cut, human_count, plural
 from torchparams.render.tree import Table as ReportTable
 
 if TYPE_CHECKING:
@@ -373,8 +374,8 @@ class Term:
         return sum(info.numel for info in self.hits)
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Result):
     """Which part of a selector hits which parameters; it prints as a table.
 
     Attributes:
@@ -448,14 +449,6 @@ class Explanation:
                 for term in self.terms
             ],
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 _NAMES_SHOWN = 3

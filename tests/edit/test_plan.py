@@ -175,7 +175,7 @@ def test_a_name_cannot_drive_a_terminal(tmp_path: Path) -> None:
 def test_a_repr_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan([Output("w", stored(np.ones(1)))], tmp_path / "x.safetensors")
     monkeypatch.setattr(Plan, "report", lambda self: 1 / 0)
-    assert repr(plan) == f"<Plan of {tmp_path}/x.safetensors: ZeroDivisionError>"
+    assert repr(plan) == f"<Plan of {tmp_path}/x.safetensors: ZeroDivisionError: division by zero>"
 
 
 def test_a_header_that_would_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from torchparams.edit.write.safetensors_out import index_of
 from torchparams.errors import FileFormatError, PlanError, SourceError
 from torchparams.io import system as _system
 from torchparams.io.write import replace_file, telling
-from torchparams.render.tree import Report, Text, human_bytes, plural, printable, to_html, to_text
+from torchparams.render.result import Result
+from torchparams.render.tree import Report, Text, human_bytes, plural, printable
 from torchparams.sources.base import FORMATS, open_file
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, repr=False)
-class IndexRepair:
+class IndexRepair(Result):
     """What `repair_index` has done.
 
     Attributes:
@@ -65,14 +66,6 @@ class IndexRepair:
             "total_size": self.total_size,
             "changes": list(self.changes),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> IndexRepair:

@@ -10,6 +10,7 @@ from torchparams.errors import UnknownName
 from torchparams.lint.audit import network_of, optimizers_of
 from torchparams.lint.context import Context
 from torchparams.measure.listing import alike, leaves, tree_of
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
@@ -25,8 +26,6 @@ from torchparams.render.tree import (
     listed,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 from torchparams.sources.live.absent import Absent, find_absent
 from torchparams.sources.live.access import Access
@@ -107,8 +106,8 @@ def _in(letters: str) -> list[str]:
     return [HOLDERS[letter] for letter in letters]
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explained(Result):
     """What gives the tensors of a network, each tensor, and what is not there; it prints as two tables and a list.
 
     Attributes:
@@ -180,17 +179,9 @@ class Explained:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        return to_text(self.report())
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
-
-
-@dataclass(frozen=True, slots=True)
-class ExplainedName:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExplainedName(Result):
     """What is known of one name, in sentences.
 
     Attributes:
@@ -217,14 +208,6 @@ class ExplainedName:
             "tensor": None if self.tensor is None else self.tensor.to_json(),
             "absent": [absent.to_json() for absent in self.absent],
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 # --- the verb -------------------------------------------------------------------------------------

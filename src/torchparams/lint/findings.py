@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut, left_out_lines
-from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, plural, printable, to_html, to_text
+from torchparams.render.result import Result
+from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, plural, printable, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ class Rule:
         return Finding(self.id, self.name, self.severity, hit.names, hit.what, self.why, hit.fix, hit.where)
 
 
-class Rules(tuple[Rule, ...]):
+class Rules(Result, tuple[Rule, ...]):
     """Rules, in order; they print as a table."""
 
     __slots__ = ()
@@ -101,11 +102,6 @@ class Rules(tuple[Rule, ...]):
                 {"id": r.id, "name": r.name, "severity": r.severity, "title": r.title, "why": r.why} for r in self
             ]
         }
-
-    def __repr__(self) -> str:
-        return to_text(self.report())
-
-    __str__ = __repr__
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +193,8 @@ def name_lines(names: Iterable[str]) -> Iterator[str]:
             yield f"{path}: {shown}"
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+@dataclass(frozen=True, slots=True, repr=False)
+class Audit(Result):
     """What an audit found: a sequence of findings, errors first, and the rules that were asked.
 
     Attributes:
@@ -310,11 +306,3 @@ class Audit:
             "findings": [finding.to_json() for finding in self.findings],
             "left_out": [each.to_json() for each in self.left_out],
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())

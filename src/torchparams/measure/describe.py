@@ -10,6 +10,7 @@ from torchparams.errors import NotReadable, SourceError, UnknownName, shorten
 from torchparams.left_out import left_out_lines
 from torchparams.measure.beside import as_json, items_of, text_of
 from torchparams.parameters import of
+from torchparams.render.result import Result
 from torchparams.render.rows import shape_of
 from torchparams.render.tree import (
     Cell,
@@ -21,8 +22,6 @@ from torchparams.render.tree import (
     human_bytes,
     human_shape,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ EDGE = 3
 
 
 @dataclass(frozen=True, repr=False)
-class Description:
+class Description(Result):
     """What `show` finds out.
 
     Attributes:
@@ -101,14 +100,6 @@ class Description:
             where = "" if lies is None else f", {os.path.basename(lies.file)}: bytes {lies.start:,} to {lies.stop:,}"
             yield "part", f"{part.name} {human_shape(part.shape)} {part.dtype}{where}"
 
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
-
     def to_json(self) -> dict[str, Any]:
         """The record as in `torchparams ls --json`, with `source`, `format`, `values` (text) and `unreadable`."""
         label, fmt = self.source
@@ -124,7 +115,7 @@ class Description:
 
 
 @dataclass(frozen=True, repr=False)
-class MetadataValue:
+class MetadataValue(Result):
     """One entry of a source that is no tensor: an epoch, a configuration.
 
     Attributes:
@@ -147,14 +138,6 @@ class MetadataValue:
             return Report((title, where, Text(text_of(self.value))))
         rows = tuple(Row((Cell(printable(str(key)), "name"), shorten(text_of(item), 1000))) for key, item in items)
         return Report((title, where, Table((Column("key"), Column("value")), rows)))
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
     def to_json(self) -> dict[str, Any]:
         """All attributes."""

@@ -20,8 +20,8 @@ from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
 from torchparams.renames import Renames
+from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,8 +51,8 @@ def _or(most: float, value: float, row: TensorDiff) -> float:
     return most if row.nan_a or row.nan_b or row.infinite else value
 
 
-@dataclass(frozen=True)
-class Diff(Tabular):
+@dataclass(frozen=True, repr=False)
+class Diff(Result, Tabular):
     """How B differs from A; it prints as a table of what differs.
 
     `found["name"]` is a row; iterating and `len` go over the rows, those of tensors that are the same included.
@@ -188,14 +188,6 @@ class Diff(Tabular):
             },
             "lost": to_json(self.lost),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def diff(

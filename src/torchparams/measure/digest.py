@@ -13,6 +13,7 @@ from torchparams.measure.hashing import COLUMNS, TensorDigest, encoded_as, set_d
 from torchparams.measure.lost import lines
 from torchparams.measure.manifest import document_of, read_manifest, write_manifest
 from torchparams.parameters import Parameters, of, stored
+from torchparams.render.result import Result
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
@@ -27,8 +28,6 @@ from torchparams.render.tree import (
     human_shape,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class SameContent:
 
 
 @dataclass(frozen=True, repr=False)
-class Digests(Tabular):
+class Digests(Result, Tabular):
     """What `digest` finds out.
 
     Attributes:
@@ -174,17 +173,12 @@ class Digests(Tabular):
         yield from left_out_lines(self.left_out)
         yield from lines(self.lost)
 
-    def __str__(self) -> str:
-        return to_text(self.report(ROWS_SHOWN))
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report(ROWS_SHOWN))
+    def _shown(self) -> Report:
+        return self.report(ROWS_SHOWN)
 
 
 @dataclass(frozen=True, repr=False)
-class Duplicates:
+class Duplicates(Result):
     """What `duplicates` finds out.
 
     Attributes:
@@ -220,13 +214,8 @@ class Duplicates:
         found = _same_parts(self.same_content, limit, several=len(self.sources) > 1)
         return Report((*parts, *(found or [Text(""), Text("No two tensors are the same.", "dim")])))
 
-    def __str__(self) -> str:
-        return to_text(self.report(ROWS_SHOWN))
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report(ROWS_SHOWN))
+    def _shown(self) -> Report:
+        return self.report(ROWS_SHOWN)
 
 
 @paused_gc()  # some objects for each tensor, and no cycles

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.left_out import left_out_lines
 from torchparams.measure.beside import as_json, beside_lines
 from torchparams.parameters import Parameters, of
+from torchparams.render.result import Result
 from torchparams.render.rows import INFO_COLUMNS, shape_of, sort_infos, total_of
 from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
@@ -20,8 +21,6 @@ from torchparams.render.tree import (
     Text,
     human_bytes,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _MOST_DIGITS = 18  # of a name's component that is counted as a layer's number; 
 
 
 @dataclass(frozen=True, repr=False)
-class Listing(Tabular):
+class Listing(Result, Tabular):
     """What `ls` gives: the parameters, and how they are to be shown.
 
     Attributes:
@@ -74,14 +73,6 @@ class Listing(Tabular):
                 *beside,
             )
         )
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
     def to_json(self) -> dict[str, Any]:
         """`source`, `format`, `metadata`, `total`, `parameters` (records), `left_out`, and the `pickle`'s verdict."""

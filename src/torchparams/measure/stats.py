@@ -19,8 +19,8 @@ from torchparams.measure.lost import to_json
 from torchparams.measure.numbers import in_order, sort_key
 from torchparams.measure.tensor_stats import COLUMNS, TensorStats, derive
 from torchparams.parameters import of
+from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import to_html, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,8 +48,8 @@ SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
 """What rows can be ordered by."""
 
 
-@dataclass(frozen=True)
-class Stats(Tabular):
+@dataclass(frozen=True, repr=False)
+class Stats(Result, Tabular):
     """Statistics of tensors, or of groups of them; it prints as a table.
 
     `found["name"]` is a row; iterating and `len` go over the rows.
@@ -150,14 +150,6 @@ class Stats(Tabular):
             "left_out": [each.to_json() for each in self.left_out],
             "lost": to_json(self.lost),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def stats(

@@ -14,6 +14,7 @@ from torchparams.left_out import concerned, in_words
 from torchparams.measure.digest import Digests, chosen
 from torchparams.measure.hashing import encoded_as, tensor_digests
 from torchparams.measure.integrity import FAILED, IMPOSSIBLE, OK, Check, integrity, told
+from torchparams.render.result import Result
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
@@ -28,8 +29,6 @@ from torchparams.render.tree import (
     listed,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 from torchparams.selectors import Selector
 
@@ -81,7 +80,7 @@ class Difference:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification:
+class Verification(Result):
     """What `verify` finds out.
 
     Attributes:
@@ -163,13 +162,8 @@ class Verification:
             parts.append(f"{plural(failed, 'check')} failed")
         return f"{looked}: {', '.join(parts)}."
 
-    def __str__(self) -> str:
-        return to_text(self.report(ROWS_SHOWN))
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report(ROWS_SHOWN))
+    def _shown(self) -> Report:
+        return self.report(ROWS_SHOWN)
 
 
 _COUNTED = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torchparams.errors import TorchParamsError
 from torchparams.left_out import left_out_lines
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Column,
@@ -20,8 +21,6 @@ from torchparams.render.tree import (
     human_shape,
     listed,
     plural,
-    to_html,
-    to_text,
 )
 from torchparams.train._live import outside
 from torchparams.train._statistics import StatisticsHold, hold_on
@@ -128,7 +127,7 @@ def _fits(parameter: Any, grad: Any) -> bool:
     return bool(same)
 
 
-class Change:
+class Change(Result):
     """What `freeze` or `unfreeze` has done; a context manager that takes it back.
 
     Attributes:
@@ -254,14 +253,6 @@ class Change:
             "numel": self.numel,
             "left_out": [each.to_json() for each in self.left_out],
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def which(names: Sequence[str], what: str = "layer", several: str | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import shorten
 from torchparams.left_out import left_out_lines
+from torchparams.render.result import Result
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -20,8 +21,6 @@ from torchparams.render.tree import (
     listed,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 from torchparams.train.rules import TAKEN
 
@@ -271,8 +270,8 @@ class Given:
     instead: tuple[tuple[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explained(Result):
     """Why one parameter has the options that it has; it prints as a table.
 
     Attributes:
@@ -324,14 +323,6 @@ class Explained:
                 for one in self.given
             },
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def explain(groups: Groups, name: str) -> Explained:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, NoMatch, NotReadable, OptionError, shorten
 from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.parameters import Parameters
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, filled, human_shape, plural, to_html, to_text
+from torchparams.render.tree import Column, Report, Row, Table, Text, cut, filled, human_shape, plural
 from torchparams.selectors import Selector
 from torchparams.train._live import choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, putting_back
@@ -180,7 +181,7 @@ def function_name(function: object) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 
-class Applied:
+class Applied(Result):
     """What `apply_` has changed.
 
     Attributes:
@@ -232,11 +233,3 @@ class Applied:
             "left_out": beside,
             "notes": list(self.notes),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())

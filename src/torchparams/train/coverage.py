@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
 from torchparams.renames import best_match, distinct
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
@@ -20,8 +21,6 @@ from torchparams.render.tree import (
     listed,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ class Item:
         }
 
 
-@dataclass(frozen=True)
-class Coverage:
+@dataclass(frozen=True, repr=False)
+class Coverage(Result):
     """What of a model is filled from what, and what does not fit; it prints as a table.
 
     Attributes:
@@ -204,14 +203,6 @@ class Coverage:
             "rename": self.rename or None,
             "notes": list(self.notes),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:

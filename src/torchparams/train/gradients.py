@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.parameters import Parameters, of
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
@@ -24,8 +25,6 @@ from torchparams.render.tree import (
     json_number,
     listed,
     plural,
-    to_html,
-    to_text,
 )
 from torchparams.selectors import Selector
 from torchparams.sources.base import Source
@@ -549,7 +548,7 @@ NORM_COLUMNS = {"name": str, "tensors": int, "norm": float}
 """Attributes of `NormRow` → their types, for tables handed to other libraries."""
 
 
-class GradNorms(Tabular):
+class GradNorms(Result, Tabular):
     """Norms of gradients.
 
     Attributes:
@@ -647,14 +646,6 @@ class GradNorms(Tabular):
             "nonfinite": list(self.nonfinite),
             "without": list(self.without),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSource
 from torchparams.parameters import of
-from torchparams.render.tree import Report, plural, printable, to_html, to_text
+from torchparams.render.result import Result
+from torchparams.render.tree import Report, plural
 from torchparams.train._live import refuse_path
 from torchparams.train.depth import depths
 from torchparams.train.rules import TAKEN, Rule, refuse_wrong
@@ -41,7 +42,7 @@ class Origin:
     scale: float = 1.0
 
 
-class Groups(list[dict[str, Any]]):
+class Groups(Result, list[dict[str, Any]]):
     """Parameter groups: a list of dicts as every torch optimizer takes it, which knows where its options come from.
 
     Made by `groups`. Each dict holds `params`, their `param_names`, and the options. It is an ordinary list: what an
@@ -178,16 +179,8 @@ class Groups(list[dict[str, Any]]):
 
         return to_json(self)
 
-    def __repr__(self) -> str:
-        try:
-            return to_text(self.report())
-        except Exception as error:  # a repr never raises: a debugger may show groups that somebody took apart
-            return printable(f"<Groups of {self.label}: {type(error).__name__}: {error}>")
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
+    def _title(self) -> str:
+        return f"Groups of {self.label}"
 
 
 def groups(

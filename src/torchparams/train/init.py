@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
 from torchparams.left_out import LeftOut, left_out_lines
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
@@ -27,8 +28,6 @@ from torchparams.render.tree import (
     human_shape,
     listed,
     plural,
-    to_html,
-    to_text,
 )
 from torchparams.selectors import Selector
 from torchparams.sources.live.traverse import list_tensors
@@ -230,7 +229,7 @@ def _buffers_of_meta(
 # --- what was done --------------------------------------------------------------------------
 
 
-class Initialised:
+class Initialised(Result):
     """What `init` has done.
 
     Attributes:
@@ -316,11 +315,3 @@ class Initialised:
             "without_values": list(self.without_values),
             "left_out": [each.to_json() for each in self.left_out],
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())

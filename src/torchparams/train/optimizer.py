@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, shorten
+from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Column,
@@ -21,8 +22,6 @@ from torchparams.render.tree import (
     listed,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 from torchparams.train._live import live_table
 from torchparams.train._optimizers import NO_OPTIONS, Own
@@ -36,7 +35,7 @@ FLAT = ("d", "prev_flat_grad", "old_dirs", "old_stps")
 """What LBFGS keeps of all parameters together: vectors, or lists of vectors, of their elements one after the other."""
 
 
-class OptimizerState(Mapping[str, Any]):
+class OptimizerState(Result, Mapping[str, Any]):
     """What an optimizer remembers, by the names of the parameters: a mapping `fc.weight.exp_avg` → tensor.
 
     As a mapping it holds the tensors, so that `torchparams.of`, `stats` and `diff` take it; `state` holds everything.
@@ -227,14 +226,6 @@ class OptimizerState(Mapping[str, Any]):
             "shared": {str(key): _json(value) for key, value in self.shared.items()},
             "extra": {str(key): _json(value) for key, value in self.extra.items()},
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def optimizer_state(model: Any, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> OptimizerState:

@@ -22,7 +22,8 @@ from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, shorten
 from torchparams.expressions.combination import combines
 from torchparams.io.write import replace_file, telling
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, plural, printable, to_html, to_text
+from torchparams.render.result import Result
+from torchparams.render.tree import Column, Report, Row, Table, Text, cut, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -333,7 +334,7 @@ class Change:
 
 
 @dataclass(frozen=True, repr=False)
-class Extracted:
+class Extracted(Result):
     """An adapter that was written.
 
     Attributes:
@@ -373,11 +374,3 @@ class Extracted:
             ],
             "left": list(self.left),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())

@@ -16,6 +16,7 @@ from torchparams.expressions.base import Stored
 from torchparams.expressions.operations import Cast
 from torchparams.io.packing import contiguous
 from torchparams.io.write import STEM, check_target, free_or_raise
+from torchparams.render.result import Result
 from torchparams.render.tree import (
     Column,
     Report,
@@ -27,8 +28,6 @@ from torchparams.render.tree import (
     human_shape,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ _SUFFIXES = {".safetensors": SAFETENSORS, **dict.fromkeys((".pt", ".pth", ".bin"
 _ROWS_SHOWN = 40
 
 
-class Plan:
+class Plan(Result):
     """Tensors that are computed from those of sources, and the file or directory that they will be written to.
 
     Making one checks everything that can be known without reading values; nothing is written before `run`. Printing it
@@ -359,17 +358,8 @@ class Plan:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    def __repr__(self) -> str:
-        try:
-            return str(self)
-        except Exception as error:  # a repr never raises
-            return f"<Plan of {printable(self.path)}: {type(error).__name__}>"
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
+    def _title(self) -> str:
+        return f"Plan of {self.path}"
 
     def casts(self) -> list[tuple[Output, Cast]]:
         """Every cast in it, with the output that it is a part of."""

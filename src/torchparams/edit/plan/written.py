@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torchparams.render.result import Result
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -16,8 +17,6 @@ from torchparams.render.tree import (
     human_bytes,
     plural,
     printable,
-    to_html,
-    to_text,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class CastLosses:
 
 
 @dataclass(frozen=True, repr=False)
-class Written:
+class Written(Result):
     """What was written, how long it took, and what casts lost.
 
     Attributes:
@@ -130,14 +129,6 @@ class Written:
             "dropped": [{"name": name, "why": why} for name, why in self.dropped],
             "notes": list(self.notes),
         }
-
-    def __str__(self) -> str:
-        return to_text(self.report())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report())
 
 
 def remarks(dropped: Sequence[tuple[str, str]], notes: Sequence[str]) -> list[Text]:
