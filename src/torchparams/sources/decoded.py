@@ -81,7 +81,10 @@ class DecodedSource(Source):
 
     def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """The codes that no encoding claims."""
-        return self._read()[0].coded
+        found = self._read()[0]
+        # A snapshot of a selection may lack the scales, and knows the codes all the same.
+        known_below = {name: each for name, each in self._base.coded().items() if name not in found.parts}
+        return {**known_below, **found.coded}
 
     def _claim(self, name: str) -> Claim | None:
         found, infos = self._read()
