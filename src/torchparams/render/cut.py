@@ -62,14 +62,14 @@ def _elided(text: str, width: int, how: Callable[[list[str], int], None]) -> str
         if width > 8:
             return f"{_elided(name, width - 4, how)} = …"
     if "." in text and " " not in text and len(text) <= _LONGEST_NAME:
-        parts = _DOTS.split(text)
+        parts = re.split(_DOTS, text)
         how(parts, width)
         text = _joined(parts)
     return _middle(text, width)
 
 
 _LONGEST_NAME = 500
-_DOTS = re.compile(r"\.(?![^{}]*\})")  # not those of the folded layers {0..23}
+_DOTS = r"\.(?![^{}]*\})"  # not those of the folded layers {0..23}; compiled when a name is cut
 _LEAST = 5
 
 
