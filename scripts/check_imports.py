@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"errors", "limits"},
             {"dtypes"},
             {"info", "records"},
-            {"render", "left_out", "names", "_selector", "selectors", "renames"},
+            {"render", "left_out", "names", "order", "_selector", "selectors", "renames"},
             {"io", "sketch"},
             {"expressions"},
             {"encodings"},

@@ -500,7 +500,9 @@ def test_sorting() -> None:
     assert first.startswith("encoder.1.weight")
     with pytest.raises(SelectorError) as caught:
         params.report(sort="colour")
-    assert str(caught.value) == ("no column 'colour' to sort by. there are name, numel, nbytes, dtype, shape, module.")
+    assert str(caught.value) == (
+        "no column 'colour' to sort by. there are name, numel, nbytes, size, dtype, shape, module, stored."
+    )
     for key in ("name", "nbytes", "dtype", "shape", "module", "-name"):
         assert len(sort_infos(infos, key)) == 5
 

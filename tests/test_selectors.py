@@ -11,13 +11,16 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchparams as tp
 from fake_infos import live, stored, transformer
 from torchparams._selector.parser import parse
-from torchparams.errors import NoMatch, SelectorError, SelectorSyntaxError
+from torchparams.errors import NoMatch, SelectorError, SelectorSyntaxError, UnknownName
 from torchparams.selectors import Explanation, Selector, quote
 
 if TYPE_CHECKING:
@@ -417,3 +420,61 @@ def test_names_of_a_list_are_looked_up_and_not_searched() -> None:
     assert Selector(wanted).names(infos, strict=True) == set(wanted)
     union = Selector(" | ".join(wanted[:2_000]))
     assert union.names(infos, strict=True) == set(wanted[:2_000])
+
+
+LAYERS = {**{f"h.{i}.{name}.weight": np.zeros(2) for i in range(12) for name in ("a", "b")}, "head.weight": np.zeros(2)}
+
+
+def test_layers_count_from_the_end() -> None:
+    params = tp.of(LAYERS)
+    assert params.select("h.{-1}.**").names == ["h.11.a.weight", "h.11.b.weight"]
+    assert params.select("h.{-2..-1}.a.*").names == ["h.10.a.weight", "h.11.a.weight"]
+    assert params.select("h.{10..-1}.a.*").names == ["h.10.a.weight", "h.11.a.weight"]
+    assert params.select("[name=h.{0,-1}.a.*]").names == ["h.0.a.weight", "h.11.a.weight"]
+    model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(3)))
+    last = tp.of(model).select("{-1}.**")
+    assert last.names == ["2.weight", "2.bias"]
+    assert "1.weight" not in last and "2.weight" in last
+    with pytest.raises(UnknownName):
+        last["1.weight"]
+    assert tp.freeze(model, "{-2..-1}.bias").names == ("1.bias", "2.bias")
+
+
+def test_layers_by_their_number() -> None:
+    params = tp.of(LAYERS)
+    assert params.select("[layer>=11]").names == ["h.11.a.weight", "h.11.b.weight"]
+    assert len(params.select("[layer!=0]")) == 23
+    assert params.select("~[layer>=0]").names == ["head.weight"]
+    with pytest.raises(NoMatch, match="the first numbers in the names of the 25 parameters are 0 to 11"):
+        params.select("[layer>11]")
+    with pytest.raises(NoMatch, match="the name of none of them has a number"):
+        params.select("head.*[layer=1]")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("not **.bias", "~**.bias"),
+        ("**.weight and not :bias", "**.weight & ~:bias"),
+        ("(a.** OR b.**) and c", "(a.** | b.**) & c"),
+        ("not(**.bias)", "~**.bias"),
+    ],
+)
+def test_words_for_the_operators_are_respelled(text: str, meant: str) -> None:
+    with pytest.raises(SelectorSyntaxError, match=re.escape(f"did you mean `{meant}`?")):
+        tp.Selector(text)
+
+
+def test_names_may_be_the_words() -> None:
+    assert tp.of({"not": np.zeros(1), "and.w": np.zeros(1)}).select("not | and.*").names == ["not", "and.w"]
+
+
+def test_a_star_that_hits_few_is_remarked_on() -> None:
+    line = "`*.weight` hits 1 of the 25 parameters that `**.weight` hits"
+    chosen = tp.of(LAYERS).select("*.weight")
+    assert chosen.narrow == line
+    assert line in str(chosen) and line in str(tp.stats(chosen)) and line in str(tp.ls(LAYERS, "*.weight", tree=True))
+    for text in ("h.*.a.weight", "**.weight", "head.*", "~*.weight"):
+        assert tp.of(LAYERS).select(text).narrow is None
+    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(1, 1)) for _ in range(4)), torch.nn.Linear(1, 1))
+    assert "`*.weight` hits 1 of the 5 parameters that `**.weight` hits" in str(tp.freeze(model, "*.weight"))

@@ -94,8 +94,10 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
         for each, name in entries.items()
     )
     try:
-        hits = selector.names(infos)
-    except SelectorError:  # modules and parameters are found in the live model alone: what lies between them counts
+        hits = None if selector.relative else selector.names(infos)
+    except SelectorError:  # modules and parameters are found in the live model alone
+        hits = None
+    if hits is None:  # what lies between the names counts
         inside = common(owners)
         below = f"{inside}." if inside else ""
         hits = frozenset(name for name in entries.values() if name.startswith(below))

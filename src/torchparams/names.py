@@ -93,6 +93,30 @@ def common(paths: Iterable[str]) -> str:
     return ".".join(part for part, _ in shared)
 
 
+TOP = "(top level)"
+"""The group of the tensors whose names have no module in them."""
+
+
+def module_of(name: str) -> str:
+    """The name without its last component.
+
+    >>> module_of("layers.0.fc.weight"), module_of("weight")
+    ('layers.0.fc', '(top level)')
+    """
+    return name.rpartition(".")[0] or TOP
+
+
+def layer_of(name: str) -> str:
+    """The name up to and including the first component that is a number; without one, the module.
+
+    >>> layer_of("model.layers.10.mlp.up.weight"), layer_of("lm_head.weight")
+    ('model.layers.10', 'lm_head')
+    """
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return module_of(name) if number is None else ".".join(parts[: number + 1])
+
+
 _PRIVATE = frozenset(key for _, _, key in WRAPPERS if key.startswith("_"))
 
 

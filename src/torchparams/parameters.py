@@ -85,7 +85,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Every parameter's record, by canonical name, in order."""
         if self._selector is None:
-            return self._source.infos()
+            return self._source.ordered()
         if self._chosen is not None:
             return self._chosen
         records = self.records()
@@ -94,11 +94,21 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
             self._chosen = chosen
         return chosen
 
+    @property
+    def narrow(self) -> str | None:
+        """One line about a `*` of the selector that hits a few parameters where `**` would hit many more, or None."""
+        if self._selector is None or "*" not in str(self._selector):
+            return None
+        source = self._source
+        return self._selector.narrow(
+            source.records() if source.live else Records(source.infos().values()), where=source.label
+        )
+
     def records(self) -> Records:
         """One reading of the table, for something that asks several things of it; see `Records`."""
         if self._chosen is not None:
             return Records(self._chosen.values())
-        records = self._source.records()
+        records = self._source.records() if self._source.live else Records(self._source.ordered().values())
         # The order is the source's, whatever the order of the selector's terms.
         return (
             records if self._selector is None else records.only(self._selector.names(records, where=self._source.label))
@@ -247,7 +257,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     def _keys(self) -> Mapping[str, Any]:
         """A mapping with the names as its keys, the cheapest there is."""
         if self._selector is None:
-            return self._source.keys()
+            return self._source.keys() if self._source.live else self._source.ordered()
         return self._tensors() if self._source.live else self.infos
 
     def _tensors(self) -> Mapping[str, Any]:
@@ -369,16 +379,17 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
         Args:
             limit: Most rows to show; None for all.
-            sort: A column to order by (`name`, `numel`, `nbytes`, `dtype`, `shape`), `-` before it for descending;
-                None for the source's order.
+            sort: A column to order by (`name`, `shape`, `dtype`, `numel`, `size`, `module`), `-` before it for
+                descending; `stored` for a file's own order; None for the table's order.
         """
         infos = list(self.infos.values())
         title = Text(printable(f"{self._source.label} ({self._source.format})"), "title")
         total = Text(total_of(infos), "dim")
-        beside = left_out_lines(self.left_out)
+        narrow = self.narrow
+        beside = [*([Text(narrow, "warn")] if narrow else []), *left_out_lines(self.left_out)]
         if not infos and self._selector is None and (reasons := self._source.why_empty()):
             return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
-        return Report((title, table_of(sort_infos(infos, sort), limit), total, *beside))
+        return Report((title, table_of(sort_infos(infos, sort, self._source.keys()), limit), total, *beside))
 
     def _title(self) -> str:
         return f"Parameters of {self._source.label}"
@@ -415,7 +426,7 @@ class _Pairs:
         table, read = self._mapping, self._reading
         if table._source.live:
             return iter(read.items())
-        return table._source.items(None if table._selector is None else read)
+        return table._source.items(read)
 
     def __len__(self) -> int:
         return len(self._reading)

@@ -7,6 +7,7 @@ combine with `|`, `&`, `-` and `~`.
     encoder.**                  everything below encoder, and encoder itself
     **.bias                     every bias, also a top-level one
     encoder.layer.{0..5}.**     layers 0 to 5
+    encoder.layer.{-2..-1}.**   the last two layers
     **.{q,k,v}_proj.weight      three of the projections
     **.weight[ndim>=2]          matrices by name and dimensions
     :trainable & ~:bias         what is trained, the biases left out
@@ -19,9 +20,10 @@ Terms combine by `|` (union), `&` (intersection, which binds tighter), `~` (comp
 **Names.** A glob or a regular expression matches a *whole* name: `bias` is the top-level bias, `head` never hits
 `decode_head`. A glob has components, joined by dots as the name's. In a component, `*` is any characters, `?` one
 character, `{a,b}` one of some alternatives (each a pattern again, possibly empty), `{0..11}` a whole number in that
-range, written without leading zeros; `{00..11}` one of exactly two digits. The component `**` is any number of
-components, also none. Case counts. A name with characters that mean something here is quoted, in part or whole, or
-has a backslash before them: `"my layer".weight`, `my\ layer.weight`; an empty component is `""`. Inside a regular
+range, written without leading zeros; `{00..11}` one of exactly two digits; `{-2..-1}`, `{-1}` and `{6..-1}` count from
+the end of the numbers that occur in the same module, and are a whole component. The component `**` is any count of
+components, also none. Case counts. A name with characters that mean something here is quoted, in part or whole, or has
+a backslash before them: `"my layer".weight`, `my\ layer.weight`; an empty component is `""`. Inside a regular
 expression, a slash is written `\/`.
 
 An alias of a tied tensor is as good as its name. The name as the source spells it (`module.fc.weight` under
@@ -29,7 +31,7 @@ DistributedDataParallel) is tried for a name without wildcards, and for a patter
 such as `module.**`. A selection always holds canonical names.
 
 **Conditions.** `[field op value]`, where `=` and `!=` go with every field and `<`, `<=`, `>`, `>=` with `ndim`,
-`numel`, `nbytes` and `bpw`. `!=` is exactly the complement of `=`.
+`numel`, `nbytes`, `bpw` and `layer`. `!=` is exactly the complement of `=`.
 
 | field | value |
 |---|---|
@@ -41,6 +43,7 @@ such as `module.**`. A selection always holds canonical names.
 | `device` | `cpu`, `meta`, `cuda` (any of them), `cuda:0`; `file` for a checkpoint |
 | `kind` | `parameter`, `buffer`, or `tensor` where they are not told apart |
 | `module` | a glob for the owner's class or a base class: `Linear`, `torch.nn.Linear`, `*Norm`, `torch.nn.**` |
+| `layer` | a whole number: the first component of the name that is one |
 | `encoding` | that of quantised parameters, with `*` for any characters: `nf4`, `fp8-*` |
 | `bpw` | bits that are stored for an element, scales included: `4.5` |
 
@@ -74,11 +77,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from torchparams._selector.globs import Glob
 from torchparams._selector.globs import quote as quote
-from torchparams._selector.hints import refuse_empty, suggestion
+from torchparams._selector.hints import narrow, refuse_empty, suggestion
 from torchparams._selector.parser import parse
 from torchparams._selector.table import Rows, Table
 from torchparams._selector.tree import (
+    Compound,
+    Condition,
     Intersection,
     Names,
     Node,
@@ -164,6 +170,15 @@ class Selector:
         node = self._node
         return tuple(map(_from_node, node.terms)) if isinstance(node, Union) else (self,)
 
+    @property
+    def relative(self) -> bool:
+        """Whether it counts layers from the end, so that a hit depends on which other parameters there are.
+
+        >>> Selector("layers.{-1}.**").relative, Selector("layers.1.**").relative
+        (True, False)
+        """
+        return any(map(_counts_from_end, _walk(self._node)))
+
     # --- apply -----------------------------------------------------------------------------
 
     def names(self, infos: Iterable[ParameterInfo], strict: bool = False, where: str | None = None) -> frozenset[str]:
@@ -197,9 +212,24 @@ class Selector:
 
         Names, patterns that match, conditions on the tensor itself (shape, dtype, `:trainable`, …), modules and
         parameters decide alone. `:tied`, a pattern that does not match, its complement, and what depends on the first
-        name of a tied tensor (`:bias`, `:norm`, `[module=…]`, a function) do not.
+        name of a tied tensor (`:bias`, `:norm`, `[module=…]`, a function), or counts from the end, do not.
         """
-        return Table.decides(self._node, lone)
+        return None if self.relative else Table.decides(self._node, lone)
+
+    def narrow(self, infos: Iterable[ParameterInfo], where: str | None = None) -> str | None:
+        """One line about a `*` that hits a few parameters where `**` would hit many more; None where there is none.
+
+        Args:
+            infos: The records of all parameters of a source.
+            where: The name of the source in errors.
+
+        >>> import numpy as np
+        >>> import torchparams as tp
+        >>> layers = {f"h.{i}.weight": np.zeros(1) for i in range(6)}
+        >>> tp.Selector("*.weight").narrow(tp.of({"head.weight": np.zeros(1), **layers}).infos.values())
+        '`*.weight` hits 1 of the 7 parameters that `**.weight` hits'
+        """
+        return narrow(_table_of(infos, where), self._node)
 
     def explain(self, infos: Iterable[ParameterInfo], where: str | None = None) -> Explanation:
         """Which term hits which parameter, and how many each. A term that hits nothing is shown with what was meant.
@@ -283,6 +313,19 @@ def _table_of(infos: Iterable[ParameterInfo], where: str | None) -> Table:
     table: Table = infos.applied
     table.where = where
     return table
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in children(node):
+        yield from _walk(child)
+
+
+def _counts_from_end(node: Node) -> bool:
+    if not isinstance(node, Compound):
+        return False
+    globs = (node.pattern, *(each.value for each in node.conditions if isinstance(each, Condition)))
+    return any(isinstance(glob, Glob) and glob.from_end for glob in globs)
 
 
 def _from_node(node: Node) -> Selector:

@@ -69,7 +69,8 @@ def test_sorted_and_limited(model: str, capsys: Captured) -> None:
     assert out[2].startswith("layers.0.fc.weight")
     assert out[3] == "… 7 more parameters …"
     assert command(capsys, "ls", model, "--sort", "colour").err == (
-        "torchparams: no column 'colour' to sort by. there are name, numel, nbytes, dtype, shape, module.\n"
+        "torchparams: no column 'colour' to sort by. "
+        "there are name, numel, nbytes, size, dtype, shape, module, stored.\n"
     )
 
 
@@ -201,3 +202,11 @@ def test_show_of_a_model_without_values(capsys: Captured) -> None:
     assert ran.json["kind"] == "buffer"
     assert ran.json["values"] is None
     assert ran.json["unreadable"].startswith("Its values cannot be read: ")
+
+
+def test_repeated_selectors_are_a_union(model: str, capsys: Captured) -> None:
+    form = command(capsys, "ls", model, "-s", "head.*", "-s", "layers.{-1}.**", "--json").json
+    names = [entry["name"] for entry in form["parameters"]]
+    assert "head.weight" in names and "layers.3.fc.weight" in names and "layers.0.fc.weight" not in names
+    stats = command(capsys, "stats", model, "-s", "head.*", "-s", "layers.{-1}.**", "--json").json
+    assert stats["selector"] == "head.* | layers.{-1}.**"

@@ -201,7 +201,9 @@ def test_only_a_glob_without_wildcards_is_one_name() -> None:
         ),
         ("{5..}", 3, "expected whole numbers on both sides of `..`, found `..`. a range is written {0..5}."),
         ("{a..c}", 3, "expected whole numbers on both sides of `..`"),
-        ("{-1..3}", 4, "expected whole numbers on both sides of `..`"),
+        ("{-0..3}", 4, "expected whole numbers on both sides of `..`"),
+        ("{-1..-3}", 2, "expected a range that goes up, found `-1..-3`. did you mean {-3..-1}?"),
+        ("layer{-1}", 10, "expected a number that counts from the end to be a whole component"),
         ("{..3}", 2, "expected whole numbers on both sides of `..`"),
         ("{0..5", 6, "expected `,` or `}`, found the end. the brace at column 1 is not closed."),
         ("{0..5x}", 3, "expected whole numbers on both sides of `..`"),
@@ -237,3 +239,23 @@ def test_deep_braces_are_a_limit_and_no_recursion() -> None:
     assert str(pattern) == text
     assert matches(pattern, "b")
     assert not matches(pattern, "c")
+
+
+def test_numbers_from_the_end_are_those_of_the_module() -> None:
+    names = {"h": [0, 1, 2, 10], "d": [0, 4], "e": []}
+
+    def hit(text: str, name: str) -> bool:
+        return matches(glob(text), name, lambda module: names.get(module, []))
+
+    assert hit("h.{-1}.w", "h.10.w") and not hit("h.{-1}.w", "h.2.w")
+    assert hit("*.{-2..-1}.w", "d.0.w") and hit("*.{-2..-1}.w", "h.2.w") and not hit("*.{-2..-1}.w", "h.1.w")
+    assert hit("h.{1..-2}.w", "h.1.w") and hit("h.{1..-2}.w", "h.2.w") and not hit("h.{1..-2}.w", "h.10.w")
+    assert hit("h.{-9..-4}.w", "h.0.w") and not hit("h.{-9..-5}.w", "h.0.w")
+    assert hit("h.{0,-1}.w", "h.0.w") and hit("h.{0,-1}.w", "h.10.w") and not hit("h.{0,-1}.w", "h.-1.w")
+    assert hit("**.{-1}.**", "d.4.w") and not hit("e.{-1}.w", "e.1.w")
+    assert hit('h.{0,"-1"}.w', "h.-1.w")
+
+
+@pytest.mark.parametrize("text", ["h.{-1}", "h.{-2..-1}", "h.{3..-1}", "h.{0,-1,-4..-3}", 'h.{a,"-1"}'])
+def test_numbers_from_the_end_print_as_they_are_written(text: str) -> None:
+    assert str(glob(text)) == text

@@ -162,7 +162,10 @@ CONDITIONS = st.one_of(
         SIZES,
     ),
     st.builds(
-        lambda op, n: Condition("ndim", op, n, str(n)), st.sampled_from(["=", "!=", "<", ">"]), st.integers(0, 9)
+        lambda field, op, n: Condition(field, op, n, str(n)),
+        st.sampled_from(["ndim", "layer"]),
+        st.sampled_from(["=", "!=", "<", ">"]),
+        st.integers(0, 9),
     ),
     st.builds(lambda n: Condition("bpw", "<", float(n), n), st.sampled_from(["4", "4.5", "0.25"])),
     st.sampled_from(["nf4", "gptq-*"]).map(lambda encoding: Condition("encoding", "!=", encoding, encoding)),
@@ -259,7 +262,7 @@ def test_any_text_is_a_selector_or_a_syntax_error(text: str) -> None:
         assert parse(str(node)) == node
 
 
-FIELDS_LISTED = "(name, shape, ndim, numel, nbytes, dtype, device, kind, module, encoding, bpw)"
+FIELDS_LISTED = "(name, shape, ndim, numel, nbytes, dtype, device, kind, module, layer, encoding, bpw)"
 WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix, meta, quantized)"
 
 
@@ -276,10 +279,10 @@ WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix,
         ("a]", 2, "expected `|`, `&` or the end, found ']'. no bracket is open here."),
         ("a}", 2, "expected `|`, `&` or the end, found '}'. no brace is open here."),
         ("(a b)", 4, "expected `|`, `&` or `)`, found 'b'. the parts of a term stand together"),
-        ("a and b", 3, "expected `|`, `&` or the end, found 'and'. an intersection is written `a & b`."),
-        ("a OR b", 3, "found 'OR'. a union is written `a | b`."),
+        ("a and b", 3, "expected `|`, `&` or the end, found 'and'. did you mean `a & b`?"),
+        ("a OR b", 3, "found 'OR'. did you mean `a | b`?"),
         ("a not b", 3, "found 'not'. a complement is written `~a`, a difference `a & ~b`."),
-        ("not a", 5, "found 'a'. a complement is written `~a`, a difference `a & ~b`."),
+        ("not a", 5, "found 'a'. did you mean `~a`?"),
         ("a, b", 2, "found ','. a union is written `a | b`."),
         ("a; b", 2, "found ';'. a union is written `a | b`."),
         ("a - b", 3, "found '-'. a difference is written `a & ~b`."),
@@ -324,8 +327,12 @@ WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix,
         ("[name=~bias]", 6, "expected one of = !=, found `=~`. a regular expression is a term of its own: /.*bias/."),
         ("[name$=bias]", 6, "found `$=`. name and module take wildcards: [name=**.bias]."),
         ("[name*=bias]", 6, "found `*=`. name and module take wildcards: [module=*Norm]."),
-        ("[name<b]", 6, "expected one of = !=, found `<`. name has no order; ndim, numel, nbytes, bpw have one."),
-        ("[shape>=3]", 7, "found `>=`. shape has no order; ndim, numel, nbytes, bpw have one."),
+        (
+            "[name<b]",
+            6,
+            "expected one of = !=, found `<`. name has no order; ndim, numel, nbytes, bpw, layer have one.",
+        ),
+        ("[shape>=3]", 7, "found `>=`. shape has no order; ndim, numel, nbytes, bpw, layer have one."),
         ("[name=/x/]", 7, "expected a glob, found '/'. a regular expression is a term of its own: /.*bias/."),
         ("[name=]", 7, "expected a glob, found ']'. [name=**.bias]."),
         ("[module=a b]", 11, "expected `]`, found 'b'"),

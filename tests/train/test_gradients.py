@@ -380,3 +380,20 @@ def test_norms_by_the_groups_of_an_optimizer(named: bool) -> None:
         expected = get_total_norm([p.grad for p in group["params"]])
         assert norms.groups[f"group {place}"] == pytest.approx(float(expected), rel=1e-6)
     assert tp.grad_norms(model, by=groups).groups == norms.groups
+
+
+def test_norms_group_as_every_verb_does_and_are_a_dict() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 1)).double()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    plain = tp.grad_norms(model)
+    assert dict(plain) == plain.norms
+    assert list(plain) == list(plain.keys()) and len(plain) == 6
+    layers = tp.grad_norms(model, by="layer")
+    assert layers.members["0"] == ("0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias")
+    assert dict(layers) == layers.groups and layers["0"] == layers.groups["0"]
+    assert layers["1.bias"] == 1.0
+    assert list(tp.grad_norms(model, by="dtype").members) == ["float64"]
+    assert tp.grad_norms(model, by=["module"]).members == tp.grad_norms(model, by="module").members
+    with pytest.raises(UnknownName):
+        plain["0.0.wieght"]

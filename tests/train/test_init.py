@@ -184,13 +184,13 @@ def test_selections_and_parametrised_modules() -> None:
 
 def test_what_is_no_rule() -> None:
     for rule in (nn.init.zeros_, ("**", 0), {"**": nn.init.zeros_}, ("**", nn.init.zeros_, 1)):
-        with pytest.raises(OptionError, match="is no rule"):
+        with pytest.raises(OptionError, match="is not a rule"):
             tp.init(net(), rule, seed=0)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(OptionError) as caught:
         tp.init(net(), ("**", 0), seed=0)  # type: ignore[arg-type]  # what is tested
     assert str(caught.value) == (
-        "('**', 0) is no rule. a rule is a pair of a selector and a function, such as "
-        "('**.bias', torch.nn.init.zeros_)."
+        "('**', 0) is not a rule. for groups, a rule is torchparams.rule(selector, lr=…) or (selector, {'lr': …}); "
+        "for init, it is torchparams.rule(selector, function) or (selector, function)."
     )
     with pytest.raises(OptionError) as caught:
         tp.init(net(), NORMAL, seed=1.5)  # type: ignore[arg-type]  # what is tested
@@ -397,3 +397,22 @@ def test_the_report() -> None:
     assert done._repr_html_().startswith("<p>Deep: initialised")
     many = nn.Sequential(*[nn.Linear(1, 1) for _ in range(30)])
     assert "… 20 more tensors …" in str(tp.init(many, ("**", nn.init.zeros_), seed=0))
+
+
+def test_rules_of_one_kind_serve_init_and_groups() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    done = tp.init(model, tp.rule("**.bias", nn.init.ones_), ("**.weight", nn.init.zeros_), seed=0)
+    assert done.names == ("0.weight", "0.bias")
+    assert tp.init(model, tp.rule("nothing.**", nn.init.ones_, strict=False), seed=0).names == ()
+    groups = tp.groups(model, ("**.bias", {"weight_decay": 0.0}), tp.rule("**.weight", lr=0.5), lr=0.1)
+    assert [(group["lr"], group["param_names"]) for group in groups] == [(0.5, ["0.weight"]), (0.1, ["0.bias"])]
+    with pytest.raises(OptionError, match="has a function, and groups takes options"):
+        tp.groups(model, tp.rule("**", nn.init.zeros_))
+    with pytest.raises(OptionError, match="has options of an optimizer, and init takes functions"):
+        tp.init(model, tp.rule("**", lr=0.1), seed=0)
+    with pytest.raises(OptionError, match="has a function and options"):
+        tp.rule("**", nn.init.zeros_, lr=0.1)
+    with pytest.raises(OptionError, match="is not a rule"):
+        tp.rule("**", 3, lr=0.1)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(OptionError, match="lr is nan"):
+        tp.groups(model, ("**", {"lr": float("nan")}))

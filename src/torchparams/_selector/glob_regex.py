@@ -24,6 +24,7 @@ EXPANSIONS = 256
 @lru_cache(maxsize=1024)
 def matcher(glob: Glob) -> Callable[[str], object]:
     """A function of a name, true where `glob` matches the whole of it."""
+    assert not glob.from_end  # which takes the other names to tell
     try:
         pattern = to_regex(glob)
     except _TooManyError:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from torchparams import limits
 from torchparams.errors import SelectorSyntaxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Wild(Enum):
@@ -29,7 +32,8 @@ class Wild(Enum):
 class Range:
     """The whole numbers from `first` to `last`, both included.
 
-    They are written without leading zeros, or, where `width` is not 0, with zeros up to that many digits.
+    They are written without leading zeros, or, where `width` is not 0, with zeros up to that many digits. A bound below
+    zero counts from the end of the numbers that occur in the same module: -1 is the last of them.
     """
 
     first: int
@@ -37,7 +41,27 @@ class Range:
     width: int = 0
 
     def __str__(self) -> str:
+        if self.from_end and self.first == self.last:
+            return str(self.first)
         return f"{self.first:0{self.width}}..{self.last:0{self.width}}"
+
+    @property
+    def from_end(self) -> bool:
+        """Whether a bound counts from the end."""
+        return self.first < 0 or self.last < 0
+
+    def among(self, numbers: list[int]) -> Range | None:
+        """The same with bounds that count from the start; None where it has no number.
+
+        Args:
+            numbers: The numbers that occur, sorted.
+        """
+        first, last = self.first, self.last
+        if first < 0:
+            first = numbers[max(first, -len(numbers))] if numbers else last + 1
+        if last < 0:
+            last = numbers[last] if -last <= len(numbers) else -1
+        return Range(first, last) if first <= last else None
 
     @property
     def widths(self) -> range:
@@ -90,9 +114,46 @@ class Glob:
             return ".".join("".join(map(str, component)) for component in self.components)
         return None
 
+    @property
+    def from_end(self) -> bool:
+        """Whether some of its numbers count from the end, so that what it matches depends on the other names."""
+        return any(map(counts_from_end, self.components))
+
+    def of_any_number(self) -> Glob:
+        """The same with any number where one counts from the end."""
+        return Glob(tuple(_replaced(component, lambda found: _ANY_NUMBER) or () for component in self.components))
+
     def spells(self, component: str) -> bool:
         """Whether one of its components is exactly this text."""
         return (component,) in self.components
+
+
+def counts_from_end(sequence: Sequence) -> bool:
+    """Whether some number in a sequence counts from the end."""
+    return any(
+        (isinstance(piece, Range) and piece.from_end)
+        or (isinstance(piece, Alternatives) and any(map(counts_from_end, piece.items)))
+        for piece in sequence
+    )
+
+
+def _replaced(sequence: Sequence, change: Callable[[Range], Range | None]) -> Sequence | None:
+    """A sequence with other ranges for those that count from the end; None where nothing is left to match."""
+    found: list[Piece] = []
+    for piece in sequence:
+        if isinstance(piece, Range) and piece.from_end:
+            other = change(piece)
+            if other is None:
+                return None
+            found.append(other)
+        elif isinstance(piece, Alternatives):
+            items = tuple(new for item in piece.items if (new := _replaced(item, change)) is not None)
+            if not items:
+                return None
+            found.append(Alternatives(items))
+        else:
+            found.append(piece)
+    return tuple(found)
 
 
 # --- text → glob ---------------------------------------------------------------------------------
@@ -187,7 +248,14 @@ class _Reader:
                 written = True
             else:
                 self._whole(written, ended=bool(components))
-                return Glob((*components, merged(pieces)))
+                glob = Glob((*components, merged(pieces)))
+                if any(map(_misplaced, glob.components)):
+                    self.fail(
+                        "a number that counts from the end to be a whole component",
+                        "the last two layers are layers.{-2..-1}.**",
+                        found="other text beside it",
+                    )
+                return glob
 
     def _whole(self, written: bool, ended: bool = False) -> None:
         if written:
@@ -284,11 +352,18 @@ class _Reader:
     def _range(self) -> Range | None:
         bounds = _BOUNDS.match(self.text, self.at)
         if bounds is None:
-            return None
+            one = _FROM_END.match(self.text, self.at)
+            if one is None or len(one[1]) > RANGE_DIGITS:
+                return None
+            self.at = one.end()
+            return Range(int(one[1]), int(one[1]))
         first, last = bounds.groups()
         for name in (first, last):
-            if len(name) > RANGE_DIGITS:
+            if len(name.lstrip("-")) > RANGE_DIGITS:
                 self.fail(f"a number of at most {RANGE_DIGITS} digits", found=f"one of {len(name)}")
+        if first.startswith("-") != last.startswith("-"):
+            self.at = bounds.end()
+            return Range(int(first), int(last))
         width = 0
         if any(len(bound) > 1 and bound.startswith("0") for bound in (first, last)):
             width = len(first)
@@ -321,7 +396,18 @@ class _Reader:
         self.fail("`,` or `}`", f"the brace at column {opening + 1} is not closed" if not self.peek() else None)
 
 
-_BOUNDS = re.compile(r"([0-9]+)\.\.([0-9]+)(?=\s*[,}]|\s*$)")
+_NUMBER = r"([0-9]+|-[1-9][0-9]*)"
+_BOUNDS = re.compile(rf"{_NUMBER}\.\.{_NUMBER}(?=\s*[,}}]|\s*$)")
+_FROM_END = re.compile(r"(-[1-9][0-9]*)(?=\s*[,}])")
+_ANY_NUMBER = Range(0, 10**RANGE_DIGITS - 1)
+
+
+def _misplaced(component: Sequence) -> bool:
+    """Whether a number that counts from the end has something beside it."""
+    if len(component) == 1:
+        (piece,) = component
+        return isinstance(piece, Alternatives) and any(map(_misplaced, piece.items))
+    return counts_from_end(component)
 
 
 def merged(pieces: list[Piece]) -> Sequence:
@@ -358,6 +444,8 @@ def _write_piece(piece: Piece) -> str:
 def _write_item(item: Sequence) -> str:
     if len(item) == 1 and isinstance(item[0], Range):
         return str(item[0])
+    if len(item) == 1 and isinstance(item[0], str) and re.fullmatch("-[1-9][0-9]*", item[0]):
+        return _quote(item[0])  # bare, it would count from the end
     return "".join(map(_write_piece, item))
 
 
@@ -368,18 +456,31 @@ def _quote(text: str) -> str:
 # --- what a glob means ---------------------------------------------------------------------------
 
 
-def matches(glob: Glob, name: str) -> bool:
-    """Whether `glob` matches the whole of `name`: the definition that the fast matcher is held against."""
+def matches(glob: Glob, name: str, numbers: Callable[[str], list[int]] | None = None) -> bool:
+    """Whether `glob` matches the whole of `name`: the definition that the fast matcher is held against.
+
+    Args:
+        glob: The glob.
+        name: The name.
+        numbers: The numbers that occur in a module, sorted; only for a glob that counts from the end.
+    """
     parts = name.split(".")
     reached = {0}
     for component in glob.components:
         if component == ANY_DEPTH:
             reached = set(range(min(reached), len(parts) + 1))
+        elif numbers is not None and counts_from_end(component):
+            wanted = {at: _among(component, numbers(".".join(parts[:at]))) for at in reached if at < len(parts)}
+            reached = {at + 1 for at, there in wanted.items() if there is not None and _fits(there, parts[at])}
         else:
             reached = {at + 1 for at in reached if at < len(parts) and _fits(component, parts[at])}
         if not reached:
             return False
     return len(parts) in reached
+
+
+def _among(component: Sequence, numbers: list[int]) -> Sequence | None:
+    return _replaced(component, lambda found: found.among(numbers))
 
 
 def _fits(component: Sequence, part: str) -> bool:

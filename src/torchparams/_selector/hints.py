@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torchparams._selector.bounded import Bounded, TooSlow
 from torchparams._selector.globs import ANY_DEPTH, Glob, Wild
 from torchparams._selector.parser import WORDS, parse
-from torchparams._selector.table import Rows, Table, class_spellings, modules_below
+from torchparams._selector.table import Rows, Table, class_spellings, layer_of, modules_below
 from torchparams._selector.tree import (
     Complement,
     Compound,
@@ -164,6 +164,11 @@ def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tup
         return f"{field} of {among} is {min(sizes):,} to {max(sizes):,}", None
     if field == "shape":
         return f"shapes of {among} are {_some(Counter(human_shape(info.shape) for info in infos))}", None
+    if field == "layer":
+        layers = [layer for info in infos if (layer := layer_of(info.name)) is not None]
+        if not layers:
+            return f"the name of none of {among} has a number", None
+        return f"the first numbers in the names of {among} are {min(layers)} to {max(layers)}", None
     values = Counter("lazy" if (value := getattr(info, field)) is None else str(value) for info in infos)
     return f"{field} of {among} is {_some(values)}", None
 
@@ -297,6 +302,27 @@ def _range_of_names(table: Table) -> str:
     """What the names begin with."""
     firsts = Counter(name.partition(".")[0] for name in table.names)
     return f"the names begin with {_some(firsts)}"
+
+
+FEW = 4
+"""How many times as many parameters a glob with `**` hits at least, for one with `*` to be remarked on."""
+
+
+def narrow(table: Table, node: Node) -> str | None:
+    """Of a selector that hits something with `*` where `**` would hit many more: that, in one line; else None."""
+    for child in children(node):
+        if not isinstance(node, Complement) and (found := narrow(table, child)):
+            return found
+    if not isinstance(node, Compound) or not isinstance(node.pattern, Glob):
+        return None
+    components = tuple(ANY_DEPTH if each == (Wild.CHARACTERS,) else each for each in node.pattern.components)
+    if components == node.pattern.components:
+        return None
+    deeper = Compound(Glob(components), node.conditions)
+    few, many = len(table.hits(node)), len(table.hits(deeper))
+    if not few or many < FEW * few:
+        return None
+    return f"`{_text(node)}` hits {few:,} of the {many:,} parameters that `{_text(deeper)}` hits"
 
 
 def suggestion(table: Table, node: Node) -> str:

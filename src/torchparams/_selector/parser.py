@@ -48,10 +48,10 @@ WORDS: dict[str, str] = {
 }
 """The words, and what each says of a parameter."""
 
-ORDERED = ("ndim", "numel", "nbytes", "bpw")
+ORDERED = ("ndim", "numel", "nbytes", "bpw", "layer")
 """The fields with an order, for `<`, `<=`, `>` and `>=`."""
 
-FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module", "encoding", "bpw")
+FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module", "layer", "encoding", "bpw")
 """The fields of a condition."""
 
 KINDS = ("parameter", "buffer", "tensor")
@@ -256,7 +256,9 @@ class _Parser:
         word = _WORD.match(self.text, self.at)
         before = re.split(r"[\s(|&~]+", self.text[: self.at].rstrip())[-1]
         hint = None
-        if word and word[0].lower() in _JOIN_HINTS:
+        if meant := _respelled(self.text):
+            hint = f"did you mean `{meant}`?"
+        elif word and word[0].lower() in _JOIN_HINTS:
             hint = _JOIN_HINTS[word[0].lower()]
         elif before in ("not", "and", "or"):
             hint = _JOIN_HINTS[before]
@@ -364,7 +366,10 @@ class _Parser:
                 self.fail("a glob", "a regular expression is a term of its own: /.*bias/")
             if self.peek() in ("", "]"):
                 self.fail("a glob", "[name=**.bias]" if field == "name" else "[module=*Norm]")
+            start = self.at
             glob, self.at = read_glob(self.text, self.at)
+            if field == "module" and glob.from_end:
+                self.fail("a glob for a class", "numbers count from the end in names alone", at=start)
             return glob, str(glob)
         start = self.at
         text = self.raw_value(opening)
@@ -414,6 +419,7 @@ _EXAMPLES = {
     "ndim": "[ndim>=2]",
     "numel": "[numel>=1M]",
     "nbytes": "[nbytes>=1MiB]",
+    "layer": "[layer>=4]",
     "dtype": "[dtype=bf16]",
     "device": "[device=cuda] or [device=cuda:0]",
     "kind": "[kind=buffer]",
@@ -426,6 +432,21 @@ class _ValueProblemError(Exception):
     def __init__(self, expected: str, hint: str | None = None) -> None:
         super().__init__(expected)
         self.expected, self.hint = expected, hint
+
+
+_SPELLED = re.compile(r"(?:(?<=[\s()])|^)(and|or|not)(?=[\s(])\s*", re.IGNORECASE)
+_SIGNS = {"and": "& ", "or": "| ", "not": "~"}
+
+
+def _respelled(text: str) -> str | None:
+    """The text with signs for the words `and`, `or` and `not`, where that makes a selector of it."""
+    meant = _SPELLED.sub(lambda found: _SIGNS[found[1].lower()], text)
+    if meant == text:
+        return None
+    try:
+        return str(parse(meant))
+    except SelectorSyntaxError:
+        return None
 
 
 def _did_you_mean(near: Iterable[str]) -> str:
@@ -468,10 +489,10 @@ def _decimal(text: str) -> float:
 
 
 def _number(text: str, field: str) -> int:
-    sized = field != "ndim"
+    sized = field in ("numel", "nbytes")
     expected = "a size" if sized else "a whole number"
     found = _SIZE.fullmatch(text) if len(text) <= 40 else None
-    hint = "1500000, 1500K, 1.5M (decimal), 2KiB, 1MiB, 3GiB (binary)" if sized else _EXAMPLES["ndim"]
+    hint = "1500000, 1500K, 1.5M (decimal), 2KiB, 1MiB, 3GiB (binary)" if sized else _EXAMPLES[field]
     if found is None:
         raise _ValueProblemError(expected, hint)
     whole, fraction, unit = found.groups(default="")

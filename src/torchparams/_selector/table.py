@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams._selector.bounded import SIMPLER, Bounded, TooSlow
 from torchparams._selector.glob_regex import matcher
-from torchparams._selector.globs import Glob
+from torchparams._selector.globs import RANGE_DIGITS, Glob, matches
 from torchparams._selector.tree import (
     Complement,
     Compound,
@@ -171,7 +171,7 @@ class Table:
         if isinstance(pattern, Glob):
             if (literal := pattern.literal) is not None:
                 return {self.places[literal]} if literal in self.places else set()
-            match = matcher(pattern)
+            match = self._matcher(pattern)
 
             def which(names: Sequence[str]) -> list[int]:
                 return [i for i, name in enumerate(names) if match(name)]
@@ -184,6 +184,24 @@ class Table:
                 further += raws
         rows.update(further[i][0] for i in which([name for _, name in further]))
         return rows
+
+    def _matcher(self, glob: Glob) -> Callable[[str], object]:
+        if not glob.from_end:
+            return matcher(glob)
+        nearly = matcher(glob.of_any_number())
+        numbers = self._numbers
+        return lambda name: nearly(name) and matches(glob, name, lambda module: numbers.get(module, []))
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        """Module → the numbers that its children are called by, sorted; under every spelling."""
+        found: dict[str, set[int]] = {}
+        for name in self.places:
+            parts = name.split(".")
+            for at, part in enumerate(parts):
+                if is_number(part):
+                    found.setdefault(".".join(parts[:at]), set()).add(int(part))
+        return {module: sorted(numbers) for module, numbers in found.items()}
 
     def _which(self, pattern: Regex, names: Sequence[str]) -> list[int]:
         try:
@@ -204,7 +222,7 @@ class Table:
             return rows & named if condition.op == "=" else rows - named
         self._refuse_unrecorded(condition)
         for field, holds in _word(condition.word) if isinstance(condition, Word) else [_comparison(condition)]:
-            values = self.records.column(field)
+            values = list(map(layer_of, self.names)) if field == "layer" else self.records.column(field)
             rows = {row for row in rows if holds(values[row])}
         return rows
 
@@ -339,9 +357,10 @@ Holds: TypeAlias = "tuple[str, Callable[[Any], object]]"
 
 def _comparison(condition: Condition) -> Holds:
     field, value = condition.field, condition.value
-    if isinstance(value, int | float) and field in ("ndim", "numel", "nbytes", "bpw"):
+    if isinstance(value, int | float) and field in ("ndim", "numel", "nbytes", "bpw", "layer"):
         compare = _OPERATORS[condition.op]
-        # A lazy parameter has no dimensions to count: only `!=` holds, as the complement of `=`.
+        # A lazy parameter has no dimensions to count, and a name perhaps no number: only `!=` holds, as the complement
+        # of `=`.
         return field, lambda size: condition.op == "!=" if size is None else compare(size, value)
     field, equal = _equality(condition)
     return field, equal if condition.op == "=" else lambda found: not equal(found)
@@ -366,6 +385,21 @@ def _shape_fits(shape: tuple[int, ...] | None, wanted: tuple[int | None, ...]) -
     if shape is None or len(shape) != len(wanted):
         return False
     return all(want is None or size == want for size, want in zip(shape, wanted, strict=True))
+
+
+def is_number(component: str) -> bool:
+    """Whether a component is a number as globs write it: without zeros in front, and of 64 bits."""
+    digits = component.isdecimal() and component.isascii() and len(component) <= RANGE_DIGITS
+    return digits and (component == "0" or component[0] != "0")
+
+
+def layer_of(name: str) -> int | None:
+    """The first component of a name that is a number; None where none is.
+
+    >>> layer_of("h.11.mlp.2.weight"), layer_of("head.weight")
+    (11, None)
+    """
+    return next((int(part) for part in name.split(".") if is_number(part)), None)
 
 
 def is_bias(name: str) -> bool:

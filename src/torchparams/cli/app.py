@@ -36,12 +36,13 @@ Target = Annotated[
     ),
 ]
 Select = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "-s",
         "--select",
         metavar="SELECTOR",
-        help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'.",
+        help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'. Repeated, "
+        "those that any of them hits.",
         show_default=False,
     ),
 ]
@@ -58,6 +59,13 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+
+
+def union(selectors: list[str] | None) -> str | None:
+    """The text of the union of the selectors that `-s` gave; None without any."""
+    return " | ".join(selectors) if selectors else None
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema instead of a table.")]
 
 

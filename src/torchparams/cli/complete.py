@@ -30,4 +30,4 @@ def tensor_names(context: typer.Context, incomplete: str) -> list[str]:
 def columns(incomplete: str) -> list[str]:
     """The columns that `ls --sort` takes; those for descending order once a dash stands there."""
     dash = "-" if incomplete.startswith("-") else ""
-    return [dash + key for key in SORT_KEYS if (dash + key).startswith(incomplete)]
+    return [dash + key for key in (*SORT_KEYS, "stored") if (dash + key).startswith(incomplete)]

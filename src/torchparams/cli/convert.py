@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Raw, Select, app, show
+from torchparams.cli.app import AsJson, Raw, Select, app, show, union
 from torchparams.cli.plans import (
     AllowOverflow,
     DryRun,
@@ -95,7 +95,7 @@ def convert(
     plan = planned(
         stored(source) if raw else source,
         target,
-        select,
+        union(select),
         rename=rename,
         strip_prefix=strip_prefix,
         dtype=types_of(dtype),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.app import AsJson, Select, app, union
 from torchparams.cli.plans import Base, DryRun, Force, Memory, carry_out
 
 
@@ -38,5 +38,5 @@ def delta(
     """
     from torchparams.edit.save import delta as planned
 
-    plan = planned(source, base, target, select, memory=memory, overwrite=force)
+    plan = planned(source, base, target, union(select), memory=memory, overwrite=force)
     carry_out(plan, "writing", dry_run=dry_run, as_json=as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, app, show, union
 from torchparams.cli.targets import source_of
 
 
@@ -79,7 +79,7 @@ def diff(
         found = difference_of(
             mine,
             yours,
-            select,
+            union(select),
             rename="auto" if rename == ["auto"] else rename or None,
             numeric=numeric,
             by=by or None,

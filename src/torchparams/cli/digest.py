@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app, show
+from torchparams.cli.app import AsJson, Select, app, show, union
 from torchparams.cli.targets import build, is_live
 
 
@@ -51,8 +51,8 @@ def digest(
         raise typer.BadParameter(f"a manifest is of one target, and there are {len(targets)}", param_hint="-o")
     things = [build(target, device="cpu") if is_live(target) else target for target in targets]
     with progress("hashing") as tell:
-        made = digest_of(things[0], select, progress=tell) if len(things) == 1 else None
-        several = duplicates(*things, selector=select, progress=tell) if made is None else None
+        made = digest_of(things[0], union(select), progress=tell) if len(things) == 1 else None
+        several = duplicates(*things, selector=union(select), progress=tell) if made is None else None
     if made is not None and output is not None:
         for note in made.write(output):
             typer.echo(note, err=True)

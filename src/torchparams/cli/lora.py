@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.app import AsJson, Select, app, union
 from torchparams.cli.plans import (
     AllowOverflow,
     Destination,
@@ -172,7 +172,7 @@ def extract(
         base,
         tuned,
         target,
-        select,
+        union(select),
         rank=rank,
         embeddings=embeddings,
         fan_in_fan_out=_stated(fan_in_fan_out, no_fan_in_fan_out),

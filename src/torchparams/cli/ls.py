@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Output, Raw, Select, Target, app, show
+from torchparams.cli.app import AsJson, Output, Raw, Select, Target, app, show, union
 from torchparams.cli.complete import columns
 from torchparams.cli.targets import table
 
@@ -27,7 +27,8 @@ def ls(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Order by name, shape, dtype, numel, nbytes or module; -COLUMN for descending (--sort=-numel).",
+            help="Order by name, shape, dtype, numel, size or module, or as stored in the file; -COLUMN for descending "
+            "(--sort=-size).",
             show_default=False,
             autocompletion=columns,
         ),
@@ -52,7 +53,7 @@ def ls(
       torchparams ls model.safetensors
       torchparams ls model.pt --tree --depth 2
       torchparams ls shards/ -s '**.bias | **.norm.*'
-      torchparams ls run.ckpt#optimizer.state --sort=-nbytes --limit 10
+      torchparams ls run.ckpt#optimizer.state --sort=-size --limit 10
       torchparams ls mypackage.models:build --buffers
       torchparams ls model.safetensors --json | jq '.parameters[].name'
     """
@@ -60,4 +61,6 @@ def ls(
 
     tree = tree or expand or depth is not None
     params = table(target, buffers=buffers, raw=raw)
-    show(listed(params, select, tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output)
+    show(
+        listed(params, union(select), tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import AsJson, Select, app
+from torchparams.cli.app import AsJson, Select, app, union
 from torchparams.cli.plans import (
     AllowOverflow,
     DryRun,
@@ -131,7 +131,7 @@ def merge(
     plan = planned(
         sources,
         target,
-        select,
+        union(select),
         method=method,
         weights=numbers(weight, "--weight"),
         base=base,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, Target, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, Target, app, show, union
 from torchparams.cli.targets import source_of
 
 
@@ -88,7 +88,7 @@ def stats(
     with progress("reading") as tell:
         found = statistics_of(
             source_of(target, raw=raw),
-            select,
+            union(select),
             by=by or None,
             quantiles=None if quantiles is None else numbers_in(quantiles),
             sort=sort,

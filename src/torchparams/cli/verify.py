@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, Select, Target, app, show
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, Select, Target, app, show, union
 from torchparams.cli.targets import build, is_live
 
 
@@ -47,6 +47,6 @@ def verify(
 
     with progress("reading") as tell:
         x = build(target, device="cpu") if is_live(target) else target
-        found = verified(x, manifest, select, values=values, progress=tell)
+        found = verified(x, manifest, union(select), values=values, progress=tell)
     show(found, as_json)
     return FINE if found.ok else EXIT_DIFFERENCE

@@ -8,6 +8,7 @@ from torchparams.edit.plan.entries import Entry, dtypes_of, make, refuse_cast_co
 from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
 from torchparams.errors import PlanError
 from torchparams.left_out import STATE_DICT_HINT, in_words
+from torchparams.order import in_order
 from torchparams.parameters import Parameters, of
 from torchparams.renames import Renames
 from torchparams.render.tree import plural
@@ -88,7 +89,7 @@ def convert(
     [('w', 1), ('b', 0)]
     """
     params, dropped, notes = choose(x, selector, strict=strict)
-    source, infos = params.source, params.infos
+    source, infos = params.source, as_stored(params)
     if not infos:
         raise PlanError("it holds no tensors", where=source.label)
     cast: set[str] = set()
@@ -174,6 +175,11 @@ def choose(
             hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
         )
     return params, dropped, notes
+
+
+def as_stored(params: Parameters) -> dict[str, ParameterInfo]:
+    """The infos of a table in the order in which its source holds the tensors, which a plan keeps."""
+    return in_order(params.infos, params.source.keys())
 
 
 def plan_of(

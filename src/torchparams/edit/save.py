@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.convert import choose, convert, plan_of
+from torchparams.edit.convert import as_stored, choose, convert, plan_of
 from torchparams.edit.plan.entries import Entry
 from torchparams.edit.plan.plan import MEMORY, Plan
 from torchparams.errors import MismatchError, PlanError, shorten
@@ -140,7 +140,7 @@ def delta(
         raise PlanError("a delta is a safetensors file", where=os.fspath(path), hint="end its name in .safetensors")
     params, dropped, notes = choose(x, selector, raw=True)
     below, _, _ = choose(base, None, raw=True)
-    ours, theirs = _by_name(params.source, params.infos), _by_name(below.source, below.infos)
+    ours, theirs = _by_name(params.source, as_stored(params)), _by_name(below.source, as_stored(below))
     new = [name for name in ours if name not in theirs]
     gone = [name for name in theirs if name not in ours] if selector is None else []
     changed = differing(ours, theirs)
@@ -214,9 +214,9 @@ def apply_delta(
                 hint="name the base that it was made from",
             )
     removed = set(told["removed"])
-    changed = over.infos
+    changed = as_stored(over)
     entries: list[Entry] = []
-    for info in below.infos.values():
+    for info in as_stored(below).values():
         kept = []
         for name in (info.name, *info.aliases):
             if name in changed:

@@ -413,13 +413,14 @@ def _ranged(code: str, parts: tuple[str, ...]) -> str:
     """`model.layers[0].weight` for the layers 0 to 11: `model.layers[0..11].weight`."""
     at = 0
     for part in parts:
-        if part.startswith("{") and ".." in part:
-            first, last = part[1:-1].split("..")
+        if part.startswith("{") and (".." in part or "," in part):
+            numbers = part[1:-1]
+            first = numbers.replace(",", ".").partition(".")[0]
             at = code.find(f"[{first}]", at)
             if at < 0:
                 return f"{code} …"
-            code = f"{code[:at]}[{first}..{last}]{code[at + len(first) + 2 :]}"
-            at += len(first) + len(last) + 4
+            code = f"{code[:at]}[{numbers}]{code[at + len(first) + 2 :]}"
+            at += len(numbers) + 2
         elif part.isdecimal():
             at = max(code.find(f"[{part}]", at), 0) + len(part) + 2
     return code

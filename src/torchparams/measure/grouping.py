@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchparams.errors import SelectorError
+from torchparams.names import layer_of, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -13,34 +14,11 @@ if TYPE_CHECKING:
     from torchparams.measure.tensor_stats import TensorStats
     from torchparams.sketch import Sketch
 
-TOP = "(top level)"
-"""What the group of tensors is called whose names have no module in them."""
-
 REST = "(rest)"
 """What the group of tensors is called that no selector hits."""
 
 PENDING_CODES = 1 << 21
 """Codes of sketches (6 bytes or more each) that wait for being added up."""
-
-
-def module_of(name: str) -> str:
-    """The name without its last component.
-
-    >>> module_of("layers.0.fc.weight"), module_of("weight")
-    ('layers.0.fc', '(top level)')
-    """
-    return name.rpartition(".")[0] or TOP
-
-
-def layer_of(name: str) -> str:
-    """The name up to and including the first component that is a number; of one without, the module.
-
-    >>> layer_of("model.layers.10.mlp.up.weight"), layer_of("lm_head.weight")
-    ('model.layers.10', 'lm_head')
-    """
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return module_of(name) if number is None else ".".join(parts[: number + 1])
 
 
 KEYS: dict[str, Callable[[ParameterInfo], str]] = {

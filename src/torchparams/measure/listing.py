@@ -40,7 +40,7 @@ class Listing(Result, Tabular):
         tree: By module instead of flat.
         depth: Of a tree, the deepest level shown; None for all.
         fold: Of a tree, whether equal layers are one row.
-        sort: A column, `-` before it for descending; None for the source's order.
+        sort: A column, `-` before it for descending; `stored` for a file's own order; None for the table's order.
         limit: Most rows shown of a flat table; None for all.
     """
 
@@ -63,12 +63,13 @@ class Listing(Result, Tabular):
         beside = tuple(beside_lines(source)) if self.params.selector is None else ()
         if not self.tree:
             return Report((*self.params.report(limit=self.limit, sort=self.sort).parts, *beside))
-        infos = sort_infos(list(self.params.infos.values()), self.sort)
+        infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
         return Report(
             (
                 Text(printable(f"{source.label} ({source.format})"), "title"),
                 tree_table(tree_of(infos, fold=self.fold), depth=self.depth),
                 Text(total_of(infos), "dim"),
+                *((Text(narrow, "warn"),) if (narrow := self.params.narrow) else ()),
                 *left_out_lines(self.params.left_out),
                 *beside,
             )
@@ -77,7 +78,7 @@ class Listing(Result, Tabular):
     def to_json(self) -> dict[str, Any]:
         """`source`, `format`, `metadata`, `total`, `parameters` (records), `left_out`, and the `pickle`'s verdict."""
         source = self.params.source
-        infos = sort_infos(list(self.params.infos.values()), self.sort)
+        infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
         return {
             "source": source.label,
@@ -113,8 +114,9 @@ def ls(
         selector: Which of them; None for all.
         tree: By module, with subtotals.
         depth: Of a tree, the deepest level shown.
-        fold: Of a tree, show layers that are numbered on and alike below as one row.
-        sort: `name`, `shape`, `dtype`, `numel`, `nbytes` or `module`, with `-` before it for descending.
+        fold: Of a tree, show numbered layers that are alike below as one row, also over gaps in the numbers.
+        sort: `name`, `shape`, `dtype`, `numel`, `size` or `module`, with `-` before it for descending; `stored` for a
+            file's own order.
         limit: Most rows shown of a flat table; the middle is left out and counted.
         buffers: List the buffers of a live model too.
 
@@ -145,7 +147,7 @@ class Node:
     """A module of a tree, or a tensor at its end.
 
     Attributes:
-        name: Its own component of the name; `{0..5}` for neighbours folded into one.
+        name: Its own component of the name; `{0..5}` or `{0,2,4..5}` for those folded into one.
         info: The record, where it is a tensor: of the first of those that are folded.
         children: In order. A module and a tensor may share a name.
         tensors, numel, nbytes: Of all below it, those that are folded included.
@@ -185,7 +187,7 @@ def tree_of(
 
     Args:
         infos: Records of one source, in order.
-        fold: Join children that are numbered on from each other and are alike below: the layers of a network.
+        fold: Join children that are numbers and are alike below: the layers of a network.
         alike: Gives equal values for tensors that are alike.
 
     >>> import numpy as np
@@ -230,13 +232,10 @@ def _fold(node: Node, seen: dict[Hashable, int], alike: Callable[[ParameterInfo]
     """Folds from the bottom up; gives a number that is equal for nodes that are alike below."""
     looks = [_fold(child, seen, alike) for child in node.children]
     names = [child.name for child in node.children]
-    children = []
-    for first, child in enumerate(node.children):
-        if not first or looks[first] != looks[first - 1] or not _follows(node.children[first - 1], child):
-            children.append([child])
-        else:
-            children[-1].append(child)
-    node.children = [same[0] if len(same) == 1 else _folded(same) for same in children]
+    children: dict[Hashable, list[Node]] = {}
+    for at, (look, child) in enumerate(zip(looks, node.children, strict=True)):
+        children.setdefault(look if _is_number(child.name) else (at,), []).append(child)
+    node.children = [same[0] if len(same) == 1 else _numbered(same) for same in children.values()]
     own = None if node.info is None else alike(node.info)
     return seen.setdefault((own, *zip(names, looks, strict=True)), len(seen))
 
@@ -259,27 +258,36 @@ def leaves(root: Node) -> Iterator[tuple[tuple[str, ...], ParameterInfo]]:
         stack += [(parts, child) for child in reversed(node.children)]
 
 
-_COMPONENTS = re.compile(r"\{\d+\.\.\d+\}|[^.]+")
+_COMPONENTS = re.compile(r"\{[\d.,]+\}|[^.]+")
 """Components of a name; the two dots of a folded one are not between components."""
 
 
-def _follows(first: Node, second: Node) -> bool:
-    if len(first.name) > _MOST_DIGITS or len(second.name) > _MOST_DIGITS:
-        return False
-    return first.name.isdecimal() and second.name.isdecimal() and int(second.name) == int(first.name) + 1
+def _is_number(name: str) -> bool:
+    # As a glob writes it: `{0..5}` has no `05`.
+    return name.isdecimal() and name.isascii() and len(name) <= _MOST_DIGITS and (name == "0" or name[0] != "0")
 
 
-def _folded(nodes: Sequence[Node]) -> Node:
-    joined = Node(f"{{{nodes[0].name}..{nodes[-1].name}}}", nodes[0].info)
+def _numbered(nodes: list[Node]) -> Node:
+    """One node for nodes that are numbers, under a glob for these: `{0..2,5}`."""
+    nodes.sort(key=lambda node: int(node.name))
+    runs: list[list[int]] = []
+    for number in (int(node.name) for node in nodes):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return _folded(nodes, f"{{{','.join('..'.join(map(str, run)) for run in runs)}}}")
+
+
+def _folded(nodes: Sequence[Node], name: str) -> Node:
+    joined = Node(name, nodes[0].info)
     joined.tensors = sum(node.tensors for node in nodes)
     joined.numel = sum(node.numel for node in nodes)
     joined.nbytes = sum(node.nbytes for node in nodes)
     joined.parameters = sum(node.parameters for node in nodes)
     joined.trainable = sum(node.trainable for node in nodes)
     for same in zip(*(node.children for node in nodes), strict=True):
-        child = _folded(same)
-        child.name = same[0].name
-        joined.children.append(child)
+        joined.children.append(_folded(same, same[0].name))
     return joined
 
 

@@ -69,6 +69,7 @@ class Stats(Result, Tabular):
         limit: Most rows, flags and unread tensors that are shown; None for all.
         wide: Whether the table has every column, or those that 80 characters have room for.
         left_out: State that belongs to the source and is in no row.
+        narrow: One line about a `*` of the selector that hits a few tensors where `**` would hit many more, or None.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -93,6 +94,7 @@ class Stats(Result, Tabular):
     limit: int | None = ROWS_SHOWN
     wide: bool = False
     left_out: tuple[LeftOut, ...] = ()
+    narrow: str | None = None
 
     def __iter__(self) -> Iterator[TensorStats]:
         return iter(self.rows)
@@ -227,6 +229,7 @@ def stats(
         limit=limit,
         wide=wide,
         left_out=params.left_out,
+        narrow=params.narrow,
     )
     return made if sort is None else made.sorted(sort)
 

@@ -47,6 +47,7 @@ def report(stats: Stats) -> Report:
     if stats.unread:
         parts.append(Text(f"not read: {plural(len(stats.unread), 'tensor')}", "warn"))
         parts += _lines(((each.name, each.reason) for each in stats.unread), len(stats.unread), limit)
+    parts += [Text(stats.narrow, "warn")] if stats.narrow else []
     parts += left_out_lines(stats.left_out)
     if stats.flags:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(stats.flags).items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError
+from torchparams.order import in_order, natural_key
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -18,7 +19,7 @@ from torchparams.render.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torchparams.info import ParameterInfo
 
@@ -52,20 +53,30 @@ ALIASES_SHOWN = 3
 """Further names of a tied tensor that its row shows at most."""
 
 
-def sort_infos(infos: list[ParameterInfo], by: str | None) -> list[ParameterInfo]:
-    """`infos` in the order of one of their attributes, descending with `-` before its name."""
+def sort_infos(infos: list[ParameterInfo], by: str | None, stored: Iterable[str] = ()) -> list[ParameterInfo]:
+    """`infos` in the order of one of their attributes, descending with `-` before its name.
+
+    Args:
+        infos: The infos of one source.
+        by: The attribute; `stored` for the source's own order; None for the order that they have.
+        stored: The names in the source's own order.
+    """
     if by is None:
         return infos
     key = by.removeprefix("-")
+    if key == "stored":
+        found = list(in_order({info.name: info for info in infos}, stored).values())
+        return found[::-1] if by.startswith("-") else found
     if key not in SORT_KEYS:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(SORT_KEYS))
+        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join((*SORT_KEYS, "stored")))
     return sorted(infos, key=SORT_KEYS[key], reverse=by.startswith("-"))
 
 
 SORT_KEYS: dict[str, Callable[[ParameterInfo], Any]] = {
-    "name": lambda info: info.name,
+    "name": lambda info: natural_key(info.name),
     "numel": lambda info: info.numel,
     "nbytes": lambda info: info.nbytes,
+    "size": lambda info: info.nbytes,
     "dtype": lambda info: str(info.dtype),
     "shape": lambda info: info.shape or (),
     "module": lambda info: info.module or "",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
 from torchparams.expressions.base import Stored
+from torchparams.order import naturally
 from torchparams.records import Lone, Records
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Source(ABC):
     format: str
     live: bool = False
     _spellings: dict[str, str] | None = None
+    _ordered: Mapping[str, ParameterInfo] | None = None
 
     @property
     def borrowed(self) -> bool:
@@ -66,6 +68,14 @@ class Source(ABC):
         records as they are asked for; its length and names cost nothing.
         """
 
+    def ordered(self) -> Mapping[str, ParameterInfo]:
+        """The records in the order of tables: of files in natural order, else in the source's own."""
+        if self.live or not self.files:
+            return self.infos()
+        if self._ordered is None:
+            self._ordered = naturally(self.infos())
+        return self._ordered
+
     def keys(self) -> Mapping[str, Any]:
         """A mapping whose keys are the canonical names, in order; cheaper than `infos` where that is not free."""
         return self.infos()
@@ -79,7 +89,7 @@ class Source(ABC):
 
         The two names differ for aliases, which are given only without `remove_duplicate`.
         """
-        for name, info in self.infos().items():
+        for name, info in self.ordered().items():
             for given in (name, *(() if remove_duplicate else info.aliases)):
                 if recurse or "." not in given:
                     yield given, name, self.value(name)

@@ -157,6 +157,7 @@ class Change(Result):
         self._source = None if chosen is None else chosen.source
         self._whole = chosen is not None and len(chosen.names) == len(chosen.tensors)
         self._of_no_model = chosen is None
+        self._narrow = None if chosen is None else chosen.narrow
         if chosen is not None:
             records = chosen.records
             self.names = tuple(chosen.parameters())
@@ -218,6 +219,7 @@ class Change(Result):
         if self.statistics:
             parts.append(Text(f"running statistics {self.statistics_did} in {which(self.statistics)}"))
         parts += self._notes()
+        parts += [Text(self._narrow, "warn")] if self._narrow else []
         parts += left_out_lines(self.left_out)
         share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
         parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))

@@ -28,11 +28,13 @@ class Chosen:
         source: The network.
         records: One reading of it, with all its tensors by canonical name.
         names: Those that are selected, in the network's order.
+        narrow: One line about a `*` that hits a few tensors where `**` would hit many more; None without such.
     """
 
     source: ModuleSource
     records: LiveRecords
     names: tuple[str, ...]
+    narrow: str | None = None
 
     @property
     def tensors(self) -> Mapping[str, Any]:
@@ -136,7 +138,10 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
     if params.selector is not None:
         within = records.only(params.selector.names(records))
     names = within.names
+    narrow = None
     if selector is not None:
-        hits = Selector.of(selector).names(within, strict=True, where=source.label)
+        wanted = Selector.of(selector)
+        hits = wanted.names(within, strict=True, where=source.label)
         names = [name for name in names if name in hits]
-    return Chosen(source, records, tuple(names))
+        narrow = wanted.narrow(within, source.label)
+    return Chosen(source, records, tuple(names), narrow)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.io.live import read_only_copy
+from torchparams.names import layer_of
 from torchparams.parameters import Parameters, of
 from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
@@ -34,7 +35,7 @@ from torchparams.sources.snapshot import SnapshotSource
 from torchparams.train._live import live_table, refuse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -288,10 +289,10 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
 
     Args:
         model: A live `nn.Module`, a `Parameters` of one, or a table that `gradients` gave.
-        by: How to group. `"module"` is by the module that holds the parameter; anything else is a selector, a list of
-            selectors, or a mapping of labels to selectors, each of them strict and on its own, so that groups may
-            overlap; or the parameter groups of an optimizer (`optimizer.param_groups`, or what `groups` gave), which
-            are called by their places. None gives no groups.
+        by: How to group: by `"module"`, by `"layer"` (the name up to and including its first number), by `"dtype"`; by
+            a selector, a list of selectors, or a mapping of labels to selectors, each of them strict and on its own, so
+            that groups may overlap; or the parameter groups of an optimizer (`optimizer.param_groups`, or what `groups`
+            gave), which are called by their places. None gives no groups.
         p: Which norm: a positive number, also `math.inf`.
 
     Returns:
@@ -351,13 +352,23 @@ def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
     return source, records.only(params.selector.names(records)).tensors
 
 
+_WORDS: dict[str, Callable[[str, Any], str]] = {
+    "module": lambda name, _: name.rpartition(".")[0],
+    "layer": lambda name, _: layer_of(name) if "." in name else "",
+    "dtype": lambda _, parameter: str(parameter.dtype).removeprefix("torch."),
+}
+"""Words that name a way to group, and the group of a parameter; that at the top level has no name."""
+
+
 def _members(
     source: ModuleSource, parameters: Mapping[str, Any], norms: Mapping[str, float], by: object
 ) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
-    if by == "module":
+    if isinstance(by, list | tuple) and len(by) == 1 and by[0] in _WORDS:
+        by = by[0]
+    if isinstance(by, str) and by in _WORDS:
         for name in norms:
-            groups.setdefault(name.rpartition(".")[0], []).append(name)
+            groups.setdefault(_WORDS[by](name, parameters[name]), []).append(name)
         return {label: tuple(names) for label, names in groups.items()}
     if isinstance(by, list) and by and all(isinstance(group, dict) and "params" in group for group in by):
         of_id = {id(parameters[name]): name for name in norms}
@@ -594,6 +605,25 @@ class GradNorms(Result, Tabular):
         if self.members:
             return [NormRow(label, len(self.members[label]), norm) for label, norm in self.groups.items()]
         return [NormRow(name, 1, norm) for name, norm in self.norms.items()]
+
+    def keys(self) -> KeysView[str]:
+        """The labels of the groups where there are any, else the names: `dict(norms)` has their norms."""
+        return (self.groups if self.members else self.norms).keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __getitem__(self, name: str) -> float:
+        """The norm of a group, or of a parameter."""
+        if name in self.members:
+            return self.groups[name]
+        try:
+            return self.norms[name]
+        except KeyError:
+            raise UnknownName.among(name, [*self.members, *self.norms], self.label) from None
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
         """The norms as a report: of the groups where there are any, else of the parameters; what is not finite first.

@@ -11,7 +11,7 @@ from torchparams.render.result import Result
 from torchparams.render.tree import Report, plural
 from torchparams.train._live import refuse_path
 from torchparams.train.depth import depths
-from torchparams.train.rules import TAKEN, Rule, refuse_wrong
+from torchparams.train.rules import TAKEN, Rule, refuse_wrong, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -186,7 +186,7 @@ class Groups(Result, list[dict[str, Any]]):
 def groups(
     model: object,
     /,
-    *rules: Rule,
+    *rules: Rule | tuple[object, Mapping[str, Any]],
     layer_decay: float | None = None,
     depth: object = None,
     **defaults: Any,
@@ -200,7 +200,8 @@ def groups(
 
     Args:
         model: Live: an `nn.Module`, a `Parameters` of one, or a mapping of names to parameters.
-        rules: Made by `rule`; of two that give one parameter the same option, the later wins.
+        rules: Made by `rule`, or pairs of a selector and a dict of options; of two that give one parameter the same
+            option, the later wins.
         layer_decay: Multiply the `lr` of each parameter by `layer_decay ** (deepest - depth)`, where `deepest` is the
             greatest depth in the model (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
         depth: Where the depth comes from: None for the order of the modules (see `train.depth.blocks_of`); a pattern
@@ -224,11 +225,12 @@ def groups(
     """
     refuse_path(model, "torchparams.groups")
     params = of(model)
-    _refuse_wrong(params, rules, layer_decay, depth, defaults)
+    parsed = tuple(map(_rule, rules))
+    _refuse_wrong(params, layer_decay, depth, defaults)
     records = _parameters(params.records())
     tensors = _tensors(params, records)
     where = params.source.label
-    masks, hits = _masks(rules, records, where)
+    masks, hits = _masks(parsed, records, where)
     deep: Iterable[int | None] = [None] * len(records)
     deepest = 0
     if layer_decay is not None:
@@ -242,7 +244,7 @@ def groups(
         mask = masks.get(name, 0)
         known_origin = made.get((mask, at))
         if known_origin is None:
-            origin = _origin(mask, rules, defaults)
+            origin = _origin(mask, parsed, defaults)
             if layer_decay is not None and at is not None:
                 origin = _decayed(origin, at, layer_decay ** (deepest - at), scaled, name, where)
             known_origin = made[mask, at] = (origin, None)
@@ -275,7 +277,7 @@ def groups(
     return Groups(
         by_options.values(),
         source=params.source,
-        rules=rules,
+        rules=parsed,
         defaults=defaults,
         layer_decay=layer_decay,
         frozen=tuple(frozen),
@@ -284,14 +286,17 @@ def groups(
     )
 
 
-def _refuse_wrong(
-    params: Parameters, rules: tuple[object, ...], layer_decay: object, depth: object, defaults: Mapping[str, Any]
-) -> None:
-    for one in rules:
-        if not isinstance(one, Rule):
-            raise OptionError(
-                f"a {type(one).__name__} is no rule", hint="make one: torchparams.rule(selector, lr=…, weight_decay=…)"
-            )
+def _rule(given: object) -> Rule:
+    parsed = rule_of(given)
+    if parsed.function is not None:
+        raise OptionError(
+            f"The rule for `{parsed}` has a function, and groups takes options",
+            hint="write torchparams.rule(selector, lr=…, weight_decay=…), or give the rule to torchparams.init",
+        )
+    return parsed
+
+
+def _refuse_wrong(params: Parameters, layer_decay: object, depth: object, defaults: Mapping[str, Any]) -> None:
     refuse_wrong(defaults, params.source.label)
     if layer_decay is None:
         if depth is not None:

@@ -29,11 +29,11 @@ from torchparams.render.tree import (
     listed,
     plural,
 )
-from torchparams.selectors import Selector
 from torchparams.sources.live.traverse import list_tensors
 from torchparams.train._live import Chosen, choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, give_memory, putting_back
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values
+from torchparams.train.rules import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from torchparams.selectors import Selector
+    from torchparams.train.rules import Rule
+
 
 def init(
     model: object,
-    *rules: tuple[object, Callable[..., Any]],
+    *rules: Rule | tuple[object, Callable[..., Any]],
     seed: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Initialised:
@@ -64,8 +67,9 @@ def init(
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        rules: Pairs of a selector and a function. The function takes a tensor and changes it, or returns new values, as
-            in `apply_`; `functools.partial` gives it options. Every selector has to hit something.
+        rules: Pairs of a selector and a function, or the same made by `rule`. The function takes a tensor and changes
+            it, or returns new values, as in `apply_`; `functools.partial` gives it options. Every selector has to hit
+            something.
         seed: Where all streams begin; None draws one from PyTorch's global generator, and the result tells which.
         device: Where a parameter on the meta device gets its memory.
 
@@ -109,8 +113,8 @@ def init(
     parsed = [_rule(given) for given in rules]
     records = chosen.records.only(frozenset(chosen.names))
     of_name: dict[str, int] = {}
-    for place, (selector, _) in enumerate(parsed):
-        of_name.update(dict.fromkeys(selector.names(records, strict=True, where=chosen.source.label), place))
+    for place, (selector, _, strict) in enumerate(parsed):
+        of_name.update(dict.fromkeys(selector.names(records, strict=strict, where=chosen.source.label), place))
     reached = {name: chosen.tensors[name] for name in chosen.names if name in of_name}
     refuse_without_values(reached, chosen.source.label, meta=True)
     refuse_codes(chosen.source, reached, "init")
@@ -124,7 +128,7 @@ def init(
     return Initialised(
         chosen.source.label,
         seed,
-        tuple((str(selector), function_name(function)) for selector, function in parsed),
+        tuple((str(selector), function_name(function)) for selector, function, _ in parsed),
         {name: of_name[name] for name in reached},
         {name: tuple(tensor.shape) for name, tensor in reached.items()},
         tuple(name for name in chosen.names if name not in of_name),
@@ -144,13 +148,14 @@ def stream_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogatepass"), digest_size=8).digest())
 
 
-def _rule(given: object) -> tuple[Selector, Callable[..., Any]]:
-    if not isinstance(given, tuple | list) or len(given) != 2 or not callable(given[1]):
+def _rule(given: object) -> tuple[Selector, Callable[..., Any], bool]:
+    parsed = rule_of(given)
+    if parsed.function is None:
         raise OptionError(
-            f"{shorten(repr(given))} is no rule",
-            exists="a rule is a pair of a selector and a function, such as ('**.bias', torch.nn.init.zeros_)",
+            f"The rule for `{shorten(str(parsed.selector))}` has options of an optimizer, and init takes functions",
+            hint="write (selector, torch.nn.init.zeros_), or give the rule to torchparams.groups",
         )
-    return Selector.of(given[0]), given[1]
+    return parsed.selector, parsed.function, parsed.strict
 
 
 def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]], seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, isnan
@@ -14,7 +15,7 @@ from torchparams.records import FieldFunction
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 TAKEN = ("params", "param_names")
 """Keys of a parameter group that are no options: `groups` writes them."""
@@ -22,27 +23,34 @@ TAKEN = ("params", "param_names")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Options for what a selector hits; made by `rule`.
+    """Options, or a function, for what a selector hits; made by `rule`.
 
     Attributes:
         selector: What they are for.
         options: Name of the option → its value.
         strict: Whether the selector has to hit something with every part of it.
+        function: What initialises it; None of a rule for an optimizer.
     """
 
     selector: Selector
     options: Mapping[str, Any]
     strict: bool = True
+    function: Callable[..., Any] | None = None
 
     def __str__(self) -> str:
         return str(self.selector).replace("<function no_decay>", "no_decay")
 
 
-def rule(selector: object, /, *, strict: bool = True, **options: Any) -> Rule:
-    """Options of an optimizer for what `selector` hits, to be given to `groups`.
+def rule(
+    selector: object, function: Callable[..., Any] | None = None, /, *, strict: bool = True, **options: Any
+) -> Rule:
+    """A rule for what `selector` hits: options of an optimizer for `groups`, or a function for `init`.
+
+    Both also take pairs: `(selector, {"lr": 1e-3})`, `(selector, function)`.
 
     Args:
         selector: Text in the selector language, a `Selector`, names, or a function of `ParameterInfo`.
+        function: For `init`: takes a tensor, and changes it or returns new values.
         strict: Refuse a selector of which some part hits nothing in the model; False for a rule of a model that may not
             have such parameters.
         options: Options of the optimizer, such as `lr` and `weight_decay`; or one of your own to split groups by.
@@ -51,10 +59,23 @@ def rule(selector: object, /, *, strict: bool = True, **options: Any) -> Rule:
         SelectorSyntaxError: The text is not a selector.
         OptionError: There is no option, or one that is not an option, or a number that no optimizer can use.
 
+    >>> import torch
     >>> import torchparams as tp
     >>> tp.rule("head.**", lr=1e-3).options["lr"]
     0.001
+    >>> tp.rule("**.bias", torch.nn.init.zeros_).function.__name__
+    'zeros_'
     """
+    if function is not None:
+        if not callable(function):
+            raise not_a_rule((selector, function))
+        if options:
+            raise OptionError(
+                f"The rule for `{shorten(str(Selector.of(selector)))}` has a function and options",
+                hint="options are for torchparams.groups, a function is for torchparams.init; "
+                "functools.partial gives a function its own options",
+            )
+        return Rule(Selector.of(selector), {}, strict, function)
     if not options:
         raise OptionError(
             f"the rule for `{shorten(str(Selector.of(selector)))}` has no options",
@@ -62,6 +83,36 @@ def rule(selector: object, /, *, strict: bool = True, **options: Any) -> Rule:
         )
     refuse_wrong(options, f"the rule for `{shorten(str(Selector.of(selector)))}`")
     return Rule(Selector.of(selector), options, strict)
+
+
+def rule_of(given: object) -> Rule:
+    """What `rule` gave, or a pair, as a rule.
+
+    Raises:
+        OptionError: It is neither.
+
+    >>> rule_of(("head.**", {"lr": 1e-3})).options
+    {'lr': 0.001}
+    """
+    if isinstance(given, Rule):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 2:
+        selector, what = given
+        if isinstance(what, Mapping) and all(isinstance(key, str) for key in what):
+            refuse_wrong(what, f"the rule for `{shorten(str(Selector.of(selector)))}`")
+            return Rule(Selector.of(selector), dict(what))
+        if callable(what):
+            return Rule(Selector.of(selector), {}, True, what)
+    raise not_a_rule(given)
+
+
+def not_a_rule(given: object) -> OptionError:
+    """The error for something that is not a rule."""
+    return OptionError(
+        f"{shorten(repr(given))} is not a rule",
+        exists="for groups, a rule is torchparams.rule(selector, lr=…) or (selector, {'lr': …}); for init, it is "
+        "torchparams.rule(selector, function) or (selector, function)",
+    )
 
 
 _AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "alpha", "rho", "lr_decay", "initial_accumulator_value")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit.convert import choose
+from torchparams.edit.convert import as_stored, choose
 from torchparams.edit.lora._adapter import CONFIG, PREFIX, WEIGHTS
 from torchparams.edit.lora._lowrank import Difference, Factor, Factors
 from torchparams.edit.lora._orientation import EMBEDDING, Orientation
@@ -104,7 +104,7 @@ def extract_lora(
         raise OptionError(f"factors are floats, and not {wanted}")
     ours, _, notes = choose(tuned, selector)
     below, _, _ = choose(base, None)
-    before, after = dict(below.infos), ours.infos
+    before, after = as_stored(below), as_stored(ours)
     theirs = {name: info for info in before.values() for name in (info.name, *info.aliases)}
     _check_same(theirs, after, below.source, ours.source)
     changed = differing(

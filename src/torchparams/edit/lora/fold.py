@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torchparams.edit.convert import choose, plan_of
+from torchparams.edit.convert import as_stored, choose, plan_of
 from torchparams.edit.lora._adapter import read_adapter
 from torchparams.edit.lora._lowrank import Folded
 from torchparams.edit.lora._orientation import EMBEDDING, Orientation
@@ -101,7 +101,7 @@ def fold_lora(
     if compute not in ("float32", "float64"):
         raise OptionError(f"compute={compute!r} says nothing", exists="there are 'float32' and 'float64'")
     params, dropped, notes = choose(base, None)
-    source, infos = params.source, params.infos
+    source, infos = params.source, as_stored(params)
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}
     found = read_adapter(adapter, spelled)
     orientation = Orientation(source, infos, fan_in_fan_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.convert import choose
+from torchparams.edit.convert import as_stored, choose
 from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
@@ -62,8 +62,8 @@ class Tables:
             if not i:
                 self.dropped += dropped
                 self.notes += notes
-            source = params.source
-            self._tables.append(_Table(source, _by_name(params.infos, {}), params.infos))
+            infos = as_stored(params)
+            self._tables.append(_Table(params.source, _by_name(infos, {}), infos))
         self.sources = [table.source for table in self._tables]
         if not self._tables[0].infos:
             raise PlanError("it holds no tensors", where=self.label(0))
