@@ -24,6 +24,7 @@ setup(
             ("_compare", [*FLAGS, *UNFUSED]),
             ("_sums", [*FLAGS, *UNFUSED]),
             ("_decode", [*FLAGS, *UNFUSED]),
+            ("_batch", [*FLAGS, *UNFUSED]),
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -348,7 +347,7 @@ def test_shapes_chosen_to_collide_are_keys_of_nothing() -> None:
     _with_alike({}, infos, others)
     tree_of(infos.values())
     (row,) = tp.stats({"w": np.ones(2)}).rows
-    flags_of([replace(row, name=name, shape=info.shape) for name, info in infos.items()])
+    flags_of([row._replace(name=name, shape=info.shape) for name, info in infos.items()])
     assert Colliding.compared < 20 * count
 
 

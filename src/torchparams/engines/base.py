@@ -128,6 +128,21 @@ class Task(ABC, Generic[Part, Result]):
     def combine(self, job: Job, parts: Sequence[Part]) -> Result:
         """Make a job's result from those of its parts, at least one, in order. Called in any thread."""
 
+    def takes(self, job: Job) -> bool:
+        """Whether `many` takes a job, which has one row: its result there is the one that a fold would give."""
+        return False
+
+    def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> Sequence[Result]:
+        """Make the results of many small jobs at once; an engine may call it in place of `begin` and `combine`.
+
+        Args:
+            jobs: Jobs that `takes` has said yes to.
+            buffer: Bytes that the row of each lies in, as in a file: in C order, contiguous, little-endian. They are
+                valid only during the call. None where the rows lie in live memory.
+            starts: Where in the buffer the row of each job begins; or its address.
+        """
+        raise NotImplementedError
+
 
 class Folding(Task[Part, Result]):
     """A task of two functions, for engines that run in this process.

@@ -33,24 +33,21 @@ class SketchFold:
 
         Coding.of(dtype)
         self._dtype = dtype
-        self._builder: Any = None
+        self._counter: Any = None
 
     def update(self, block: Block) -> None:
         """Count a block."""
-        if self._builder is None:
-            from torchparams.sketch import Builder
+        if self._counter is None:
+            from torchparams.sketch.counter import Counter
 
-            self._builder = Builder(self._dtype, packed=block.packed)
-        self._builder.update(block.buffer, block.numel)
+            self._counter = Counter(self._dtype, packed=block.packed)
+        self._counter.update(block.buffer, block.numel)
 
     def finish(self) -> Sketch:
         """The sketch of all blocks."""
-        if self._builder is None:
-            from torchparams.sketch import Sketch
+        from torchparams.sketch import Sketch
 
-            return Sketch.empty(self._dtype)
-        made: Sketch = self._builder.finish()
-        return made
+        return Sketch.empty(self._dtype) if self._counter is None else Sketch(self._dtype, self._counter.finish())
 
 
 class SketchTask(Task["Sketch", "Sketch"]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchparams.engines.base import Done, Engine, Job, Unread, stored_bits
+from torchparams.engines._together import GAP, Together
+from torchparams.engines.base import Done, Engine, Job, Task, Unread, stored_bits
 from torchparams.errors import LimitExceeded, NotReadable
 from torchparams.expressions.base import Stored
 from torchparams.io.files import Files
@@ -14,11 +15,11 @@ from torchparams.io.threads import Shared, Ticker, processors, results_of
 from torchparams.render.tree import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
 
-    from torchparams.engines.base import Fold, Progress, Task
+    from torchparams.engines.base import Fold, Progress
     from torchparams.expressions.base import Expression
     from torchparams.expressions.casts import Losses
     from torchparams.expressions.work import Work
@@ -43,7 +44,7 @@ MEMORY = 256 << 20
 """Bytes of memory that computed rows may take, unless told otherwise."""
 
 _BATCH = 256  # small tensors that a thread takes at once
-_GAP = 4096  # bytes between two tensors that are rather read than skipped
+_SHARED = 1 << 22  # bytes of small tensors below which to start threads costs more than it spares
 _WORTHWHILE = 1 << 14  # bytes of a tensor below which its work is in Python, which one thread does at a time
 
 
@@ -108,16 +109,23 @@ class ThreadEngine(Engine):
             source.check_unchanged()
         run = _Run(self, task, listed, total)
         tick = Ticker(progress, total)
-        if self.threads == 1 or total <= max(self.block_bytes, _WORTHWHILE * len(listed)):
+        if self.threads == 1 or total <= max(
+            self.block_bytes if run.takes is None else _SHARED, _WORTHWHILE * run.small.count(False)
+        ):
             alone = _Worker(run, tick)
             workers = [alone]
         else:
             workers = [_Worker(run, None) for _ in range(self.threads)]
-        yield from results_of(
+        done = results_of(
             [worker.results() for worker in workers],
             run.stop,
             lambda: tick(sum(worker.nbytes for worker in workers)),
         )
+        try:
+            for some in done:
+                yield from some
+        finally:
+            done.close()  # also where the caller leaves early: then the threads end now
         run.files.check()
         if progress is not None:
             progress(total, total)
@@ -131,14 +139,24 @@ class _Run:
         self.files, self.stop = Files(), threading.Event()
         self.heavy = threading.Lock()  # held for a row that keeps something large in memory: there is one at a time
         self.most = engine.memory // engine.threads // 2  # bytes that the blocks of a computed row may take
+        # What a task takes many of at once, where it does.
+        self.takes = None if type(task).takes is Task.takes else task.takes
+        self.small = [False] * len(jobs) if self.takes is None else list(map(self._is_small, jobs))
         self.items = Shared(self._items(jobs))
+
+    def _is_small(self, job: Job) -> bool:
+        """Whether the task takes a job together with others, and its row lies where it can be handed over."""
+        row = job.rows[0]
+        if len(job.rows) != 1 or (row.place is None and not (type(row) is Stored and row.source.live)):
+            return False
+        return self.takes is not None and self.takes(job)
 
     def reader(self) -> Reader:
         if self.engine.mapped:
             return MappingReader(self.files, self.engine.block_bytes * _MAPPED_BLOCKS)
         return Reader(self.files, self.engine.block_bytes)
 
-    def _items(self, jobs: list[Job]) -> Iterator[list[_Piece]]:
+    def _items(self, jobs: list[Job]) -> Iterator[list[_Piece] | Together]:
         """What a thread takes at once: a part of a large job, or many small jobs."""
         engine = self.engine
         places = [tuple(row.place for row in job.rows) for job in jobs]
@@ -150,9 +168,16 @@ class _Run:
             # A large tensor that cannot be shared comes first: as the last one, it would keep one thread alone busy.
             order.sort(key=lambda i: jobs[i].nbytes * 4 * engine.threads < self.total)
         batch: list[_Piece] = []
+        together = Together(engine.block_bytes)
         size = 0
         for i in order:
             job = jobs[i]
+            if self.small[i]:
+                if not together.add(job, places[i][0]):
+                    yield together
+                    together = Together(engine.block_bytes)
+                    together.add(job, places[i][0])
+                continue
             record, whole = self._record(job, places[i])
             if len(record.parts) == 1 and job.nbytes <= engine.block_bytes // 4:
                 batch.append(_Piece(record, 0, 0, job.numel))
@@ -166,6 +191,12 @@ class _Run:
                 yield [_Piece(record, part, part * whole, job.numel if part == last else (part + 1) * whole)]
         if batch:
             yield _run_together(batch)
+        if together.jobs:
+            yield together
+
+    def piece(self, job: Job) -> _Piece:
+        """A small job as a piece of its own."""
+        return _Piece(self._record(job, (job.rows[0].place,))[0], 0, 0, job.numel)
 
     def _record(self, job: Job, places: tuple[Location | None, ...]) -> tuple[_Record, int]:
         """A job, and the elements of its parts.
@@ -267,7 +298,7 @@ def _run_together(batch: list[_Piece]) -> list[_Piece]:
     for piece, following in zip(reversed(batch[:-1]), reversed(batch[1:]), strict=True):
         for i, here in enumerate(piece.record.places):
             there = following.record.places[i] if i < len(following.record.places) else None
-            if here and there and here.file == there.file and 0 <= there.start - here.stop <= _GAP:
+            if here and there and here.file == there.file and 0 <= there.start - here.stop <= GAP:
                 piece.ahead[i] = following.ahead[i]
     return batch
 
@@ -287,12 +318,21 @@ class _Worker:
         self._works: list[Work] = []  # one for each row that is computed, as there is a reader for each
         self.nbytes = 0  # read so far; only this thread writes it
 
-    def results(self) -> Iterator[Done[Any]]:
-        """The jobs that this worker read the last part of."""
+    def results(self) -> Iterator[Sequence[Done[Any]]]:
+        """The jobs that this worker read the last part of, some at a time."""
         run = self._run
         try:
             for item in run.items:
-                for piece in item:
+                pieces: Iterable[_Piece]
+                if isinstance(item, Together):
+                    done, left = self._together(item)
+                    if run.stop.is_set():
+                        return
+                    yield done
+                    pieces = map(run.piece, left)
+                else:
+                    pieces = item
+                for piece in pieces:
                     record = piece.record
                     try:
                         part = self._fold(piece)
@@ -305,9 +345,31 @@ class _Worker:
                         record.left -= 1
                         complete = not record.left
                     if complete:
-                        yield self._complete(record)
+                        yield (self._complete(record),)
         finally:
             self._close()
+
+    def _together(self, item: Together) -> tuple[list[Done[Any]], list[Job]]:
+        """Small jobs that are done, and those that the task cannot take after all."""
+        run = self._run
+        jobs = item.jobs
+        left: list[Job] = []
+        if item.file is None:
+            jobs, starts, keep, left = item.in_memory()
+            results = run.task.many(jobs, None, starts) if jobs else ()
+            del keep  # until here, nobody may free what lies at the addresses
+        else:
+            if not self._readers:
+                self._readers.append(run.reader())
+            buffer = self._readers[0].bytes_of(item.file, item.start, item.stop)
+            if len(buffer) < item.stop - item.start:  # the file ends before: this names the tensor
+                for job, place in zip(jobs, item.places, strict=True):
+                    self._readers[0].span(job.rows[0], place, 0, job.numel, 0)
+            results = run.task.many(jobs, buffer, [place.start - item.start for place in item.places])
+        self.nbytes += sum(job.nbytes for job in jobs)
+        if self._tick is not None:
+            self._tick(self.nbytes)
+        return [Done(job, result) for job, result in zip(jobs, results, strict=True)], left
 
     def _complete(self, record: _Record) -> Done[Any]:
         record.release()

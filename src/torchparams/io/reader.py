@@ -68,9 +68,7 @@ class Reader:
         """
         dtype = row.dtype
         first, last = place.start + start * dtype.bits // 8, place.start + dtype.nbytes(stop)
-        if self._path != place.file:
-            self.close()
-            self._file, self._path = self._files.open(place.file), place.file
+        self._open(place.file)
         if not (self._held[0] <= first and last <= self._held[1]):
             self._read(first, max(last, min(ahead, first + self._nbytes)))
         begun, ended = self._held
@@ -82,6 +80,23 @@ class Reader:
                 exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
             )
         return Block(dtype, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
+
+    def bytes_of(self, path: str, first: int, last: int) -> memoryview:
+        """The bytes of a range of a file, or as many of them as there are; valid until the next call.
+
+        Raises:
+            SourceError: The system cannot read it.
+        """
+        self._open(path)
+        if not (self._held[0] <= first and last <= self._held[1]):
+            self._read(first, last)
+        begun, ended = self._held
+        return self._memory[first - begun : min(last, ended) - begun]
+
+    def _open(self, path: str) -> None:
+        if self._path != path:
+            self.close()
+            self._file, self._path = self._files.open(path), path
 
     def _read(self, first: int, last: int) -> None:
         """Read a range of the file, or as much of it as there is."""

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def results_of(
     workers: Sequence[Iterator[T]],
     stop: threading.Event,
     tick: Callable[[], object] = lambda: None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """What workers give, in no particular order; each runs on a thread of its own, a single one in the caller's.
 
     An exception of a worker is raised in the caller's thread. It, Ctrl-C and leaving the iterator early set `stop`, at

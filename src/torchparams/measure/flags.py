@@ -14,10 +14,14 @@ of 4), and by more than 6 robust standard deviations of such differences: 1.4826
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from torchparams.errors import OptionError
+from torchparams.measure.columns import Rows
 from torchparams.render.tree import human_count, plural
 
 if TYPE_CHECKING:
@@ -69,18 +73,42 @@ class Flag:
 
 
 def flags_of(rows: Sequence[TensorStats]) -> list[Flag]:
-    """The flags of tensors, in their order, most serious first for each; linear in the count of tensors."""
+    """The flags of tensors, in their order, most serious first for each; linear in the count of tensors.
+
+    Of `Rows` in columns, those alone are made that may have a flag.
+    """
+    table = rows if isinstance(rows, Rows) else Rows(rows)
+    std, odd = table.scan()
     # Shapes as text: a file could choose numbers of which Python's hashes collide.
-    roles: dict[tuple[str, str], list[TensorStats]] = {}
-    for row in rows:
-        if row.shape is not None and _is_float(row) and row.numel:
-            roles.setdefault((role_of(row.name), str(row.shape)), []).append(row)
-    found: dict[str, list[Flag]] = {row.name: list(_alone(row)) for row in rows}
-    for (role, _), siblings in roles.items():
-        if len(siblings) > SIBLINGS:
-            for flag in _vectors(role, siblings) if _is_vector(siblings[0]) else _scales(role, siblings):
-                found[flag.name].append(flag)
-    return [flag for row in rows for flag in found[row.name]]
+    roles: dict[tuple[str, str], list[int]] = {}
+    vectors: set[tuple[str, str]] = set()
+    for i, (name, shape, dtype, numel) in enumerate(table.heads() if odd.any() or _far_apart(std) else ()):
+        if shape is not None and numel and dtype is not None and dtype.kind in _FLOATS:
+            key = role_of(name), str(shape)
+            roles.setdefault(key, []).append(i)
+            if len(roles[key]) == 1 and _is_vector(shape):
+                vectors.add(key)
+    found: dict[int, list[Flag]] = {}
+    alone = np.flatnonzero(odd).tolist()
+    for i, row in zip(alone, table.some(alone), strict=True):
+        found[i] = list(_alone(row))
+    for key, which in roles.items():
+        is_vector = key in vectors
+        if len(which) > SIBLINGS and (odd[which].any() if is_vector else _far_apart(std[which])):
+            siblings = table.some(which)
+            places = {row.name: i for row, i in zip(siblings, which, strict=True)}
+            for flag in _vectors(key[0], siblings) if is_vector else _scales(key[0], siblings):
+                found.setdefault(places[flag.name], []).append(flag)
+    return [flag for i in sorted(found) for flag in found[i]]
+
+
+def _far_apart(scales: np.ndarray[Any, Any]) -> bool:
+    """Whether one may be so far from others that it is a finding: a cheap look, before `_scales`."""
+    scales = scales[(scales > 0) & (scales < math.inf)]
+    return len(scales) > SIBLINGS and math.log2(scales.max()) - math.log2(scales.min()) >= OCTAVES - 0.001
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def role_of(name: str) -> str:
@@ -89,7 +117,7 @@ def role_of(name: str) -> str:
     >>> role_of("layers.3.experts.12.w1.weight")
     'layers.*.experts.*.w1.weight'
     """
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+    return _NUMBER.sub("*", name)
 
 
 def place_of(name: str) -> list[tuple[int, str]]:
@@ -101,19 +129,18 @@ def place_of(name: str) -> list[tuple[int, str]]:
     return [(len(part), part) for part in name.split(".") if part.isdecimal()]
 
 
-def _is_float(row: TensorStats) -> bool:
-    return row.dtype is not None and row.dtype.kind in ("float", "complex")
+_FLOATS = ("float", "complex")
 
 
-def _is_vector(row: TensorStats) -> bool:
-    return sum(size > 1 for size in row.shape or ()) <= 1
+def _is_vector(shape: tuple[int, ...] | None) -> bool:
+    return sum(size > 1 for size in shape or ()) <= 1
 
 
 # --- of a tensor by itself -----------------------------------------------------------------------
 
 
 def _alone(row: TensorStats) -> Iterator[Flag]:
-    if not _is_float(row) or row.dtype is None:
+    if row.dtype is None or row.dtype.kind not in _FLOATS:
         return
     values = row.values
     # Masks that are added to attention scores hold 0 and -Inf, or 0 and the least number, and nothing else.
@@ -121,7 +148,7 @@ def _alone(row: TensorStats) -> Iterator[Flag]:
         kinds = ((row.nan, "NaN"), (row.posinf, "+Inf"), (row.neginf, "-Inf"))
         what = " and ".join(f"{count:,} {name}" for count, name in kinds if count)
         yield Flag(row.name, "non-finite", f"{what} among {plural(values, 'value')}")
-    if values > 1 and not _is_vector(row) and not row.nonfinite:
+    if values > 1 and not _is_vector(row.shape) and not row.nonfinite:
         if row.zeros == values:
             yield Flag(row.name, "zero", f"all {values:,} values are 0")
         elif row.min == row.max:

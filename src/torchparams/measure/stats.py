@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.engines.base import Task, Unread, readable_jobs
 from torchparams.engines.sketches import SketchFold
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import TorchParamsError, UnknownName
 from torchparams.io.filebytes import paused_gc
+from torchparams.measure.columns import Columns, Rows
 from torchparams.measure.flags import Flag, flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.lost import to_json
@@ -21,10 +22,12 @@ from torchparams.measure.tensor_stats import COLUMNS, TensorStats, derive
 from torchparams.parameters import of
 from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
+from torchparams.sketch import batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Job, Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
@@ -60,7 +63,7 @@ class Stats(Result, Tabular):
         selector: What chose the tensors; None for all.
         by: How they are grouped: a word, or the texts of selectors; None for a row each.
         quantiles: Which ones the rows have.
-        rows: The rows, in the source's order until `sorted` makes another.
+        rows: The rows, in the source's order until `sorted` makes another. It equals a tuple of them.
         flags: What a person should look at: of tensors, also where rows are groups.
         unread: Tensors whose values cannot be had, and why.
         infos: Records of all the tensors, in the source's order.
@@ -85,7 +88,7 @@ class Stats(Result, Tabular):
     selector: str | None
     by: tuple[str, ...] | None
     quantiles: tuple[float, ...]
-    rows: tuple[TensorStats, ...]
+    rows: Sequence[TensorStats]
     flags: tuple[Flag, ...]
     unread: tuple[Unread, ...]
     infos: tuple[ParameterInfo, ...]
@@ -126,7 +129,7 @@ class Stats(Result, Tabular):
 
     def table_rows(self) -> tuple[TensorStats, ...]:
         """The rows."""
-        return self.rows
+        return tuple(self.rows)
 
     def report(self) -> Report:
         """The table, and below it the flags and what could not be read."""
@@ -209,19 +212,21 @@ def stats(
     params = of(x, buffers=buffers)
     if selector is not None:
         params = params.select(selector, strict=strict)
-    infos = params.infos
     source = params.source
-    grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
-    members = None if grouped is None else grouped[1]
-    rows, unread, groups, lost = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
+    with paused_gc():  # some objects for each tensor, and no cycles
+        infos = params.infos
+        grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
+        members = None if grouped is None else grouped[1]
+        rows, unread, groups, lost = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
+        flags = tuple(flags_of(rows))
     made = Stats(
         label=source.label,
         format=source.format,
         selector=None if params.selector is None else str(params.selector),
         by=None if grouped is None else grouped[0],
         quantiles=wanted,
-        rows=tuple(rows if groups is None else groups),
-        flags=tuple(flags_of(rows)),
+        rows=rows if groups is None else tuple(groups),
+        flags=flags,
         unread=tuple(unread),
         infos=tuple(infos.values()),
         lost=lost,
@@ -264,7 +269,7 @@ def _scan(
     quantiles: Sequence[float],
     engine: Engine | None,
     progress: Progress | None,
-) -> tuple[list[TensorStats], list[Unread], list[TensorStats] | None, Lost]:
+) -> tuple[Rows, list[Unread], list[TensorStats] | None, Lost]:
     """Rows of tensors, those that could not be read, rows of groups, and what casts lost."""
 
     def of_group(sketch: Sketch, name: str, members: list[ParameterInfo]) -> TensorStats:
@@ -276,35 +281,41 @@ def _scan(
     sums = None if groups is None else GroupSums(groups, infos, of_group)
     engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
     coded = source.coded(infos if whole else None)
-    found: dict[str, TensorStats | Unread] = {
+    found: dict[str, TensorStats | tuple[Columns, int] | Unread] = {
         name: Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers
     }
     lost: Lost = {}
     readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
-    with paused_gc():  # some objects for each tensor, and no cycles
-        jobs, cannot = readable_jobs(source, readable)
-        found.update((each.name, each) for each in cannot)
-        for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
-            name = job.key
-            if isinstance(result, Unread):
-                found[name] = result
-            else:
-                found[name], sketch = result
-                if sums is not None:
-                    sums.add(name, sketch)
-            if losses is not None:
-                lost[name] = losses
-        for each in found.values():
-            if sums is not None and isinstance(each, Unread):
-                sums.add(each.name, None)
-    in_order: Iterable[TensorStats | Unread] = [found[name] for name in infos]
-    rows = [each for each in in_order if isinstance(each, TensorStats)]
-    unread = [each for each in in_order if isinstance(each, Unread)]
+    jobs, cannot = readable_jobs(source, readable)
+    found.update((each.name, each) for each in cannot)
+    for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
+        name = job.key
+        if isinstance(result, _Row):
+            found[name] = result.row
+            if sums is not None:
+                sums.add(name, result.sketch)
+        else:
+            found[name] = result
+        if losses is not None:
+            lost[name] = losses
+    for each in found.values():
+        if sums is not None and isinstance(each, Unread):
+            sums.add(each.name, None)
+    entries = [found[name] for name in infos]
+    rows = Rows(each for each in entries if not isinstance(each, Unread))
+    unread = [each for each in entries if isinstance(each, Unread)]
     return rows, unread, None if sums is None else sums.rows, lost
 
 
-class StatsTask(Task["Sketch", "tuple[TensorStats, Sketch | None]"]):
-    """The task that makes a row of statistics for every tensor.
+class _Row(NamedTuple):
+    """The row of a tensor, and its sketch where that is kept."""
+
+    row: TensorStats
+    sketch: Sketch | None
+
+
+class StatsTask(Task["Sketch", "_Row | tuple[Columns, int]"]):
+    """The task that makes a row of statistics for every tensor; of small ones, a place in columns.
 
     Args:
         quantiles: The quantiles that rows have.
@@ -318,9 +329,27 @@ class StatsTask(Task["Sketch", "tuple[TensorStats, Sketch | None]"]):
         """Count from nothing."""
         return SketchFold(job.dtype)
 
-    def combine(self, job: Job, parts: Sequence[Sketch]) -> tuple[TensorStats, Sketch | None]:
+    def combine(self, job: Job, parts: Sequence[Sketch]) -> _Row:
         """The row, derived from the sketch of all parts; on the threads that read."""
         sketch = parts[0] if len(parts) == 1 else parts[0].merge(parts)
         (row,) = job.rows
         made = derive(sketch, self.quantiles, name=job.key, numel=row.numel, shape=row.shape, dtype=row.dtype)
-        return made, sketch if self.keep else None
+        return _Row(made, sketch if self.keep else None)
+
+    def takes(self, job: Job) -> bool:
+        """Whether it is small, and no sketch of it is wanted."""
+        return not self.keep and batch.takes(job.dtype, job.numel)
+
+    def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> list[tuple[Columns, int]]:
+        """The rows, in columns of one dtype each."""
+        types: dict[DType, list[int]] = {}
+        for i, job in enumerate(jobs):
+            types.setdefault(job.rows[0].dtype, []).append(i)
+        found: list[Any] = [None] * len(jobs)
+        for dtype, which in types.items():
+            these, at = [jobs[i] for i in which], [starts[i] for i in which]
+            numels = [job.rows[0].numel for job in these]
+            columns = Columns(these, batch.measure(dtype, buffer, at, numels, self.quantiles), self.quantiles)
+            for place, i in enumerate(which):
+                found[i] = columns, place
+        return found

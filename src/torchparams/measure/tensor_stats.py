@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.render.tree import json_number
 
@@ -50,8 +49,7 @@ COLUMNS = {
 """Attributes of `TensorStats` → their types, for tables handed to other libraries."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStats:
+class TensorStats(NamedTuple):  # of all frozen records, what is made soonest: there may be a hundred thousand
     """Statistics of the elements of one tensor, or of a group of tensors.
 
     Counts are of all elements. Means, sums, norms, quantiles and the histogram are over the **finite** ones; `min` and

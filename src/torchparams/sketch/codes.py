@@ -80,12 +80,17 @@ class Coding:
         """
         if self.kind == "f64":
             return _middles("f64", codes)
-        known: Array = (_table(self.dtype) if self.exact else _table_of_middles(self.kind))[codes]
+        known: Array = (values_of(self.dtype) if self.exact else middles_of(self.kind))[codes]
         return known
+
+    @property
+    def ascends(self) -> bool:
+        """Whether ascending codes stand for ascending values."""
+        return self.kind[0] in "iu" or self.dtype.kind in ("uint", "bool") or self.dtype == "float8_e8m0fnu"
 
     def ascending(self, codes: Array, counts: Array) -> tuple[Array, Array]:
         """Ascending codes and their counts, in the ascending order of what they stand for; those of NaN anywhere."""
-        if self.kind[0] in "iu" or self.dtype.kind in ("uint", "bool") or self.dtype == "float8_e8m0fnu":
+        if self.ascends:
             return codes, counts
         first = int(codes.searchsorted(self.size // 2))  # of those with a sign
         # Of floats, the magnitudes of negative ones ascend; integers are in two's complement.
@@ -123,7 +128,7 @@ class Coding:
     def size(self) -> int:
         """How many codes there are; they are the integers below it."""
         if self.exact:
-            return len(_table(self.dtype))
+            return len(values_of(self.dtype))
         return 1 << (19 if self.kind == "f64" else 16)
 
     def widened(self, codes: Array, counts: Array) -> tuple[Array, Array]:
@@ -148,7 +153,7 @@ def _coding(dtype: DType) -> Coding:
 
 
 @functools.cache
-def _table(dtype: DType) -> Array:
+def values_of(dtype: DType) -> Array:
     """The value of every pattern of an exact type, float64."""
     if dtype == "bool":
         table = np.array([0.0, 1.0])
@@ -162,7 +167,7 @@ def _table(dtype: DType) -> Array:
 
 @functools.cache
 def _largest(dtype: DType) -> float:
-    table = _table(dtype)
+    table = values_of(dtype)
     return float(table[np.isfinite(table)].max())
 
 
@@ -173,7 +178,7 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
     The magnitude is mantissa·2^(exponent + unit), the mantissa a float64 that is an integer of at most 16 bits.
     NaN and infinities are 0.
     """
-    table = _table(dtype)
+    table = values_of(dtype)
     finite = np.where(np.isfinite(table), table, 0.0)
     if dtype.kind != "float":
         magnitude = abs(finite)
@@ -187,7 +192,7 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
 
 
 @functools.cache
-def _table_of_middles(kind: str) -> Array:
+def middles_of(kind: str) -> Array:
     """Of every code of a wide kind that has 2^16 of them."""
     table = _middles(kind, np.arange(1 << 16, dtype=np.uint32))
     table.flags.writeable = False

@@ -318,12 +318,18 @@ class Sketch:
 
     @property
     def entropy(self) -> float:
-        """Shannon entropy of the bit patterns, in bits per value: -Σ p·log2 p. 0 of nothing.
+        """Shannon entropy of the bit patterns, in bits per value: Σ p·log2(1/p). 0 of nothing.
 
         Of types wider than 16 bits it is that of the codes, which is never more.
+
+        Patterns that occur equally often are one term, m·n/N · log2(N/n) for m patterns that occur n times each among N
+        values; the terms are added in float64, those of the least n first. So it does not depend on which patterns
+        they are, and a constant tensor has exactly 0.
         """
-        p = self.counts / max(self._total, 1)
-        return float(-(p * np.log2(p)).sum()) + 0.0
+        found = 0.0
+        for n, m in zip(*(each.tolist() for each in np.unique(self.counts, return_counts=True)), strict=True):
+            found += m * n / self._total * math.log2(self._total / n)
+        return found
 
     # --- extremes and moments --------------------------------------------------------------
 
@@ -411,6 +417,7 @@ class Sketch:
                 values, counts = values[finite], counts[finite]
             if not self._coding.exact and len(values) and self._min is not None and self._max is not None:
                 values = np.minimum(np.maximum(values, float(self._min)), float(self._max))
+            values = values + 0.0  # -0.0 is 0
             found = self._derived["ordered"] = values, np.cumsum(counts, dtype=np.uint64)
         return found
 

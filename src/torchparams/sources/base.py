@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
 from torchparams.expressions.base import Stored
+from torchparams.io.live import address_of
 from torchparams.order import naturally
 from torchparams.records import Lone, Records
 
@@ -156,6 +157,17 @@ class Source(ABC):
         scanned in blocks, compared and copied from file to file without knowing the tensor.
         """
         return None
+
+    def memory(self, info: ParameterInfo) -> tuple[int, Any] | None:
+        """The address of a live tensor's elements, and what keeps them there; None where it has to be read by `numpy`.
+
+        From it on they lie as in a file, as many as the record says. Reading them does not change the tensor.
+        """
+        if not self.live:
+            return None
+        value = self.value(info.name)
+        address = address_of(value, info.dtype, info.numel)
+        return None if address is None else (address, value)
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
         """The expression that the row with the canonical name `name` is.

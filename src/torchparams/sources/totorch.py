@@ -141,6 +141,10 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         )
     if tensor.device.type == "meta":
         raise NotReadable("a tensor on the meta device has a shape and no values")
+    if _was_freed(tensor):
+        raise NotReadable(
+            "its memory was freed, as a sharded model's is between two uses", hint="gather the model first"
+        )
     try:
         dtype = DType.of(tensor.dtype)
     except TorchParamsError:
@@ -150,6 +154,15 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     if dtype in _ML_DTYPES:
         return memory_of(tensor.view(torch.uint8 if dtype.itemsize == 1 else torch.int16)).view(wanted)
     return memory_of(tensor)
+
+
+def _was_freed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor shows elements beyond the end of its memory."""
+    if not tensor.numel():
+        return False
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return end > tensor.untyped_storage().nbytes()
 
 
 def _shareable(array: np.ndarray[Any, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from torchparams.engines import Block, Engine, Folding, Job, Unread, jobs_of, sketches
+from torchparams.engines import Block, Engine, Folding, Job, Task, Unread, jobs_of, sketches
 from torchparams.errors import NotReadable, SourceError, TruncatedFile
+from torchparams.parameters import of
 from torchparams.sketch import Sketch
 from torchparams.sources.base import Source, open_source
 from torchparams.testing._reference import (
@@ -78,6 +80,44 @@ class Slow(MemorySource):
         return super().numpy(name)
 
 
+class Sums(Task["float", "float"]):
+    """Sums of float32 values, of at most four at once; remembers which jobs came so."""
+
+    def __init__(self) -> None:
+        self.at_once: list[str] = []
+
+    def begin(self, job: Job) -> _Sum:
+        return _Sum()
+
+    def combine(self, job: Job, parts: Sequence[float]) -> float:
+        return sum(parts)
+
+    def takes(self, job: Job) -> bool:
+        return job.numel <= 4 and job.dtype == "float32"
+
+    def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> list[float]:
+        found = []
+        for job, start in zip(jobs, starts, strict=True):
+            assert self.takes(job)
+            nbytes = 4 * job.numel
+            data = ctypes.string_at(start, nbytes) if buffer is None else bytes(buffer[start : start + nbytes])
+            assert len(data) == nbytes
+            found.append(float(np.frombuffer(data, np.float32).sum()))
+            self.at_once.append(job.key)
+        return found
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def update(self, block: Block) -> None:
+        self.total += float(block.values().astype(np.float64).sum())
+
+    def finish(self) -> float:
+        return self.total
+
+
 class EngineTests:
     """The contract of `torchparams.engines.Engine`, as tests.
 
@@ -122,6 +162,22 @@ class EngineTests:
         arrays = {f"{name} {n}": sample(name, (n,)) for name in SAFETENSORS_DTYPES for n in (24, 8, 120)}
         for name, found in self._read(_file(tmp_path, arrays)).items():
             self._holds(found, arrays[name])
+
+    def test_small_jobs_that_a_task_takes_at_once(self, tmp_path: Path) -> None:
+        """Results are those of the folds, whichever way an engine takes: of files, of memory, of any layout."""
+        arrays: dict[str, Array] = {f"{i}.w": np.full(i % 7, i, np.float32) for i in range(300)}
+        arrays |= {
+            "large": np.ones(LARGE // 4, np.float32),
+            "other": np.ones(3),
+            "turned": np.ones((2, 2), np.float32).T,
+        }
+        arrays |= {f"{i}.late": np.full((), i, np.float32) for i in range(20)}
+        expected = {name: float(array.sum()) for name, array in arrays.items()}
+        for source in (_file(tmp_path, arrays), MemorySource(arrays), of(arrays).source):
+            task = Sums()
+            assert self.make().map(jobs_of(source), task) == expected
+            assert all(arrays[name].size <= 4 for name in task.at_once)
+            assert len(set(task.at_once)) == len(task.at_once)
 
     def test_every_layout(self) -> None:
         """The order is C order, whatever the strides."""
