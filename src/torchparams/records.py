@@ -6,13 +6,14 @@ live model with tens of thousands of parameters takes longer than everything els
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
 
@@ -63,13 +64,25 @@ class Records:
         return self._made
 
     def column(self, field: str) -> Sequence[Any]:
-        """One field of every record: an attribute of `ParameterInfo`, or `owner`, which is `(module, bases)`."""
+        """One field of every record: an attribute of `ParameterInfo`, `owner`, which is `(module, bases)`, or `dense`.
+
+        `dense` is the shape and the dtype where the values lie as an array in memory or in a file, and can be copied
+        from there (of a live model, to there too); None where more has to be known.
+        """
         found = self._columns.get(field)
         if found is None:
             found = self._columns[field] = self._find(field)
         return found
 
     def _find(self, field: str) -> Sequence[Any]:
+        if field == "dense":
+            # Of a file, where one range has the values; of anything else, a record does not say it.
+            return [
+                (info.shape, info.dtype)
+                if info.location is not None and info.dtype.kind != "opaque" and info.device != "meta"
+                else None
+                for info in self.infos
+            ]
         get: Callable[[ParameterInfo], Any] = attrgetter(*(("module", "bases") if field == "owner" else (field,)))
         return list(map(get, self.infos))
 
@@ -124,6 +137,42 @@ class Lone:
     records: Records
     certain: frozenset[str] = INTRINSIC
     passed: tuple[Any, ...] = ()
+
+
+class InfosByName(Mapping[str, "ParameterInfo"]):
+    """The records of a reading by canonical name; none is made before the first is asked for, and then all are.
+
+    Args:
+        records: The reading.
+        names: The names to give, where these are not all.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> infos = InfosByName(tp.of({"w": np.ones(2), "b": np.zeros(1)}).records(), ["b"])
+    >>> list(infos), infos["b"].shape
+    (['b'], (1,))
+    """
+
+    def __init__(self, records: Records, names: Iterable[str] | None = None) -> None:
+        self._records = records
+        self._names = dict.fromkeys(records.names if names is None else names)
+
+    def __getitem__(self, name: str) -> ParameterInfo:
+        return self._infos[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @cached_property
+    def _infos(self) -> dict[str, ParameterInfo]:
+        made = dict(zip(self._records.names, self._records.infos, strict=True))
+        return {name: made[name] for name in self._names}
 
 
 class FieldFunction:

@@ -411,7 +411,10 @@ def test_work_grows_with_the_count_of_names_and_not_with_its_square(monkeypatch:
         calls.update(problem=0, nearest=0)
         model = nn.ParameterDict({f"p{i}": torch.zeros(1) for i in range(count)})
         coverage(model, {f"p{i}": torch.zeros(1) for i in range(count)})
+        assert calls == {"problem": 0, "nearest": 0}  # plain tensors that fit need no further look
+        coverage(model, {f"p{i}": torch.zeros(1, dtype=torch.float64) for i in range(count)})
         assert calls == {"problem": count, "nearest": 0}
+        calls.update(problem=0)
         coverage(model, {f"q{i}": torch.zeros(2) for i in range(count)})
-        assert calls["problem"] == count
+        assert calls["problem"] == 0
         assert calls["nearest"] <= 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
@@ -16,7 +17,7 @@ from torchparams.records import Lone, Records
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     import torch
@@ -88,27 +89,28 @@ class MappingSource(Source):
         records = self.records()
         return dict(zip(records.names, records.infos, strict=True))
 
+    def records(self) -> Records:
+        """One reading, of which as much is looked up as is asked for.
+
+        Raises:
+            UnsupportedSource, SourceError: See `infos`.
+        """
+        tensors, aliases, _ = self._list()
+        others = {other for names in aliases.values() for other in names}
+        canonical = {name: tensor for name, tensor in tensors.items() if name not in others} if others else tensors
+        return _Reading(canonical, aliases, _Maker(self.label))
+
     def info(self, name: str) -> ParameterInfo:
         """The record of one entry; makes no others."""
         tensors, aliases, _ = self._list()
-        return _Records(self.label).make(name, tensors[name], tuple(aliases.get(name, ())))
-
-    def records(self) -> Records:
-        """One reading, with the tensors and arrays themselves."""
-        tensors, aliases, _ = self._list()
-        others = {other for names in aliases.values() for other in names}
-        make = _Records(self.label).make
-        chosen = {name: tensor for name, tensor in tensors.items() if name not in others}
-        records = Records(make(name, tensor, tuple(aliases.get(name, ()))) for name, tensor in chosen.items())
-        records.tensors = chosen
-        return records
+        return _Maker(self.label).make(name, tensors[name], tuple(aliases.get(name, ())))
 
     def alone(self, name: str) -> Lone | None:
         """The tensor or array that `name` leads to, without a look at the others."""
         found = self._reach(name)
         if found is None:
             return None
-        return Lone(Records([_Records(self.label).make(name, found, ())]), _CERTAIN)
+        return Lone(Records([_Maker(self.label).make(name, found, ())]), _CERTAIN)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -132,7 +134,7 @@ class MappingSource(Source):
 
         value = self.value(name)
         if _is_array(value):
-            return from_numpy(value, _Records(self.label).make(name, value, ()))
+            return from_numpy(value, _Maker(self.label).make(name, value, ()))
         detached: torch.Tensor = value.detach()
         return detached
 
@@ -211,7 +213,7 @@ class MappingSource(Source):
         paths: dict[str, Path] = {}
         tensors: dict[str, Any] = {}
         metadata: list[tuple[str, Any]] = []
-        records = _Records(self.label)
+        records = _Maker(self.label)
         for name, path, value in _leaves(self.mapping, self.label):
             if path is None:
                 metadata.append((name, value))
@@ -310,7 +312,58 @@ def _kinds() -> tuple[type, ...]:
 # --- records ---------------------------------------------------------------------------------
 
 
-class _Records:
+class _Reading(Records):
+    """The entries of one listing; their records are made when one is asked for.
+
+    Args:
+        entries: Canonical name → tensor or array.
+        aliases: Canonical name → its other names, of those that have any.
+        maker: Makes the records.
+    """
+
+    tensors: Mapping[str, Any]
+
+    def __init__(self, entries: Mapping[str, Any], aliases: Mapping[str, list[str]], maker: _Maker) -> None:
+        super().__init__(())
+        self.tensors = entries
+        self._tied, self._maker = aliases, maker
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The canonical names."""
+        return list(self.tensors)
+
+    @cached_property
+    def infos(self) -> list[ParameterInfo]:
+        """The records themselves, all of them."""
+        make, tied = self._maker.make, self._tied
+        return [make(name, value, tuple(tied.get(name, ()))) for name, value in self.tensors.items()]
+
+    @property
+    def raws(self) -> Iterable[tuple[int, str]]:
+        """None: the names are spelled as the mapping spells them."""
+        return ()
+
+    @property
+    def aliases(self) -> Iterable[tuple[int, str]]:
+        """Place and alias, for every alias."""
+        tied = self._tied
+        return [(row, other) for row, name in enumerate(self.tensors) for other in tied.get(name, ())] if tied else ()
+
+    def _find(self, field: str) -> Sequence[Any]:
+        values = self.tensors.values()
+        if field == "persistent":
+            return [True] * len(values)
+        if field == "dtype":
+            return [self._maker.dtype(name, value) for name, value in self.tensors.items()]
+        if field == "dense":
+            from torchparams.sources.live.tensors import dense_of
+
+            return list(dense_of(values))
+        return super()._find(field)
+
+
+class _Maker:
     """Makes records; remembers what many tensors have in common.
 
     Args:

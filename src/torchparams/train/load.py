@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.io.filebytes import paused_gc
 from torchparams.parameters import Parameters, stored
+from torchparams.records import InfosByName
 from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.records import Records
     from torchparams.sources.live.tensors import LiveRecords
 
 
@@ -153,21 +155,24 @@ class _Matching:
         self.live = ModuleSource(source.module, buffers=True)
         records = self.records = self.live.records()
         self.targets: Mapping[str, torch.Tensor] = records.tensors
-        self.model_infos: Mapping[str, ParameterInfo] = {info.name: info for info in records.infos}
-        chosen = self.model_infos if table == Parameters(self.live) else table.infos
-        self.wanted = {name: info for name, info in chosen.items() if info.persistent}
+        self.model_infos = InfosByName(records)
+        self.saved = dict(zip(records.names, records.column("persistent"), strict=True))
+        chosen = records.names if table == Parameters(self.live) else table.names
+        self.wanted = InfosByName(records, [name for name in chosen if self.saved[name]])
         given = _table_of(x)
         if self._live_coded:  # as layers that quantise do: they take what is stored
             given = stored(given)
         self.given = given.source
-        self.given_infos = {name: info for name, info in given.infos.items() if info.persistent}
+        self._given_records = given.records()
+        persistent = zip(self._given_records.names, self._given_records.column("persistent"), strict=True)
+        self.given_infos = InfosByName(self._given_records, [name for name, is_saved in persistent if is_saved])
         self._arguments = model, x, selector
         self._cast = cast
-        self._loaded: dict[str, tuple[ParameterInfo, Item]] = {}
+        self._loaded: dict[str, tuple[str, Item]] = {}  # canonical name → the canonical one in the source, item
         self.coverage = self._match(rename)
 
     def _match(self, rename: object) -> Coverage:
-        have = _spellings(self.given_infos)
+        have = _spellings(self._given_records, self.given_infos)
         rename_text = ""
         if isinstance(rename, str) and rename == "auto":
             renames, rename_text = self._proposed(have)
@@ -179,32 +184,26 @@ class _Matching:
         found: dict[str, list[str]] = {}
         unexpected: dict[str, str] = {}
         left_out: list[str] = []
-        places = _Places(self.live, self.model_infos)
+        places = _Places(self.live, self.records)
         for source_name, name in names.items():
-            canonical = places.find(name)
+            canonical = name if name in self.targets else places.find(name)
             if canonical is None:
                 unexpected[source_name] = name
             elif canonical in self.wanted:
                 found.setdefault(canonical, []).append(source_name)
-            elif self.model_infos[canonical].persistent:
+            elif self.saved[canonical]:
                 left_out.append(source_name)
             else:
                 unexpected[source_name] = name
 
-        missing = {name: info for name, info in self.wanted.items() if name not in found}
+        missing = [name for name in self.wanted if name not in found]
         self.counters = _counters(missing, self.records)
-        missing = {name: info for name, info in missing.items() if name not in self.counters}
-        mismatched: dict[str, Item] = {}
-        for name in self.wanted:
-            if name not in found:
-                continue
-            item = self._judge(name, found[name], have)
-            if item.source is not None and name not in self._loaded:
-                mismatched[name] = item
+        missing = [name for name in missing if name not in self.counters]
+        mismatched = self._judge_all(found, have)
         extra, hooked = beside_tensors(self.module)
         places_of_extra = {f"{name}.{EXTRA_STATE}".removeprefix(".") for name in extra}
         strangers = {source: name for source, name in unexpected.items() if name not in places_of_extra}
-        selected = len(self.wanted) < sum(info.persistent for info in self.model_infos.values())
+        selected = len(self.wanted) < sum(self.saved.values())
         if selected:  # what the model has no place for is not asked for by a selector either
             left_out += strangers
             strangers = {}
@@ -221,12 +220,15 @@ class _Matching:
             (*_notes(self.counters, extra, hooked), *_own_state(self.live.left_out, extra)),
         )
 
-    def _proposed(self, have: dict[str, ParameterInfo]) -> tuple[Renames, str]:
+    def _proposed(self, spelled: Mapping[str, str]) -> tuple[Renames, str]:
         """The rename that `"auto"` stands for, and what it does in words."""
-        want = _spellings(self.model_infos)
+        have = {name: self.given_infos[canonical] for name, canonical in spelled.items()}
+        want = {
+            name: self.model_infos[canonical] for name, canonical in _spellings(self.records, self.model_infos).items()
+        }
         proposal = propose(have, want)
         names = proposal.apply(have) if proposal else dict(zip(have, have, strict=True))
-        places = _Places(self.live, self.model_infos)
+        places = _Places(self.live, self.records)
         met = {places.find(name) for name in names.values()}
         free = {source: have[source] for source, name in names.items() if places.find(name) is None}
         left = {name: info for name, info in self.wanted.items() if name not in met}
@@ -240,29 +242,49 @@ class _Matching:
         text = ", ".join(texts)
         return renamed(changes, text) if changes else Renames(), text
 
-    def _judge(self, name: str, sources: list[str], have: Mapping[str, ParameterInfo]) -> Item:
+    def _judge_all(self, found: Mapping[str, list[str]], have: Mapping[str, str]) -> dict[str, Item]:
+        """Judges each tensor that something was found for: remembers what fits, and gives what does not."""
+        ours = dict(zip(self.records.names, self.records.column("dense"), strict=True))
+        theirs = dict(zip(self._given_records.names, self._given_records.column("dense"), strict=True))
+        mismatched: dict[str, Item] = {}
+        for name in self.wanted:
+            sources = found.get(name)
+            if sources is None:
+                continue
+            first = sources[0]
+            given, dense = have[first], ours[name]
+            if len(sources) == 1 and dense is not None and dense == theirs[given]:
+                self._loaded[name] = given, Item(name, first)  # nearly all: nothing more needs to be known of them
+                continue
+            item = self._judge(name, sources, have)
+            if name not in self._loaded:
+                mismatched[name] = item
+        return mismatched
+
+    def _judge(self, name: str, sources: list[str], have: Mapping[str, str]) -> Item:
         """The item of one tensor that something was found for; remembers it if it fits."""
         info, target, first = self.wanted[name], self.targets[name], sources[0]
+        given = {source: self.given_infos[have[source]] for source in sources}
         more: tuple[str, ...] = ()
         distinct = sources
         if len(sources) > 1:  # spellings of one tensor of the source count once
             more = tuple(sources[1:])
-            distinct = list({have[source].name: source for source in reversed(sources)}.values())
+            distinct = list({have[source]: source for source in reversed(sources)}.values())
         for source in distinct:
-            why = problem(have[source], self.given, info, target, cast=self._cast)
-            if not why and have[source].dtype != info.dtype:
-                why = self._codes(have[source], info)
+            why = problem(given[source], self.given, info, target, cast=self._cast)
+            if not why and given[source].dtype != info.dtype:
+                why = self._codes(given[source], info)
             if why:
                 return Item(name, source, why, also=tuple(other for other in sources if other != source))
         if len(distinct) > 1:
-            differing = self._differing(have, distinct[::-1])
+            differing = self._differing(given, distinct[::-1])
             if differing is not None:
                 note = f"tied in the model, and {differing} holds other values"
                 return Item(name, first, note, also=more)
-        given = have[first]
-        note = "" if given.dtype is info.dtype or given.dtype == info.dtype else f"{given.dtype} → {info.dtype}"
+        dtype = given[first].dtype
+        note = "" if dtype is info.dtype or dtype == info.dtype else f"{dtype} → {info.dtype}"
         item = Item(name, first, note, also=more)
-        self._loaded[name] = given, item
+        self._loaded[name] = have[first], item
         return item
 
     def _codes(self, given: ParameterInfo, wanted: ParameterInfo) -> str:
@@ -283,8 +305,8 @@ class _Matching:
     def _live_coded(self) -> Mapping[str, Coded]:
         return self.live.coded()
 
-    def _differing(self, have: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
-        first, *others = (have[name] for name in names)
+    def _differing(self, given: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
+        first, *others = (given[name] for name in names)
         for name, other in zip(names[1:], others, strict=True):
             if other.dtype != first.dtype or not same_values(self.given, first, other):
                 return name
@@ -292,15 +314,17 @@ class _Matching:
 
     def _with_candidates(
         self,
-        missing: Mapping[str, ParameterInfo],
+        missing: Sequence[str],
         strangers: Mapping[str, str],
-        have: Mapping[str, ParameterInfo],
+        have: Mapping[str, str],
         mismatched: Mapping[str, Item],
     ) -> tuple[Mapping[str, Item], Mapping[str, Item], Mapping[str, Item]]:
         """Missing, unexpected and mismatched, with the nearest of the other side."""
-        free = {name: have[source] for source, name in strangers.items()}
-        for_missing, for_strangers = candidates(missing, free)
-        unsaved = {name for name, info in self.model_infos.items() if not info.persistent}
+        free = {name: self.given_infos[have[source]] for source, name in strangers.items()}
+        for_missing, for_strangers = (
+            candidates({name: self.wanted[name] for name in missing}, free) if free else ({}, {})
+        )
+        unsaved = {name for name, is_saved in self.saved.items() if not is_saved}
         note = "a buffer of the model that is not saved"
         wanted = {name: self.wanted[name] for name, item in mismatched.items() if item.note.startswith("shape")}
         others = {match.want: match.have for match in best_match(free, wanted)} if wanted else {}
@@ -323,18 +347,20 @@ class _Matching:
     def pairs(self) -> list[Pair]:
         """The tensors to copy."""
         with paused_gc():
-            return [Pair(name, self.targets[name], self.given, info) for name, (info, _) in self._loaded.items()]
+            infos, targets = self.given_infos, self.targets
+            return [Pair(name, targets[name], self.given, infos[given]) for name, (given, _) in self._loaded.items()]
 
     @property
     def without_memory(self) -> dict[str, torch.Tensor]:
         """Of what is loaded, name and tensor of those that are lazy or on the meta device."""
-        names = (n for n in self._loaded if self.wanted[n].shape is None or self.wanted[n].device == "meta")
-        return {name: self.targets[name] for name in names}
+        columns = self.records.names, self.records.column("shape"), self.records.column("device")
+        names = (name for name, shape, device in zip(*columns, strict=True) if shape is None or device == "meta")
+        return {name: self.targets[name] for name in names if name in self._loaded}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what is loaded."""
-        return {name: info.shape or () for name, (info, _) in self._loaded.items()}
+        return {name: self.given_infos[given].shape or () for name, (given, _) in self._loaded.items()}
 
     def set_counters(self, device: Any) -> None:
         """Give counters of batches that were not found memory and zero, as torch does, where they have none."""
@@ -346,7 +372,8 @@ class _Matching:
     def left_on_meta(self) -> Iterator[str]:
         """A sentence on what still has no memory."""
         done = {*self._loaded, *self.counters}
-        left = [name for name, info in self.model_infos.items() if info.device == "meta" and name not in done]
+        devices = zip(self.records.names, self.records.column("device"), strict=True)
+        left = [name for name, device in devices if device == "meta" and name not in done]
         if left:
             yield f"still on the meta device: {listed(left)}; they were not loaded, and have no values"
 
@@ -403,7 +430,7 @@ class _Matching:
         return f"load {target!r}"
 
 
-def _counters(missing: Mapping[str, ParameterInfo], records: LiveRecords) -> list[str]:
+def _counters(missing: Iterable[str], records: LiveRecords) -> list[str]:
     """Of what is missing, the counters of batches, which torch did not have at first and adds where they miss."""
     names = [name for name in missing if name.rpartition(".")[2] == _COUNTER]
     if not names:
@@ -446,20 +473,20 @@ def _own_state(left_out: Iterable[LeftOut], extra: list[str]) -> Iterator[str]:
 class _Places:
     """From a name, in any spelling that the model accepts, to the canonical one."""
 
-    def __init__(self, source: ModuleSource, infos: Mapping[str, ParameterInfo]) -> None:
+    def __init__(self, source: ModuleSource, records: LiveRecords) -> None:
         self._source = source
-        self._infos = infos
+        self._records = records
+        self._canonical = records.tensors
         self._others: dict[str, str] | None = None
         self._names: dict[int, str] | None = None
 
     def find(self, name: str) -> str | None:
         """The canonical name, or None."""
-        if name in self._infos:
+        if name in self._canonical:
             return name
         if self._others is None:
-            self._others = {
-                other: info.name for info in self._infos.values() for other in (*info.aliases, info.raw_name)
-            }
+            names = self._records.names
+            self._others = {other: names[row] for row, other in (*self._records.aliases, *self._records.raws)}
         found = self._others.get(name)
         if found is not None:
             return found
@@ -471,9 +498,17 @@ class _Places:
         return self._names.get(id(self._source.value(name)))
 
 
-def _spellings(infos: Mapping[str, ParameterInfo]) -> dict[str, ParameterInfo]:
-    """Every name, aliases included, in order."""
-    return {name: info for info in infos.values() for name in (info.name, *info.aliases)}
+def _spellings(records: Records, among: Collection[str]) -> dict[str, str]:
+    """Every name of those `among` a reading's, aliases included, in order → the canonical name."""
+    names = records.names
+    if not records.aliases and len(among) == len(names):
+        return dict(zip(names, names, strict=True))
+    others: dict[str, list[str]] = {}
+    for row, other in records.aliases:
+        others.setdefault(names[row], []).append(other)
+    return {
+        name: canonical for canonical in names if canonical in among for name in (canonical, *others.get(canonical, ()))
+    }
 
 
 def _table_of(x: Any) -> Parameters:

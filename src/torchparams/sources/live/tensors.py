@@ -207,6 +207,31 @@ def _layouts(records: LiveRecords) -> Iterator[str | None]:
         yield None if plain else layout_of(tensor)
 
 
+def dense_of(values: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], DType] | None]:
+    """Shape and dtype of each contiguous tensor of torch's own classes that has memory; None of any other value."""
+    import torch
+
+    plain, strided = (torch.nn.Parameter, torch.Tensor), torch.strided
+    dtypes = _Once(_copied)
+    for value in values:
+        dense = None
+        if type(value) in plain:
+            try:
+                # Freed memory, and that of the meta device, has no address.
+                if value.layout is strided and value.data_ptr() and value.is_contiguous() and not value.is_nested:
+                    dtype = dtypes[value.dtype]
+                    dense = None if dtype is None else (value.shape, dtype)
+            except Exception:  # those within a transform are of these classes, and may refuse with any error
+                dense = None
+        yield dense
+
+
+def _copied(dtype: Any) -> DType | None:
+    """The type, where its elements can be copied one by one: those of quantised tensors have a scale beside them."""
+    made = DType.of(dtype)
+    return None if made.kind == "opaque" else made
+
+
 def _nbytes(records: LiveRecords) -> Iterator[int]:
     columns = records.tensors.values(), *map(records.column, ("dtype", "numel", "layout"))
     for tensor, dtype, numel, layout in zip(*columns, strict=True):
@@ -263,6 +288,7 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "ndim": lambda records: (None if shape is None else len(shape) for shape in records.column("shape")),
     "nbytes": _nbytes,
     "layout": _layouts,
+    "dense": lambda records: dense_of(records.tensors.values()),
     "dtype": _each(attrgetter("dtype"), DType.of),
     "device": _each(attrgetter("device"), str),
     "requires_grad": _each(attrgetter("requires_grad")),
