@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.dtypes import DType
+from torchparams.encodings.companions import CODES
 from torchparams.errors import LimitExceeded, NotReadable, SourceError, TorchParamsError, UnsupportedSource
 from torchparams.info import ParameterInfo, Storage, live_tensor, view_of
 from torchparams.io.live import read_only_copy
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+
+    from torchparams.encodings.companions import Coded
 
     Array = np.ndarray[Any, Any]
 
@@ -111,6 +114,15 @@ class MappingSource(Source):
         if found is None:
             return None
         return Lone(Records([_Maker(self.label).make(name, found, ())]), _CERTAIN)
+
+    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+        """See `Source.coded`. Where no entry has a type that codes have, nothing but the types is looked at."""
+        if known is None:
+            dtype = _Maker(self.label).dtype
+            entries = _leaves(self.mapping, self.label)
+            if CODES.isdisjoint({dtype(name, value) for name, path, value in entries if path is not None}):
+                return {}
+        return super().coded(known)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -501,18 +513,16 @@ def _aliases(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _place(value: Any) -> int:
     """The address of the first element; of the object where there is no element or no address."""
-    if _is_array(value):
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
         return _address(value) if value.size else id(value)
-    import torch
-
     # A tensor that keeps its values in others has an address that is made up. Sparse, lazy and wrapping tensors
     # have none, and refuse with an error of any kind.
     if type(value).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         try:
-            address: int = value.data_ptr()
+            return value.data_ptr() or id(value)
         except Exception:
-            address = 0
-        return address or id(value)
+            return id(value)
     return id(value)
 
 

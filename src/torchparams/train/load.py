@@ -15,6 +15,7 @@ from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
 from torchparams.sources.live.module import ModuleSource
+from torchparams.sources.live.tensors import coded_in
 from torchparams.train._fit import (
     EXTRA_STATE,
     beside_tensors,
@@ -303,7 +304,7 @@ class _Matching:
 
     @cached_property
     def _live_coded(self) -> Mapping[str, Coded]:
-        return self.live.coded()
+        return coded_in(self.records)
 
     def _differing(self, given: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
         first, *others = (given[name] for name in names)

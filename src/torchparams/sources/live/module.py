@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.encodings.companions import coded
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
 from torchparams.records import INTRINSIC, Lone
 from torchparams.sources.base import Source
 from torchparams.sources.live.state import state_outside
-from torchparams.sources.live.tensors import LiveRecords, class_names, coded_parameters
+from torchparams.sources.live.tensors import LiveRecords, class_names, coded_in
 from torchparams.sources.live.traverse import (
     attribute,
     changed,
@@ -105,8 +104,7 @@ class ModuleSource(Source):
 
     def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
-        records = LiveRecords.of(self.module, True)  # a scale may be a buffer
-        return {**coded(records), **coded_parameters(records)}
+        return coded_in(LiveRecords.of(self.module, True))  # a scale may be a buffer
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.encodings.companions import CODES, Coded
+from torchparams.encodings.companions import CODES, Coded, coded
 from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
 from torchparams.records import Records
@@ -336,7 +336,16 @@ _STATES = ("SCB", "quant_state")
 """Attributes in which the parameters of bitsandbytes keep their scales, for 8 and for 4 bits."""
 
 
-def coded_parameters(records: LiveRecords) -> dict[str, Coded]:
+def coded_in(records: LiveRecords) -> dict[str, Coded]:
+    """The tensors whose elements are no values by themselves, told by their names or by their class.
+
+    Args:
+        records: A reading of a network with its buffers.
+    """
+    return {**coded(records), **_coded_parameters(records)}
+
+
+def _coded_parameters(records: LiveRecords) -> dict[str, Coded]:
     """The parameters of a class of their own that hold codes: the scales are attributes of them, or of their layer."""
     import torch
 
