@@ -24,12 +24,18 @@ def command_reference() -> str:
     from torchparams.cli import COMMANDS, SUBCOMMANDS
     from torchparams.cli.app import run
 
-    os.environ["COLUMNS"] = "100"  # typer asks for the width of a terminal, which is another everywhere
+    os.environ["COLUMNS"] = "100"  # help is as wide as the terminal
     pages = [
         "# The command line\n",
         "Each command mirrors a function of the same name: `torchparams stats` is `torchparams.stats`. What is "
         "written below is what `--help` prints.\n",
         "Exit statuses: 0 fine, 1 a difference or a finding, 2 an error, 130 interrupted.\n",
+        "A line in the startup file of a shell completes commands, options, files and names of tensors:\n\n"
+        "```sh\n"
+        'eval "$(_TORCHPARAMS_COMPLETE=bash_source torchparams)"    # ~/.bashrc\n'
+        'eval "$(_TORCHPARAMS_COMPLETE=zsh_source torchparams)"     # ~/.zshrc\n'
+        "_TORCHPARAMS_COMPLETE=fish_source torchparams | source    # ~/.config/fish/config.fish\n"
+        "```\n",
     ]
     every = [[name, *more] for name in COMMANDS for more in ([], *([sub] for sub in SUBCOMMANDS.get(name, ())))]
     for arguments in ([], *every):

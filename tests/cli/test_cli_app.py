@@ -7,14 +7,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import click
 import pytest
-import typer
 
 from command import command
 from torchparams import __version__
 from torchparams.cli import COMMANDS
-from torchparams.cli.app import app
 from torchparams.cli.complete import columns, tensor_names
+from torchparams.cli.show import show
 from torchparams.testing import safetensors_bytes, sample
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
     [
         (["lss"], "torchparams: No such command 'lss'. Did you mean 'ls'? See torchparams --help"),
         (["ls"], "torchparams: Missing argument 'TARGET'. See torchparams ls --help"),
-        (["ls", "x", "--colour"], "torchparams: No such option: --colour. See torchparams ls --help"),
+        (["ls", "x", "--colour"], "torchparams: No such option '--colour'. See torchparams ls --help"),
         (["ls", "nothing.pt"], "torchparams: nothing.pt: no such file or directory"),
         (["ls", ""], "torchparams: '' names no file. it is the path of a checkpoint, or path#inner."),
         (["ls", "#model"], "torchparams: '#model' names no file. it is the path of a checkpoint, or path#inner."),
@@ -87,6 +87,12 @@ def test_a_selector_error_points_at_the_column(model: Path, capsys: pytest.Captu
     assert first.startswith("torchparams: selector 'fc.* |', column 7: expected ")
     assert text == "    fc.* |"
     assert caret.index("^") == len("    fc.* |")
+
+
+def test_repeated_selectors_are_a_union(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = command(capsys, "ls", model, "--json", "-s", "fc.bias", "-s", "fc.weight & [ndim=2]")
+    assert [row["name"] for row in ran.json["parameters"]] == ["fc.weight", "fc.bias"]
+    assert command(capsys, "ls", model, "-s", "").status == 2
 
 
 def test_a_defect_is_told_in_one_line(
@@ -132,11 +138,12 @@ def test_what_a_pipe_gets_is_plain_and_whole(model: Path) -> None:
     assert "fc.weight  [2, 3]  float32" in run.stdout
 
 
-def test_completion_scripts_are_there() -> None:
-    env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    arguments = [sys.executable, "-m", "torchparams", "--show-completion", "bash"]
+@pytest.mark.parametrize("shell", ["zsh", "fish"])  # bash is started for its version
+def test_completion_scripts_are_there(shell: str) -> None:
+    env = {**os.environ, "_TORCHPARAMS_COMPLETE": f"{shell}_source"}
+    arguments = [sys.executable, "-m", "torchparams"]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True, env=env)
-    assert "complete -o default -F _" in run.stdout
+    assert f"_TORCHPARAMS_COMPLETE={shell}_complete" in run.stdout
 
 
 def completed(words: str, model: Path) -> list[str]:
@@ -145,33 +152,37 @@ def completed(words: str, model: Path) -> list[str]:
         **os.environ,
         "COMP_WORDS": words,
         "COMP_CWORD": str(words.count(" ")),
-        "_TORCHPARAMS_COMPLETE": "complete_bash",
+        "_TORCHPARAMS_COMPLETE": "bash_complete",
     }
     run = subprocess.run(
         [sys.executable, "-c", "import sys; from torchparams.cli.app import main; sys.argv = ['torchparams']; main()"],
         capture_output=True, text=True, env=env, cwd=model.parent,
     )  # fmt: skip
-    assert run.stderr == ""
+    assert (run.returncode, run.stderr) == (0, "")
     return run.stdout.split()
 
 
-def test_completion_knows_the_file(model: Path) -> None:
-    assert completed(f"torchparams show {model.name} fc.", model) == ["fc.weight", "fc.bias"]
+def test_completion_knows_commands_files_and_what_is_in_them(model: Path) -> None:
+    assert completed("torchparams d", model) == ["plain,diff", "plain,digest", "plain,delta"]
+    assert completed("torchparams ls --t", model) == ["plain,--tree"]
+    assert completed("torchparams ls m", model) == ["file,m"]
+    assert completed(f"torchparams show {model.name} fc.", model) == ["plain,fc.weight", "plain,fc.bias"]
     assert completed("torchparams show absent.pt fc.", model) == []
-    assert completed("torchparams ls m.pt --sort n", model) == ["name", "numel", "nbytes"]
+    assert completed("torchparams ls m.pt --sort n", model) == ["plain,name", "plain,numel", "plain,nbytes"]
 
 
 def test_what_is_proposed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = typer.Context(typer.main.get_command(app))
+    context = click.Context(show)
+    name = show.params[1]
     context.params = {"target": str(model)}
-    assert tensor_names(context, "") == ["fc.weight", "fc.bias"]
+    assert tensor_names(context, name, "") == ["fc.weight", "fc.bias"]
     monkeypatch.setattr("torchparams.cli.complete.PROPOSALS", 1)
-    assert tensor_names(context, "fc") == ["fc.weight"]
+    assert tensor_names(context, name, "fc") == ["fc.weight"]
     context.params = {"target": "antigravity:build"}
-    assert tensor_names(context, "") == []
+    assert tensor_names(context, name, "") == []
     assert "antigravity" not in sys.modules
-    assert tensor_names(typer.Context(typer.main.get_command(app)), "") == []
-    assert columns("-n") == ["-name", "-numel", "-nbytes"]
+    assert tensor_names(click.Context(show), name, "") == []
+    assert columns(context, name, "-n") == ["-name", "-numel", "-nbytes"]
 
 
 @pytest.mark.parametrize(("arguments", "status"), [("ls", 0), ("show", 2)])

@@ -6,85 +6,69 @@ import contextlib
 import importlib
 import os
 import sys
-import traceback
 from io import TextIOWrapper
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-import typer
+import click
 
 from torchparams import __version__
 from torchparams.cli import COMMANDS
-from torchparams.errors import TorchParamsError, printable
+from torchparams.errors import TorchParamsError, nearest, printable
 
+_COMPLETE = "_TORCHPARAMS_COMPLETE"  # the variable by which a shell asks for completions
 FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
 
-app = typer.Typer(
-    name="torchparams",
-    invoke_without_command=True,
-    rich_markup_mode=None,  # plain help: examples keep their lines, and no command pays for a renderer
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="TARGET",
-        help="A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with "
-        "#path for a mapping inside it; or what makes a model: package.module:callable, path/to/file.py:callable.",
-        show_default=False,
-    ),
-]
-Select = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-s",
-        "--select",
-        metavar="SELECTOR",
-        help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'. Repeated, "
-        "those that any of them hits.",
-        show_default=False,
-    ),
-]
-Raw = Annotated[
-    bool, typer.Option("--raw", help="The tensors of quantised parameters as they are stored: codes and scales apart.")
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="Write the rows to a file instead, replacing an earlier one: .csv, .json or .parquet.",
-        show_default=False,
-    ),
-]
+class _Commands(click.Group):
+    """The commands, each imported once it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order of `--help`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"torchparams.cli.{cmd_name}"), cmd_name)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that a command line names first, and the arguments behind it."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            near = nearest(args[0], COMMANDS, 1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
 
-def union(selectors: list[str] | None) -> str | None:
-    """The text of the union of the selectors that `-s` gave; None without any."""
-    return " | ".join(selectors) if selectors else None
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema instead of a table.")]
-
-
-def _version(value: bool) -> None:
-    if value:
+def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
         from torchparams.sketch import kernels
 
-        typer.echo(f"torchparams {__version__} (Python {sys.version.split()[0]}, kernels: {kernels.implementation()})")
-        raise typer.Exit
+        click.echo(f"torchparams {__version__} (Python {sys.version.split()[0]}, kernels: {kernels.implementation()})")
+        context.exit()
 
 
-@app.callback()
-def _torchparams(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and which kernels it runs.", callback=_version)
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+@click.group(
+    "torchparams",
+    cls=_Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version, and which kernels it runs.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.pass_context
+def app(context: click.Context) -> None:
     """The parameters of PyTorch networks: in a checkpoint on disk, or in a model.
 
     Nothing in a file is ever run, and torch is not needed to read one.
@@ -100,7 +84,7 @@ def _torchparams(
       torchparams audit mypackage.models:build          what bites those who train it
     """
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        click.echo(context.get_help())
 
 
 def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
@@ -110,22 +94,17 @@ def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
 
         write_table(result, output)
         if not as_json:
-            typer.echo(f"{len(result.table_rows()):,} rows  {output}")
+            click.echo(f"{len(result.table_rows()):,} rows  {output}")
             return
-    try:
-        if as_json:
-            from torchparams.render.json import print_json
+    if as_json:
+        from torchparams.render.json import print_json
 
-            print_json(result.to_json(), sys.stdout)
-        else:
-            from torchparams.render.terminal import print_report
+        print_json(result.to_json(), sys.stdout)
+    else:
+        from torchparams.render.terminal import print_report
 
-            print_report(result.report(), sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads on: `torchparams ls … | head`.
-        _silence(sys.stdout)
-        raise typer.Exit(EXIT_PIPE) from None
+        print_report(result.report(), sys.stdout)
+    sys.stdout.flush()
 
 
 def _silence(stream: TextIO) -> None:
@@ -142,21 +121,17 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments  # also behind the command, where people add it once something went wrong
     try:
-        _import_commands(arguments)
-        status = app(
-            args=[part for part in arguments if part != "--debug"], prog_name="torchparams", standalone_mode=False
-        )
+        with app.make_context("torchparams", [part for part in arguments if part != "--debug"]) as context:
+            status = app.invoke(context)
         return status if isinstance(status, int) else FINE
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except BrokenPipeError:
+        # Nobody reads on: `torchparams ls … | head`.
+        _silence(sys.stdout)
+        return EXIT_PIPE
     except BaseException as error:
         return _status_of(error, debug)
-
-
-def _import_commands(arguments: list[str]) -> None:
-    """Make known the command that is asked for, or all where it is another thing: they cost more than a short list."""
-    for command in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
-        importlib.import_module(f"torchparams.cli.{command}")
-    # `--help` lists them in one order, whichever came first.
-    app.registered_commands.sort(key=lambda found: COMMANDS.index(found.callback.__module__.rpartition(".")[2]))
 
 
 def main() -> NoReturn:
@@ -169,18 +144,21 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the encoding lacks: a table has bars, a name any character
             stream.reconfigure(errors="backslashreplace")
+    asked = os.environ.get(_COMPLETE)
+    if asked:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(app, {}, "torchparams", _COMPLETE, asked))
     sys.exit(run(sys.argv[1:]))
-
-
-# typer has no public name for the error of a wrong command line; what it has differs from version to version.
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def _status_of(error: BaseException, debug: bool) -> int:
     """The exit status for an error, which is told in one line, or by its traceback."""
     if debug:
+        import traceback
+
         _tell("\n".join(map(printable, "".join(traceback.format_exception(error)).split("\n"))))
-    if isinstance(error, typer.Abort | KeyboardInterrupt):
+    if isinstance(error, click.Abort | KeyboardInterrupt):
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error
@@ -202,10 +180,9 @@ def _message(error: Exception) -> str:
     from torchparams.render.terminal import has_colour, painted
 
     head = painted("torchparams:", "error") if has_colour(sys.stderr) else "torchparams:"
-    if isinstance(error, _UsageError):
-        context: Any = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "torchparams"
-        text = error.format_message() if hasattr(error, "format_message") else str(error)
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else "torchparams"
+        text = error.format_message()
         stop = "" if text.endswith("?") else "."
         return f"{head} {printable(text.rstrip('.'))}{stop} See {path} --help"
     if isinstance(error, TorchParamsError):

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from torchparams.cli.app import AsJson, app
-from torchparams.cli.plans import Base, Destination, DryRun, Force, Memory, ShardSize, Shared, carry_out
+from torchparams.cli import options, plans
+from torchparams.cli.options import argument, command
+from torchparams.cli.plans import carry_out
 
 
-@app.command()
+@command
+@plans.base
+@argument("delta", metavar="DELTA", help="What torchparams delta wrote, or torchparams.save with a base.")
+@plans.destination
+@plans.shared
+@plans.max_shard_size
+@plans.memory
+@plans.force
+@plans.dry_run
+@options.as_json
 def apply(
-    base: Base,
-    delta: Annotated[
-        str,
-        typer.Argument(
-            metavar="DELTA", help="What torchparams delta wrote, or torchparams.save with a base.", show_default=False
-        ),
-    ],
-    target: Destination,
-    shared: Shared = None,
-    max_shard_size: ShardSize = None,
-    memory: Memory = "256MiB",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    base: str,
+    delta: str,
+    target: str,
+    shared: str | None,
+    max_shard_size: str | None,
+    memory: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Put a delta back on its base, bit for bit.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, app, show
+from torchparams.cli import options
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, show
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import build, is_live
 from torchparams.errors import SelectorError
 
@@ -14,35 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-@app.command()
+@command
+@argument(
+    "target",
+    metavar="[TARGET]",
+    required=False,
+    help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+)
+@click.option("--select", metavar="RULE,…", multiple=True, help="Ask only these rules: M101, M (all of M…), names.")
+@click.option("--ignore", metavar="RULE,…", multiple=True, help="Do not ask these; the longer of two ids wins.")
+@click.option(
+    "--suppress", metavar="RULE=SELECTOR", multiple=True, help="Let a rule say nothing about these parameters."
+)
+@click.option("--meta", is_flag=True, help="Build on the meta device: no memory, and no rules about values.")
+@click.option("--rules", is_flag=True, help="List the rules that would be asked, and stop.")
+@options.as_json
 def audit(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="TARGET",
-            help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
-            show_default=False,
-        ),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RULE,…", help="Ask only these rules: M101, M (all of M…), names.", show_default=False),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RULE,…", help="Do not ask these; the longer of two ids wins.", show_default=False),
-    ] = None,
-    suppress: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="RULE=SELECTOR", help="Let a rule say nothing about these parameters.", show_default=False
-        ),
-    ] = None,
-    meta: Annotated[
-        bool, typer.Option("--meta", help="Build on the meta device: no memory, and no rules about values.")
-    ] = False,
-    rules: Annotated[bool, typer.Option("--rules", help="List the rules that would be asked, and stop.")] = False,
-    as_json: AsJson = False,
+    target: str | None,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    suppress: tuple[str, ...],
+    meta: bool,
+    rules: bool,
+    as_json: bool,
 ) -> int:
     """Find what is wrong with a model's parameters.
 
@@ -61,17 +57,17 @@ def audit(
     from torchparams.lint.audit import rules_of
 
     if rules:
-        show(rules_of(select, ignore), as_json)
+        show(rules_of(select or None, ignore), as_json)
         return FINE
     if target is None:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "there is no TARGET; name what makes the model: package.module:callable or file.py:callable"
         )
     found = audited(
         build(target, device="meta" if meta else "cpu") if is_live(target) else target,
-        select=select,
+        select=select or None,
         ignore=ignore,
-        suppress=_suppressions(suppress or ()),
+        suppress=_suppressions(suppress),
     )
     show(found, as_json)
     return EXIT_DIFFERENCE if found.exit_code else FINE

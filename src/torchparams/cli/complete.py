@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
+from typing import TYPE_CHECKING
 
-import typer
-
-from torchparams.cli.targets import is_live, table
-from torchparams.render.rows import SORT_KEYS
+if TYPE_CHECKING:
+    import click
+    from click.shell_completion import CompletionItem
 
 PROPOSALS = 1_000
 """Names that are proposed at most."""
 
 
-def tensor_names(context: typer.Context, incomplete: str) -> list[str]:
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The files that the shell itself proposes."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def tensor_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The names in the checkpoint before the cursor that begin like the word under it.
 
     A live model is not built for that: importing it may take a minute, or do anything.
     """
+    from torchparams.cli.targets import is_live, table
+
     target = context.params.get("target")
     if not isinstance(target, str) or is_live(target):
         return []
@@ -27,7 +36,9 @@ def tensor_names(context: typer.Context, incomplete: str) -> list[str]:
     return []
 
 
-def columns(incomplete: str) -> list[str]:
+def columns(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The columns that `ls --sort` takes; those for descending order once a dash stands there."""
+    from torchparams.render.rows import SORT_KEYS
+
     dash = "-" if incomplete.startswith("-") else ""
     return [dash + key for key in (*SORT_KEYS, "stored") if (dash + key).startswith(incomplete)]

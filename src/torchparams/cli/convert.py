@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import AsJson, Raw, Select, app, show, union
-from torchparams.cli.plans import (
-    AllowOverflow,
-    DryRun,
-    Force,
-    Memory,
-    Metadata,
-    ShardSize,
-    Shared,
-    Source,
-    Types,
-    carry_out,
-    pairs,
-    types_of,
-)
+from torchparams.cli import options, plans
+from torchparams.cli.app import show
+from torchparams.cli.options import argument, command
+from torchparams.cli.plans import carry_out, pairs, types_of
 from torchparams.cli.targets import stored
 
 
-@app.command()
+@command
+@plans.source
+@argument(
+    "target",
+    metavar="[TARGET]",
+    required=False,
+    help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in shards.",
+)
+@options.select
+@click.option(
+    "--rename",
+    metavar="REGEX=REPLACEMENT",
+    multiple=True,
+    help="What names become: '^model\\.=' or 'h\\.(\\d+)=layers.\\1'; repeatable, one after the other.",
+)
+@click.option("--strip-prefix", metavar="PREFIX", help="Take this off the names that begin with it.")
+@plans.dtype
+@plans.allow_overflow
+@plans.shared
+@plans.max_shard_size
+@plans.metadata
+@plans.memory
+@plans.force
+@click.option(
+    "--repair-index", is_flag=True, help="Write the index of a directory of shards anew, in place, from what they hold."
+)
+@plans.dry_run
+@options.raw
+@options.as_json
 def convert(
-    source: Source,
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="TARGET",
-            help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in "
-            "shards.",
-            show_default=False,
-        ),
-    ] = None,
-    select: Select = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REGEX=REPLACEMENT",
-            help="What names become: '^model\\.=' or 'h\\.(\\d+)=layers.\\1'; repeatable, one after the other.",
-            show_default=False,
-        ),
-    ] = None,
-    strip_prefix: Annotated[
-        str | None,
-        typer.Option(metavar="PREFIX", help="Take this off the names that begin with it.", show_default=False),
-    ] = None,
-    dtype: Types = None,
-    allow_overflow: AllowOverflow = False,
-    shared: Shared = None,
-    max_shard_size: ShardSize = None,
-    metadata: Metadata = None,
-    memory: Memory = "256MiB",
-    force: Force = False,
-    repair_index: Annotated[
-        bool,
-        typer.Option(
-            "--repair-index", help="Write the index of a directory of shards anew, in place, from what they hold."
-        ),
-    ] = False,
-    dry_run: DryRun = False,
-    raw: Raw = False,
-    as_json: AsJson = False,
+    source: str,
+    target: str | None,
+    select: str | None,
+    rename: tuple[str, ...],
+    strip_prefix: str | None,
+    dtype: tuple[str, ...],
+    allow_overflow: bool,
+    shared: str | None,
+    max_shard_size: str | None,
+    metadata: tuple[str, ...],
+    memory: str,
+    force: bool,
+    repair_index: bool,
+    dry_run: bool,
+    raw: bool,
+    as_json: bool,
 ) -> None:
     """Write in another format, type, shards or part.
 
@@ -85,17 +77,17 @@ def convert(
         from torchparams.edit.index import repair_index as repaired
 
         if target is not None:
-            raise typer.BadParameter("an index is repaired in place: name its directory alone", param_hint="TARGET")
+            raise click.BadParameter("an index is repaired in place: name its directory alone", param_hint="TARGET")
         show(repaired(source, dry_run=dry_run), as_json)
         return
     if target is None:
-        raise typer.BadParameter("where to? Name a file or a directory", param_hint="TARGET")
+        raise click.BadParameter("where to? Name a file or a directory", param_hint="TARGET")
     from torchparams.edit.convert import convert as planned
 
     plan = planned(
         stored(source) if raw else source,
         target,
-        union(select),
+        select,
         rename=rename,
         strip_prefix=strip_prefix,
         dtype=types_of(dtype),

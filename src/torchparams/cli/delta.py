@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from torchparams.cli.app import AsJson, Select, app, union
-from torchparams.cli.plans import Base, DryRun, Force, Memory, carry_out
+from torchparams.cli import options, plans
+from torchparams.cli.options import argument, command
+from torchparams.cli.plans import carry_out
 
 
-@app.command()
+@command
+@plans.base
+@argument("source", metavar="TUNED", help="The checkpoint that came of the base.")
+@argument("target", metavar="DELTA", help="A file that ends in .safetensors.")
+@options.select
+@plans.memory
+@plans.force
+@plans.dry_run
+@options.as_json
 def delta(
-    base: Base,
-    source: Annotated[
-        str,
-        typer.Argument(metavar="TUNED", help="The checkpoint that came of the base.", show_default=False),
-    ],
-    target: Annotated[
-        str, typer.Argument(metavar="DELTA", help="A file that ends in .safetensors.", show_default=False)
-    ],
-    select: Select = None,
-    memory: Memory = "256MiB",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    base: str, source: str, target: str, select: str | None, memory: str, force: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Write only the tensors that differ from a base.
 
@@ -38,5 +31,5 @@ def delta(
     """
     from torchparams.edit.save import delta as planned
 
-    plan = planned(source, base, target, union(select), memory=memory, overwrite=force)
+    plan = planned(source, base, target, select, memory=memory, overwrite=force)
     carry_out(plan, "writing", dry_run=dry_run, as_json=as_json)

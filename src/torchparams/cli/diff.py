@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, app, show, union
+from torchparams.cli import options
+from torchparams.cli.app import EXIT_DIFFERENCE, show
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import source_of
 
 
-@app.command()
+@command
+@argument("a", metavar="A", help="A checkpoint or a model, named as everywhere.")
+@argument("b", metavar="B", help="What it is compared with.")
+@options.select
+@click.option(
+    "--rename",
+    metavar="REGEX=TEXT",
+    multiple=True,
+    help="Rename B's parameters before; several go one after the other. auto: what is proposed where names differ by "
+    "a prefix.",
+)
+@click.option("--numeric", is_flag=True, help="Compare values, also of two dtypes; else bits decide.")
+@click.option(
+    "--by",
+    metavar="WHAT",
+    multiple=True,
+    help="Sum up by module, layer or dtype, by the first N components of names, or for each SELECTOR given so.",
+)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Order by name, numel, changed, share, max, relative or cosine; -COLUMN for descending (--sort=-relative).",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+)
+@options.raw
+@options.output
+@options.as_json
 def diff(
-    a: Annotated[
-        str,
-        typer.Argument(metavar="A", help="A checkpoint or a model, named as everywhere.", show_default=False),
-    ],
-    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.", show_default=False)],
-    select: Select = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REGEX=TEXT",
-            help="Rename B's parameters before; several go one after the other. auto: what is proposed where names "
-            "differ by a prefix.",
-            show_default=False,
-        ),
-    ] = None,
-    numeric: Annotated[
-        bool, typer.Option("--numeric", help="Compare values, also of two dtypes; else bits decide.")
-    ] = False,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHAT",
-            help="Sum up by module, layer or dtype, by the first N components of names, or for each SELECTOR given so.",
-            show_default=False,
-        ),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Order by name, numel, changed, share, max, relative or cosine; -COLUMN for descending "
-            "(--sort=-relative).",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
-        ),
-    ] = None,
-    raw: Raw = False,
-    output: Output = None,
-    as_json: AsJson = False,
+    a: str,
+    b: str,
+    select: str | None,
+    rename: tuple[str, ...],
+    numeric: bool,
+    by: tuple[str, ...],
+    sort: str | None,
+    limit: int | None,
+    raw: bool,
+    output: str | None,
+    as_json: bool,
 ) -> None:
     """Compare: which tensors changed, and how much.
 
@@ -79,8 +74,8 @@ def diff(
         found = difference_of(
             mine,
             yours,
-            union(select),
-            rename="auto" if rename == ["auto"] else rename or None,
+            select,
+            rename="auto" if rename == ("auto",) else rename or None,
             numeric=numeric,
             by=by or None,
             sort=sort,
@@ -89,4 +84,4 @@ def diff(
         )
     show(found, as_json, output)
     if not found.same:
-        raise typer.Exit(EXIT_DIFFERENCE)
+        raise click.exceptions.Exit(EXIT_DIFFERENCE)

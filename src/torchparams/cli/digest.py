@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import AsJson, Select, app, show, union
+from torchparams.cli import options
+from torchparams.cli.app import show
+from torchparams.cli.complete import files
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import build, is_live
 
 
-@app.command()
-def digest(
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TARGET...",
-            help="Checkpoints, directories of shards, or package.module:callable; of several, what is there more than "
-            "once is named across all of them.",
-            show_default=False,
-        ),
-    ],
-    select: Select = None,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write a manifest for verify.", show_default=False),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@command
+@argument(
+    "targets",
+    metavar="TARGET...",
+    nargs=-1,
+    required=True,
+    help="Checkpoints, directories of shards, or package.module:callable; of several, what is there more than once is "
+    "named across all of them.",
+)
+@options.select
+@click.option("-o", "--output", metavar="FILE", shell_complete=files, help="Write a manifest for verify.")
+@options.as_json
+def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_json: bool) -> None:
     """Show digests of tensors, and of all of them.
 
     Tensors that are there more than once are named.
@@ -48,15 +44,15 @@ def digest(
     from torchparams.render.progress import progress
 
     if output is not None and len(targets) > 1:
-        raise typer.BadParameter(f"a manifest is of one target, and there are {len(targets)}", param_hint="-o")
+        raise click.BadParameter(f"a manifest is of one target, and there are {len(targets)}", param_hint="-o")
     things = [build(target, device="cpu") if is_live(target) else target for target in targets]
     with progress("hashing") as tell:
-        made = digest_of(things[0], union(select), progress=tell) if len(things) == 1 else None
-        several = duplicates(*things, selector=union(select), progress=tell) if made is None else None
+        made = digest_of(things[0], select, progress=tell) if len(things) == 1 else None
+        several = duplicates(*things, selector=select, progress=tell) if made is None else None
     if made is not None and output is not None:
         for note in made.write(output):
-            typer.echo(note, err=True)
+            click.echo(note, err=True)
     if made is None or output is None or as_json:
         show(made or several, as_json)
     else:
-        typer.echo(f"{made.digest}  {output}")
+        click.echo(f"{made.digest}  {output}")

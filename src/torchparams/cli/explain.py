@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from torchparams.cli.app import AsJson, app
+from torchparams.cli import options
 from torchparams.cli.app import show as print_result
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import build, is_live
 
 
-@app.command()
-def explain(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET",
-            help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
-            show_default=False,
-        ),
-    ],
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            help="One tensor, module or attribute: layers.0.weight, or as in Python, model.layers[0].weight.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@command
+@argument(
+    "target",
+    metavar="TARGET",
+    help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+)
+@argument(
+    "name",
+    metavar="[NAME]",
+    required=False,
+    shell_complete=None,
+    help="One tensor, module or attribute: layers.0.weight, or as in Python, model.layers[0].weight.",
+)
+@options.as_json
+def explain(target: str, name: str | None, as_json: bool) -> None:
     """Explain what parameters(), buffers() and state_dict() of a model hold.
 
     Each tensor is listed with the Python expression that reaches it and the calls that give it; then everything that is

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import AsJson, Select, app, union
-from torchparams.cli.plans import (
-    AllowOverflow,
-    Destination,
-    DryRun,
-    Force,
-    Memory,
-    Metadata,
-    ShardSize,
-    Shared,
-    Source,
-    Types,
-    carry_out,
-    pairs,
-    types_of,
-)
+from torchparams.cli import options, plans
+from torchparams.cli.options import Command, argument
+from torchparams.cli.plans import carry_out, pairs, types_of
 from torchparams.errors import OptionError
 
-FanInFanOut = Annotated[
-    str | None,
-    typer.Option(
-        "--fan-in-fan-out",
-        metavar="SELECTOR",
-        help="The weights that are stored as (in, out), where neither shapes nor the base's config.json say so.",
-        show_default=False,
-    ),
-]
-NoFanInFanOut = Annotated[
-    bool, typer.Option("--no-fan-in-fan-out", help="No weight is stored as (in, out).", show_default=False)
-]
-
-lora = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
-app.add_typer(lora, name="lora")
+_fan_in_fan_out = click.option(
+    "--fan-in-fan-out",
+    metavar="SELECTOR",
+    help="The weights that are stored as (in, out), where neither shapes nor the base's config.json say so.",
+)
+_no_fan_in_fan_out = click.option("--no-fan-in-fan-out", is_flag=True, help="No weight is stored as (in, out).")
 
 
-@lora.callback()
-def _lora(context: typer.Context) -> None:
+@click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...")
+@click.pass_context
+def lora(context: click.Context) -> None:
     """Fold a LoRA adapter into its base, or extract.
 
     One is extracted from the difference of two checkpoints.
@@ -55,38 +32,56 @@ def _lora(context: typer.Context) -> None:
       torchparams lora extract base/ tuned/ adapter/ --rank 16
     """
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        click.echo(context.get_help())
 
 
-@lora.command()
+@lora.command(cls=Command)
+@plans.base
+@argument(
+    "adapter",
+    metavar="ADAPTER",
+    help="A directory with adapter_config.json and adapter_model.safetensors, as PEFT saves it.",
+)
+@plans.destination
+@click.option(
+    "--scale",
+    metavar="NUMBER",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="What the change is multiplied by, beside alpha/r.",
+)
+@plans.dtype
+@click.option(
+    "--compute", metavar="float32|float64", default="float32", show_default=True, help="What everything is computed in."
+)
+@_fan_in_fan_out
+@_no_fan_in_fan_out
+@plans.allow_overflow
+@plans.shared
+@plans.max_shard_size
+@plans.metadata
+@plans.memory
+@plans.force
+@plans.dry_run
+@options.as_json
 def fold(
-    base: Source,
-    adapter: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADAPTER",
-            help="A directory with adapter_config.json and adapter_model.safetensors, as PEFT saves it.",
-            show_default=False,
-        ),
-    ],
-    target: Destination,
-    scale: Annotated[
-        float, typer.Option(metavar="NUMBER", help="What the change is multiplied by, beside alpha/r.")
-    ] = 1.0,
-    dtype: Types = None,
-    compute: Annotated[str, typer.Option(metavar="float32|float64", help="What everything is computed in.")] = (
-        "float32"
-    ),
-    fan_in_fan_out: FanInFanOut = None,
-    no_fan_in_fan_out: NoFanInFanOut = False,
-    allow_overflow: AllowOverflow = False,
-    shared: Shared = None,
-    max_shard_size: ShardSize = None,
-    metadata: Metadata = None,
-    memory: Memory = "256MiB",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    base: str,
+    adapter: str,
+    target: str,
+    scale: float,
+    dtype: tuple[str, ...],
+    compute: str,
+    fan_in_fan_out: str | None,
+    no_fan_in_fan_out: bool,
+    allow_overflow: bool,
+    shared: str | None,
+    max_shard_size: str | None,
+    metadata: tuple[str, ...],
+    memory: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Write a base with a LoRA adapter folded into its weights.
 
@@ -118,42 +113,45 @@ def fold(
     carry_out(plan, "folding", dry_run=dry_run, as_json=as_json)
 
 
-@lora.command()
+@lora.command(cls=Command)
+@plans.base
+@argument("tuned", metavar="TUNED", help="The checkpoint that came of the base.")
+@argument("target", metavar="ADAPTER", help="The directory that is written.")
+@click.option("--rank", "-r", metavar="NUMBER", type=int, required=True, help="The rank.")
+@options.select
+@click.option(
+    "--embeddings",
+    metavar="SELECTOR",
+    show_default="modules called wte, wpe or ...embed...",
+    help="The weights of embeddings, which PEFT lays out in its own way.",
+)
+@_fan_in_fan_out
+@_no_fan_in_fan_out
+@click.option(
+    "--save-rest", is_flag=True, help="Write biases, norms and whatever else differs whole, as PEFT's modules_to_save."
+)
+@click.option("--dtype", metavar="DTYPE", default="float32", show_default=True, help="The type of the factors.")
+@click.option("--base-name", metavar="NAME", default="", help="What the adapter says its base is: an id or a path.")
+@plans.memory
+@plans.force
+@plans.dry_run
+@options.as_json
 def extract(
-    base: Source,
-    tuned: Annotated[
-        str, typer.Argument(metavar="TUNED", help="The checkpoint that came of the base.", show_default=False)
-    ],
-    target: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="The directory that is written.", show_default=False)
-    ],
-    rank: Annotated[int, typer.Option("--rank", "-r", metavar="NUMBER", help="The rank.", show_default=False)],
-    select: Select = None,
-    embeddings: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SELECTOR",
-            help="The weights of embeddings, which PEFT lays out in its own way.",
-            show_default="modules called wte, wpe or ...embed...",
-        ),
-    ] = None,
-    fan_in_fan_out: FanInFanOut = None,
-    no_fan_in_fan_out: NoFanInFanOut = False,
-    save_rest: Annotated[
-        bool,
-        typer.Option(
-            "--save-rest", help="Write biases, norms and whatever else differs whole, as PEFT's modules_to_save."
-        ),
-    ] = False,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="The type of the factors.")] = "float32",
-    base_name: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="What the adapter says its base is: an id or a path.", show_default=False),
-    ] = "",
-    memory: Memory = "256MiB",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    base: str,
+    tuned: str,
+    target: str,
+    rank: int,
+    select: str | None,
+    embeddings: str | None,
+    fan_in_fan_out: str | None,
+    no_fan_in_fan_out: bool,
+    save_rest: bool,
+    dtype: str,
+    base_name: str,
+    memory: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Write the best LoRA adapter of a rank between a base and what was tuned from it.
 
@@ -172,7 +170,7 @@ def extract(
         base,
         tuned,
         target,
-        union(select),
+        select,
         rank=rank,
         embeddings=embeddings,
         fan_in_fan_out=_stated(fan_in_fan_out, no_fan_in_fan_out),

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import AsJson, Output, Raw, Select, Target, app, show, union
+from torchparams.cli import options
+from torchparams.cli.app import show
 from torchparams.cli.complete import columns
+from torchparams.cli.options import command
 from torchparams.cli.targets import table
 
 
-@app.command()
+@command
+@options.target
+@options.select
+@click.option("--tree", is_flag=True, help="By module, with subtotals; equal layers are folded.")
+@click.option(
+    "--depth", metavar="N", type=click.IntRange(min=1), help="With --tree: the deepest level shown, 1 for the top."
+)
+@click.option("--expand", is_flag=True, help="With --tree: do not fold equal layers.")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    shell_complete=columns,
+    help="Order by name, shape, dtype, numel, size or module, or as stored in the file; -COLUMN for descending "
+    "(--sort=-size).",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+)
+@click.option("--buffers", is_flag=True, help="List a live model's buffers too.")
+@options.raw
+@options.output
+@options.as_json
 def ls(
-    target: Target,
-    select: Select = None,
-    tree: Annotated[bool, typer.Option("--tree", help="By module, with subtotals; equal layers are folded.")] = False,
-    depth: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="With --tree: the deepest level shown, 1 for the top.", show_default=False
-        ),
-    ] = None,
-    expand: Annotated[bool, typer.Option("--expand", help="With --tree: do not fold equal layers.")] = False,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Order by name, shape, dtype, numel, size or module, or as stored in the file; -COLUMN for descending "
-            "(--sort=-size).",
-            show_default=False,
-            autocompletion=columns,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
-        ),
-    ] = None,
-    buffers: Annotated[bool, typer.Option("--buffers", help="List a live model's buffers too.")] = False,
-    raw: Raw = False,
-    output: Output = None,
-    as_json: AsJson = False,
+    target: str,
+    select: str | None,
+    tree: bool,
+    depth: int | None,
+    expand: bool,
+    sort: str | None,
+    limit: int | None,
+    buffers: bool,
+    raw: bool,
+    output: str | None,
+    as_json: bool,
 ) -> None:
     """List parameters: name, shape, dtype, size.
 
@@ -61,6 +63,4 @@ def ls(
 
     tree = tree or expand or depth is not None
     params = table(target, buffers=buffers, raw=raw)
-    show(
-        listed(params, union(select), tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output
-    )
+    show(listed(params, select, tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output)

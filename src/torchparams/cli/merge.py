@@ -2,111 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from torchparams.cli.app import AsJson, Select, app, union
-from torchparams.cli.plans import (
-    AllowOverflow,
-    DryRun,
-    Force,
-    Memory,
-    Metadata,
-    ShardSize,
-    Shared,
-    Types,
-    carry_out,
-    pairs,
-    types_of,
+from torchparams.cli import options, plans
+from torchparams.cli.complete import files
+from torchparams.cli.options import argument, command
+from torchparams.cli.plans import carry_out, pairs, types_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@command
+@argument(
+    "paths",
+    metavar="SOURCE... TARGET",
+    nargs=-1,
+    required=True,
+    help="Checkpoints of one network; and last, what is written: a file that ends in .safetensors or .pt, or a "
+    "directory.",
 )
-
-
-@app.command()
+@click.option(
+    "--method",
+    "-m",
+    metavar="METHOD",
+    default="linear",
+    show_default=True,
+    help="linear, average, slerp; or, with --base: task_arithmetic, ties, dare, dare_ties.",
+)
+@click.option(
+    "--weight",
+    "-w",
+    metavar="[SELECTOR=]W[,W...]",
+    multiple=True,
+    show_default="equal shares; with a base, 1",
+    help="A weight for each source: -w 0.3,0.7, or -w 0.3 -w 0.7. One alone is the share of the second of two (t of "
+    "slerp); with a base, the weight of each source. With a selector, of what it hits; repeatable, the last wins.",
+)
+@click.option("--base", "-b", metavar="BASE", shell_complete=files, help="What the sources were tuned from.")
+@click.option(
+    "--density",
+    "-d",
+    metavar="[SELECTOR=]D[,D...]",
+    multiple=True,
+    show_default="1",
+    help="For ties and dare, the share of differences from the base that is kept: spelled like weights.",
+)
+@click.option(
+    "--scale",
+    metavar="NUMBER",
+    type=float,
+    show_default="1",
+    help="With a base, what the sum of differences is multiplied by.",
+)
+@click.option("--seed", metavar="NUMBER", type=int, show_default="0", help="For dare, of the random numbers.")
+@click.option("--normalize", is_flag=True, help="Divide the weights of linear by their sum.")
+@options.select
+@plans.dtype
+@click.option(
+    "--compute", metavar="float32|float64", default="float32", show_default=True, help="What everything is computed in."
+)
+@click.option(
+    "--rename",
+    metavar="REGEX=REPLACEMENT",
+    multiple=True,
+    help="What names of the other sources become, so that they meet those of the first or of the base; repeatable, "
+    "one after the other.",
+)
+@click.option(
+    "--missing",
+    metavar="refuse|keep|drop",
+    default="refuse",
+    show_default=True,
+    help="What becomes of tensors that not every source has; those that are kept are taken as they are.",
+)
+@plans.allow_overflow
+@plans.shared
+@plans.max_shard_size
+@plans.metadata
+@plans.memory
+@plans.force
+@plans.dry_run
+@options.as_json
 def merge(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE... TARGET",
-            help="Checkpoints of one network; and last, what is written: a file that ends in .safetensors or .pt, or a "
-            "directory.",
-            show_default=False,
-        ),
-    ],
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            "-m",
-            metavar="METHOD",
-            help="linear, average, slerp; or, with --base: task_arithmetic, ties, dare, dare_ties.",
-        ),
-    ] = "linear",
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weight",
-            "-w",
-            metavar="[SELECTOR=]W[,W...]",
-            help="A weight for each source: -w 0.3,0.7, or -w 0.3 -w 0.7. One alone is the share of the second of two "
-            "(t of slerp); with a base, the weight of each source. With a selector, of what it hits; repeatable, the "
-            "last wins.",
-            show_default="equal shares; with a base, 1",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", "-b", metavar="BASE", help="What the sources were tuned from.", show_default=False),
-    ] = None,
-    density: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--density",
-            "-d",
-            metavar="[SELECTOR=]D[,D...]",
-            help="For ties and dare, the share of differences from the base that is kept: spelled like weights.",
-            show_default="1",
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER", help="With a base, what the sum of differences is multiplied by.", show_default="1"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="For dare, of the random numbers.", show_default="0")
-    ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights of linear by their sum.")] = False,
-    select: Select = None,
-    dtype: Types = None,
-    compute: Annotated[str, typer.Option(metavar="float32|float64", help="What everything is computed in.")] = (
-        "float32"
-    ),
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REGEX=REPLACEMENT",
-            help="What names of the other sources become, so that they meet those of the first or of the base; "
-            "repeatable, one after the other.",
-            show_default=False,
-        ),
-    ] = None,
-    missing: Annotated[
-        str,
-        typer.Option(
-            metavar="refuse|keep|drop",
-            help="What becomes of tensors that not every source has; those that are kept are taken as they are.",
-        ),
-    ] = "refuse",
-    allow_overflow: AllowOverflow = False,
-    shared: Shared = None,
-    max_shard_size: ShardSize = None,
-    metadata: Metadata = None,
-    memory: Memory = "256MiB",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    paths: tuple[str, ...],
+    method: str,
+    weight: tuple[str, ...],
+    base: str | None,
+    density: tuple[str, ...],
+    scale: float | None,
+    seed: int | None,
+    normalize: bool,
+    select: str | None,
+    dtype: tuple[str, ...],
+    compute: str,
+    rename: tuple[str, ...],
+    missing: str,
+    allow_overflow: bool,
+    shared: str | None,
+    max_shard_size: str | None,
+    metadata: tuple[str, ...],
+    memory: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Merge checkpoints of one network to one.
 
@@ -127,11 +128,11 @@ def merge(
 
     *sources, target = paths
     if not sources:
-        raise typer.BadParameter("name the sources, and last what is written", param_hint="SOURCE... TARGET")
+        raise click.BadParameter("name the sources, and last what is written", param_hint="SOURCE... TARGET")
     plan = planned(
         sources,
         target,
-        union(select),
+        select,
         method=method,
         weights=numbers(weight, "--weight"),
         base=base,
@@ -153,16 +154,16 @@ def merge(
     carry_out(plan, "merging", dry_run=dry_run, as_json=as_json)
 
 
-def numbers(texts: list[str] | None, option: str) -> dict[str | None, float | list[float]] | None:
+def numbers(texts: Iterable[str], option: str) -> dict[str | None, float | list[float]] | None:
     """`W,W` and `SELECTOR=W,W` as a mapping, selector → numbers; None stands for all tensors, and comes first."""
     plain: list[float] = []
     found: dict[str | None, float | list[float]] = {}
-    for text in texts or ():
+    for text in texts:
         selector, equals, given = text.rpartition("=")
         try:
             values = [float(each) for each in given.split(",")]
         except ValueError:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"{given!r} is no number, and not several with commas between them", param_hint=option
             ) from None
         if equals:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
+
+from torchparams.cli.options import argument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 from torchparams.cli.app import show
 
@@ -12,57 +17,44 @@ _A_CHECKPOINT = (
     "A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with #path for a "
     "mapping inside it."
 )
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_A_CHECKPOINT, show_default=False)]
-Base = Annotated[str, typer.Argument(metavar="BASE", help=_A_CHECKPOINT, show_default=False)]
-Destination = Annotated[
-    str,
-    typer.Argument(
-        metavar="TARGET",
-        help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in shards.",
-        show_default=False,
-    ),
-]
-Shared = Annotated[
-    str | None,
-    typer.Option(
-        metavar="keep|drop|clone",
-        help="What becomes of tied tensors; by default they are kept in a torch file, and written under each name in "
-        "safetensors, which cannot say that two are one.",
-        show_default=False,
-    ),
-]
-ShardSize = Annotated[
-    str | None,
-    typer.Option(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="Most bytes of tensors in one file: 5GB, 500M, 2GiB. For a directory.",
-        show_default=False,
-    ),
-]
-Metadata = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=TEXT", help="Text that a safetensors file says beside its tensors; repeatable.", show_default=False
-    ),
-]
-Types = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--dtype",
-        metavar="[SELECTOR=]DTYPE",
-        help="Cast all floats (bf16), or what a selector hits ('**.norm.*=f32'); repeatable, the last wins.",
-        show_default=False,
-    ),
-]
-AllowOverflow = Annotated[
-    bool, typer.Option("--allow-overflow", help="Accept finite values that rounding makes infinite.")
-]
-Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory that tensors may take.")]
-Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace the target, even a source, once the new one is complete.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be written, and write nothing.")]
+source = argument("source", metavar="SOURCE", help=_A_CHECKPOINT)
+base = argument("base", metavar="BASE", help=_A_CHECKPOINT)
+destination = argument(
+    "target",
+    metavar="TARGET",
+    help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in shards.",
+)
+shared = click.option(
+    "--shared",
+    metavar="keep|drop|clone",
+    help="What becomes of tied tensors; by default they are kept in a torch file, and written under each name in "
+    "safetensors, which cannot say that two are one.",
+)
+max_shard_size = click.option(
+    "--max-shard-size", metavar="SIZE", help="Most bytes of tensors in one file: 5GB, 500M, 2GiB. For a directory."
+)
+metadata = click.option(
+    "--metadata",
+    metavar="KEY=TEXT",
+    multiple=True,
+    help="Text that a safetensors file says beside its tensors; repeatable.",
+)
+dtype = click.option(
+    "--dtype",
+    metavar="[SELECTOR=]DTYPE",
+    multiple=True,
+    help="Cast all floats (bf16), or what a selector hits ('**.norm.*=f32'); repeatable, the last wins.",
+)
+allow_overflow = click.option(
+    "--allow-overflow", is_flag=True, help="Accept finite values that rounding makes infinite."
+)
+memory = click.option(
+    "--memory", metavar="SIZE", default="256MiB", show_default=True, help="Memory that tensors may take."
+)
+force = click.option(
+    "--force", "-f", is_flag=True, help="Replace the target, even a source, once the new one is complete."
+)
+dry_run = click.option("--dry-run", "-n", is_flag=True, help="Show what would be written, and write nothing.")
 
 
 def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
@@ -77,21 +69,21 @@ def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
     show(written, as_json)
 
 
-def pairs(texts: list[str] | None) -> dict[str, str] | None:
+def pairs(texts: Iterable[str]) -> dict[str, str] | None:
     """`KEY=TEXT` as a mapping."""
     found = {}
-    for text in texts or ():
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{text!r} is not KEY=TEXT", param_hint="--metadata")
+            raise click.BadParameter(f"{text!r} is not KEY=TEXT", param_hint="--metadata")
         found[key] = value
     return found or None
 
 
-def types_of(texts: list[str] | None) -> dict[str | None, str] | None:
+def types_of(texts: Iterable[str]) -> dict[str | None, str] | None:
     """`DTYPE` and `SELECTOR=DTYPE` as a mapping, selector → type; None stands for all floats."""
     found: dict[str | None, str] = {}
-    for text in texts or ():
+    for text in texts:
         selector, equals, spelling = text.rpartition("=")
         key = selector if equals else None
         found.pop(key, None)  # what is said again comes last

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from torchparams.cli.app import AsJson, Raw, Target, app
+from torchparams.cli import options
 from torchparams.cli.app import show as print_result
 from torchparams.cli.complete import tensor_names
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import table
 
 
-@app.command()
-def show(
-    target: Target,
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="The name of a tensor, or of another entry (epoch).",
-            show_default=False,
-            autocompletion=tensor_names,
-        ),
-    ],
-    raw: Raw = False,
-    as_json: AsJson = False,
-) -> None:
+@command
+@options.target
+@argument(
+    "name", metavar="NAME", shell_complete=tensor_names, help="The name of a tensor, or of another entry (epoch)."
+)
+@options.raw
+@options.as_json
+def show(target: str, name: str, raw: bool, as_json: bool) -> None:
     """Show one tensor, or another entry: facts, values.
 
     \b

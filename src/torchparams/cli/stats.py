@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import EXIT_DIFFERENCE, AsJson, Output, Raw, Select, Target, app, show, union
+from torchparams.cli import options
+from torchparams.cli.app import EXIT_DIFFERENCE, show
+from torchparams.cli.options import command
 from torchparams.cli.targets import source_of
 
 
-@app.command()
+@command
+@options.target
+@options.select
+@click.option(
+    "--by",
+    metavar="WHAT",
+    multiple=True,
+    help="A row for each module, layer or dtype; or for each SELECTOR given so, and one for the rest.",
+)
+@click.option("-q", "--quantiles", metavar="Q,Q…", help="Quantiles to show, such as 0.01,0.5,0.99.")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Order by name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, entropy or distinct; -COLUMN for "
+    "descending (--sort=-std).",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+)
+@click.option("--wide", is_flag=True, help="Every column: more than 80 characters have room for.")
+@click.option("--buffers", is_flag=True, help="Take a live model's buffers too.")
+@click.option("--check", is_flag=True, help="Exit with 1 where there is something to look at.")
+@click.option(
+    "--rules",
+    metavar="KIND,KIND…",
+    help="With --check: only for these kinds: non-finite, zero, constant, saturated, scale.",
+)
+@options.raw
+@options.output
+@options.as_json
 def stats(
-    target: Target,
-    select: Select = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHAT",
-            help="A row for each module, layer or dtype; or for each SELECTOR given so, and one for the rest.",
-            show_default=False,
-        ),
-    ] = None,
-    quantiles: Annotated[
-        str | None,
-        typer.Option(
-            "-q", "--quantiles", metavar="Q,Q…", help="Quantiles to show, such as 0.01,0.5,0.99.", show_default=False
-        ),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Order by name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, entropy or distinct; "
-            "-COLUMN for descending (--sort=-std).",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Most rows shown; the middle is left out and counted.", show_default=False
-        ),
-    ] = None,
-    wide: Annotated[bool, typer.Option("--wide", help="Every column: more than 80 characters have room for.")] = False,
-    buffers: Annotated[bool, typer.Option("--buffers", help="Take a live model's buffers too.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where there is something to look at.")] = False,
-    rules: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND,KIND…",
-            help="With --check: only for these kinds: non-finite, zero, constant, saturated, scale.",
-            show_default=False,
-        ),
-    ] = None,
-    raw: Raw = False,
-    output: Output = None,
-    as_json: AsJson = False,
+    target: str,
+    select: str | None,
+    by: tuple[str, ...],
+    quantiles: str | None,
+    sort: str | None,
+    limit: int | None,
+    wide: bool,
+    buffers: bool,
+    check: bool,
+    rules: str | None,
+    raw: bool,
+    output: str | None,
+    as_json: bool,
 ) -> None:
     """Show statistics, and what is odd in them.
 
@@ -83,12 +80,12 @@ def stats(
     from torchparams.render.progress import progress
 
     if rules is not None and not check:
-        raise typer.BadParameter("it limits --check, which is not given", param_hint="--rules")
+        raise click.BadParameter("it limits --check, which is not given", param_hint="--rules")
     wanted = KINDS if rules is None else kinds_in(rules)
     with progress("reading") as tell:
         found = statistics_of(
             source_of(target, raw=raw),
-            union(select),
+            select,
             by=by or None,
             quantiles=None if quantiles is None else numbers_in(quantiles),
             sort=sort,
@@ -99,4 +96,4 @@ def stats(
         )
     show(found, as_json, output)
     if check and any(flag.kind in wanted for flag in found.flags):
-        raise typer.Exit(EXIT_DIFFERENCE)
+        raise click.exceptions.Exit(EXIT_DIFFERENCE)

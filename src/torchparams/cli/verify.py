@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from torchparams.cli.app import EXIT_DIFFERENCE, FINE, AsJson, Select, Target, app, show, union
+from torchparams.cli import options
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, show
+from torchparams.cli.options import argument, command
 from torchparams.cli.targets import build, is_live
 
 
-@app.command()
-def verify(
-    target: Target,
-    manifest: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MANIFEST]",
-            help="What torchparams digest -o wrote; without, what the file's own format can tell is checked.",
-            show_default=False,
-        ),
-    ] = None,
-    select: Select = None,
-    values: Annotated[
-        bool, typer.Option("--values", help="Also find NaN, ±Inf and what else stats --check finds.")
-    ] = False,
-    as_json: AsJson = False,
-) -> int:
+@command
+@options.target
+@argument(
+    "manifest",
+    metavar="[MANIFEST]",
+    required=False,
+    help="What torchparams digest -o wrote; without, what the file's own format can tell is checked.",
+)
+@options.select
+@click.option("--values", is_flag=True, help="Also find NaN, ±Inf and what else stats --check finds.")
+@options.as_json
+def verify(target: str, manifest: str | None, select: str | None, values: bool, as_json: bool) -> int:
     """Check against a manifest, and what is stored.
 
     Every tensor that differs, is missing or was not expected is named. Without a manifest, every byte is read and
@@ -47,6 +42,6 @@ def verify(
 
     with progress("reading") as tell:
         x = build(target, device="cpu") if is_live(target) else target
-        found = verified(x, manifest, union(select), values=values, progress=tell)
+        found = verified(x, manifest, select, values=values, progress=tell)
     show(found, as_json)
     return FINE if found.ok else EXIT_DIFFERENCE
