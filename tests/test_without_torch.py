@@ -54,13 +54,13 @@ CASES = [
         "lambda: __import__('torchparams.cli.targets').cli.targets.table('torch.nn:Linear')",
         "MissingDependency: torch is needed to build torch.nn:Linear. pip install torch.",
     ),
-    ("lambda: tp.freeze(params)", "UnsupportedSource: FILE: torchparams.freeze works on a live model, and this is a "),
-    ("lambda: tp.init(params, seed=1)", "UnsupportedSource: FILE: torchparams.init works on a live model, and this "),
-    ("lambda: tp.apply_(params, '**', abs)", "UnsupportedSource: FILE: torchparams.apply_ works on a live model, and "),
-    ("lambda: tp.gradients(params)", "UnsupportedSource: FILE: torchparams.gradients works on a live model, and "),
+    ("lambda: tp.freeze(params)", "UnsupportedSource: FILE: torchparams.freeze needs a live model, not a "),
+    ("lambda: tp.init(params, seed=1)", "UnsupportedSource: FILE: torchparams.init needs a live model, not "),
+    ("lambda: tp.apply_(params, '**', abs)", "UnsupportedSource: FILE: torchparams.apply_ needs a live model, not "),
+    ("lambda: tp.gradients(params)", "UnsupportedSource: FILE: torchparams.gradients needs a live model, not "),
     (
         "lambda: tp.load(params, params)",
-        "UnsupportedSource: FILE: torchparams.load works on a live model, and this is a safetensors",
+        "UnsupportedSource: FILE: torchparams.load needs a live model, not a safetensors",
     ),
     ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, and this is a "),
     (

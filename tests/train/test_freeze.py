@@ -510,8 +510,8 @@ def test_undoing_before_a_later_change_of_the_same_is_refused() -> None:
     with pytest.raises(TorchParamsError) as caught:
         frozen.undo()
     assert str(caught.value) == (
-        "Net: a later unfreeze has changed some of the same parameters or layers, and is not undone. nothing was "
-        "changed. undo that first: changes of the same thing are undone in the reverse order."
+        "Net: a later unfreeze changed some of the same parameters or layers and is still in effect. nothing was "
+        "changed. undo the later change first."
     )
     assert state(model) == now
     again = tp.freeze(model, "head.1.*")
@@ -536,7 +536,7 @@ def test_a_record_freezes_a_fresh_model() -> None:
     again.undo()
     assert state(fresh)[1] == state(net())[1]
     shown = str(tp.Frozen.from_json(data)).split("\n")
-    assert shown[:2] == ["a record of 13 tensors to freeze; apply(model) freezes them", "name"]
+    assert shown[:2] == ["13 tensors to freeze; apply(model) freezes them", "name"]
     assert shown[-1].startswith("running statistics to stop in ")
 
 
@@ -641,8 +641,7 @@ def test_what_is_no_live_model() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.freeze({"w": torch.zeros(2)})
     assert str(caught.value) == (
-        "dict: torchparams.freeze works on a live model, and this is a mapping. give the nn.Module, or a Parameters "
-        "of it."
+        "dict: torchparams.freeze needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
     )
 
 

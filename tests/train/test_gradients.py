@@ -106,8 +106,7 @@ def test_it_needs_a_live_model() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.gradients({"w": torch.zeros(2)})
     assert str(caught.value) == (
-        "dict: torchparams.gradients works on a live model, and this is a mapping. give the nn.Module, or a "
-        "Parameters of it."
+        "dict: torchparams.gradients needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
     )
 
 

@@ -425,7 +425,7 @@ def test_a_file_has_no_groups(tmp_path: Any) -> None:
     torch.save(Net().state_dict(), tmp_path / "net.pt")
     with pytest.raises(UnsupportedSource) as error:
         tp.groups(tmp_path / "net.pt", lr=0.1)
-    assert "torchparams.groups works on a live model, and this is the path of a checkpoint" in str(error.value)
+    assert "torchparams.groups needs a live model, not the path of a checkpoint" in str(error.value)
 
 
 # --- what is printed --------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_a_parameter_whose_memory_was_freed_is_a_mismatch() -> None:
     model = nn.Linear(3, 2)
     model.weight.untyped_storage().resize_(0)
     found = tp.coverage(model, {"weight": torch.ones(2, 3), "bias": torch.ones(2)})
-    assert found.mismatched["weight"].note == "the model's has no memory: its storage was freed"
+    assert found.mismatched["weight"].note == "the model's tensor has no memory: its storage was freed"
     assert list(found.loaded) == ["bias"]
 
 
@@ -412,7 +412,7 @@ def test_loss_of_precision_is_reported() -> None:
     assert coverage(model, {"weight": torch.full((2, 2), 0.1), "bias": torch.zeros(2)}).lost == {}
     worse = {"weight": torch.full((2, 2), 3.4e38), "bias": torch.tensor([3.4e38, 0.0])}
     with pytest.raises(
-        MismatchError, match="4 values of 'weight' are too large for bfloat16, and so in 1 other tensor"
+        MismatchError, match="4 values of 'weight' are too large for bfloat16, as are values of 1 other tensor"
     ):
         load(model, worse)
 
@@ -536,7 +536,7 @@ def test_memory_is_given_to_all_or_none() -> None:
         load(model, given)
     assert all(p.is_meta for p in model.parameters())
     assert isinstance(model.lazy.weight, nn.UninitializedParameter)
-    with pytest.raises(OptionError, match="device='meta' has no memory to give"):
+    with pytest.raises(OptionError, match="device='meta' has no memory"):
         load(model, given, "fc.**", device="meta")
     load(model, given, "fc.** | lazy.**")
     assert torch.equal(model.fc.weight, given["fc"].weight)
@@ -657,8 +657,7 @@ def test_only_a_live_model_can_be_loaded_into() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         load({"w": torch.zeros(1)}, nn.Linear(1, 1))
     assert str(caught.value) == (
-        "dict: torchparams.load works on a live model, and this is a mapping. "
-        "give the nn.Module, or a Parameters of it."
+        "dict: torchparams.load needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
     )
 
 
@@ -671,15 +670,15 @@ def test_sparse_expanded_and_wrapped_tensors_are_mismatches(tmp_path: Path) -> N
     model = nn.ParameterDict({"a": torch.zeros(2), "b": torch.zeros(2)})
     torch.save({"a": torch.zeros(2).to_sparse(), "b": torch.zeros(2)}, tmp_path / "m.pt")
     found = tp.coverage(model, tmp_path / "m.pt")
-    assert found.mismatched["a"].note == "it is sparse or quantised, and not read here"
+    assert found.mismatched["a"].note == "it is sparse or quantised, which load does not read from a file"
     found = tp.coverage(model, {"a": torch.zeros(2).to_sparse(), "b": torch.zeros(2)})
     assert found.mismatched["a"].note == "it is sparse (torch.sparse_coo)"
     two: torch.Tensor = TwoTensor(torch.zeros(2), torch.zeros(2))  # type: ignore[no-untyped-call]  # torch's omission
     wrapped = nn.ParameterDict({"a": two, "b": torch.zeros(2)})
     found = tp.coverage(wrapped, {"a": torch.zeros(2), "b": torch.zeros(2)})
-    assert found.mismatched["a"].note == "the model's: a TwoTensor keeps its values in other tensors"
+    assert found.mismatched["a"].note == "the model's tensor: a TwoTensor keeps its values in other tensors"
     found = tp.coverage(model, wrapped)
     assert found.mismatched["a"].note == "a TwoTensor keeps its values in other tensors"
     expanded = Holder(torch.zeros(1).expand(3))
     found = tp.coverage(expanded, {"w": torch.zeros(3)})
-    assert found.mismatched["w"].note == "the model's is expanded: several of its elements are one in memory"
+    assert found.mismatched["w"].note == "the model's tensor is expanded: several elements share one memory location"

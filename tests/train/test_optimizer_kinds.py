@@ -324,7 +324,7 @@ def test_a_wrapper_that_keeps_state_to_itself_is_refused() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.optimizer_state(model, optimizer)
     assert str(caught.value) == (
-        "Sequential: the state_dict() of Keeping leaves out what the SGD inside it keeps: momentum_buffer. "
+        "Sequential: the state_dict() of Keeping leaves out state of the SGD inside it: momentum_buffer. "
         "pass the optimizer inside it."
     )
     state = tp.optimizer_state(model, optimizer.base_optimizer)
@@ -349,7 +349,7 @@ class Odd(torch.optim.SGD):
     [
         (RuntimeError("gather it first"), "the state_dict() of Odd failed: gather it first"),
         ({"fast_state": {}}, "the state_dict() of Odd has no state by parameter. its keys are fast_state"),
-        ({"state": {}, "param_groups": []}, "the state_dict() of Odd has other groups than the optimizer"),
+        ({"state": {}, "param_groups": []}, "the state_dict() of Odd and the optimizer have different groups"),
     ],
 )
 def test_a_state_dict_that_cannot_be_matched(answer: Any, message: str) -> None:
@@ -364,7 +364,7 @@ def test_a_state_dict_that_cannot_be_matched(answer: Any, message: str) -> None:
 def test_a_scheduler_is_no_optimizer() -> None:
     model, optimizer = trained(KINDS["SGD"])
     scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, 3)
-    with pytest.raises(UnsupportedSource, match=r"a StepLR is no optimizer\. .* pass its optimizer"):
+    with pytest.raises(UnsupportedSource, match=r"a StepLR is not an optimizer\. .* pass its optimizer"):
         tp.optimizer_state(model, scheduler)
 
 

@@ -182,7 +182,7 @@ def test_tensors_that_the_model_does_not_hold() -> None:
             call()
         assert str(caught.value) == (
             "Linear: the optimizer holds 2 tensors that the model does not: the first is of shape [5, 3], in group 0. "
-            "pass the model that the optimizer was made of; if parameters were replaced since, make the optimizer anew."
+            "pass the model that the optimizer was made of; if parameters were replaced since, make a new optimizer."
         )
 
 
@@ -202,7 +202,7 @@ def test_an_optimizer_that_has_not_stepped_has_no_state() -> None:
 def test_what_is_no_optimizer(given: Any) -> None:
     model = nn.Linear(2, 2)
     expected = (
-        f"a {type(given).__name__} is no optimizer. an optimizer has param_groups and a state. "
+        f"a {type(given).__name__} is not an optimizer. an optimizer has param_groups and a state. "
         "pass the model, then the optimizer itself."
     )
     with pytest.raises(UnsupportedSource) as caught:

@@ -207,9 +207,9 @@ def test_names_by_position_are_never_guessed() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.load_optimizer_state(new, other, saved)
     assert str(caught.value) == (
-        "the state knows its parameters by position alone, and their names are not in it. "
-        "give names=, the names of the parameters in the order that the optimizer had them in: "
-        "list(dict(model.named_parameters())) of the model as it was, if it was made of model.parameters()."
+        "the state identifies its parameters by position and has no names. "
+        "pass names=, the names of the parameters in the optimizer's order: "
+        "list(dict(model.named_parameters())) of the original model, if the optimizer got model.parameters()."
     )
     tp.load_optimizer_state(new, other, saved, names=["a.weight", "b.weight"])
     assert [moment(new, other, name) for name in "ab"] == [0.1, 0.2]
@@ -239,8 +239,8 @@ def test_lbfgs_by_position() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(new, other, optimizer.state_dict(), names=["a.weight", "x.weight"])
     assert str(caught.value) == (
-        "the vectors of LBFGS are of all its parameters, and the model does not have all of these. it lacks x.weight. "
-        "save torchparams.optimizer_state(model, optimizer).state_dict() instead, which cuts them by name."
+        "LBFGS keeps vectors over all its parameters, and the model lacks some of them. it lacks x.weight. "
+        "save torchparams.optimizer_state(model, optimizer).state_dict(), which splits them by name."
     )
     more = net("a", "b", "c")
     with pytest.raises(MismatchError) as caught:
@@ -258,12 +258,12 @@ def test_lbfgs_by_position() -> None:
     [
         (
             {"optimizer": {"state": {}, "param_groups": []}, "epoch": 1},
-            "a dict is no state of an optimizer. that is an OptimizerState, or a state_dict with the keys state and "
+            "a dict is not an optimizer state. a state is an OptimizerState, or a state_dict with the keys state and "
             "param_groups. pass what is under 'optimizer' in it.",
         ),
         (
             torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
-            "a SGD is no state of an optimizer. that is an OptimizerState, or a state_dict with the keys state and "
+            "a SGD is not an optimizer state. a state is an OptimizerState, or a state_dict with the keys state and "
             "param_groups. pass its state_dict().",
         ),
     ],

@@ -1,1 +1,1 @@
-"""The live model: what is set, grouped, filled and read while it is trained."""
+"""Training live models: freezing, initialisation, parameter groups, loading, gradients and optimizer state."""

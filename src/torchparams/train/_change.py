@@ -1,4 +1,4 @@
-"""What freezing and unfreezing have changed: how it is put back, and how it is shown."""
+"""Changes by `freeze` and `unfreeze`: their undo and their reports."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class Steps:
-    """What has been changed, with what was there before. Nothing that was so already is in it."""
+    """Changes made by one call, with the previous state. Parameters that already had the new state are not included."""
 
-    # Those that somebody can still undo. What is forgotten without that is no obstacle to the undoing of others.
+    # Changes that can still be undone. A change whose result was dropped does not block the undo of others.
     _all: ClassVar[weakref.WeakSet[Steps]] = weakref.WeakSet()
     _count: ClassVar[Iterator[int]] = itertools.count()
 
@@ -46,7 +46,7 @@ class Steps:
         self.requires_grad = requires_grad
         self._number = next(self._count)
         self._all.add(self)
-        # Two lists, and not one of pairs, which would be so many objects more for the garbage collector.
+        # Two lists: a list of pairs would add one object per parameter for the garbage collector to visit.
         self.flipped: list[Any] = []
         self.grads: list[Any] = []
         self.cleared: list[tuple[Any, Any]] = []
@@ -56,7 +56,7 @@ class Steps:
     def flip(self, parameter: Any, grad: Any) -> bool:
         if parameter.requires_grad is self.requires_grad:
             return False
-        parameter.requires_grad = self.requires_grad  # not requires_grad_(): a lazy parameter has only the attribute
+        parameter.requires_grad = self.requires_grad  # lazy parameters have no requires_grad_()
         self.flipped.append(parameter)
         self.grads.append(grad)
         return True
@@ -78,20 +78,20 @@ class Steps:
             self.released.append(hold)
 
     def refuse_if_changed_since(self, where: str) -> None:
-        """Raise if a later change of the same parameters or layers is not undone: what was before is before that.
+        """Refuse to undo while a later change of the same parameters or layers is in effect.
 
         Raises:
-            TorchParamsError: There is one.
+            TorchParamsError: A later change is in effect.
         """
         ours = self._touched()
         for later in tuple(self._all):
             if later._number > self._number and not ours.isdisjoint(later._touched()):
                 verb = "unfreeze" if later.requires_grad else "freeze"
                 raise TorchParamsError(
-                    f"a later {verb} has changed some of the same parameters or layers, and is not undone",
+                    f"a later {verb} changed some of the same parameters or layers and is still in effect",
                     where=where,
                     exists="nothing was changed",
-                    hint="undo that first: changes of the same thing are undone in the reverse order",
+                    hint="undo the later change first",
                 )
 
     def _touched(self) -> set[int]:
@@ -100,7 +100,7 @@ class Steps:
         return {id(thing) for kind in (*things, layers) for thing in kind}
 
     def undo(self) -> None:
-        # Emptied as it goes: a second undo finds nothing to do, and the gradients are not kept any longer.
+        # Emptying the lists makes a second undo do nothing, and releases the gradients.
         while self.held:
             hold = self.held.pop()
             if hold_on(hold.module) is hold:
@@ -113,7 +113,7 @@ class Steps:
             parameter, grad = self.flipped.pop(), self.grads.pop()
             parameter.requires_grad = not self.requires_grad
             if self.requires_grad:
-                # Frozen again: what has come meanwhile is a left-over gradient, by which an optimizer would move it.
+                # The parameter is frozen again. An optimizer would move it by a gradient computed in the meantime.
                 parameter.grad = grad if grad is None or _fits(parameter, grad) else None
         while self.cleared:
             parameter, grad = self.cleared.pop()
@@ -122,21 +122,21 @@ class Steps:
 
 
 def _fits(parameter: Any, grad: Any) -> bool:
-    """Whether the model has not been moved to another device or type since."""
+    """True if the parameter still has the gradient's device, dtype and shape."""
     same = (parameter.device, parameter.dtype, parameter.shape) == (grad.device, grad.dtype, grad.shape)
     return bool(same)
 
 
 class Change(Result):
-    """What `freeze` or `unfreeze` has done; a context manager that takes it back.
+    """Result of `freeze` or `unfreeze`. As a context manager it undoes the change on exit.
 
     Attributes:
         label: The model.
         names: The selected parameters, by canonical name, in the model's order.
-        changed: Those of them that were otherwise before.
-        statistics: The layers whose running statistics stopped (or move again), by canonical name.
-        trainable: Count of elements of the model's trainable parameters, afterwards.
-        numel: Count of elements of all its parameters.
+        changed: Selected parameters whose `requires_grad` changed.
+        statistics: Layers whose running statistics stopped or resumed, by canonical name.
+        trainable: Number of elements in the model's trainable parameters after the change.
+        numel: Number of elements in all parameters of the model.
     """
 
     did = ""
@@ -170,20 +170,19 @@ class Change(Result):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """State of the selected modules outside their parameters and buffers, which was left alone."""
+        """State of the selected modules outside their parameters and buffers; not changed."""
         return () if self._source is None else outside(self._source, self.names, whole=self._whole)
 
     def undo(self) -> None:
-        """Put every flag, mode and gradient back as it was; a second time it does nothing.
+        """Restore every flag, mode and gradient. A second call does nothing.
 
-        Only what this call has changed is put back, so of several freezes each can be undone by itself. Where a later
-        one has changed the same parameters or layers, and you hold its result, that has to be undone first. A layer's
-        mode becomes what it would be now without the freeze: a `model.eval()` in between is not forgotten. Of
-        gradients, one that has come after a freeze stays; one that has come after an unfreeze goes, for it would move a
-        frozen parameter.
+        Only the changes of this call are undone, so several freezes can be undone separately. If a later change
+        affects the same parameters or layers, and its result still exists, undo the later change first. A layer gets
+        the mode it would have without the freeze, including any `model.eval()` called in between. Gradients computed
+        after a freeze are kept. Gradients computed after an unfreeze are removed: they would move a frozen parameter.
 
         Raises:
-            TorchParamsError: A later change has to be undone first. Nothing has changed.
+            TorchParamsError: A later change must be undone first. Nothing is changed.
         """
         self._steps.refuse_if_changed_since(self.label)
         self._steps.undo()
@@ -197,10 +196,10 @@ class Change(Result):
         self.undo()
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """What was done, as a report.
+        """Report of the change.
 
         Args:
-            limit: Most parameters to list; None for all.
+            limit: Maximum number of parameters to list; None for all.
         """
         columns = (
             Column("name", style="name", shrink=True),
@@ -231,8 +230,8 @@ class Change(Result):
         return f"{title}, {already:,} of them {self.before[1]} before" if already else title
 
     def _record(self, limit: int | None) -> Report:
-        """What was read from JSON: of shapes and counts it knows nothing."""
-        title = f"a record of {plural(len(self.names), 'tensor')} to freeze; apply(model) freezes them"
+        """Report of names read from JSON, without shapes or counts."""
+        title = f"{plural(len(self.names), 'tensor')} to freeze; apply(model) freezes them"
         rows = [Row((name,)) for name in self.names]
         parts: list[Text | Table] = [
             Text(title, "title"),
@@ -246,7 +245,7 @@ class Change(Result):
         return []
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, as JSON takes it."""
+        """The change as JSON data."""
         return {
             "names": list(self.names),
             "changed": list(self.changed),
@@ -258,7 +257,7 @@ class Change(Result):
 
 
 def which(names: Sequence[str], what: str = "layer", several: str | None = None) -> str:
-    """How many modules or parameters, and the first of them.
+    """Count and first names of modules or parameters.
 
     >>> which(["encoder.norm", ""])
     '2 layers: encoder.norm, the model itself'
@@ -267,7 +266,7 @@ def which(names: Sequence[str], what: str = "layer", several: str | None = None)
 
 
 def shown(names: Sequence[str]) -> list[str]:
-    """Names for a sentence; the outermost module has none."""
+    """Names for a message. The root module, whose name is empty, becomes "the model itself"."""
     return [name or "the model itself" for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Whether a tensor can take another's values, and what modules do beside tensors when a state dict is loaded."""
+"""Checks before a load: tensors whose values cannot be copied, and module state or code outside tensors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target: torch.Tensor, *, cast: bool) -> str:
-    """Why a tensor of the model cannot take the values of one of the source; empty where it can. Reads no values.
+    """Reason why a source tensor cannot be copied into a model tensor; empty if it can. Reads no values.
 
     Args:
-        given: The record of the source's tensor.
+        given: Info of the source's tensor.
         source: The source.
-        wanted: The record of the model's.
+        wanted: Info of the model's tensor.
         target: The model's tensor.
-        cast: Whether dtypes may differ within a kind of numbers.
+        cast: Allow casts that `castable` accepts.
     """
     if given.shape is None:
         return "it has no shape yet"
@@ -42,14 +42,14 @@ def problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target:
 
 
 def castable(given: DType, wanted: DType) -> bool:
-    """Whether values may be cast: floats to floats, complex numbers to such, integers where each has its place.
+    """True for casts from float to float, complex to complex, and integer to an integer type that holds every value.
 
     >>> from torchparams.dtypes import DType
     >>> castable(DType.of("F32"), DType.of("BF16")), castable(DType.of("I64"), DType.of("I32"))
     (True, False)
     """
     if given.kind == wanted.kind and given.kind in ("float", "complex"):
-        # The type of block scales has no sign and no zero: nothing is cast to it.
+        # float8_e8m0fnu, the type of block scales, has neither sign nor zero.
         return wanted.torch_name is not None and wanted != "float8_e8m0fnu"
     if {given.kind, wanted.kind} <= {"int", "uint"}:
         import numpy as np
@@ -67,7 +67,7 @@ def _unreadable(given: ParameterInfo, source: Source) -> str:
         return ""
     if source.files:
         lies = given.location is not None or given.layout is None
-        return "" if lies else "it is sparse or quantised, and not read here"
+        return "" if lies else "it is sparse or quantised, which load does not read from a file"
     return _not_plain(source.value(given.name)) if source.borrowed else ""
 
 
@@ -75,20 +75,20 @@ def _unwritable(wanted: ParameterInfo, target: torch.Tensor) -> str:
     import torch
 
     if wanted.storage is not None and wanted.numel and not wanted.storage.nbytes:
-        return "the model's has no memory: its storage was freed"
+        return "the model's tensor has no memory: its storage was freed"
     if type(target) in (torch.nn.Parameter, torch.Tensor) and target.layout is torch.strided and target.is_contiguous():
-        return ""  # nearly all are: nothing more needs to be known of them
+        return ""  # the common case, without further checks
     if wanted.shape is None:
         from torch.nn.parameter import is_lazy
 
-        return "" if is_lazy(target) else "the model's has no shape"
+        return "" if is_lazy(target) else "the model's tensor has no shape"
     why = _not_plain(target) if wanted.storage is None and wanted.numel else ""
     if why:
-        return f"the model's: {why}"
+        return f"the model's tensor: {why}"
     if wanted.storage is not None and any(
         step == 0 and size > 1 for step, size in zip(wanted.storage.stride, wanted.shape, strict=True)
     ):
-        return "the model's is expanded: several of its elements are one in memory"
+        return "the model's tensor is expanded: several elements share one memory location"
     return ""
 
 
@@ -103,23 +103,23 @@ def _not_plain(value: Any) -> str:
 
 
 def same_values(source: Source, a: ParameterInfo, b: ParameterInfo) -> bool:
-    """Whether two tensors of one source, of one shape and dtype, are the same bit by bit; memory stays flat."""
+    """True if two tensors of one source, with equal shape and dtype, have the same bits. Memory stays flat."""
     return all(ThreadEngine().map([Job(a.name, (source.row(a.name, a), source.row(b.name, b)))], SameBits()).values())
 
 
 # --- modules --------------------------------------------------------------------------------------
 
 EXTRA_STATE = "_extra_state"
-"""The key, behind a module's name, that a state dict has its extra state under."""
+"""Suffix of a state dict's key for a module's extra state."""
 
-_TORCHS_OWN = ("torch.nn.modules.", "torch.nn.utils.")  # these only bring state dicts of older versions up to date
+_TORCHS_OWN = ("torch.nn.modules.", "torch.nn.utils.")  # their hooks only upgrade state dicts of older versions
 
 
 def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
-    """What loading tensors leaves out, by the modules' canonical names.
+    """Modules with state or code that loading tensors does not cover, by canonical name.
 
     Returns:
-        The modules that save something beside tensors, and those that run code of their own in `load_state_dict`.
+        Modules that save state outside tensors, and modules that run their own code in `load_state_dict`.
     """
     from torch import nn
 
@@ -152,5 +152,5 @@ def _is_torchs(function: object) -> bool:
 
 
 def shown(module: str) -> str:
-    """A module's name for a message."""
+    """Module name for a message."""
     return module or "the outermost"

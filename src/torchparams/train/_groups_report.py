@@ -1,4 +1,4 @@
-"""What parameter groups say of themselves: printed, as JSON, and of one parameter."""
+"""Reports of parameter groups: as a table, as JSON, and for one parameter."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from torchparams.train.groups import Groups, Origin
 
 LONGEST_SPELLED = 20
-"""Characters of a rule's selector; where one is longer, the rows of the parameters have the rules' numbers."""
+"""Maximum length of a selector in parameter rows; if one is longer, the rows show rule numbers instead."""
 
 DEFAULTS = "defaults"
-"""What gave an option that no rule gave: the call of `groups` itself."""
+"""Label for options given in the call of `groups` and not by a rule."""
 
 
 # --- all of them ---------------------------------------------------------------------------------
 
 
 def report(groups: Groups, limit: int | None) -> Report:
-    """The groups, the rules, and every parameter with its options and what gave them."""
+    """Report of the groups, the rules, and every parameter with its options and their origin."""
     options = _options(groups)
     count = sum(len(group["params"]) for group in groups)
     parts: list[Text | Table] = [
@@ -60,7 +60,7 @@ def report(groups: Groups, limit: int | None) -> Report:
 
 
 def _options(groups: Groups) -> list[str]:
-    """The options that somebody gave, and that the groups have: not what an optimizer added to them."""
+    """Names of the options given by the defaults or a rule, without options added by an optimizer."""
     given = dict.fromkeys((*groups.defaults, *(option for rule in groups.rules for option in rule.options)))
     return [option for option in given if any(option in group for group in groups)]
 
@@ -109,7 +109,7 @@ def _rule_table(groups: Groups) -> Table:
 
 
 def _numbered(groups: Groups) -> bool:
-    """Whether rules go by their numbers: the same long selector in every row is not read, and breaks the lines."""
+    """True if rows show rule numbers, because some selector is too long to repeat in every row."""
     return any(len(str(rule)) > LONGEST_SPELLED for rule in groups.rules)
 
 
@@ -123,7 +123,7 @@ def _parameter_table(groups: Groups, options: Sequence[str], limit: int | None) 
         Column("given by", style="dim", shrink=True, yields=True, drop=len(options) + 1),
     )
     places = places_of(groups)
-    # Rows that will not be shown are not made.
+    # Cut first, so that only the shown rows are built.
     kept = cut([Row((name,)) for name in groups.origins if name in places], limit, "parameters")
 
     def row(name: str) -> Row:
@@ -137,7 +137,7 @@ def _parameter_table(groups: Groups, options: Sequence[str], limit: int | None) 
 
 
 def places_of(groups: Groups) -> dict[str, int]:
-    """The group of each parameter that is in one, by name."""
+    """Name → index of the parameter's group."""
     return {name: place for place, group in enumerate(groups) for name in group.get("param_names", ())}
 
 
@@ -146,7 +146,7 @@ def _value(group: dict[str, Any], option: str) -> Cell | str:
 
 
 def _given_by(groups: Groups, origin: Origin, group: dict[str, Any]) -> str:
-    """What gave the options: those of the defaults are not spelled out where a rule gave others."""
+    """Origin of the options. Defaults are omitted if a rule gave other options."""
     givers: dict[str, list[str]] = {}
     numbered = _numbered(groups)
     for option in origin.options:
@@ -161,9 +161,9 @@ def _given_by(groups: Groups, origin: Origin, group: dict[str, Any]) -> str:
 def giver(
     groups: Groups, origin: Origin, option: str, group: dict[str, Any] | None = None, *, numbered: bool = False
 ) -> str:
-    """What gave an option: a rule, the defaults, with the layer decay, or whoever has changed it since."""
+    """Origin of an option: a rule or the defaults, with any layer decay, or "changed since"."""
     if group is not None and option in group and not _same(group[option], origin.options[option]):
-        return "changed since"  # by a scheduler, or by whoever holds the dict
+        return "changed since"  # by a scheduler, or by code that holds the dict
     place = origin.by[option]
     if place is None:
         by = DEFAULTS
@@ -179,12 +179,12 @@ def _same(a: Any, b: Any) -> bool:
         return True
     try:
         return bool(a == b)
-    except Exception:  # tensors of several values, arrays: only the very same counts
+    except Exception:  # tensors and arrays with several values are compared by identity only
         return False
 
 
 def text(value: Any) -> str:
-    """An option's value, short."""
+    """Short text of an option's value."""
     return f"{value:.6g}" if type(value) is float else shorten(repr(value), 40)
 
 
@@ -198,7 +198,7 @@ def _numel(tensors: Iterable[Any]) -> int:
 
 
 def to_json(groups: Groups) -> dict[str, Any]:
-    """The groups as JSON takes them."""
+    """The groups as JSON data."""
     places = places_of(groups)
     return {
         "model": groups.label,
@@ -226,7 +226,7 @@ def to_json(groups: Groups) -> dict[str, Any]:
             name: {
                 "group": places[name],
                 "depth": origin.depth,
-                # The place of the rule that gave each option; null for the defaults.
+                # Index of the rule that gave each option; null for the defaults.
                 "by": dict(origin.by),
             }
             for name, origin in groups.origins.items()
@@ -238,7 +238,7 @@ def to_json(groups: Groups) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """An option's value as JSON takes it; text for what JSON has no type for."""
+    """An option's value as JSON data; text if JSON has no matching type."""
     if isinstance(value, float):
         return json_number(value)
     if value is None or isinstance(value, str | int):
@@ -260,8 +260,8 @@ class Given:
     Attributes:
         option: Its name.
         value: Its value.
-        by: The selector of the rule that gave it, or `defaults`; with the factor of a layer decay.
-        instead: What would have given it otherwise, and what: from the last to the first.
+        by: Selector of the rule that gave it, or `defaults`; with the factor of a layer decay.
+        instead: Overridden origins and their values, last first.
     """
 
     option: str
@@ -272,14 +272,14 @@ class Given:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explained(Result):
-    """Why one parameter has the options that it has; it prints as a table.
+    """Options of one parameter and their origins; prints as a table.
 
     Attributes:
         name: The parameter.
-        group: The place of its group; None where it is left out because it is frozen.
-        depth: How deep it stands, where there is a layer decay.
+        group: Index of its group; None if it is left out because it is frozen.
+        depth: Its depth in the network, with a layer decay; otherwise None.
         given: Its options.
-        rules: The selectors of all rules that hit it, in order.
+        rules: Selectors of all rules that match it, in order.
     """
 
     name: str
@@ -289,7 +289,7 @@ class Explained(Result):
     rules: tuple[str, ...]
 
     def report(self) -> Report:
-        """The explanation as a report: what printing shows."""
+        """The explanation as a report, as printed."""
         where = "is in no group: it is frozen" if self.group is None else f"is in group {self.group}"
         deep = "" if self.depth is None else f", at depth {self.depth}"
         parts: list[Text | Table] = [Text(printable(f"{self.name} {where}{deep}"), "title")]
@@ -308,7 +308,7 @@ class Explained(Result):
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The explanation as JSON takes it."""
+        """The explanation as JSON data."""
         return {
             "name": self.name,
             "group": self.group,
@@ -326,7 +326,7 @@ class Explained(Result):
 
 
 def explain(groups: Groups, name: str) -> Explained:
-    """Why the parameter with the canonical name `name` has its options."""
+    """Explain the options of the parameter with the canonical name `name`."""
     from torchparams.errors import UnknownName
 
     origin = groups.origins.get(name)

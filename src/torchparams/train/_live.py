@@ -1,4 +1,4 @@
-"""What every verb on a live network begins with: the network, its tensors by name, and which of them are meant."""
+"""Selection of tensors in a live model, shared by all functions that work on one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A selection of a live network at one moment.
+    """Tensors selected from a live model at one moment.
 
     Attributes:
-        source: The network.
-        records: One reading of it, with all its tensors by canonical name.
-        names: Those that are selected, in the network's order.
+        source: The model.
+        records: One reading of the model, with all tensors by canonical name.
+        names: Selected names, in the model's order.
         narrow: One line about a `*` that hits a few tensors where `**` would hit many more; None without such.
     """
 
@@ -38,17 +38,17 @@ class Chosen:
 
     @property
     def tensors(self) -> Mapping[str, Any]:
-        """All tensors of the network, by canonical name."""
+        """All tensors of the model, by canonical name."""
         return self.records.tensors
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """State outside the network's parameters and buffers; of a part of it, that of the modules that it names."""
+        """State outside parameters and buffers; for a partial selection, only that of the selected modules."""
         return outside(self.source, self.names, whole=len(self.names) == len(self.tensors))
 
     def parameters(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Name → tensor of what is selected, or of `names`, the buffers left out."""
-        # No list of pairs: tens of thousands of new tuples make the garbage collector look at everything there is.
+        """Name → parameter for the selection, or for `names`. Buffers are left out."""
+        # No list of pairs: tens of thousands of new tuples would trigger full garbage collections.
         names = self.names if names is None else names
         tensors = self.records.tensors
         if not self.source.buffers:
@@ -58,27 +58,27 @@ class Chosen:
 
 
 def refuse_codes(source: ModuleSource, tensors: Mapping[str, Any], verb: str) -> None:
-    """An error where `verb` would compute with codes that stand beside their scales.
+    """Refuse to compute with quantised codes, whose values depend on separate scales.
 
     Args:
-        source: The network.
-        tensors: Canonical name → tensor, of those that it would compute with.
-        verb: What the error calls the function.
+        source: The model.
+        tensors: Canonical name → tensor that the function computes with.
+        verb: Name of the function in the error.
 
     Raises:
-        NotReadable: One of them holds codes of an encoding that is not known.
+        NotReadable: A tensor holds codes of an unknown encoding.
     """
     from torch.nn import Parameter
 
-    # The whole network is only read for what may hold codes: a narrow type, or a class of its own.
+    # Only narrow dtypes and tensor subclasses can hold codes. Without them the model need not be read.
     kinds = {(type(tensor), tensor.dtype) for tensor in tensors.values()}
     if any(cls is not Parameter or dtype.itemsize == 1 or not dtype.is_floating_point for cls, dtype in kinds):
-        hint = f"Leave it out of the selection: {verb} takes its elements for values"
+        hint = f"Leave it out of the selection: {verb} would use its codes as values"
         refuse(source.coded(), tensors, source.label, hint, numbers=True)
 
 
 def outside(source: Source, names: Iterable[str], *, whole: bool) -> tuple[LeftOut, ...]:
-    """State outside the table of a source; unless `whole`, of the modules that hold the tensors `names`."""
+    """State outside the table of a source; unless `whole`, only that of the modules that own the tensors `names`."""
     found = source.left_out
     if not found or whole:
         return found
@@ -87,14 +87,14 @@ def outside(source: Source, names: Iterable[str], *, whole: bool) -> tuple[LeftO
 
 
 def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
-    """The live network in `x`, and the table of it.
+    """The live model in `x` and its table.
 
     Args:
         x: An `nn.Module`, or a `Parameters` of one.
-        verb: What an error calls the function.
+        verb: Name of the function in errors.
 
     Raises:
-        UnsupportedSource: `x` is no live network.
+        UnsupportedSource: `x` is not a live model.
     """
     refuse_path(x, verb)
     params = of(x)
@@ -102,15 +102,15 @@ def live_table(x: object, verb: str) -> tuple[ModuleSource, Parameters]:
 
     if not isinstance(params.source, ModuleSource):
         raise UnsupportedSource(
-            f"{verb} works on a live model, and this is a {params.source.format}",
+            f"{verb} needs a live model, not a {params.source.format}",
             where=params.source.label,
-            hint="give the nn.Module, or a Parameters of it",
+            hint="pass the nn.Module, or a Parameters of it",
         )
     return params.source, params
 
 
 def refuse_path(x: object, verb: str) -> None:
-    """Say what a verb takes in place of the path of a checkpoint.
+    """Refuse the path of a checkpoint, with a hint to load it into a model.
 
     Raises:
         UnsupportedSource: `x` is a path.
@@ -118,20 +118,20 @@ def refuse_path(x: object, verb: str) -> None:
     if isinstance(x, str | os.PathLike):
         path = os.fspath(x)
         raise UnsupportedSource(
-            f"{verb} works on a live model, and this is the path of a checkpoint",
+            f"{verb} needs a live model, not the path of a checkpoint",
             where=path,
-            hint=f"build the model, fill it with torchparams.load(model, {path!r}), and give the model",
+            hint=f"build the model, fill it with torchparams.load(model, {path!r}), and pass the model",
         )
 
 
 def choose(x: object, selector: object, verb: str) -> Chosen:
-    """What `selector` hits in the live network `x`, strictly; None is all of `x`.
+    """Select from the live model `x`, strictly; None selects all of `x`.
 
-    The network is read once, and no record of a tensor is made that the selector does not ask for.
+    The model is read once. Infos are made only if the selector needs them.
 
     Raises:
-        UnsupportedSource: `x` is no live network.
-        NoMatch: A part of the selector hits nothing.
+        UnsupportedSource: `x` is not a live model.
+        NoMatch: A part of the selector matches nothing.
     """
     source, params = live_table(x, verb)
     records = within = source.records()

@@ -1,4 +1,4 @@
-"""What the casts of a load would lose, counted before anything is changed."""
+"""Losses of the casts of a load, counted before the model is changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torchparams.train._transfer import Pair
 
 CAST_BYTES = 1 << 20
-"""Bytes of an engine's block where values are cast; it maps several times as many at once."""
+"""Block size in bytes for casts; the engine maps several blocks at once."""
 
-CASTERS = 2  # while one maps its block, torch shares the other's among threads of its own
+CASTERS = 2  # one maps its block while torch casts the other's on its own threads
 
 
 def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
-    """Name → what the cast of a tensor would lose, for those of which the cast can lose something and does.
+    """Name → values that the tensor's cast would lose, for casts with losses.
 
     The values are read once; nothing is cast.
     """
@@ -49,16 +49,16 @@ def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
 
 
 def refuse_overflow(lost: Mapping[str, Losses], pairs: Sequence[Pair], where: str) -> None:
-    """Raise if a value would be infinite in the model that is finite in the source.
+    """Raise if a finite value of the source would become infinite in the model.
 
     Raises:
-        MismatchError: There is one.
+        MismatchError: A value would overflow.
     """
     over = {name: losses.overflow for name, losses in lost.items() if losses.overflow}
     if over:
         worst = max(over, key=over.__getitem__)
         dtype = next(DType.of(pair.target.dtype) for pair in pairs if pair.name == worst)
-        more = f", and so in {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
+        more = f", as are values of {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
         verb = "is" if over[worst] == 1 else "are"
         raise MismatchError(
             f"{plural(over[worst], 'value')} of {worst!r} {verb} too large for {dtype}{more}",
@@ -69,27 +69,27 @@ def refuse_overflow(lost: Mapping[str, Losses], pairs: Sequence[Pair], where: st
 
 
 def tensor_of(block: Block) -> torch.Tensor:
-    """The values of a block as a flat tensor, over its memory where torch has their dtype."""
+    """Values of a block as a flat tensor, a view of the block's memory if torch has the dtype."""
     import numpy as np
     import torch
 
     dtype = block.dtype
     if dtype.torch_name is None:
-        # Elements of less than a byte: torch has no such types, and every value of them is a float32.
+        # Torch has no dtypes of less than a byte. Their values are exact in float32.
         return torch.from_numpy(block.values().astype(np.float32))
     data = block.data
     if data.ctypes.data % dtype.itemsize:
         data = data.copy()
     if not data.nbytes:
         return torch.empty(0, dtype=dtype.torch, device="cpu")
-    # The memory is read-only, which torch takes with a warning; it only reads it.
+    # torch.frombuffer would warn about the read-only memory. The tensor is only read.
     raw: Any = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
     raw.memory = data  # kept as long as the tensor, which keeps `raw`
     return torch.frombuffer(raw, dtype=dtype.torch)
 
 
 class _Counting:
-    """Counts what is lost when blocks are cast."""
+    """Counter of the losses when blocks are cast."""
 
     def __init__(self, old: DType, new: DType) -> None:
         self._types = old, new

@@ -1,4 +1,4 @@
-"""What verbs that change a model's tensors do or leave undone as a whole: giving memory, and putting values back."""
+"""All-or-nothing changes of a model's tensors: allocate memory, restore values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def all_or_nothing() -> Iterator[list[Callable[[], None]]]:
-    """Run what stands in the list, the last first, if the block raises.
+    """Run the functions in the list, last first, if the block raises.
 
     >>> with all_or_nothing() as undo:
     ...     undo.append(lambda: print("undone"))
@@ -31,7 +31,7 @@ def all_or_nothing() -> Iterator[list[Callable[[], None]]]:
 
 
 def putting_back(tensor: torch.Tensor) -> Callable[[], None]:
-    """A function that gives a tensor the values that it has now."""
+    """Return a function that restores the tensor's current values."""
     import torch
 
     values = tensor.detach().clone()
@@ -53,20 +53,20 @@ def give_memory(
     *,
     where: str | None = None,
 ) -> Callable[[], None]:
-    """Give tensors that are lazy or on the meta device memory; all of them or none. Each stays the object that it is.
+    """Allocate memory for tensors that are lazy or on the meta device, all or none. Each stays the same object.
 
     Args:
         tensors: The tensors by name.
-        device: Where; torch's default device unless given, and the CPU where that is the meta device.
-        shapes: Name → shape, of lazy ones at least.
-        where: What an error calls the model.
+        device: Device of the memory; by default torch's default device, or the CPU if that is the meta device.
+        shapes: Name → shape, for lazy tensors at least.
+        where: Label of the model in errors.
 
     Returns:
-        A function that takes the memory away again.
+        A function that frees the memory again.
 
     Raises:
-        OptionError: The device is none that has memory.
-        NotReadable: Something else refers to the insides of a tensor.
+        OptionError: The device is invalid or has no memory.
+        NotReadable: A tensor cannot be swapped, because other objects refer to its internals.
     """
     from torch.nn.parameter import is_lazy
 
@@ -103,9 +103,9 @@ def _device(device: torch.device | str | None) -> torch.device:
     try:
         given = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise OptionError(f"device={shorten(repr(device))} is no device: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"device={shorten(repr(device))} is not a device: {str(error).splitlines()[0]}") from None
     if given.type == "meta":
-        raise OptionError("device='meta' has no memory to give", hint="give 'cpu', or an accelerator")
+        raise OptionError("device='meta' has no memory", hint="pass 'cpu' or an accelerator")
     return given
 
 
@@ -117,7 +117,7 @@ def _swap(tensor: torch.Tensor, device: torch.device) -> Callable[[], None]:
         new = torch.nn.Parameter(new, tensor.requires_grad)
     if type(new) is not type(tensor):
         new.__class__ = type(tensor)
-    # Everything is swapped, and so are attributes that somebody has set on the tensor.
+    # swap_tensors swaps __dict__ too, so copy the attributes set on the tensor.
     vars(new).update(vars(tensor))
     torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]  # torch does not say
     return lambda: torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]  # as above
@@ -125,7 +125,7 @@ def _swap(tensor: torch.Tensor, device: torch.device) -> Callable[[], None]:
 
 def _materialise(tensor: Any, shape: tuple[int, ...], device: torch.device) -> Callable[[], None]:
     cls, data = type(tensor), tensor.data
-    # One on the meta device takes no memory of another: it gets it as the others there do.
+    # A lazy tensor on the meta device is materialised there. _swap gives it memory later.
     tensor.materialize(shape, device=tensor.device if tensor.device.type == "meta" else device)
 
     def take_away() -> None:

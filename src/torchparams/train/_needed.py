@@ -1,4 +1,4 @@
-"""Which keys of its state an optimizer needs to go on: known of torch's own, seen of all that have stepped."""
+"""State keys that an optimizer needs to continue: a table for torch's own, observed for any that has stepped."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ TORCH: Mapping[str, tuple[frozenset[str], Mapping[str, str]]] = {
     "SGD": (frozenset(), {}),
     "SparseAdam": (_ADAM, {}),
 }
-"""Class → the keys that it needs of a parameter it has stepped, and option → the key that this needs besides."""
+"""Class → keys it needs for a parameter it has stepped, and option → additional key that the option needs."""
 
 OPTIONAL = {
     "SGD": frozenset(("momentum_buffer",)),
     "Adafactor": frozenset(("row_var", "col_var", "variance")),
     "LBFGS": frozenset(("d", "prev_flat_grad", "old_dirs", "old_stps")),
 }
-"""Class → further keys that it knows."""
+"""Class → optional keys that it uses."""
 
 BY_OPTION = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
-"""Option → the key that it needs, of an optimizer of which nothing else is known."""
+"""Option → key that it needs, for an unknown optimizer class."""
 
 
 class Needs:
-    """Which state fits an optimizer.
+    """State keys that an optimizer accepts.
 
     Args:
         own: The optimizer.
-        named: Whether the state says which class it is of.
+        named: True if the state names its optimizer class.
 
     Attributes:
-        known: Whether there is anything to hold state against.
+        known: True if there is a table or a stepped optimizer to compare with.
     """
 
     def __init__(self, own: Own, named: bool) -> None:
@@ -78,18 +78,18 @@ class Needs:
         options: Mapping[str, Any],
         saved_with: Mapping[str, Any],
     ) -> str:
-        """Why an optimizer cannot go on with what was saved of a parameter; empty if it can.
+        """Reason why an optimizer cannot continue from the saved state of a parameter; empty if it can.
 
         Args:
-            state: What was saved of it.
+            state: Saved state of the parameter.
             parameter: The parameter.
-            options: Those of its group, as they will be.
-            saved_with: Those of its group when it was saved.
+            options: Options of its group after the load.
+            saved_with: Options of its group when it was saved.
         """
         keys = leaf_keys(state)
         label = type(self._own.kind).__name__
         if not keys and self._torch != "Adagrad":
-            return ""  # it has not stepped, and makes its state when it does; Adagrad makes it when it is made
+            return ""  # not stepped yet: the first step makes the state (Adagrad's constructor does)
         for option, key in self._options.items():
             switched_on = options.get(option) and (self._torch is not None or not saved_with.get(option))
             if switched_on and key not in keys and self.needed <= keys and self._torch != "SGD":
@@ -101,8 +101,8 @@ class Needs:
             kept = f"it has {listed(sorted(keys))}" if keys else "it has no state"
             return f"{kept}, and {label} needs {listed(sorted(needed - keys))}"
         strange = keys - self._takes
-        # What a wrapper keeps beside is not known here. What a class that is not torch's own keeps at other times is
-        # not either: of the same class that may be more, of one that is not named it means another class.
+        # A wrapper may keep further keys. So may a class outside torch, at other times, if the state is of that class;
+        # in state that names no class, strange keys mean a different class.
         closed = not self._own.wrapped and not (self._torch is None and self._named)
         if self.known and strange and (closed or strange == keys):
             return f"it has {listed(sorted(strange))}, which {label} does not use"

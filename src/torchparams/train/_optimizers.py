@@ -1,4 +1,4 @@
-"""An optimizer as its `state_dict()` shows it: by the names of the parameters, and through the wrappers around it."""
+"""Optimizers as their `state_dict()` shows them: by parameter name, and through wrappers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from torchparams.sources.live.module import ModuleSource
 
 NO_OPTIONS = ("params", "param_names")
-"""Keys of a group that are no options."""
+"""Keys of a group that are not options."""
 
 
 class Own:
-    """An optimizer of a model, by the names of the parameters.
+    """Optimizer of a model, by parameter name.
 
     Attributes:
         source: The model.
-        optimizer: The optimizer as it was given, perhaps a wrapper.
-        kind: The optimizer whose groups it has: inside `accelerate`'s wrapper or `Lookahead`, the one that is wrapped.
+        optimizer: The given optimizer, possibly a wrapper.
+        kind: The optimizer that owns the groups: the inner one for `accelerate`'s wrapper and `Lookahead`.
         saved: Its `state_dict()`.
-        keys: The key of each parameter there.
+        keys: Keys of the parameters in `saved`.
         parameters: The parameters, in the order of the groups.
         names: Their names, in the same order.
         by_name: Name → parameter.
         model: Name → parameter of the whole model.
 
     Raises:
-        MismatchError: The optimizer holds tensors that are no parameters of the model.
-        UnsupportedSource: It is no optimizer, or its `state_dict()` is not one that can be matched by name.
+        MismatchError: The optimizer holds tensors that are not parameters of the model.
+        UnsupportedSource: It is not an optimizer, or its `state_dict()` cannot be matched by name.
     """
 
     def __init__(self, source: ModuleSource, optimizer: Any) -> None:
@@ -59,17 +59,17 @@ class Own:
 
     @property
     def label(self) -> str:
-        """The class, without its module."""
+        """Class name without its module."""
         return type(self.optimizer).__name__
 
     @property
     def class_name(self) -> str:
-        """The class of what does the work, with its module."""
+        """Class of the innermost optimizer, with its module."""
         return class_name(self.kind)
 
     @property
     def wrapped(self) -> bool:
-        """Whether the optimizer is a wrapper around the one that does the work."""
+        """True if the optimizer wraps the one that steps."""
         return self.kind is not self.optimizer
 
     def _kind(self) -> Any:
@@ -81,9 +81,9 @@ class Own:
         return found
 
     def is_option(self, key: str) -> bool:
-        """Whether a key of a group is a choice of the user: a default that a constructor takes.
+        """True if a key of a group is an option: a default that a constructor accepts.
 
-        All else that a group holds is state, such as a counter of steps.
+        All other keys of a group are state, such as a step counter.
         """
         return any(key in optimizer.defaults for optimizer in self.all) and any(
             taken is None or key in taken for taken in map(_arguments, map(type, self.all))
@@ -92,13 +92,13 @@ class Own:
     # --- names -----------------------------------------------------------------------------------
 
     def canonical(self, name: str) -> str:
-        """The canonical name for a spelling of it; a stranger's own otherwise."""
+        """Canonical form of a name; unknown names are returned unchanged."""
         if name in self.model:
             return name
         return self.source.resolve(name) if self.source.takes(name) else name
 
     def has(self, name: str) -> bool:
-        """Whether it is a spelling of the name of a parameter of the model."""
+        """True if the name, in any spelling, is that of a parameter of the model."""
         return self.canonical(name) in self.model
 
     def _refuse_strangers(self, known: Mapping[int, str]) -> None:
@@ -112,13 +112,13 @@ class Own:
                 f"the first is of shape {list(first.shape)}, in group {i}",
                 where=self.source.label,
                 hint="pass the model that the optimizer was made of; "
-                "if parameters were replaced since, make the optimizer anew",
+                "if parameters were replaced since, make a new optimizer",
             )
 
     # --- state -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Name → what is kept of the parameter, for those that it keeps something of."""
+        """Name → state of the parameter, for parameters with state."""
         state = self.saved["state"]
         return {name: state[key] for name, key in zip(self.names, self.keys, strict=True) if key in state}
 
@@ -139,12 +139,12 @@ class Own:
             )
         if [len(group["params"]) for group in saved.get("param_groups", ())] != sizes:
             raise UnsupportedSource(
-                f"the state_dict() of {self.label} has other groups than the optimizer", where=self.source.label
+                f"the state_dict() of {self.label} and the optimizer have different groups", where=self.source.label
             )
         return dict(saved)
 
     def _refuse_hidden_state(self) -> None:
-        """Refuse a wrapper whose `state_dict()` leaves out what the optimizer inside it keeps."""
+        """Refuse a wrapper whose `state_dict()` leaves out state of its inner optimizer."""
         key_of = {id(p): key for p, key in zip(self.parameters, self.keys, strict=True)}
         state = self.saved["state"]
         for inner in self.all[1:]:
@@ -153,7 +153,7 @@ class Own:
                 left_out = leaf_keys(values) - shown
                 if left_out:
                     raise UnsupportedSource(
-                        f"the state_dict() of {self.label} leaves out what the {type(inner).__name__} inside it keeps: "
+                        f"the state_dict() of {self.label} leaves out state of the {type(inner).__name__} inside it: "
                         f"{listed(sorted(left_out))}",
                         where=self.source.label,
                         hint="pass the optimizer inside it",
@@ -161,7 +161,7 @@ class Own:
 
 
 def refuse_no_optimizer(optimizer: object) -> None:
-    """An error for what is no optimizer, such as its `state_dict`.
+    """Refuse an object that is not an optimizer, such as a `state_dict`.
 
     Raises:
         UnsupportedSource: It has no `param_groups` and `state`.
@@ -169,7 +169,7 @@ def refuse_no_optimizer(optimizer: object) -> None:
     if not _is_optimizer(optimizer):
         inner = getattr(optimizer, "optimizer", None)
         raise UnsupportedSource(
-            f"a {type(optimizer).__name__} is no optimizer",
+            f"a {type(optimizer).__name__} is not an optimizer",
             exists="an optimizer has param_groups and a state",
             hint="pass its optimizer: scheduler.optimizer"
             if _is_optimizer(inner)
@@ -178,7 +178,7 @@ def refuse_no_optimizer(optimizer: object) -> None:
 
 
 def class_name(optimizer: object) -> str:
-    """The class of an optimizer, with its module."""
+    """Class name of an optimizer, with its module."""
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
@@ -187,7 +187,7 @@ def _is_optimizer(x: object) -> bool:
 
 
 def _optimizers(optimizer: Any) -> Iterator[Any]:
-    """The optimizer and all inside it, the outermost first."""
+    """The optimizer and all optimizers inside it, outermost first."""
     waiting, seen = [optimizer], {id(optimizer)}
     for found in waiting:
         yield found
@@ -202,7 +202,7 @@ def _optimizers(optimizer: Any) -> Iterator[Any]:
 
 
 def _arguments(kind: type) -> frozenset[str] | None:
-    """The names that a class's constructors take; None where these are not known."""
+    """Parameter names of a class's constructors; None if unknown."""
     import torch
 
     names: set[str] = set()
@@ -220,7 +220,7 @@ def _arguments(kind: type) -> frozenset[str] | None:
 
 
 def leaf_keys(values: Any) -> frozenset[str]:
-    """The keys under which something stands, however deep: bitsandbytes puts its own into a mapping of theirs.
+    """Keys of all leaves, at any depth: bitsandbytes nests its state in a mapping.
 
     >>> sorted(leaf_keys({"step": 1, "packed": {"state1": 2}}))
     ['state1', 'step']
@@ -232,7 +232,7 @@ def leaf_keys(values: Any) -> frozenset[str]:
 
 
 class Snapshot:
-    """What optimizers hold at one moment, the tensors themselves and not copies of them."""
+    """State of optimizers at one moment; refers to the tensors without copying them."""
 
     def __init__(self, owns: Sequence[Own]) -> None:
         self._held = [
@@ -250,7 +250,7 @@ class Snapshot:
         ]
 
     def restore(self) -> None:
-        """Put all of it back."""
+        """Restore the state."""
         for optimizer, attributes, state, entries, values, groups, options in self._held:
             vars(optimizer).clear()
             vars(optimizer).update(attributes)

@@ -1,4 +1,4 @@
-"""The state of an optimizer in any of the forms that it is saved in."""
+"""Parser for saved optimizer states in all supported forms."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torchparams.train.optimizer_file import read_optimizer_file
 
 
 def parsed(x: Any, names: Sequence[str] | None, source: ModuleSource) -> OptimizerState:
-    """What was saved, by name.
+    """Parse a saved optimizer state into state by parameter name.
 
     Args:
-        x: What `load_optimizer_state` takes.
-        names: The names of the parameters, where it knows them by position.
+        x: Any form that `load_optimizer_state` accepts.
+        names: Names of the parameters, for a state that identifies them by position.
         source: The model.
 
     Raises:
-        UnsupportedSource: It is no state of an optimizer, or one without names.
-        MismatchError: The names do not fit it.
+        UnsupportedSource: `x` is not an optimizer state, or has no names.
+        MismatchError: The names do not match the state.
     """
     if isinstance(x, OptimizerState):
         return x
@@ -34,20 +34,20 @@ def parsed(x: Any, names: Sequence[str] | None, source: ModuleSource) -> Optimiz
     if isinstance(x, list | tuple) and x:
         if names is not None and len(x) > 1:
             raise UnsupportedSource(
-                "names= are those of one optimizer, and this is the state of several",
-                hint="load the state of each by itself",
+                "names= works for one optimizer, and this is the state of several",
+                hint="load the state of each optimizer separately",
             )
         return OptimizerState.of_parts([parsed(part, names, source) for part in x])
     if not isinstance(x, Mapping) or "state" not in x or "param_groups" not in x:
         raise UnsupportedSource(
-            f"a {type(x).__name__} is no state of an optimizer",
-            exists="that is an OptimizerState, or a state_dict with the keys state and param_groups",
+            f"a {type(x).__name__} is not an optimizer state",
+            exists="a state is an OptimizerState, or a state_dict with the keys state and param_groups",
             hint=_hint(x),
         )
     if not _is_laid_out(x):
         raise UnsupportedSource(
-            "the state of an optimizer is not laid out as one",
-            exists="it needs a mapping under state, and under param_groups a list of mappings with params in each",
+            "the optimizer state is malformed",
+            exists="it needs a mapping under state, and a list of mappings with params under param_groups",
         )
     groups = [dict(group) for group in x["param_groups"]]
     keys = [key for group in groups for key in group["params"]]
@@ -61,22 +61,22 @@ def parsed(x: Any, names: Sequence[str] | None, source: ModuleSource) -> Optimiz
     shared = {str(key): value for key, value in x["state"].items() if key not in called}
     shared |= x.get("shared") or {}
     if "shapes" not in x and any(_is_flat(value) for value in state.values()):
-        # The state of LBFGS as torch has it: vectors of all parameters, under the first of them.
+        # Torch's LBFGS keeps vectors over all parameters, under the first parameter.
         flat = next(value for value in state.values() if _is_flat(value))
         model = ModuleSource(source.module).keys()
         found = {name: source.resolve(name) for name in called.values() if source.takes(name)}
         shapes = {name: real_shape(model[canonical]) for name, canonical in found.items() if canonical in model}
         if len(shapes) < len(called):
             raise MismatchError(
-                "the vectors of LBFGS are of all its parameters, and the model does not have all of these",
+                "LBFGS keeps vectors over all its parameters, and the model lacks some of them",
                 exists=f"it lacks {listed(name for name in called.values() if name not in shapes)}",
-                hint="save torchparams.optimizer_state(model, optimizer).state_dict() instead, which cuts them by name",
+                hint="save torchparams.optimizer_state(model, optimizer).state_dict(), which splits them by name",
             )
         state = split_flat(flat, shapes)
         shared |= {key: value for key, value in flat.items() if key not in FLAT}
     shapes_saved = {name: tuple(shape) for name, shape in (x.get("shapes") or {}).items()}
     ours = ("optimizer", "state", "param_groups", "shapes", "shared", "extra")
-    # What a state_dict of an optimizer holds beside, and what was kept of it here.
+    # Further keys of an optimizer's state_dict, and those kept by earlier parsing.
     extra = {**{key: value for key, value in x.items() if key not in ours}, **(x.get("extra") or {})}
     return OptimizerState(str(x.get("optimizer") or ""), state, groups, shapes_saved, shared, extra)
 
@@ -101,15 +101,15 @@ def _names_of(groups: list[dict[str, Any]], keys: list[Any], names: Sequence[str
     if names is None:
         if not all("param_names" in group for group in groups):
             raise UnsupportedSource(
-                "the state knows its parameters by position alone, and their names are not in it",
-                hint="give names=, the names of the parameters in the order that the optimizer had them in: "
-                "list(dict(model.named_parameters())) of the model as it was, if it was made of model.parameters()",
+                "the state identifies its parameters by position and has no names",
+                hint="pass names=, the names of the parameters in the optimizer's order: "
+                "list(dict(model.named_parameters())) of the original model, if the optimizer got model.parameters()",
             )
         names = [name for group in groups for name in group["param_names"]]
     if len(names) != len(keys) or len(set(names)) != len(names):
         raise MismatchError(
             f"there are {plural(len(set(names)), 'name')} for {plural(len(keys), 'parameter')}",
-            hint="give each parameter of the optimizer one name, in its order",
+            hint="pass one name for each parameter of the optimizer, in its order",
         )
     return list(names)
 
