@@ -1,4 +1,4 @@
-"""Layers that bitsandbytes quantises are recognised: in the model, in its state dict and in files of that."""
+"""Layers that bitsandbytes quantises: files and state dicts are decoded as the library does, live layers hold codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import bitsandbytes
 import pytest
 import torch
+from bitsandbytes import functional
 from torch import nn
 
 import torchparams as tp
@@ -17,42 +18,88 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the library
 
+# Rows are whole blocks: of others, the library's own kernel for the CPU mixes up the scales.
 LAYERS: dict[str, Any] = {
-    "8 bits": lambda: bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False),
-    "nf4": lambda: bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4"),
-    "fp4, nested": lambda: bitsandbytes.nn.Linear4bit(64, 64, quant_type="fp4", compress_statistics=True),
-    "nf4 in bfloat16": lambda: bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4", quant_storage=torch.bfloat16),
+    "8 bits": lambda: bitsandbytes.nn.Linear8bitLt(192, 100, has_fp16_weights=False),
+    "nf4": lambda: bitsandbytes.nn.Linear4bit(192, 100, quant_type="nf4", compress_statistics=False),
+    "nf4, nested": lambda: bitsandbytes.nn.Linear4bit(192, 100, quant_type="nf4"),
+    "fp4, nested": lambda: bitsandbytes.nn.Linear4bit(192, 100, quant_type="fp4", compress_statistics=True),
+    "nf4 in bfloat16": lambda: bitsandbytes.nn.Linear4bit(192, 100, quant_type="nf4", quant_storage=torch.bfloat16),
 }
+ENCODINGS = {"8 bits": "int8-bnb", "fp4, nested": "fp4"}
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
 
 
 @pytest.fixture(params=list(LAYERS))
-def net(request: pytest.FixtureRequest) -> nn.Module:
+def net(request: pytest.FixtureRequest, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    made = nn.ModuleDict({"l": LAYERS[request.param](), "norm": nn.LayerNorm(64)})
+    made = nn.ModuleDict({"l": LAYERS[request.param]().to(dtype), "norm": nn.LayerNorm(192)})
     return made.to("cpu")  # which quantises
 
 
-def test_a_layer_holds_codes_before_and_after_it_runs(net: nn.Module) -> None:
+def values_of(net: nn.Module) -> torch.Tensor:
+    weight: Any = net.get_parameter("l.weight")
+    if weight.dtype == torch.int8:
+        found: torch.Tensor = functional.int8_vectorwise_dequant(weight.data, net.state_dict()["l.SCB"])
+    else:
+        found = functional.dequantize_4bit(weight.data, weight.quant_state)
+    return found
+
+
+def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def test_a_layer_holds_codes_before_and_after_it_runs(net: nn.Module, dtype: torch.dtype) -> None:
     for _ in range(2):
         assert [each.name for each in tp.stats(net).unread] == ["l.weight"]
         with pytest.raises(NotReadable, match=r"l\.weight.*Holds codes of an unknown encoding"):
             tp.apply_(net, None, lambda w: w * 2)
-        net.get_submodule("l")(torch.ones(2, 64))
+        net.get_submodule("l")(torch.ones(2, 192, dtype=dtype))
 
 
-def test_its_state_dict_and_a_file_of_that_hold_codes(net: nn.Module, tmp_path: Path) -> None:
-    state = {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
-    path = tmp_path / "model.safetensors"
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_its_state_dict_and_files_of_that_have_the_values_of_the_library(
+    net: nn.Module, suffix: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    state = state_of(net)
+    path = tmp_path / f"model.{suffix}"
     tp.convert(state, path).run()
+    encoding = ENCODINGS.get(request.node.callspec.params["net"], "nf4")
     for x in (state, path):
-        found = tp.of(x).source.coded()
-        assert [name for name, each in found.items() if each.codes] == ["l.weight"]
-        assert found.keys() == state.keys() - {"l.bias", "norm.weight", "norm.bias"}
-        assert "l.weight" in {each.name for each in tp.stats(x).unread}
-        with pytest.raises(NotReadable, match=r"l\.weight"):
-            tp.merge([x, x], tmp_path / "merged.safetensors")
-        with pytest.raises(NotReadable, match=r"l\.\w+"):
-            tp.convert(x, tmp_path / "cast.safetensors", dtype="f16")
+        params = tp.of(x)
+        assert params.names == ["l.weight", "l.bias", "norm.weight", "norm.bias"]
+        assert params.info("l.weight").encoding == encoding
+        assert torch.equal(params["l.weight"], values_of(net))
+        assert not tp.stats(x).unread
+    assert tp.digest(path).digest == tp.digest(tp.of(state, raw=True)).digest
+    tp.convert(path, tmp_path / "plain.safetensors", dtype="f32").run()
+    assert torch.equal(tp.of(tmp_path / "plain.safetensors")["l.weight"], values_of(net).float())
+
+
+@pytest.mark.parametrize("name", ["absmax", "quant_map", "nested_absmax", "nested_quant_map"])
+def test_a_part_that_is_missing_is_named(net: nn.Module, name: str) -> None:
+    state = state_of(net)
+    if state.pop(f"l.weight.{name}", None) is None:
+        return  # such a layer has no such part
+    unread = {each.name: each.reason for each in tp.stats(state).unread}
+    assert f"'l.weight.{name}' is missing" in unread["l.weight"]
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{}", b"\xff", b"{" * 20000, b'{"quant_type": "nf4", "blocksize": 64, "shape": [1e9]}']
+)
+def test_a_state_that_is_none_is_refused(net: nn.Module, text: bytes) -> None:
+    state = state_of(net)
+    for name in state:
+        if "quant_state" in name:
+            state[name] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0)
+            assert "l.weight" in {each.name for each in tp.stats(state).unread}
 
 
 def test_a_layer_that_is_not_quantised_yet_holds_numbers() -> None:

@@ -13,6 +13,7 @@ from torchparams.dtypes import DType
 from torchparams.edit.lora._lowrank import Folded
 from torchparams.edit.merge._slerp import Slerp
 from torchparams.edit.merge._sparse import Dropped, TaskVectors, Trimmed
+from torchparams.encodings.packed import Bytes, Nibbles, Rescaled, Transposed, Unpacked
 from torchparams.encodings.scaled import BlockScaled
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.strided import Strided
@@ -60,8 +61,31 @@ EXPRESSIONS: dict[str, Callable[[], Expression]] = {
     "folded": lambda: Folded(stored(0), stored(1, (3, 41)), stored(2, (37, 3)), 0.5),
     "folded in tiles": lambda: folded_in_tiles(),
     "block scaled": lambda: block_scaled(),
+    "turned": lambda: Transposed(stored(0)),
+    "unpacked": lambda: Unpacked(words(37, 5), 8, (37, 19), 1),
+    "unpacked and turned": lambda: Unpacked(words(6, 41), 3, (41, 60), 0, turned=True),
+    "nibbles": lambda: Nibbles(Bytes(words(37, 5), DType.of("U8"), (37 * 20,)), (37 * 40,)),
+    "rescaled": lambda: Rescaled(stored(0), stored(1, (1, 1)), divide=True),
+    "block scaled with zero points": lambda: with_zeros(),
     "block scaled by experts": lambda: block_scaled((5, 7, 41), (7, 41), (3, 8)),
 }
+
+
+def words(rows: int, columns: int) -> Expression:
+    array = np.random.default_rng(7).integers(-(1 << 31), 1 << 31, (rows, columns)).astype(np.int32)
+    return MemorySource({"words": array}).row("words")
+
+
+def with_zeros() -> Expression:
+    rng = np.random.default_rng(8)
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "codes": rng.integers(0, 16, (37, 41)).astype(np.uint8),
+        "scales": rng.standard_normal((37, 6)).astype(np.float16),
+        "zeros": rng.integers(0, 15, (37, 6)).astype(np.uint8),
+        "index": rng.integers(0, 6, 41),
+    }
+    codes, scales, zeros, index = map(MemorySource(arrays).row, arrays)
+    return BlockScaled(codes, scales, (37, 41), (1, 7), zeros=zeros, above=1, index=index, factor=0.3)
 
 
 def block_scaled(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.records import Records
 
-ENCODINGS: tuple[str, ...] = ("torchparams.encodings.fp8:claim",)
+ENCODINGS: tuple[str, ...] = (
+    "torchparams.encodings.compressed:claim",
+    "torchparams.encodings.fp4:claim",
+    "torchparams.encodings.gptq:claim",
+    "torchparams.encodings.bitsandbytes:claim",
+    "torchparams.encodings.fp8:claim",
+)
 """`module:function` of each encoding, asked in this order; imported once there are codes."""
 
 

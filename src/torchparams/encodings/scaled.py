@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
+from torchparams.errors import NotReadable
 from torchparams.expressions.base import Expression
 from torchparams.expressions.casts import widen
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 F32 = DType.of("float32")
 
+Table = tuple[float, ...]
+
+FP4: Table = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The values of float4_e2m1fn, by code."""
+
 
 class BlockScaled(Expression):
     """Values of codes: that of the table, less a zero point, times the scale of the block.
@@ -29,10 +35,15 @@ class BlockScaled(Expression):
         scales: One for each block, row by row of blocks; of several matrices, one after the other.
         matrix: Rows and columns of a matrix of codes.
         block: Rows and columns of a block; those at the end may be smaller.
-        table: The values of the codes, at most 256, where the codes' own type does not say it.
+        table: The values of the codes, at most 256, where the codes' own type does not say it; or the tensor of them.
+        zeros: The zero point of each block; None for zero.
+        above: Added to zero points, as a format may store them less one.
+        limit: The largest zero point that is stored; a larger one is refused.
+        index: The column of blocks of each column of codes; None where the blocks' width decides.
         shape: The shape; that of the codes unless given.
         dtype: The type that values are rounded to.
         offset: Added to every scale.
+        factor: Times every value, after its scale.
 
     >>> import numpy as np
     >>> from torchparams.expressions.work import evaluate
@@ -49,19 +60,42 @@ class BlockScaled(Expression):
         matrix: tuple[int, int],
         block: tuple[int, int],
         *,
-        table: tuple[float, ...] | None = None,
+        table: Table | Expression | None = None,
+        zeros: Expression | None = None,
+        above: int = 0,
+        limit: int = 255,
+        index: Expression | None = None,
         shape: Sequence[int] | None = None,
         dtype: DType = F32,
         offset: float = 0.0,
+        factor: float = 1.0,
     ) -> None:
-        super().__init__(codes.shape if shape is None else shape, dtype, (codes, scales))
-        self.matrix, self.block, self.table, self.offset = matrix, block, table, offset
+        further = [each for each in (zeros, index, table) if isinstance(each, Expression)]
+        super().__init__(codes.shape if shape is None else shape, dtype, (codes, scales, *further))
+        self.codes, self.scales, self.zeros, self.index, self.table = codes, scales, zeros, index, table
+        self.matrix, self.block = matrix, block
+        self.above, self.limit, self.offset, self.factor = above, limit, offset, factor
         rows, columns = matrix
-        self.lines, self.across = -(-rows // block[0]), -(-columns // block[1])  # rows and columns of blocks
+        # Rows and columns of blocks; with an index, as many columns as there are scales for.
+        self.lines = -(-rows // block[0])
         matrices = codes.numel // max(rows * columns, 1)
+        self.across = scales.numel // (matrices * self.lines) if index is not None else -(-columns // block[1])
         assert self.numel == codes.numel == matrices * rows * columns
         assert scales.numel == matrices * self.lines * self.across
+        assert zeros is None or zeros.numel == scales.numel
         self.granule = columns if columns <= 1 << 16 else 1
+
+    def prepare(self, work: Work) -> Any:
+        """The column of blocks of each column, where it is not what the blocks' width says."""
+        import numpy as np
+
+        if self.index is None:
+            return None
+        found = np.array(self.index.compute(0, self.matrix[1], work)).astype(np.int64)
+        if len(found) and (found.min() < 0 or found.max() >= self.across):
+            raise NotReadable(f"A group in {self.index.summary()!r} is out of range: there are {self.across}")
+        plain = np.arange(len(found)) // self.block[1]
+        return None if np.array_equal(found, plain) else found.astype(np.int32)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The codes' values, scaled."""
@@ -69,65 +103,82 @@ class BlockScaled(Expression):
 
         direct = self.dtype == F32
         out = into if direct and into is not None else work.scratch(self, 0, stop - start, F32.numpy)
-        codes, scales = self.operands
-        found = codes.compute(start, stop, work).view(np.uint8)
-        rows, columns = self.matrix
-        size = rows * columns
+        table = self._table(work)
+        index = None if self.index is None else work.state.get(id(self))
+        found = self.codes.compute(start, stop, work).view(np.uint8)
+        columns, high = self.matrix[1], self.block[0]
+        size = self.matrix[0] * columns
         at = start
         while at < stop:  # one matrix after the other: the blocks of the next begin anew
             number, begin = divmod(at, size)
             count = min(size - begin, stop - at)
-            first = begin // columns // self.block[0]
-            last = (begin + count - 1) // columns // self.block[0] + 1
-            line = number * self.lines
-            factors = self._factors(scales, (line + first) * self.across, (line + last) * self.across, work)
+            first, last = begin // columns // high, (begin + count - 1) // columns // high + 1
+            lines = (number * self.lines + first) * self.across, (number * self.lines + last) * self.across
             self._scale(
-                found[at - start : at - start + count],
-                factors.reshape(last - first, self.across),
-                begin - first * self.block[0] * columns,
-                out[at - start : at - start + count],
-            )
+                found[at - start : at - start + count], table, lines, index, begin - first * high * columns,
+                out[at - start : at - start + count], work,
+            )  # fmt: skip
             at += count
-        return out if direct else _rounded(out, self.dtype, work.scratch(self, 1, stop - start, self.dtype.numpy))
+        if self.factor != 1:
+            np.multiply(out, np.float32(self.factor), out=out)
+        if direct:
+            return out
+        rounded = work.scratch(self, 1, stop - start, self.dtype.numpy)
+        with np.errstate(all="ignore"):
+            np.copyto(rounded, out, casting="unsafe")
+        return rounded
 
-    def _factors(self, scales: Expression, start: int, stop: int, work: Work) -> Array:
+    def _scale(
+        self,
+        codes: Array,
+        table: Array,
+        lines: tuple[int, int],
+        index: Array | None,
+        start: int,
+        out: Array,
+        work: Work,
+    ) -> None:
         import numpy as np
 
-        factors = widen(scales.compute(start, stop, work), scales.dtype)
-        return factors + np.float32(self.offset) if self.offset else factors
-
-    def _scale(self, codes: Array, factors: Array, start: int, out: Array) -> None:
         from torchparams.sketch.decode import scaled
 
-        table = values_of(self.operands[0].dtype) if self.table is None else _padded(self.table)
-        scaled(codes, table, factors, None, None, self.matrix[1], self.block, start, out)
+        scales = widen(self.scales.compute(*lines, work), self.scales.dtype)
+        if self.offset:
+            scales = scales + np.float32(self.offset)
+        zeros = None
+        if self.zeros is not None:
+            stored = self.zeros.compute(*lines, work)
+            if self.limit < 255 and stored.max() > self.limit:
+                raise NotReadable(f"A zero point in {self.zeros.summary()!r} is larger than {self.limit}")
+            zeros = (stored.astype(np.float32) + np.float32(self.above)).reshape(-1, self.across)
+        scaled(codes, table, scales.reshape(-1, self.across), zeros, index, self.matrix[1], self.block, start, out)
+
+    def _table(self, work: Work) -> Array:
+        if self.table is None:
+            return values_of(self.codes.dtype)
+        if isinstance(self.table, Expression):
+            values = widen(self.table.compute(0, self.table.numel, work), self.table.dtype)
+            return _padded(tuple(values.tolist()))
+        return _padded(self.table)
 
     @property
     def footprint(self) -> int:
-        """The codes, and float32 before and after rounding."""
-        per_scale = self.operands[1].footprint + 8
-        scales = -(-per_scale // min(self.block[0] * self.block[1], per_scale))
-        return self.operands[0].footprint + scales + 4 + self.dtype.itemsize
+        """The codes, the scales, and float32 before and after rounding."""
+        area = self.block[0] * self.block[1]
+        scales = -(-(self.scales.footprint + 12) // min(area, self.scales.footprint + 12))
+        return self.codes.footprint + scales + 4 + self.dtype.itemsize
 
     def summary(self) -> str:
         """The codes, decoded."""
-        return f"{self.operands[0].summary()} decoded"
+        return f"{self.codes.summary()} decoded"
 
     def to_json(self) -> dict[str, Any]:
         """With the block."""
         return {**super().to_json(), "block": list(self.block)}
 
 
-def _rounded(values: Array, dtype: DType, out: Array) -> Array:
-    import numpy as np
-
-    with np.errstate(all="ignore"):
-        np.copyto(out, values, casting="unsafe")
-    return out
-
-
 @lru_cache
-def _padded(values: tuple[float, ...]) -> Array:
+def _padded(values: Table) -> Array:
     """A table of 256 values, of which the others are NaN."""
     import numpy as np
 

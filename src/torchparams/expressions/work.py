@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GROUP = 4
 """Elements of less than a byte that a run begins at a multiple of: so many fill whole bytes, of 4 bits and of 6."""
 
+_TILES = 8
+"""Expressions of which a tile is kept."""
+
 BLOCK_BYTES = 1 << 19
 """Bytes of an operand that are read at once: with all that is made of them, they stay in a second-level cache."""
 
@@ -49,7 +52,7 @@ class Work:
         self._mapped: list[Source] = []
         self._kept: tuple[str, Array] | None = None
         self._prepared: dict[int, Any] = {}
-        self._latest: tuple[Expression, int, Array] | None = None
+        self._latest: dict[int, tuple[Expression, int, Array]] = {}
         self._owners: dict[int, int] = {}
         self._scratch: dict[tuple[int, int], Array] = {}
         self.block = block_bytes
@@ -98,7 +101,7 @@ class Work:
         """
         self.block = block_of(x, self._block_bytes) if block is None else block
         self._owners.clear()
-        self._latest = None
+        self._latest.clear()
         self._let_go()
         self._array_of = array_of
         self._prepared = {} if prepared is None else dict(prepared)
@@ -165,10 +168,14 @@ class Work:
             self._owners.popitem()
 
     def latest(self, x: Expression, key: int, compute: Callable[[], Array]) -> Array:
-        """What `compute` gives, kept until something else is: for tiles that several blocks in a row touch."""
-        if self._latest is None or self._latest[0] is not x or self._latest[1] != key:
-            self._latest = x, key, compute()
-        return self._latest[2]
+        """What `compute` gives, kept until the next of `x`, or of several others: for tiles that blocks share."""
+        kept = self._latest.get(id(x))
+        if kept is None or kept[1] != key:
+            self._latest.pop(id(x), None)
+            if len(self._latest) == _TILES:
+                self._latest.pop(next(iter(self._latest)))
+            kept = self._latest[id(x)] = x, key, compute()
+        return kept[2]
 
     def count(self, x: Expression, lost: Losses) -> None:
         """Add to what a cast lost."""

@@ -85,9 +85,9 @@ static void scale_all(const job *j, float *out)
         const float *scales = j->scales + row / j->height * j->lines;
         const float *zeros = j->zeros ? j->zeros + row / j->height * j->lines : NULL;
         size_t end = j->columns - column < j->n - at ? at + j->columns - column : j->n;
-        if (j->index) {
+        if (j->index || j->width == 1) {
             for (; at < end; at++, column++) {
-                size_t group = (size_t)j->index[column];
+                size_t group = j->index ? (size_t)j->index[column] : column;
                 out[at] = (j->table[j->codes[at]] - (zeros ? zeros[group] : 0)) * scales[group];
             }
         }

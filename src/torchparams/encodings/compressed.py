@@ -1,0 +1,102 @@
+"""compressed-tensors: integers packed in words with a scale for each group (`pack-quantized`), int8, and fp4."""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torchparams.encodings.base import Claim, Refused, quoted, shaped
+from torchparams.encodings.fp4 import mxfp4, nvfp4
+from torchparams.encodings.fp8 import scaled
+from torchparams.encodings.packed import Unpacked
+from torchparams.encodings.scaled import BlockScaled
+
+if TYPE_CHECKING:
+    from torchparams.encodings.base import Tensors
+    from torchparams.expressions.base import Expression
+
+_BITS = (2, 4, 8)
+
+
+def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
+    """The parameter of a layer of compressed-tensors whose codes are packed, or int8."""
+    if codes.endswith("_packed"):
+        return _packed(codes, codes.removesuffix("_packed"), tensors)
+    if tensors.dtype(codes) == "int8" and codes + "_scale" in tensors and tensors.method == "compressed-tensors":
+        if codes + "_zero_point" in tensors:
+            parts = (codes, *tensors.present(codes + "_scale", codes + "_zero_point", codes + "_g_idx"))
+            return Refused(
+                parts, f"Zero points of int8 that is not packed ({quoted(codes + '_zero_point')}) are unknown"
+            )
+        if codes + "_g_idx" in tensors:
+            return Refused((codes, codes + "_scale", codes + "_g_idx"), f"{quoted(codes + '_g_idx')} is unknown here")
+        return scaled(codes, codes + "_scale", tensors, "int8", None)
+    return None
+
+
+def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
+    scale, whole = name + "_scale", name + "_global_scale"
+    if scale not in tensors:
+        return Refused((codes, *tensors.present(whole, name + "_shape")), f"{quoted(scale)} is missing")
+    if tensors.dtype(codes) == "uint8":
+        if whole in tensors:
+            return nvfp4(name, codes, scale, whole, tensors, divide=True)
+        return mxfp4(name, codes, scale, tensors)
+    size, zeros, order = name + "_shape", name + "_zero_point", name + "_g_idx"
+    parts = (codes, scale, *tensors.present(zeros, order, size))
+    if tensors.dtype(codes) != "int32" or len(tensors.shape(codes)) != 2 or 0 in tensors.shape(codes):
+        return Refused(parts, f"{shaped(tensors, codes)} is no matrix of int32")
+    if size not in tensors:
+        return Refused(parts, f"{quoted(size)} is missing")
+    if tensors.shape(size) != (2,) or tensors.dtype(size) not in ("int64", "int32"):
+        return Refused(parts, f"{shaped(tensors, size)} does not hold two sizes")
+    rows, columns = struct.unpack("<2q" if tensors.dtype(size) == "int64" else "<2i", tensors.bytes_of(size, 16))
+    high, words = tensors.shape(codes)
+    bits = [bits for bits in _BITS if (rows, -(-columns * bits // 32)) == (high, words)]
+    if len(bits) != 1 or columns < 1:
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold {rows} x {columns} codes of 2, 4 or 8 bits")
+    width = bits[0]
+    lines, groups = (*tensors.shape(scale), 0, 0)[:2]
+    if len(tensors.shape(scale)) != 2 or lines != rows or not groups or tensors.dtype(scale).kind != "float":
+        return Refused(parts, f"The scales {shaped(tensors, scale)} do not fit {rows} rows")
+    if columns % groups:
+        return Refused(parts, f"The {groups} groups of {quoted(scale)} do not divide {columns} columns")
+    group = columns // groups
+    operands = [codes, scale]
+    if zeros in tensors:
+        if tensors.shape(zeros) != (-(-rows * width // 32), groups) or tensors.dtype(zeros) != "int32":
+            return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not fit {shaped(tensors, scale)}")
+        operands.append(zeros)
+    if order in tensors:
+        if tensors.shape(order) != (columns,) or tensors.dtype(order) not in ("int32", "int64"):
+            return Refused(parts, f"{shaped(tensors, order)} is no list of groups")
+        operands.append(order)
+    build = partial(
+        _build, bits=width, shape=(rows, columns), group=group, has_zeros=zeros in tensors, has_order=order in tensors
+    )
+    called = "channel" if groups == 1 else f"g{group}"
+    return Claim(name, (rows, columns), f"int{width}-{called}", parts, build, tuple(operands))
+
+
+def _build(
+    codes: Expression,
+    scale: Expression,
+    *others: Expression,
+    bits: int,
+    shape: tuple[int, int],
+    group: int,
+    has_zeros: bool,
+    has_order: bool,
+) -> Expression:
+    # Codes and zero points are both stored with half of the range added.
+    half = 0 if has_zeros else 1 << (bits - 1)
+    return BlockScaled(
+        Unpacked(codes, bits, shape, 1),
+        scale,
+        shape,
+        (1, group),
+        table=tuple(float(code - half) for code in range(1 << bits)),
+        zeros=Unpacked(others[0], bits, (shape[0], scale.shape[1]), 0) if has_zeros else None,
+        index=others[-1] if has_order else None,
+    )

@@ -1,0 +1,122 @@
+"""Four-bit floats in blocks of 32 with a power of two each (MXFP4), or of 16 with a float8 each (NVFP4).
+
+gpt-oss stores MXFP4 as `X_blocks` and `X_scales`, and ModelOpt NVFP4 as `weight`, `weight_scale` and `weight_scale_2`.
+The lower half of a byte comes first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING
+
+from torchparams.dtypes import DType
+from torchparams.encodings.base import Claim, Refused, quoted, shaped
+from torchparams.encodings.packed import Bytes, Nibbles, Rescaled, Transposed
+from torchparams.encodings.scaled import FP4, BlockScaled
+
+if TYPE_CHECKING:
+    from torchparams.encodings.base import Tensors
+    from torchparams.expressions.base import Expression
+
+POWERS = DType.of("float8_e8m0fnu")
+_GROUP = {"mxfp4": 32, "nvfp4": 16}
+
+
+def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
+    """The parameter of MXFP4 blocks as gpt-oss stores them, or of NVFP4 as ModelOpt does."""
+    if tensors.dtype(codes) != "uint8":
+        return None
+    if codes.endswith("_blocks") and codes.removesuffix("blocks") + "scales" in tensors:
+        return _gpt_oss(codes, tensors)
+    if codes + "_scale_2" in tensors:
+        scale, whole = codes + "_scale", codes + "_scale_2"
+        if scale not in tensors:
+            return Refused((codes, whole), f"{quoted(scale)} is missing")
+        return nvfp4(codes, codes, scale, whole, tensors, divide=False)
+    return None
+
+
+def nvfp4(name: str, codes: str, scale: str, whole: str, tensors: Tensors, *, divide: bool) -> Claim | Refused:
+    """The claim of NVFP4 codes, a float8 scale for each 16 of a row, and one scale of these.
+
+    Args:
+        name: The parameter's name.
+        codes, scale, whole: Names of the tensors.
+        tensors: All tensors.
+        divide: Whether the scales are divided by the one scale, not multiplied.
+    """
+    parts = (codes, scale, whole)
+    problem = _misfit(codes, scale, tensors, "nvfp4")
+    if problem:
+        return Refused(parts, problem)
+    if tensors.dtype(scale) != "float8_e4m3fn":
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are not of float8_e4m3fn")
+    if prod(tensors.shape(whole)) != 1 or tensors.dtype(whole) != "float32":
+        return Refused(parts, f"{shaped(tensors, whole)} is not one float32")
+    *batch, rows, half = tensors.shape(codes)
+    build = partial(_nvfp4, shape=(*batch, rows, 2 * half), divide=divide)
+    return Claim(name, (*batch, rows, 2 * half), "nvfp4", parts, build)
+
+
+def mxfp4(name: str, codes: str, scale: str, tensors: Tensors) -> Claim | Refused:
+    """The claim of MXFP4 codes, and a power of two for each 32 of a row."""
+    parts = (codes, scale)
+    problem = _misfit(codes, scale, tensors, "mxfp4")
+    if problem:
+        return Refused(parts, problem)
+    if tensors.dtype(scale) not in ("uint8", POWERS):
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are no powers of two")
+    *batch, rows, half = tensors.shape(codes)
+    shape = (*batch, rows, 2 * half)
+    return Claim(name, shape, "mxfp4", parts, partial(_mxfp4, shape=shape))
+
+
+def _misfit(codes: str, scale: str, tensors: Tensors, kind: str) -> str:
+    """Why scales do not fit the codes of rows; empty where they do."""
+    shape, given = tensors.shape(codes), tensors.shape(scale)
+    if tensors.dtype(codes) != "uint8" or len(shape) < 2 or 0 in shape:
+        return f"{shaped(tensors, codes)} holds no rows of bytes"
+    if given != (*shape[:-1], 2 * shape[-1] // _GROUP[kind]) or 2 * shape[-1] % _GROUP[kind]:
+        return (
+            f"The scales {shaped(tensors, scale)} are not one for each {_GROUP[kind]} of {[*shape[:-1], 2 * shape[-1]]}"
+        )
+    return ""
+
+
+def _nvfp4(
+    codes: Expression, scale: Expression, whole: Expression, *, shape: tuple[int, ...], divide: bool
+) -> Expression:
+    matrix = (prod(shape[:-1]), shape[-1])
+    scales = Rescaled(scale, whole, divide=divide)
+    return BlockScaled(Nibbles(codes, shape), scales, matrix, (1, _GROUP["nvfp4"]), table=FP4)
+
+
+def _powers(scale: Expression) -> Expression:
+    return scale if scale.dtype == POWERS else Bytes(scale, POWERS, scale.shape)
+
+
+def _mxfp4(codes: Expression, scale: Expression, *, shape: tuple[int, ...]) -> Expression:
+    matrix = (prod(shape[:-1]), shape[-1])
+    return BlockScaled(Nibbles(codes, shape), _powers(scale), matrix, (1, _GROUP["mxfp4"]), table=FP4)
+
+
+def _gpt_oss(codes: str, tensors: Tensors) -> Claim | Refused:
+    scale = codes.removesuffix("blocks") + "scales"
+    parts = (codes, scale)
+    shape = tensors.shape(codes)
+    if len(shape) != 4 or 0 in shape or shape[-1] != 16:
+        return Refused(parts, f"{shaped(tensors, codes)} is not [experts, outputs, groups, 16]")
+    if tensors.shape(scale) != shape[:-1] or tensors.dtype(scale) != "uint8":
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are not one for each group of {list(shape)}")
+    experts, outputs, groups, _ = shape
+    inputs = 32 * groups
+    build = partial(_turned, shape=(experts, outputs, inputs))
+    return Claim(codes.removesuffix("_blocks"), (experts, inputs, outputs), "mxfp4", parts, build)
+
+
+def _turned(codes: Expression, scale: Expression, *, shape: tuple[int, int, int]) -> Expression:
+    """Experts with inputs before outputs, as the layer multiplies."""
+    _, outputs, inputs = shape
+    turned = Transposed(Nibbles(codes, shape))
+    return BlockScaled(turned, Transposed(_powers(scale)), (inputs, outputs), (32, 1), table=FP4)

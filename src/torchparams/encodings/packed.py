@@ -1,0 +1,293 @@
+"""Codes of a few bits out of packed words and bytes, and matrices that are stored the other way round."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torchparams.dtypes import DType
+from torchparams.expressions.base import Expression
+from torchparams.expressions.casts import widen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from torchparams.expressions.work import Work
+
+    Array = np.ndarray[Any, Any]
+
+U8, F32 = DType.of("uint8"), DType.of("float32")
+
+TILE = 1 << 22
+"""Elements that are turned at once, and kept for the blocks that follow."""
+
+_ALIGNED = 32  # rows of a tile: so many codes fill whole words, of any count of bits
+_WHOLE = 1 << 24  # bytes of a matrix that is rather read whole than in very many pieces
+_PIECES = 1 << 11
+
+
+class Tiled(Expression):
+    """Matrices that are computed some rows at a time, because their rows are not stored one after the other.
+
+    Args:
+        shape: The shape; the last two dimensions are rows and columns.
+        dtype: The element type.
+        x: The stored matrices, each of `stored` rows and columns.
+        stored: Rows and columns of a stored matrix.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: DType, x: Expression, stored: tuple[int, int]) -> None:
+        super().__init__(shape, dtype, (x,))
+        self.rows, self.columns = self.shape[-2:]
+        self.stored = stored
+        self.height = min(max(TILE // max(self.columns, 1) // _ALIGNED, 1) * _ALIGNED, max(self.rows, 1))
+
+    @abstractmethod
+    def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
+        """Rows `[start, stop)` of matrix `number`, contiguous."""
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """The elements, out of one tile or several."""
+        size, tiles = self.rows * self.columns, -(-self.rows // self.height)
+        out = into
+        at = start
+        while at < stop:
+            number, offset = divmod(at, size)
+            place = offset // self.columns // self.height
+            first = place * self.height
+            last = min(first + self.height, self.rows)
+            tile = work.latest(self, number * tiles + place, partial(self.tile, number, first, last, work)).reshape(-1)
+            begin = offset - first * self.columns
+            part = tile[begin : begin + stop - at]
+            if len(part) == stop - start:
+                return part
+            if out is None:
+                out = work.scratch(self, 0, stop - start, self.dtype.numpy)
+            out[at - start : at - start + len(part)] = part
+            at += len(part)
+        assert out is not None  # there is at least one element
+        return out
+
+    def columns_of(self, number: int, start: int, stop: int, work: Work, dtype: np.dtype[Any]) -> Array:
+        """Columns `[start, stop)` of all rows of a stored matrix."""
+        import numpy as np
+
+        (x,) = self.operands
+        rows, columns = self.stored
+        begin = number * rows * columns
+        whole = (start, stop) == (0, columns)
+        if whole or (rows > _PIECES and rows * columns * dtype.itemsize <= _WHOLE):
+            found = x.compute(begin, begin + rows * columns, work).view(dtype).reshape(rows, columns)
+            return np.ascontiguousarray(found[:, start:stop])
+        out = np.empty((rows, stop - start), dtype)
+        for row, line in enumerate(out):
+            at = begin + row * columns
+            line[...] = x.compute(at + start, at + stop, work).view(dtype)
+        return out
+
+    def rows_of(self, number: int, start: int, stop: int, work: Work, dtype: np.dtype[Any]) -> Array:
+        """Rows `[start, stop)` of a stored matrix."""
+        rows, columns = self.stored
+        begin = number * rows * columns
+        found = self.operands[0].compute(begin + start * columns, begin + stop * columns, work)
+        return found.view(dtype).reshape(stop - start, columns)
+
+    def summary(self) -> str:
+        """The stored tensor, unpacked."""
+        return f"{self.operands[0].summary()} unpacked"
+
+
+class Transposed(Tiled):
+    """Matrices with rows and columns exchanged.
+
+    >>> import numpy as np
+    >>> from torchparams.expressions.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> evaluate(Transposed(MemorySource({"w": np.array([[1, 2, 3], [4, 5, 6]])}).row("w"))).tolist()
+    [[1, 4], [2, 5], [3, 6]]
+    """
+
+    def __init__(self, x: Expression) -> None:
+        *batch, rows, columns = x.shape
+        super().__init__((*batch, columns, rows), x.dtype, x, (rows, columns))
+
+    def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
+        """Columns of the stored matrix, turned."""
+        import numpy as np
+
+        return np.array(self.columns_of(number, start, stop, work, self.dtype.numpy).T, order="C")
+
+    def summary(self) -> str:
+        """The stored tensor, transposed."""
+        return f"{self.operands[0].summary()} transposed"
+
+
+class Unpacked(Tiled):
+    """Codes of a few bits, a byte each, out of words of 32 bits; the lowest bits come first.
+
+    Args:
+        words: A matrix of int32.
+        bits: Bits of a code.
+        shape: Rows and columns of the codes.
+        axis: The axis of the words along which codes follow each other.
+        turned: Whether the codes are those of the words with rows and columns exchanged.
+        order: Which code of a word each field of it holds; None for one after the other.
+
+    >>> import numpy as np
+    >>> from torchparams.expressions.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> words = MemorySource({"w": np.array([[0x21], [0x43]], np.int32)}).row("w")
+    >>> evaluate(Unpacked(words, 4, (2, 2), 1)).tolist(), evaluate(Unpacked(words, 4, (2, 2), 1, turned=True)).tolist()
+    ([[1, 2], [3, 4]], [[1, 3], [2, 4]])
+    """
+
+    def __init__(
+        self,
+        words: Expression,
+        bits: int,
+        shape: tuple[int, int],
+        axis: int,
+        *,
+        turned: bool = False,
+        order: bytes | None = None,
+    ) -> None:
+        rows, columns = words.shape
+        super().__init__(shape, U8, words, (rows, columns))
+        self.bits, self.axis, self.turned, self.order = bits, axis, turned, order
+
+    def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
+        """The codes of some rows."""
+        import numpy as np
+
+        from torchparams.sketch.decode import unpack
+
+        u32 = np.dtype(np.uint32)
+        out = np.empty((stop - start, self.columns), np.uint8)
+        take = self.columns_of if self.turned else self.rows_of
+        along = self.axis == (1 if self.turned else 0)  # whether the rows are what is packed
+        if along:
+            words = take(number, start * self.bits // 32, -(-stop * self.bits // 32), work, u32)
+        else:
+            words = take(number, start, stop, work, u32)
+        count = stop - start if along else self.columns
+        unpack(words, self.bits, count, self.axis, out.T if self.turned else out, self.order)
+        return out
+
+    @property
+    def footprint(self) -> int:
+        """The words, and the codes."""
+        return 2
+
+
+class Bytes(Expression):
+    """The bytes of elements, as elements of a type of one byte.
+
+    Args:
+        x: The elements, of a byte or more each.
+        dtype: The type.
+        shape: The shape.
+
+    >>> import numpy as np
+    >>> from torchparams.expressions.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> evaluate(Bytes(MemorySource({"w": np.array([0x0201], np.int16)}).row("w"), U8, (2,)))
+    array([1, 2], dtype=uint8)
+    """
+
+    def __init__(self, x: Expression, dtype: DType, shape: Sequence[int]) -> None:
+        super().__init__(shape, dtype, (x,))
+        assert self.nbytes == x.nbytes
+        self.granule = x.dtype.itemsize
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """The bytes of whole elements, cut."""
+        import numpy as np
+
+        (x,) = self.operands
+        size = x.dtype.itemsize
+        first = start // size
+        found = x.compute(first, -(-stop // size), work).view(np.uint8)
+        return found[start - first * size : stop - first * size].view(self.dtype.numpy)
+
+    def summary(self) -> str:
+        """The elements'."""
+        return self.operands[0].summary()
+
+
+class Nibbles(Expression):
+    """Codes of four bits, a byte each, out of bytes that hold two.
+
+    Args:
+        x: The bytes.
+        shape: The shape of the codes.
+        high_first: Whether the upper half of a byte comes first.
+
+    >>> import numpy as np
+    >>> from torchparams.expressions.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> x = MemorySource({"w": np.array([0x21, 0x43], np.uint8)}).row("w")
+    >>> evaluate(Nibbles(x, (4,))).tolist(), evaluate(Nibbles(x, (4,), high_first=True)).tolist()
+    ([1, 2, 3, 4], [2, 1, 4, 3])
+    """
+
+    granule = 2
+
+    def __init__(self, x: Expression, shape: Sequence[int], *, high_first: bool = False) -> None:
+        super().__init__(shape, U8, (x,))
+        assert -(-self.numel // 2) == x.nbytes
+        self.high_first = high_first
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """Both halves of each byte."""
+        import numpy as np
+
+        (x,) = self.operands
+        first, last = start // 2, -(-stop // 2)
+        packed = x.compute(first, last, work).view(np.uint8)
+        out = work.scratch(self, 0, 2 * (last - first), np.dtype(np.uint8))
+        halves = out.reshape(-1, 2)
+        np.right_shift(packed, 4, out=halves[:, 0 if self.high_first else 1])
+        np.bitwise_and(packed, 15, out=halves[:, 1 if self.high_first else 0])
+        return out[start - 2 * first : stop - 2 * first]
+
+    @property
+    def footprint(self) -> int:
+        """The bytes, and the codes."""
+        return 2
+
+    def summary(self) -> str:
+        """The bytes, unpacked."""
+        return f"{self.operands[0].summary()} unpacked"
+
+
+class Rescaled(Expression):
+    """Numbers times one number, or divided by it, in float32: scales that have a scale.
+
+    Args:
+        x: The numbers, of at most 32 bits.
+        by: The one number.
+        divide: Whether it divides.
+    """
+
+    def __init__(self, x: Expression, by: Expression, *, divide: bool = False) -> None:
+        super().__init__(x.shape, F32, (x, by))
+        assert by.numel == 1
+        self.divide = divide
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """Each number, scaled."""
+        import numpy as np
+
+        x, by = self.operands
+        factor = widen(by.compute(0, 1, work), by.dtype)[0]
+        out = widen(x.compute(start, stop, work), x.dtype, work.scratch(self, 0, stop - start, F32.numpy))
+        with np.errstate(all="ignore"):
+            (np.divide if self.divide else np.multiply)(out, factor, out=out)
+        return out
+
+    def summary(self) -> str:
+        """As a quotient or a product."""
+        return f"{self.operands[0].summary()} {'/' if self.divide else '·'} {self.operands[1].summary()}"
