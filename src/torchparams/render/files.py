@@ -76,7 +76,7 @@ def _refuse_other(path: str, suffix: str) -> None:
         raise WriteError(error.strerror or str(error), where=path) from None
     if head and not head.startswith(_HEADS[suffix]):
         raise WriteError(
-            f"The file that is there is no table in {suffix[1:].upper()}", where=path, hint="Delete it, or name another"
+            f"the file there is not a table in {suffix[1:].upper()}", where=path, hint="Delete it, or name another"
         )
 
 

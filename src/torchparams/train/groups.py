@@ -290,7 +290,7 @@ def _rule(given: object) -> Rule:
     parsed = rule_of(given)
     if parsed.function is not None:
         raise OptionError(
-            f"The rule for `{parsed}` has a function, and groups takes options",
+            f"the rule for `{parsed}` has a function, and groups takes options",
             hint="write torchparams.rule(selector, lr=…, weight_decay=…), or give the rule to torchparams.init",
         )
     return parsed

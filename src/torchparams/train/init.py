@@ -152,7 +152,7 @@ def _rule(given: object) -> tuple[Selector, Callable[..., Any], bool]:
     parsed = rule_of(given)
     if parsed.function is None:
         raise OptionError(
-            f"The rule for `{shorten(str(parsed.selector))}` has options of an optimizer, and init takes functions",
+            f"the rule for `{shorten(str(parsed.selector))}` has options of an optimizer, and init takes functions",
             hint="write (selector, torch.nn.init.zeros_), or give the rule to torchparams.groups",
         )
     return parsed.selector, parsed.function, parsed.strict

@@ -71,7 +71,7 @@ def rule(
             raise not_a_rule((selector, function))
         if options:
             raise OptionError(
-                f"The rule for `{shorten(str(Selector.of(selector)))}` has a function and options",
+                f"the rule for `{shorten(str(Selector.of(selector)))}` has a function and options",
                 hint="options are for torchparams.groups, a function is for torchparams.init; "
                 "functools.partial gives a function its own options",
             )
