@@ -175,3 +175,30 @@ def test_equal_extremes_are_not_equal_values() -> None:
     model.embed.weight.data.copy_(values)
     model.head.weight.data.copy_(values.flip(1))
     assert ties(model) == []
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_read_by_their_values() -> None:
+    for layout in (torch.strided, torch.jagged):
+        model = nn.Module()
+        model.w = nn.Parameter(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout))
+        assert not [found for found in tp.audit(model).findings if found.severity != "note"]
+
+
+def test_views_whose_base_has_changed_are_results() -> None:
+    made = torch.ones(4, requires_grad=True) * 1
+    model = nn.Linear(2, 2)
+    model.__dict__["view"], _ = torch.split(made, [2, 2])
+    torch.Tensor.add_(made, 1)  # as FSDP does with its flat parameter before the first forward pass
+    assert not tp.audit(model).findings
+
+
+def test_a_scale_far_from_its_siblings() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(8)))
+    assert not tp.audit(model).findings
+    with torch.no_grad():
+        nn.init.normal_(model[3].get_parameter("weight"), std=4.0)
+    (found,) = tp.audit(model).findings
+    assert (found.id, found.names) == ("M305", ("3.weight",))
+    assert "of its 7 nearest siblings *.weight" in found.what

@@ -189,3 +189,22 @@ def test_lazy_parameters_in_an_optimizer() -> None:
     optimizer = SGD(model.parameters(), lr=0.1)
     assert set(found(model, optimizer)) == {"M105"}
     assert set(found(nn.Sequential(nn.LazyLinear(3)), optimizer)) == {"M105", "O101", "O102"}
+
+
+def test_rates_of_zero_and_frozen_optimizers() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    options: list[dict[str, Any]] = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[1].parameters()}]
+    optimizer = torch.optim.SGD(options, lr=1)
+    assert found(model, optimizer) == {"O110": ("0.weight", "0.bias")}
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    assert found(model, optimizer) == {"O110": ("0.weight", "0.bias")}  # a schedule of zero times a rate stays zero
+    warm = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0)
+    torch.optim.lr_scheduler.LambdaLR(warm, lambda step: step / 10)
+    assert warm.param_groups[0]["lr"] == 0 and not found(model, warm)
+    assert found(model, torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.0), weight_decay=0)) == {
+        "O110": ("0.weight", "0.bias", "1.weight", "1.bias")
+    }
+    model.requires_grad_(False)
+    names = ("0.weight", "0.bias", "1.weight", "1.bias")
+    assert found(model, torch.optim.SGD(model.parameters(), lr=0.1)) == {"O109": names}
+    assert found(model, None) == {"M110": names}

@@ -270,3 +270,19 @@ def test_a_big_table_is_searched_in_linear_work() -> None:
         with pytest.raises(NoMatch, match=r"did you mean|nearest names"):
             Selector(text).names(infos, strict=True)
         assert compared <= 3 * len(infos)
+
+
+def test_a_parametrised_tensor_is_said_to_be_computed() -> None:
+    infos = [stored(f"{i}.{name}") for i in (0, 1) for name in ("weight", "bias")]
+    infos[0] = stored("0.parametrizations.weight.original0")
+    infos.append(stored("0.parametrizations.weight.original1"))
+    said = re.escape(
+        "it is computed from `0.parametrizations.weight.original0` and `0.parametrizations.weight.original1`. "
+        "select `0.parametrizations.weight.*`."
+    )
+    for selector in (Selector("0.weight"), Selector(["0.weight"])):
+        with pytest.raises(NoMatch, match=said):
+            selector.names(infos, strict=True)
+    old = [stored("0.weight_g"), stored("0.weight_v"), stored("1.weight")]
+    with pytest.raises(NoMatch, match=r"it is computed from `0\.weight_g` and `0\.weight_v`"):
+        Selector("0.weight").names(old, strict=True)

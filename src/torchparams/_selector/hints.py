@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from torchparams._selector.bounded import Bounded, TooSlow
-from torchparams._selector.globs import ANY_DEPTH, Glob, Wild
+from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Wild, literal_glob
 from torchparams._selector.parser import WORDS, parse
 from torchparams._selector.table import Rows, Table, class_spellings, layer_of, modules_below
 from torchparams._selector.tree import (
@@ -65,7 +65,7 @@ def _refuse_names(table: Table, node: Names) -> None:
     missing = [name for name in sorted(node.names) if name not in table.places]
     if missing:
         others = f" (nor are {len(missing) - 1} others of the {len(node.names)} names)" if len(missing) > 1 else ""
-        exists, hint = _nearest_names(table, missing[0])
+        exists, hint = _computed(table, literal_glob(missing[0])) or _nearest_names(table, missing[0])
         raise NoMatch(
             f"no parameter is named {shorten(missing[0])!r}{others}", where=table.where, exists=exists, hint=hint
         )
@@ -215,7 +215,29 @@ def _why_regex(table: Table, pattern: Regex) -> tuple[str, str | None]:
     return exists, f"did you mean `{text}`?"
 
 
+def _computed(table: Table, glob: Glob) -> tuple[str, str] | None:
+    """What a parametrised tensor is computed from, where the glob names one."""
+    last = glob.components[-1]
+    if len(last) != 1 or not isinstance(last[0], str):
+        return None
+    *above, _ = glob.components
+    inside = Glob((*above, ("parametrizations",), last, (Wild.CHARACTERS,)))
+    beside = Glob((*above, (last[0], Alternatives((("_g",), ("_v",), ("_orig",))))))  # of torch.nn.utils' older ones
+    for meant in (inside, beside):
+        if rows := table.named(meant):
+            return f"it is computed from {_listed(table, rows)}", f"select `{_text(meant)}`"
+    return None
+
+
+def _listed(table: Table, rows: Rows) -> str:
+    shown = [f"`{shorten(table.names[row])}`" for row in sorted(rows)]
+    more = len(shown) - SHOWN
+    return " and ".join(shown[:SHOWN]) + (f" and {plural(more, 'other')}" if more > 0 else "")
+
+
 def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
+    if computed := _computed(table, glob):
+        return computed
     for reason, meant in _meant(glob):
         if count := len(table.named(meant)):
             return reason.format(plural(count, "parameter")), f"did you mean `{_text(meant)}`?"

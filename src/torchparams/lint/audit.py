@@ -61,8 +61,8 @@ saved or moved
       layers is a list that holds 2 trainable parameters of 1 module
         layers.0: weight, bias
         fix: self.layers = nn.ModuleList(self.layers)
-    1 error · 0 parameter tensors · 15 of 26 rules
-    not run: O101 to O108 (no optimizer was given), G101 to G103 (there are no gradients before backward())
+    1 error · 0 parameter tensors · 18 of 31 rules
+    not run: O101 to O110 (no optimizer was given), G101 to G103 (there are no gradients before backward())
     """
     rules = rules_of(select, ignore)
     context = Context(

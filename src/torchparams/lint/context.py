@@ -16,7 +16,7 @@ from torchparams.selectors import Selector
 from torchparams.sources.live.module import ModuleSource
 from torchparams.sources.live.network import Entry as Entry
 from torchparams.sources.live.network import Network
-from torchparams.sources.live.tensors import class_names
+from torchparams.sources.live.tensors import class_names, is_leaf
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ class Context(Network):
     def gradients(self) -> list[tuple[Entry, torch.Tensor]]:
         """The parameters that have a gradient, and the gradient."""
         # Asking what is no leaf for its gradient makes PyTorch warn.
-        leaves = (entry for entry in self.parameters if entry.tensor.is_leaf)
+        leaves = (entry for entry in self.parameters if is_leaf(entry.tensor))
         return [(entry, grad) for entry in leaves if (grad := entry.tensor.grad) is not None]
 
     @cached_property

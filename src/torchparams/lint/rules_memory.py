@@ -263,6 +263,26 @@ def _fits(first: nn.Module, second: nn.Module) -> bool:
     return takes == gives or ("out_channels" in vars(first) and takes % gives == 0)  # flattened
 
 
+def _odd_scales(context: Context) -> Iterator[Hit]:
+    from torchparams.measure.flags import SIBLINGS, role_of
+    from torchparams.measure.stats import stats
+    from torchparams.parameters import Parameters
+
+    roles: dict[tuple[str, str], list[str]] = {}
+    for entry in context.parameters:
+        # What has extremes has values that can be read.
+        if id(entry.tensor) in context.extremes and not entry.tensor.is_nested and is_matrix(entry.tensor):
+            roles.setdefault((role_of(entry.name), str(list(entry.tensor.shape))), []).append(entry.name)
+    names = [name for siblings in roles.values() if len(siblings) > SIBLINGS for name in siblings]
+    if not names:
+        return
+    found = stats(Parameters(context.source).select(names), quantiles=())
+    for flag in found.flags:
+        if flag.kind == "scale":
+            path = flag.name.rpartition(".")[0]
+            yield Hit((flag.name,), f"{flag.name}: {flag.reason}", f"tp.stats(model, {flag.name!r})", path)
+
+
 # --- the rules ------------------------------------------------------------------------------
 
 _TIED = """\
@@ -352,5 +372,18 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "Layers stand behind each other where an `nn.Sequential` or another module holds them in this order and they "
         "fit by their sizes. The order in which modules of an `nn.ModuleList` or `nn.ModuleDict` run is not known, and "
         "one zero layer alone is only the note M303.",
+    ),
+    Rule(
+        "M305",
+        "odd-scale",
+        "warning",
+        "A weight matrix whose scale is far from that of its siblings",
+        "layers of one kind are alike in scale: one that is not was initialised, loaded, scaled or trained differently",
+        _odd_scales,
+        "model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(8)])\n"
+        "with torch.no_grad():\n    model[3].weight.mul_(20)\n",
+        "model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(8)])\n",
+        "The flag `scale` of `tp.stats`. Siblings are matrices of one shape whose names differ only in numbers; there "
+        "are at least five of them, and each is compared with the eight nearest.",
     ),
 )

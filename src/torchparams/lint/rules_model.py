@@ -111,6 +111,24 @@ def _below(paths: Iterable[str]) -> str:
     return (f"{inside}.**" if inside else "**") + ":norm:frozen"
 
 
+# --- training and state ---------------------------------------------------------------------
+
+
+def _nothing_trainable(context: Context) -> Iterator[Hit]:
+    entries = () if context.held else context.parameters  # of what an optimizer holds, a rule of its own tells
+    if entries and not any(entry.tensor.requires_grad for entry in entries):
+        names = tuple(entry.name for entry in entries)
+        what = f"{'all ' if len(names) > 1 else ''}{plural(len(names), 'parameter is', 'parameters are')} frozen"
+        yield Hit(names, what, "tp.unfreeze(model, …)", common(entry.path for entry in entries))
+
+
+def _outside(context: Context) -> Iterator[Hit]:
+    for each in context.source.left_out:
+        name = f"{each.name}._extra_state".removeprefix(".")
+        what = f"{each.name or 'the network'} ({each.kind.rpartition('.')[2]}) {each.reason}"
+        yield Hit((name,), what, "model.state_dict()  # holds it", each.name)
+
+
 # --- no values ------------------------------------------------------------------------------
 
 
@@ -306,5 +324,27 @@ tp.freeze(model, "1.**")
         _mixed_devices,
         "model = nn.BatchNorm1d(4)\nmodel.running_mean = model.running_mean.to('meta')\n",
         "model = nn.BatchNorm1d(4)\n",
+    ),
+    Rule(
+        "M110",
+        "nothing-trainable",
+        "note",
+        "A network in which no parameter is trainable",
+        "backward() has nothing to compute and raises; a network that is only run may be so",
+        _nothing_trainable,
+        "model = nn.Linear(4, 2).requires_grad_(False)\n",
+        "model = nn.Linear(4, 2)\nmodel.weight.requires_grad_(False)\n",
+    ),
+    Rule(
+        "M111",
+        "state-outside",
+        "note",
+        "A module with state that is neither a parameter nor a buffer",
+        "parameters() and buffers() do not list it: what freezes, counts, compares or saves by them passes over it",
+        _outside,
+        "class Scaled(nn.Linear):\n    def get_extra_state(self):\n        return {'scale': 3}\n\n"
+        "    def set_extra_state(self, state):\n        pass\n\nmodel = nn.Sequential(Scaled(4, 2))\n",
+        "model = nn.Sequential(nn.Linear(4, 2))\n",
+        "Layers write such state by `get_extra_state`, `_save_to_state_dict` or a hook of the state dict.",
     ),
 )

@@ -9,7 +9,7 @@ from torchparams._selector.table import is_bias
 from torchparams.errors import nearest
 from torchparams.lint.findings import Hit, Rule
 from torchparams.names import common
-from torchparams.render.tree import plural
+from torchparams.render.tree import listed, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +100,15 @@ def _frozen_gradients(context: Context) -> Iterator[Hit]:
         yield Hit(names, what, f"tp.freeze(model, {_selecting(context, moving)})  # clears .grad too", path)
 
 
+def _all_frozen(context: Context) -> Iterator[Hit]:
+    for optimizer in context.optimizers:
+        tensors = [(g, n, t) for g in context.groups if g.optimizer is optimizer for n, t in enumerate(g.tensors)]
+        if tensors and not any(tensor.requires_grad for _, _, tensor in tensors):
+            names = tuple(context.name_in(group, place) for group, place, _ in tensors)
+            what = f"all {plural(len(names), 'tensor')} that the {type(optimizer).__name__} holds are frozen"
+            yield Hit(names, what, "tp.unfreeze(model, …)  # or leave the optimizer out")
+
+
 # --- options --------------------------------------------------------------------------------
 
 
@@ -121,6 +130,29 @@ def _decayed(context: Context) -> Iterator[Hit]:
         what = f"weight decay applies to {plural(len(decayed), 'parameter')} of norms and biases"
         fix = "optimizer = Optimizer(tp.groups(model, tp.rule(':norm | :bias', weight_decay=0.0), weight_decay=…))"
         yield Hit(names, what, fix, common(entry.path for entry in decayed))
+
+
+def _zero_rate(context: Context) -> Iterator[Hit]:
+    still = [group for group in context.groups if _is_zero(group.options.get("lr")) and group.tensors]
+    # A schedule that warms up begins at zero, and notes where it goes.
+    still = [group for group in still if not group.options.get("initial_lr") and not group.options.get("max_lr")]
+    if still:
+        names = tuple(context.name_in(group, place) for group in still for place in range(len(group.tensors)))
+        what = f"the lr of {listed([group.place for group in still])} is 0"
+        yield Hit(names, what, f"{'optimizer.' if len(context.optimizers) == 1 else ''}{_code(still[0])}['lr'] = …")
+
+
+def _code(group: Group) -> str:
+    head, _, place = group.place.rpartition(".")
+    return f"{head}[{place}]"
+
+
+def _is_zero(rate: Any) -> bool:
+    if isinstance(rate, bool):
+        return False
+    if isinstance(rate, int | float):
+        return rate == 0
+    return hasattr(rate, "item") and rate.numel() == 1 and not rate.is_meta and rate.item() == 0
 
 
 KNOWN = frozenset(
@@ -318,5 +350,29 @@ RULES = (
         "model[1].requires_grad_(False)\noptimizer.param_groups[0]['params'] = list(model[0].parameters())\n",
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
         "model(torch.ones(1, 4)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n",
+    ),
+    Rule(
+        "O109",
+        "all-frozen",
+        "warning",
+        "An optimizer of which every tensor is frozen",
+        "no gradient is computed for what it holds, so that step() changes nothing",
+        _all_frozen,
+        _PLAIN + "model.requires_grad_(False)\n",
+        _PLAIN + "model[0].requires_grad_(False)\n",
+        "Freeze first and make the optimizer afterwards, of what is still trainable: `tp.groups(model)` leaves frozen "
+        "parameters out.",
+    ),
+    Rule(
+        "O110",
+        "zero-learning-rate",
+        "warning",
+        "A group whose learning rate is zero",
+        "step() does not move what is in it",
+        _zero_rate,
+        _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.0)\n",
+        _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))\n",
+        "A scheduler that warms up from zero is no finding: it notes the rate that it goes to in the group.",
     ),
 )

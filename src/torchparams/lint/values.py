@@ -62,11 +62,11 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
                 if kind == "foreign":
                     unread.add(id(tensor))
                     continue
-                values = tensor if tensor.layout is torch.strided else _stored(tensor)
+                values = tensor if tensor.layout is torch.strided and not tensor.is_nested else _stored(tensor)
                 numel = values.numel()
                 if numel == 0:
                     continue
-                if numel <= SMALL and values is tensor and values.is_cpu and dtype in together:
+                if numel <= SMALL and values is tensor and values.is_cpu and dtype in together and not tensor.is_nested:
                     small.setdefault(dtype, []).append(tensor)
                     continue
                 least, greatest = _pair(values)

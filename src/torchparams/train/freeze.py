@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError, nearest
 from torchparams.render.tree import Table, Text, listed, plural
+from torchparams.sources.live.tensors import is_leaf
 from torchparams.train._change import Change, Steps, shown, which
 from torchparams.train._live import Chosen, choose
 from torchparams.train._statistics import Layers, hold_on
@@ -129,7 +130,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     """Freeze, and stop the statistics of the layers that are named so; None: of those that are wholly frozen."""
     for name, parameter in chosen.parameters().items():
-        if not parameter.is_leaf:
+        if not is_leaf(parameter):
             raise TorchParamsError(
                 f"{name} is the result of an operation, and only a tensor that stands by itself can be frozen",
                 where=chosen.source.label,

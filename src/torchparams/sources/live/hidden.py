@@ -14,6 +14,7 @@ from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SourceError
+from torchparams.sources.live.tensors import is_leaf
 from torchparams.sources.live.traverse import list_tensors
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class _Search:
                 return
             found.parameters += 1
             (found.trainable if tensor.requires_grad else found.frozen).append(name)
-        elif not tensor.is_leaf:
+        elif not is_leaf(tensor):
             found.computed.append(name)
         else:
             (found.leaves if tensor.requires_grad else found.plain).append(name)

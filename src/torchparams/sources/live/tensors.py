@@ -18,9 +18,26 @@ from torchparams.sources.live.traverse import Listing, Spot, aliases_of, list_te
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from torchparams.info import ParameterInfo, Storage
+
+
+def is_leaf(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is no result of an operation.
+
+    One of several views that an operation gave cannot tell once its base has changed, as those of FSDP's flat
+    parameter; it is a result.
+
+    >>> import torch
+    >>> is_leaf(torch.ones(2)), is_leaf(torch.ones(2, requires_grad=True) * 2)
+    (True, False)
+    """
+    try:
+        return tensor.is_leaf
+    except RuntimeError:
+        return False
 
 
 class LiveRecords(Records):
