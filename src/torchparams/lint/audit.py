@@ -155,7 +155,7 @@ def rules_of(select: str | Iterable[str] | None = None, ignore: str | Iterable[s
     Raises:
         SelectorError: No rule is spelled so.
 
-    >>> [rule.id for rule in rules_of("M1", ["M10", "M102"])]
+    >>> [rule.id for rule in rules_of("M1", ["M10", "M11"])]
     []
     >>> [rule.id for rule in rules_of("M101, hidden-leaf")]
     ['M101', 'M103']
