@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from check_imports import graph, violations
+from check_imports import cycles, graph, typed, violations
 
 from torchparams.testing import safetensors_bytes, sample
 
@@ -33,6 +33,14 @@ def test_the_rules_can_be_broken() -> None:
         "train.freeze imports lint.rules: these verbs do not know each other",
         "a cycle: errors → info → errors",
     ]
+
+
+def test_types_make_no_cycles_either(tmp_path: Path) -> None:
+    assert cycles(typed()) == []
+    (tmp_path / "result.py").write_text("from torchparams.look import report\n")
+    (tmp_path / "look.py").write_text("if TYPE_CHECKING:\n    from torchparams.result import Result\n")
+    assert cycles(graph(tmp_path)) == []
+    assert len(cycles(typed(tmp_path))) == 1
 
 
 def imported_by(code: str, *arguments: str) -> set[str]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from torchparams.lint.context import Entry
+    from torchparams.sources.live.network import Entry
 
 MASK = 1 << 28
 """Elements of memory that are marked one by one, at most, to tell whether strided views have an element in common."""

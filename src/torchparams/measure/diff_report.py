@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from torchparams.errors import UnknownName
 from torchparams.left_out import left_out_lines
-from torchparams.measure.lost import lines
+from torchparams.measure.diff_rows import COLUMNS, GROUP_COLUMNS, SAME, STATUSES, GroupDiff, TensorDiff
+from torchparams.measure.lost import lines, to_json
+from torchparams.measure.numbers import in_order
+from torchparams.parameters import ROWS_SHOWN
+from torchparams.render.result import Result
+from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
@@ -23,12 +31,169 @@ from torchparams.render.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
-    from torchparams.measure.diff import Diff
-    from torchparams.measure.diff_rows import GroupDiff, TensorDiff
+    from torchparams.left_out import LeftOut
+    from torchparams.measure.diff_rows import TensorDiff
+    from torchparams.measure.lost import Lost
+    from torchparams.renames import Renames
+    from torchparams.render.tabular import Columns
     from torchparams.sketch.compared import Compared
+
+SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
+    "name": lambda row: row.name,
+    "numel": lambda row: row.numel,
+    "changed": lambda row: row.changed,
+    "share": lambda row: row.share,
+    "max": lambda row: _or(math.inf, row.max, row),
+    "relative": lambda row: _or(math.inf, row.relative, row),
+    "cosine": lambda row: _or(-math.inf, row.cosine, row),
+}
+"""What rows can be ordered by."""
+
+
+def _or(most: float, value: float, row: TensorDiff) -> float:
+    """A number of a row, or `most` where a NaN or an infinity came or went: no difference is greater."""
+    return most if row.nan_a or row.nan_b or row.infinite else value
+
+
+@dataclass(frozen=True, repr=False)
+class Diff(Result, Tabular):
+    """How B differs from A; it prints as a table of what differs.
+
+    `found["name"]` is a row; iterating and `len` go over the rows, those of tensors that are the same included.
+
+    Attributes:
+        a, b: What the sources are called.
+        selector: What chose the tensors; None for all.
+        numeric: Whether values decided, or bits.
+        rename: What the names of B were renamed by; None where they were not.
+        proposal: A rename under which more tensors would meet, where none was asked for.
+        part: The mapping within one of the checkpoints that has more of the names of the other, as a target: to compare
+            that instead.
+        rows: A row for each tensor: in A's order, those that B alone has last.
+        by: How they are grouped; None where they are not.
+        groups: Their groups.
+        limit: Most rows that are shown; None for all.
+        left_out_a, left_out_b: State that belongs to the sources and was not compared.
+        lost: What casts within rows lost, of sources that are not written yet: name → losses.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> a = {"w": np.array([3.0, 4.0]), "b": np.zeros(2)}
+    >>> found = tp.diff(a, {"w": np.array([3.0, 3.0]), "b": np.zeros(2)})
+    >>> found.same, found["b"].status, found["w"].share, found["w"].max, found["w"].relative
+    (False, 'identical', 0.5, 1.0, 0.2)
+    """
+
+    a: str
+    b: str
+    selector: str | None
+    numeric: bool
+    rename: Renames | None
+    proposal: Renames | None
+    rows: tuple[TensorDiff, ...]
+    by: tuple[str, ...] | None = None
+    groups: tuple[GroupDiff, ...] = ()
+    limit: int | None = ROWS_SHOWN
+    left_out_a: tuple[LeftOut, ...] = ()
+    left_out_b: tuple[LeftOut, ...] = ()
+    part: str | None = None
+    lost: Lost = field(default_factory=dict)
+
+    @property
+    def same(self) -> bool:
+        """Whether every tensor is in both and the same, and nothing that belongs to them was left out.
+
+        False where nothing was compared at all.
+        """
+        if not self.rows or self.left_out_a or self.left_out_b:
+            return False
+        return all(row.status in SAME for row in self.rows)
+
+    @property
+    def differing(self) -> tuple[TensorDiff, ...]:
+        """The rows of the tensors that are not the same in both."""
+        return tuple(row for row in self.rows if row.status not in SAME)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many tensors have each status."""
+        found = dict.fromkeys(STATUSES, 0)
+        for row in self.rows:
+            found[row.status] += 1
+        return found
+
+    @cached_property
+    def total(self) -> GroupDiff:
+        """All tensors together."""
+        return GroupDiff.of("total", self.rows)
+
+    def __iter__(self) -> Iterator[TensorDiff]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> TensorDiff:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise UnknownName.among(name, self._by_name, f"{self.a} and {self.b}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorDiff]:
+        return {row.name: row for row in self.rows}
+
+    def sorted(self, by: str) -> Diff:
+        """The same with rows in another order.
+
+        Args:
+            by: `name`, `numel`, `changed`, `share`, `max`, `relative` or `cosine`; descending with `-` before it. What
+                has no such number comes last.
+
+        Raises:
+            SelectorError: It is none of these.
+        """
+        return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
+
+    @property
+    def columns(self) -> Columns:
+        """Attribute of `table_rows` → its type."""
+        return COLUMNS if self.by is None else GROUP_COLUMNS
+
+    def table_rows(self) -> tuple[TensorDiff, ...] | tuple[GroupDiff, ...]:
+        """The rows for other libraries: of all tensors, the same included; or the groups, where there are any."""
+        return self.rows if self.by is None else self.groups
+
+    def report(self) -> Report:
+        """What differs, as tables, and in a line what is the same."""
+        return report(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON takes it; of tensors that are the same, the count alone."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "same": self.same,
+            "selector": self.selector,
+            "numeric": self.numeric,
+            "rename": None if self.rename is None else self.rename.to_json(),
+            "proposal": None if self.proposal is None else str(self.proposal),
+            "part": self.part,
+            "counts": dict(self.counts),
+            "total": self.total.to_json(),
+            "by": None if self.by is None else list(self.by),
+            "groups": [group.to_json() for group in self.groups],
+            "tensors": [row.to_json() for row in self.differing],
+            "left_out": {
+                "a": [each.to_json() for each in self.left_out_a],
+                "b": [each.to_json() for each in self.left_out_b],
+            },
+            "lost": to_json(self.lost),
+        }
+
 
 _WORDS = {
     "changed": "changed",

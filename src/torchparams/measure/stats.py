@@ -3,158 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.engines.base import Task, Unread, readable_jobs
 from torchparams.engines.sketches import SketchFold
 from torchparams.engines.threads import ThreadEngine
-from torchparams.errors import TorchParamsError, UnknownName
+from torchparams.errors import TorchParamsError
 from torchparams.io.filebytes import paused_gc
 from torchparams.measure.columns import Columns, Rows
-from torchparams.measure.flags import Flag, flags_of
+from torchparams.measure.flags import flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
-from torchparams.measure.lost import to_json
-from torchparams.measure.numbers import in_order, sort_key
-from torchparams.measure.tensor_stats import COLUMNS, TensorStats, derive
+from torchparams.measure.numbers import sort_key
+from torchparams.measure.stats_report import ROWS_SHOWN as ROWS_SHOWN
+from torchparams.measure.stats_report import SORT_KEYS as SORT_KEYS
+from torchparams.measure.stats_report import Stats as Stats
+from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
-from torchparams.render.result import Result
-from torchparams.render.tabular import Tabular
 from torchparams.sketch import batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Job, Progress
     from torchparams.info import ParameterInfo
-    from torchparams.left_out import LeftOut
     from torchparams.measure.lost import Lost
-    from torchparams.render.tree import Report
     from torchparams.sketch import Sketch
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """The quantiles that are taken unless others are asked for."""
-
-ROWS_SHOWN = 40
-"""Rows that printing shows at most; the middle of more is left out and counted."""
-
-SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
-    key: attrgetter(key)
-    for key in (
-        *("name", "numel", "zeros", "nonfinite", "min", "max", "mean", "std"),
-        *("l1", "l2", "linf", "entropy", "distinct"),
-    )
-}
-"""What rows can be ordered by."""
-
-
-@dataclass(frozen=True, repr=False)
-class Stats(Result, Tabular):
-    """Statistics of tensors, or of groups of them; it prints as a table.
-
-    `found["name"]` is a row; iterating and `len` go over the rows.
-
-    Attributes:
-        label: What the source is called.
-        format: The kind of source.
-        selector: What chose the tensors; None for all.
-        by: How they are grouped: a word, or the texts of selectors; None for a row each.
-        quantiles: Which ones the rows have.
-        rows: The rows, in the source's order until `sorted` makes another. It equals a tuple of them.
-        flags: What a person should look at: of tensors, also where rows are groups.
-        unread: Tensors whose values cannot be had, and why.
-        infos: Records of all the tensors, in the source's order.
-        lost: What casts within rows lost, of a source that is not written yet: name → losses.
-        shown: Quantiles that the table has a column for.
-        limit: Most rows, flags and unread tensors that are shown; None for all.
-        wide: Whether the table has every column, or those that 80 characters have room for.
-        left_out: State that belongs to the source and is in no row.
-        narrow: One line about a `*` of the selector that hits a few tensors where `**` would hit many more, or None.
-
-    >>> import numpy as np
-    >>> import torchparams as tp
-    >>> found = tp.stats({"a": np.arange(4.0).reshape(2, 2), "b": np.zeros((2, 2), np.float16)})
-    >>> found["a"].mean, [flag.kind for flag in found.flags]
-    (1.5, ['zero'])
-    """
-
-    columns = COLUMNS
-
-    label: str
-    format: str
-    selector: str | None
-    by: tuple[str, ...] | None
-    quantiles: tuple[float, ...]
-    rows: Sequence[TensorStats]
-    flags: tuple[Flag, ...]
-    unread: tuple[Unread, ...]
-    infos: tuple[ParameterInfo, ...]
-    lost: Lost = field(default_factory=dict)
-    shown: tuple[float, ...] = ()
-    limit: int | None = ROWS_SHOWN
-    wide: bool = False
-    left_out: tuple[LeftOut, ...] = ()
-    narrow: str | None = None
-
-    def __iter__(self) -> Iterator[TensorStats]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, name: str) -> TensorStats:
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise UnknownName.among(name, self._by_name, self.label) from None
-
-    @cached_property
-    def _by_name(self) -> dict[str, TensorStats]:
-        return {row.name: row for row in self.rows}
-
-    def sorted(self, by: str) -> Stats:
-        """The same with rows in another order.
-
-        Args:
-            by: `name`, `numel`, `zeros`, `nonfinite`, `min`, `max`, `mean`, `std`, `l1`, `l2`, `linf`, `entropy` or
-                `distinct`; descending with `-` before it. NaN comes last.
-
-        Raises:
-            SelectorError: It is none of these.
-        """
-        return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
-
-    def table_rows(self) -> tuple[TensorStats, ...]:
-        """The rows."""
-        return tuple(self.rows)
-
-    def report(self) -> Report:
-        """The table, and below it the flags and what could not be read."""
-        from torchparams.measure.stats_report import report
-
-        return report(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
-        return {
-            "source": self.label,
-            "format": self.format,
-            "selector": self.selector,
-            "by": None if self.by is None else list(self.by),
-            "total": {
-                "tensors": len(self.infos),
-                "numel": sum(info.numel for info in self.infos),
-                "nbytes": sum(info.nbytes for info in self.infos),
-            },
-            "rows": [row.to_json() for row in self.rows],
-            "flags": [flag.to_json() for flag in self.flags],
-            "unread": [{"name": each.name, "reason": each.reason} for each in self.unread],
-            "left_out": [each.to_json() for each in self.left_out],
-            "lost": to_json(self.lost),
-        }
 
 
 def stats(

@@ -12,10 +12,8 @@ from torchparams.errors import MissingDependency
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torchparams.render.tabular import Columns
 
-
-def stream(rows: Sequence[Any], columns: Columns) -> object:
+def stream(rows: Sequence[Any], columns: Mapping[str, Any]) -> object:
     """A PyCapsule with the rows as one batch.
 
     Args:

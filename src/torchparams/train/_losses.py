@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from torchparams.io.blocks import Block
-    from torchparams.train._transfer import Pair
+    from torchparams.train._pair import Pair
 
 CAST_BYTES = 1 << 20
 """Block size in bytes for casts; the engine maps several blocks at once."""

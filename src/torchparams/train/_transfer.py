@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     from torchparams.engines.base import Progress
-    from torchparams.info import Location, ParameterInfo
+    from torchparams.info import Location
     from torchparams.io.blocks import Block
-    from torchparams.sources.base import Source
+    from torchparams.train._pair import Pair
 
 PIECE_BYTES = 16 << 20
 """Bytes that a thread reads into a parameter at once."""
@@ -44,23 +44,6 @@ VECTOR = 512
 """Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
 
 _MOST_THREADS = 16  # more do not read faster: the memory's or the disk's own speed is reached before
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A tensor of the model, and where its values come from.
-
-    Attributes:
-        name: Its canonical name.
-        target: The tensor itself.
-        source: What holds the values.
-        info: Their record there.
-    """
-
-    name: str
-    target: torch.Tensor
-    source: Source
-    info: ParameterInfo
 
 
 def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:

@@ -2,185 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import NoMatch, OptionError, UnknownName, UnsupportedSource
+from torchparams.errors import NoMatch, OptionError, UnsupportedSource
 from torchparams.parameters import of
-from torchparams.render.result import Result
-from torchparams.render.tree import Report, plural
+from torchparams.render.tree import plural
+from torchparams.train._groups_report import Groups as Groups
+from torchparams.train._groups_report import Origin as Origin
 from torchparams.train._live import refuse_path
 from torchparams.train.depth import depths
-from torchparams.train.rules import TAKEN, Rule, refuse_wrong, rule_of
+from torchparams.train.rules import Rule, refuse_wrong, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from torchparams.left_out import LeftOut
     from torchparams.parameters import Parameters
     from torchparams.records import Records
-    from torchparams.sources.base import Source
-    from torchparams.train._groups_report import Explained
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the options of some parameters come from; parameters that the same rules hit share one.
-
-    Attributes:
-        options: Name of the option → its value.
-        by: Name of the option → the place of the rule that gave it; None for the defaults.
-        rules: The places of all rules that hit them, in order: a later one wins.
-        depth: How deep they stand, where there is a layer decay; else None.
-        scale: The factor that the layer decay multiplied their `lr` by.
-    """
-
-    options: Mapping[str, Any]
-    by: Mapping[str, int | None]
-    rules: tuple[int, ...]
-    depth: int | None = None
-    scale: float = 1.0
-
-
-class Groups(Result, list[dict[str, Any]]):
-    """Parameter groups: a list of dicts as every torch optimizer takes it, which knows where its options come from.
-
-    Made by `groups`. Each dict holds `params`, their `param_names`, and the options. It is an ordinary list: what an
-    optimizer or a scheduler writes into the dicts is what it shows from then on. Printed, it is a table of every
-    parameter with its options and the rule that gave them.
-
-    Attributes:
-        rules: The rules, in the order in which they were given.
-        defaults: The options for what no rule says otherwise.
-        layer_decay: The factor from one depth to the next lower one; None without it.
-        frozen: Names of the parameters that are left out because they are frozen.
-        origins: Name of a parameter → where its options come from; of the frozen ones too.
-        hits: How many parameters each rule hits, frozen ones included.
-        source: What lists the parameters.
-    """
-
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]] = (),
-        *,
-        source: Source | None = None,
-        rules: tuple[Rule, ...] = (),
-        defaults: Mapping[str, Any] | None = None,
-        layer_decay: float | None = None,
-        frozen: tuple[str, ...] = (),
-        origins: Mapping[str, Origin] | None = None,
-        hits: tuple[int, ...] = (),
-    ) -> None:
-        super().__init__(groups)
-        self.source = source
-        self.rules = rules
-        self.defaults: Mapping[str, Any] = defaults or {}
-        self.layer_decay = layer_decay
-        self.frozen = frozen
-        self.origins: Mapping[str, Origin] = origins or {}
-        self.hits = hits
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all parameters in the groups, group by group."""
-        return [name for group in self for name in group.get("param_names", ())]
-
-    @property
-    def label(self) -> str:
-        """What the model is called."""
-        return "a model" if self.source is None else self.source.label
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """State of the model outside its parameters and buffers, which no optimizer trains."""
-        return () if self.source is None else self.source.left_out
-
-    def split(self, option: str) -> dict[Any, Groups]:
-        """One list of groups for each value of an option, which is taken out of them: one for each optimizer.
-
-        Args:
-            option: The option, such as `optimizer` in `rule("[ndim=2]", optimizer="muon")`.
-
-        Returns:
-            Value → its groups, in the order of the model; None for the groups that do not have the option.
-
-        Raises:
-            OptionError: No group has it.
-
-        >>> import torch
-        >>> import torchparams as tp
-        >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 2))
-        >>> by = tp.groups(model, tp.rule("[ndim=2] & ~:embedding", optimizer="muon"), lr=0.1).split("optimizer")
-        >>> {value: groups.names for value, groups in by.items()}
-        {None: ['0.weight', '1.bias'], 'muon': ['1.weight']}
-        >>> by["muon"][0].keys()
-        dict_keys(['params', 'param_names', 'lr'])
-        """
-        if not any(option in group for group in self):
-            given = sorted({name for group in self for name in group if name not in TAKEN})
-            raise OptionError(
-                f"no group has the option {option!r} to split by",
-                where=self.label,
-                exists=f"the options are {', '.join(given)}" if given else "they have no options",
-                hint=f"give it to some in a rule: torchparams.rule(selector, {option}=…)",
-            )
-        parts: dict[Any, list[dict[str, Any]]] = {}
-        for group in self:
-            kept = {name: value for name, value in group.items() if name != option}
-            parts.setdefault(group.get(option), []).append(kept)
-        return {value: self._with(part) for value, part in parts.items()}
-
-    def _with(self, groups: list[dict[str, Any]]) -> Groups:
-        return Groups(
-            groups,
-            source=self.source,
-            rules=self.rules,
-            defaults=self.defaults,
-            layer_decay=self.layer_decay,
-            frozen=self.frozen,
-            origins=self.origins,
-            hits=self.hits,
-        )
-
-    def explain(self, name: str) -> Explained:
-        """What one parameter's options are, and which rules gave them or would have.
-
-        Args:
-            name: Any spelling of the parameter's name.
-
-        Raises:
-            UnknownName: The model has no such parameter, or this part of the groups does not hold it.
-        """
-        from torchparams.train._groups_report import explain
-
-        return explain(self, self._canonical(name))
-
-    def _canonical(self, name: str) -> str:
-        if name in self.origins or self.source is None:
-            return name
-        found = self.source.find(name)
-        if found is None or found not in self.origins:
-            raise UnknownName.among(name, self.origins, self.label)
-        return found
-
-    def report(self, *, limit: int | None = 40) -> Report:
-        """The groups as a report: what printing shows.
-
-        Args:
-            limit: Most parameters to list; None for all.
-        """
-        from torchparams.train._groups_report import report
-
-        return report(self, limit)
-
-    def to_json(self) -> dict[str, Any]:
-        """The groups as JSON takes them: options and names, never tensors."""
-        from torchparams.train._groups_report import to_json
-
-        return to_json(self)
-
-    def _title(self) -> str:
-        return f"Groups of {self.label}"
 
 
 def groups(

@@ -26,7 +26,8 @@ from torchparams.train._fit import (
 from torchparams.train._live import live_table
 from torchparams.train._losses import losses_of, refuse_overflow
 from torchparams.train._memory import give_memory
-from torchparams.train._transfer import Pair, transfer
+from torchparams.train._pair import Pair
+from torchparams.train._transfer import transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
 
 if TYPE_CHECKING:

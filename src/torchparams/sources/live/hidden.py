@@ -18,12 +18,11 @@ from torchparams.sources.live.tensors import is_leaf
 from torchparams.sources.live.traverse import list_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
     from torch import nn
 
-    from torchparams.sources.live.network import Network
 
 DEPTH = 4
 """Containers within containers that are looked into."""
@@ -90,26 +89,31 @@ class Found:
         return f"{here} = nn.{kind}List({here})"
 
 
-def find_hidden(network: Network) -> list[Found]:
-    """One entry for each attribute that hides something."""
-    search = _Search(network)
+def find_hidden(named: Sequence[tuple[str, nn.Module]], tensors: Iterable[torch.Tensor]) -> list[Found]:
+    """One entry for each attribute that hides something.
+
+    Args:
+        named: Path and module, of all modules of a network, itself first.
+        tensors: Its parameters and buffers.
+    """
+    search = _Search([module for _, module in named], list(tensors))
     found: list[Found] = []
-    for path, module in chain(network.named_modules(), search.modules):
+    for path, module in chain(named, search.modules):
         if attributes := search.attributes(module):
             found += search.hidden_in(path, module, attributes)
     return found
 
 
 class _Search:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, modules: Sequence[nn.Module], tensors: Sequence[torch.Tensor]) -> None:
         import torch
         from torch import nn
 
         self.modules: list[tuple[str, nn.Module]] = []  # found hidden, which may hide more
-        self._root = network.model
-        self._met = set(map(id, network.modules))
-        self._entries = (*network.parameters, *network.buffers)
-        self._tensors = {id(entry.tensor) for entry in self._entries}
+        self._root = modules[0]
+        self._met = set(map(id, modules))
+        self._registered = tensors
+        self._tensors = set(map(id, tensors))
         self._places: set[int] | None = None
         # What every module has, and what torch itself keeps of its parameters (in step with them).
         self._known = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_all_weights"})
@@ -210,7 +214,7 @@ class _Search:
     def _known_memory(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor lies where one of the network's own does: a second object for the same values."""
         if self._places is None:
-            self._places = {place for entry in self._entries if (place := _place(entry.tensor))}
+            self._places = {place for tensor in self._registered if (place := _place(tensor))}
         return _place(tensor) in self._places
 
 

@@ -121,4 +121,5 @@ class Network:
     @cached_property
     def hidden(self) -> list[Found]:
         """What modules keep where `nn.Module` does not look."""
-        return find_hidden(self)
+        tensors = [entry.tensor for entry in (*self.parameters, *self.buffers)]
+        return find_hidden(list(self.named_modules()), tensors)
