@@ -84,7 +84,9 @@ def naturally(found: Mapping[str, T]) -> Mapping[str, T]:
     >>> list(naturally({"h.10": 1, "h.9": 2}))
     ['h.9', 'h.10']
     """
-    return MappingProxyType({name: found[name] for name in natural(found)})
+    names = natural(found)
+    same = names == list(found)  # mostly: the very texts are compared, which takes no time
+    return MappingProxyType(found if same else {name: found[name] for name in names})
 
 
 def in_order(found: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
