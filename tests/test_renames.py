@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -333,3 +334,45 @@ def test_doctests() -> None:
     import doctest
 
     assert doctest.testmod(renames).failed == 0
+
+
+def test_base_layers_of_peft_are_found() -> None:
+    base = {f"layers.{i}.{part}.weight": np.zeros((4, 4)) for i in range(2) for part in "qk"}
+    tuned = {f"base_model.model.{n}".replace("q.weight", "q.base_layer.weight"): v for n, v in base.items()}
+    tuned["base_model.model.layers.0.q.lora_A.default.weight"] = np.zeros((2, 4))
+    a, b = tp.of(tuned).infos, tp.of(base).infos
+    there = propose(a, b)
+    back = propose(b, a)
+    assert there is not None and back is not None
+    assert set(there.apply(a).values()) >= set(base)
+    assert set(back.apply(b).values()) == set(list(tuned)[:4])
+    assert str(propose(a, b)) == "strip 'base_layer.', strip 'base_model.model.' from 4 of 5 names"
+
+
+def test_an_averaged_model_is_the_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    differing = tp.diff(model, averaged.state_dict(), rename="auto").differing
+    assert [row.name for row in differing] == ["n_averaged"]
+    assert str(propose(tp.of(averaged, buffers=True).infos, tp.of(model).infos)) == "strip 'module.' from 4 of 5 names"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weight_norm_under_its_older_names(rows: int) -> None:
+    older = torch.nn.Sequential(*(torch.nn.utils.weight_norm(torch.nn.Linear(n, rows)) for n in (1, rows)))
+    newer = torch.nn.Sequential(
+        *(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(n, rows)) for n in (1, rows))
+    )
+    assert tp.load(newer, older.state_dict(), rename="auto").complete
+    x = torch.ones(2, 1)
+    assert torch.equal(newer(x), older(x))
+    a, b = tp.of(older.state_dict()).infos, tp.of(newer.state_dict()).infos
+    assert str(propose(a, b)) == "respell parametrizations in 4 of 6 names"
+    assert str(propose(b, a)) == "respell parametrizations in 4 of 6 names"
+
+
+def test_a_square_kernel_is_no_weight_by_itself() -> None:
+    flax = tp.of({"d.kernel": np.zeros((4, 4)), "d.bias": np.zeros(4), "e.kernel": np.zeros((2, 4))}).infos
+    ours = tp.of({"fc.weight": np.zeros((4, 4)), "fc.bias": np.zeros(4), "out.weight": np.zeros((2, 4))}).infos
+    assert [(m.have, m.want) for m in best_match(flax, ours)] == [("d.bias", "fc.bias"), ("e.kernel", "out.weight")]

@@ -289,13 +289,15 @@ _DEEPEST = 8
 """Components that a prefix may have, or the ending that two names share."""
 
 _WRAPPER_COMPONENTS = frozenset(component for _, _, component in WRAPPERS)
+_LAYER_COMPONENTS = _WRAPPER_COMPONENTS | {"base_layer"}  # PEFT's, around a layer with an adapter
 
 
 def propose(have: Infos, want: Infos) -> Renames | None:
     """The rename of `have` under which most of its names meet a name of `want` with the same shape.
 
-    Tried are the components that wrappers add (see `torchparams.names`), wherever they stand in the names of either
-    side; a prefix of either side, such as `model.`; and both together. Linear in the count of names.
+    Tried are the components that wrappers add (see `torchparams.names`), and PEFT's `base_layer`, wherever they stand
+    in the names of either side; weight and spectral norm in the older names of PyTorch and in the newer ones; a prefix
+    of either side, such as `model.`; and these together. Linear in the count of names.
 
     Args:
         have: The records of one side, by name.
@@ -315,20 +317,20 @@ def propose(have: Infos, want: Infos) -> Renames | None:
     best, most = None, _meeting(have, want, {})
     if most == min(len(have), len(want)):
         return None
-    for strip in (str, strip_wrappers, _strip_everywhere):
-        ours = {name: strip(name) for name in have}
-        theirs = {strip(name): name for name in want}
+    for read, said in _READINGS:
+        ours = {name: read(name) for name in have}
+        theirs = {read(name): name for name in want}
         if len(set(ours.values())) != len(ours) or len(theirs) != len(want):
             continue  # names would collide
-        words = [] if strip is str else _wrapper_words(have, want)
-        if strip is not str and not words:
-            break
+        words = said(have, want)
+        if read is not str and not words:
+            continue
         for prefix_words, names in _by_prefix(have, want, ours, theirs):
             found = _meeting(have, want, names)
             if found > most:  # of two that are as good, the first is the simpler
                 most = found
                 text = ", ".join([*words, *prefix_words])
-                preposition = "to" if text.startswith("add") else "from"
+                preposition = {"add": "to", "respell": "in"}.get(text.partition(" ")[0], "from")
                 count = f"{len(have):,} name{'' if len(have) == 1 else 's'}"
                 best = renamed(names, f"{text} {preposition} {len(names):,} of {count}")
     return best
@@ -344,18 +346,63 @@ def _meeting(have: Infos, want: Infos, names: Mapping[str, str]) -> int:
 
 
 def _strip_everywhere(name: str) -> str:
+    return _without(name, _WRAPPER_COMPONENTS)
+
+
+def _strip_layers(name: str) -> str:
+    return _without(name, _LAYER_COMPONENTS)
+
+
+def _without(name: str, components: frozenset[str]) -> str:
     *path, last = name.split(".")
-    return ".".join([*(component for component in path if component not in _WRAPPER_COMPONENTS), last])
+    return ".".join([*(component for component in path if component not in components), last])
+
+
+_PARAMETRIZED = re.compile(r"(?P<path>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.original(?P<which>[01]?)")
+_SUFFIX = {"0": "_g", "1": "_v", "": "_orig"}
+
+
+def _older(name: str) -> str:
+    """The name of a parametrised tensor before PyTorch 2: `weight_g`, `weight_v`, `weight_orig`."""
+    found = _PARAMETRIZED.fullmatch(name)
+    return f"{found['path']}{found['name']}{_SUFFIX[found['which']]}" if found else name
+
+
+def _no_words(have: Infos, want: Infos) -> list[str]:
+    return []
+
+
+def _older_words(have: Infos, want: Infos) -> list[str]:
+    there = any(_PARAMETRIZED.fullmatch(name) for names in (have, want) for name in names)
+    return ["respell parametrizations"] if there else []
+
+
+def _layer_words(have: Infos, want: Infos) -> list[str]:
+    return _component_words(have, want, _LAYER_COMPONENTS)
 
 
 def _wrapper_words(have: Infos, want: Infos) -> list[str]:
-    """What it takes in words to get from the wrappers' components of one side to those of the other."""
+    return _component_words(have, want, _WRAPPER_COMPONENTS)
+
+
+def _component_words(have: Infos, want: Infos, known: frozenset[str]) -> list[str]:
+    """What it takes in words to get from the components of one side to those of the other."""
     found = []
     for verb, names in (("strip", have), ("add", want)):
-        components = {c for name in names for c in name.split(".")[:-1] if c in _WRAPPER_COMPONENTS}
+        components = {c for name in names for c in name.split(".")[:-1] if c in known}
         if components:
             found.append(verb + " " + " and ".join(repr(c + ".") for c in sorted(components)))
     return found
+
+
+_READINGS: tuple[tuple[Callable[[str], str], Callable[[Infos, Infos], list[str]]], ...] = (
+    (str, _no_words),
+    (strip_wrappers, _wrapper_words),
+    (_strip_everywhere, _wrapper_words),
+    (_strip_layers, _layer_words),
+    (_older, _older_words),
+)
+"""How names may be read so that those of both sides agree, the simplest first; and what that takes in words."""
 
 
 def _by_prefix(
@@ -453,6 +500,14 @@ def distinct(a: str, b: str) -> bool:
     return ours is not None and theirs is not None and ours != theirs
 
 
+def _may_be_transposed(a: str, b: str, have: Infos) -> bool:
+    """Whether one name alone says `kernel`, as in libraries with transposed weights, and the shape does not tell."""
+    if (a.rpartition(".")[2] == "kernel") == (b.rpartition(".")[2] == "kernel"):
+        return False
+    shape = have[a].shape or ()
+    return len(shape) >= 2 and shape == shape[::-1]
+
+
 def best_match(have: Infos, want: Infos) -> list[Match]:
     """Which names of `have` and of `want` go together, judged by shape, by how they end, and by number.
 
@@ -460,7 +515,8 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
     of `have` meets one of `want` of the same shape and length when no other of that shape and length ends as they do,
     the longest common ending first; at last, when both are the only ones left. The last component counts as torch calls
     it: `gamma` is a `weight`, and `beta` a `bias`. Within a series, names go together in the order of their numbers.
-    Where two could be meant, neither is taken. Linear in the count of names.
+    Where two could be meant, neither is taken; nor is a square `kernel` for a `weight`, which may be its transpose.
+    Linear in the count of names.
 
     Args:
         have: The records of one side that nothing was found for.
@@ -487,6 +543,9 @@ def best_match(have: Infos, want: Infos) -> list[Match]:
         for depth in range(_DEEPEST, -1, -1):
             for ending, (mine, yours) in _alone(left, right, depth).items():
                 if distinct(mine[-1], yours[-1]):
+                    continue
+                a, b = left[mine][0], right[yours][0]
+                if _may_be_transposed(a, b, have):
                     continue
                 what = "they are" if length == 1 else "their series are"
                 how = f" and ending in {'.'.join(ending)!r}" if depth else ""

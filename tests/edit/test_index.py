@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import torchparams as tp
+from command import command
 from torchparams.errors import FileFormatError, PlanError, SourceError
 
 if TYPE_CHECKING:
@@ -138,7 +140,46 @@ def test_what_cannot_be_repaired(shards: Path, tmp_path: Path) -> None:
         f"{shards}: 'a' is in 'model-00001-of-00003.safetensors' and in 'model-00002-of-00003.safetensors'"
     )
     (shards / "model-00001-of-00007.safetensors").write_bytes(b"")
+    index_of(shards).unlink()
     assert message(SourceError, shards) == (
         f"{shards}: there are shards of 2 checkpoints. model-*-of-00003.safetensors, model-*-of-00007.safetensors. "
         "move all but one away."
     )
+
+
+def test_a_single_file_that_is_left_over_is_named(shards: Path) -> None:
+    tp.convert({"old": np.zeros(1)}, str(shards / "model.safetensors")).run()
+    repair = tp.repair_index(shards)
+    assert repair.beside == ("model.safetensors",)
+    assert "some loaders read model.safetensors in place of the shards" in str(repair)
+    assert repair.to_json()["beside"] == ["model.safetensors"]
+
+
+def test_the_index_of_a_single_file_comes_right(tmp_path: Path) -> None:
+    tp.convert({"a": np.zeros(2), "b": np.zeros(2)}, str(tmp_path / "model.safetensors")).run()
+    for file in ("model.safetensors", "model-00001-of-00002.safetensors"):
+        index = {"weight_map": {"a": file, "gone": file}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(FileFormatError) as caught:
+            tp.of(tmp_path)
+        assert f"torchparams convert --repair-index {tmp_path} writes it anew" in str(caught.value)
+        assert tp.repair_index(tmp_path).tensors == 2
+        assert tp.of(tmp_path).names == ["a", "b"]
+
+
+def test_of_two_sets_the_index_says_which(shards: Path) -> None:
+    tp.convert({"z": np.zeros(1)}, str(shards / "model-00001-of-00001.safetensors")).run()
+    repair = tp.repair_index(shards)
+    assert not repair.changes and "model-00001-of-00001.safetensors" in repair.beside
+
+
+def test_what_a_stale_index_proposes_works(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shards / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    del index["weight_map"][next(iter(index["weight_map"]))]
+    path.write_text(json.dumps(index))
+    with pytest.raises(FileFormatError) as caught:
+        tp.of(shards)
+    words = shlex.split(str(caught.value).partition("torchparams ")[2].partition(" writes")[0])
+    assert command(capsys, *words).status == 0
+    assert len(tp.of(shards)) == len(index["weight_map"]) + 1

@@ -422,7 +422,7 @@ def test_names_must_be_the_same(tmp_path: Path) -> None:
         "missing='skip' says nothing. there are 'refuse', 'keep' and 'drop'."
     )
     assert refusal(MismatchError, [{"w": np.zeros((2, 3))}, {"w": np.zeros((3, 2))}]) == (
-        "shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. leave such out with a selector (-s)."
+        "shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. -s '~w' merges the others alone."
     )
 
 
@@ -688,3 +688,16 @@ def test_parts_of_a_plan_are_what_they_say() -> None:
         title = method.replace("_", " ") if kind is TaskVectors else method
         assert x.summary() == f"{title} [1]·w"
     assert expression([W, W], method="slerp").summary() == "slerp(w, t=0.5)"
+
+
+def test_other_vocabularies_are_left_out_by_the_selector_that_is_proposed() -> None:
+    def made(rows: int) -> dict[str, Any]:
+        shapes = {"embed.weight": (rows, 2), "my layer.w": (2,), "head.weight": (rows, 2), "fc.weight": (2, 2)}
+        return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+    with pytest.raises(MismatchError) as caught:
+        tp.merge([made(5), made(6)])
+    said = str(caught.value)
+    assert "-s '~(embed.weight | head.weight)' merges the others alone" in said
+    selector = said.partition("-s '")[2].partition("'")[0]
+    assert tp.of(tp.merge([made(5), made(6)], selector=selector)).names == ["my layer.w", "fc.weight"]

@@ -298,18 +298,24 @@ def test_a_link_that_leads_nowhere(folder: Path) -> None:
     )
 
 
+def repairs(folder: Path) -> str:
+    return f"torchparams convert --repair-index {folder} writes it anew from the shards."
+
+
 def test_a_missing_tensor(folder: Path) -> None:
     write_index(folder, {"z": A, "m": B, "a": A, "b": A})
-    assert refused(folder / INDEX) == f"the index puts 'b' into '{A}', which does not hold it. '{A}' holds 2 tensors."
+    assert refused(folder / INDEX) == (
+        f"the index puts 'b' into '{A}', which does not hold it. '{A}' holds 2 tensors. {repairs(folder)}"
+    )
     write_index(folder, {"z": A, "m": A, "a": A, "b": B})
     assert refused(folder / INDEX) == (
-        f"the index puts 'm' into '{A}', which does not hold it (2 tensors are so). it is in '{B}'."
+        f"the index puts 'm' into '{A}', which does not hold it (2 tensors are so). it is in '{B}'. {repairs(folder)}"
     )
 
 
 def test_a_tensor_that_is_not_listed(folder: Path) -> None:
     write_index(folder, {"z": A, "m": B})
-    assert refused(folder / INDEX) == f"'{A}' holds 'a', which the index does not list"
+    assert refused(folder / INDEX) == f"'{A}' holds 'a', which the index does not list. {repairs(folder)}"
 
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:
@@ -319,7 +325,9 @@ def test_a_tensor_in_two_shards(folder: Path) -> None:
 
 def test_a_shard_that_is_not_named(folder: Path) -> None:
     write_index(folder, {"z": A, "a": A})
-    assert refused(folder / INDEX) == f"the index names no tensor in '{B}', which lies beside its shards"
+    assert refused(folder / INDEX) == (
+        f"the index names no tensor in '{B}', which lies beside its shards. {repairs(folder)}"
+    )
 
 
 def test_a_damaged_shard(folder: Path) -> None:

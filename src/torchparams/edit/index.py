@@ -14,13 +14,14 @@ from torchparams.errors import FileFormatError, PlanError, SourceError
 from torchparams.io import system as _system
 from torchparams.io.write import replace_file, telling
 from torchparams.render.result import Result
-from torchparams.render.tree import Report, Text, human_bytes, plural, printable
+from torchparams.render.tree import Report, Text, human_bytes, listed, plural, printable
 from torchparams.sources.base import FORMATS, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
+_INDEX = re.compile(r"(.*)\.index(?:\.[^.]+)?\.json")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _SHOWN = 5
 
@@ -35,6 +36,7 @@ class IndexRepair(Result):
         tensors: Count of names in them.
         total_size: Bytes of their tensors.
         changes: What the index said otherwise; empty where it was right, and was left as it is.
+        beside: Checkpoint files beside the shards, which the index does not name.
     """
 
     path: str
@@ -42,6 +44,7 @@ class IndexRepair(Result):
     tensors: int
     total_size: int
     changes: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     def report(self) -> Report:
         """What was changed, line by line."""
@@ -55,6 +58,16 @@ class IndexRepair(Result):
             )
         ]
         parts += [Text(printable(change)) for change in self.changes] or [Text("the index is right", "good")]
+        if self.beside:
+            what = plural(len(self.beside), "file lies", "files lie")
+            parts.append(
+                Text(printable(f"{what} beside the shards, and not in the index: {listed(self.beside)}"), "warn")
+            )
+        single = os.path.basename(self.path).partition(".index.")[0]
+        if single in self.beside:
+            parts.append(
+                Text(printable(f"some loaders read {single} in place of the shards: remove it if it is old"), "warn")
+            )
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
@@ -65,11 +78,15 @@ class IndexRepair(Result):
             "tensors": self.tensors,
             "total_size": self.total_size,
             "changes": list(self.changes),
+            "beside": list(self.beside),
         }
 
 
 def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> IndexRepair:
-    """Write the index of the numbered shards in a directory anew, from their headers.
+    """Write the index of the shards in a directory anew, from their headers.
+
+    The shards are the numbered set in the directory; of several sets, the one that the index names; where no shard is
+    numbered, the files that the index names, or the single file that replaced them.
 
     Tensors that the index lacks or puts elsewhere, an index that is not there or is no JSON, a wrong `total_size`: all
     come right. What else its `metadata` says is kept. Shards that are missing cannot be made up, and are an error.
@@ -95,7 +112,7 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
     folder = os.fspath(path)
     if not os.path.isdir(folder):
         raise PlanError("shards and their index are a directory", where=folder, hint="name the directory")
-    stem, suffix, names = _shards(folder)
+    place, names = _shards(folder)
     weight_map: dict[str, str] = {}
     total = 0
     for file in names:
@@ -107,7 +124,6 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
                     raise FileFormatError(f"{name!r} is in {weight_map[name]!r} and in {file!r}", where=folder)
                 weight_map[name] = file
         source.close()
-    place = os.path.join(folder, f"{stem}{suffix}.index.json")
     old, problem = _read(place)
     changes = [problem] if problem else _changes(old, weight_map, total)
     metadata = old.get("metadata") if isinstance(old.get("metadata"), dict) else None
@@ -115,15 +131,31 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
         with telling(place):
             replace_file(place, index_of(weight_map, total, metadata or {}))
             _system.sync_directory(folder)
-    return IndexRepair(place, len(names), len(weight_map), total, tuple(changes))
+    beside = tuple(name for name in sorted(os.listdir(folder)) if name.endswith(_suffix(names)) and name not in names)
+    return IndexRepair(place, len(names), len(weight_map), total, tuple(changes), beside)
 
 
-def _shards(folder: str) -> tuple[str, str, list[str]]:
+def _suffix(names: list[str]) -> str:
+    return os.path.splitext(names[0])[1]
+
+
+def _shards(folder: str) -> tuple[str, list[str]]:
+    """The path of the index, and the files that it is about."""
+    files = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
+    indexes = [name for name in files if _INDEX.fullmatch(name)]
+    named = set(_named(os.path.join(folder, indexes[0]))) if len(indexes) == 1 else set()
     sets: dict[tuple[str, str, str], list[str]] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in files:
         match = _SHARD.fullmatch(name)
         if match and match["suffix"] in _SUFFIXES:
             sets.setdefault((match["stem"], match["count"], match["suffix"]), []).append(name)
+    if len(sets) > 1 and sum(not named.isdisjoint(names) for names in sets.values()) == 1:
+        sets = {key: names for key, names in sets.items() if not named.isdisjoint(names)}
+    if not sets and len(indexes) == 1:
+        single = _INDEX.sub(r"\1", indexes[0])
+        found = [name for name in files if name in named] or [name for name in files if name == single]
+        if found:
+            return os.path.join(folder, indexes[0]), found
     if len(sets) != 1:
         shown = [f"{stem}-*-of-{count}{suffix}" for stem, count, suffix in sorted(sets)]
         raise SourceError(
@@ -146,7 +178,13 @@ def _shards(folder: str) -> tuple[str, str, list[str]]:
             where=folder,
             hint="an index can be made anew, and a shard cannot",
         )
-    return stem, suffix, names
+    return os.path.join(folder, f"{stem}{suffix}.index.json"), names
+
+
+def _named(path: str) -> list[str]:
+    """The files that an index names."""
+    weight_map = _read(path)[0].get("weight_map")
+    return [file for file in weight_map.values() if isinstance(file, str)] if isinstance(weight_map, dict) else []
 
 
 def _read(path: str) -> tuple[dict[str, Any], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
@@ -328,6 +329,7 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
             f"the index names {len(missing)} {what} not there: {_some(map(quoted, missing))}",
             where=path,
             exists=f"{_some(map(quoted, broken))} is a link that leads nowhere" if broken else None,
+            hint=_stale(path, folder, names) if len(missing) == len(names) and not broken else None,
         )
     # A shard of the same numbered set that lies there unnamed: its tensors would silently not be listed.
     named = set(names)
@@ -336,8 +338,23 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
         match = _SHARD.fullmatch(name)
         if match and name not in named and (match["stem"], match["count"], match["suffix"]) in sets:
             raise FileFormatError(
-                f"the index names no tensor in {quoted(name)}, which lies beside its shards", where=path
+                f"the index names no tensor in {quoted(name)}, which lies beside its shards",
+                where=path,
+                hint=_repair(folder),
             )
+
+
+def _repair(folder: str) -> str:
+    """The command that writes an index anew from the shards that are there."""
+    return f"torchparams convert --repair-index {shlex.quote(folder or '.')} writes it anew from the shards"
+
+
+def _stale(path: str, folder: str, names: list[str]) -> str | None:
+    """What to do about an index of which no shard is there: it may be left over beside the file that replaced them."""
+    single = re.sub(r"\.index(\.[^.]+)?\.json$", "", os.path.basename(path))
+    if single in names or not os.path.isfile(os.path.join(folder, single)):
+        return None
+    return f"{os.path.join(folder, single)} is there, perhaps in place of them; {_repair(folder)}"
 
 
 def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[str, Source]) -> None:
@@ -355,6 +372,7 @@ def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[s
             exists=f"it is in {quoted(holders[name][0])}"
             if name in holders
             else f"{quoted(file)} holds {_tensors(shards[file])}",
+            hint=_repair(os.path.dirname(path)),
         )
     unlisted = [name for name in holders if name not in weight_map]
     if unlisted:
@@ -362,6 +380,7 @@ def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[s
         raise FileFormatError(
             f"{quoted(holders[name][0])} holds {quoted(name)}, which the index does not list{_more(unlisted)}",
             where=path,
+            hint=_repair(os.path.dirname(path)),
         )
     for name, files in holders.items():
         if len(files) > 1:

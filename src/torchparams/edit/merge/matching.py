@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, U
 from torchparams.expressions.combination import combines
 from torchparams.renames import Renames, propose
 from torchparams.render.tree import plural
+from torchparams.selectors import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -151,18 +153,20 @@ class Tables:
         )
 
     def _check_shapes(self) -> None:
-        wrong = []
+        wrong: list[str] = []
+        names_of: list[str] = []
         for names, found in self.tensors:
             shape = found[0][1].shape
             other = next(((source, info) for source, info in found[1:] if info.shape != shape), None)
             if other is not None:
+                names_of += names
                 here, there = found[0][0].label, other[0].label
                 wrong.append(f"{names[0]!r} is {_shape(shape)} in {here} and {_shape(other[1].shape)} in {there}")
         if wrong:
             more = f", and so {plural(len(wrong) - SHOWN, 'other tensor')}" if len(wrong) > SHOWN else ""
             raise MismatchError(
                 f"shapes differ: {'; '.join(wrong[:SHOWN])}{more}",
-                hint="leave such out with a selector (-s)",
+                hint=f"-s {shlex.quote(_without(names_of))} merges the others alone",
             )
 
     def _refuse_codes(self) -> None:
@@ -215,6 +219,11 @@ def _by_name(infos: Mapping[str, ParameterInfo], new: Mapping[str, str]) -> dict
         for alias in info.aliases:
             found.setdefault(new.get(alias, alias), info)
     return found
+
+
+def _without(names: Sequence[str]) -> str:
+    """A selector of all tensors but some."""
+    return f"~({' | '.join(map(quote, names))})" if len(names) > 1 else f"~{quote(names[0])}"
 
 
 def _shape(shape: Any) -> str:
