@@ -41,7 +41,7 @@
 enum {
     VALUES = 256, /* of a table */
     LANES = 16,   /* neighbours that are unpacked together: words of one cache line */
-    MOST = 32,    /* codes in a word */
+    WORDS = 8,    /* of a neighbour at once: their codes, of four bits, are one cache line */
 };
 
 /* --- scales --------------------------------------------------------------------------------------- */
@@ -182,27 +182,55 @@ typedef struct {
     size_t bits, codes, lanes, word_step, lane_step, code_out, lane_out;
 } packing;
 
-INLINE void whole_words(const packing *p, size_t bits)
+/* Eight codes of four bits, a byte each. */
+INLINE uint64_t spread4(uint32_t word)
+{
+    uint64_t x = word;
+    x = (x | x << 16) & 0x0000FFFF0000FFFFu;
+    x = (x | x << 8) & 0x00FF00FF00FF00FFu;
+    return (x | x << 4) & 0x0F0F0F0F0F0F0F0Fu;
+}
+
+INLINE void whole_word(const packing *p, size_t bits, uint32_t word, size_t n, uint8_t *out)
 {
     const size_t per = 32 / bits;
     const uint32_t mask = (1u << bits) - 1;
+    if (n == per)
+        for (size_t i = 0; i < per; i++)
+            out[p->order[i] * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
+    else /* the last word is not full; only where the order is the natural one */
+        for (size_t i = 0; i < n; i++)
+            out[i * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
+}
+
+INLINE void whole_words(const packing *p, size_t bits, int dense)
+{
+    const size_t per = 32 / bits, step = WORDS * per;
     for (size_t first = 0; first < p->lanes; first += LANES) {
         size_t end = p->lanes - first < LANES ? p->lanes : first + LANES;
-        for (size_t code = 0; code < p->codes; code += per) {
-            const uint32_t *words = p->words + code / per * p->word_step;
-            size_t n = p->codes - code < per ? p->codes - code : per;
-            for (size_t lane = first; lane < end; lane++) {
-                uint32_t word = words[lane * p->lane_step];
-                uint8_t *out = p->out + code * p->code_out + lane * p->lane_out;
-                if (n == per)
-                    for (size_t i = 0; i < per; i++)
-                        out[p->order[i] * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
-                else /* the last word is not full; only where the order is the natural one */
-                    for (size_t i = 0; i < n; i++)
-                        out[i * p->code_out] = (uint8_t)(word >> (i * bits) & mask);
-            }
+        for (size_t begin = 0; begin < p->codes; begin += step) {
+            size_t last = p->codes - begin < step ? p->codes : begin + step;
+            for (size_t lane = first; lane < end; lane++)
+                for (size_t code = begin; code < last; code += per) {
+                    uint32_t word = p->words[code / per * p->word_step + lane * p->lane_step];
+                    uint8_t *out = p->out + code * p->code_out + lane * p->lane_out;
+                    size_t n = p->codes - code < per ? p->codes - code : per;
+                    if (dense && n == per) {
+                        uint64_t codes = spread4(word);
+                        memcpy(out, &codes, sizeof codes);
+                    } else
+                        whole_word(p, bits, word, n, out);
+                }
         }
     }
+}
+
+static int is_dense(const packing *p)
+{
+    for (uint8_t i = 0; i < 8; i++)
+        if (p->order[i] != i)
+            return 0;
+    return p->code_out == 1;
 }
 
 static void any_bits(const packing *p)
@@ -227,16 +255,19 @@ static void unpack_all(const packing *p)
 {
     switch (p->bits) {
     case 1:
-        whole_words(p, 1);
+        whole_words(p, 1, 0);
         break;
     case 2:
-        whole_words(p, 2);
+        whole_words(p, 2, 0);
         break;
     case 4:
-        whole_words(p, 4);
+        if (is_dense(p))
+            whole_words(p, 4, 1);
+        else
+            whole_words(p, 4, 0);
         break;
     case 8:
-        whole_words(p, 8);
+        whole_words(p, 8, 0);
         break;
     default:
         any_bits(p);
