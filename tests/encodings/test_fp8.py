@@ -158,6 +158,17 @@ def test_statistics_and_comparisons_are_of_the_values(file: str) -> None:
     assert tp.diff(file, file, numeric=True).same
 
 
+def test_the_error_of_a_quantisation_is_measured(file: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base = {"l.weight": VALUES + 0.01 * torch.randn(300, 260), "norm.weight": torch.ones(4)}
+    row = tp.diff(base, file, numeric=True)["l.weight"]
+    noise, signal = (VALUES.double() - base["l.weight"].double()).norm(), base["l.weight"].double().norm()
+    assert row.sqnr == pytest.approx(20 * float((signal / noise).log10()))
+    assert tp.diff(file, file, numeric=True)["l.weight"].sqnr == float("inf")
+    tp.save(base, tmp_path / "base.safetensors")
+    printed = command(capsys, "diff", tmp_path / "base.safetensors", file, "--numeric").out
+    assert f"{row.sqnr:.1f} dB" in printed
+
+
 def test_a_conversion_copies_what_is_stored_and_one_with_a_dtype_decodes(file: str, tmp_path: Path) -> None:
     plan = tp.convert(file, tmp_path / "copy.safetensors")
     assert plan.copied == plan.nbytes

@@ -576,6 +576,7 @@ def test_json_is_json_and_has_no_rows_of_what_is_the_same() -> None:
             "max": "inf",
             "relative": "inf",
             "cosine": "nan",
+            "sqnr": "-inf",
             "nan_a": 0,
             "nan_b": 0,
             "infinite": 1,

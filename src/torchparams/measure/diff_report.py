@@ -277,6 +277,7 @@ def _shown(
 def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
     nan = any(row.nan_a or row.nan_b for row in rows)
     types = any(row.a is not None and row.b is not None and row.a.dtype != row.b.dtype for row in rows)
+    quantised = any(side is not None and side.encoded is not None for row in rows for side in (row.a, row.b))
     columns = (
         Column("changed", style="name", shrink=True),
         Column("shape", drop=3),
@@ -285,6 +286,7 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
         Column("max |Δ|", right=True, style="number"),
         Column("rel. L2", right=True, style="number"),
         Column("cosine", right=True, style="number", drop=4),
+        *([Column("SQNR", right=True, style="number")] if quantised else []),
         *([Column("NaN in A, B only", right=True)] if nan else []),
     )
 
@@ -295,6 +297,7 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
             *([_dtypes(row)] if types else []),
             share(row.changed, row.numel),
             *_numbers(row.compared, row.max, row.relative, row.cosine),
+            *([f"{row.sqnr:.1f} dB" if math.isfinite(row.sqnr) else ""] if quantised else []),
             *([Cell(f"{row.nan_a:,}, {row.nan_b:,}", "error" if row.nan_b else "")] if nan else []),
         )
 
@@ -302,7 +305,7 @@ def _changed_table(diff: Diff, rows: Sequence[TensorDiff]) -> Table:
     if len(rows) > 1:
         total, compared = diff.total, diff.total.compared
         norms = _group_numbers(total)
-        last = ("total", "", *[""] * types, share(compared.changed, total.numel), *norms, *[""] * nan)
+        last = ("total", "", *[""] * types, share(compared.changed, total.numel), *norms, *[""] * (quantised + nan))
         shown = (*shown, Row(last, total=True))
     return Table(columns, shown)
 

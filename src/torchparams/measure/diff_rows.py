@@ -31,6 +31,7 @@ COLUMNS = {
     "max": float,
     "relative": float,
     "cosine": float,
+    "sqnr": float,
     "nan_a": int,
     "nan_b": int,
     "infinite": int,
@@ -130,6 +131,12 @@ class TensorDiff:
         return self.compared.cosine if self.compared.changed else 1.0
 
     @property
+    def sqnr(self) -> float:
+        """Signal to noise in dB, 20·log₁₀(‖a‖ / ‖b - a‖), of B as A quantised; infinite where the two agree."""
+        relative = self.relative
+        return math.inf if relative == 0 else -math.inf if relative == math.inf else -20 * math.log10(relative)
+
+    @property
     def nan_a(self) -> int:
         """Values that are NaN in A only."""
         return 0 if self.compared is None else self.compared.nan_a
@@ -163,6 +170,7 @@ class TensorDiff:
             "max": json_number(self.max) if numbers else None,
             "relative": json_number(self.relative) if numbers else None,
             "cosine": json_number(self.cosine) if numbers else None,
+            "sqnr": json_number(self.sqnr) if numbers else None,
             "nan_a": self.nan_a if numbers else None,
             "nan_b": self.nan_b if numbers else None,
             "infinite": self.infinite if numbers else None,

@@ -1,0 +1,66 @@
+"""Weights that compressed-tensors packs have the values that it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+import torchparams as tp
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of the library
+
+WEIGHT = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+
+
+def grouped(most: float, group: int) -> torch.Tensor:
+    return WEIGHT.view(64, -1, group).abs().amax(-1) / most
+
+
+INTEGERS: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
+    "int4-g32": ({"num_bits": 4, "strategy": "group", "group_size": 32}, grouped(7, 32)),
+    "int8-channel": ({"num_bits": 8, "strategy": "channel"}, grouped(127, 128)),
+    "int4-channel": ({"num_bits": 4, "strategy": "channel"}, grouped(7, 128)),
+    "int2-g16": ({"num_bits": 2, "strategy": "group", "group_size": 16}, grouped(1, 16)),
+}
+
+
+@pytest.mark.parametrize("encoding", INTEGERS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integers_of_compressed_tensors(encoding: str, symmetric: bool) -> None:
+    arguments, scale = INTEGERS[encoding]
+    half = 1 << (arguments["num_bits"] - 1)
+    zeros = torch.zeros(scale.shape, dtype=torch.int8)
+    if not symmetric:
+        zeros = torch.randint(-half, half, scale.shape, dtype=torch.int8)
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=QuantizationArgs(type="int", symmetric=symmetric, **arguments)
+    )
+    compressor: Any = BaseCompressor.get_value_from_registry("pack-quantized")
+    state = {"weight": WEIGHT, "weight_scale": scale, "weight_zero_point": zeros}
+    stored = compressor.compress(state, scheme)
+    expected = compressor.decompress(dict(stored), scheme)["weight"]
+    params = tp.of({f"l.{name}": value for name, value in stored.items()})
+    assert params.info("l.weight").encoding == encoding
+    assert set(params.info("l.weight").raw_names) == {f"l.{name}" for name in stored}
+    assert torch.equal(params["l.weight"], expected.float())
+
+
+def test_nvfp4_of_compressed_tensors() -> None:
+    whole = torch.tensor([448 * 6 / float(WEIGHT.abs().max())])
+    arguments: dict[str, Any] = {
+        "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True,
+        "scale_dtype": torch.float8_e4m3fn, "zp_dtype": torch.float8_e4m3fn,
+    }  # fmt: skip
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**arguments))
+    compressor: Any = BaseCompressor.get_value_from_registry("nvfp4-pack-quantized")
+    scale = (grouped(6, 16) * whole).to(torch.float8_e4m3fn).float()
+    stored = compressor.compress({"weight": WEIGHT, "weight_scale": scale, "weight_global_scale": whole}, scheme)
+    expected = compressor.decompress(dict(stored), scheme)["weight"].float()
+    params = tp.of({f"l.{name}": value for name, value in stored.items()})
+    assert params.info("l.weight").encoding == "nvfp4"
+    # The library rounds scales and products to bfloat16; values here are float32.
+    assert torch.allclose(params["l.weight"], expected, rtol=2.0**-7, atol=0)
