@@ -185,6 +185,20 @@ def test_a_conversion_copies_what_is_stored_and_one_with_a_dtype_decodes(file: s
     assert tp.of(parts).info("m.weight").encoding == "fp8-block128"
 
 
+def test_a_directory_that_is_decoded_has_a_plain_configuration(tmp_path: Path) -> None:
+    source = directory(tmp_path / "m", [128, 128], WEIGHTS)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    tp.convert(source, tmp_path / "plain", dtype="bf16").run()
+    assert json.loads((tmp_path / "plain" / "config.json").read_text()) == {"model_type": "llama"}
+    assert torch.equal(tp.of(tmp_path / "plain")["l.weight"], VALUES.bfloat16())
+    for name, dtype in (("copy", None), ("part", {"norm.weight": "bf16"})):
+        tp.convert(source, tmp_path / name, dtype=dtype).run()
+        assert not (tmp_path / name / "config.json").exists()
+    tp.convert(source, source, dtype="bf16", overwrite=True).run()
+    assert json.loads((tmp_path / "m" / "config.json").read_text()) == {"model_type": "llama"}
+
+
 def test_a_merge_is_of_the_values(file: str) -> None:
     merged = tp.merge([file, {"l.weight": torch.zeros(300, 260), "norm.weight": torch.ones(4)}])
     assert torch.equal(tp.of(merged)["l.weight"], VALUES * 0.5)

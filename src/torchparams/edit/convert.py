@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from torchparams.edit.plan.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
@@ -12,6 +13,7 @@ from torchparams.order import in_order
 from torchparams.parameters import Parameters, of
 from torchparams.renames import Renames
 from torchparams.render.tree import plural
+from torchparams.sources.config import config_beside
 
 if TYPE_CHECKING:
     import os
@@ -102,6 +104,9 @@ def convert(
     names = rules.apply(
         [name for _, info, _ in rows for name in (info.name, *info.aliases)], strict=strict, where=source.label
     )
+    config = None
+    if any(info.encoded is not None and name in cast for name, info in infos.items()) and path is not None:
+        config = _plain_config(source, rows, kind_of(path, format)[0], notes)
     entries = [
         Entry(holder, info, tuple(names[name] for name in (info.name, *info.aliases)), wanted)
         for holder, info, wanted in rows
@@ -115,6 +120,7 @@ def convert(
         format=format,
         dropped=dropped,
         notes=notes,
+        config_json=config,
         max_shard_size=max_shard_size,
         memory=memory,
         overwrite=overwrite,
@@ -140,6 +146,18 @@ def _rows(
     if kept:
         notes.append(f"copied as stored: {plural(kept, 'quantised parameter')}")
     return rows, notes
+
+
+def _plain_config(
+    source: Source, rows: list[tuple[Source, ParameterInfo, DType]], is_directory: bool, notes: list[str]
+) -> str | None:
+    """The `config.json` of a directory where all is decoded: the source's, without what says that it is quantised."""
+    config = config_beside(source)
+    if not is_directory or "quantization_config" not in config or any(holder is not source for holder, _, _ in rows):
+        return None
+    del config["quantization_config"]
+    notes.append("config.json: that of the source, without quantization_config")
+    return json.dumps(config, indent=2) + "\n"
 
 
 def choose(

@@ -66,6 +66,7 @@ class Plan(Result):
         dropped: What of the sources is not written, and why: for printing.
         notes: What else there is to say.
         index_metadata: What the index of a set of shards says beside the names.
+        config_json: The `config.json` that a directory gets, as text; None for none.
 
     Attributes:
         files: How each file of the target is laid out.
@@ -100,6 +101,7 @@ class Plan(Result):
         dropped: Iterable[tuple[str, str]] = (),
         notes: Iterable[str] = (),
         index_metadata: Mapping[str, Any] | None = None,
+        config_json: str | None = None,
     ) -> None:
         self.outputs = tuple(outputs)
         self.views = tuple(views)
@@ -108,6 +110,7 @@ class Plan(Result):
         self.is_directory, self.format = kind_of(path, format)
         self.metadata = dict(metadata or {})
         self.index_metadata = dict(index_metadata or {})
+        self.config_json = config_json
         self.max_shard_size = None if max_shard_size is None else parse_bytes(max_shard_size)
         self.memory = parse_bytes(memory)
         self.overwrite = overwrite

@@ -17,7 +17,7 @@ from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, short
 from torchparams.io import system as _system
 from torchparams.io.files import OpenFiles, read_into, unreadable
 from torchparams.io.threads import Ticker, results_of
-from torchparams.io.write import OneFile, telling, write_error
+from torchparams.io.write import OneFile, replace_file, telling, write_error
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
         plan.check_sources()
         read_back(plan, target)
         target.commit(plan.index)
+        if plan.config_json is not None:
+            beside = os.path.join(plan.path, "config.json")
+            if plan.overwrite or not os.path.lexists(beside):
+                replace_file(beside, plan.config_json.encode())
     if progress is not None:
         progress(plan.nbytes, plan.nbytes)
     for source in plan.sources:
