@@ -62,7 +62,7 @@ CASES = [
         "lambda: tp.load(params, params)",
         "UnsupportedSource: FILE: torchparams.load needs a live model, not a safetensors",
     ),
-    ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, and this is a "),
+    ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, not a "),
     (
         "lambda: tp.audit(params)",
         "UnsupportedSource: a Parameters cannot be audited. an audit looks at a live ",

@@ -53,9 +53,7 @@ def test_nothing_returned_is_in_place() -> None:
 def test_what_is_no_function(function: Any) -> None:
     with pytest.raises(OptionError) as error:
         tp.apply_(nn.Linear(2, 2), torch.nn.init.zeros_, function)
-    assert str(error.value) == (
-        f"{function!r} is no function. the order is torchparams.apply_(model, selector, function)."
-    )
+    assert str(error.value) == (f"{function!r} is not a function. call torchparams.apply_(model, selector, function).")
 
 
 def test_tied_once_and_buffers_where_they_are_listed() -> None:
@@ -76,7 +74,7 @@ def test_what_a_function_may_not_return() -> None:
     with pytest.raises(OptionError) as caught:
         tp.apply_(model, "0.bias", len)
     assert str(caught.value) == (
-        "len returned 4 for 0.bias. a function changes the tensor it is given, or returns a tensor of new values."
+        "len returned 4 for 0.bias. change the tensor in place, or return a tensor of new values."
     )
     with pytest.raises(MismatchError) as mismatch:
         tp.apply_(model, "0.bias", torch.sum)
@@ -155,7 +153,7 @@ def test_no_values_to_change() -> None:
     with pytest.raises(NotReadable) as caught:
         tp.apply_(model, "{0,2}.weight", nn.init.zeros_)
     assert str(caught.value) == (
-        "Sequential: 2.weight is lazy: it has no shape and no values yet. run the model once, which gives it its shape."
+        "Sequential: 2.weight is lazy: it has no shape and no values yet. run the model once to set its shape."
     )
     assert torch.equal(model[0].weight, before)
 

@@ -557,7 +557,7 @@ def test_a_record_of_another_model() -> None:
         tp.Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
         "ModuleDict: 2 of 4 frozen parameters are not in this model: head.1.weight, head.1.bias. the nearest to "
-        "'head.1.weight' is 'head.0.weight'. freeze by a selector, or take the missing ones out of the record."
+        "'head.1.weight' is 'head.0.weight'. freeze by a selector, or remove the missing names."
     )
     other = nn.ModuleDict({"head": nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(2, 2))})
     with pytest.raises(MismatchError) as caught:
@@ -570,8 +570,8 @@ def test_a_record_of_another_model() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.Frozen.from_json({"names": [1]})
     assert str(caught.value) == (
-        "this is no record of what was frozen. one has the lists 'names' and 'statistics'. give what "
-        "Frozen.to_json() returned."
+        "this is not a saved Frozen. a saved Frozen has the lists 'names' and 'statistics'. pass the result of "
+        "Frozen.to_json()."
     )
 
 
@@ -631,7 +631,7 @@ def test_the_result_of_an_operation() -> None:
     with pytest.raises(TorchParamsError) as caught:
         tp.freeze(model)
     assert str(caught.value) == (
-        "Linear: weight is the result of an operation, and only a tensor that stands by itself can be frozen. "
+        "Linear: weight is the result of an operation, and only leaf tensors can be frozen. "
         "freeze the parameters that it is computed from."
     )
     assert model.bias.requires_grad

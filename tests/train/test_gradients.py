@@ -90,7 +90,7 @@ def test_names_that_are_not_there() -> None:
     with pytest.raises(UnknownName) as caught:
         grads["0.weight"]
     assert str(caught.value) == (
-        "Sequential: '0.weight' has no gradient. a gradient is there after backward() of something that depends on it."
+        "Sequential: '0.weight' has no gradient. backward() of a result that depends on it computes one."
     )
     model[0].weight.requires_grad_(False)
     with pytest.raises(UnknownName) as caught:
@@ -327,7 +327,7 @@ def test_norms_that_do_not_exist() -> None:
     for p in (0, -1, math.nan, "2"):
         with pytest.raises(OptionError) as caught:
             tp.grad_norms(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"there is no norm with p = {p!r}. p is a positive number, also math.inf."
+        assert str(caught.value) == f"p must be a positive number or math.inf, not {p!r}."
 
 
 def test_gradients_without_values() -> None:

@@ -233,7 +233,7 @@ def test_split_gives_a_list_for_each_optimizer() -> None:
         groups.split("family")
     assert str(error.value) == (
         "Net: no group has the option 'family' to split by. the options are lr, optimizer, weight_decay. "
-        "give it to some in a rule: torchparams.rule(selector, family=…)."
+        "set it in a rule: torchparams.rule(selector, family=…)."
     )
     named = tp.groups(model, tp.rule("head.**", optimizer="muon"), optimizer="adamw").split("optimizer")
     assert list(named) == ["adamw", "muon"]
@@ -368,10 +368,10 @@ def test_what_is_no_rule_is_refused() -> None:
     with pytest.raises(OptionError) as error:
         tp.rule("**.bias")
     assert str(error.value) == (
-        "the rule for `**.bias` has no options. say what it sets: torchparams.rule(selector, lr=…, weight_decay=…)."
+        "the rule for `**.bias` has no options. pass options: torchparams.rule(selector, lr=…, weight_decay=…)."
     )
     for make in (lambda: tp.rule("**", params=[]), lambda: tp.groups(Net(), param_names=[])):
-        with pytest.raises(OptionError, match="is no option: it is what the groups hold"):
+        with pytest.raises(OptionError, match="is not an option: it holds the parameters"):
             make()
     with pytest.raises(SelectorSyntaxError):
         tp.rule("**.bias |", lr=1.0)

@@ -127,8 +127,8 @@ def test_what_a_layer_decay_needs() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), tp.rule("head.**", lr=1.0), layer_decay=0.5)
     assert str(error.value) == (
-        "Module: a layer decay needs the lr that it multiplies, and 'cls_token' has none. "
-        "give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
+        "Module: a layer decay multiplies the lr, and 'cls_token' has none. "
+        "set one for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
     )
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), lr="auto", layer_decay=0.5)
@@ -139,11 +139,11 @@ def test_what_a_layer_decay_needs() -> None:
     assert [(group["lr"], group["param_names"]) for group in only_head] == [(1.0, ["head.weight", "head.bias"])]
     assert only_head.explain("cls_token").depth == 0
     for wrong in (0, -0.5, 1.5, True, "0.5", float("nan")):
-        with pytest.raises(OptionError, match="it is a factor above 0 and up to 1"):
+        with pytest.raises(OptionError, match="must be a factor above 0 and up to 1"):
             tp.groups(transformer(), lr=1.0, layer_decay=wrong)  # type: ignore[arg-type]  # some of them are wrong
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), lr=1.0, depth="blocks.{}.**")
-    assert str(error.value) == ("a depth is for a layer decay, and there is none. give layer_decay=0.75 too.")
+    assert str(error.value) == ("depth needs a layer_decay. pass layer_decay=0.75 too.")
 
 
 # --- the modules ------------------------------------------------------------------------------
@@ -364,13 +364,13 @@ def test_a_model_without_blocks_says_so() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(module(a=nn.Linear(1, 1), b=nn.Linear(1, 1)), lr=1.0, layer_decay=0.5)
     assert str(error.value) == (
-        "Module: no stack of blocks is found, so there is no depth for a layer decay. "
-        "a stack is an nn.ModuleList or nn.Sequential with two modules of one class. "
-        "give the pattern of a block's names, as in depth='encoder.layer.{}.**', or a function."
+        "Module: no stack of blocks was found, so a layer decay has no depth. "
+        "a stack is an nn.ModuleList or nn.Sequential with at least two modules of one class. "
+        "pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**', or a function."
     )
     with pytest.raises(OptionError) as error:
         tp.groups(dict(nn.Linear(1, 1).named_parameters()), lr=1.0, layer_decay=0.5)
-    assert "a layer decay takes the depth from the modules of a model, and this has none" in str(error.value)
+    assert "a layer decay needs the modules of a model to find the depth, and this has none" in str(error.value)
 
 
 def test_a_deep_network_is_no_deep_recursion() -> None:
@@ -419,7 +419,7 @@ def test_a_depth_that_is_a_function() -> None:
     for wrong in (-1, 1.5, None, True):
         with pytest.raises(OptionError) as error:
             depth_of(model, lambda info, wrong=wrong: wrong)
-        assert str(error.value) == (f"the depth of 'cls_token' is {wrong!r}, and a depth is a whole number from 0 on")
+        assert str(error.value) == (f"the depth of 'cls_token' is {wrong!r}, not a whole number of at least 0")
 
 
 def test_a_depth_that_is_wrong() -> None:
@@ -428,14 +428,14 @@ def test_a_depth_that_is_wrong() -> None:
         depth_of(model, "layers.{}.**")
     assert str(error.value) == (
         "Module: the depth `layers.{}.**` matches nothing. the names are cls_token to head.bias. "
-        "it has to match whole names: end it with .** for all that is in a block."
+        "it must match whole names: end it with .** to match everything in a block."
     )
-    with pytest.raises(SelectorError, match=r"has no \{\} where the number stands"):
+    with pytest.raises(SelectorError, match=r"has no \{\} for the number"):
         depth_of(model, "blocks.*.**")
     for text in ("blocks.{}.** | head.**", "blocks.{}.**[ndim=2]", "/blocks.{}.w/"):
-        with pytest.raises(SelectorError, match="is not a glob alone"):
+        with pytest.raises(SelectorError, match="is not a plain glob"):
             depth_of(model, text)
-    with pytest.raises(OptionError, match="or a function of ParameterInfo, not a int"):
+    with pytest.raises(OptionError, match="or a function, not a int"):
         depth_of(model, 3)
 
 

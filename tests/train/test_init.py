@@ -194,7 +194,7 @@ def test_what_is_no_rule() -> None:
     )
     with pytest.raises(OptionError) as caught:
         tp.init(net(), NORMAL, seed=1.5)  # type: ignore[arg-type]  # what is tested
-    assert str(caught.value) == "a seed is a whole number, not 1.5"
+    assert str(caught.value) == "seed must be a whole number, not 1.5"
 
 
 def test_no_rules_are_an_error() -> None:
@@ -202,7 +202,7 @@ def test_no_rules_are_an_error() -> None:
         with pytest.raises(OptionError) as caught:
             tp.init(net(), seed=seed)
         assert str(caught.value) == (
-            "ModuleDict: init has no rules, and would initialise nothing. give some, as in "
+            "ModuleDict: init needs at least one rule. pass rules, as in "
             "torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)."
         )
 

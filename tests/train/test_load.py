@@ -468,7 +468,7 @@ def test_a_state_without_counters_of_batches_is_complete(suffix: str, tmp_path: 
     model.norm.num_batches_tracked.fill_(5)
     found = load(model, state)
     assert found.complete and int(model.norm.num_batches_tracked) == 5
-    assert found.notes == ("not in it, which is as good for torch: norm.num_batches_tracked",)
+    assert found.notes == ("missing, as torch allows: norm.num_batches_tracked",)
     with torch.device("meta"):
         empty: Any = Net()
     found = load(empty, state)

@@ -151,15 +151,17 @@ def test_a_strictness_that_is_none() -> None:
     with pytest.raises(OptionError) as caught:
         load(net(), ones(net()), strict=("missed",))
     assert str(caught.value) == (
-        "strict='missed' is no kind of mismatch. there are missing, unexpected, mismatched. "
-        "for two of them, strict=('missing', 'unexpected')."
+        "strict='missed' is not a kind of mismatch. the kinds are missing, unexpected, mismatched. "
+        "pass several as strict=('missing', 'unexpected')."
     )
 
 
 def test_loading_nothing_is_never_meant() -> None:
     with pytest.raises(MismatchError) as caught:
         load(nn.Linear(1, 2), {"w": torch.zeros(7)}, strict=False)
-    assert str(caught.value) == ("dict → Linear: nothing of it fits the model. it holds w; the model weight, bias.")
+    assert str(caught.value) == (
+        "dict → Linear: none of its tensors fit the model. it holds w; the model weight, bias."
+    )
 
 
 def test_many_names_are_counted_in_the_error() -> None:
@@ -182,7 +184,7 @@ def test_a_checkpoint_with_the_model_inside(tmp_path: Path) -> None:
     assert all_ones(model)
     with pytest.raises(MismatchError) as caught:
         load(net(), torch.load(path))
-    assert str(caught.value).endswith("nothing was changed. pass what is under 'model' in it.")
+    assert str(caught.value).endswith("nothing was changed. pass the mapping under 'model'.")
     torch.save({"outer": {"model": ones(net())}}, path)
     with pytest.raises(MismatchError) as caught:
         load(net(), f"{path}#outer")
@@ -230,7 +232,7 @@ def test_automatic_renames_pair_what_is_left_by_shape() -> None:
     found = load(model, state, rename="auto")
     assert all_ones(model)
     assert found.renamed == {"1.gamma": "1.weight"}
-    assert found.rename == "1 pair by shape and place: 1.gamma → 1.weight"
+    assert found.rename == "1 pair by shape and position: 1.gamma → 1.weight"
 
 
 def test_automatic_renames_that_could_be_two_are_not_made() -> None:
@@ -310,9 +312,11 @@ def test_two_values_for_a_tied_tensor_are_a_conflict(tmp_path: Path) -> None:
     save_file({"embed.weight": torch.ones(3, 2), "head.weight": other}, tmp_path / "m.safetensors")
     with pytest.raises(MismatchError) as caught:
         load(Tied(), tmp_path / "m.safetensors")
-    assert "1 mismatched: 'embed.weight' (tied in the model, and head.weight holds other values)" in str(caught.value)
+    assert "1 mismatched: 'embed.weight' (tied in the model, but head.weight holds different values)" in str(
+        caught.value
+    )
     found = coverage(Tied(), {"embed.weight": torch.ones(3, 2), "head.weight": torch.ones(3, 2).double()})
-    assert found.mismatched["embed.weight"].note == "tied in the model, and head.weight holds other values"
+    assert found.mismatched["embed.weight"].note == "tied in the model, but head.weight holds different values"
 
 
 def test_nan_is_equal_to_itself_in_tied_tensors() -> None:

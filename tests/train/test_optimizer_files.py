@@ -120,7 +120,7 @@ def test_inside_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSource, match=r"there is no 'optimizer' in the file\. did you mean 'optimizers'\?"):
         tp.load_optimizer_state(model, other, f"{path}#optimizer")
     torch.save({"epoch": 3, "optimizer": optimizer.state_dict()}, path)
-    with pytest.raises(UnsupportedSource, match=r"a checkpoint with an optimizer's state inside\. load .*#optimizer"):
+    with pytest.raises(UnsupportedSource, match=r"a checkpoint with an optimizer state inside\. load .*#optimizer"):
         tp.load_optimizer_state(model, other, path)
 
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_written_is_refused_and_the_old_file_stays(tmp_path: Path
     with pytest.raises(PlanError, match=r"torch\.load\(weights_only=True\) does not take"):
         tp.save(state, tmp_path / "state.pt")
     assert (tmp_path / "state.pt").read_bytes() == old
-    with pytest.raises(PlanError, match=r"state\.weight\.odd: a Evil is no value that a safetensors file can hold"):
+    with pytest.raises(PlanError, match=r"state\.weight\.odd: a safetensors file cannot hold a Evil"):
         tp.save(state, tmp_path / "state.safetensors")
     assert os.listdir(tmp_path) == ["state.pt"]
 

@@ -224,7 +224,7 @@ def test_what_an_optimizer_held_is_put_back_when_it_refuses() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, optimizer, state)
     assert str(caught.value) == (
-        "Sequential: load_state_dict() of Fussy refused the state: KeyError: 'step'. the optimizer is as it was."
+        "Sequential: load_state_dict() of Fussy refused the state: KeyError: 'step'. the optimizer was restored."
     )
     assert isinstance(caught.value.__cause__, KeyError)
     assert copied(optimizer.state_dict()) == before
@@ -329,7 +329,7 @@ def test_a_wrapper_that_keeps_state_to_itself_is_refused() -> None:
     )
     state = tp.optimizer_state(model, optimizer.base_optimizer)
     fresh = Keeping(model.parameters())
-    with pytest.raises(MismatchError, match=r"Keeping did not take momentum_buffer of '0\.weight'"):
+    with pytest.raises(MismatchError, match=r"Keeping did not load momentum_buffer of '0\.weight'"):
         tp.load_optimizer_state(model, fresh, state)
     assert not fresh.state
     assert tp.load_optimizer_state(model, fresh.base_optimizer, state).complete

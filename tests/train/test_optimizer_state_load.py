@@ -133,7 +133,7 @@ def test_loading_nothing_is_never_meant() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(new, torch.optim.Adam(new.parameters()), state, strict=False)
     assert str(caught.value) == (
-        "Adam state → Adam of ModuleDict: nothing of it fits the optimizer. it is of a.weight; the optimizer has "
+        "Adam state → Adam of ModuleDict: none of the state fits the optimizer. it is of a.weight; the optimizer has "
         'b.weight. rename="auto" finds the prefixes that wrappers add.'
     )
 
@@ -153,8 +153,8 @@ def test_another_kind_of_optimizer_is_refused() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, torch.optim.SGD(model.parameters()), state, strict=False)
     assert str(caught.value) == (
-        "the state is that of torch.optim.adam.Adam, and the optimizer is a torch.optim.sgd.SGD. "
-        "start it anew: one cannot go on with what the other remembers."
+        "the state is from torch.optim.adam.Adam, and the optimizer is a torch.optim.sgd.SGD. "
+        "start without the saved state: the two kinds are incompatible."
     )
     assert tp.load_optimizer_state(model, torch.optim.AdamW(model.parameters()), state).complete
 
@@ -248,8 +248,8 @@ def test_lbfgs_by_position() -> None:
             more, torch.optim.LBFGS(more.parameters()), tp.optimizer_state(old, optimizer), strict=False
         )
     assert str(caught.value) == (
-        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state of all parameters together, and these are not the "
-        "same parameters. c.weight differ. start it anew."
+        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state for all parameters together, and the parameters "
+        "differ. c.weight differ. start without the saved state."
     )
 
 

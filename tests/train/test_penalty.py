@@ -173,8 +173,8 @@ def test_targets_that_do_not_fit() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.penalty(model, toward={"0.weight": torch.zeros(4, 3), "0.bias": torch.zeros(4)})
     assert str(caught.value) == (
-        "dict: 4 of 6 selected parameters are not there: 1.weight, 1.bias, 2.weight and 1 more. the nearest to "
-        "'1.weight' is '0.weight'. select what it holds, and penalise the rest toward nothing."
+        "dict: 4 of 6 selected parameters are missing: 1.weight, 1.bias, 2.weight and 1 more. the nearest to "
+        "'1.weight' is '0.weight'. select the parameters it has, and penalise the rest without toward."
     )
     with pytest.raises(MismatchError) as caught:
         tp.penalty(model, "0.bias", toward={"0.bias": torch.zeros(1)})
@@ -189,13 +189,13 @@ def test_what_cannot_be_penalised() -> None:
     for p in (0, 3, 1.5):
         with pytest.raises(OptionError) as caught:
             tp.penalty(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"there is no penalty with p = {p}. p is 1 or 2."
+        assert str(caught.value) == f"p must be 1 or 2, not {p}."
     integers = nn.Linear(2, 2)
     integers.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(OptionError) as caught:
         tp.penalty(integers)
     assert str(caught.value) == (
-        "Linear: weight holds integers, which no gradient moves. leave it out of the selection."
+        "Linear: weight holds integers, which have no gradient. leave it out of the selection."
     )
     with pytest.raises(OptionError, match="nothing to penalise"):
         tp.penalty(nn.ReLU())

@@ -41,14 +41,14 @@ DEFAULTS = "defaults"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the options of some parameters come from; parameters that the same rules hit share one.
+    """Origin of the options of parameters; parameters matched by the same rules share one.
 
     Attributes:
         options: Name of the option → its value.
-        by: Name of the option → the place of the rule that gave it; None for the defaults.
-        rules: The places of all rules that hit them, in order: a later one wins.
-        depth: How deep they stand, where there is a layer decay; else None.
-        scale: The factor that the layer decay multiplied their `lr` by.
+        by: Name of the option → index of the rule that gave it; None for the defaults.
+        rules: Indices of all matching rules, in order; a later rule wins.
+        depth: Depth in the network, with a layer decay; otherwise None.
+        scale: Factor by which the layer decay multiplied the `lr`.
     """
 
     options: Mapping[str, Any]
@@ -59,20 +59,20 @@ class Origin:
 
 
 class Groups(Result, list[dict[str, Any]]):
-    """Parameter groups: a list of dicts as every torch optimizer takes it, which knows where its options come from.
+    """Parameter groups: a list of dicts for any torch optimizer, which records the origin of each option.
 
-    Made by `groups`. Each dict holds `params`, their `param_names`, and the options. It is an ordinary list: what an
-    optimizer or a scheduler writes into the dicts is what it shows from then on. Printed, it is a table of every
-    parameter with its options and the rule that gave them.
+    Made by `groups`. Each dict holds `params`, their `param_names`, and the options. The list is ordinary: it shows the
+    changes that an optimizer or a scheduler makes to the dicts. It prints as a table of every parameter with its
+    options and the rule that gave them.
 
     Attributes:
-        rules: The rules, in the order in which they were given.
-        defaults: The options for what no rule says otherwise.
-        layer_decay: The factor from one depth to the next lower one; None without it.
-        frozen: Names of the parameters that are left out because they are frozen.
-        origins: Name of a parameter → where its options come from; of the frozen ones too.
-        hits: How many parameters each rule hits, frozen ones included.
-        source: What lists the parameters.
+        rules: The rules, in the given order.
+        defaults: Options for parameters without a rule for that option.
+        layer_decay: Factor from one depth to the next lower one, or None.
+        frozen: Names of parameters that are left out because they are frozen.
+        origins: Parameter name → origin of its options; frozen parameters included.
+        hits: Number of parameters that each rule matches, frozen ones included.
+        source: Source of the parameters.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Groups(Result, list[dict[str, Any]]):
 
     @property
     def names(self) -> list[str]:
-        """The names of all parameters in the groups, group by group."""
+        """Names of all parameters in the groups, group by group."""
         return [name for group in self for name in group.get("param_names", ())]
 
     @property
     def label(self) -> str:
-        """What the model is called."""
+        """Label of the model."""
         return "a model" if self.source is None else self.source.label
 
     @property
@@ -112,13 +112,13 @@ class Groups(Result, list[dict[str, Any]]):
         return () if self.source is None else self.source.left_out
 
     def split(self, option: str) -> dict[Any, Groups]:
-        """One list of groups for each value of an option, which is taken out of them: one for each optimizer.
+        """Split the groups by the value of an option, for several optimizers. The option is removed from the groups.
 
         Args:
             option: The option, such as `optimizer` in `rule("[ndim=2]", optimizer="muon")`.
 
         Returns:
-            Value → its groups, in the order of the model; None for the groups that do not have the option.
+            Value → its groups, in the order of the model; the key None has the groups without the option.
 
         Raises:
             OptionError: No group has it.
@@ -137,8 +137,8 @@ class Groups(Result, list[dict[str, Any]]):
             raise OptionError(
                 f"no group has the option {option!r} to split by",
                 where=self.label,
-                exists=f"the options are {', '.join(given)}" if given else "they have no options",
-                hint=f"give it to some in a rule: torchparams.rule(selector, {option}=…)",
+                exists=f"the options are {', '.join(given)}" if given else "the groups have no options",
+                hint=f"set it in a rule: torchparams.rule(selector, {option}=…)",
             )
         parts: dict[Any, list[dict[str, Any]]] = {}
         for group in self:
@@ -159,13 +159,13 @@ class Groups(Result, list[dict[str, Any]]):
         )
 
     def explain(self, name: str) -> Explained:
-        """What one parameter's options are, and which rules gave them or would have.
+        """Explain the options of one parameter, with the rules that gave them and those that were overridden.
 
         Args:
             name: Any spelling of the parameter's name.
 
         Raises:
-            UnknownName: The model has no such parameter, or this part of the groups does not hold it.
+            UnknownName: The model has no such parameter, or these groups do not hold it.
         """
         return explain(self, self._canonical(name))
 
@@ -178,15 +178,15 @@ class Groups(Result, list[dict[str, Any]]):
         return found
 
     def report(self, *, limit: int | None = 40) -> Report:
-        """The groups as a report: what printing shows.
+        """The groups as a report, as printed.
 
         Args:
-            limit: Most parameters to list; None for all.
+            limit: Maximum number of parameters to list; None for all.
         """
         return report(self, limit)
 
     def to_json(self) -> dict[str, Any]:
-        """The groups as JSON takes them: options and names, never tensors."""
+        """The groups as JSON data: options and names, without tensors."""
         return to_json(self)
 
     def _title(self) -> str:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of the model, and where its values come from.
+    """Tensor of the model and the source of its values.
 
     Attributes:
-        name: Its canonical name.
-        target: The tensor itself.
-        source: What holds the values.
-        info: Their record there.
+        name: Canonical name.
+        target: The model's tensor.
+        source: Source of the values.
+        info: Info of the values in the source.
     """
 
     name: str

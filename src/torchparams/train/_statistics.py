@@ -1,4 +1,4 @@
-"""Running statistics: which layers of a network have them, and how they are kept still while the rest is trained."""
+"""Running statistics: find the layers that have them, and stop them while the rest of the model is trained."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class StatisticsHold:
-    """Stands in a layer's own attributes as its `train`, and keeps the layer itself, alone, in evaluation mode.
+    """Replacement for a layer's `train` method that keeps this layer, but not its submodules, in evaluation mode.
 
-    A layer's attributes are what copies and pickles take along, so a copy of a frozen model is frozen.
+    It is an attribute of the instance. Copies and pickles include attributes, so a copy of a frozen model is frozen.
 
     Attributes:
         module: The layer.
-        wanted: The mode that the layer would have without the hold.
-        shadowed: A `train` that stood in the instance before; None where there was none.
+        wanted: Mode that the layer would have without the hold.
+        shadowed: Previous `train` attribute of the instance, or None.
     """
 
     __slots__ = ("module", "shadowed", "wanted")
@@ -33,8 +33,8 @@ class StatisticsHold:
         self.shadowed: Callable[[bool], Any] | None = vars(module).get("train")
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        """What `nn.Module.train` does, for all but the layer itself."""
-        # The class's own method, which knows what it has inside (an activation, a dropout) and refuses what is no bool.
+        """Act as `nn.Module.train` for the submodules, but not for the layer itself."""
+        # The class's method also switches inner layers (activation, dropout) and refuses arguments that are not bool.
         if self.shadowed is not None:
             self.shadowed(mode)
         else:
@@ -44,14 +44,14 @@ class StatisticsHold:
         return self.module
 
     def place(self) -> None:
-        """Begin to hold."""
-        # nn.Module.__setattr__ is for parameters and submodules; a scripted module's refuses what it did not compile.
+        """Install the hold."""
+        # Bypass nn.Module.__setattr__: that of a scripted module refuses attributes it did not compile.
         vars(self.module)["train"] = self
         self.wanted = self.module.training
         self.module.training = False
 
     def release(self) -> None:
-        """Let go, and give the layer the mode that it would have."""
+        """Remove the hold, and give the layer the mode it would have without it."""
         if self.shadowed is None:
             del vars(self.module)["train"]
         else:
@@ -60,7 +60,7 @@ class StatisticsHold:
 
 
 def hold_on(module: nn.Module) -> StatisticsHold | None:
-    """What keeps the running statistics of `module` still; None where nothing does.
+    """The hold that stops the running statistics of `module`, or None.
 
     >>> from torch import nn
     >>> layer = nn.BatchNorm1d(3)
@@ -72,7 +72,7 @@ def hold_on(module: nn.Module) -> StatisticsHold | None:
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether the forward pass of `module` itself, in training mode, moves statistics that normalise.
+    """True if the forward pass of `module` itself updates normalisation statistics in training mode.
 
     >>> from torch import nn
     >>> has_running_statistics(nn.BatchNorm1d(3)), has_running_statistics(nn.InstanceNorm1d(3))
@@ -81,7 +81,7 @@ def has_running_statistics(module: nn.Module) -> bool:
     buffers = module._buffers
     if not buffers:
         return False
-    # A scripted module's buffers are no dict, and have no `get`.
+    # The buffers of a scripted module are not a dict and have no `get`.
     if any(name in buffers and buffers[name] is not None for name in ("running_mean", "running_var")):
         return True
     from torch.nn.utils.parametrizations import _SpectralNorm
@@ -93,12 +93,12 @@ def has_running_statistics(module: nn.Module) -> bool:
 
 
 class Layers:
-    """The layers with running statistics, and what is frozen in and around them.
+    """Layers with running statistics, and the frozen parameters in and around them.
 
-    Asked only after the flags have been set.
+    Use it only after `requires_grad` has been set.
 
     Attributes:
-        by_name: The layers, by canonical name.
+        by_name: Layers by canonical name.
     """
 
     def __init__(self, chosen: Chosen) -> None:
@@ -114,11 +114,11 @@ class Layers:
                 self.by_name[prefix[:-1]] = module
 
     def state(self, layer: nn.Module) -> tuple[bool, bool, bool]:
-        """Whether something that the layer goes with is selected, whether all of that is frozen, whether it is its own.
+        """Three flags about the layer's parameters: any is selected, all are frozen, they are the layer's own.
 
-        A layer goes with its own parameters, or, having none, with those in the nearest module around it that has some.
+        For a layer without parameters, they are those of the nearest enclosing module that has some.
         """
-        # Most layers hold their parameters and nothing inside, and need no look around.
+        # Fast path: most layers have parameters and no submodules.
         own = [] if layer._modules else [p for p in layer._parameters.values() if p is not None]
         if own:
             return not self._selected.isdisjoint(map(id, own)), not any(p.requires_grad for p in own), True
@@ -129,7 +129,7 @@ class Layers:
         return here in around.selected, here not in around.trainable, here == id(layer)
 
     def named(self, layer: nn.Module) -> bool:
-        """Whether a buffer of the layer is selected itself."""
+        """True if a buffer of the layer is selected."""
         return any(id(buffer) in self._selected for buffer in layer._buffers.values() if buffer is not None)
 
     @cached_property
@@ -139,13 +139,13 @@ class Layers:
 
 @dataclass(slots=True)
 class _Around:
-    """Which modules have, in them or below, any parameter, a trainable one, a selected one; modules by their `id`.
+    """Modules that contain any parameter, a trainable one, or a selected one, at any depth; by `id`.
 
     Attributes:
-        bearing: Those with any.
-        trainable: Those with a trainable one.
-        selected: Those with a selected one.
-        parents: Module → the one around it, at the first place where it is met.
+        bearing: Modules with any parameter.
+        trainable: Modules with a trainable parameter.
+        selected: Modules with a selected parameter.
+        parents: Module → its parent, at its first occurrence.
     """
 
     bearing: set[int]
@@ -155,7 +155,7 @@ class _Around:
 
     @classmethod
     def of(cls, root: nn.Module, chosen: set[int]) -> _Around:
-        """Looks at each module once: those inside before the one around them."""
+        """Visit each module once, children before parents."""
         around = cls(set(), set(), set(), {})
         stack = [(root, iter(root._modules.values()))]
         entered = {id(root)}
@@ -177,7 +177,7 @@ class _Around:
         return around
 
     def add(self, module: nn.Module, chosen: set[int]) -> None:
-        """Note a module, when those in it are noted."""
+        """Add a module, after its children."""
         here = id(module)
         for parameter in module._parameters.values():
             if parameter is not None:

@@ -1,8 +1,8 @@
-"""Values from a source into the memory of a live model, tensor by tensor.
+"""Copies values from a source into the memory of a live model, tensor by tensor.
 
-Bytes that need no change are read from the file straight into the parameter's own memory, on several threads. Others
-are cast block by block, from a part of the file that is mapped meanwhile, or on their way to another device from a
-buffer. Only what a file does not hold contiguous is made as a tensor of its own first, one at a time.
+Bytes that need no conversion are read from the file straight into the parameter's memory, on several threads. Values
+that need a cast are cast block by block from a mapped part of the file; values for other devices pass through a
+buffer. Only tensors that are not contiguous in the file are first built as tensors of their own, one at a time.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from torchparams.train._pair import Pair
 
 PIECE_BYTES = 16 << 20
-"""Bytes that a thread reads into a parameter at once."""
+"""Bytes that a thread reads into a parameter per call."""
 
 BUFFER_BYTES = 8 << 20
-"""Bytes that are read at once where they are copied to another device or to a tensor that is not contiguous."""
+"""Buffer size in bytes for copies to a different device or to a tensor that is not contiguous."""
 
 VECTOR = 512
-"""Tensors that lie side by side in a file and are read by one call; systems take 1,024 and more."""
+"""Maximum number of adjacent tensors read by one call; systems allow at least 1,024."""
 
-_MOST_THREADS = 16  # more do not read faster: the memory's or the disk's own speed is reached before
+_MOST_THREADS = 16  # more are not faster: memory or disk speed is the limit
 
 
 def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
-    """Copy all values; targets of the same dtype get the same bits.
+    """Copy all values. Targets with the dtype of the source get the same bits.
 
     Args:
-        pairs: Shapes are equal, no target is on the meta device, and none stands twice.
-        progress: Told bytes read so far and in all.
+        pairs: Pairs with equal shapes and distinct targets, none of them on the meta device.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        TorchParamsError: Values cannot be read. Its notes say what of the model was changed already.
+        TorchParamsError: Values cannot be read. Its notes list the tensors that were already changed.
     """
     import torch
 
@@ -62,7 +62,7 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
     direct: list[_Direct] = []
     casts: list[Pair] = []
     others: list[tuple[Pair, Location | None]] = []
-    with paused_gc():  # some objects for each tensor, and no cycles
+    with paused_gc():  # creates many objects and no cycles
         saved = _saved_from_overwriting(pairs)
         for pair in pairs:
             place = None if pair.name in saved else pair.source.span(pair.info.name)
@@ -91,19 +91,19 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
                 buffer = _through(buffer, pair, place, opened)
             state.done(pair)
         files.check()
-    except BaseException as error:  # Ctrl-C too leaves a model that is partly loaded
+    except BaseException as error:  # Ctrl-C too leaves a partly loaded model
         error.add_note(state.note())
         raise
     finally:
         opened.close()
         if direct:
-            # What was not written by torch is told to autograd, as copy_ does: a graph that needs the old values
-            # must not go backward over the new ones.
+            # Bump the version for writes outside torch, as copy_ does: autograd must not run backward with the new
+            # values through a graph that saved the old ones.
             torch.autograd.graph.increment_version([item.pair.target for item in direct])
 
 
 class _State:
-    """How far it is."""
+    """Progress of the transfer."""
 
     def __init__(self, pairs: Sequence[Pair], progress: Progress | None) -> None:
         self._pairs = pairs
@@ -119,7 +119,7 @@ class _State:
             self._progress(self._seen, self._total)
 
     def note(self) -> str:
-        """What an error leaves behind."""
+        """Note for an error: tensors that were changed already, and tensors that were not."""
         left = [pair.name for pair in self._pairs if pair.name not in self._done]
         return (
             f"the model is partly loaded: {plural(len(self._done), 'tensor')} of {len(self._pairs):,} "
@@ -133,7 +133,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Direct:
-    """A pair whose bytes go straight from the file into the parameter's memory."""
+    """Pair whose bytes are read from the file straight into the parameter's memory."""
 
     pair: Pair
     place: Location
@@ -141,7 +141,7 @@ class _Direct:
 
 
 def _memory(pair: Pair) -> memoryview | None:
-    """The bytes of a target that can hold those of the file as they are; None where they need a change."""
+    """Memory of a target that can hold the file's bytes unchanged; None if they need a conversion."""
     target = pair.target
     if (
         sys.byteorder != "little"
@@ -150,8 +150,8 @@ def _memory(pair: Pair) -> memoryview | None:
         or not _flat_on_cpu(target)
     ):
         return None
-    # By its address: numpy knows neither bfloat16 nor float8, and a tensor of bytes over the same storage takes five
-    # times as long to make. The pair keeps the target, and so its memory, as long as this is there.
+    # By address: numpy has neither bfloat16 nor float8, and a byte tensor over the same storage takes five times as
+    # long to make. The pair keeps the target's memory alive.
     return memoryview((ctypes.c_ubyte * pair.info.nbytes).from_address(pair.target.data_ptr())).cast("B")
 
 
@@ -160,11 +160,11 @@ def _flat_on_cpu(target: torch.Tensor) -> bool:
 
 
 Piece = list[tuple[_Direct, int, int]]
-"""Byte ranges of tensors that a thread reads one after the other."""
+"""Byte ranges of tensors that one thread reads in sequence."""
 
 
 def _pieces(direct: Sequence[_Direct]) -> Iterator[Piece]:
-    """A part of a large tensor, or small tensors together; in the order of the files, which may be on a disk."""
+    """Parts of large tensors, and groups of small tensors, in file order for sequential disk reads."""
     batch: Piece = []
     size = 0
     for item in sorted(direct, key=lambda item: (item.place.file, item.place.start)):
@@ -180,7 +180,7 @@ def _pieces(direct: Sequence[_Direct]) -> Iterator[Piece]:
 
 
 def _runs(piece: Piece) -> Iterator[Piece]:
-    """The ranges of a piece that lie side by side in one file, together; without those of no bytes."""
+    """Groups of adjacent ranges in one file; empty ranges are left out."""
     run: Piece = []
     file, at = "", -1
     for item, start, stop in piece:
@@ -223,7 +223,7 @@ def _read_all(direct: Sequence[_Direct], files: Files, state: _State) -> None:
 
 
 def _read_run(run: Piece, files: OpenFiles) -> None:
-    """Read ranges that lie side by side, each into its memory, in one call."""
+    """Read adjacent ranges, each into its own memory, in one call."""
     first, start, _ = run[0]
     path, at = first.place.file, first.place.start + start
     memories = [item.memory[begin:end] for item, begin, end in run]
@@ -248,7 +248,7 @@ def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
 
 
 class _Casting:
-    """Copies blocks of a file into a tensor of another dtype."""
+    """Copies blocks of a file into a tensor of a different dtype."""
 
     def __init__(self, target: torch.Tensor) -> None:
         self._flat = target.detach().view(-1)
@@ -264,7 +264,7 @@ class _Casting:
 
 
 def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: OpenFiles) -> torch.Tensor:
-    """Read, cast and copy part by part; gives back the buffer, which may have been made or grown."""
+    """Read, cast and copy part by part. Returns the buffer, which may have grown."""
     import torch
 
     target, dtype = pair.target.detach(), pair.info.dtype
@@ -280,9 +280,9 @@ def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: OpenFiles
 
 
 def _parts(target: torch.Tensor, most: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Views of at most so many elements that follow each other in C order, and where each starts.
+    """Views of at most `most` elements, consecutive in C order, each with its start.
 
-    Of a target that is not contiguous, rows along its first dimension, at least one at a time.
+    If the target is not contiguous, a view has at least one row along the first dimension.
     """
     if target.is_contiguous():
         flat = target.view(-1)
@@ -300,7 +300,7 @@ def _values(pair: Pair) -> torch.Tensor:
 
     if pair.info.dtype.torch_name is not None:
         return pair.source.tensor(pair.info.name)
-    # Elements of less than a byte: torch has no such types, and every value of them is a float32.
+    # Torch has no dtypes of less than a byte. Their values are exact in float32.
     import numpy as np
 
     return torch.from_numpy(pair.source.numpy(pair.info.name).astype(np.float32))
@@ -310,15 +310,15 @@ def _values(pair: Pair) -> torch.Tensor:
 
 
 def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
-    """Copies of the values that lie in memory which another pair writes to, by name.
+    """Name → copy of values in memory that a different pair writes to.
 
-    So parameters of one model can be exchanged. Values that lie where they belong need no copy.
+    The copies allow parameters of one model to be swapped. Values already in their target need no copy.
     """
     if not any(pair.source.borrowed for pair in pairs):
         return {}
     spans = sorted(span for pair in pairs if (span := _span(pair.target)) is not None)
     starts = [start for start, _ in spans]
-    # Storages may hold each other's part when an array shows the middle of one; how far the ones before reach decides.
+    # Storages may overlap if an array views the middle of one, so compare with the running maximum of the ends.
     reach = list(accumulate((stop for _, stop in spans), max))
     copies = {}
     for pair in pairs:
@@ -328,14 +328,14 @@ def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
         span = _span(value)
         if span is None or (value.data_ptr() == target.data_ptr() and value.stride() == target.stride()):
             continue
-        at = bisect_left(starts, span[1])  # those that start before the values end
+        at = bisect_left(starts, span[1])  # storages that start before the values end
         if at and reach[at - 1] > span[0]:
             copies[pair.name] = value.clone()
     return copies
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int] | None:
-    """The addresses of a tensor's storage; None where it has none."""
+    """Start and end address of a tensor's storage, or None."""
     import torch
 
     if tensor.layout is not torch.strided or tensor.device.type == "meta":

@@ -1,4 +1,4 @@
-"""One function, in place, on everything that a selector hits."""
+"""Apply a function in place to selected parameters."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> Applied:
     """Call `function` with each selected parameter, under `torch.no_grad()`.
 
-    The function may change the tensor it is given, or return the new values, which are then copied into it: both
-    `torch.nn.init.zeros_` and `lambda w: w * 0.5` do. The parameters stay the same objects in the same memory, and
-    autograd notices the change. A tied tensor is changed once. If the function raises, every parameter gets back the
-    values that it had; they are kept in memory until then. Afterwards there is no undo: the old values are gone.
+    The function may change its tensor in place, as `torch.nn.init.zeros_` does, or return new values, as
+    `lambda w: w * 0.5` does; returned values are copied into the tensor. The parameters stay the same objects in the
+    same memory, and autograd notices the change. A tied tensor is changed once. If the function raises, every
+    parameter is restored; the old values are kept in memory until the end of the call. Then there is no undo.
 
     Args:
-        model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too); or what
-            `torchparams.gradients` gives, for a change of the gradients.
-        selector: What to change, strictly; None is all of `model`.
-        function: Takes a tensor; returns None, that tensor, or another of the same shape.
+        model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too). Pass the
+            result of `torchparams.gradients` to change gradients.
+        selector: Parameters to change, strictly; None selects all of `model`.
+        function: Accepts a tensor; returns None, that tensor, or a new one of the same shape.
 
     Returns:
-        What was changed.
+        The changed parameters.
 
     Raises:
-        NoMatch: A part of the selector hits nothing.
-        NotReadable: A selected parameter has no values: it is lazy or on the meta device; or it holds codes of an
-            encoding that is not known, which stand beside their scales. Nothing has changed.
-        OptionError: The function is none, or returned something else than a tensor. Nothing has changed.
-        MismatchError: It returned a tensor of another shape. Nothing has changed.
+        NoMatch: A part of the selector matches nothing.
+        NotReadable: A selected parameter has no values, because it is lazy or on the meta device; or it holds codes
+            of an unknown encoding with separate scales. Nothing is changed.
+        OptionError: `function` is not callable, or did not return a tensor. Nothing is changed.
+        MismatchError: The function returned a tensor of a different shape. Nothing is changed.
 
     >>> import torch
     >>> import torchparams as tp
@@ -56,8 +56,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     """
     if not callable(function):
         raise OptionError(
-            f"{shorten(repr(function))} is no function",
-            hint="the order is torchparams.apply_(model, selector, function)",
+            f"{shorten(repr(function))} is not a function",
+            hint="call torchparams.apply_(model, selector, function)",
         )
     every: Mapping[str, Any] = {}
     left_out: tuple[LeftOut, ...] = ()
@@ -86,14 +86,14 @@ NOTHING_PASSES = (
     "Every weight matrix is zero now: the output does not depend on the input. While the biases are zero too, no "
     "weight gets a gradient, and training cannot start. Gradients are zeroed by optimizer.zero_grad()."
 )
-"""What follows where every weight of a model is zero."""
+"""Note for a model whose weights are all zero."""
 
 
 def _gradients(table: Parameters, selector: object) -> dict[str, Any]:
-    """The gradients that a selector hits, by name.
+    """Selected gradients by name.
 
     Raises:
-        NoMatch: There are none, or a part of the selector hits nothing.
+        NoMatch: There are no gradients, or a part of the selector matches nothing.
     """
     records = table.records()
     gradients = records.tensors or {}
@@ -106,22 +106,22 @@ def _gradients(table: Parameters, selector: object) -> dict[str, Any]:
 
 
 def _all_zero(every: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
-    """Whether all matrices of a model, two at least, are zero after a change."""
+    """True if the model has at least two matrices and a change made all of them zero."""
     matrices = [name for name, tensor in every.items() if tensor.ndim >= 2 and tensor.numel()]
     if len(matrices) < 2 or not all(name in changed for name in matrices):
         return False
     kinds = {every[name].dtype for name in matrices}
     if not all(dtype.is_floating_point and dtype.itemsize > 1 for dtype in kinds):
         return False
-    return not any(bool(every[name].any()) for name in matrices)  # mostly, the first is not zero
+    return not any(bool(every[name].any()) for name in matrices)  # usually stops at the first
 
 
 def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: str, **options: Any) -> None:
-    """Let `function` change `tensor`: itself, or by what it returns.
+    """Let `function` change `tensor`, in place or by its return value.
 
     Raises:
-        OptionError: It returned something else than a tensor.
-        MismatchError: It returned a tensor of another shape.
+        OptionError: It did not return a tensor.
+        MismatchError: It returned a tensor of a different shape.
     """
     import torch
 
@@ -135,21 +135,21 @@ def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: st
     if not isinstance(result, torch.Tensor):
         raise OptionError(
             f"{function_name(function)} returned {shorten(repr(result))} for {name}",
-            hint="a function changes the tensor it is given, or returns a tensor of new values",
+            hint="change the tensor in place, or return a tensor of new values",
         )
     if result.shape != tensor.shape:
         raise MismatchError(
             f"{function_name(function)} returned the shape {human_shape(tuple(result.shape))} for {name}",
-            exists=f"its own is {human_shape(tuple(tensor.shape))}",
+            exists=f"its shape is {human_shape(tuple(tensor.shape))}",
         )
     tensor.copy_(result)
 
 
 def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool = False) -> None:
-    """An error for a tensor that is lazy, or, unless `meta` is fine, on the meta device.
+    """Refuse tensors that are lazy or, unless `meta`, on the meta device.
 
     Raises:
-        NotReadable: There is one.
+        NotReadable: A tensor has no values.
     """
     from torch.nn.parameter import is_lazy
 
@@ -158,7 +158,7 @@ def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool 
             raise NotReadable(
                 f"{name} is lazy: it has no shape and no values yet",
                 where=where,
-                hint="run the model once, which gives it its shape",
+                hint="run the model once to set its shape",
             )
         if not meta and tensor.device.type == "meta":
             raise NotReadable(
@@ -169,7 +169,7 @@ def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool 
 
 
 def function_name(function: object) -> str:
-    """What a report calls a function: `kaiming_normal_(a=0.1)`.
+    """Name of a function for a report, such as `kaiming_normal_(a=0.1)`.
 
     >>> import functools
     >>> function_name(functools.partial(max, key=len))
@@ -182,14 +182,14 @@ def function_name(function: object) -> str:
 
 
 class Applied(Result):
-    """What `apply_` has changed.
+    """Result of `apply_`.
 
     Attributes:
         label: The model.
         function: Name of the function.
-        shapes: Name → shape of what was changed, in the model's order.
-        left_out: State of the selected modules outside their parameters and buffers, which was left alone.
-        notes: What follows from the change, where that may surprise.
+        shapes: Name → shape of each changed tensor, in the model's order.
+        left_out: State of the selected modules outside their parameters and buffers; not changed.
+        notes: Possibly surprising consequences of the change.
     """
 
     def __init__(
@@ -208,14 +208,14 @@ class Applied(Result):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of what was changed, in the model's order."""
+        """Names of the changed tensors, in the model's order."""
         return tuple(self.shapes)
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """What was changed, as a report.
+        """Report of the changed tensors.
 
         Args:
-            limit: Most tensors to list; None for all.
+            limit: Maximum number of tensors to list; None for all.
         """
         rows = [Row((name, human_shape(shape))) for name, shape in self.shapes.items()]
         columns = Column("name", style="name", shrink=True), Column("shape")
@@ -225,7 +225,7 @@ class Applied(Result):
         return Report((Text(title, "title"), table, *left_out_lines(self.left_out), *notes))
 
     def to_json(self) -> dict[str, Any]:
-        """What was changed, as JSON takes it."""
+        """The change as JSON data."""
         beside = [each.to_json() for each in self.left_out]
         return {
             "function": self.function,

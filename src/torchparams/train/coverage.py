@@ -1,4 +1,4 @@
-"""What of a model was found in what is loaded into it, and what was not."""
+"""Coverage of a model by a source: tensors that are loaded, missing, unexpected or mismatched."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 KINDS = ("missing", "unexpected", "mismatched")
-"""What can be wrong, by name: each is an attribute of `Coverage`, and can be asked for in `strict`."""
+"""Kinds of mismatch. Each is an attribute of `Coverage` and a value for `strict`."""
 
-_DEEPEST = 8  # components of a common ending
-_SPELLED = 16  # names of each kind that are compared letter by letter, where these are not too many
+_DEEPEST = 8  # maximum number of components in a common ending
+_SPELLED = 16  # names of each kind compared by spelling
 _SPELLED_AMONG = 2_000
-_MATCHED_AMONG = 10_000  # names on both sides; of more, how they end says enough
+_MATCHED_AMONG = 10_000  # names on both sides; above that, only endings are compared
 
 
 def _empty() -> Mapping[str, Item]:
@@ -44,15 +44,15 @@ def _empty() -> Mapping[str, Item]:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One tensor of a coverage.
+    """Tensor in a coverage.
 
     Attributes:
-        name: Its canonical name in the model; of what is unexpected, the name in what is loaded, after renaming.
-        source: Its own name in what is loaded; None of what is missing.
-        note: What does not fit, or, of what is loaded, its cast: `float32 → bfloat16`; mostly empty.
-        nearest: Of what is not loaded, the name on the other side that was perhaps meant.
-        also: Further names in what is loaded that belong here too: the model has them tied.
-        lost: How many values its cast has not kept; None where it has kept all, or has not been made.
+        name: Canonical name in the model; for an unexpected tensor, its name in the source after renaming.
+        source: Original name in the source; None if the tensor is missing.
+        note: Reason for a mismatch, or the cast of a loaded tensor (`float32 → bfloat16`); usually empty.
+        nearest: For a tensor that is not loaded, the closest name on the other side.
+        also: Further names in the source for the same tensor, which is tied in the model.
+        lost: Number of values that the cast did not keep; None if it kept all, or was not made.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Item:
     lost: Losses | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The item as JSON takes it."""
+        """The item as JSON data."""
         return {
             "name": self.name,
             "source": self.source,
@@ -76,19 +76,19 @@ class Item:
 
 @dataclass(frozen=True, repr=False)
 class Coverage(Result):
-    """What of a model is filled from what, and what does not fit; it prints as a table.
+    """Result of matching a model with a source; prints as a table.
 
     Attributes:
-        model: What the model is called.
-        source: What that which is loaded is called.
-        loaded: Canonical name → item, for all that is (or, by `torchparams.coverage`, would be) loaded.
-        missing: The same for what the model has and nothing was found for.
-        unexpected: Name → item, for what nothing in the model takes.
-        mismatched: Canonical name → item, for what was found and does not fit; `note` says why.
-        left_out: With a selector, names in what is loaded that nothing of what it selects takes.
-        rename: What was done about names, in words; empty if nothing.
-        notes: What else to know, a sentence each: state and code of modules that is not loaded or run, tensors
-            without memory.
+        model: Label of the model.
+        source: Label of the loaded source.
+        loaded: Canonical name → item, for each tensor that is (or, by `torchparams.coverage`, would be) loaded.
+        missing: Canonical name → item, for each tensor of the model that the source lacks.
+        unexpected: Name → item, for each tensor of the source that the model lacks.
+        mismatched: Canonical name → item, for each tensor that was found and does not fit; `note` has the reason.
+        left_out: With a selector, names in the source that match no selected tensor.
+        rename: Description of the renaming; empty if there was none.
+        notes: Sentences on module state that was not loaded, module code that was not run, and tensors without
+            memory.
 
     >>> import torch
     >>> import torchparams as tp
@@ -112,33 +112,33 @@ class Coverage(Result):
 
     @property
     def complete(self) -> bool:
-        """Whether everything fits: nothing is missing, unexpected or mismatched."""
+        """True if nothing is missing, unexpected or mismatched."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Name in what is loaded → canonical name, for those that differ."""
+        """Name in the source → canonical name, where they differ."""
         return {i.source: i.name for i in self.loaded.values() if i.source is not None and i.source != i.name}
 
     @property
     def cast(self) -> dict[str, str]:
-        """Canonical name → the cast it goes through, `float32 → bfloat16`, for those that do."""
+        """Canonical name → cast, such as `float32 → bfloat16`, for tensors that are cast."""
         return {item.name: item.note for item in self.loaded.values() if item.note}
 
     @property
     def lost(self) -> dict[str, Losses]:
-        """Canonical name → how many values overflowed, underflowed and changed, of casts that have not kept all."""
+        """Canonical name → numbers of values that overflowed, underflowed and changed, for casts with losses."""
         return {item.name: item.lost for item in self.loaded.values() if item.lost is not None}
 
     def refuse(self, strict: bool | Collection[str], hint: Callable[[], str | None]) -> None:
-        """Raise if something is wrong that `strict` does not allow.
+        """Raise for mismatches of the kinds in `strict`.
 
         Args:
             strict: True for all of `KINDS`, False for none, or the names of some.
-            hint: Says what to do; called only then, as finding out may take as long as the matching did.
+            hint: Returns the hint of the error; called only on failure, because it may take as long as the matching.
 
         Raises:
-            MismatchError: Something does not fit; the message has the first names of each kind.
+            MismatchError: There is a mismatch; the message has the first names of each kind.
         """
         kinds = strict_kinds(strict)
         wrong = {kind: getattr(self, kind) for kind in KINDS if kind in kinds}
@@ -154,10 +154,10 @@ class Coverage(Result):
     # --- print -----------------------------------------------------------------------------------
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """The coverage as a report: everything that needs a look, and a line with the counts.
+        """Report of all casts and mismatches, and the counts.
 
         Args:
-            limit: Most rows of each kind to show; None for all.
+            limit: Maximum number of rows of each kind; None for all.
         """
         rows: list[Any] = []
         for kind in KINDS:
@@ -190,7 +190,7 @@ class Coverage(Result):
         return " · ".join(texts)
 
     def to_json(self) -> dict[str, Any]:
-        """The coverage as JSON takes it."""
+        """The coverage as JSON data."""
         return {
             "model": self.model,
             "source": self.source,
@@ -206,10 +206,10 @@ class Coverage(Result):
 
 
 def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:
-    """The kinds that `strict` names.
+    """Parse `strict` into kinds of mismatch.
 
     Raises:
-        OptionError: It names something else.
+        OptionError: A name is not a kind.
 
     >>> sorted(strict_kinds(("missing",)))
     ['missing']
@@ -219,9 +219,9 @@ def strict_kinds(strict: bool | Collection[str]) -> frozenset[str]:
     named = frozenset([strict] if isinstance(strict, str) else strict)
     for kind in sorted(named - frozenset(KINDS)):
         raise OptionError(
-            f"strict={kind!r} is no kind of mismatch",
-            exists=f"there are {', '.join(KINDS)}",
-            hint=f"for two of them, strict={KINDS[:2]!r}",
+            f"strict={kind!r} is not a kind of mismatch",
+            exists=f"the kinds are {', '.join(KINDS)}",
+            hint=f"pass several as strict={KINDS[:2]!r}",
         )
     return named
 
@@ -259,15 +259,15 @@ def _row(kind: str, style: str, item: Item) -> Row:
 def candidates(
     these: Mapping[str, ParameterInfo], others: Mapping[str, ParameterInfo]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """For each of `these` the one of `others` that was perhaps meant, and the other way round.
+    """Closest name in `others` for each of `these`, and the reverse.
 
-    Taken is, in this order, what goes together by shape and place (see `torchparams.renames.best_match`), unless there
-    are very many; what ends in the same components and is of the same shape; for the first few, what is spelled alike;
-    and what ends alike at all. Linear.
+    Candidates are, in this order: matches by shape and position (see `torchparams.renames.best_match`), unless there
+    are very many names; names with equal final components and shape; for the first few names, similar spellings;
+    names with equal final components. The time is linear in the number of names.
 
     Args:
-        these: Records by name.
-        others: The same.
+        these: Infos by name.
+        others: Infos by name.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -286,7 +286,7 @@ def candidates(
 def _with_alike(
     found: dict[str, str], these: Mapping[str, ParameterInfo], others: Mapping[str, ParameterInfo]
 ) -> dict[str, str]:
-    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    # Shapes as text: a file could choose numbers whose Python hashes collide.
     by_shape: dict[tuple[str, str], str] = {}
     by_ending: dict[str, str] = {}
     for name, info in others.items():
@@ -313,7 +313,7 @@ def _with_alike(
 
 
 def _endings(name: str) -> Iterable[str]:
-    """What `name` ends in, the longest first: at most so many components."""
+    """Endings of `name` with at most `_DEEPEST` components, longest first."""
     parts = name.split(".")
     return (".".join(parts[at:]) for at in range(max(len(parts) - _DEEPEST, 0), len(parts)))
 

@@ -1,4 +1,4 @@
-"""How deep in a network each parameter stands, for learning rates that fall from the last layer to the first."""
+"""Depth of each parameter in a network, for learning rates that decrease from the last layer to the first."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ if TYPE_CHECKING:
     from torchparams.records import Records
 
 _NUMBER = "\ue000"
-"""Stands for `{}` while a pattern is read: a character for private use, which is in no name."""
+"""Placeholder for `{}` while a pattern is parsed: a private-use character that no name contains."""
 
 
 def depths(records: Records, model: nn.Module | None, by: object, where: str | None = None) -> list[int]:
-    """The depth of every parameter: 0 before the first block, 1 to N in the blocks, N + 1 behind the last.
+    """Depth of every parameter: 0 before the first block, 1 to N in the blocks, N + 1 after the last.
 
-    A parameter between two blocks has the depth of the block that follows: there stand the layers that lead over to the
-    next stage.
+    A parameter between two blocks, as in a layer between two stages, has the depth of the block that follows.
 
     Args:
         records: The parameters.
-        model: The network that they are of; needed where the modules are asked.
-        by: None to take the blocks from the modules' order; a pattern in which `{}` stands for a number, as
-            `encoder.layer.{}.**`; or a function of `ParameterInfo` that gives the depth itself.
-        where: What an error calls the model.
+        model: The network; needed if `by` is None.
+        by: None to find the blocks from the order of the modules; a pattern with `{}` for the block's number, such as
+            `encoder.layer.{}.**`; or a function of `ParameterInfo` that returns the depth.
+        where: Label of the model in errors.
 
     Raises:
-        OptionError: No blocks are found, or the function gives no whole number of at least 0.
-        NoMatch: The pattern hits nothing.
-        SelectorError: It is no pattern with a number.
+        OptionError: No blocks are found, or the function does not return a whole number of at least 0.
+        NoMatch: The pattern matches nothing.
+        SelectorError: The pattern is invalid or has no `{}`.
     """
     if by is None:
         return _spread(_by_modules(records, model, where))
@@ -51,19 +50,19 @@ def depths(records: Records, model: nn.Module | None, by: object, where: str | N
     if callable(by):
         return [_whole(by(info), info.name) for info in records.infos]
     raise OptionError(
-        f"depth is a pattern such as 'encoder.layer.{{}}.**' or a function of ParameterInfo, not a {type(by).__name__}",
+        f"depth must be a pattern such as 'encoder.layer.{{}}.**' or a function, not a {type(by).__name__}",
         where=where,
     )
 
 
 def _whole(depth: Any, name: str) -> int:
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        raise OptionError(f"the depth of {name!r} is {depth!r}, and a depth is a whole number from 0 on")
+        raise OptionError(f"the depth of {name!r} is {depth!r}, not a whole number of at least 0")
     return depth
 
 
 def _spread(found: Sequence[int | None]) -> list[int]:
-    """Depths for all, from those of the parameters in blocks; None is one that is in none."""
+    """Depths of all parameters, from block depths; None marks a parameter outside blocks."""
     last = max((depth for depth in found if depth is not None), default=0)
     deep: list[int] = []
     following = last + 1
@@ -90,27 +89,25 @@ def _by_pattern(names: Sequence[str], text: str, where: str | None) -> list[int 
             f"the depth `{text}` matches nothing",
             where=where,
             exists=f"the names are {names[0]} to {names[-1]}" if names else "there are no parameters",
-            hint="it has to match whole names: end it with .** for all that is in a block",
+            hint="it must match whole names: end it with .** to match everything in a block",
         )
     return [None if key is None else ranks[key] for key in numbers]
 
 
 def number_pattern(text: str) -> Callable[[str], re.Match[str] | None]:
-    """A function that matches whole names, with a group for each `{}` of the glob `text`.
+    """Compile the glob `text` to a function that matches whole names, with a group for each `{}`.
 
     Raises:
-        SelectorError: It is no glob, or has no `{}`.
+        SelectorError: `text` is not a glob, or has no `{}`.
 
     >>> number_pattern("**.layer.{}.**")("encoder.layer.11.norm.weight").groups()
     ('11',)
     """
     if "{}" not in text:
-        raise SelectorError(
-            f"the depth `{text}` has no {{}} where the number stands", hint="write it as in encoder.layer.{}.**"
-        )
+        raise SelectorError(f"the depth `{text}` has no {{}} for the number", hint="write it as in encoder.layer.{}.**")
     node = parse(text.replace("{}", f'"{_NUMBER}"'))
     if not isinstance(node, Compound) or not isinstance(node.pattern, Glob) or node.conditions:
-        raise SelectorError(f"the depth `{text}` is not a glob alone", hint="write it as in encoder.layer.{}.**")
+        raise SelectorError(f"the depth `{text}` is not a plain glob", hint="write it as in encoder.layer.{}.**")
     return re.compile(to_regex(node.pattern).replace(re.escape(_NUMBER), "([0-9]+)")).fullmatch
 
 
@@ -119,7 +116,7 @@ def number_pattern(text: str) -> Callable[[str], re.Match[str] | None]:
 
 @dataclass(slots=True)
 class _Stack:
-    """Blocks that stand in one list."""
+    """Blocks in one list."""
 
     blocks: list[nn.Module]
 
@@ -131,17 +128,17 @@ class _Stack:
 def _by_modules(records: Records, model: nn.Module | None, where: str | None) -> list[int | None]:
     if model is None or records.tensors is None:
         raise OptionError(
-            "a layer decay takes the depth from the modules of a model, and this has none",
+            "a layer decay needs the modules of a model to find the depth, and this has none",
             where=where,
-            hint="give the pattern of a block's names, as in depth='encoder.layer.{}.**'",
+            hint="pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**'",
         )
     blocks = blocks_of(model)
     if not blocks:
         raise OptionError(
-            "no stack of blocks is found, so there is no depth for a layer decay",
+            "no stack of blocks was found, so a layer decay has no depth",
             where=where,
-            exists="a stack is an nn.ModuleList or nn.Sequential with two modules of one class",
-            hint="give the pattern of a block's names, as in depth='encoder.layer.{}.**', or a function",
+            exists="a stack is an nn.ModuleList or nn.Sequential with at least two modules of one class",
+            hint="pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**', or a function",
         )
     depth: dict[int, int] = {}
     for number, block in enumerate(blocks, 1):
@@ -152,15 +149,15 @@ def _by_modules(records: Records, model: nn.Module | None, where: str | None) ->
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a network is a stack of, in the order of its modules.
+    """Blocks of a network, in the order of its modules.
 
-    Blocks are the modules in an `nn.ModuleList` or `nn.Sequential` of which two are of one class; a module without
-    modules in it is a layer, and counts only where no list holds anything else. A list inside a block is part of the
-    block: experts and heads are no depth. But a member is a stage, and its blocks count in its stead, if it is an
-    `nn.Sequential` in which a class of blocks repeats, or has a list in which blocks repeat that have blocks in them,
-    or an `nn.Sequential` in which a block repeats with the same shapes. Members of the same class in that list are
-    stages too. Lists with less than half as many blocks as the longest count where their blocks are of the same class:
-    a stem in two steps is no part of the depth.
+    Blocks are the modules in an `nn.ModuleList` or `nn.Sequential` in which a class occurs at least twice. A module
+    without submodules is a layer; layers count as blocks only if no list has other modules. A list inside a block, such
+    as experts or heads, is part of the block and adds no depth. A member of a list is a stage, and its blocks count
+    instead of it, if it is an `nn.Sequential` in which a class of blocks repeats, if it has a list of repeated blocks
+    that contain blocks, or if it has an `nn.Sequential` in which a block repeats with the same shapes. Other members of
+    its class in that list are stages too. A list with less than half as many blocks as the longest counts only if its
+    blocks are of the same class: a stem of two steps adds no depth.
 
     >>> from torch import nn
     >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 3, enable_nested_tensor=False)
@@ -181,7 +178,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterator[_Stack]:
-    """The outermost stacks, with the blocks of their stages."""
+    """Outermost stacks, with stages replaced by their blocks."""
     from torch import nn
 
     met: set[int] = set()
@@ -201,7 +198,7 @@ def _stacks(model: nn.Module, is_member: Callable[[nn.Module], bool]) -> Iterato
 
 
 def _without_stages(members: Sequence[nn.Module]) -> list[nn.Module]:
-    """The members of a stack, with the blocks of each stage in its stead; stages of stages too."""
+    """Members of a stack, with each stage, at any depth, replaced by its blocks."""
     found: list[nn.Module] = []
     todo = _with_blocks(members)[::-1]
     while todo:
@@ -214,9 +211,9 @@ def _without_stages(members: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _with_blocks(members: Sequence[nn.Module]) -> list[tuple[nn.Module, Sequence[nn.Module]]]:
-    """Each member of a list, with its blocks if it is a stage."""
+    """Members of a list, each with its blocks if it is a stage."""
     inside = [_inside(member) for member in members]
-    # A stage may have a single block: the other stages of its class show that it is one.
+    # A stage may have a single block. The other stages of its class identify it.
     stages = {type(member) for member, (_, repeats) in zip(members, inside, strict=True) if repeats}
     return [
         (member, blocks if type(member) in stages else ()) for member, (blocks, _) in zip(members, inside, strict=True)
@@ -224,7 +221,7 @@ def _with_blocks(members: Sequence[nn.Module]) -> list[tuple[nn.Module, Sequence
 
 
 def _inside(member: nn.Module) -> tuple[list[nn.Module], bool]:
-    """The blocks in the largest list of a member of a stack, and whether they repeat as those of a stage do."""
+    """Blocks in the largest list of a member of a stack, and True if they repeat like the blocks of a stage."""
     from torch import nn
 
     if isinstance(member, nn.Sequential):
@@ -239,8 +236,8 @@ def _inside(member: nn.Module) -> tuple[list[nn.Module], bool]:
         if isinstance(child, nn.ModuleList | nn.Sequential):
             blocks = _blocks(child)
             deep = [block for block in blocks if any(map(_is_block, block.children())) and not _is_separable(block)]
-            # A list of experts, heads or convolutions is part of a block: its members have layers in them, but no
-            # blocks. Only a sequence of layers that is repeated as it is, shapes included, is one of small blocks.
+            # A list of experts, heads or convolutions is part of a block: its members contain layers, not blocks.
+            # Only sequences of layers that repeat exactly, shapes included, count as small blocks.
             repeats = _most_alike(map(type, deep)) >= 2 or (isinstance(child, nn.Sequential) and _repeated(blocks))
             size = sum(prod(shape) for block in blocks for shape in _shapes(block))
             if (repeats, size) > (best[1], most):
@@ -257,18 +254,18 @@ def _most_alike(kinds: Iterable[object]) -> int:
 
 
 def _repeated(blocks: list[nn.Module]) -> bool:
-    """Whether a block stands there twice with the same shapes, and is more than one layer with its norm."""
+    """True if a block with more than one layer and its norm occurs twice with the same shapes."""
     return _most_alike((type(block), *_shapes(block)) for block in blocks if _weights(block)[1] >= 2) >= 2
 
 
 def _is_separable(module: nn.Module) -> bool:
-    """Whether a module is a depthwise convolution with at most one pointwise one: a single layer in two steps."""
+    """True for a depthwise convolution with at most one pointwise convolution, which count as a single layer."""
     weights, mixing = _weights(module)
     return mixing < min(weights, 2)
 
 
 def _weights(module: nn.Module) -> tuple[int, int]:
-    """How many weights a module has, and how many of them mix channels, as a depthwise convolution does not."""
+    """Number of weights in a module, and number of those that mix channels; depthwise convolutions do not."""
     weights = [shape for shape in _shapes(module) if len(shape) >= 2]
     return len(weights), sum(len(shape) == 2 or shape[1] > 1 for shape in weights)
 

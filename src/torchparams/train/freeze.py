@@ -1,23 +1,22 @@
-"""Freezing: `requires_grad`, the gradients that are left over, and the statistics that would move without them.
+"""Freezing: stop `requires_grad`, left-over gradients and running statistics together.
 
-A parameter with `requires_grad=False` can still move: an optimizer with momentum or weight decay moves whatever has a
-gradient, also an old one. And the running statistics of a normalisation layer are buffers, which its forward pass moves
-in training mode, whether its parameters are trained or not. `freeze` stops all three, and takes it back.
+A parameter with `requires_grad=False` can still change: an optimizer steps every parameter that has a gradient, even
+an old one. And the running statistics of a normalisation layer are buffers. Its forward pass updates them in training
+mode, even if its parameters are frozen. `freeze` stops all three, and can be undone.
 
-**Which statistics stop.** Those of a layer whose parameters are then all frozen, at least one of them by this call.
-A layer without parameters of its own (`affine=False`) goes with the nearest module around it that has some. Layers that
-are half frozen are still being trained: their statistics go on, and the report says so. A layer counts when it has
-running statistics: those of the BatchNorm and InstanceNorm families, anybody's class with a buffer called
-`running_mean` or `running_var`, and the power iteration of a spectral norm.
+**Which statistics stop.** Statistics stop in layers whose parameters are all frozen, at least one by this call. A layer
+without parameters (`affine=False`) follows the nearest enclosing module that has some. Half-frozen layers are still
+trained: their statistics continue, and the report lists them. Running statistics are those of the BatchNorm and
+InstanceNorm families, of any class with a buffer called `running_mean` or `running_var`, and the power iteration of
+spectral norm.
 
-**How they stop.** The layer stays in evaluation mode: it uses its statistics and does not move them. Its `train` is
-shadowed by a `StatisticsHold` in the instance, so that `model.train()` passes it by, while copies and pickles of the
-model keep what they have. `track_running_stats` is not touched: without it a layer would normalise by the batch.
-What makes new layers of the old ones (`convert_sync_batchnorm`, `torch.jit.script`) leaves the holds behind: freeze
-what it gives.
+**How they stop.** The layer stays in evaluation mode, where it uses its statistics without updating them. A
+`StatisticsHold` in the instance replaces its `train`, so that `model.train()` skips it. Copies and pickles of the model
+keep the hold. `track_running_stats` is not changed: without it a layer would normalise by the batch. Functions that
+replace layers (`convert_sync_batchnorm`, `torch.jit.script`) drop the holds: freeze their result.
 
-**What freezing cannot stop.** LBFGS steps along directions that it keeps of all its parameters together, without a look
-at their gradients: made before, it goes on moving what is frozen. Make it anew after freezing.
+**Limit.** LBFGS steps along directions that it keeps for all its parameters together, whatever their gradients. If it
+was created before freezing, it continues to move frozen parameters. Create it after freezing.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ if TYPE_CHECKING:
 
 
 def freeze(model: object, selector: object = None, *, statistics: bool = True) -> Frozen:
-    """Stop the selected parameters from changing: no gradient, no left-over gradient, no moving statistics.
+    """Freeze the selected parameters: stop gradients, clear left-over gradients, stop running statistics.
 
-    Everything happens in place: the parameters stay the same objects, so an optimizer that has them needs no change.
-    Only LBFGS has to be made anew: it keeps directions for all its parameters together, and moves frozen ones by them.
-    Freeze before wrapping in `DistributedDataParallel`, which decides at its making what it waits for.
+    The change is in place: the parameters stay the same objects, so an optimizer that holds them needs no change. Only
+    LBFGS must be created again: it keeps directions for all its parameters together, and would move frozen ones. Freeze
+    before wrapping in `DistributedDataParallel`, whose constructor fixes the gradients it waits for.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        selector: What to freeze, strictly; None is all of `model`. A buffer, which only a table has that is made with
-            `buffers=True`, stands for the running statistics of its layer: they stop, whatever else is trained.
-        statistics: Also stop the running statistics of normalisation layers that are then wholly frozen.
+        selector: Parameters to freeze, strictly; None selects all of `model`. A buffer, selected from a table made
+            with `buffers=True`, stops the running statistics of its layer, even if its parameters are trained.
+        statistics: Also stop the running statistics of normalisation layers whose parameters are all frozen.
 
     Returns:
-        What was done; `.undo()`, or leaving a `with` block, takes it back.
+        The change; `.undo()`, or leaving a `with` block, reverts it.
 
     Raises:
-        NoMatch: A part of the selector hits nothing.
-        TorchParamsError: A selected tensor is the result of an operation, which cannot be frozen. Nothing has changed.
+        NoMatch: A part of the selector matches nothing.
+        TorchParamsError: A selected tensor is not a leaf: it is the result of an operation. Nothing is changed.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -78,20 +77,20 @@ def freeze(model: object, selector: object = None, *, statistics: bool = True) -
 
 
 def unfreeze(model: object, selector: object = None) -> Unfrozen:
-    """Let the selected parameters be trained, and the statistics of their layers move again.
+    """Unfreeze the selected parameters, and resume the running statistics of their layers.
 
-    A layer that `freeze` has stopped gets back the mode that it would have now without it. Parameters that cannot have
-    a gradient (integers) are left alone and listed.
+    A layer stopped by `freeze` gets the mode it would have without the freeze. Parameters that cannot have a gradient
+    (integers) are not changed, and are listed.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        selector: What to unfreeze, strictly; None is all of `model`. Buffers as in `freeze`.
+        selector: Parameters to unfreeze, strictly; None selects all of `model`. Buffers as in `freeze`.
 
     Returns:
-        What was done; `.undo()`, or leaving a `with` block, takes it back.
+        The change; `.undo()`, or leaving a `with` block, reverts it.
 
     Raises:
-        NoMatch: A part of the selector hits nothing.
+        NoMatch: A part of the selector matches nothing.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -128,11 +127,11 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 
 
 def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
-    """Freeze, and stop the statistics of the layers that are named so; None: of those that are wholly frozen."""
+    """Freeze, and stop the statistics of the named layers; None: of all layers whose parameters are all frozen."""
     for name, parameter in chosen.parameters().items():
         if not is_leaf(parameter):
             raise TorchParamsError(
-                f"{name} is the result of an operation, and only a tensor that stands by itself can be frozen",
+                f"{name} is the result of an operation, and only leaf tensors can be frozen",
                 where=chosen.source.label,
                 hint="freeze the parameters that it is computed from",
             )
@@ -163,21 +162,21 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     return Frozen(chosen, tuple(changed), tuple(stopped), steps, tuple(moving))
 
 
-# --- what was done, and its undoing ---------------------------------------------------------
+# --- results --------------------------------------------------------------------------------
 
 
 class Frozen(Change):
-    """What `freeze` has done: print it, undo it, or write it down and do it again to another model.
+    """Result of `freeze`. It can be printed, undone, saved as JSON, and applied to a different model.
 
     Attributes:
         label: The model.
-        names: The frozen parameters that were selected, by canonical name, in the model's order.
-        changed: Those of them that were trainable before.
-        statistics: The layers whose running statistics are stopped, by canonical name.
-        moving: Layers whose running statistics go on, since only some of their parameters are frozen.
-        cleared: Count of left-over gradients that were cleared.
-        trainable: Count of elements of the model's trainable parameters, afterwards.
-        numel: Count of elements of all its parameters.
+        names: Selected parameters, now frozen, by canonical name, in the model's order.
+        changed: Selected parameters that were trainable before.
+        statistics: Layers whose running statistics are stopped, by canonical name.
+        moving: Layers whose running statistics continue, because only some of their parameters are frozen.
+        cleared: Number of left-over gradients that were cleared.
+        trainable: Number of elements in the model's trainable parameters after the change.
+        numel: Number of elements in all parameters of the model.
 
     >>> import json
     >>> from torch import nn
@@ -209,9 +208,9 @@ class Frozen(Change):
 
     @classmethod
     def of(cls, model: object) -> Frozen:
-        """All that is frozen in `model` now, by whatever means; changes nothing, and has nothing to undo.
+        """Read the current frozen state of `model`, however it was frozen. Changes nothing; undo does nothing.
 
-        This is what to save with a checkpoint where a model is frozen bit by bit.
+        Save it with a checkpoint if a model is frozen in several steps.
 
         >>> from torch import nn
         >>> import torchparams as tp
@@ -229,21 +228,21 @@ class Frozen(Change):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Frozen:
-        """What `to_json` wrote: of no model yet, to be given to one by `apply`.
+        """Read the data written by `to_json`. Use `apply` to freeze a model with it.
 
         Args:
-            data: The whole of it, or `names` and `statistics` alone.
+            data: All of the data, or `names` and `statistics` alone.
 
         Raises:
-            MismatchError: It is no such record.
+            MismatchError: The data lacks one of these lists.
         """
         lists = [data.get(key) for key in ("names", "statistics")] if hasattr(data, "get") else [None]
         for given in lists:
             if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
                 raise MismatchError(
-                    "this is no record of what was frozen",
-                    exists="one has the lists 'names' and 'statistics'",
-                    hint="give what Frozen.to_json() returned",
+                    "this is not a saved Frozen",
+                    exists="a saved Frozen has the lists 'names' and 'statistics'",
+                    hint="pass the result of Frozen.to_json()",
                 )
         names, statistics = map(tuple, lists)  # type: ignore[arg-type]  # lists of text, as just seen
         frozen = cls(None, (), statistics, Steps(), ())
@@ -251,16 +250,16 @@ class Frozen(Change):
         return frozen
 
     def apply(self, model: object) -> Frozen:
-        """Freeze in `model` what is frozen here: the same parameters, and the statistics of the same layers.
+        """Freeze the same parameters, and stop the statistics of the same layers, in `model`.
 
         Args:
             model: A live `nn.Module`.
 
         Returns:
-            What was done to `model`, with its own undo.
+            The change of `model`, with its own undo.
 
         Raises:
-            MismatchError: `model` lacks some of the parameters or layers. Nothing has changed.
+            MismatchError: `model` lacks some of the parameters or layers. Nothing is changed.
         """
         chosen = choose(model, None, "torchparams.Frozen.apply")
         names = _found(self.names, chosen)
@@ -271,7 +270,7 @@ class Frozen(Change):
         return _freeze(chosen, self.statistics)
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, as JSON takes it; `from_json` reads it."""
+        """The change as JSON data; `from_json` reads it."""
         return {**super().to_json(), "moving": list(self.moving), "cleared": self.cleared}
 
     def _title(self) -> str:
@@ -287,21 +286,21 @@ class Frozen(Change):
         if self.cleared:
             notes.append(Text(f"cleared {plural(self.cleared, 'left-over gradient')}"))
         if self._ddp:
-            notes.append(Text("DistributedDataParallel still waits for the gradients of what it was made with", "warn"))
+            notes.append(Text("DistributedDataParallel still waits for gradients of its original parameters", "warn"))
         return notes
 
 
 class Unfrozen(Change):
-    """What `unfreeze` has done.
+    """Result of `unfreeze`.
 
     Attributes:
         label: The model.
-        names: The selected parameters, by canonical name, in the model's order.
-        changed: Those of them that were frozen before.
-        statistics: The layers whose running statistics move again, by canonical name.
+        names: Selected parameters, by canonical name, in the model's order.
+        changed: Selected parameters that were frozen before.
+        statistics: Layers whose running statistics resumed, by canonical name.
         cannot: Selected parameters that cannot have a gradient: integers.
-        trainable: Count of elements of the model's trainable parameters, afterwards.
-        numel: Count of elements of all its parameters.
+        trainable: Number of elements in the model's trainable parameters after the change.
+        numel: Number of elements in all parameters of the model.
     """
 
     did = "unfroze"
@@ -322,7 +321,7 @@ class Unfrozen(Change):
         self.names = tuple(name for name in self.names if name not in left)
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, as JSON takes it."""
+        """The change as JSON data."""
         return {**super().to_json(), "cannot": list(self.cannot)}
 
     def _notes(self) -> list[Text | Table]:
@@ -332,7 +331,7 @@ class Unfrozen(Change):
 
 
 def _found(names: Sequence[str], chosen: Chosen) -> frozenset[str]:
-    """The canonical names for `names`, which may be those of a model whose ties or wrappers were otherwise."""
+    """Canonical names for `names`, which may come from a model with different ties or wrappers."""
     known = list(chosen.tensors)
     other = {spelling: known[row] for row, spelling in (*chosen.records.aliases, *chosen.records.raws)}
     found = {name: name if name in chosen.tensors else other.get(name) for name in names}
@@ -350,5 +349,5 @@ def _refuse_missing(
         f"{len(missing):,} of {len(wanted):,} frozen {what} are not in this model: {listed(shown(missing))}",
         where=chosen.source.label,
         exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
-        hint="freeze by a selector, or take the missing ones out of the record",
+        hint="freeze by a selector, or remove the missing names",
     )

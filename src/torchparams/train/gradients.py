@@ -1,4 +1,4 @@
-"""Gradients by name: a table over `.grad`, and the norms of all of them at once."""
+"""Gradients by name: a table over `.grad`, and all their norms in one pass."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ if TYPE_CHECKING:
 
 
 def gradients(model: object) -> Parameters:
-    """The gradients of a model as a table of parameters: same names, and every report works on it.
+    """Gradients of a model as a table with the names of the parameters; every report works on it.
 
-    The table is live: it shows what `.grad` holds whenever it is asked. A parameter without a gradient is not in it.
-    A record describes the gradient (its shape, dtype, memory), with the owner and `requires_grad` of its parameter, so
-    that `:norm` selects as ever, and `:frozen` finds what is left over. A sparse gradient is given as it is by
-    `params[name]`, and filled with its zeros where its values are read.
+    The table is live: it shows the current `.grad`. Parameters without a gradient are not in it. An info describes the
+    gradient (its shape, dtype, memory), with the owner and `requires_grad` of its parameter, so that `:norm` selects as
+    usual, and `:frozen` finds left-over gradients. `params[name]` returns a sparse gradient unchanged; functions that
+    read values convert it to dense.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
 
     Raises:
-        UnsupportedSource: `model` is no live network.
+        UnsupportedSource: `model` is not a live model.
 
     >>> import torch
     >>> import torchparams as tp
@@ -79,10 +79,10 @@ def gradients(model: object) -> Parameters:
 
 
 class GradientSource(Source):
-    """The gradients of a live network, found anew at each use.
+    """Gradients of a live model, looked up at each use.
 
     Args:
-        model: The network's parameters.
+        model: The model's parameters.
 
     >>> from torch import nn
     >>> from torchparams.sources.live.module import ModuleSource
@@ -106,25 +106,25 @@ class GradientSource(Source):
     # --- listing ---------------------------------------------------------------------------
 
     def keys(self) -> Mapping[str, Any]:
-        """Canonical name → gradient; makes no records."""
+        """Canonical name → gradient; makes no infos."""
         return {name: grad for name, p in self.model.keys().items() if (grad := p.grad) is not None}
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
-        """Canonical name and gradient of every parameter that has one, or of `names`, as they are now."""
+        """Canonical name and current gradient of every parameter that has one, or of `names`."""
         grads = self.keys()
         return iter(grads.items()) if names is None else ((name, grads[name]) for name in names)
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Canonical name → record, as they are at the time of the call."""
+        """Canonical name → info at the time of the call."""
         records = self.records()
         return dict(zip(records.names, records.infos, strict=True))
 
     def records(self) -> GradientRecords:
-        """One reading, of which as much is looked up as is asked for."""
+        """One reading; fields are looked up when needed."""
         return GradientRecords.of_parameters(self.model.records())
 
     def alone(self, name: str) -> Lone | None:
-        """The gradient of the parameter that `name` leads to, from the modules on the way alone."""
+        """The gradient of the parameter `name`, found by visiting only the modules on its path."""
         lone = self.model.alone(name)
         if lone is None or lone.passed[-1].grad is None:
             return None
@@ -132,28 +132,28 @@ class GradientSource(Source):
         return replace(lone, records=GradientRecords.of_parameters(lone.records))
 
     def snapshot(self, records: Records) -> Source:
-        """A source of the gradients in `records`, a reading of this one."""
+        """A source of the gradients in `records`, a reading of this source."""
         return GradientSnapshot(self, records)
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
-        """Name, canonical name and gradient, with the meaning of `nn.Module.named_parameters`."""
+        """Name, canonical name and gradient, with the semantics of `nn.Module.named_parameters`."""
         for given, name, parameter in self.model.walk(recurse=recurse, remove_duplicate=remove_duplicate):
             if parameter.grad is not None:
                 yield given, name, parameter.grad
 
     def why_empty(self) -> list[str]:
-        """Sentences that say why there are no gradients."""
+        """Reasons why there are no gradients, as sentences."""
         parameters = self.model.keys()
         if not parameters:
             return self.model.why_empty()
         if not any(parameter.requires_grad for parameter in parameters.values()):
             return ["Every parameter is frozen: backward() computes no gradients."]
-        return ["No parameter has a gradient: backward() computes them, zero_grad() takes them away."]
+        return ["No parameter has a gradient: backward() computes them, zero_grad() removes them."]
 
     # --- values ----------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
-        """The very gradient, under any spelling of the parameter's name.
+        """The gradient object itself, for any spelling of the parameter's name.
 
         Raises:
             UnknownName: There is no such parameter, or it has no gradient.
@@ -164,21 +164,21 @@ class GradientSource(Source):
         return grad
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The gradient without its history; a sparse one with its zeros."""
+        """The gradient, detached; sparse gradients are converted to dense."""
         return _with_zeros(self.value(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values as a read-only array: a view of the gradient's own memory where that is on the CPU.
+        """The values as a read-only array: a view of the gradient's memory if it is on the CPU.
 
         Raises:
-            NotReadable: It has no values (meta), or its class keeps them to itself (distributed).
+            NotReadable: It has no values (meta), or its class does not expose them (distributed).
         """
         from torchparams.sources.mapping import MappingSource
 
         return MappingSource({name: self.tensor(name)}, self.label).numpy(name)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy of the values: the next step frees or overwrites the gradient.
+        """A copy of the values, which the next step does not overwrite.
 
         Raises:
             NotReadable: See `numpy`.
@@ -188,7 +188,7 @@ class GradientSource(Source):
     # --- names -----------------------------------------------------------------------------
 
     def takes(self, name: str) -> bool:
-        """Whether `name` leads to a parameter, as it is spelt, and that has a gradient."""
+        """True if `name`, as spelled, leads to a parameter with a gradient."""
         return self.model.takes(name) and self.model.value(name).grad is not None
 
     def find(self, name: str) -> str | None:
@@ -197,7 +197,7 @@ class GradientSource(Source):
         return found if found is not None and self.model.value(found).grad is not None else None
 
     def resolve(self, name: str) -> str:
-        """What `find` gives, or an error that says whether it is the parameter or its gradient that is not there.
+        """Like `find`, but raises an error if the parameter or its gradient is missing.
 
         Raises:
             UnknownName: There is no such parameter, or it has no gradient.
@@ -213,15 +213,15 @@ class GradientSource(Source):
             f"{name!r} has no gradient",
             where=self.model.label,
             exists="it is frozen" if frozen else None,
-            hint=None if frozen else "a gradient is there after backward() of something that depends on it",
+            hint=None if frozen else "backward() of a result that depends on it computes one",
         )
 
 
 class GradientSnapshot(SnapshotSource):
-    """What one reading of the gradients found."""
+    """Snapshot of the gradients."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The gradient without its history; a sparse one with its zeros."""
+        """The gradient, detached; sparse gradients are converted to dense."""
         return _with_zeros(self.value(name))
 
 
@@ -231,7 +231,7 @@ def _with_zeros(grad: torch.Tensor) -> torch.Tensor:
 
 
 class GradientRecords(LiveRecords):
-    """One reading of the gradients; what it says of `requires_grad` is the parameters'."""
+    """One reading of the gradients; `requires_grad` is that of the parameters."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class GradientRecords(LiveRecords):
 
     @classmethod
     def of_parameters(cls, records: LiveRecords) -> GradientRecords:
-        """The gradients of the parameters in a reading of the network."""
+        """Gradients of the parameters in a reading of the model."""
         grads: dict[str, Any] = {}
         owners = []
         for (name, parameter), owner in zip(records.tensors.items(), records.owners, strict=True):
@@ -259,15 +259,15 @@ class GradientRecords(LiveRecords):
 
     @property
     def held(self) -> Mapping[str, Any]:
-        """Canonical name → the parameter whose gradient it is."""
+        """Canonical name → parameter with a gradient."""
         return {name: self._parameters[name] for name in self.tensors}
 
     def one(self, name: str) -> ParameterInfo:
-        """The record of one canonical name; makes no others."""
+        """The info of one canonical name; makes no others."""
         return replace(super().one(name), requires_grad=self._parameters[name].requires_grad)
 
     def only(self, names: Container[str]) -> GradientRecords:
-        """Those of `names`, in the same order."""
+        """The reading limited to `names`, in the same order."""
         part = super().only(names)
         return GradientRecords(part._listing, part._find_aliases, self.root, self._parameters)
 
@@ -281,26 +281,26 @@ class GradientRecords(LiveRecords):
 
 
 def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
-    """The norm of every gradient, of groups of them, and of all: one `torch._foreach_norm` and one transfer.
+    """Norms of each gradient, of groups, and of all gradients, by one `torch._foreach_norm` and one transfer.
 
-    Half-precision gradients are summed in float32; the norms of groups and of all are put together from those of the
-    parameters in float64: `(Σ normᵖ)^(1/p)`, the same as `torch.nn.utils.get_total_norm` gives. A gradient whose powers
-    overflow or vanish in its own type is scaled by its largest element first.
+    Half-precision gradients are summed in float32. The norms of groups and of all gradients are combined from those of
+    the parameters in float64 as `(Σ normᵖ)^(1/p)`, as in `torch.nn.utils.get_total_norm`. A gradient whose powers
+    overflow or underflow in its dtype is first scaled by its largest element.
 
     Args:
-        model: A live `nn.Module`, a `Parameters` of one, or a table that `gradients` gave.
+        model: A live `nn.Module`, a `Parameters` of one, or a table from `gradients`.
         by: How to group: by `"module"`, by `"layer"` (the name up to and including its first number), by `"dtype"`; by
             a selector, a list of selectors, or a mapping of labels to selectors, each of them strict and on its own, so
             that groups may overlap; or the parameter groups of an optimizer (`optimizer.param_groups`, or what `groups`
             gave), which are called by their places. None gives no groups.
-        p: Which norm: a positive number, also `math.inf`.
+        p: Order of the norm: a positive number or `math.inf`.
 
     Returns:
         The norms, by name.
 
     Raises:
-        NoMatch: A part of a selector hits no parameter.
-        OptionError: There is no such norm.
+        NoMatch: A part of a selector matches no parameter.
+        OptionError: `p` is not positive.
         NotReadable: A gradient has no values: it is on the meta device.
 
     >>> import torch
@@ -321,7 +321,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     total        4  3.317
     """
     if not isinstance(p, int | float) or not p > 0:
-        raise OptionError(f"there is no norm with p = {p!r}", exists="p is a positive number, also math.inf")
+        raise OptionError(f"p must be a positive number or math.inf, not {p!r}")
     names, grads, without = [], [], []
     source, parameters = _read(model)
     for name, parameter in parameters.items():
@@ -339,7 +339,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
 
 
 def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
-    """The network, and which of its parameters are meant."""
+    """The model and its selected parameters."""
     refuse_path(model, "torchparams.grad_norms")
     params = of(model)
     if isinstance(params.source, GradientSource):
@@ -383,7 +383,7 @@ def _members(
         selectors = [Selector.of(what) for what in (by if isinstance(by, list | tuple) else [by])]
         wanted = {}
         for selector in selectors:
-            # Modules of one class are called the same.
+            # Selectors of modules of one class print alike, so number them.
             alike = sum(label.partition(" (")[0] == str(selector) for label in wanted)
             wanted[f"{selector} ({alike + 1})" if alike else str(selector)] = selector
     found = {label: what.names(records, strict=True, where=source.label) for label, what in wanted.items()}
@@ -410,7 +410,7 @@ def _norms(names: Sequence[str], grads: list[Any], p: float, where: str) -> list
                 raise NotReadable(
                     f"the gradient of {names[places[0]]} is on the meta device, which holds no values", where=where
                 )
-            # Squares of half-precision values overflow and vanish in their own type.
+            # Squares of half-precision values overflow and underflow in their own dtype.
             wide = torch.float32 if dtype.itemsize < 4 else None
             stacks.append(torch.stack(torch._foreach_norm([grads[place] for place in places], p, dtype=wide)))
         if len(stacks) == 1:
@@ -424,10 +424,10 @@ def _norms(names: Sequence[str], grads: list[Any], p: float, where: str) -> list
 
 
 def _settle(norms: list[float], grads: Sequence[Any], p: float) -> list[int]:
-    """Compute the norms anew whose powers overflowed or vanished, and give the places of NaN and infinite values."""
+    """Recompute norms whose powers overflowed or underflowed. Returns the indices of gradients that are not finite."""
     import torch
 
-    # Ordinary norms need no closer look: a tensor for which this bound is too low would fit into no memory.
+    # Ordinary norms need no further check: a tensor that breaks this bound would not fit into memory.
     low = (1e15 * torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps) ** (1 / p)
     doubtful = [
         place for place, norm in enumerate(norms) if not low < norm < math.inf and not _settled(norm, grads[place], p)
@@ -445,19 +445,19 @@ def _settle(norms: list[float], grads: Sequence[Any], p: float) -> list[int]:
 
 
 def _settled(norm: float, grad: Any, p: float) -> bool:
-    """Whether no sum of powers overflowed, and what vanished in it is below the rounding of its type."""
+    """True if the sum of powers did not overflow, and its underflow is below the rounding of the dtype."""
     import torch
 
     if p == math.inf or not math.isfinite(norm):
         return math.isfinite(norm)
     kind = torch.finfo(torch.float64 if grad.dtype in (torch.float64, torch.complex128) else torch.float32)
-    # At most `tiny` is lost of each power.
+    # Each power loses at most `tiny`.
     lost = grad.numel() * kind.tiny / kind.eps
     return bool(norm > lost ** (1 / p))
 
 
 def _peaks(grads: Sequence[Any]) -> list[float]:
-    """The largest absolute value in each gradient, of complex ones the largest component."""
+    """Largest absolute value in each gradient; for complex gradients, the largest component."""
     import torch
 
     found = [0.0] * len(grads)
@@ -482,7 +482,7 @@ def _scaled_norm(grad: Any, p: float, peak: float) -> float:
     values = _values(grad)
     if values.device.type != "mps":  # which has no float64
         values = values.to(torch.complex128 if values.is_complex() else torch.float64)
-    # A power of two changes no digit; in two factors, since the whole may be beyond the type.
+    # A power of two changes no digit. It is applied as two factors, because their product may overflow the dtype.
     _, exponent = math.frexp(peak)
     first = exponent // 2
     second = exponent - first
@@ -491,7 +491,7 @@ def _scaled_norm(grad: Any, p: float, peak: float) -> float:
 
 
 def _full(norm: Any) -> Any:
-    """A DTensor's norm as one of all its shards."""
+    """A DTensor's norm, combined over all its shards."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
@@ -516,13 +516,13 @@ def _values(grad: Any) -> Any:
     import torch
 
     if grad.layout != torch.strided:
-        # The values that are stored are all that counts; the same place may be stored twice, and they add.
+        # Only stored values count. An index may be stored several times; its values add up.
         grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
-    return grad if grad.numel() else grad.new_zeros(1)  # nothing has no largest element
+    return grad if grad.numel() else grad.new_zeros(1)  # an empty tensor has no largest element
 
 
 def combined(norms: Iterable[float], p: float) -> float:
-    """The p-norm of everything, from the norms of its parts.
+    """p-norm of a whole, from the norms of its parts.
 
     >>> combined([3.0, 4.0], 2), combined([], 2)
     (5.0, 0.0)
@@ -560,16 +560,15 @@ NORM_COLUMNS = {"name": str, "tensors": int, "norm": float}
 
 
 class GradNorms(Result, Tabular):
-    """Norms of gradients.
+    """Norms of gradients; prints as a table.
 
     Attributes:
         label: The model.
-        p: Which norm.
-        norms: Name of each parameter that has a gradient → its norm, in the model's order.
-        members: Label of each group → the names in it that have a gradient.
-        without: Names of trainable parameters that have no gradient.
-        nonfinite: Names of the parameters whose gradient holds NaN or an infinite value, in the model's order: the
-            first is the first.
+        p: Order of the norm.
+        norms: Parameter name → norm of its gradient, in the model's order.
+        members: Group label → names of its parameters with a gradient.
+        without: Names of trainable parameters without a gradient.
+        nonfinite: Names of parameters whose gradient holds NaN or infinite values, in the model's order.
     """
 
     columns = NORM_COLUMNS
@@ -592,12 +591,12 @@ class GradNorms(Result, Tabular):
 
     @cached_property
     def total(self) -> float:
-        """The norm of all gradients together."""
+        """Norm of all gradients together."""
         return combined(self.norms.values(), self.p)
 
     @cached_property
     def groups(self) -> dict[str, float]:
-        """Label of each group → the norm of all gradients in it together."""
+        """Group label → norm of all its gradients together."""
         return {label: combined(map(self.norms.__getitem__, names), self.p) for label, names in self.members.items()}
 
     def table_rows(self) -> list[NormRow]:
@@ -626,10 +625,10 @@ class GradNorms(Result, Tabular):
             raise UnknownName.among(name, [*self.members, *self.norms], self.label) from None
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """The norms as a report: of the groups where there are any, else of the parameters; what is not finite first.
+        """Report of the norms, by group if there are groups, otherwise by parameter; non-finite values first.
 
         Args:
-            limit: Most rows to show; None for all.
+            limit: Maximum number of rows; None for all.
         """
         grouped = bool(self.members)
         values = self.groups if grouped else self.norms
@@ -664,7 +663,7 @@ class GradNorms(Result, Tabular):
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The norms as JSON takes them."""
+        """The norms as JSON data."""
         return {
             "p": json_number(self.p),
             "total": json_number(self.total),

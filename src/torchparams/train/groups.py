@@ -30,26 +30,26 @@ def groups(
 ) -> Groups:
     """Parameter groups of `model` for any torch optimizer.
 
-    Each trainable parameter is in exactly one group, a tied one once; frozen ones are left out, and listed as such.
-    There is one group for each distinct set of options, so that an optimizer still steps through many parameters at
-    once. Groups stand in the order in which the model's parameters first need them, and parameters in the model's
-    order. Each group holds its `param_names`, which the optimizer keeps in its `state_dict`.
+    Each trainable parameter is in exactly one group, a tied parameter once. Frozen parameters are left out and listed.
+    There is one group for each distinct set of options, so that an optimizer can still step many parameters together.
+    Groups are in the order of their first parameters, and parameters are in the model's order. Each group holds
+    `param_names`, which the optimizer keeps in its `state_dict`.
 
     Args:
-        model: Live: an `nn.Module`, a `Parameters` of one, or a mapping of names to parameters.
-        rules: Made by `rule`, or pairs of a selector and a dict of options; of two that give one parameter the same
-            option, the later wins.
+        model: A live `nn.Module`, a `Parameters` of one, or a mapping of names to parameters.
+        rules: Made by `rule`, or pairs of a selector and a dict of options; if two set the same option of a
+            parameter, the later wins.
         layer_decay: Multiply the `lr` of each parameter by `layer_decay ** (deepest - depth)`, where `deepest` is the
             greatest depth in the model (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
-        depth: Where the depth comes from: None for the order of the modules (see `train.depth.blocks_of`); a pattern
-            with `{}` for the block's number, as `"encoder.layer.{}.**"`; or a function of `ParameterInfo`.
-        defaults: The options of parameters for which no rule says otherwise. What is neither here nor in a rule is the
+        depth: Origin of the depth: None for the order of the modules (see `train.depth.blocks_of`); a pattern with `{}`
+            for the block's number, such as `"encoder.layer.{}.**"`; or a function of `ParameterInfo`.
+        defaults: Options for parameters without a rule for that option. Options set neither here nor in a rule get the
             optimizer's own default.
 
     Raises:
-        NoMatch: Some part of a rule's selector hits nothing, or there is no trainable parameter.
-        OptionError: A layer decay without an `lr`, without a depth, or out of range; or a number that no optimizer can
-            use, such as NaN or a weight decay below zero.
+        NoMatch: A part of a rule's selector matches nothing, or there is no trainable parameter.
+        OptionError: A layer decay has no `lr`, no depth, or is out of range; or an option is invalid for any
+            optimizer, such as NaN or a negative weight decay.
         UnsupportedSource: The parameters are not live.
 
     >>> import torch
@@ -93,9 +93,9 @@ def groups(
         if group is None:
             if layer_decay is not None and "lr" not in origin.options:
                 raise OptionError(
-                    f"a layer decay needs the lr that it multiplies, and {name!r} has none",
+                    f"a layer decay multiplies the lr, and {name!r} has none",
                     where=where,
-                    hint="give it for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)",
+                    hint="set one for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)",
                 )
             key = frozenset((option, _key(value)) for option, value in origin.options.items())
             group = by_options.get(key)
@@ -137,22 +137,22 @@ def _refuse_wrong(params: Parameters, layer_decay: object, depth: object, defaul
     refuse_wrong(defaults, params.source.label)
     if layer_decay is None:
         if depth is not None:
-            raise OptionError("a depth is for a layer decay, and there is none", hint="give layer_decay=0.75 too")
+            raise OptionError("depth needs a layer_decay", hint="pass layer_decay=0.75 too")
     elif isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float) or not 0 < layer_decay <= 1:
         raise OptionError(
-            f"layer_decay is {layer_decay!r}, and it is a factor above 0 and up to 1",
+            f"layer_decay must be a factor above 0 and up to 1, not {layer_decay!r}",
             hint="0.75 gives each block three quarters of the rate of the next",
         )
     if not params.source.live:
         raise UnsupportedSource(
-            f"an optimizer needs live parameters, and this is a {params.source.format}",
+            f"an optimizer needs live parameters, not a {params.source.format}",
             where=params.source.label,
-            hint="load it into a model with torchparams.load, and give the model",
+            hint="load it into a model with torchparams.load, and pass the model",
         )
 
 
 def _parameters(records: Records) -> Records:
-    """The reading without its buffers, which no optimizer steps."""
+    """The reading without buffers, which optimizers do not step."""
     kinds = records.column("kind")
     if "buffer" not in kinds:
         return records
@@ -160,7 +160,7 @@ def _parameters(records: Records) -> Records:
 
 
 def _masks(rules: tuple[Rule, ...], records: Records, where: str) -> tuple[dict[str, int], tuple[int, ...]]:
-    """For each parameter that a rule hits, the rules that do, a bit for each; and how many each rule hits."""
+    """Parameter name → bit mask of the matching rules, and the number of parameters that each rule matches."""
     masks: dict[str, int] = {}
     hits = []
     for place, one in enumerate(rules):
@@ -172,8 +172,8 @@ def _masks(rules: tuple[Rule, ...], records: Records, where: str) -> tuple[dict[
 
 
 def _depths(params: Parameters, records: Records, depth: object) -> tuple[Iterable[int], int]:
-    """The depth of each parameter, and the greatest in the model."""
-    # Of a selection too, the depth is that in the whole model: two selections of it fit together.
+    """Depth of each parameter, and the greatest depth in the model."""
+    # For a selection, depths are still those in the whole model, so that several selections agree.
     whole = records if params.selector is None else _parameters(params.source.records())
     found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
     deepest = max(found, default=0)
@@ -183,14 +183,14 @@ def _depths(params: Parameters, records: Records, depth: object) -> tuple[Iterab
 
 
 def _tensors(params: Parameters, records: Records) -> Mapping[str, Any]:
-    """The parameters themselves, by name."""
+    """Name → parameter."""
     if records.tensors is not None:
         return records.tensors
     tensors = dict(params.source.items(records.names))
     for name, tensor in tensors.items():
         if not hasattr(tensor, "requires_grad"):
             raise UnsupportedSource(
-                f"{name} is a {type(tensor).__name__}, and an optimizer needs torch tensors", where=params.source.label
+                f"an optimizer needs torch tensors, and {name} is a {type(tensor).__name__}", where=params.source.label
             )
     return tensors
 
@@ -216,7 +216,7 @@ def _decayed(
     if "lr" not in origin.options:
         return Origin(origin.options, origin.by, origin.rules, depth)
     base = origin.options["lr"]
-    # An lr that is a tensor (of a capturable optimizer) is multiplied once for each depth, not for each set of rules.
+    # A tensor lr (for a capturable optimizer) is multiplied once per depth, not once per set of rules.
     key = (_key(base), depth)
     if key not in scaled:
         try:
@@ -229,7 +229,7 @@ def _decayed(
 
 
 def _key(value: Any) -> Any:
-    """Equal for values that are one value in a group; tensors, and whatever cannot be hashed, are only themselves."""
+    """Key that is equal for equal options; tensors and unhashable values are compared by identity."""
     if isinstance(value, list | tuple):
         return type(value), tuple(map(_key, value))
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Initialisation by rules, each parameter from a random stream of its own.
+"""Initialisation by rules, with a separate random stream for each parameter.
 
-A network that is built with one seed draws all its values from one stream, in the order of its layers: a layer more,
-and everything behind it is another network. Here the stream of a parameter begins at `stream_seed(seed, name)`, so its
-values hang on the seed, its name, its shape and type and the function, and on nothing else: not on its strides either.
-(And on PyTorch: its generators on the CPU and on a GPU differ, and may change from version to version.)
+A network built with one seed draws all its values from one stream, in the order of its layers: adding a layer changes
+the values of all later ones. Here `stream_seed(seed, name)` seeds the stream of a parameter, so its values depend only
+on the seed, its name, shape and dtype, and the function; not on its strides. (They also depend on PyTorch: its
+generators on the CPU and on a GPU differ, and may change between versions.)
 """
 
 from __future__ import annotations
@@ -51,37 +51,37 @@ def init(
     seed: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Initialised:
-    """Initialise parameters by rules, in place; a later rule wins over an earlier one.
+    """Initialise parameters by rules, in place; a later rule overrides an earlier one.
 
-    Each parameter has its own random stream, from the seed and its name: adding, removing or reordering layers changes
-    no other parameter. A function with an argument `generator`, as those of `torch.nn.init` have, gets one. Any other
-    runs with PyTorch's global generators seeded for it; those of the CPU and of CUDA devices are put back afterwards.
+    Each parameter has its own random stream, seeded by the seed and its name: adding, removing or reordering layers
+    changes no other parameter. A function with an argument `generator`, as in `torch.nn.init`, gets a generator. Other
+    functions run with PyTorch's global generators seeded; those of the CPU and of CUDA devices are restored afterwards.
 
-    A parameter on the meta device that a rule reaches gets memory on `device`, and stays the same object: ties and an
-    optimizer's references hold. So do the buffers of a normalisation layer that knows how to reset them, once its
-    parameters have their memory. Other buffers stay on the meta device and are listed: only the code that made them
-    knows what is in them. (Select them, from `torchparams.of(model, buffers=True)`, and give them a rule.)
+    A parameter on the meta device that a rule matches gets memory on `device`, and stays the same object: ties and
+    references in an optimizer remain valid. When the parameters of a normalisation layer have memory, its buffers get
+    memory and are reset, if the layer has a reset method. Other buffers stay on the meta device and are listed, because
+    their values are unknown. (To initialise them, select them from `torchparams.of(model, buffers=True)` with a rule.)
 
-    All that is asked for is done or nothing: if a function raises, every tensor gets back the values that it had, which
-    are kept in memory until then, and those of the meta device go back there.
+    Either all rules are applied or none: if a function raises, every tensor is restored, and tensors of the meta device
+    return to it. The old values are kept in memory until the end of the call.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        rules: Pairs of a selector and a function, or the same made by `rule`. The function takes a tensor and changes
-            it, or returns new values, as in `apply_`; `functools.partial` gives it options. Every selector has to hit
-            something.
-        seed: Where all streams begin; None draws one from PyTorch's global generator, and the result tells which.
-        device: Where a parameter on the meta device gets its memory.
+        rules: Pairs of a selector and a function, or rules made by `rule`. The function changes its tensor or returns
+            new values, as in `apply_`; use `functools.partial` for options. Every selector must match something.
+        seed: Seed of all streams; None draws one from PyTorch's global generator, and the result has it.
+        device: Device of the memory for parameters on the meta device.
 
     Returns:
-        What was done, and what no rule has reached: that is left as it is.
+        The initialised tensors, and those that no rule matched, which are not changed.
 
     Raises:
-        NoMatch: A part of a selector hits nothing.
-        OptionError: There is no rule, one is no pair, a function returned no tensor, or `device` has no memory.
-        MismatchError: A function returned a tensor of another shape.
-        NotReadable: A rule reaches a lazy parameter, or one on the meta device that cannot get memory, as those of
-            torch's recurrent layers, which hold weak references to theirs.
+        NoMatch: A part of a selector matches nothing.
+        OptionError: There is no rule, a rule is not a pair, a function did not return a tensor, or `device` has no
+            memory.
+        MismatchError: A function returned a tensor of a different shape.
+        NotReadable: A rule matches a lazy parameter, or one on the meta device that cannot get memory. Torch's
+            recurrent layers hold weak references to their parameters, so these cannot.
 
     >>> from functools import partial
     >>> from torch import nn
@@ -102,14 +102,14 @@ def init(
 
     if not rules:
         raise OptionError(
-            "init has no rules, and would initialise nothing",
+            "init needs at least one rule",
             where=chosen.source.label,
-            hint="give some, as in torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)",
+            hint="pass rules, as in torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)",
         )
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()).item())
     elif not isinstance(seed, int) or isinstance(seed, bool):
-        raise OptionError(f"a seed is a whole number, not {seed!r}")
+        raise OptionError(f"seed must be a whole number, not {seed!r}")
     parsed = [_rule(given) for given in rules]
     records = chosen.records.only(frozenset(chosen.names))
     of_name: dict[str, int] = {}
@@ -140,7 +140,7 @@ def init(
 
 
 def stream_seed(seed: int, name: str) -> int:
-    """Where the random stream of the parameter `name` begins: 64 bits of BLAKE2b over the seed and the name.
+    """Seed of the random stream of the parameter `name`: 64 bits of BLAKE2b over the seed and the name.
 
     >>> stream_seed(0, "fc.weight")
     724032659631955638
@@ -168,7 +168,7 @@ def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
         for name, tensor in tensors.items():
             function, start, device = functions[name], stream_seed(seed, name), tensor.device
             if not takes[id(function)]:
-                # Seeding every device takes its time, and a function of a tensor on the CPU draws there.
+                # Seeding every device is slow, and a function of a CPU tensor draws on the CPU.
                 (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(start)
                 _call(function, tensor, name)
                 continue
@@ -178,7 +178,7 @@ def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
 
 
 def _call(function: Callable[..., Any], tensor: Any, name: str, **options: Any) -> None:
-    """Initialise one tensor; the values do not hang on its strides, in the order of which torch draws."""
+    """Initialise one tensor. Torch draws in the order of strides, so draw into a contiguous tensor."""
     import torch
 
     if tensor.layout is not torch.strided or tensor.is_contiguous():
@@ -196,7 +196,7 @@ def _takes_generator(function: Callable[..., Any]) -> bool:
     here: Any = function
     while isinstance(here, functools.partial):
         if "generator" in here.keywords:
-            return False  # the caller has one already
+            return False  # partial already sets one
         here = here.func
     try:
         parameter = inspect.signature(here).parameters.get("generator")
@@ -211,7 +211,7 @@ def _takes_generator(function: Callable[..., Any]) -> bool:
 def _buffers_of_meta(
     chosen: Chosen, device: torch.device | str, undo: list[Callable[[], None]]
 ) -> tuple[list[str], list[str]]:
-    """Reset the statistics of normalisation layers; what has been reset, and what is still without memory."""
+    """Reset the statistics of normalisation layers. Returns the reset buffers and those still without memory."""
     listing = list_tensors(chosen.source.module, True)
     layers: dict[int, tuple[nn.Module, list[str]]] = {}
     for (name, tensor), owner in zip(listing.tensors.items(), listing.owners, strict=True):
@@ -231,23 +231,23 @@ def _buffers_of_meta(
     return reset, without
 
 
-# --- what was done --------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------
 
 
 class Initialised(Result):
-    """What `init` has done.
+    """Result of `init`.
 
     Attributes:
         label: The model.
-        seed: Where all streams began.
-        rules: The selector and the function of each rule, as text.
-        by: Name of each tensor that was initialised → place of the rule that did it, in the model's order.
-        shapes: Name → shape, of the same.
-        untouched: Tensors that no rule reached.
-        materialised: Tensors that were on the meta device and have got memory.
-        reset: Buffers of normalisation layers that have got memory and their first values.
-        without_values: What is still on the meta device: parameters that no rule reached, and buffers.
-        left_out: State of the model outside its parameters and buffers, which was left alone.
+        seed: Seed of all streams.
+        rules: Selector and function of each rule, as text.
+        by: Name of each initialised tensor → index of its rule, in the model's order.
+        shapes: Name → shape of each initialised tensor.
+        untouched: Tensors that no rule matched.
+        materialised: Tensors that were on the meta device and got memory.
+        reset: Buffers of normalisation layers that got memory and were reset.
+        without_values: Tensors still on the meta device: buffers, and parameters that no rule matched.
+        left_out: State of the model outside its parameters and buffers; not changed.
     """
 
     def __init__(
@@ -276,14 +276,14 @@ class Initialised(Result):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What was initialised, in the model's order."""
+        """Names of the initialised tensors, in the model's order."""
         return tuple(self.by)
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """What was done, as a report.
+        """Report of the initialised tensors.
 
         Args:
-            limit: Most tensors to list; None for all.
+            limit: Maximum number of tensors to list; None for all.
         """
         rows = []
         for name, place in self.by.items():
@@ -309,7 +309,7 @@ class Initialised(Result):
         return Report((*parts, *left_out_lines(self.left_out)))
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, as JSON takes it."""
+        """The result as JSON data."""
         return {
             "seed": self.seed,
             "rules": [{"selector": selector, "function": function} for selector, function in self.rules],

@@ -1,4 +1,4 @@
-"""Values from any source into a live model, in place: every parameter stays the object that it is."""
+"""Load values from any source into a live model, in place: every parameter stays the same object."""
 
 from __future__ import annotations
 
@@ -58,38 +58,36 @@ def load(
 
     Every parameter stays the same object, with its memory, device, dtype, ties and `requires_grad`: an optimizer's
     references stay valid. Values are streamed tensor by tensor; there are never two copies of the model in memory.
-    Nothing is changed unless all that `strict` asks for fits, which is decided by names, shapes and dtypes, and unless
-    no value overflows. Where a cast can lose something, the values are read twice: first to count the losses.
+    Names, shapes and dtypes are checked first, as `strict` says, and casts are checked for overflow. If a check fails,
+    nothing is changed. For casts that can lose values, the values are read twice: first to count the losses.
 
-    A source without the `num_batches_tracked` of batch norms is complete, as it is for torch: they stay as they are.
-
-    Buffers that a state dict leaves out (`persistent=False`) are not loaded. Neither is what modules save beside
-    tensors (`get_extra_state`), nor is code of their own run that they hook into loading; the coverage names both. On
-    a model whose tensors are on the meta device, those that are loaded get memory first.
+    As in torch, the source may lack the `num_batches_tracked` of batch norms, which are then not changed. Buffers that
+    a state dict leaves out (`persistent=False`) are not loaded. Extra state of modules (`get_extra_state`) is not
+    loaded either, and load hooks of modules are not run; the coverage lists both. Tensors on the meta device get memory
+    before they are loaded.
 
     Args:
         model: A live `nn.Module`, wrapped or not, or a table of one: `torchparams.of(model).select(…)`.
-        x: What to load: the path of a checkpoint, a mapping of tensors, another model, a table of any of these.
-        selector: Which of the model's parameters to fill; all of them unless given. What `x` holds for others is left
-            out.
-        rename: How names of `x` become the model's: any spelling of `torchparams.renames`; or `"auto"`, which strips
-            or adds the prefixes that make most of them fit, and pairs what is left where shape and place allow only
-            one answer. The coverage says what was renamed.
-        strict: True to refuse what is missing in `x`, unexpected in it, or does not match in shape or dtype; False to
-            load what fits; or the kinds to refuse, as in `("missing", "mismatched")`.
-        cast: Whether a dtype may differ where the kind of number stays: between floats, between complex numbers, into
-            wider integers. Nothing else is cast, codes of an encoding that is not known least of all.
-        allow_overflow: Accept casts under which finite values become infinite, or the largest of a dtype without
-            infinity.
-        device: Where tensors of the meta device get memory; torch's default device unless given.
-        progress: Told bytes loaded so far and in all.
+        x: Source of the values: the path of a checkpoint, a mapping of tensors, a different model, or a table of any of
+            these.
+        selector: Parameters of the model to load; all by default. Tensors of `x` for other parameters are left out.
+        rename: Map from names in `x` to the model's names: any form that `torchparams.renames` accepts; or `"auto"`,
+            which strips or adds the prefixes that make most names match, and pairs the rest if shape and position
+            allow only one answer. The coverage describes the renaming.
+        strict: True to refuse missing, unexpected and mismatched tensors; False to load the tensors that fit; or the
+            kinds to refuse, as in `("missing", "mismatched")`.
+        cast: Allow a different dtype of the same kind: between floats, between complex numbers, into wider integers.
+            Codes of unknown encodings are never cast.
+        allow_overflow: Allow casts in which finite values become infinite, or saturate in a dtype without infinity.
+        device: Device of the memory for tensors on the meta device; by default torch's default device.
+        progress: Callback with the bytes loaded so far and in total.
 
     Raises:
-        MismatchError: Something does not fit that `strict` asks for, or nothing fits at all, or a value is too large
-            for the model's dtype. Nothing was changed.
-        NoMatch: The selector hits nothing.
-        SourceError: `x` cannot be read. If that came out on the way, the model is partly loaded, and the error's notes
-            say which tensors are.
+        MismatchError: A tensor has a mismatch that `strict` refuses, no tensor fits, or a value is too large for the
+            model's dtype. Nothing is changed.
+        NoMatch: The selector matches nothing.
+        SourceError: `x` cannot be read. If reading fails after the start, the model is partly loaded, and the error's
+            notes list the loaded tensors.
 
     >>> import torch
     >>> import torchparams as tp
@@ -118,9 +116,9 @@ def load(
 
 
 def coverage(model: Any, x: Any, selector: object = None, *, rename: object = None, cast: bool = True) -> Coverage:
-    """What `load` would load, and what does not fit; reads no values and changes nothing.
+    """Check what `load` would load, without changing the model.
 
-    Values are compared, and so read, only where `x` has two for tensors that the model has tied.
+    Values are read only to compare two tensors of `x` for one tied parameter.
 
     Args:
         model, x, selector, rename, cast: As for `load`.
@@ -140,12 +138,12 @@ def coverage(model: Any, x: Any, selector: object = None, *, rename: object = No
 
 
 def _matching(model: Any, x: Any, selector: object, rename: object, cast: bool) -> _Matching:
-    with paused_gc():  # listing and matching make many objects for each tensor, and no cycles
+    with paused_gc():  # listing and matching create many objects and no cycles
         return _Matching(model, x, selector, rename, cast)
 
 
 class _Matching:
-    """Which tensor of the source goes to which of the model."""
+    """Assignment of source tensors to model tensors."""
 
     def __init__(self, model: Any, x: Any, selector: object, rename: object, cast: bool) -> None:
         source, table = live_table(model, "torchparams.load")
@@ -162,7 +160,7 @@ class _Matching:
         chosen = records.names if table == Parameters(self.live) else table.names
         self.wanted = InfosByName(records, [name for name in chosen if self.saved[name]])
         given = _table_of(x)
-        if self._live_coded:  # as layers that quantise do: they take what is stored
+        if self._live_coded:  # quantised layers accept the stored codes
             given = stored(given)
         self.given = given.source
         self._given_records = given.records()
@@ -206,7 +204,7 @@ class _Matching:
         places_of_extra = {f"{name}.{EXTRA_STATE}".removeprefix(".") for name in extra}
         strangers = {source: name for source, name in unexpected.items() if name not in places_of_extra}
         selected = len(self.wanted) < sum(self.saved.values())
-        if selected:  # what the model has no place for is not asked for by a selector either
+        if selected:  # with a selector, tensors that the model lacks are left out, not unexpected
             left_out += strangers
             strangers = {}
         missing_items, unexpected_items, mismatched_items = self._with_candidates(missing, strangers, have, mismatched)
@@ -223,7 +221,7 @@ class _Matching:
         )
 
     def _proposed(self, spelled: Mapping[str, str]) -> tuple[Renames, str]:
-        """The rename that `"auto"` stands for, and what it does in words."""
+        """The rename found by `"auto"`, and its description."""
         have = {name: self.given_infos[canonical] for name, canonical in spelled.items()}
         want = {
             name: self.model_infos[canonical] for name, canonical in _spellings(self.records, self.model_infos).items()
@@ -238,7 +236,7 @@ class _Matching:
         texts = [str(proposal)] if proposal else []
         if matches:
             reasons = [f"{match.have} → {match.want}" for match in matches]
-            texts.append(f"{plural(len(matches), 'pair')} by shape and place: {listed(reasons)}")
+            texts.append(f"{plural(len(matches), 'pair')} by shape and position: {listed(reasons)}")
         merged = {**names, **{match.have: match.want for match in matches}}
         changes = {old: new for old, new in merged.items() if old != new}
         text = ", ".join(texts)
@@ -264,12 +262,12 @@ class _Matching:
         return mismatched
 
     def _judge(self, name: str, sources: list[str], have: Mapping[str, str]) -> Item:
-        """The item of one tensor that something was found for; remembers it if it fits."""
+        """Make the item of one tensor found in the source, and add its pair if it fits."""
         info, target, first = self.wanted[name], self.targets[name], sources[0]
         given = {source: self.given_infos[have[source]] for source in sources}
         more: tuple[str, ...] = ()
         distinct = sources
-        if len(sources) > 1:  # spellings of one tensor of the source count once
+        if len(sources) > 1:  # several spellings of one source tensor count once
             more = tuple(sources[1:])
             distinct = list({have[source]: source for source in reversed(sources)}.values())
         for source in distinct:
@@ -281,7 +279,7 @@ class _Matching:
         if len(distinct) > 1:
             differing = self._differing(given, distinct[::-1])
             if differing is not None:
-                note = f"tied in the model, and {differing} holds other values"
+                note = f"tied in the model, but {differing} holds different values"
                 return Item(name, first, note, also=more)
         dtype = given[first].dtype
         note = "" if dtype is info.dtype or dtype == info.dtype else f"{dtype} → {info.dtype}"
@@ -290,7 +288,7 @@ class _Matching:
         return item
 
     def _codes(self, given: ParameterInfo, wanted: ParameterInfo) -> str:
-        """Why a cast would take codes for values, or put values where codes are; empty where it would not."""
+        """Reason against a cast between quantised codes and values; empty if neither side holds codes."""
         for source, name, prefix in (
             (self._given_coded, given.name, ""),
             (self._live_coded, wanted.name, "in the model: "),
@@ -321,7 +319,7 @@ class _Matching:
         have: Mapping[str, str],
         mismatched: Mapping[str, Item],
     ) -> tuple[Mapping[str, Item], Mapping[str, Item], Mapping[str, Item]]:
-        """Missing, unexpected and mismatched, with the nearest of the other side."""
+        """Missing, unexpected and mismatched items, each with the nearest name of the other side."""
         free = {name: self.given_infos[have[source]] for source, name in strangers.items()}
         for_missing, for_strangers = (
             candidates({name: self.wanted[name] for name in missing}, free) if free else ({}, {})
@@ -341,10 +339,10 @@ class _Matching:
 
     @property
     def where(self) -> str:
-        """What messages call the two."""
+        """Label of source and model for messages."""
         return f"{self.given.label} → {self.live.label}"
 
-    # --- what is done with it --------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------
 
     def pairs(self) -> list[Pair]:
         """The tensors to copy."""
@@ -354,25 +352,25 @@ class _Matching:
 
     @property
     def without_memory(self) -> dict[str, torch.Tensor]:
-        """Of what is loaded, name and tensor of those that are lazy or on the meta device."""
+        """Name → tensor, for loaded tensors that are lazy or on the meta device."""
         columns = self.records.names, self.records.column("shape"), self.records.column("device")
         names = (name for name, shape, device in zip(*columns, strict=True) if shape is None or device == "meta")
         return {name: self.targets[name] for name in names if name in self._loaded}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what is loaded."""
+        """Name → shape of the loaded tensors."""
         return {name: self.given_infos[given].shape or () for name, (given, _) in self._loaded.items()}
 
     def set_counters(self, device: Any) -> None:
-        """Give counters of batches that were not found memory and zero, as torch does, where they have none."""
+        """Set batch counters that the source lacks and that have no memory to zero, as torch does."""
         meta = {name: self.targets[name] for name in self.counters if self.wanted[name].device == "meta"}
         give_memory(meta, device, where=self.live.label)
         for tensor in meta.values():
             tensor.zero_()
 
     def left_on_meta(self) -> Iterator[str]:
-        """A sentence on what still has no memory."""
+        """A sentence on tensors that still have no memory."""
         done = {*self._loaded, *self.counters}
         devices = zip(self.records.names, self.records.column("device"), strict=True)
         left = [name for name, device in devices if device == "meta" and name not in done]
@@ -380,10 +378,10 @@ class _Matching:
             yield f"still on the meta device: {listed(left)}; they were not loaded, and have no values"
 
     def refuse_nothing(self, rename: object) -> None:
-        """Raise if nothing would be loaded: a strictness that is switched off is not meant to allow that."""
+        """Raise if no tensor would be loaded, even with `strict=False`."""
         if not self._loaded:
             raise MismatchError(
-                "nothing of it fits the model",
+                "none of its tensors fit the model",
                 where=self.where,
                 exists=f"it holds {listed(self.given_infos) or 'nothing'}; "
                 f"the model {listed(self.wanted) or 'nothing that is saved'}",
@@ -391,7 +389,7 @@ class _Matching:
             )
 
     def hint(self, rename: object, strict: bool | Collection[str]) -> str | None:
-        """What to do about a coverage that is not complete."""
+        """Hint for an incomplete coverage."""
         if self.coverage.complete:
             return None
         inside = self._nested()
@@ -409,7 +407,7 @@ class _Matching:
         return "strict=False loads what fits" if strict and self.coverage.loaded else None
 
     def _nested(self) -> str | None:
-        """How to name the mapping within `x` that holds the model."""
+        """Hint naming the nested mapping in `x` that holds the model."""
         heads: dict[str, int] = {}
         for name in self.given_infos:
             head, _, rest = name.partition(".")
@@ -421,19 +419,19 @@ class _Matching:
             return None
         mapping = getattr(self.given.stored, "mapping", None)
         if isinstance(mapping, Mapping):
-            return f"pass what is under {best!r} in it" if isinstance(mapping.get(best), Mapping) else None
+            return f"pass the mapping under {best!r}" if isinstance(mapping.get(best), Mapping) else None
         if not self.given.files:
             return None
         target = f"{self.given.label}{'.' if '#' in self.given.label else '#'}{best}"
         try:
             open_source(target).close()
         except TorchParamsError:
-            return None  # flat names with a common prefix: that is a rename
+            return None  # flat names with a common prefix need a rename
         return f"load {target!r}"
 
 
 def _counters(missing: Iterable[str], records: LiveRecords) -> list[str]:
-    """Of what is missing, the counters of batches, which torch did not have at first and adds where they miss."""
+    """Missing batch counters. Early versions of torch did not save them, and torch's load does not need them."""
     names = [name for name in missing if name.rpartition(".")[2] == _COUNTER]
     if not names:
         return []
@@ -447,9 +445,9 @@ _COUNTER = "num_batches_tracked"
 
 
 def _notes(counters: list[str], extra: list[str], hooked: list[str]) -> Iterator[str]:
-    """A sentence on counters that are left, on modules with state beside tensors, and with code of their own."""
+    """Sentences on counters that were not loaded, extra state, and load hooks."""
     if counters:
-        yield f"not in it, which is as good for torch: {listed(counters)}"
+        yield f"missing, as torch allows: {listed(counters)}"
     if extra:
         yield (
             f"not loaded: the extra state of {plural(len(extra), 'module')} ({listed(map(shown, extra))}); "
@@ -463,7 +461,7 @@ def _notes(counters: list[str], extra: list[str], hooked: list[str]) -> Iterator
 
 
 def _own_state(left_out: Iterable[LeftOut], extra: list[str]) -> Iterator[str]:
-    """A sentence on the modules that write state of their own in another way than as extra state."""
+    """A sentence on modules with custom state outside `get_extra_state`."""
     others = [shown(each.name) for each in left_out if each.name not in extra]
     if others:
         yield (
@@ -473,7 +471,7 @@ def _own_state(left_out: Iterable[LeftOut], extra: list[str]) -> Iterator[str]:
 
 
 class _Places:
-    """From a name, in any spelling that the model accepts, to the canonical one."""
+    """Lookup of canonical names from any spelling that the model accepts."""
 
     def __init__(self, source: ModuleSource, records: LiveRecords) -> None:
         self._source = source
@@ -492,7 +490,7 @@ class _Places:
         found = self._others.get(name)
         if found is not None:
             return found
-        # What is left are raw spellings of aliases, and strangers; only wrapped models have the former.
+        # The rest are unknown names and raw spellings of aliases, which only wrapped models have.
         if not self._source.takes(name):
             return None
         if self._names is None:

@@ -1,4 +1,4 @@
-"""The state of an optimizer by the names of the parameters; PyTorch knows it by position alone."""
+"""Optimizer state by parameter name; PyTorch identifies it by position only."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     import torch
 
 FLAT = ("d", "prev_flat_grad", "old_dirs", "old_stps")
-"""What LBFGS keeps of all parameters together: vectors, or lists of vectors, of their elements one after the other."""
+"""LBFGS state over all parameters: vectors, or lists of vectors, of their concatenated elements."""
 
 
 class OptimizerState(Result, Mapping[str, Any]):
-    """What an optimizer remembers, by the names of the parameters: a mapping `fc.weight.exp_avg` → tensor.
+    """Optimizer state by parameter name: a mapping `fc.weight.exp_avg` → tensor.
 
-    As a mapping it holds the tensors, so that `torchparams.of`, `stats` and `diff` take it; `state` holds everything.
-    The tensors are the optimizer's own, not copies. Made by `torchparams.optimizer_state`; `torchparams.save` writes
-    it whole.
+    The mapping holds the tensors, so `torchparams.of`, `stats` and `diff` accept it; `state` holds all values. The
+    tensors are the optimizer's own, not copies. Made by `torchparams.optimizer_state`; `torchparams.save` writes all
+    of it.
 
     Attributes:
-        optimizer: The class of the optimizer, with its module; of several, joined by commas. Of a wrapper that hands
-            out the state of the optimizer inside it, the class of that one.
-        state: Name of the parameter → key → value, as in the optimizer's `state_dict()`. The vectors that LBFGS keeps
-            of all parameters are cut into those of each.
-        groups: The groups' options, and the state that some optimizers keep there, such as a counter of steps; under
-            `params`, the names of the parameters of each.
+        optimizer: Class of the optimizer, with its module; several are joined by commas. For a wrapper that returns
+            the state of its inner optimizer, the inner class.
+        state: Parameter name → key → value, as in the optimizer's `state_dict()`. LBFGS's vectors over all parameters
+            are split by parameter.
+        groups: Options of the groups, and state that some optimizers keep there, such as a step counter; `params`
+            holds the parameter names of each.
         shapes: Name → shape of the parameter.
-        shared: State that belongs to no one parameter: what else LBFGS keeps, and other keys of the state.
-        extra: What the optimizer's `state_dict()` holds beside its state and groups.
-        parts: Of a list of optimizers, the state of each; empty for one.
+        shared: State of no single parameter: further state of LBFGS, and other keys of the state.
+        extra: Keys of the optimizer's `state_dict()` besides state and groups.
+        parts: For a list of optimizers, the state of each; otherwise empty.
 
     >>> import torch
     >>> import torchparams as tp
@@ -84,10 +84,10 @@ class OptimizerState(Result, Mapping[str, Any]):
 
     @classmethod
     def of_parts(cls, parts: Sequence[OptimizerState]) -> OptimizerState:
-        """The state of several optimizers, each of parameters of its own.
+        """Combine the states of several optimizers with disjoint parameters.
 
         Raises:
-            MismatchError: Two of them have one parameter.
+            MismatchError: A parameter is in two of them.
         """
         if len(parts) == 1:
             return parts[0]
@@ -96,7 +96,7 @@ class OptimizerState(Result, Mapping[str, Any]):
         if twice:
             raise MismatchError(
                 f"{plural(len(twice), 'parameter is', 'parameters are')} in two of the optimizers: {listed(twice)}",
-                hint="pass each optimizer by itself",
+                hint="pass each optimizer separately",
             )
         return cls(
             ", ".join(dict.fromkeys(part.optimizer for part in parts)),
@@ -109,10 +109,10 @@ class OptimizerState(Result, Mapping[str, Any]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as plain dicts, lists and tensors, for `torch.save`; `load_optimizer_state` takes it back.
+        """All state as plain dicts, lists and tensors, for `torch.save`; `load_optimizer_state` accepts it.
 
-        The keys `state` and `param_groups` are laid out as `torch.distributed.checkpoint` does it by name. Of a list
-        of optimizers, `optimizers` holds one of each.
+        The keys `state` and `param_groups` have the layout of `torch.distributed.checkpoint` by name. For a list of
+        optimizers, `optimizers` holds one such dict for each.
         """
         if self.parts:
             return {"optimizers": [part.state_dict() for part in self.parts]}
@@ -127,17 +127,17 @@ class OptimizerState(Result, Mapping[str, Any]):
 
     @property
     def names(self) -> list[str]:
-        """The names of all parameters that the optimizer has, with state or without, in the order of the groups."""
+        """Names of all parameters of the optimizer, with or without state, in the order of the groups."""
         return [name for group in self.groups for name in group["params"]]
 
     @property
     def label(self) -> str:
-        """The class of the optimizer without its module; of several, joined by commas."""
+        """Class name of the optimizer without its module; several are joined by commas."""
         return ", ".join(name.rpartition(".")[2] for name in self.optimizer.split(", "))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total size of all tensors in bytes."""
         return sum(int(tensor.nbytes) for tensor in self._tensors().values())
 
     # --- a mapping of tensors --------------------------------------------------------------------
@@ -145,7 +145,7 @@ class OptimizerState(Result, Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         import torch
 
-        # A loop over the items asks for each: the way there leads through the name, not through all tensors.
+        # Look the name up directly: building all tensors would make a loop over the items quadratic.
         owner, _, key = name.rpartition(".")
         value = self.state.get(owner, {}).get(key)
         if value is None and key.isdecimal():
@@ -166,17 +166,17 @@ class OptimizerState(Result, Mapping[str, Any]):
             _collect(name, values, found)
         return found
 
-    # Comparing values is `diff`; `==` of two mappings of tensors would be an error.
+    # `==` of two mappings of tensors would raise; use `diff` to compare values.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     # --- print -----------------------------------------------------------------------------------
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """A table of the parameters, what is kept of each, and the options of its group.
+        """Table of the parameters, the state of each, and the options of its group.
 
         Args:
-            limit: Most parameters to show; None for all.
+            limit: Maximum number of parameters to show; None for all.
         """
         columns = (
             Column("parameter", style="name", shrink=True),
@@ -207,7 +207,7 @@ class OptimizerState(Result, Mapping[str, Any]):
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The state as JSON takes it: tensors by shape and dtype, their values left out."""
+        """The state as JSON data; tensors are described by shape and dtype, without values."""
         return {
             "optimizer": self.optimizer,
             "parameters": [
@@ -229,19 +229,20 @@ class OptimizerState(Result, Mapping[str, Any]):
 
 
 def optimizer_state(model: Any, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> OptimizerState:
-    """What an optimizer remembers of a model's parameters, by their names.
+    """Read an optimizer's state by the names of a model's parameters.
 
-    It is what the optimizer's own `state_dict()` holds, so that wrappers are seen through (`accelerate`'s, `Lookahead`)
-    and counters that are kept in the groups are part of it. A wrapper whose `state_dict()` leaves out what the
-    optimizer inside it keeps is refused.
+    The content is that of the optimizer's `state_dict()`. It includes the state inside wrappers (`accelerate`'s,
+    `Lookahead`) and counters in the groups. A wrapper whose `state_dict()` leaves out state of its inner optimizer is
+    refused.
 
     Args:
-        model: The model whose parameters the optimizer trains, wrapped or not; a table of it stands for all of it.
-        optimizer: Any `torch.optim.Optimizer`; or a list of them, each with parameters of its own.
+        model: The model whose parameters the optimizer trains, wrapped or not. A table means its whole model.
+        optimizer: Any `torch.optim.Optimizer`, or a list of optimizers with disjoint parameters.
 
     Raises:
-        MismatchError: The optimizer holds tensors that are no parameters of the model, or two optimizers have one.
-        UnsupportedSource: The model is not live, or the optimizer is none, or its `state_dict()` is not complete.
+        MismatchError: The optimizer holds tensors that are not parameters of the model, or a parameter is in two
+            optimizers.
+        UnsupportedSource: The model is not live, `optimizer` is not an optimizer, or its `state_dict()` is incomplete.
 
     >>> import torch
     >>> import torchparams as tp
@@ -287,19 +288,19 @@ def _state_of(own: Own) -> OptimizerState:
 
 
 def real_shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    """The shape of what LBFGS sees of a parameter: a complex number is two."""
+    """Shape of a parameter in LBFGS, which views a complex number as two real ones."""
     return (*parameter.shape, 2) if parameter.is_complex() else tuple(parameter.shape)
 
 
 def split_flat(flat: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
-    """The part of each parameter in the vectors that LBFGS keeps: views of them.
+    """Split LBFGS's vectors by parameter, as views.
 
     Args:
         flat: LBFGS's state.
         shapes: The parameters' `real_shape`s by name, in the order of the vectors.
 
     Raises:
-        MismatchError: The vectors are not of so many elements.
+        MismatchError: The length of a vector differs from the number of elements.
     """
     total = sum(math.prod(shape) for shape in shapes.values())
     found: dict[str, dict[str, Any]] = {name: {} for name in shapes}
@@ -312,7 +313,7 @@ def split_flat(flat: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
             if vector.numel() != total:
                 raise MismatchError(
                     f"the {key!r} of LBFGS has {vector.numel():,} elements, and the parameters {total:,}",
-                    hint="give the names of the parameters in the order that the optimizer had them in",
+                    hint="pass the names of the parameters in the optimizer's order",
                 )
         at = 0
         for name, shape in shapes.items():
@@ -324,7 +325,7 @@ def split_flat(flat: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def join_flat(state: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """The vectors again, in the order of `names`."""
+    """Join the vectors again, in the order of `names`."""
     import torch
 
     joined: dict[str, Any] = {}
@@ -343,7 +344,7 @@ def join_flat(state: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> d
 
 
 def _collect(name: str, value: Any, found: dict[str, Any]) -> None:
-    """Every tensor in a value, under the keys that lead to it."""
+    """Collect every tensor in a nested value, under its joined keys."""
     import torch
 
     if isinstance(value, torch.Tensor):

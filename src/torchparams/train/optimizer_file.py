@@ -1,4 +1,4 @@
-"""An optimizer's state in a file: tensors in a safetensors file with the rest as JSON beside, or a pickle of torch."""
+"""Optimizer state in files: safetensors with the other values as JSON in its metadata, or a torch pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchparams.train.optimizer import OptimizerState
 
 KEY = "torchparams.optimizer"
-"""The metadata of a safetensors file of a state: JSON with `version` and `state`, tensors in it by their names."""
+"""Metadata key of a safetensors file with a state: JSON with `version` and `state`, which names the tensors."""
 
 _VERSION = 1
 
@@ -25,10 +25,10 @@ _VERSION = 1
 
 
 def as_tensors(state: OptimizerState) -> tuple[dict[str, Any], str]:
-    """The tensors of a state under names for a file, and a text with everything else.
+    """Tensors of a state, by name in the file, and a text with all other values.
 
     Raises:
-        PlanError: It holds a value of a kind that has no text.
+        PlanError: A value has no text form.
 
     >>> import torch
     >>> import torchparams as tp
@@ -68,7 +68,7 @@ def _encoded(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
     if isinstance(value, torch.device):
         return {"device": str(value)}
     raise PlanError(
-        f"a {type(value).__name__} is no value that a safetensors file can hold: {shorten(repr(value))}",
+        f"a safetensors file cannot hold a {type(value).__name__}: {shorten(repr(value))}",
         where=_at(path),
         hint="write a .pt file",
     )
@@ -82,23 +82,23 @@ def _at(path: tuple[str, ...]) -> str:
 
 
 def read_optimizer_file(target: str) -> Any:
-    """What `torchparams.save` or `torch.save` wrote of an optimizer's state, as plain dicts, lists and tensors.
+    """Read an optimizer state written by `torchparams.save` or `torch.save`, as plain dicts, lists and tensors.
 
-    A pickle is read by torch's restricted reader, which runs nothing.
+    A pickle is read by torch's restricted reader, which runs no code.
 
     Args:
-        target: A path; after `#`, the keys that lead to the state in a checkpoint, joined by dots.
+        target: A path; for a state inside a checkpoint, followed by `#` and its keys, joined by dots.
 
     Raises:
-        UnsupportedSource: The file holds no optimizer's state, or nothing at those keys.
-        FileFormatError: It cannot be read.
+        UnsupportedSource: The file holds no optimizer state, or lacks those keys.
+        FileFormatError: The file cannot be read.
     """
     path, inner = split_target(target)
     if format_of(path).name == "safetensors":
         params = of(path)
         if KEY not in params.metadata or inner is not None:
             raise UnsupportedSource(
-                "the file holds no optimizer's state",
+                "the file holds no optimizer state",
                 where=target,
                 hint="torchparams.save(torchparams.optimizer_state(model, optimizer), path) writes one",
             )
@@ -116,7 +116,7 @@ def _decoded_text(text: Any, params: Any) -> Any:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise FileFormatError(
-            f"the optimizer's state in its metadata cannot be read: {shorten(str(error))}", where=params.source.label
+            f"the optimizer state in its metadata cannot be read: {shorten(str(error))}", where=params.source.label
         ) from error
 
 
@@ -141,7 +141,7 @@ def _decoded(value: Any, params: Any) -> Any:
         return getattr(torch, content)
     if kind == "device":
         return torch.device(content)
-    raise ValueError(f"{kind!r} is no kind of value")
+    raise ValueError(f"{kind!r} is not a kind of value")
 
 
 def _unpickled(path: str) -> Any:
@@ -174,6 +174,6 @@ def _inside(data: Any, inner: str | None, path: str) -> Any:
         found = [key for key, value in data.items() if isinstance(value, Mapping) and "param_groups" in value]
         if found:
             raise UnsupportedSource(
-                "the file is a checkpoint with an optimizer's state inside", where=path, hint=f"load {path}#{found[0]}"
+                "the file is a checkpoint with an optimizer state inside", where=path, hint=f"load {path}#{found[0]}"
             )
     return data

@@ -1,4 +1,4 @@
-"""An optimizer's state back into an optimizer, by name: parameters may be in another order, frozen, gone or new."""
+"""Load optimizer state by parameter name; parameters may be reordered, frozen, removed or new."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _ELEMENTWISE = frozenset(
         *("exp_inf", "prev", "step_size", "ax"),
     )
 )
-"""Keys of torch's optimizers whose tensors have an element for each of the parameter."""
+"""Keys of torch's optimizers whose tensors have the shape of the parameter."""
 
-_CANDIDATES = 16  # names of each kind that are compared letter by letter
+_CANDIDATES = 16  # names of each kind compared by spelling
 
 
 def load_optimizer_state(
@@ -49,39 +49,39 @@ def load_optimizer_state(
     options: bool = False,
     strict: bool | Collection[str] = True,
 ) -> Coverage:
-    """Give an optimizer the state that was saved, each parameter that of its own name.
+    """Load saved state into an optimizer, by parameter name.
 
-    The model may have its parameters in another order or in other groups, frozen ones among them or left out, and new
-    ones. A parameter that nothing is loaded for keeps the state that it has. Values are copied, and cast as
-    `optimizer.load_state_dict` does it, by which they are loaded at last. Nothing is changed unless all fits that
-    `strict` asks for, and if `load_state_dict` fails everything is put back.
+    The model may have its parameters in a different order or in different groups, with frozen, removed or new ones. A
+    parameter without saved state keeps its current state. Values are copied, and loaded by
+    `optimizer.load_state_dict`, with its casts. If `strict` refuses a mismatch, nothing is changed; if
+    `load_state_dict` fails, the optimizer is restored.
 
-    What a group holds beside options is state, and is loaded with it: a counter of steps, for one. An option is a key
-    of `optimizer.defaults` that the constructor takes.
+    An option is a key of `optimizer.defaults` that the constructor accepts. All other keys of a group, such as a step
+    counter, are state and are loaded too.
 
     Args:
-        model: The model whose parameters the optimizer trains; a table of it stands for all of it.
-        optimizer: The optimizer, or a list of them, each with parameters of its own.
-        x: An `OptimizerState`, its `state_dict()`, one by name of `torch.distributed.checkpoint`, or the `state_dict()`
-            of an optimizer with `param_names` in its groups (see `torchparams.groups`); a list of these, one for each
-            optimizer, in any order; or the path of a file that `torchparams.save` or `torch.save` wrote of one, with
-            `#key` for what is inside a checkpoint.
-        names: For the `state_dict()` of an optimizer without `param_names`: the names of its parameters, in the order
-            that the optimizer had them in. Nothing is guessed.
-        rename: How saved names become the model's: any spelling of `torchparams.renames`, or `"auto"` for the prefixes
-            that make most of them fit. Tensors are never paired by their shape.
-        options: Restore the options of the groups too, such as `lr`; of a group whose parameters were in several
-            groups these must agree.
-        strict: True to refuse what is missing, unexpected or mismatched; False to load what fits; or the kinds to
-            refuse, as in `("mismatched",)`.
+        model: The model whose parameters the optimizer trains. A table means its whole model.
+        optimizer: The optimizer, or a list of optimizers with disjoint parameters.
+        x: An `OptimizerState`, its `state_dict()`, a state by name from `torch.distributed.checkpoint`, or the
+            `state_dict()` of an optimizer with `param_names` in its groups (see `torchparams.groups`); a list of
+            these, one for each optimizer, in any order; or the path of a file with one, written by `torchparams.save`
+            or `torch.save`, with `#key` for a state inside a checkpoint.
+        names: For the `state_dict()` of an optimizer without `param_names`, the names of its parameters in the
+            optimizer's order. They are never guessed.
+        rename: Map from saved names to the model's names: any form that `torchparams.renames` accepts, or `"auto"` for
+            the prefixes that make most names match. Tensors are never paired by their shape.
+        options: Restore the options of the groups too, such as `lr`. If the parameters of a group were in several
+            groups, their options must agree.
+        strict: True to refuse missing, unexpected and mismatched state; False to load the state that fits; or the kinds
+            to refuse, as in `("mismatched",)`.
 
     Returns:
-        What was loaded, by the name of the parameter, and what did not fit.
+        The coverage: loaded state by parameter name, and mismatches.
 
     Raises:
-        MismatchError: Something does not fit that `strict` asks for, or nothing at all; or the state is that of another
-            kind of optimizer, or lacks keys that this one needs. Nothing was changed.
-        UnsupportedSource: `x` is no state of an optimizer, or one without names.
+        MismatchError: There is a mismatch that `strict` refuses, no state fits, or the state is from a different kind
+            of optimizer or lacks keys that this one needs. Nothing is changed.
+        UnsupportedSource: `x` is not an optimizer state, or has no names.
 
     >>> import torch
     >>> import torchparams as tp
@@ -115,7 +115,7 @@ def load_optimizer_state(
     if not coverage.loaded and any(own.names for own in owns):
         coverage.refuse(("mismatched",), lambda: _way_out(coverage))
         raise MismatchError(
-            "nothing of it fits the optimizer",
+            "none of the state fits the optimizer",
             where=f"{coverage.source} → {coverage.model}",
             exists=f"it is of {listed(saved.names) or 'no parameters'}; the optimizer has "
             f"{listed(name for own in owns for name in own.names)}",
@@ -134,7 +134,7 @@ def load_optimizer_state(
 
 @dataclass
 class _Planned:
-    """What one optimizer will be given."""
+    """State to load into one optimizer."""
 
     own: Own
     saved: OptimizerState
@@ -142,7 +142,7 @@ class _Planned:
     matched: Coverage
 
     def payload(self, coverage: Coverage) -> dict[str, Any]:
-        """What its `load_state_dict` takes."""
+        """Argument for its `load_state_dict`."""
         import torch
 
         own, saved = self.own, self.saved
@@ -150,10 +150,10 @@ class _Planned:
             if not self.matched.complete:
                 wrong = [*self.matched.missing, *self.matched.unexpected, *self.matched.mismatched]
                 raise MismatchError(
-                    "LBFGS keeps one state of all parameters together, and these are not the same parameters",
+                    "LBFGS keeps one state for all parameters together, and the parameters differ",
                     where=f"{coverage.source} → {coverage.model}",
                     exists=f"{listed(wrong)} differ",
-                    hint="start it anew",
+                    hint="start without the saved state",
                 )
             joined = {**saved.shared, **join_flat(saved.state, own.names)}
             state: dict[Any, Any] = {own.keys[0]: _copied(joined)} if joined else {}
@@ -173,10 +173,10 @@ class _Planned:
         return {**own.saved, **_copied(saved.extra), "state": state, "param_groups": groups}
 
     def load(self, payload: dict[str, Any]) -> None:
-        """Hand it over, and look whether it has arrived.
+        """Load the state, and check that the optimizer holds it.
 
         Raises:
-            MismatchError: The optimizer refuses it, or does not hold it afterwards.
+            MismatchError: The optimizer refuses the state, or does not hold it afterwards.
         """
         own = self.own
         given = {key: leaf_keys(values) for key, values in payload["state"].items()}
@@ -187,15 +187,15 @@ class _Planned:
             raise MismatchError(
                 f"load_state_dict() of {own.label} refused the state: {said}",
                 where=own.source.label,
-                exists="the optimizer is as it was",
+                exists="the optimizer was restored",
             ) from error
         for key, parameter, name in zip(own.keys, own.parameters, own.names, strict=True):
             lost = given.get(key, frozenset()) - leaf_keys(own.kind.state.get(parameter, {}))
             if lost:
                 raise MismatchError(
-                    f"load_state_dict() of {own.label} did not take {listed(sorted(lost))} of {name!r}",
+                    f"load_state_dict() of {own.label} did not load {listed(sorted(lost))} of {name!r}",
                     where=own.source.label,
-                    exists="the optimizer is as it was",
+                    exists="the optimizer was restored",
                     hint="load into the optimizer inside it" if own.wrapped else None,
                 )
 
@@ -205,7 +205,7 @@ def _refuse_twice(owns: Sequence[Own]) -> None:
     if twice:
         raise MismatchError(
             f"{plural(len(twice), 'parameter is', 'parameters are')} in two of the optimizers: {listed(twice)}",
-            hint="load each optimizer by itself",
+            hint="load each optimizer separately",
         )
 
 
@@ -215,11 +215,11 @@ def _way_out(coverage: Coverage) -> str | None:
     return "strict=False loads what fits" if coverage.loaded else None
 
 
-# --- what was saved -------------------------------------------------------------------------------
+# --- saved state ----------------------------------------------------------------------------------
 
 
 def _renamed(saved: OptimizerState, rename: object, owns: Sequence[Own]) -> OptimizerState:
-    """The same under the names that the model uses."""
+    """The state under the model's names."""
     names, own = saved.names, owns[0]
     if isinstance(rename, str) and rename == "auto":
         proposal = propose(
@@ -248,10 +248,10 @@ def _under(saved: OptimizerState, new: Mapping[str, str]) -> OptimizerState:
 
 
 def _part(saved: OptimizerState, own: Own, alone: bool) -> OptimizerState:
-    """What was saved for the parameters of one optimizer.
+    """Saved state for the parameters of one optimizer.
 
     Raises:
-        MismatchError: They were in several optimizers, whose state does not make one.
+        MismatchError: The parameters were in several optimizers, whose state cannot be combined.
     """
     if alone and not saved.parts:
         return saved
@@ -277,7 +277,7 @@ def _records(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ParameterInfo]:
 
 
 def _check_kind(saved: OptimizerState, optimizer: object) -> None:
-    """Refuse the state of another kind of optimizer: its keys would be met by code that knows others."""
+    """Refuse the state of a different kind of optimizer, whose keys have a different meaning."""
     module, _, name = saved.optimizer.rpartition(".")
     if not name or saved.optimizer == class_name(optimizer):
         return
@@ -286,10 +286,10 @@ def _check_kind(saved: OptimizerState, optimizer: object) -> None:
         if issubclass(other, type(optimizer)) or isinstance(optimizer, other):
             return  # AdamW is an Adam
     elif name == type(optimizer).__name__:
-        return  # it has moved, or it is another of the same name: its keys say which
+        return  # the class was moved, or has the same name as another: the keys are checked later
     raise MismatchError(
-        f"the state is that of {saved.optimizer}, and the optimizer is a {class_name(optimizer)}",
-        hint="start it anew: one cannot go on with what the other remembers",
+        f"the state is from {saved.optimizer}, and the optimizer is a {class_name(optimizer)}",
+        hint="start without the saved state: the two kinds are incompatible",
     )
 
 
@@ -297,7 +297,7 @@ def _check_kind(saved: OptimizerState, optimizer: object) -> None:
 
 
 def _match(saved: OptimizerState, own: Own, options: Sequence[Mapping[str, Any]]) -> Coverage:
-    """What of one optimizer was saved; `unexpected` is what it does not have itself."""
+    """Coverage of one optimizer; `unexpected` has the parameters that it lacks."""
     saved_with = {name: group for group in saved.groups for name in group["params"]}
     needs = Needs(own, named=bool(saved.optimizer))
     loaded: list[Item] = []
@@ -328,7 +328,7 @@ def _match(saved: OptimizerState, own: Own, options: Sequence[Mapping[str, Any]]
 
 
 def _coverage(saved: OptimizerState, planned: Sequence[_Planned]) -> Coverage:
-    """What of all optimizers together was saved."""
+    """Coverage of all optimizers together."""
     owns = [plan.own for plan in planned]
     mine = {name for own in owns for name in own.names}
     missing = [name for plan in planned for name in plan.matched.missing]
@@ -380,7 +380,7 @@ def _problem(
 
 
 def _options(saved: OptimizerState, own: Own, restore: bool) -> list[dict[str, Any]]:
-    """The options of each group: those that it has, or those that were saved; and its state, as it was saved."""
+    """Saved state of each group, with its current or its saved options."""
     of_name = {name: i for i, group in enumerate(saved.groups) for name in group["params"]}
     names = iter(own.names)
     chosen = []
@@ -395,7 +395,7 @@ def _options(saved: OptimizerState, own: Own, restore: bool) -> list[dict[str, A
             if not restore:
                 if own.is_option(key):
                     continue
-                # What a scheduler keeps goes with the rate, and a text is a label: both are the new run's own.
+                # Keys of a scheduler belong to the rate, and text is a label: both stay those of the new run.
                 if (key in _SCHEDULED or isinstance(value, str)) and (key in options or other):
                     continue
             if other is not None:
@@ -422,7 +422,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A copy whose tensors share memory with nothing: the state of two optimizers must not be one."""
+    """Deep copy of the tensors, so that two optimizers never share state."""
     import torch
 
     if isinstance(value, torch.Tensor):

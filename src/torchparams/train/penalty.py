@@ -1,4 +1,4 @@
-"""Regularisers over a selection: L1, L2, and L2-SP, which pulls towards where the training started.
+"""Regularisers over a selection: L1, L2, and L2-SP, which pulls towards the pretrained values.
 
 L2-SP is from X. Li, Y. Grandvalet and F. Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
 Networks", ICML 2018: fine-tuning with `α/2 ‖w − w⁰‖²` on the pretrained part and `β/2 ‖w‖²` on the new one.
@@ -30,24 +30,24 @@ def penalty(model: object, selector: object = None, p: int = 2, toward: object =
     With `p=2` that is a squared norm: weight decay `λ` of plain SGD is `λ/2 · penalty`, and L2-SP is `α/2 · penalty`
     with `toward`. Sums are in float32 at least, whatever the parameters' type. A tied parameter counts once.
 
-    `toward` is looked up and read at every call, and the selector is applied; in a training loop, make a `Penalty`
-    once and call that.
+
+    Each call applies the selector and reads `toward`. In a training loop, make a `Penalty` once and call it.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
-        selector: What to penalise, strictly; None is all of `model`.
+        selector: Parameters to penalise, strictly; None selects all of `model`.
         p: 1 or 2.
-        toward: Where to pull: anything that has parameters of the same names and shapes, such as the path of a
+        toward: Target values: any source with parameters of the same names and shapes, such as the path of a
             checkpoint; None is zero.
 
     Returns:
         A scalar, differentiable, on the device of the first parameter.
 
     Raises:
-        NoMatch: A part of the selector hits nothing.
-        MismatchError: `toward` lacks a selected parameter, or has it in another shape.
+        NoMatch: A part of the selector matches nothing.
+        MismatchError: `toward` lacks a selected parameter, or has it in a different shape.
         OptionError: `p` is neither 1 nor 2, or a selected parameter holds integers.
-        NotReadable: A selected parameter has no values, or holds codes beside their scales, or `toward` does there.
+        NotReadable: A selected parameter, or its target, has no values, or holds quantised codes with separate scales.
 
     >>> import torch
     >>> import torchparams as tp
@@ -63,23 +63,22 @@ def penalty(model: object, selector: object = None, p: int = 2, toward: object =
 
 
 class Penalty:
-    """A regulariser whose selection and target are settled once: call it at every step.
+    """Regulariser with a fixed selection and target, to be called at every step.
 
-    The values of `toward` are those at the making: a live model or a mapping of tensors (`model.state_dict()` shares
-    the memory of the model) is copied, a file is not read into memory before it is needed. They go to the parameters'
-    device at the first call. The parameters themselves are looked up at each call, so one that was replaced is not
-    missed.
+    The values of `toward` are those at construction: a live model or a mapping of tensors is copied
+    (`model.state_dict()` shares the memory of the model), and a file is read at the first call. They move to the
+    parameters' device at the first call. The parameters are looked up at each call, so replaced ones are found.
 
     Args:
-        model: As in `penalty`, and so are the errors.
-        selector: What to penalise.
+        model: As in `penalty`, with the same errors.
+        selector: Parameters to penalise.
         p: 1 or 2.
-        toward: Where to pull; `model` itself is where it is now.
+        toward: Target values; pass `model` for its current values.
 
     Attributes:
-        names: The penalised parameters, by canonical name, in the model's order.
+        names: Penalised parameters, by canonical name, in the model's order.
         p: 1 or 2.
-        toward: What the target is called; None where it is zero.
+        toward: Label of the target; None if it is zero.
 
     >>> import torch
     >>> import torchparams as tp
@@ -97,7 +96,7 @@ class Penalty:
         self, model: object, selector: object = None, p: int = 2, toward: object = None, *, _keep: bool = True
     ) -> None:
         if p not in (1, 2):
-            raise OptionError(f"there is no penalty with p = {p!r}", exists="p is 1 or 2")
+            raise OptionError(f"p must be 1 or 2, not {p!r}")
         chosen = choose(model, selector, "torchparams.penalty")
         selected = chosen.parameters()
         if not selected:
@@ -121,7 +120,7 @@ class Penalty:
             ]
 
     def __call__(self) -> torch.Tensor:
-        """The penalty of the parameters as they are: a scalar, differentiable."""
+        """Penalty of the current parameters: a differentiable scalar."""
         tensors = self._source.keys()
         try:
             parameters = [tensors[name] for name in self.names]
@@ -133,7 +132,7 @@ class Penalty:
         return _total(parameters, self._bases, self.p)
 
     def _settle(self, parameters: Sequence[Any]) -> None:
-        """Bring the targets to the devices of the parameters."""
+        """Move the targets to the devices of the parameters."""
         assert self._bases is not None
         for place, (name, parameter) in enumerate(zip(self.names, parameters, strict=True)):
             base = self._bases[place]
@@ -161,8 +160,8 @@ def _total(parameters: Sequence[Any], bases: Sequence[Any] | None, p: int) -> to
             parts = [part.to(wide) for part in parts]
         if bases is not None:
             parts = list(torch._foreach_sub(parts, [bases[place].to(wide) for place in places]))
-        # A norm and its square, rather than squares and their sum: one pass, and nothing the size of a parameter is
-        # made. Where it is 0 its gradient is 0 too.
+        # The square of the norm, not the sum of squares: one pass, without a temporary of the parameter's size. Its
+        # gradient at 0 is 0.
         norms = torch.stack(torch._foreach_norm(parts, p))
         sums.append(norms.square().sum() if p == 2 else norms.sum())
     widest = max((part.dtype for part in sums), key=lambda dtype: dtype.itemsize)
@@ -177,7 +176,7 @@ def _refuse_unusable(tensors: Mapping[str, Any], where: str) -> None:
     for name, tensor in tensors.items():
         if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
             raise OptionError(
-                f"{name} holds integers, which no gradient moves", where=where, hint="leave it out of the selection"
+                f"{name} holds integers, which have no gradient", where=where, hint="leave it out of the selection"
             )
 
 
@@ -200,16 +199,16 @@ def _matched(names: Sequence[str], chosen: Chosen, table: Parameters) -> dict[st
     if missing:
         near = nearest(missing[0], known, count=1)
         raise MismatchError(
-            f"{len(missing):,} of {plural(len(names), 'selected parameter')} are not there: {listed(missing)}",
+            f"{len(missing):,} of {plural(len(names), 'selected parameter')} are missing: {listed(missing)}",
             where=table.source.label,
             exists=f"the nearest to {missing[0]!r} is {near[0]!r}" if near else None,
-            hint="select what it holds, and penalise the rest toward nothing",
+            hint="select the parameters it has, and penalise the rest without toward",
         )
     return found
 
 
 def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: bool) -> torch.Tensor:
-    """The target's tensor, checked against the parameter that is pulled to it."""
+    """Target tensor of a parameter, with its shape checked."""
     from torch.nn.parameter import is_lazy
 
     shape = table.source.info(there).shape if not table.source.borrowed else None

@@ -1,4 +1,4 @@
-"""Rules: options of an optimizer for what a selector hits."""
+"""Rules: optimizer options for selected parameters."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TAKEN = ("params", "param_names")
-"""Keys of a parameter group that are no options: `groups` writes them."""
+"""Keys of a parameter group that are not options: `groups` writes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Options, or a function, for what a selector hits; made by `rule`.
+    """Optimizer options, or an initialisation function, for selected parameters; made by `rule`.
 
     Attributes:
-        selector: What they are for.
+        selector: Selector of the parameters.
         options: Name of the option → its value.
-        strict: Whether the selector has to hit something with every part of it.
-        function: What initialises it; None of a rule for an optimizer.
+        strict: True if every part of the selector must match something.
+        function: Function that initialises a parameter; None for optimizer options.
     """
 
     selector: Selector
@@ -44,20 +44,20 @@ class Rule:
 def rule(
     selector: object, function: Callable[..., Any] | None = None, /, *, strict: bool = True, **options: Any
 ) -> Rule:
-    """A rule for what `selector` hits: options of an optimizer for `groups`, or a function for `init`.
+    """Make a rule for the parameters that `selector` matches: optimizer options for `groups`, or a function for `init`.
 
-    Both also take pairs: `(selector, {"lr": 1e-3})`, `(selector, function)`.
+    Both also accept pairs: `(selector, {"lr": 1e-3})`, `(selector, function)`.
 
     Args:
         selector: Text in the selector language, a `Selector`, names, or a function of `ParameterInfo`.
-        function: For `init`: takes a tensor, and changes it or returns new values.
-        strict: Refuse a selector of which some part hits nothing in the model; False for a rule of a model that may not
-            have such parameters.
-        options: Options of the optimizer, such as `lr` and `weight_decay`; or one of your own to split groups by.
+        function: For `init`: accepts a tensor, and changes it or returns new values.
+        strict: Refuse a selector with a part that matches nothing in the model; False for a rule that may match no
+            parameters.
+        options: Options of the optimizer, such as `lr` and `weight_decay`, or your own option to split groups by.
 
     Raises:
         SelectorSyntaxError: The text is not a selector.
-        OptionError: There is no option, or one that is not an option, or a number that no optimizer can use.
+        OptionError: There are no options, or an option is reserved or invalid for any optimizer.
 
     >>> import torch
     >>> import torchparams as tp
@@ -79,14 +79,14 @@ def rule(
     if not options:
         raise OptionError(
             f"the rule for `{shorten(str(Selector.of(selector)))}` has no options",
-            hint="say what it sets: torchparams.rule(selector, lr=…, weight_decay=…)",
+            hint="pass options: torchparams.rule(selector, lr=…, weight_decay=…)",
         )
     refuse_wrong(options, f"the rule for `{shorten(str(Selector.of(selector)))}`")
     return Rule(Selector.of(selector), options, strict)
 
 
 def rule_of(given: object) -> Rule:
-    """What `rule` gave, or a pair, as a rule.
+    """Convert a rule or a pair to a rule.
 
     Raises:
         OptionError: It is neither.
@@ -116,25 +116,25 @@ def not_a_rule(given: object) -> OptionError:
 
 
 _AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "alpha", "rho", "lr_decay", "initial_accumulator_value")
-"""Options that torch's optimizers refuse below zero, as a default; in a group they look at none."""
+"""Options that torch's optimizers refuse below zero as defaults; they do not check groups."""
 
 
 def refuse_wrong(options: Mapping[str, Any], where: str | None = None) -> None:
-    """Refuse options that say what the parameters are, and numbers that would only ruin a training.
+    """Refuse reserved keys and invalid numbers.
 
-    An optimizer checks its defaults, not what stands in a group. So NaN is refused wherever it stands; infinity and
-    what is below zero where torch's optimizers do so; and betas outside of [0, 1).
+    An optimizer checks its defaults but not its groups. So NaN is always refused; infinite and negative numbers are
+    refused where torch's optimizers refuse them; and betas must be in [0, 1).
 
     Args:
         options: Name of the option → its value.
-        where: What an error calls what they are for.
+        where: Label in errors.
 
     Raises:
-        OptionError: There is such an option.
+        OptionError: An option is reserved or invalid.
     """
     for name in TAKEN:
         if name in options:
-            raise OptionError(f"{name!r} is no option: it is what the groups hold", hint="select with rules")
+            raise OptionError(f"{name!r} is not an option: it holds the parameters", hint="select them with rules")
     for name, value in options.items():
         for number in _numbers(value):
             wrong = None
@@ -149,7 +149,7 @@ def refuse_wrong(options: Mapping[str, Any], where: str | None = None) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """The numbers in an option: itself, those of a tuple, and a tensor of one element that has a value."""
+    """Numbers in an option: a number, the numbers of a tuple, or the value of a tensor of one element."""
     if isinstance(value, tuple | list):
         for item in value:
             yield from _numbers(item)
@@ -158,11 +158,11 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether an option is a tensor of one real number."""
+    """True if an option is a tensor of one real number."""
     return hasattr(value, "numel") and value.numel() == 1 and value.device.type != "meta" and not value.is_complex()
 
 
-# The same classes come again and again.
+# Cached: many parameters have the same owner class.
 _is_norm = lru_cache(maxsize=1024)(is_norm)
 
 
@@ -171,15 +171,15 @@ def _takes_no_decay(name: str, owner: tuple[str | None, tuple[str, ...]], ndim: 
 
 
 no_decay = Selector(FieldFunction("no_decay", ("name", "owner", "ndim"), _takes_no_decay))
-"""What weight decay is usually kept from: norms, biases, and whatever has fewer than two dimensions.
+"""Selector of parameters usually excluded from weight decay: norms, biases, and tensors of fewer than two dimensions.
 
-A norm is known by the class of its layer (as by `:norm`), a bias by its own name (as by `:bias`); scales and gates of
-one number or one row are neither and have fewer than two dimensions. Weight decay pulls a weight towards zero to bound
-what a product with it can do, and these are no products' weights: a norm's scale belongs at one.
+A norm is identified by the class of its layer (as by `:norm`), a bias by its own name (as by `:bias`); scales and gates
+of one number or one row have fewer than two dimensions. Weight decay pulls the weights of products towards zero to
+bound their output. These parameters are not weights of products: a norm's scale belongs at one.
 
 Embeddings are decayed, as in most training of language models; `no_decay | ":embedding"` leaves them out as well.
-It hits something in any usual model, and no part of it need be there: a model without norms is no error. Of a file,
-which does not record the classes of layers, it takes the biases and what has fewer than two dimensions.
+It is not strict: a model without norms or biases is valid. Files do not record the classes of layers; from a file, it
+selects the biases and the tensors of fewer than two dimensions.
 
 >>> import torch
 >>> import torchparams as tp
