@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 HEAD = """\
 # The audit
 
-`torchparams.audit(model, optimizer=None)` is a linter for parameters. It looks at a live network, and at its \
-optimizer and its gradients where there are any, and says what is wrong, why that matters, and what to do. It \
-changes nothing, and none of the network's own code runs.
+`torchparams.audit(model, optimizer=None)` is a linter for parameters. It checks a live network, and its optimizer and \
+gradients if there are any. Each finding says what is wrong, why it matters, and how to fix it. An audit changes \
+nothing, and the network's own code does not run.
 
 ```python
 import torch
@@ -34,25 +34,25 @@ assert found.exit_code == 1
 print(found)  # or found.to_json(); found.errors, found.warnings and found.notes are parts of it
 ```
 
-**Severities.** An *error* is a mistake. A *warning* is one almost always. A *note* is legal, and rarely what is \
-meant. The exit status of `torchparams audit` (and `exit_code`) is 1 where there is an error or a warning; notes \
-alone leave it at 0.
+**Severities.** An *error* is a mistake. A *warning* is almost always one. A *note* is legal but rarely intended. The \
+exit status of `torchparams audit` (and `exit_code`) is 1 if there is an error or a warning, and 0 otherwise, even \
+with notes.
 
-**Choosing rules** works as in ruff: `select=` and `ignore=` (`--select`, `--ignore`) take ids, the beginning of ids \
-(`M`, `O1`) or names, and what spells more of an id wins.
+**Choosing rules** works as in ruff: `select=` and `ignore=` (`--select`, `--ignore`) accept ids, prefixes of ids \
+(`M`, `O1`) or names. The longer prefix wins.
 
-**Suppression** is by rule and selector: with `suppress={"M303": "head.**"}` (`--suppress 'M303=head.**'`) that rule \
-says nothing about these parameters. A selector that hits neither a parameter nor anything that was found is an error.
+**Suppression** is by rule and selector: `suppress={"M303": "head.**"}` (`--suppress 'M303=head.**'`) excludes these \
+parameters from that rule. A selector that matches neither a parameter nor a name in a finding is an error.
 
-**From the command line**, `torchparams audit mypackage.models:build` calls `build()` and audits what it returns. With \
-`--meta` the model is built without memory for its values, and the rules about values have nothing to look at.
+**From the command line**, `torchparams audit mypackage.models:build` calls `build()` and audits its result. With \
+`--meta` the model is built without memory for its values, and the rules about values cannot run.
 
-**Cost.** Every value is read once, at the speed of memory; everything else is linear in the number of modules and \
-parameters, but for the sorting of addresses.
+**Cost.** Every value is read once, at the speed of memory. The rest is linear in the number of modules and \
+parameters, except for sorting addresses.
 
 ## The rules
 
-The examples are run by the tests: in the first of each rule it finds something, in the second nothing is found.
+The tests run the examples: the rule has a finding in its first example, and none in the second.
 """
 
 

@@ -65,7 +65,7 @@ CASES = [
     ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, not a "),
     (
         "lambda: tp.audit(params)",
-        "UnsupportedSource: a Parameters cannot be audited. an audit looks at a live ",
+        "UnsupportedSource: a Parameters cannot be audited. an audit needs a live ",
     ),
 ]
 

@@ -34,7 +34,7 @@ class Clean(nn.Module):
 """
 
 
-NOT_RUN = "not run: O101 to O110 (no optimizer was given), G101 to G103 (there are no gradients before backward())\n"
+NOT_RUN = "not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())\n"
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_findings(capsys: Captured) -> None:
         "    gate.weight\n"
         "    fix: nn.init.kaiming_uniform_(model.gate.weight)  # unless it is zero on purpose\n"
         "1 warning, 1 note · 4 parameter tensors · 18 of 31 rules\n"
-        "not run: O101 to O110 (no optimizer was given), G101 to G103 (there are no gradients before backward())\n"
+        "not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())\n"
     )
 
 
@@ -137,6 +137,6 @@ def test_a_file_is_no_live_model(capsys: Captured) -> None:
     assert (ran.status, ran.out, ran.err) == (
         2,
         "",
-        "torchparams: model.safetensors: a checkpoint cannot be audited. an audit looks at a live nn.Module. "
+        "torchparams: model.safetensors: a checkpoint cannot be audited. an audit needs a live nn.Module. "
         "torchparams.stats looks at the values of a checkpoint.\n",
     )

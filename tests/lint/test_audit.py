@@ -32,7 +32,7 @@ def ids(audit: tp.Audit) -> list[str]:
 def test_what_it_prints() -> None:
     assert str(tp.audit(broken())) == (
         "Sequential\n"
-        "error M301 non-finite-parameter: one of them is enough to make the output and every gradient NaN\n"
+        "error M301 non-finite-parameter: one such value can make the output and every gradient NaN\n"
         "  1 tensor holds NaN\n"
         "    2.bias\n"
         "    fix: tp.stats(model, '2.bias')  # how many, then load or initialise it again\n"
@@ -47,14 +47,14 @@ def test_what_it_prints() -> None:
         "    0.weight\n"
         "    fix: nn.init.kaiming_uniform_(model[0].weight)  # unless it is zero on purpose\n"
         "1 error, 1 warning, 1 note · 6 parameter tensors · 18 of 31 rules\n"
-        "not run: O101 to O110 (no optimizer was given), G101 to G103 (there are no gradients before backward())"
+        "not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())"
     )
     assert str(tp.audit(nn.Linear(2, 2), select="M")) == "Linear\nno findings · 2 parameter tensors · 18 rules"
 
 
 def test_it_says_which_rules_had_nothing_to_look_at() -> None:
     model = nn.Linear(2, 2)
-    assert list(tp.audit(model).not_run) == ["no optimizer was given", "there are no gradients before backward()"]
+    assert list(tp.audit(model).not_run) == ["no optimizer was given", "no gradients before backward()"]
     model(torch.ones(1, 2)).sum().backward()
     (left,) = tp.audit(model).not_run.items()
     assert left == ("no optimizer was given", tuple(rule.id for rule in RULES if rule.id.startswith("O")))
@@ -99,7 +99,7 @@ def test_json_has_only_its_types() -> None:
                 "rule": "non-finite-parameter",
                 "severity": "error",
                 "what": "1 tensor holds NaN",
-                "why": "one of them is enough to make the output and every gradient NaN",
+                "why": "one such value can make the output and every gradient NaN",
                 "names": ["2.bias"],
                 "where": "2",
                 "fix": "tp.stats(model, '2.bias')  # how many, then load or initialise it again",
@@ -167,14 +167,14 @@ def test_messages() -> None:
     with pytest.raises(UnsupportedSource) as unsupported:
         tp.audit({"weight": torch.ones(2)})
     assert str(unsupported.value) == (
-        "a dict cannot be audited. an audit looks at a live nn.Module. torchparams.stats looks at the values of a "
+        "a dict cannot be audited. an audit needs a live nn.Module. torchparams.stats looks at the values of a "
         "checkpoint."
     )
     with pytest.raises(UnsupportedSource) as unsupported:
         tp.audit(nn.Linear(1, 1), nn.Linear(1, 1).parameters())
     assert str(unsupported.value) == (
-        "a generator is no optimizer. an optimizer has param_groups. pass the optimizer, or a list of those that step "
-        "the network together."
+        "a generator is not an optimizer. an optimizer has param_groups. pass the optimizer, or a list of optimizers "
+        "used together."
     )
 
 

@@ -81,11 +81,10 @@ def test_the_first_that_is_not_finite(value: float) -> None:
     model = net()
     model(torch.randn(3, 4)).sum().backward()
     model[0].bias.grad[3] = value
-    assert tp.audit(model, select="G")[0].what == "1 gradient is not finite, the first is that of 0.bias"
+    assert tp.audit(model, select="G")[0].what == "1 gradient is not finite, the first in 0.bias"
     model[2].weight.grad[1, 1] = value
     assert tp.audit(model, select="G")[0].what == (
-        "2 gradients are not finite, the first is that of 0.bias and the last that of 2.weight, where backward came "
-        "first"
+        "2 gradients are not finite, the first in 0.bias and the last in 2.weight, which backward reached first"
     )
 
 

@@ -58,7 +58,7 @@ def test_of_several_types() -> None:
 
 def test_a_parameter_that_overlaps_itself() -> None:
     finding = tp.audit(holder(torch.ones(1).expand(3)), select="M201")[0]
-    assert finding.what == "0 has an element at several indices, as expand() makes it"
+    assert finding.what == "0 has one element at several indices, as after expand()"
     assert overlaps(holder(torch.ones(4).as_strided((3, 2), (1, 1)))) == [("0",)]
     assert overlaps(holder(torch.ones(1).expand(1, 1), torch.ones(0), torch.ones(()))) == []
 
@@ -119,7 +119,7 @@ def test_two_parameters_for_one_memory() -> None:
     model = Language()
     model.head.weight = nn.Parameter(model.embed.weight.detach())
     finding = tp.audit(model, select="M202")[0]
-    assert finding.what == "embed.weight and head.weight are different parameters for the same memory"
+    assert finding.what == "embed.weight and head.weight are different parameters with the same memory"
     assert finding.fix == "model.head.weight = model.embed.weight"
     model.head.weight.requires_grad_(False)  # a frozen view is a way to use it as a constant
     assert ties(model) == []

@@ -83,8 +83,7 @@ def test_a_replaced_layer() -> None:
         "O102": ("2.weight", "2.bias"),  # the optimizer's own names for what it was given
     }
     assert audit[1].what == (
-        "the optimizer holds 2 tensors that the network does not; 2.weight, of the same shape as one of them, is in no "
-        "group"
+        "the optimizer holds 2 tensors that the network lacks; 2.weight, with the shape of one of them, is in no group"
     )
 
 
@@ -162,7 +161,7 @@ def test_many_groups() -> None:
         optimizer = SGD([{"params": [p], **options(i)} for i, p in enumerate(model.parameters())], lr=0.1)
         return [finding.what for finding in tp.audit(model, optimizer, select="O107")]
 
-    assert of(lambda i: {}) == ["80 groups have only 1 set of options between them"]
+    assert of(lambda i: {}) == ["80 groups have only 1 different set of options"]
     assert of(lambda i: {"lr": (i % 20) / 100}) == []
     assert of(lambda i: {"lr": i / 100}) == []
 

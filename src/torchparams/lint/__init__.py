@@ -1,1 +1,1 @@
-"""A linter for parameters: what is wrong with a live network, its optimizer and its gradients."""
+"""Linter for the parameters, optimizers and gradients of a live network."""

@@ -1,4 +1,4 @@
-"""The audit: which rules are asked, and what is left of what they find."""
+"""The audit: select rules, run them, and suppress findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RULES: tuple[Rule, ...] = (*rules_model.RULES, *rules_memory.RULES, *rules_optimizer.RULES, *rules_gradient.RULES)
-"""Every rule, by family and id."""
+"""All rules, by family and id."""
 
 
 def audit(
@@ -30,23 +30,23 @@ def audit(
     ignore: str | Iterable[str] | None = None,
     suppress: Mapping[str, Any] | None = None,
 ) -> Audit:
-    """Look for what is wrong with a network's parameters, its optimizer's and its gradients. Nothing is modified.
+    """Find mistakes in a network's parameters, optimizers and gradients. Nothing is modified.
 
-    Rules about an optimizer need one; rules about gradients look where there are any, after a backward pass. Values are
-    read once. No code of the network's own runs. Every rule is described, with examples, in `docs/audit.md`.
+    Optimizer rules need an optimizer; gradient rules need gradients, from a backward pass. Values are read once. The
+    network's own code does not run. `docs/audit.md` describes every rule, with examples.
 
     Args:
         model: The network.
-        optimizer: What steps it: anything with `param_groups`, or a list of those that step it together.
-        select: Rules to ask, by id (`M101`), by the beginning of one (`M`, `O1`) or by name; None for all.
-        ignore: Rules not to ask. Where a rule is both selected and ignored, what spells more of its id wins.
-        suppress: By rule, spelled like `select`, a selector of the parameters that it says nothing about:
-            `{"M303": "head.**"}`. A finding's names may be others than the network's: `param_groups.1.lr_scale`.
+        optimizer: The optimizer (any object with `param_groups`), or a list of optimizers used together.
+        select: Rules to run, by id (`M101`), prefix of an id (`M`, `O1`) or name; None for all.
+        ignore: Rules to skip. If a rule is both selected and ignored, the longer prefix wins.
+        suppress: Rule, spelled as in `select` → selector of parameters to exclude from its findings, such as
+            `{"M303": "head.**"}`. It also matches other names in findings, such as `param_groups.1.lr_scale`.
 
     Raises:
-        UnsupportedSource: `model` is no live network, or `optimizer` has no `param_groups`.
-        SelectorError: No rule is spelled so.
-        NoMatch: A selector of `suppress` hits nothing that the network has, nor anything that was found.
+        UnsupportedSource: `model` is not a live network, or `optimizer` has no `param_groups`.
+        SelectorError: A rule does not exist.
+        NoMatch: A selector of `suppress` matches neither a parameter nor a name in a finding.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -70,7 +70,7 @@ saved or moved
     )
     from torch._C import DisableTorchFunctionSubclass
 
-    # A subclass of tensors may answer even a question for its shape with code of its own.
+    # Tensor subclasses may run their own code even for `shape`.
     with DisableTorchFunctionSubclass(), paused_gc():
         hits = [(rule, hit) for rule in rules for hit in rule.check(context)]
     kept, suppressed = _suppress(context, hits, suppress or {})
@@ -89,10 +89,10 @@ saved or moved
 
 
 def _not_run(rules: Rules, context: Context) -> dict[str, tuple[str, ...]]:
-    """Why rules had nothing to look at → their ids."""
+    """Reason → ids of the rules that could not run."""
     without = {
         "O": "" if context.optimizers else "no optimizer was given",
-        "G": "" if context.gradients else "there are no gradients before backward()",
+        "G": "" if context.gradients else "no gradients before backward()",
     }
     found: dict[str, tuple[str, ...]] = {}
     for rule in rules:
@@ -103,12 +103,12 @@ def _not_run(rules: Rules, context: Context) -> dict[str, tuple[str, ...]]:
 
 
 def network_of(model: Any, done: str, hint: str) -> nn.Module:
-    """The live network itself.
+    """Check for a live network and return it.
 
     Args:
         model: An `nn.Module`, or a `Parameters` of all of one.
-        done: What an error says cannot be done: `audited`.
-        hint: What it says to do with something else.
+        done: Participle for errors, such as `audited`.
+        hint: Hint for errors about other objects.
 
     Raises:
         UnsupportedSource: `model` is something else.
@@ -117,21 +117,21 @@ def network_of(model: Any, done: str, hint: str) -> nn.Module:
         model = getattr(model.source, "module", model)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
-        return model  # type: ignore[no-any-return]  # it was just looked at
+        return model  # type: ignore[no-any-return]  # checked above
     path = isinstance(model, str | os.PathLike)
     raise UnsupportedSource(
         f"a checkpoint cannot be {done}" if path else f"a {type(model).__name__} cannot be {done}",
         where=os.fspath(model) if path else None,
-        exists="an audit looks at a live nn.Module" if done == "audited" else "this takes a live nn.Module",
+        exists="an audit needs a live nn.Module" if done == "audited" else "a live nn.Module is needed",
         hint=hint,
     )
 
 
 def optimizers_of(optimizer: Any) -> tuple[Any, ...]:
-    """The optimizers, none for None.
+    """The optimizers as a tuple; empty for None.
 
     Raises:
-        UnsupportedSource: One has no `param_groups`.
+        UnsupportedSource: An object has no `param_groups`.
     """
     if optimizer is None:
         return ()
@@ -139,9 +139,9 @@ def optimizers_of(optimizer: Any) -> tuple[Any, ...]:
     for each in listed:
         if not isinstance(getattr(each, "param_groups", None), list | tuple):
             raise UnsupportedSource(
-                f"a {type(each).__name__} is no optimizer",
+                f"a {type(each).__name__} is not an optimizer",
                 exists="an optimizer has param_groups",
-                hint="pass the optimizer, or a list of those that step the network together",
+                hint="pass the optimizer, or a list of optimizers used together",
             )
     return listed
 
@@ -150,10 +150,10 @@ def optimizers_of(optimizer: Any) -> tuple[Any, ...]:
 
 
 def rules_of(select: str | Iterable[str] | None = None, ignore: str | Iterable[str] | None = None) -> Rules:
-    """The rules that `select` and `ignore` leave, in order; they print as a table.
+    """Rules chosen by `select` and `ignore`, in order; they print as a table.
 
     Raises:
-        SelectorError: No rule is spelled so.
+        SelectorError: A rule does not exist.
 
     >>> [rule.id for rule in rules_of("M1", ["M10", "M11"])]
     []
@@ -166,7 +166,7 @@ def rules_of(select: str | Iterable[str] | None = None, ignore: str | Iterable[s
 
 
 def _spelled(texts: str | Iterable[str]) -> dict[str, int]:
-    """Rule → how much of its id is spelled, at most."""
+    """Rule → length of the longest given prefix of its id."""
     found: dict[str, int] = {}
     for text in [texts] if isinstance(texts, str) else texts:
         for part in text.split(","):
@@ -176,10 +176,10 @@ def _spelled(texts: str | Iterable[str]) -> dict[str, int]:
 
 
 def rules_spelled(text: str) -> list[tuple[Rule, int]]:
-    """The rules whose id begins with `text`, or the one whose name it is; and how much of the id that spells.
+    """Rules whose id begins with `text` or whose name is `text`, each with the length of the matched prefix.
 
     Raises:
-        SelectorError: There are none.
+        SelectorError: No rule matches.
     """
     found = [(rule, len(text)) for rule in RULES if text and rule.id.startswith(text.upper())]
     found = found or [(rule, len(rule.id)) for rule in RULES if rule.name == text]
@@ -198,7 +198,7 @@ def rules_spelled(text: str) -> list[tuple[Rule, int]]:
 def _suppress(
     context: Context, hits: list[tuple[Rule, Hit]], suppress: Mapping[str, Any]
 ) -> tuple[list[tuple[Rule, Hit]], int]:
-    """The hits without the names that are suppressed, and how many hits had no others."""
+    """Hits without suppressed names, and the number of hits that were suppressed entirely."""
     if not suppress:
         return hits, 0
     from torchparams.selectors import Selector
@@ -223,7 +223,7 @@ def _suppress(
 
 
 def _stand_in(name: str) -> Any:
-    """A record of something that is not in the network's table: only its name can be selected."""
+    """Info of a name outside the network's table; only its name can be selected."""
     from torchparams.dtypes import DType
     from torchparams.info import ParameterInfo
 

@@ -1,7 +1,7 @@
-"""What the rules look at: a network, its optimizers, and everything about them that more than one rule asks for.
+"""Context of the rules: a network, its optimizers, and cached facts about them.
 
-Each fact is found out when the first rule asks, and once. The network's own code never runs: attributes are read
-from where modules store them, and no property, `__getattr__` or `forward` of anybody's is called.
+Each fact is computed once, when a rule first needs it. The network's own code never runs: attributes are read
+from the modules' storage, without calling properties, `__getattr__` or `forward`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A parameter group of an optimizer.
+    """Parameter group of an optimizer.
 
     Attributes:
         optimizer: The optimizer.
-        place: What leads to the group: `param_groups.0`, or `optimizers.1.param_groups.0` of several optimizers.
-        options: The group itself.
+        place: Path of the group: `param_groups.0`, or `optimizers.1.param_groups.0` with several optimizers.
+        options: The group's dict.
         tensors: The tensors in it.
     """
 
@@ -42,18 +42,18 @@ class Group:
     tensors: list[Any]
 
     def name(self, place: int) -> str:
-        """What a tensor is called that the network does not have: by the group's own names, or by its place."""
+        """Name of a tensor outside the network: from the group's `param_names`, or by its position."""
         given = self.options.get("param_names")
         name = given[place] if isinstance(given, list | tuple) and place < len(given) else None
         return name if isinstance(name, str) else f"{self.place}.params.{place}"
 
 
 class Context(Network):
-    """The network and the optimizers of one audit.
+    """Network and optimizers of one audit.
 
     Args:
         model: The network.
-        optimizers: Those that step it; they have `param_groups`, and mostly `state` and `defaults`.
+        optimizers: Objects with `param_groups`, and usually `state` and `defaults`.
     """
 
     def __init__(self, model: nn.Module, optimizers: tuple[Any, ...] = ()) -> None:
@@ -64,7 +64,7 @@ class Context(Network):
 
     @cached_property
     def infos(self) -> dict[str, ParameterInfo]:
-        """The records of all parameters and buffers, by canonical name."""
+        """Infos of all parameters and buffers, by canonical name."""
         return dict(self.source.infos())
 
     @cached_property
@@ -87,13 +87,13 @@ class Context(Network):
         return {}
 
     def is_norm(self, module: nn.Module) -> bool:
-        """Whether the selector `:norm` hits the parameters of such a module."""
+        """True if the selector `:norm` matches the module's parameters."""
         known = self._norms.get(type(module))
         if known is None:
             from torchparams.dtypes import DType
             from torchparams.info import live_tensor
 
-            # Asked once for each class, of a parameter that stands for all of that class's.
+            # Evaluated once per class, for one parameter.
             any_of = live_tensor(
                 "x", (1,), DType.of("F32"), 1, "cpu", "parameter", True, class_names(module), "x", (), None, True
             )
@@ -102,14 +102,14 @@ class Context(Network):
 
     @cached_property
     def sharing(self) -> Sharing:
-        """Which parameters share memory."""
+        """Parameters that share memory."""
         return sharing(self.parameters)
 
     # --- values ----------------------------------------------------------------------------
 
     @cached_property
     def extremes(self) -> Extremes:
-        """Least and greatest value of every parameter and buffer that is of floating point and can be read."""
+        """Minimum and maximum of every readable floating-point parameter and buffer."""
         entries = (*self.parameters, *self.buffers)
         found, unread = read_extremes([entry.tensor for entry in entries])
         self.unread.update((entry.name, None) for entry in entries if unread and id(entry.tensor) in unread)
@@ -117,14 +117,14 @@ class Context(Network):
 
     @cached_property
     def gradients(self) -> list[tuple[Entry, torch.Tensor]]:
-        """The parameters that have a gradient, and the gradient."""
-        # Asking what is no leaf for its gradient makes PyTorch warn.
+        """Parameters with a gradient, each with its gradient."""
+        # PyTorch warns if `.grad` of a non-leaf is read.
         leaves = (entry for entry in self.parameters if is_leaf(entry.tensor))
         return [(entry, grad) for entry in leaves if (grad := entry.tensor.grad) is not None]
 
     @cached_property
     def gradient_extremes(self) -> Extremes:
-        """Least and greatest value of every gradient, by the identity of the gradient."""
+        """Minimum and maximum of every gradient, by the gradient's `id`."""
         found, unread = read_extremes([gradient for _, gradient in self.gradients])
         self.unread.update((entry.name, None) for entry, gradient in self.gradients if id(gradient) in unread)
         return found
@@ -133,7 +133,7 @@ class Context(Network):
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The groups of all optimizers."""
+        """Groups of all optimizers."""
         found = []
         for which, optimizer in enumerate(self.optimizers):
             before = f"optimizers.{which}." if len(self.optimizers) > 1 else ""
@@ -145,11 +145,11 @@ class Context(Network):
 
     @cached_property
     def held(self) -> set[int]:
-        """Identities of all tensors in the groups."""
+        """`id`s of all tensors in the groups."""
         return {id(tensor) for group in self.groups for tensor in group.tensors}
 
     def name_in(self, group: Group, place: int) -> str:
-        """What a tensor in a group is called: by the network where it has it."""
+        """Name of a tensor in a group: the network's name if it has one."""
         entry = self.by_id.get(id(group.tensors[place]))
         return group.name(place) if entry is None else entry.name
 

@@ -1,4 +1,4 @@
-"""What `parameters()`, `buffers()`, `state_dict()` and an optimizer each hold of one network, and why."""
+"""Explanation of the tensors in `parameters()`, `buffers()`, `state_dict()` and an optimizer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 ABSENT_SHOWN = 12
-"""Lines about what is not there that a report shows."""
+"""Maximum number of lines about absent tensors in a report."""
 
 HOLDERS = {"P": "parameters()", "B": "buffers()", "S": "state_dict()", "O": "optimizer"}
 """Letter of each holder in the table of tensors."""
@@ -47,13 +47,13 @@ HOLDERS = {"P": "parameters()", "B": "buffers()", "S": "state_dict()", "O": "opt
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Something that gives tensors of the network.
+    """Call that returns tensors of the network.
 
     Attributes:
-        call: How it is called.
-        tensors: How many it gives; of `state_dict()`, how many names it has.
-        numel: Count of their elements; a tied tensor once.
-        note: How that comes about.
+        call: The call, such as `parameters()`.
+        tensors: Number of tensors; for `state_dict()`, number of names.
+        numel: Number of their elements; a tied tensor counts once.
+        note: Explanation of the numbers.
     """
 
     call: str
@@ -64,14 +64,14 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One tensor of the network.
+    """Tensor of the network.
 
     Attributes:
-        info: Its record.
-        code: The Python expression for it.
-        where: The letters of those that give it: `P` parameters(), `B` buffers(), `S` state_dict(), `O` the optimizer.
-        also: For each further name of a tied tensor: the name, the expression, and the letters.
-        group: The optimizer's group that it is in, such as `param_groups.0`; None where it is in none.
+        info: Info of the tensor.
+        code: Python expression for it.
+        where: Letters of the calls that return it: `P` parameters(), `B` buffers(), `S` state_dict(), `O` optimizer.
+        also: For each further name of a tied tensor, the name, the expression, and the letters.
+        group: Its optimizer group, such as `param_groups.0`, or None.
     """
 
     info: ParameterInfo
@@ -82,11 +82,11 @@ class Held:
 
     @property
     def owner(self) -> str:
-        """The name of the owner's class, without its module."""
+        """Name of the owner's class, without its module."""
         return (self.info.module or "").rpartition(".")[2]
 
     def to_json(self) -> dict[str, Any]:
-        """The tensor as JSON takes it."""
+        """The tensor as JSON data."""
         return {
             "name": self.info.name,
             "python": self.code,
@@ -108,14 +108,14 @@ def _in(letters: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explained(Result):
-    """What gives the tensors of a network, each tensor, and what is not there; it prints as two tables and a list.
+    """Explanation of a network's tensors; prints as two tables and a list.
 
     Attributes:
-        label: What the network is called.
-        holders: `parameters()`, `named_parameters()`, `buffers()`, `state_dict()`, and the optimizer if one was given.
+        label: Label of the network.
+        holders: `parameters()`, `named_parameters()`, `buffers()`, `state_dict()`, and any given optimizer.
         tensors: Every tensor by canonical name, in the network's order.
-        absent: What is not among the parameters, and why; first what is probably a mistake.
-        notes: What else to know of these numbers.
+        absent: Tensors, modules and attributes that are not parameters, with the reason; probable mistakes first.
+        notes: Notes about the numbers.
     """
 
     label: str
@@ -128,7 +128,7 @@ class Explained(Result):
         """The explanation as a report; equal layers are one row.
 
         Args:
-            limit: Most rows of tensors to show; None for all.
+            limit: Maximum number of rows of tensors to show; None for all.
         """
         optimizer = self.holders[-1].call == HOLDERS["O"]
         letters = "PBSO" if optimizer else "PBS"
@@ -170,7 +170,7 @@ class Explained(Result):
         return Table(columns, tuple(rows))
 
     def to_json(self) -> dict[str, Any]:
-        """The explanation as JSON takes it."""
+        """The explanation as JSON data."""
         return {
             "model": self.label,
             "holders": [{"call": h.call, "tensors": h.tensors, "numel": h.numel, "note": h.note} for h in self.holders],
@@ -182,13 +182,13 @@ class Explained(Result):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ExplainedName(Result):
-    """What is known of one name, in sentences.
+    """Explanation of one name, in sentences.
 
     Attributes:
         name: The canonical name.
-        sentences: What there is to say.
-        tensor: The tensor of that name; None where it names something else.
-        absent: Why there is no tensor of that name.
+        sentences: The explanation.
+        tensor: The tensor of that name, or None if the name is not that of a tensor.
+        absent: Reasons why the name is not that of a tensor.
     """
 
     name: str
@@ -201,7 +201,7 @@ class ExplainedName(Result):
         return Report((Text(printable(self.name), "title"), Text(filled(" ".join(self.sentences)))))
 
     def to_json(self) -> dict[str, Any]:
-        """The sentences and the tensor, as JSON takes them."""
+        """The sentences and the tensor as JSON data."""
         return {
             "name": self.name,
             "sentences": list(self.sentences),
@@ -218,20 +218,20 @@ def explain(model: object, name: None = None, *, optimizer: Any = None) -> Expla
 @overload
 def explain(model: object, name: str, *, optimizer: Any = None) -> ExplainedName: ...
 def explain(model: object, name: str | None = None, *, optimizer: Any = None) -> Explained | ExplainedName:
-    """What `parameters()`, `buffers()`, `state_dict()` and the optimizer hold of a network, and what they do not.
+    """Explain which tensors `parameters()`, `buffers()`, `state_dict()` and the optimizer hold, and which they lack.
 
-    Every tensor is listed with the Python expression that reaches it, and everything that is not among the parameters
-    with the reason. Nothing is modified, no value is read, and no code of the network's own runs.
+    Every tensor is listed with its Python expression. Tensors, modules and attributes that are not parameters are
+    listed with the reason. Nothing is modified, no value is read, and the network's own code does not run.
 
     Args:
         model: The network.
-        name: A tensor, as `named_parameters()` names it or as Python reaches it (`model.layers[0].weight`). A module
-            or attribute that is not among the parameters is explained too. None explains the whole network.
-        optimizer: What steps it: anything with `param_groups`, or a list of those that step it together.
+        name: Name of a tensor, as in `named_parameters()` or as a Python expression (`model.layers[0].weight`), or of
+            a module or attribute that is not a parameter. None explains the whole network.
+        optimizer: The optimizer (any object with `param_groups`), or a list of optimizers used together.
 
     Raises:
         UnsupportedSource: `model` is not a live network, or `optimizer` has no `param_groups`.
-        UnknownName: Nothing in the network has this name; the message has the nearest.
+        UnknownName: The network has no such name; the message has the closest.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -322,7 +322,7 @@ def _numel(held: list[Held]) -> int:
 
 
 def saved_names(model: nn.Module) -> int:
-    """How many tensors `state_dict()` has a name for: a module that is registered twice is saved under both paths.
+    """Number of names in `state_dict()`: a module that is registered twice is saved under both paths.
 
     >>> from torch import nn
     >>> layer = nn.Linear(2, 2)
@@ -349,12 +349,12 @@ def saved_names(model: nn.Module) -> int:
 
 
 def _notes(context: Context) -> Iterator[str]:
-    """What the numbers do not say, since code of the network's own decides it."""
+    """Notes on calls whose result depends on the network's own code."""
     from torch import nn
 
     writes = ("get_extra_state", "_save_to_state_dict", "state_dict")
     gives = ("parameters", "named_parameters", "buffers", "named_buffers")
-    for names, what in ((writes, "what state_dict() holds"), (gives, "what these calls give")):
+    for names, what in ((writes, "the content of state_dict()"), (gives, "their results")):
         classes: dict[type, list[str]] = {}
         for cls in dict.fromkeys(map(type, context.modules)):
             own = [name for name in names if _own(cls, name, getattr(nn.Module, name))]
@@ -365,11 +365,11 @@ def _notes(context: Context) -> Iterator[str]:
             yield f"{cls.__name__} has {calls} of its own, which was not run: {what} may differ from this table."
     hooked = dict.fromkeys(type(module).__name__ for module in context.modules if module._state_dict_hooks)
     if hooked:
-        yield f"{listed(hooked)} has hooks on state_dict(), which were not run: it may hold something else."
+        yield f"{listed(hooked)} has hooks on state_dict(), which were not run: its content may differ."
 
 
 def _own(cls: type, name: str, original: Any) -> bool:
-    """Whether a class has a method of its own, and neither PyTorch's for lazy modules nor ours."""
+    """True if a class overrides the method, except in PyTorch's lazy modules and in this library."""
     home = next(base for base in cls.__mro__ if name in vars(base))
     return (
         vars(home)[name] is not original
@@ -383,7 +383,7 @@ def _own(cls: type, name: str, original: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A tensor, or those of several equal layers."""
+    """Line of a tensor, or of the same tensor in several equal layers."""
 
     held: Held
     code: str

@@ -1,7 +1,7 @@
-"""What an audit is made of: a rule, what a rule hits, a finding, and the audit that holds them all.
+"""Types of an audit: rule, hit, finding, and the audit that holds them.
 
 A **rule** is data and a function. To add one, write the function in the module of its family and add a `Rule` to the
-tuple `RULES` at its end: the audit, the command, `docs/audit.md` and the tests of the examples take it from there.
+tuple `RULES` at its end. The audit, the command, `docs/audit.md` and the tests of the examples read this tuple.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from torchparams.lint.context import Context
 
 SEVERITIES = ("error", "warning", "note")
-"""How bad a finding is. An error is a mistake; a warning probably is one; a note is legal, and rarely what is meant."""
+"""Severities. An error is a mistake, a warning is probably one, and a note is legal but rarely intended."""
 
 _STYLES = {"error": "error", "warning": "warn", "note": "dim"}
 
 FINDINGS_SHOWN = 10
-"""Findings of one rule that a report shows."""
+"""Maximum number of findings of one rule in a report."""
 
 NAME_LINES = 6
-"""Lines of names, one for each module, that a report shows of one finding."""
+"""Maximum number of lines of names, one for each module, for one finding in a report."""
 
 NAMES_PER_LINE = 8
-"""Names that each of them shows."""
+"""Maximum number of names in such a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What a rule's function gives for each thing that it finds.
+    """Result of a rule's function for each mistake that it finds.
 
     Attributes:
-        names: The parameters, by canonical name; what has no such name is spelled the way that leads to it, with
-            dots (`blocks.0.weight`, `param_groups.1.lr_scale`).
-        what: What is wrong, in one sentence without a full stop.
-        fix: What to do, as code.
-        where: The path of the module that it is wrong in; empty for the network itself.
+        names: Canonical names of the parameters; other objects are named by their path, with dots
+            (`blocks.0.weight`, `param_groups.1.lr_scale`).
+        what: Description of the mistake, in one sentence without a full stop.
+        fix: Code that fixes it.
+        where: Path of the module with the mistake; empty for the network itself.
     """
 
     names: tuple[str, ...]
@@ -54,19 +54,19 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that an audit looks for.
+    """Mistake that an audit looks for.
 
     Attributes:
         id: A letter for its family (`M` model, `O` optimizer, `G` gradient) and three digits.
         name: A short name of words and hyphens.
         severity: One of `SEVERITIES`.
-        title: What it finds, for a list of rules.
-        why: Why that matters, in one sentence.
-        check: Looks, and gives what it finds.
-        failing: Code that makes a `model` (and an `optimizer`, for rules about one) in which the rule finds something;
-            `torch`, `nn` and `tp` are imported.
-        passing: The same without the mistake.
-        background: What else there is to know: what the rule leaves alone, and why. For the documentation.
+        title: Description for a list of rules.
+        why: Reason why it matters, in one sentence.
+        check: Function that yields the hits.
+        failing: Example with a finding: code that makes a `model` (and an `optimizer`, for optimizer rules); `torch`,
+            `nn` and `tp` are imported.
+        passing: The same code without the mistake.
+        background: Background for the documentation, such as exceptions of the rule and their reasons.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Rule:
     background: str = ""
 
     def finding(self, hit: Hit) -> Finding:
-        """What an audit says of `hit`."""
+        """The finding for `hit`."""
         return Finding(self.id, self.name, self.severity, hit.names, hit.what, self.why, hit.fix, hit.where)
 
 
@@ -90,13 +90,13 @@ class Rules(Result, tuple[Rule, ...]):
     __slots__ = ()
 
     def report(self) -> Report:
-        """The rules as a report: id, name, severity, and what they find."""
+        """The rules as a report: id, name, severity and title."""
         columns = (Column("id", style="name"), Column("name"), Column("severity"), Column("finds", wraps=True))
         rows = (Row((r.id, r.name, Cell(r.severity, _STYLES[r.severity]), r.title)) for r in self)
         return Report((Table(columns, tuple(rows)),))
 
     def to_json(self) -> dict[str, Any]:
-        """The rules as JSON takes them."""
+        """The rules as JSON data."""
         return {
             "rules": [
                 {"id": r.id, "name": r.name, "severity": r.severity, "title": r.title, "why": r.why} for r in self
@@ -106,17 +106,17 @@ class Rules(Result, tuple[Rule, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """Mistake found by an audit.
 
     Attributes:
         id: The rule's id, such as `M101`.
         rule: The rule's name.
         severity: One of `SEVERITIES`.
-        names: The parameters, by canonical name; see `Hit`.
-        what: What is wrong, in one sentence.
-        why: Why it matters, in one sentence.
-        fix: What to do, as code.
-        where: The path of the module that it is wrong in; empty for the network itself.
+        names: Canonical names of the parameters; see `Hit`.
+        what: Description of the mistake, in one sentence.
+        why: Reason why it matters, in one sentence.
+        fix: Code that fixes it.
+        where: Path of the module with the mistake; empty for the network itself.
     """
 
     id: str
@@ -129,7 +129,7 @@ class Finding:
     where: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as JSON takes it."""
+        """The finding as JSON data."""
         return {
             "id": self.id,
             "rule": self.rule,
@@ -160,7 +160,7 @@ class Finding:
 
 
 def id_range(ids: Sequence[str]) -> str:
-    """The first and the last of rules' ids.
+    """Range of rule ids, for a message.
 
     >>> id_range(["G101", "G102", "G103"]), id_range(["G101"])
     ('G101 to G103', 'G101')
@@ -169,7 +169,7 @@ def id_range(ids: Sequence[str]) -> str:
 
 
 def name_lines(names: Iterable[str]) -> Iterator[str]:
-    """The names in few lines: those of one module behind its path, and what is too much counted.
+    """Names in a few lines, one line for each module; names beyond the limits are counted.
 
     >>> list(name_lines(["a.fc.weight", "a.fc.bias", "scale"]))
     ['a.fc: weight, bias', 'scale']
@@ -195,18 +195,18 @@ def name_lines(names: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Audit(Result):
-    """What an audit found: a sequence of findings, errors first, and the rules that were asked.
+    """Result of an audit: a sequence of findings, errors first, and the rules that ran.
 
     Attributes:
-        label: What the network is called.
-        findings: What is wrong, errors first, then by the rules' ids.
-        rules: Ids of the rules that were asked.
-        parameters: How many parameters were looked at.
-        suppressed: How many findings `suppress` took away entirely.
-        unread: Names of the tensors whose values could not be read: their class keeps them to itself, as that of a
-            distributed or quantised tensor does.
-        left_out: State of the network outside its parameters and buffers, which no rule looked at.
-        not_run: By reason, ids of the rules that had nothing to look at.
+        label: Label of the network.
+        findings: Findings, errors first, then by the rules' ids.
+        rules: Ids of the selected rules.
+        parameters: Number of parameters in the network.
+        suppressed: Number of findings that `suppress` removed entirely.
+        unread: Names of tensors whose values could not be read because their class does not expose them, as in
+            distributed or quantised tensors.
+        left_out: State of the network outside its parameters and buffers, which no rule checked.
+        not_run: Reason → ids of the rules that could not run.
 
     >>> from torch import nn
     >>> import torchparams as tp
@@ -235,17 +235,17 @@ class Audit(Result):
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that are errors."""
+        """Findings that are errors."""
         return self._of("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that are warnings."""
+        """Findings that are warnings."""
         return self._of("warning")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        """The findings that are notes."""
+        """Findings that are notes."""
         return self._of("note")
 
     def _of(self, severity: str) -> tuple[Finding, ...]:
@@ -253,14 +253,14 @@ class Audit(Result):
 
     @property
     def exit_code(self) -> int:
-        """1 where there is an error or a warning, else 0: notes alone are no reason to fail."""
+        """1 if there is an error or a warning, otherwise 0, even with notes."""
         return int(any(finding.severity != "note" for finding in self.findings))
 
     def report(self, *, limit: int | None = FINDINGS_SHOWN) -> Report:
-        """The findings as a report, errors first and by rule, and what they are in all.
+        """The findings as a report, errors first, grouped by rule, with a summary.
 
         Args:
-            limit: Most findings of one rule to show; None for all.
+            limit: Maximum number of findings of one rule to show; None for all.
         """
         parts: list[Text] = [Text(printable(self.label), "title")]
         by_rule: dict[str, list[Finding]] = {}
@@ -294,7 +294,7 @@ class Audit(Result):
         return " · ".join(said)
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as JSON takes it."""
+        """The audit as JSON data."""
         return {
             "model": self.label,
             "parameters": self.parameters,

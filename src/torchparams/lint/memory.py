@@ -1,4 +1,4 @@
-"""Which parameters share memory: exactly, in part, or each with itself."""
+"""Parameters that share memory: exactly, partly, or with themselves."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from torchparams.sources.live.network import Entry
 
 MASK = 1 << 28
-"""Elements of memory that are marked one by one, at most, to tell whether strided views have an element in common."""
+"""Maximum number of elements marked one by one to find out if strided views share an element."""
 
 
 @dataclass(slots=True)
 class View:
-    """Where a parameter lies.
+    """Memory range of a parameter.
 
     Attributes:
         entry: The parameter.
-        device: What tells memories apart: the device, and for tensors without an address the storage.
-        start, stop: Addresses of its first byte, and of the one after its last.
-        dense: Whether all bytes between are its own.
-        itself: Whether an element of it is at several indices.
+        device: Key of the memory: the device, and the storage for tensors without an address.
+        start, stop: Address of its first byte, and address after its last byte.
+        dense: True if it owns all bytes in between.
+        itself: True if several of its indices share an element.
     """
 
     entry: Entry
@@ -38,12 +38,12 @@ class View:
 
 @dataclass(slots=True)
 class Sharing:
-    """Parameters that share memory.
+    """Parameters that share memory, by kind.
 
     Attributes:
-        exact: Groups of parameters that are different objects for the very same elements.
-        partial: Pairs with some of their elements in common, in the order of the entries.
-        itself: Parameters with an element at several indices.
+        exact: Groups of different parameters with exactly the same elements.
+        partial: Pairs that share some elements, in the order of the entries.
+        itself: Parameters in which several indices share an element.
     """
 
     exact: list[list[Entry]]
@@ -52,7 +52,7 @@ class Sharing:
 
 
 def view_of(entry: Entry, strided: torch.layout) -> View | None:
-    """Where a parameter lies; None where it has no place in memory, as those have that are not `torch.strided`."""
+    """Memory range of a parameter; None if it has none, as with layouts other than `torch.strided`."""
     tensor = entry.tensor
     try:
         numel, size = tensor.numel(), tensor.element_size()
@@ -69,12 +69,12 @@ def view_of(entry: Entry, strided: torch.layout) -> View | None:
         extent = 1 + sum((n - 1) * stride for n, stride in pairs)
         itself = any(stride == 0 for _, stride in pairs) or numel > extent
         return View(entry, device, start, start + extent * size, numel == extent and not itself, itself)
-    except Exception:  # a kind of tensor may refuse any question with any error
+    except Exception:  # a tensor subclass may raise any error
         return None
 
 
 def sharing(entries: Sequence[Entry]) -> Sharing:
-    """Which of the parameters share memory; in the time that sorting them takes."""
+    """Find parameters that share memory, by sorting their addresses."""
     import torch
 
     strided = torch.strided
@@ -91,7 +91,7 @@ def sharing(entries: Sequence[Entry]) -> Sharing:
         cluster: list[int] = []
         end = -1
         for start, stop, row in on_device:
-            # Against the greatest end so far, not the last one: a long view may reach over several short ones.
+            # Compare with the greatest end so far, not the last end: a long view may span several short ones.
             if start >= end:
                 if len(cluster) > 1:
                     _split([view for i in cluster if (view := view_of(entries[i], strided))], found)
@@ -108,7 +108,7 @@ def sharing(entries: Sequence[Entry]) -> Sharing:
 
 
 def _split(cluster: list[View], found: Sharing) -> None:
-    """Tell the exact ties of a cluster from its partial overlaps; its views come by start."""
+    """Separate exact ties from partial overlaps in a cluster of views sorted by start."""
     kinds: dict[tuple[object, ...], list[View]] = {}
     for view in cluster:
         tensor = view.entry.tensor
@@ -129,10 +129,9 @@ def _split(cluster: list[View], found: Sharing) -> None:
 
 
 def _marked(cluster: list[View]) -> list[tuple[Entry, Entry]]:
-    """Pairs with an element in common: each view marks what it has in a picture of the memory.
+    """Pairs that share an element, found by marking the elements of each view in a map of the memory.
 
-    Columns of one matrix lie between each other without sharing anything, so the bytes between first and last do not
-    tell.
+    Byte ranges are not enough: columns of one matrix interleave without sharing elements.
     """
     import math
 
@@ -143,7 +142,7 @@ def _marked(cluster: list[View]) -> list[tuple[Entry, Entry]]:
     unit = math.gcd(*sizes, *(view.start - start for view in cluster))
     count = (stop - start) // unit
     if count > MASK:
-        return []  # not told: better no finding than a false one
+        return []  # unknown: better no finding than a false one
     owner = np.full(count, -1, np.int32)
     pairs = []
     for place, (view, size) in enumerate(zip(cluster, sizes, strict=True)):

@@ -1,4 +1,4 @@
-"""What can be wrong with gradients, after a backward pass."""
+"""Rules about gradients, after a backward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _none(context: Context) -> Iterator[Hit]:
     if not context.gradients:
-        return  # nothing was run backward, or the gradients are already cleared
+        return  # before backward(), or after zero_grad()
     without = [e for e in context.parameters if e.tensor.requires_grad and e.tensor.grad is None]
     if without:
         what = f"{plural(len(without), 'trainable parameter')} got no gradient, and {len(context.gradients):,} did"
@@ -38,13 +38,13 @@ def _zero(context: Context) -> Iterator[Hit]:
 
 
 LEVELS = 2
-"""Modules above a layer in which a gate that is still zero explains its zero gradient: its branch, and its block."""
+"""Levels above a layer, its branch and its block, in which a gate that is still zero explains a zero gradient."""
 
 
 def _gated(context: Context) -> set[str]:
-    """Paths of the modules with a weight that is zero and about to move: initialised so, for the first step only.
+    """Paths of modules with a gate: a zero weight with a gradient, as initialised before the first step.
 
-    A layer of the network itself, its head mostly, stands behind everything: then the network is among them.
+    If the gate is a direct child of the network, as heads often are, the network itself is included.
     """
     paths: set[str] = set()
     for entry, gradient in context.gradients:
@@ -56,7 +56,7 @@ def _gated(context: Context) -> set[str]:
 
 
 def _around(path: str, levels: int) -> list[str]:
-    """The paths of the modules above, the nearest first; the network itself is none of them."""
+    """Paths of the modules above, nearest first, without the network itself."""
     parts = path.split(".")
     return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 1 - levels), -1)]
 
@@ -69,9 +69,9 @@ def _non_finite(context: Context) -> Iterator[Hit]:
         if pair is not None and not (math.isfinite(pair[0]) and math.isfinite(pair[1])):
             bad.append(entry)
     if bad:
-        what = f"{plural(len(bad), 'gradient is', 'gradients are')} not finite, the first is that of {bad[0].name}"
+        what = f"{plural(len(bad), 'gradient is', 'gradients are')} not finite, the first in {bad[0].name}"
         if len(bad) > 1:
-            what += f" and the last that of {bad[-1].name}, where backward came first"
+            what += f" and the last in {bad[-1].name}, which backward reached first"
         fix = "optimizer.zero_grad()  # skip this step\ntorch.autograd.set_detect_anomaly(True)  # names the operation"
         yield _hit(bad, what, fix)
 
@@ -96,12 +96,12 @@ RULES = (
         "G101",
         "no-gradient",
         "warning",
-        "A trainable parameter without a gradient, where others have one",
+        "A trainable parameter without a gradient, while others have one",
         "the loss does not depend on it: it is not trained, and distributed training waits for it",
         _none,
         _NET + "        return self.fc(x)\n" + _RUN,
         _NET + "        return self.fc(x) + self.spare(x)\n" + _RUN,
-        "The rules about gradients look only where at least one parameter has a gradient: after `backward()`, before "
+        "Gradient rules run only if at least one parameter has a gradient: after `backward()` and before "
         "`zero_grad()`.",
     ),
     Rule(
@@ -109,26 +109,26 @@ RULES = (
         "zero-gradient",
         "warning",
         "A gradient that is zero in every element",
-        "the step does not move it: something between it and the loss is dead, saturated or zero",
+        "the step does not change it: a layer between it and the loss is dead, saturated or zero",
         _zero,
         "model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))\n"
         "nn.init.constant_(model[0].bias, -100.0)\nmodel(torch.ones(1, 4)).sum().backward()\n",
         "model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))\n"
         "nn.init.constant_(model[0].bias, 100.0)\nmodel(torch.ones(1, 4)).sum().backward()\n",
-        "What stands before a zero-initialised layer (LoRA's second matrix, the last norm of a residual branch) has a "
-        "zero gradient in the first step, and only in that. So nothing is said where a weight of the same block, or of "
-        "the head, is still zero and has a gradient itself.",
+        "Layers before a zero-initialised layer (LoRA's second matrix, the last norm of a residual branch) have a zero "
+        "gradient in the first step only. So there is no finding if a weight of the same block, or of the head, is "
+        "still zero and has a gradient.",
     ),
     Rule(
         "G103",
         "non-finite-gradient",
         "error",
         "A gradient with NaN or infinite values",
-        "one step with it makes the parameter NaN for ever",
+        "one step with it makes the parameter NaN permanently",
         _non_finite,
         "model = nn.Linear(4, 2)\n(model(torch.ones(1, 4)).sum() * float('inf')).backward()\n",
         "model = nn.Linear(4, 2)\nmodel(torch.ones(1, 4)).sum().backward()\n",
-        "With a `GradScaler` this is expected now and then, and `scaler.step()` skips the step: look after "
+        "With a `GradScaler` this is expected occasionally, and `scaler.step()` skips the step: audit after "
         "`scaler.unscale_()`.",
     ),
 )

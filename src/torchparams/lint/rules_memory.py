@@ -1,4 +1,4 @@
-"""What can be wrong with the memory and the values of parameters: overlaps, broken ties, NaN, constants."""
+"""Rules about the memory and the values of parameters: overlaps, broken ties, NaN, constants."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 def _overlaps(context: Context) -> Iterator[Hit]:
     for first, second in context.sharing.partial:
-        what = f"{first.name} and {second.name} have elements in common, and are not one parameter"
+        what = f"{first.name} and {second.name} share elements, but are different parameters"
         fix = f"{at(second.name)} = nn.Parameter({at(second.name)}.detach().clone())"
         yield Hit((first.name, second.name), what, fix, common((first.path, second.path)))
     for entry in context.sharing.itself:
-        what = f"{entry.name} has an element at several indices, as expand() makes it"
+        what = f"{entry.name} has one element at several indices, as after expand()"
         fix = f"{at(entry.name)} = nn.Parameter({at(entry.name)}.detach().clone())"
         yield Hit((entry.name,), what, fix, entry.path)
 
@@ -44,10 +44,10 @@ def _broken_ties(context: Context) -> Iterator[Hit]:
         trainable = [entry for entry in entries if entry.tensor.requires_grad]
         if len(trainable) > 1:
             told.update(id(entry.tensor) for entry in trainable)
-            yield _tie(trainable, "are different parameters for the same memory")
+            yield _tie(trainable, "are different parameters with the same memory")
     for entries in _equal_matrices(context):
         if any(id(entry.tensor) not in told for entry in entries):
-            yield _tie(entries, "hold the same values, and are two tensors")
+            yield _tie(entries, "hold the same values, but are different tensors")
 
 
 def _tie(entries: list[Entry], how: str) -> Hit:
@@ -58,7 +58,7 @@ def _tie(entries: list[Entry], how: str) -> Hit:
 
 
 def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
-    """Groups of matrices that were one tensor before a copy, it seems."""
+    """Groups of matrices that were probably one tensor before a copy."""
     extremes = context.extremes
     listed, pairs = _declared(context)
     counts = Counter(extremes.values())
@@ -80,19 +80,19 @@ def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
 
 
 def _meant(equal: list[Entry], listed: set[str], pairs: dict[str, str]) -> Iterator[list[Entry]]:
-    """Of matrices that are equal, those that are so because they were tied."""
+    """Groups among equal matrices that were tied."""
     by_name = {entry.name: entry for entry in equal}
     declared = [(by_name[pairs[name]], entry) for name, entry in by_name.items() if pairs.get(name) in by_name]
     if declared:
         first = declared[0][0]
         yield [first, *(entry for other, entry in declared if other is first)]
         return
-    # A frozen copy of a trained network is a teacher, and equal parts of equal copies have equal names.
+    # A frozen copy of a trained network is a teacher. Equal parts of copies have equal names.
     for trains in (True, False):
         kept = [entry for entry in equal if entry.tensor.requires_grad is trains]
         ends = {tuple(entry.name.split(".")[-2:]) for entry in kept}
         if len(ends) > 1 and any(_may_tie(entry, listed) for entry in kept):
-            # What the others are tied to comes first: the embedding, or what is not listed as tied to another.
+            # The target of the tie comes first: the embedding, or the weight that is not listed as tied.
             yield sorted(kept, key=lambda entry: (not _embeds(entry), entry.name in listed))
 
 
@@ -118,7 +118,7 @@ def _digest(tensor: torch.Tensor) -> bytes:
 
 
 def _declared(context: Context) -> tuple[set[str], dict[str, str]]:
-    """What modules say is tied, as those of transformers do: a list of names, or a dict of name → name."""
+    """Ties that modules declare, as in transformers: a list of names, or a dict of name → name."""
     listed: set[str] = set()
     pairs: dict[str, str] = {}
     classes: dict[type, Any] = {}
@@ -146,7 +146,7 @@ def _non_finite(context: Context) -> Iterator[Hit]:
     bad = [entry for entry in context.parameters if not _finite(extremes.get(id(entry.tensor)))]
     for entry in context.buffers:
         pair = extremes.get(id(entry.tensor))
-        # A mask is infinite on purpose; running statistics are not, and nothing is NaN on purpose.
+        # Masks are infinite on purpose, but running statistics are not. No tensor is NaN on purpose.
         if pair is not None and (math.isnan(pair[0]) or (context.is_norm(entry.owner) and not _finite(pair))):
             bad.append(entry)
     if bad:
@@ -165,12 +165,12 @@ _WEIGHT = re.compile(r"(?:.*_)?weight(?:_.*)?")
 
 
 def is_matrix(tensor: torch.Tensor) -> bool:
-    """Whether two dimensions at least are larger than 1."""
+    """True if at least two dimensions are larger than 1."""
     return tensor.ndim >= 2 and sum(size > 1 for size in tensor.shape) >= 2
 
 
 def _weights(context: Context) -> Iterator[tuple[Entry, float]]:
-    """The weights of layers, norms left out, of which all elements have one value; and the value."""
+    """Weights of layers other than norms whose elements are all equal, each with its value."""
     extremes = context.extremes
     for entry in context.parameters:
         pair = extremes.get(id(entry.tensor))
@@ -204,13 +204,13 @@ def _zero(context: Context) -> Iterator[Hit]:
 def _dead_layers(context: Context) -> Iterator[Hit]:
     for run in _dead(context):
         names = tuple(entry.name for entry in run)
-        what = f"the weights of {plural(len(names), 'layer')} behind each other are zero in every element"
-        fix = f"nn.init.kaiming_uniform_({at(run[0].name)})  # of two layers, one at most may be zero"
+        what = f"the weights of {plural(len(names), 'consecutive layer')} are zero in every element"
+        fix = f"nn.init.kaiming_uniform_({at(run[0].name)})  # at most one of two consecutive layers may be zero"
         yield Hit(names, what, fix, common(entry.path for entry in run))
 
 
 def _dead(context: Context) -> list[list[Entry]]:
-    """Runs of at least two layers behind each other whose weights are zero."""
+    """Runs of at least two consecutive layers whose weights are zero."""
     zero = {id(entry.owner): entry for entry, value in _weights(context) if value == 0}
     if len(zero) < 2:
         return []
@@ -227,7 +227,7 @@ def _dead(context: Context) -> list[list[Entry]]:
     runs: list[list[Entry]] = []
     told: set[int] = set()
     for module in context.modules:
-        # Modules in a list or dict do not stand behind each other, as far as can be known.
+        # The order in which modules of a list or dict run is unknown.
         if id(module) in inside or isinstance(module, nn.ModuleList | nn.ModuleDict):
             continue
         run: list[Entry] = []
@@ -244,7 +244,7 @@ def _dead(context: Context) -> list[list[Entry]]:
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:
-    """Its submodules, those of a Sequential in its place, as far as they run in the order in which they stand."""
+    """Submodules that run in this order, with each Sequential replaced by its members."""
     from torch import nn
 
     for child in module._modules.values():
@@ -255,7 +255,7 @@ def _in_order(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _fits(first: nn.Module, second: nn.Module) -> bool:
-    """Whether the second layer may take what the first gives, by their sizes."""
+    """True if the sizes allow the output of the first layer as input of the second."""
     gives = next((s for key in ("out_features", "out_channels", "embedding_dim") if (s := vars(first).get(key))), None)
     takes = next((s for key in ("in_features", "in_channels") if (s := vars(second).get(key))), None)
     if not isinstance(gives, int) or not isinstance(takes, int):
@@ -298,7 +298,7 @@ RULES = (
         "M201",
         "overlapping-parameters",
         "error",
-        "Parameters that have elements in common, and are not the same",
+        "Different parameters that share elements",
         "a step of one changes values of the other, and a checkpoint that stores both gives them separate memory",
         _overlaps,
         """\
@@ -309,69 +309,69 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[4:
 base = torch.randn(12)
 model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:])})
 """,
-        "Views that lie between each other without sharing an element (columns of one matrix) do not overlap. "
-        "Exact ties are no overlap either. A parameter that `expand()` made overlaps itself.",
+        "Views that interleave without sharing an element (columns of one matrix) do not overlap. "
+        "Exact ties are not overlaps. A parameter made by `expand()` overlaps itself.",
     ),
     Rule(
         "M202",
         "broken-tie",
         "warning",
-        "Weights that were tied, and that a copy made two",
-        "they are trained apart from here on, and stored twice",
+        "Weights that were tied, and were separated by a copy",
+        "they are now trained separately, and stored twice",
         _broken_ties,
         _TIED + "        self.head.weight = nn.Parameter(self.embed.weight.detach().clone())\n\nmodel = Net()\n",
         _TIED + "        self.head.weight = self.embed.weight\n\nmodel = Net()\n",
-        "Looked for are an embedding and another layer with the same values, what a module's `_tied_weights_keys` "
-        "names, and two trainable parameters for the same memory. Equal parts of equal copies (a teacher, two towers, "
-        "layers that were made with `deepcopy`) are not ties, and left alone.",
+        "The rule finds an embedding and a different layer with the same values, weights named in a module's "
+        "`_tied_weights_keys`, and two trainable parameters with the same memory. Equal parts of copies (a teacher, "
+        "two towers, layers made by `deepcopy`) are not ties.",
     ),
     Rule(
         "M301",
         "non-finite-parameter",
         "error",
         "NaN or infinite values",
-        "one of them is enough to make the output and every gradient NaN",
+        "one such value can make the output and every gradient NaN",
         _non_finite,
         "model = nn.Linear(4, 2)\nmodel.weight.data[0, 1] = float('nan')\n",
         "model = nn.Linear(4, 2)\n",
-        "Of buffers, infinite ones count only in normalisation layers: masks are infinite on purpose.",
+        "Infinite buffers count only in normalisation layers: masks are infinite on purpose.",
     ),
     Rule(
         "M302",
         "constant-weight",
         "warning",
-        "A trainable weight matrix whose elements are all equal, and not zero",
-        "all units compute the same and get the same gradient, and never become different",
+        "A trainable weight matrix whose elements are all equal and not zero",
+        "all units compute the same output and get the same gradient, so they stay equal",
         _constant,
         "model = nn.Linear(4, 2)\nnn.init.ones_(model.weight)\n",
         "model = nn.Linear(4, 2)\nnn.init.xavier_uniform_(model.weight)\n",
-        "Parameters called `weight` (or `weight_…`, `…_weight`) with two dimensions larger than 1, of any layer but a "
-        "norm. A frozen one is a fixed filter, such as an average.",
+        "The rule checks parameters called `weight` (or `weight_…`, `…_weight`) with two dimensions larger than 1, in "
+        "layers other than norms. A frozen one is a fixed filter, such as an average.",
     ),
     Rule(
         "M303",
         "zero-weight",
         "note",
         "A weight matrix whose elements are all zero",
-        "what comes before it gets no gradient until it has moved, and nothing moves it where it is frozen",
+        "earlier layers get no gradient until it changes, and it never changes if it is frozen",
         _zero,
         "model = nn.Linear(4, 2)\nnn.init.zeros_(model.weight)\n",
         "model = nn.Linear(4, 2)\n",
-        "Often on purpose: the last layer of a residual branch, the second matrix of LoRA, a fresh head.",
+        "This is often on purpose: the last layer of a residual branch, the second matrix of LoRA, a new head.",
     ),
     Rule(
         "M304",
         "zero-layers",
         "warning",
-        "Layers behind each other whose weights are all zero",
-        "nothing of the input passes them, and while their biases are zero too, none of their weights gets a gradient",
+        "Consecutive layers whose weights are all zero",
+        "the output does not depend on the input, and while their biases are zero too, no weight gets a gradient",
         _dead_layers,
         "model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))\n"
         "tp.apply_(model, '**.weight', nn.init.zeros_)\n",
         "model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))\n",
-        "Layers stand behind each other where an `nn.Sequential` or another module holds them in this order and they "
-        "fit by their sizes. The order in which modules of an `nn.ModuleList` or `nn.ModuleDict` run is not known, and "
-        "one zero layer alone is only the note M303.",
+        "Layers are consecutive if an `nn.Sequential` or a different module holds them in this order and their sizes "
+        "fit. The order in which modules of an `nn.ModuleList` or `nn.ModuleDict` run is unknown. A single zero layer "
+        "is only the note M303.",
     ),
     Rule(
         "M305",

@@ -1,4 +1,4 @@
-"""What can be wrong with how a network holds its parameters: hidden, moving, without values, of mixed kinds."""
+"""Rules about the parameters of a network: hidden, moving, without values, of mixed dtypes or devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def at(path: str) -> str:
-    """The code that leads from `model` to the module or parameter at `path`.
+    """Python expression, starting with `model`, for the module or parameter at `path`.
 
     >>> at("layers.0.weight")
     'model.layers[0].weight'
@@ -67,7 +67,7 @@ def _leaves(context: Context) -> Iterator[Hit]:
             if found.container == "attribute"
             else f"self.{found.attribute} = nn.ParameterList(map(nn.Parameter, …))"
         )
-        yield Hit(tuple(found.leaves), f"{found.name} {held}, and no nn.Parameter", fix, found.owner)
+        yield Hit(tuple(found.leaves), f"{found.name} {held}, not an nn.Parameter", fix, found.owner)
 
 
 # --- frozen norms ---------------------------------------------------------------------------
@@ -88,16 +88,16 @@ def _moving_norms(context: Context) -> Iterator[Hit]:
     if hits:
         one = next(iter(hits))
         what = (
-            f"{one or 'the network'} is frozen, and still updates its running statistics"
+            f"{one or 'the network'} is frozen, but still updates its running statistics"
             if len(hits) == 1
-            else f"{len(hits):,} normalisation layers are frozen, and still update their running statistics"
+            else f"{len(hits):,} normalisation layers are frozen, but still update their running statistics"
         )
         fix = f"tp.freeze(model, {_below(hits)!r})"
         yield Hit(tuple(name for names in hits.values() for name in names), what, fix, common(hits))
 
 
 def _moves(module: nn.Module) -> bool:
-    # Stored flags, as forward reads them; a momentum of 0 keeps the statistics.
+    # Read the flags that forward reads. A momentum of 0 keeps the statistics.
     stored = vars(module)
     tracks = bool(stored.get("track_running_stats")) and module._buffers.get("running_mean") is not None
     return tracks and bool(stored.get("training")) and stored.get("momentum") != 0
@@ -135,8 +135,8 @@ def _outside(context: Context) -> Iterator[Hit]:
 def _lazy(context: Context) -> Iterator[Hit]:
     if context.lazy:
         names = tuple(entry.name for entry in context.lazy)
-        what = f"{plural(len(names), 'parameter is', 'parameters are')} lazy: without a shape and without values"
-        fix = "model(example)  # once, before the optimizer is made and anything is counted, initialised or saved"
+        what = f"{plural(len(names), 'parameter is', 'parameters are')} lazy, without shape and values"
+        fix = "model(example)  # run once before counting, initialising, saving or making the optimizer"
         yield Hit(names, what, fix, common(entry.path for entry in context.lazy))
 
 
@@ -152,7 +152,7 @@ def _some_meta(context: Context) -> Iterator[Hit]:
         names = tuple(entry.name for entry in meta)
         what = f"{len(names):,} of {plural(count, 'parameter')} are on the meta device"
         path = common(entry.path for entry in meta)
-        fix = f"{at(path)}.to_empty(device=…)  # then load or initialise what is in it"
+        fix = f"{at(path)}.to_empty(device=…)  # then load or initialise it"
         yield Hit(names, what, fix, path)
 
 
@@ -168,8 +168,8 @@ def _all_meta(context: Context) -> Iterator[Hit]:
 
 
 def _mixed_dtypes(context: Context) -> Iterator[Hit]:
-    # Only layers: a module with submodules may keep a few numbers of its own in a wider type, and means it. And no
-    # types of 8 bits: they have scales of another.
+    # Only layers: a module with submodules may keep its own parameters in a wider dtype on purpose. No 8-bit
+    # dtypes: their scales have a different dtype.
     kept = [entry for entry in context.parameters if _is_wide_float(entry.tensor.dtype)]
     for entries in _mixed(kept, attrgetter("tensor.dtype")):
         path, module = entries[0].path, entries[0].owner
@@ -183,7 +183,7 @@ def _mixed_dtypes(context: Context) -> Iterator[Hit]:
 def _mixed_devices(context: Context) -> Iterator[Hit]:
     for entries in _mixed([*context.parameters, *context.buffers], attrgetter("tensor.device")):
         if any(entry.tensor.is_meta and id(entry.tensor) in context.by_id for entry in entries):
-            continue  # which has a rule of its own
+            continue  # M106 and M107
         path = entries[0].path
         told = ", ".join(f"{entry.key} is on {entry.tensor.device}" for entry in entries)
         usual = Counter(str(entry.tensor.device) for entry in entries).most_common(1)[0][0]
@@ -196,9 +196,9 @@ def _is_wide_float(dtype: torch.dtype) -> bool:
 
 
 def _mixed(entries: list[Entry], kind: Callable[[Entry], Any]) -> list[list[Entry]]:
-    """The entries of each module that has some of different kinds."""
+    """Entries of each module with more than one kind."""
     kinds = list(map(kind, entries))
-    if len(set(kinds)) < 2:  # as in most networks
+    if len(set(kinds)) < 2:  # the common case
         return []
     by_owner: dict[int, tuple[list[Entry], set[Any]]] = {}
     for entry, found in zip(entries, kinds, strict=True):
@@ -226,10 +226,10 @@ RULES = (
         _hidden,
         _NET + "        self.layers = [nn.Linear(8, 8) for _ in range(2)]\n\nmodel = Net()\n",
         _NET + "        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))\n\nmodel = Net()\n",
-        "A container whose modules and parameters the network also has elsewhere (in a `ModuleList`, say) hides "
-        "nothing, and neither does a way back to a parent. A module or `nn.Parameter` that was put past "
-        "`nn.Module.__setattr__` with `object.__setattr__` is hidden on purpose, and left alone. Containers are looked "
-        "into four deep, and at the first 10,000 items of each.",
+        "Modules and parameters that are also registered elsewhere (such as in a `ModuleList`) are not hidden, nor is "
+        "a reference to a parent. A module or `nn.Parameter` set by `object.__setattr__`, which bypasses "
+        "`nn.Module.__setattr__`, is hidden on purpose. The rule checks containers four levels deep, and the first "
+        "10,000 items of each.",
     ),
     Rule(
         "M102",
@@ -240,18 +240,18 @@ RULES = (
         _hidden_state,
         _NET + "        self.drops = [nn.Dropout(0.1), nn.Dropout(0.2)]\n\nmodel = Net()\n",
         _NET + "        self.drops = nn.ModuleList([nn.Dropout(0.1), nn.Dropout(0.2)])\n\nmodel = Net()\n",
-        "A frozen teacher is often put into a list so that it is not saved: hence only a note.",
+        "This is only a note, because a frozen teacher is often put into a list so that it is not saved.",
     ),
     Rule(
         "M103",
         "hidden-leaf",
         "warning",
         "A tensor with requires_grad that is a plain attribute",
-        "autograd computes its gradient, but parameters() and state_dict() do not have it: no optimizer gets it",
+        "autograd computes its gradient, but parameters() and state_dict() lack it, so no optimizer gets it",
         _leaves,
         _NET + "        self.scale = torch.ones(8, requires_grad=True)\n\nmodel = Net()\n",
         _NET + "        self.scale = nn.Parameter(torch.ones(8))\n\nmodel = Net()\n",
-        "Only leaves: a result that was kept (`self.last_output = x`) has a history, and is none.",
+        "Only leaf tensors count. A stored result (`self.last_output = x`) is not a leaf.",
     ),
     Rule(
         "M104",
@@ -268,15 +268,15 @@ model[1].requires_grad_(False)
 model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
 tp.freeze(model, "1.**")
 """,
-        "The layer's weight and bias must both be frozen; one without any is not looked at. `tp.freeze` stops the "
-        "statistics too, and keeps them still through `model.train()`, which undoes an `eval()` of one layer.",
+        "The layer's weight and bias must both be frozen; layers without them are not checked. `tp.freeze` stops the "
+        "statistics too, and they stay stopped after `model.train()`, which would undo an `eval()` of one layer.",
     ),
     Rule(
         "M105",
         "lazy-parameter",
         "warning",
         "A lazy parameter that has no shape yet",
-        "it cannot be counted, initialised or stepped before the first forward pass gives it its shape",
+        "it cannot be counted, initialised or stepped before the first forward pass sets its shape",
         _lazy,
         "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\n",
         "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\nmodel(torch.zeros(1, 4))\n",
@@ -285,34 +285,34 @@ tp.freeze(model, "1.**")
         "M106",
         "meta-parameter",
         "error",
-        "Some parameters are on the meta device, and most are not",
-        "a parameter on the meta device has no values: something that should have loaded or initialised it did not",
+        "Some parameters, but not most, are on the meta device",
+        "a parameter on the meta device has no values: it was not loaded or initialised",
         _some_meta,
         "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2, device='meta'))\n",
         "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n",
-        "Where most parameters are on the meta device, the network was built there on purpose: see M107.",
+        "If most parameters are on the meta device, the network was built there on purpose: see M107.",
     ),
     Rule(
         "M107",
         "meta-model",
         "note",
         "Most or all parameters are on the meta device",
-        "the rules about values have nothing to look at",
+        "the rules about values cannot run",
         _all_meta,
         "with torch.device('meta'):\n    model = nn.Linear(4, 8)\n",
         "model = nn.Linear(4, 8)\n",
-        "The few that are not (made from numbers that a constructor was given, say) are no finding.",
+        "The few other parameters (such as those made from constructor arguments) are not a finding.",
     ),
     Rule(
         "M108",
         "mixed-dtype",
         "warning",
-        "A layer with parameters of several floating-point types",
-        "most operations take one type and fail on two, and a cast of part of a network is easily forgotten",
+        "A layer with parameters of several floating-point dtypes",
+        "most operations need a single dtype, and a partial cast of a network is easily overlooked",
         _mixed_dtypes,
         "model = nn.Linear(4, 8)\nmodel.weight.data = model.weight.data.bfloat16()\n",
         "model = nn.Linear(4, 8).bfloat16()\n",
-        "Only layers without submodules, and no types of 8 bits: quantised weights have scales of another type. "
+        "Only layers without submodules count, and no 8-bit dtypes: scales of quantised weights differ in dtype. "
         "Buffers do not count: a BatchNorm in half precision keeps its statistics in float32.",
     ),
     Rule(
@@ -320,7 +320,7 @@ tp.freeze(model, "1.**")
         "mixed-device",
         "warning",
         "A module with parameters and buffers on several devices",
-        "operations take tensors of one device and fail on two",
+        "operations need tensors on a single device",
         _mixed_devices,
         "model = nn.BatchNorm1d(4)\nmodel.running_mean = model.running_mean.to('meta')\n",
         "model = nn.BatchNorm1d(4)\n",

@@ -1,4 +1,4 @@
-"""What can be wrong between a network and its optimizers."""
+"""Rules about a network and its optimizers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 NAMED = 4
-"""Names that a fix spells one by one."""
+"""Maximum number of names listed in a fix."""
 
 
 def _selecting(context: Context, chosen: list[Entry]) -> str:
-    """Code for a selector of these parameters and no others."""
+    """Code for a selector of exactly these parameters."""
     if len(chosen) == 1:
         return repr(chosen[0].name)
     path = common(entry.path for entry in chosen)
@@ -63,9 +63,9 @@ def _stale(context: Context) -> Iterator[Hit]:
         if id(entry.tensor) not in context.held and not _is_lazy(entry.tensor):
             missing.setdefault(entry.tensor.shape, entry.name)
     replaced = [missing[t.shape] for _, t in stale.values() if not _is_lazy(t) and t.shape in missing]
-    what = f"the optimizer holds {plural(len(stale), 'tensor')} that the network does not"
+    what = f"the optimizer holds {plural(len(stale), 'tensor')} that the network lacks"
     if replaced:
-        what += f"; {replaced[0]}, of the same shape as one of them, is in no group"
+        what += f"; {replaced[0]}, with the shape of one of them, is in no group"
     names = tuple(name for name, _ in stale.values())
     yield Hit(names, what, "optimizer = Optimizer(model.parameters())  # made after the last layer is replaced")
 
@@ -156,12 +156,12 @@ def _is_zero(rate: Any) -> bool:
 
 
 KNOWN = frozenset(
-    # A group's own keys, and those of torch's schedulers.
+    # Keys of groups, and of torch's schedulers.
     {"params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "initial_momentum"}
-    # What only some versions of an optimizer have: a state dict brings it from one to another.
+    # Options of some torch versions only, which state dicts carry to other versions.
     | {"swa_lr", "foreach", "fused", "maximize", "capturable", "differentiable", "decoupled_weight_decay"}
 )
-"""Keys of a group that are torch's own, whatever the optimizer."""
+"""Keys of a group that torch sets for every optimizer."""
 
 
 def _ignored(context: Context) -> Iterator[Hit]:
@@ -170,8 +170,8 @@ def _ignored(context: Context) -> Iterator[Hit]:
         defaults = _defaults(group.optimizer)
         torchs = type(group.optimizer).__module__.startswith("torch.optim.")
         for key, value in group.options.items():
-            # A label is no option. An optimizer that is not torch's may read what it has no default for: of such a one
-            # only what is nearly the name of a default counts.
+            # Labels are not options. An optimizer outside torch may read keys without a default, so only misspelt
+            # defaults count there.
             if not isinstance(key, str) or isinstance(value, str) or key in KNOWN or key in defaults:
                 continue
             if defaults and (torchs or nearest(key, list(defaults), 1)):
@@ -195,7 +195,7 @@ def _defaults(optimizer: Any) -> dict[str, Any]:
 
 
 GROUPS = 32
-"""Groups up to which nothing is said: layer-wise learning rates make as many as there are layers."""
+"""Maximum number of groups without a finding: layer-wise learning rates make a group for each layer."""
 
 
 def _many_groups(context: Context) -> Iterator[Hit]:
@@ -204,9 +204,9 @@ def _many_groups(context: Context) -> Iterator[Hit]:
         if len(groups) <= GROUPS:
             continue
         kinds = Counter(_options(group) for group in groups)
-        # As many groups as different options need are no fault.
+        # One group for each set of options is fine.
         if len(groups) > 4 * len(kinds):
-            what = f"{len(groups):,} groups have only {plural(len(kinds), 'set')} of options between them"
+            what = f"{len(groups):,} groups have only {plural(len(kinds), 'different set')} of options"
             fix = "optimizer = Optimizer(tp.groups(model, …))  # one group for each set of options"
             yield Hit(tuple(group.place for group in groups), what, fix)
 
@@ -236,7 +236,7 @@ def _stale_state(context: Context) -> Iterator[Hit]:
                 entry = context.by_id.get(id(key))
                 names.append(f"{before}state.{place}" if entry is None else entry.name)
     if names:
-        what = f"the optimizer keeps state for {plural(len(names), 'tensor')} in none of its groups"
+        what = f"the optimizer keeps state for {plural(len(names), 'tensor')} outside its groups"
         fix = (
             "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
             "for p in [p for p in optimizer.state if id(p) not in held]:\n"
@@ -256,30 +256,30 @@ RULES = (
         "not-optimized",
         "warning",
         "A trainable parameter in no group of the optimizer",
-        "autograd computes its gradient at every step, and nothing uses it: it never changes",
+        "autograd computes its gradient at every step, but it never changes",
         _left_out,
         _MODEL + "optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)\n",
         _MODEL + "model[0].requires_grad_(False)\noptimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)\n",
-        "Several optimizers that step one network are given as a list: `tp.audit(model, [muon, adamw])`.",
+        "Pass several optimizers of one network as a list: `tp.audit(model, [muon, adamw])`.",
     ),
     Rule(
         "O102",
         "stale-parameter",
         "warning",
-        "A tensor in the optimizer that is no part of the network",
-        "the optimizer steps what the network no longer uses, and the layer that replaced it is not trained",
+        "A tensor in the optimizer that is not in the network",
+        "the optimizer steps a tensor that the network no longer uses, and its replacement is not trained",
         _stale,
         _PLAIN + "model[1] = nn.Linear(8, 2)\noptimizer.add_param_group({'params': model[1].parameters()})\n",
         _MODEL + "model[1] = nn.Linear(8, 2)\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
-        "A loss with parameters of its own, in the same optimizer, is found too: audit a module that holds both, or "
-        "suppress it by name.",
+        "The rule also finds parameters of a loss in the same optimizer: audit a module that holds both, or suppress "
+        "them by name.",
     ),
     Rule(
         "O103",
         "duplicate-parameter",
         "error",
         "A tensor that is in the optimizer several times",
-        "it is stepped once for each time, with as many times the learning rate and the decay",
+        "each occurrence steps it, which multiplies the learning rate and the decay",
         _twice,
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         "optimizer.param_groups[0]['params'].append(model[0].weight)\n",
@@ -289,20 +289,20 @@ RULES = (
         "O104",
         "frozen-with-gradient",
         "warning",
-        "A frozen parameter in the optimizer with a gradient left over",
-        "the optimizer looks at .grad, not at requires_grad: the next step moves it",
+        "A frozen parameter in the optimizer with a left-over gradient",
+        "the optimizer reads .grad, not requires_grad: the next step changes it",
         _frozen_gradients,
         _PLAIN + "model(torch.ones(1, 4)).sum().backward()\nmodel[0].requires_grad_(False)\n",
         _PLAIN + "model(torch.ones(1, 4)).sum().backward()\n"
         "model[0].requires_grad_(False)\nmodel[0].weight.grad = model[0].bias.grad = None\n",
-        "`tp.freeze` clears the gradients of what it freezes.",
+        "`tp.freeze` clears the gradients of the parameters it freezes.",
     ),
     Rule(
         "O105",
         "decayed-norm-or-bias",
         "note",
         "Weight decay on norms and biases",
-        "decay is for weights of matrices; on a norm's scale it pulls the layer's output to zero, and it gains nothing",
+        "decay is for matrices; on a norm's scale it pulls the layer's output to zero without a benefit",
         _decayed,
         _MODEL + "optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)\n",
         _MODEL + "optimizer = torch.optim.AdamW(\n"
@@ -311,27 +311,27 @@ RULES = (
         "        {'params': [p for p in model.parameters() if p.ndim < 2], 'weight_decay': 0.0},\n"
         "    ]\n"
         ")\n",
-        "Norms are known by the class of their layer, not by their name.",
+        "Norms are identified by the class of their layer, not by their name.",
     ),
     Rule(
         "O106",
         "ignored-option",
         "warning",
         "An option of a group that the optimizer does not read",
-        "torch accepts any key in a group and reads only those that it knows, so that the option does nothing",
+        "torch accepts any key in a group but reads only known ones, so the option has no effect",
         _ignored,
         _MODEL + "optimizer = torch.optim.SGD([{'params': model.parameters(), 'lr_scale': 0.1}], lr=0.1)\n",
         _MODEL + "optimizer = torch.optim.SGD([{'params': model.parameters(), 'lr': 0.01}], lr=0.1)\n",
-        "Text is a label and left alone, and so is what torch's schedulers write. An optimizer that is not torch's may "
-        "read keys that it has no default for: of such a one only a misspelt default is found. timm's schedulers, and "
-        "no others, apply `lr_scale`: suppress the rule where one of them is used.",
+        "Text values are labels and are not checked, nor are keys of torch's schedulers. An optimizer outside torch "
+        "may read keys without a default, so only misspelt defaults are found there. Only timm's schedulers apply "
+        "`lr_scale`: suppress the rule if you use one of them.",
     ),
     Rule(
         "O107",
         "many-groups",
         "note",
-        "Many more groups than there are different options",
-        "torch steps each group in a loop of its own, and steps all tensors of one group together: that is lost",
+        "Many more groups than different sets of options",
+        "torch steps all tensors of a group together, and the groups one after the other, which is slower",
         _many_groups,
         "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])\n"
         "optimizer = torch.optim.SGD([{'params': [p]} for p in model.parameters()], lr=0.1)\n",
@@ -342,8 +342,8 @@ RULES = (
         "O108",
         "stale-state",
         "warning",
-        "State of the optimizer for a tensor in none of its groups",
-        "it takes memory, and optimizer.state_dict() fails on it with a KeyError",
+        "State of the optimizer for a tensor outside its groups",
+        "it uses memory, and optimizer.state_dict() fails with a KeyError",
         _stale_state,
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
         "model(torch.ones(1, 4)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n"

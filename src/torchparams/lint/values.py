@@ -1,7 +1,7 @@
-"""The least and the greatest value of many tensors, in one pass over their memory.
+"""Minimum and maximum of many tensors, in one pass over their memory.
 
-Two numbers answer what the rules ask of values: one of them is NaN or infinite where any value is, and they are equal
-where all values are. A sketch would tell more, and costs more for a tensor of a few elements than reading it.
+These two numbers are enough for the rules: one of them is NaN or infinite if any value is, and they are equal if all
+values are. A sketch has more information, but costs more than reading for a tensor of a few elements.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     import torch
 
 Extremes: TypeAlias = "dict[int, tuple[float, float]]"
-"""Least and greatest value by the identity of the tensor; both are NaN where any value is."""
+"""Minimum and maximum by the tensor's `id`; both are NaN if any value is NaN."""
 
 SMALL = 4096
-"""Elements up to which tensors are copied behind each other and reduced in one go: a call costs as much as these."""
+"""Maximum size of tensors that are concatenated and reduced together: a call costs as much as this many elements."""
 
 TOGETHER = 1 << 22
-"""Elements that are copied behind each other at most."""
+"""Maximum number of concatenated elements."""
 
 SLICE = 1 << 24
-"""Elements of a type of one byte that are widened at a time: torch cannot compare most of them."""
+"""Number of elements widened at a time for one-byte dtypes: torch cannot compare most of these."""
 
 
 def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
-    """The extremes of all tensors of floating point that have values, and the ids of those that could not be read.
+    """Extremes of all floating-point tensors with values, and the ids of those that could not be read.
 
-    Of a complex tensor the real and imaginary parts count as elements, of a sparse one what is stored. Left out are
-    tensors without values (lazy, on the meta device, of no elements) and those of integers.
+    For complex tensors, real and imaginary parts count as elements; for sparse tensors, the stored values. Tensors
+    without values (lazy, meta or empty) and tensors of integers are left out.
 
     >>> import torch
     >>> weight = torch.tensor([1.0, 2.0])
@@ -71,7 +71,7 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
                     continue
                 least, greatest = _pair(values)
                 single.setdefault((least.device, least.dtype), []).append((id(tensor), least, greatest))
-            except Exception:  # a kind of tensor may refuse any question with any error
+            except Exception:  # a tensor subclass may raise any error
                 unread.add(id(tensor))
         for alike in small.values():
             _reduce(alike, found)
@@ -88,7 +88,7 @@ def _kind(tensor: torch.Tensor) -> str:
 
     if is_lazy(tensor):
         return "lazy"
-    # A class that runs operations by code of its own has its values in other tensors, on other machines perhaps.
+    # A subclass that dispatches operations keeps its values in other tensors, possibly on other machines.
     return "foreign" if dispatches(type(tensor)) else "plain"
 
 
@@ -112,7 +112,7 @@ def _pair(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reduce(tensors: list[torch.Tensor], found: Extremes) -> None:
-    """Extremes of small tensors of one type."""
+    """Extremes of small tensors of one dtype."""
     import numpy as np
     from torch._utils import _flatten_dense_tensors
 
@@ -120,9 +120,9 @@ def _reduce(tensors: list[torch.Tensor], found: Extremes) -> None:
     ends = np.cumsum(sizes)
     first = 0
     while first < len(tensors):
-        # At least one, and then as many as there is room for.
+        # At least one tensor, then as many as fit.
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + TOGETHER, side="right")))
-        # No Python object is made for each, of which there are tens of thousands.
+        # Avoid one Python object per tensor: there may be tens of thousands.
         flat: Any = _flatten_dense_tensors(tensors[first:last])  # type: ignore[no-untyped-call]  # torch's own
         starts = ends[first:last] - sizes[first:last]
         starts -= starts[0]
