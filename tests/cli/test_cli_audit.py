@@ -51,8 +51,8 @@ def test_findings(capsys: Captured) -> None:
     assert (ran.status, ran.err) == (1, "")
     assert ran.out == (
         "Net\n"
-        "warning M302 constant-weight: all units compute the same and get the same gradient, and never become "
-        "different\n"
+        "warning M302 constant-weight: all units compute the same output and get the same gradient, so "
+        "they stay equal\n"
         "  every element of fc.weight is 1\n"
         "    fc.weight\n"
         "    fix: nn.init.kaiming_uniform_(model.fc.weight)\n"

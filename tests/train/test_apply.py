@@ -78,7 +78,7 @@ def test_what_a_function_may_not_return() -> None:
     )
     with pytest.raises(MismatchError) as mismatch:
         tp.apply_(model, "0.bias", torch.sum)
-    assert str(mismatch.value) == "sum returned the shape [] for 0.bias. its own is [4]."
+    assert str(mismatch.value) == "sum returned the shape [] for 0.bias. its shape is [4]."
 
 
 def test_an_error_says_where() -> None:

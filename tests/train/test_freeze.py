@@ -563,8 +563,8 @@ def test_a_record_of_another_model() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
-        "ModuleDict: 1 of 1 frozen layers are not in this model: head.1. freeze by a selector, or take the missing "
-        "ones out of the record."
+        "ModuleDict: 1 of 1 frozen layers are not in this model: head.1. freeze by a selector, or remove the "
+        "missing names."
     )
     assert all(p.requires_grad for p in other.parameters())
     with pytest.raises(MismatchError) as caught:

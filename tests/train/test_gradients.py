@@ -327,7 +327,7 @@ def test_norms_that_do_not_exist() -> None:
     for p in (0, -1, math.nan, "2"):
         with pytest.raises(OptionError) as caught:
             tp.grad_norms(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"p must be a positive number or math.inf, not {p!r}."
+        assert str(caught.value) == f"p must be a positive number or math.inf, not {p!r}"
 
 
 def test_gradients_without_values() -> None:

@@ -189,7 +189,7 @@ def test_what_cannot_be_penalised() -> None:
     for p in (0, 3, 1.5):
         with pytest.raises(OptionError) as caught:
             tp.penalty(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"p must be 1 or 2, not {p}."
+        assert str(caught.value) == f"p must be 1 or 2, not {p}"
     integers = nn.Linear(2, 2)
     integers.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(OptionError) as caught:
