@@ -270,7 +270,7 @@ def _odd_scales(context: Context) -> Iterator[Hit]:
 
     roles: dict[tuple[str, str], list[str]] = {}
     for entry in context.parameters:
-        # What has extremes has values that can be read.
+        # Tensors with extremes have readable values.
         if id(entry.tensor) in context.extremes and not entry.tensor.is_nested and is_matrix(entry.tensor):
             roles.setdefault((role_of(entry.name), str(list(entry.tensor.shape))), []).append(entry.name)
     names = [name for siblings in roles.values() if len(siblings) > SIBLINGS for name in siblings]
@@ -378,7 +378,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "odd-scale",
         "warning",
         "A weight matrix whose scale is far from that of its siblings",
-        "layers of one kind are alike in scale: one that is not was initialised, loaded, scaled or trained differently",
+        "layers of one kind have similar scales: an outlier was initialised, loaded, scaled or trained differently",
         _odd_scales,
         "model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(8)])\n"
         "with torch.no_grad():\n    model[3].weight.mul_(20)\n",

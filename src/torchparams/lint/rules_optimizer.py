@@ -355,12 +355,12 @@ RULES = (
         "O109",
         "all-frozen",
         "warning",
-        "An optimizer of which every tensor is frozen",
-        "no gradient is computed for what it holds, so that step() changes nothing",
+        "An optimizer whose tensors are all frozen",
+        "its tensors get no gradients, so step() changes nothing",
         _all_frozen,
         _PLAIN + "model.requires_grad_(False)\n",
         _PLAIN + "model[0].requires_grad_(False)\n",
-        "Freeze first and make the optimizer afterwards, of what is still trainable: `tp.groups(model)` leaves frozen "
+        "Freeze first, then make the optimizer of the trainable parameters: `tp.groups(model)` leaves frozen "
         "parameters out.",
     ),
     Rule(
@@ -368,11 +368,11 @@ RULES = (
         "zero-learning-rate",
         "warning",
         "A group whose learning rate is zero",
-        "step() does not move what is in it",
+        "step() does not change its parameters",
         _zero_rate,
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.0)\n",
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         "scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))\n",
-        "A scheduler that warms up from zero is no finding: it notes the rate that it goes to in the group.",
+        "A scheduler that warms up from zero is not a finding: it stores its target rate in the group.",
     ),
 )

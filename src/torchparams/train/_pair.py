@@ -1,4 +1,4 @@
-"""What a load moves: a tensor of the model, with the tensor of a source that its values come from."""
+"""Pair of a load: a tensor of the model and the source of its values."""
 
 from __future__ import annotations
 

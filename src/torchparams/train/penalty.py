@@ -66,7 +66,7 @@ class Penalty:
     """Regulariser with a fixed selection and target, to be called at every step.
 
     The values of `toward` are those at construction: a live model or a mapping of tensors is copied
-    (`model.state_dict()` shares the memory of the model), and a file is read at the first call. They move to the
+    (`model.state_dict()` shares the memory of the model), and a file is read when it is needed. They move to the
     parameters' device at the first call. The parameters are looked up at each call, so replaced ones are found.
 
     Args:
