@@ -62,7 +62,7 @@ saved or moved
         layers.0: weight, bias
         fix: self.layers = nn.ModuleList(self.layers)
     1 error · 0 parameter tensors · 18 of 31 rules
-    not run: O101 to O110 (no optimizer was given), G101 to G103 (there are no gradients before backward())
+    not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())
     """
     rules = rules_of(select, ignore)
     context = Context(
