@@ -1040,7 +1040,7 @@ def test_a_snapshot_keeps_what_is_said_beside_its_names() -> None:
     assert [found.name for found in snapshot.left_out] == ["0"]
     assert str(tp.of(nn.ReLU()).snapshot()) == str(tp.of(nn.ReLU()))
     assert tp.of({"w": np.zeros(2), "step": 3}).snapshot().metadata == {"step": 3}
-    codes = {"fc.weight": np.zeros((2, 2), np.int8), "fc.SCB": np.ones(2, np.float32)}
+    codes = {"fc.weight": np.zeros((2, 2), np.int8), "fc.scales": np.ones(2, np.float32)}
     taken = tp.of(codes).select("fc.weight").snapshot()
     assert tp.stats(taken).unread[0].name == "fc.weight"
 

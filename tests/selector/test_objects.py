@@ -128,7 +128,7 @@ def test_records_alone_cannot_tell() -> None:
 
 
 def test_verbs_on_a_model_say_what_to_pass_in_place_of_a_path() -> None:
-    said = "this is the path of a checkpoint. build the model, fill it with torchparams.load"
+    said = "needs a live model, not the path of a checkpoint. build the model, fill it with torchparams.load"
     for verb in (tp.freeze, tp.unfreeze, tp.groups, tp.gradients, tp.grad_norms):
         with pytest.raises(UnsupportedSource, match=said):
             verb("model.pt")

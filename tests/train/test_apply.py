@@ -165,7 +165,7 @@ def test_the_report() -> None:
     )
     told = {"function": "clamp(min=0)", "names": ["2.weight", "2.bias"], "left_out": [], "notes": []}
     assert applied.to_json() == told
-    assert applied._repr_html_().startswith("<p>Sequential")
+    assert applied._repr_html_().startswith('<p style="font-weight:bold">Sequential')
 
 
 def test_gradients_are_changed_like_parameters() -> None:

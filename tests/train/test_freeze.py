@@ -716,7 +716,7 @@ def test_the_report() -> None:
         "cleared 7 left-over gradients\n"
         "34 of 60 parameters are trainable, 56.7%"
     )
-    assert frozen._repr_html_().startswith("<p>Net: froze 7 tensors")
+    assert frozen._repr_html_().startswith('<p style="font-weight:bold">Net: froze 7 tensors')
     assert frozen.to_json()["trainable"] == 34
     many = nn.Sequential(*[nn.BatchNorm1d(2) for _ in range(30)])
     text = str(tp.freeze(many))

@@ -318,7 +318,7 @@ def test_the_report() -> None:
     norms = tp.grad_norms(model, by="module", p=math.inf)
     assert norms.without == ("2.bias",)
     assert "p = inf" in str(norms)
-    assert norms._repr_html_().startswith("<p>Sequential")
+    assert norms._repr_html_().startswith('<p style="font-weight:bold">Sequential')
     assert norms.to_json()["groups"]["0"] == {"norm": 1.0, "names": ["0.weight", "0.bias"]}
     assert "(top level)" in str(tp.grad_norms(model[0], by="module"))
 

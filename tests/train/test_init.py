@@ -394,7 +394,7 @@ def test_the_report() -> None:
     )
     data = json.loads(json.dumps(done.to_json()))
     assert data["rules"][1] == {"selector": "bn.bias", "function": "zeros_"}
-    assert done._repr_html_().startswith("<p>Deep: initialised")
+    assert done._repr_html_().startswith('<p style="font-weight:bold">Deep: initialised')
     many = nn.Sequential(*[nn.Linear(1, 1) for _ in range(30)])
     assert "… 20 more tensors …" in str(tp.init(many, ("**", nn.init.zeros_), seed=0))
 
