@@ -185,7 +185,7 @@ class ModuleSource(Source):
             raise NotReadable(
                 f"{name} is lazy: it has no shape and no values yet",
                 where=self.label,
-                hint="run the model once, which gives it its shape",
+                hint="run the model once to set its shape",
             )
         return tensor
 
