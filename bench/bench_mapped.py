@@ -1,4 +1,4 @@
-"""What it costs to read files instead of mapping them: the price of surviving whoever cuts a file during a scan.
+"""The cost of reading files instead of mapping them, which survives a file that is cut during a scan.
 
 python bench/bench_mapped.py [MIB]
 """

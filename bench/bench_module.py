@@ -66,7 +66,7 @@ def medians(uses: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[st
 
 
 def seconds(use: Callable[[], Any]) -> float:
-    """What a use takes, without freeing what it gives."""
+    """Time of one use, without the time that freeing its result takes."""
     start = time.perf_counter()
     given = use()
     stop = time.perf_counter()
@@ -93,7 +93,7 @@ def reference_of(model: nn.Module) -> Callable[[], Any]:
 
 
 def uses_of(model: nn.Module) -> dict[str, tuple[float | None, Callable[[], Any]]]:
-    """What is measured, with the most that is claimed of it."""
+    """The uses that are measured, each with the highest ratio that is claimed."""
     params = tp.of(model)
     names, weights = params.names, params.select("**.w1.*")
     return {

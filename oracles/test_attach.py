@@ -58,7 +58,7 @@ def cases(info: Any, training: bool) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def outcome(module: Any, given: Any) -> Any:
-    """What a call gives, with the gradients of the parameters; or the kind of error that it raises."""
+    """The output of a call with the gradients of the parameters, or the class of the error that it raises."""
     torch.manual_seed(1)
     args, kwargs = copy.deepcopy((given.args, given.kwargs))
     try:

@@ -78,7 +78,7 @@ def llama(*, tied: bool = False) -> Any:
 
 @dataclass
 class Variant:
-    """What is made with PEFT."""
+    """A variant of an adapter, as PEFT makes it."""
 
     name: str
     config: dict[str, Any]

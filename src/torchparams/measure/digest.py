@@ -240,7 +240,7 @@ def digest(
         strict: Refuse a selector of which any union branch hits nothing.
         engine: What reads; unless given, the threads of this process, which map files block by block. Whoever makes
             the file shorter meanwhile may end the process. A `torchparams.engines.ThreadEngine()` reads instead: it
-            reports an error then, and takes a third longer.
+            reports an error then.
         progress: Told bytes done and bytes in all.
 
     Raises:
