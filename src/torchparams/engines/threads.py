@@ -55,10 +55,10 @@ class ThreadEngine(Engine):
     file come from `Source.numpy`, as a whole where the source cannot give a view. Rows that are computed take blocks of
     a size that fits the memory.
 
-    With `mapped`, no byte of a file is copied, which saves up to a third of the time of counting and
-    comparing. Blocks are 8 times as long then, and each is unmapped after its use. A disk that fails is an error all the
-    same: Linux (from 5.14 on) is asked for all of a block's pages before one is touched. The price: where somebody
-    makes the file shorter during the scan, the system may end the process (SIGBUS) before it can say so.
+    With `mapped`, no byte of a file is copied, which saves up to a third of the time of counting and comparing. Blocks
+    are 8 times as long then, and each is unmapped after its use. A disk that fails is an error all the same: Linux
+    (from 5.14 on) is asked for all of a block's pages before one is touched. The price: where somebody makes the file
+    shorter during the scan, the system may end the process (SIGBUS) before it can say so.
 
     Args:
         threads: Count of threads; None for the processors that this process may use.
