@@ -193,9 +193,9 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_written(target: 
     with pytest.raises(PlanError) as error:
         tp.convert(file, tmp_path / target, max_shard_size=8 if target == "out/" else None)
     assert str(error.value) == (
-        "the name 'w\\ud800' holds \\ud800, half of a surrogate pair, which UTF-8 cannot hold. rename it."
+        "the name 'w\\ud800' contains the lone surrogate \\ud800, which UTF-8 cannot encode. rename it."
     )
-    with pytest.raises(PlanError, match=r"the metadata .* holds"):
+    with pytest.raises(PlanError, match=r"the metadata .* contains"):
         tp.convert({"a": np.ones(2)}, tmp_path / "out.safetensors", metadata={"k": LONE})
     module = torch.nn.Module()
     module.register_parameter(LONE, torch.nn.Parameter(torch.ones(2)))
@@ -227,8 +227,8 @@ def test_what_was_written_is_read_before_it_takes_its_place(
     monkeypatch.setattr(system, "write", damaging)
     with pytest.raises(WriteError) as error:
         tp.convert({name: 2 * weight for name, weight in weights.items()}, target, overwrite=True, **options).run()
-    assert "the new file does not read as it was to be written: " in str(error.value)
-    assert str(error.value).endswith("the target is as it was, and nothing is left behind.")
+    assert "the new file does not match the plan: " in str(error.value)
+    assert str(error.value).endswith("the target is unchanged, and temporary files were removed.")
     monkeypatch.undo()
     assert tp.digest(target).digest == before
     assert not [left for left in os.listdir(tmp_path) if left.startswith(".")]

@@ -50,7 +50,7 @@ def test_a_dry_run_writes_nothing(model: str, tmp_path: Path, capsys: Captured) 
         "name       shape   dtype     size  from\n"
         "fc.weight  [2, 3]  bfloat16  12 B  model.fc.weight as bfloat16\n"
         "ln.weight  [2]     float32    8 B  model.norm.weight\n"
-        "2 tensors · 204 B · 8 B copied as they are · 12 B computed\n"
+        "2 tensors · 204 B · 8 B copied unchanged · 12 B computed\n"
         "selected: 2 of 3 tensors\n"
     )
     assert (ran.status, ran.err, [path.name for path in tmp_path.iterdir()]) == (0, "", [model])
@@ -88,7 +88,7 @@ def test_in_shards_and_joined(model: str, capsys: Captured) -> None:
         ),
         (
             ["x.gguf"],
-            "x.gguf: the suffix '.gguf' says no format. known are .safetensors .pt .pth .bin .ckpt. "
+            "x.gguf: the suffix '.gguf' does not name a format. known suffixes are .safetensors .pt .pth .bin .ckpt. "
             "for a directory of safetensors, write x.gguf/.",
         ),
         (
@@ -161,17 +161,17 @@ def test_a_delta_and_back(model: str, capsys: Captured) -> None:
     assert command(capsys, "apply", model, "delta.safetensors", "again.safetensors", "--dry-run").out == (
         "plan: again.safetensors (safetensors)\n"
         "name               shape   dtype    size  from\n"
-        "model.fc.weight    [2, 3]  float32  24 B  as it is in model.safetensors\n"
-        "model.norm.weight  [2]     float32   8 B  as it is in model.safetensors\n"
-        "step               []      int64     8 B  as it is in delta.safetensors\n"
-        "3 tensors · 280 B · 40 B copied as they are\n"
+        "model.fc.weight    [2, 3]  float32  24 B  unchanged from model.safetensors\n"
+        "model.norm.weight  [2]     float32   8 B  unchanged from model.safetensors\n"
+        "step               []      int64     8 B  unchanged from delta.safetensors\n"
+        "3 tensors · 280 B · 40 B copied unchanged\n"
         "1 tensor from the delta, 2 tensors from the base\n"
     )
     command(capsys, "apply", model, "delta.safetensors", "again.safetensors")
     assert tp.digest("again.safetensors").digest == tp.digest("tuned.safetensors").digest
     ran = command(capsys, "apply", "tuned.safetensors", "delta.safetensors", "no.safetensors")
     assert ran.status == 2
-    assert "it is a delta to another base" in ran.err
+    assert "the delta belongs to another base" in ran.err
     assert command(capsys, "delta", model, "tuned.safetensors", "delta.safetensors", "-n", "-f", "--json").json[
         "tensors"
     ][0]["name"] == "step"  # fmt: skip

@@ -92,7 +92,7 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: Captured) -> None:
     ("arguments", "message"),
     [
         ([A], "Invalid value for SOURCE... TARGET: name the sources, and last what is written."),
-        ([A, OUT], "linear takes 2 or more sources, and there is 1"),
+        ([A, OUT], "linear takes 2 or more sources, but there is 1"),
         (
             [A, B, OUT, "-w", "x"],
             "Invalid value for --weight: 'x' is no number, and not several with commas between them.",
@@ -103,14 +103,14 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: Captured) -> None:
         ),
         (
             [A, B, OUT, "-w", "1,2,3"],
-            "3 numbers for 2 sources: weights=[1.0, 2.0, 3.0]. give one for each source, or one number alone.",
+            "3 numbers for 2 sources: weights=[1.0, 2.0, 3.0]. pass one number per source, or a single number.",
         ),
-        ([A, B, OUT, "-w", "nan"], "nan among the weights is not a finite number"),
+        ([A, B, OUT, "-w", "nan"], "weights must be finite numbers, not nan"),
         (
             [A, B, OUT, "-m", "ties"],
-            "ties needs the base that the sources were tuned from. give it: base=… (--base BASE).",
+            "ties needs the base that the sources were tuned from. pass base=… (--base BASE).",
         ),
-        ([A, B, OUT, "--seed", "1"], "linear takes no seed. it is for dare, dare_ties."),
+        ([A, B, OUT, "--seed", "1"], "linear does not take seed. methods with seed are dare, dare_ties."),
         ([A, "nothing.pt", OUT], "nothing.pt: no such file or directory"),
         (
             [A, B, OUT, "-w", "layer.0.**=0.5"],
@@ -163,7 +163,7 @@ def test_errors_of_lora(folder: Path, capsys: Captured) -> None:
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
         "torchparams: nowhere/adapter_config.json: No such file or directory. "
-        "an adapter is a directory that PEFT saved.\n"
+        "an adapter is a directory saved by PEFT.\n"
     )
     ran = command(capsys, "lora", "extract", BASE, BASE, "adapter", "-r", "1")
-    assert ran.err == "torchparams: base.safetensors and base.safetensors: nothing differs\n"
+    assert ran.err == "torchparams: base.safetensors and base.safetensors: the checkpoints do not differ\n"

@@ -129,7 +129,7 @@ def test_from_a_compressed_file(tmp_path: Path) -> None:
     plan.run()
     assert torch.equal(load_file(tmp_path / "x.safetensors")["b"], big[500:])
     assert refusal(PlanError, source, tmp_path / "y.safetensors", memory=900) == (
-        "'a': it takes 3.91 KiB in memory, and the ceiling is 900 B. raise it: memory=… (--memory)."
+        "'a': it needs 3.91 KiB of memory; the limit is 900 B. raise the limit: memory=… (--memory)."
     )
 
 
@@ -137,7 +137,7 @@ def test_from_a_network_what_its_state_dict_holds(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     model.register_buffer("passing", torch.zeros(2), persistent=False)
     plan = tp.convert(torch.nn.DataParallel(model), tmp_path / "x.safetensors")
-    assert plan.dropped == (("passing", "a buffer that is not persistent"),)
+    assert plan.dropped == (("passing", "a non-persistent buffer"),)
     plan.run()
     loaded = load_file(tmp_path / "x.safetensors")
     assert set(loaded) == set(model.state_dict())
@@ -169,7 +169,7 @@ def test_elements_of_four_bits_go_to_torch_in_pairs_and_back(tmp_path: Path) -> 
     again = torch.load(tmp_path / "live.pt", weights_only=True)["w"]
     assert torch.equal(again.view(torch.uint8), loaded.view(torch.uint8))
     assert refusal(PlanError, {"w": sample("float4_e2m1fn", (2, 3))}, tmp_path / "z.pt") == (
-        "'w': torch holds elements of float4_e2m1fn in pairs, and its last dimension has 3"
+        "'w': torch stores float4_e2m1fn in pairs, but the last dimension is 3"
     )
 
 
@@ -178,19 +178,19 @@ def test_elements_of_four_bits_go_to_torch_in_pairs_and_back(tmp_path: Path) -> 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert refusal(PlanError, {"w": sample("complex128", (2,))}, tmp_path / "x.safetensors") == (
-        "'w': safetensors has no dtype for complex128. write a torch file (.pt), or leave it out with -s '~[dtype=…]'."
+        "'w': safetensors has no dtype for complex128. write a torch file (.pt), or exclude it with -s '~[dtype=…]'."
     )
     assert refusal(PlanError, {"w": sample("float6_e2m3fn", (4,))}, tmp_path / "x.pt") == (
         "'w': torch has no dtype for float6_e2m3fn. write a .safetensors file."
     )
     assert refusal(PlanError, {"w": sample("float4_e2m1fn", (3,))}, tmp_path / "x.safetensors") == (
-        "'w': its 3 elements of 4 bits fill no whole number of bytes"
+        "'w': 3 elements of 4 bits do not fill a whole number of bytes"
     )
     assert refusal(PlanError, {"__metadata__": np.ones(1)}, tmp_path / "x.safetensors") == (
-        "in a safetensors file, no tensor can be named '__metadata__'. rename it."
+        "the name '__metadata__' is reserved in safetensors files. rename it."
     )
     assert refusal(NotReadable, {"w": torch.zeros(2, device="meta")}, tmp_path / "x.safetensors") == (
-        "dict: 'w' is on the meta device: it has a shape and no values"
+        "dict: 'w' is on the meta device, and has no values"
     )
     assert refusal(NotReadable, {"w": torch.eye(2).to_sparse()}, tmp_path / "x.safetensors").startswith(
         "dict: 'w': a sparse tensor"
@@ -240,7 +240,7 @@ def test_a_type_for_all_floats_and_for_some(tmp_path: Path) -> None:
     }
     path = tmp_path / "x.safetensors"
     plan = tp.convert(weights, path, dtype={"**": "f16", "**.norm.**": torch.float32, "position": "i32"})
-    assert plan.notes == ("not cast, as of another kind: 1 tensor of int64",)
+    assert plan.notes == ("not cast, because of another kind: 1 tensor of int64",)
     report = plan.run()
     loaded = load_file(path)
     assert {name: str(t.dtype) for name, t in loaded.items()} == {
@@ -268,7 +268,7 @@ def test_overflow_is_refused_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         tp.convert(weights, path, dtype="f16", overwrite=True).run()
     assert str(caught.value) == (
-        f"{path}: 2 values of 'a' are too large for float16, and so in 1 other tensor. nothing was written. "
+        f"{path}: 2 values of 'a' are too large for float16, also in 1 other tensor. nothing was written. "
         "choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
     )
     assert [child.name for child in tmp_path.iterdir()] == ["x.safetensors"]
@@ -282,10 +282,10 @@ def test_types_that_make_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     assert refusal(PlanError, SOME, path, dtype="int8") == (
         "dict: all floating-point tensors cannot be cast to int8. "
-        "name a float type, or cast a selection: {selector: dtype}."
+        "choose a floating-point dtype, or cast a selection: {selector: dtype}."
     )
     assert refusal(PlanError, SOME, path, dtype={"a.weight": "int8"}) == (
-        "dict: 'a.weight': float32 is not cast to int8. floats are cast to floats, and integers to integers."
+        "dict: 'a.weight': cannot cast float32 to int8. cast floats to floats, and integers to integers."
     )
     assert refusal(PlanError, SOME, path, dtype="f8_e8m0") == "a.weight: float32 cannot be cast to float8_e8m0fnu"
     assert refusal(PlanError, SOME, path, dtype="bf17").startswith("no dtype is spelled 'bf17'")
@@ -301,12 +301,12 @@ def test_metadata(tmp_path: Path) -> None:
     tp.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", metadata={"more": "x", "author": "b"}).run()
     assert tp.of(tmp_path / "b.safetensors").metadata == {"format": "pt", "author": "b", "more": "x"}
     plan = tp.convert(tmp_path / "a.safetensors", tmp_path / "b.pt")
-    assert plan.dropped == (("author", "metadata, which a torch file has no place for"),)
+    assert plan.dropped == (("author", "metadata; a torch file cannot store it"),)
     assert refusal(PlanError, tmp_path / "a.safetensors", tmp_path / "b.pt", metadata={"a": "b"}).endswith(
-        "b.pt: a torch file of tensors holds no metadata. write a .safetensors file."
+        "b.pt: a torch file cannot store metadata. write a .safetensors file."
     )
     assert refusal(PlanError, tmp_path / "a.safetensors", tmp_path / "c.safetensors", metadata={"a": 1}).endswith(
-        "c.safetensors: the metadata of a safetensors file is text, and 'a' is 1"
+        "c.safetensors: safetensors metadata must be text, but 'a' is 1"
     )
 
 
@@ -368,8 +368,8 @@ def test_sizes(size: int | str, count: int, tmp_path: Path) -> None:
     [
         ("5 parsecs", "'5 parsecs' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
         ("", "'' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
-        ("-1", "a size of -1 bytes is not one that anything fits in"),
-        (0, "a size of 0 bytes is not one that anything fits in"),
+        ("-1", "a size must be positive, not -1"),
+        (0, "a size must be positive, not 0"),
         ("infG", "'infG' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
     ],
 )
@@ -379,24 +379,24 @@ def test_what_is_no_size(size: int | str, message: str, tmp_path: Path) -> None:
 
 def test_shards_are_a_directory_of_safetensors(tmp_path: Path) -> None:
     assert refusal(PlanError, SOME, "x.safetensors", max_shard_size=10) == (
-        "x.safetensors: shards and their index are a directory, and this names a file. write x/."
+        "x.safetensors: shards need a directory, but the path names a file. write x/."
     )
     assert refusal(PlanError, SOME, "x.pt", max_shard_size=10) == (
-        "x.pt: only safetensors are written in shards here. name a directory: out/."
+        "x.pt: only safetensors can be written in shards. pass a directory: out/."
     )
     assert refusal(PlanError, SOME, tmp_path, format="torch zip") == (
-        f"{tmp_path}: a torch zip is a file, and this names a directory. end it in .pt."
+        f"{tmp_path}: a torch zip is a file, but the path names a directory. end it in .pt."
     )
 
 
 def test_the_suffix_says_the_format() -> None:
     assert refusal(PlanError, SOME, "out/llama-3.1") == (
-        "out/llama-3.1: the suffix '.1' says no format. known are .safetensors .pt .pth .bin .ckpt. "
+        "out/llama-3.1: the suffix '.1' does not name a format. known suffixes are .safetensors .pt .pth .bin .ckpt. "
         "for a directory of safetensors, write out/llama-3.1/."
     )
-    assert refusal(PlanError, SOME, "") == "a target has a name, and this is an empty text"
+    assert refusal(PlanError, SOME, "") == "the target path is empty"
     assert refusal(PlanError, SOME, "x.gguf", format="gguf") == (
-        "no format is called 'gguf'. there are 'safetensors' and 'torch zip'."
+        "format must be 'safetensors' or 'torch zip', not 'gguf'"
     )
     assert tp.convert(SOME, "x.weights", format="torch zip").format == "torch zip"
     assert tp.convert(SOME, "x.weights", format="safetensors").format == "safetensors"
@@ -414,8 +414,8 @@ def test_a_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "name      shape   dtype     size  from\n"
         "b.weight  [3, 4]  bfloat16  24 B  a.weight as bfloat16\n"
         "b.bias    [4]     bfloat16   8 B  a.bias\n"
-        "count     []      int64      8 B  as it is\n"
-        "3 tensors · 264 B · 16 B copied as they are · 24 B computed"
+        "count     []      int64      8 B  unchanged\n"
+        "3 tensors · 264 B · 16 B copied unchanged · 24 B computed"
     )
     assert repr(plan) == str(plan)
     assert plan._repr_html_().startswith('<p style="font-weight:bold">plan: y.safetensors (safetensors)</p><table>')

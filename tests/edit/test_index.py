@@ -36,7 +36,7 @@ def test_one_that_is_right_is_left_alone(shards: Path) -> None:
     repair = tp.repair_index(shards)
     assert (repair.changes, repair.shards, repair.tensors, repair.total_size) == ((), 3, 3, 48)
     assert index_of(shards).stat().st_mtime_ns == before.st_mtime_ns
-    assert str(repair) == f"{index_of(shards)}: 3 tensors in 3 shards, 48 B\nthe index is right"
+    assert str(repair) == f"{index_of(shards)}: 3 tensors in 3 shards, 48 B\nthe index is correct"
 
 
 def without(name: str) -> Any:
@@ -72,9 +72,9 @@ def no_metadata(index: dict[str, Any]) -> None:
         (without("b"), "1 tensor added: b"),
         (moved, "1 tensor moved to the shard that holds them: a"),
         (invented, "1 tensor removed, as no shard holds them: z"),
-        (wrong_size, "total_size: 48, and it was 7"),
+        (wrong_size, "total_size: 48; it was 7"),
         (no_map, "the index had no weight_map"),
-        (no_metadata, "total_size: 48, and it was missing"),
+        (no_metadata, "total_size: 48; it was missing"),
     ],
 )
 def test_what_comes_right(change: Any, said: str, shards: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_comes_right(change: Any, said: str, shards: Path) -> None:
 
 @pytest.mark.parametrize(
     ("contents", "said"),
-    [(None, "there was no index"), (b"{", "the index was no JSON"), (b"[]", "the index had no weight_map")],
+    [(None, "there was no index"), (b"{", "the index was not JSON"), (b"[]", "the index had no weight_map")],
 )
 def test_one_that_is_nothing(contents: bytes | None, said: str, shards: Path) -> None:
     index_of(shards).unlink()
@@ -123,27 +123,27 @@ def test_what_cannot_be_repaired(shards: Path, tmp_path: Path) -> None:
         return str(caught.value)
 
     assert message(PlanError, tmp_path / "no") == (
-        f"{tmp_path}/no: shards and their index are a directory. name the directory."
+        f"{tmp_path}/no: repairing an index needs the directory of the shards. pass the directory."
     )
     assert message(SourceError, tmp_path) == (
-        f"{tmp_path}: there are no numbered shards. shards are called model-00001-of-00002.safetensors, …."
+        f"{tmp_path}: there are no numbered shards. shard names look like model-00001-of-00002.safetensors."
     )
     (shards / "model-00002-of-00003.safetensors").rename(shards / "kept")
     assert message(FileFormatError, shards) == (
-        f"{shards}: 1 of 3 shards are not there: model-00002-of-00003.safetensors. "
-        "an index can be made anew, and a shard cannot."
+        f"{shards}: 1 of 3 shards are missing: model-00002-of-00003.safetensors. "
+        "copy or download the missing shards again."
     )
     (shards / "model-00002-of-00003.safetensors").write_bytes(
         (shards / "model-00001-of-00003.safetensors").read_bytes()
     )
     assert message(FileFormatError, shards) == (
-        f"{shards}: 'a' is in 'model-00001-of-00003.safetensors' and in 'model-00002-of-00003.safetensors'"
+        f"{shards}: 'a' is in both 'model-00001-of-00003.safetensors' and 'model-00002-of-00003.safetensors'"
     )
     (shards / "model-00001-of-00007.safetensors").write_bytes(b"")
     index_of(shards).unlink()
     assert message(SourceError, shards) == (
         f"{shards}: there are shards of 2 checkpoints. model-*-of-00003.safetensors, model-*-of-00007.safetensors. "
-        "move all but one away."
+        "move all but one to another directory."
     )
 
 
@@ -151,7 +151,7 @@ def test_a_single_file_that_is_left_over_is_named(shards: Path) -> None:
     tp.convert({"old": np.zeros(1)}, str(shards / "model.safetensors")).run()
     repair = tp.repair_index(shards)
     assert repair.beside == ("model.safetensors",)
-    assert "some loaders read model.safetensors in place of the shards" in str(repair)
+    assert "some loaders prefer model.safetensors to the shards" in str(repair)
     assert repair.to_json()["beside"] == ["model.safetensors"]
 
 

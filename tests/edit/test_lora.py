@@ -162,7 +162,7 @@ def test_every_layout(tmp_path: Path) -> None:
     assert plan.notes == (
         f"method: LoRA (Hu et al. 2021, arXiv:2106.09685) of {path}; computed in float32, rounded once; "
         "2 weights changed, of rank 2",
-        "taken from the adapter as they are: 'head.weight', 'layers.0.q.bias'",
+        "replaced by tensors of the adapter: 'head.weight', 'layers.0.q.bias'",
     )
     assert "conv.weight + 2·B·A, rank 2" in str(plan)
     assert json.dumps(plan.to_json())
@@ -220,8 +220,8 @@ def test_a_tied_name_is_changed_alone_only_on_request(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt")
     assert str(caught.value).removeprefix(str(tmp_path)) == (
-        "/base.pt: 'head.weight' is tied to 'embed.weight', and the adapter changes it alone. PEFT's merge would "
-        "change all of them. to write them apart, pass shared='clone' (--shared clone)."
+        "/base.pt: 'head.weight' is tied to 'embed.weight', but the adapter changes it alone. PEFT's merge would "
+        "change all of them. to write separate tensors, pass shared='clone' (--shared clone)."
     )
     plan = tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt", shared="clone")
     assert plan.notes[1] == "no longer tied to others: 'head.weight'"
@@ -240,26 +240,26 @@ def test_a_tied_name_is_changed_alone_only_on_request(tmp_path: Path) -> None:
         (
             {"use_dora": True},
             NotReadable,
-            "it uses use_dora=True, which is not understood here: it scales rows by learned magnitudes (DoRA). "
-            "merge it with PEFT itself.",
+            "it uses use_dora=True, which is not supported: it scales rows by learned magnitudes (DoRA). "
+            "merge it with PEFT.",
         ),
         (
             {"alora_invocation_tokens": [1, 2]},
             NotReadable,
-            "it uses alora_invocation_tokens=[1, 2], which is not understood here: "
-            "it acts on some tokens alone (aLoRA), as no weights can",
+            "it uses alora_invocation_tokens=[1, 2], which is not supported: "
+            "it acts on some tokens only (aLoRA), which weights cannot express",
         ),
         (
             {"some_new_thing": {"x": 1}, "other": [1]},
             NotReadable,
-            "it uses some_new_thing={'x': 1}, other=[1], which is not understood here. merge it with PEFT itself.",
+            "it uses some_new_thing={'x': 1}, other=[1], which is not supported. merge it with PEFT.",
         ),
-        ({"peft_type": "IA3"}, NotReadable, "it is an adapter of the kind 'IA3'. known is 'LORA'."),
+        ({"peft_type": "IA3"}, NotReadable, "the adapter type 'IA3' is not supported. the supported type is 'LORA'."),
         (
             {"init_lora_weights": "pissa_niter_4"},
             NotReadable,
-            "init_lora_weights='pissa_niter_4': it belongs to a base whose weights were changed first. "
-            "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain adapter of it.",
+            "init_lora_weights='pissa_niter_4': this initialisation changed the weights of the base. "
+            "save it with PEFT's path_initial_model_for_weight_conversion, which writes a plain adapter.",
         ),
     ],
 )
@@ -282,41 +282,41 @@ Q = "layers.0.q"
             {**factors(Q, 6, 5), f"{Q}.lora_magnitude_vector.weight": normal(6)},
             {},
             NotReadable,
-            "{file}: 'base_model.model.layers.0.q.lora_magnitude_vector.weight' is no factor that is understood here, "
-            "of a weight-decomposed adapter (DoRA). understood are lora_A, lora_B, lora_embedding_A, lora_embedding_B "
-            "and whole tensors. merge it with PEFT itself.",
+            "{file}: 'base_model.model.layers.0.q.lora_magnitude_vector.weight' is not a supported factor, "
+            "of a weight-decomposed adapter (DoRA). supported are lora_A, lora_B, lora_embedding_A, lora_embedding_B "
+            "and whole tensors. merge it with PEFT.",
         ),
         (
             {**factors(Q, 6, 5), f"{Q}.lora_B.bias": normal(6)},
             {},
             NotReadable,
-            "{file}: 'base_model.model.layers.0.q.lora_B.bias' is no factor that is understood here. understood are "
-            "lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors. merge it with PEFT itself.",
+            "{file}: 'base_model.model.layers.0.q.lora_B.bias' is not a supported factor. supported are "
+            "lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors. merge it with PEFT.",
         ),
         (
             {f"{Q}.lora_A.weight": normal(2, 5)},
             {},
             PlanError,
-            "{file}: of 'layers.0.q' there is lora_A alone. a change has two factors, A and B.",
+            "{file}: 'layers.0.q' has lora_A only. LoRA needs two factors, A and B.",
         ),
         (
             factors(Q, 6, 5, rank=3),
             {},
             PlanError,
-            "{file}: the factors of 'layers.0.q' have shapes [3, 5] and [6, 3], and the configuration says r=2",
+            "{file}: the factors of 'layers.0.q' have shapes [3, 5] and [6, 3], but the configuration says r=2",
         ),
         (
             factors(Q, 6, 4),
             {},
             MismatchError,
-            "layers.0.q.weight has shape [6, 5], which a change of the factors [2, 4] and [6, 2] does not fit",
+            "layers.0.q.weight has shape [6, 5], which does not match factors of shapes [2, 4] and [6, 2]",
         ),
         (
             factors("layers.0.k", 6, 5),
             {},
             MismatchError,
-            "dict: the adapter changes 'layers.0.k.weight', which the base does not have. "
-            "did you mean 'layers.0.q.weight'? an adapter belongs to the model whose names it has.",
+            "dict: the adapter changes 'layers.0.k.weight', but the base has no such tensor. "
+            "did you mean 'layers.0.q.weight'? fold into the model that the adapter was trained on.",
         ),
         (
             {"head.weight": normal(4, 6)},
@@ -325,7 +325,7 @@ Q = "layers.0.q"
             "'head.weight' has shape [3, 6] in dict and [4, 6] in the adapter. "
             "fold into the model that the adapter was trained on.",
         ),
-        (factors(Q, 6, 5), {"r": 0}, FileFormatError, "{config}: r=0: there is no such adapter"),
+        (factors(Q, 6, 5), {"r": 0}, FileFormatError, "{config}: r=0: the rank must be at least 1"),
         (factors(Q, 6, 5), {"lora_alpha": "4"}, FileFormatError, "{config}: lora_alpha='4' is not a number"),
         (
             factors(Q, 6, 5),
@@ -334,7 +334,7 @@ Q = "layers.0.q"
             "{config}: lora_alpha=100000000000000000000 is not a number",
         ),
         (factors(Q, 6, 5), {"lora_alpha": float("nan")}, FileFormatError, "{config}: lora_alpha=nan is not a number"),
-        (factors(Q, 6, 5), {"rank_pattern": [1]}, FileFormatError, "{config}: rank_pattern=[1] is no object"),
+        (factors(Q, 6, 5), {"rank_pattern": [1]}, FileFormatError, "{config}: rank_pattern=[1] is not an object"),
         (
             factors(Q, 6, 5),
             {"alpha_pattern": {"(": 1}},
@@ -361,21 +361,23 @@ def test_directories_that_are_no_adapters(tmp_path: Path) -> None:
         return str(caught.value).replace(str(tmp_path), "here")
 
     assert message(SourceError, tmp_path) == (
-        "here/adapter_config.json: No such file or directory. an adapter is a directory that PEFT saved."
+        "here/adapter_config.json: No such file or directory. an adapter is a directory saved by PEFT."
     )
     (tmp_path / "adapter_config.json").write_text("{")
     assert message(FileFormatError, tmp_path).startswith("here/adapter_config.json: it is not JSON: ")
     (tmp_path / "adapter_config.json").write_text("[]")
-    assert message(FileFormatError, tmp_path) == "here/adapter_config.json: it is JSON, and no object"
+    assert message(FileFormatError, tmp_path) == "here/adapter_config.json: the JSON is not an object"
     (tmp_path / "adapter_config.json").write_text("{}")
     assert message(SourceError, tmp_path) == (
-        "here: there are no weights of an adapter. they are called adapter_model.safetensors."
+        "here: the directory has no adapter weights. the file name is adapter_model.safetensors."
     )
     path = adapter(tmp_path, factors(Q, 6, 5))
     with pytest.raises(PlanError) as caught:
         tp.fold_lora({f"{Q}.weight": np.zeros((6, 5), np.int8)}, path, tmp_path / "x.safetensors")
-    assert str(caught.value) == "dict: 'layers.0.q.weight' is int8, to which nothing is added. take a base of floats."
-    with pytest.raises(OptionError, match=r"compute='int8' says nothing\. there are 'float32' and 'float64'\."):
+    assert str(caught.value) == (
+        "dict: cannot add to 'layers.0.q.weight' of dtype int8. use a base with floating-point weights."
+    )
+    with pytest.raises(OptionError, match=r"compute must be 'float32' or 'float64', not 'int8'"):
         tp.fold_lora(BASE, path, tmp_path / "x.safetensors", compute="int8")
 
 
@@ -413,8 +415,8 @@ def test_the_rest_is_saved_where_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         tp.extract_lora(BASE, after, tmp_path / "adapter", rank=2, save_rest=True)
     assert str(caught.value) == (
-        f"{tmp_path}/adapter: 'layers.0.q.weight' cannot be written whole: its module has factors already. "
-        "leave such out with a selector, or do without save_rest (--save-rest)."
+        f"{tmp_path}/adapter: 'layers.0.q.weight' cannot be written whole: its module already has factors. "
+        "exclude it with a selector, or omit save_rest (--save-rest)."
     )
     after = {**BASE, "head.weight": tuned(1)["head.weight"], "conv.weight": BASE["conv.weight"] + 1}
     plan = tp.extract_lora(BASE, after, tmp_path / "adapter", rank=1, save_rest=True)
@@ -520,7 +522,7 @@ def test_a_difference_that_is_not_finite() -> None:
     after[1, 1] = np.nan
     with pytest.raises(NotReadable) as caught:
         computed(after, before, 1)
-    assert str(caught.value) == "'w' differs by what is not finite: it has no decomposition"
+    assert str(caught.value) == "the difference of 'w' has non-finite values, so it has no decomposition"
 
 
 def test_embeddings_are_selected_or_told_by_their_names(tmp_path: Path) -> None:
@@ -561,27 +563,31 @@ def test_what_extracting_refuses(tmp_path: Path) -> None:
 
     w = {"w.weight": np.zeros((2, 2), np.float32)}
     v = {"w.weight": np.ones((2, 2), np.float32)}
-    assert message(PlanError, w, w) == "dict and dict: nothing differs"
+    assert message(PlanError, w, w) == "dict and dict: the checkpoints do not differ"
     for rank in (0, 1.5, True):
-        assert message(OptionError, w, v, rank=rank) == f"rank={rank!r} is no rank. give a number of 1 or more."
-    assert message(OptionError, w, v, dtype="int8") == "factors are floats, and not int8"
-    assert message(MismatchError, {}, v) == ("'w.weight' of dict is not in dict. leave such out with a selector (-s).")
-    assert message(MismatchError, {"w.weight": np.zeros(3)}, v) == (
-        "'w.weight' has shape [3] in dict and [2, 2] in dict. leave such out with a selector (-s)."
+        assert message(OptionError, w, v, rank=rank) == f"rank must be a positive integer, not {rank!r}"
+    assert message(OptionError, w, v, dtype="int8") == "the dtype of factors must be floating-point, not int8"
+    assert message(MismatchError, {}, v) == (
+        "'w.weight' of dict is not in dict. exclude such tensors with a selector (-s)."
     )
-    assert message(PlanError, {"b": np.zeros(2)}, {"b": np.ones(2)}) == "dict: only 'b' differ, and have no factors"
+    assert message(MismatchError, {"w.weight": np.zeros(3)}, v) == (
+        "'w.weight' has shape [3] in dict and [2, 2] in dict. exclude such tensors with a selector (-s)."
+    )
+    assert message(PlanError, {"b": np.zeros(2)}, {"b": np.ones(2)}) == (
+        "dict: only 'b' differ, and only matrices can have factors"
+    )
     assert message(PlanError, {"b": np.zeros(2)}, {"b": np.ones(2)}, save_rest=True) == (
         "here/a: 'b' cannot be written whole: it has no module. "
-        "leave such out with a selector, or do without save_rest (--save-rest)."
+        "exclude it with a selector, or omit save_rest (--save-rest)."
     )
     assert (
         message(PlanError, w, v, tmp_path / "no" / "a")
-        == "here/no: there is no such directory. make it first: mkdir -p here/no."
+        == "here/no: directory not found. make it first: mkdir -p here/no."
     )
     (tmp_path / "file").touch()
     assert (
         message(PlanError, w, v, tmp_path / "file")
-        == "here/file: an adapter is a directory, and this is none. name another."
+        == "here/file: an adapter needs a directory, but the target is a file. choose another target."
     )
     tp.extract_lora(w, v, tmp_path / "a", rank=1).run()
     assert message(PlanError, w, v) == (
@@ -621,7 +627,7 @@ def test_the_report(tmp_path: Path) -> None:
     made = tp.extract_lora(BASE, tuned(2), tmp_path / "adapter", rank=2).run()
     text = str(made)
     assert text.splitlines()[1].split() == ["name", "shape", "rank", "norm", "relative", "error"]
-    assert "differ, and are not in the adapter, which has factors of matrices alone: 'layers.0.q.bias'" in text
+    assert "differ, but are not written, because only matrices have factors: 'layers.0.q.bias'" in text
     told = json.loads(json.dumps(made.to_json()))
     assert told["left"] == ["layers.0.q.bias"]
     assert [change["name"] for change in told["changes"]] == ["layers.0.q.weight", "embed.weight", "head.weight"]

@@ -133,9 +133,10 @@ def test_where_nothing_decides_it_has_to_be_stated(config: dict[str, Any] | None
     path = adapter(tmp_path, SQUARES)
     base = on_disk(tmp_path, GPT2, config)
     assert message(PlanError, base, path) == (
-        f"here/base/model.safetensors: nothing says whether {names} stored as (out, in) or, as by Conv1D of "
-        "transformers, as (in, out). a square weight shows it by the config.json beside the base. state it: "
-        "fan_in_fan_out=False or True, or a selector of the latter (--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)."
+        f"here/base/model.safetensors: cannot tell whether {names} stored as (out, in) or as (in, out), "
+        "as in transformers' Conv1D. for a square weight, a config.json beside the base would decide. pass "
+        "fan_in_fan_out: False, True, or a selector of (in, out) weights "
+        "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)."
     )
     same(folded(base, path, fan_in_fan_out="**.c_proj.weight"), expected(TURNED))
     same(folded(base, path, fan_in_fan_out=False), expected({"h.0.attn.c_attn"}))
@@ -176,7 +177,7 @@ def test_the_classes_of_a_live_base_decide(tmp_path: Path) -> None:
     weight = base["fc"].weight.detach().numpy()  # type: ignore[operator]  # a Linear
     np.testing.assert_allclose(made["fc.weight"], weight + 2 * product(both, "fc"), rtol=1e-5, atol=1e-6)
     own = adapter(tmp_path, factors("own", 4, 4), "own")
-    assert "nothing says whether 'own.weight' is stored" in message(PlanError, base, own)
+    assert "cannot tell whether 'own.weight' is stored" in message(PlanError, base, own)
 
 
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, None])
@@ -185,7 +186,7 @@ def test_extracted_factors_are_the_way_round_that_peft_reads(config: dict[str, A
     tuned = expected(TURNED)
     options: dict[str, Any] = {} if config else {"fan_in_fan_out": "**.c_*.weight"}
     if config is None:
-        with pytest.raises(PlanError, match=r"nothing says whether 'h\.0\.attn\.c_(attn|proj)\.weight' is stored"):
+        with pytest.raises(PlanError, match=r"cannot tell whether 'h\.0\.attn\.c_(attn|proj)\.weight' is stored"):
             tp.extract_lora(base, tuned, tmp_path / "adapter", rank=2)
     plan = tp.extract_lora(base, tuned, tmp_path / "adapter", rank=2, **options)
     assert plan.config["fan_in_fan_out"] is True
@@ -231,11 +232,11 @@ def test_the_bias_of_a_factor_is_added_to_that_of_the_layer(tmp_path: Path) -> N
     same(made, {**BASE, "fc.weight": BASE["fc.weight"] + change, "fc.bias": bias})
     base = {"fc.weight": BASE["fc.weight"]}
     assert message(MismatchError, base, tmp_path / "whole").startswith(
-        "dict: the adapter changes 'fc.bias', which the base does not have"
+        "dict: the adapter changes 'fc.bias', but the base has no such tensor"
     )
     alone = adapter(tmp_path, {"fc.lora_B.bias": normal(6)}, "alone", lora_bias=True)
     assert message(PlanError, BASE, alone) == (
-        "here/alone/adapter_model.safetensors: of 'fc' there is the bias of lora_B alone"
+        "here/alone/adapter_model.safetensors: 'fc' has a bias of lora_B but no factors"
     )
 
 
@@ -248,7 +249,7 @@ def test_the_adapters_name_in_the_names_of_tensors(tmp_path: Path) -> None:
         same(folded(BASE, adapter(tmp_path, tensors, str(i), modules_to_save=["head"])), wanted)
     twice = {**both, "fc.lora_A.default.weight": normal(2, 5)}
     assert message(PlanError, BASE, adapter(tmp_path, twice, "twice")) == (
-        "here/twice/adapter_model.safetensors: 'fc' has lora_A twice"
+        "here/twice/adapter_model.safetensors: 'fc' has two tensors lora_A"
     )
 
 
@@ -260,8 +261,9 @@ def test_a_module_that_is_called_as_the_adapter_is(name: str, tmp_path: Path) ->
     path = adapter(tmp_path, tensors, name, bias="all")
     assert np.array_equal(folded(base, path)[f"gates.{name}.bias"], tensors["gates.bias"])
     assert message(PlanError, {**base, "gates.bias": normal(3)}, path) == (
-        f"here/{name}/adapter_model.safetensors: 'gates.bias' is 'gates.bias' or 'gates.{name}.bias': PEFT leaves out "
-        "a component that is the adapter's name. save the adapter under a name that no module has."
+        f"here/{name}/adapter_model.safetensors: 'gates.bias' can mean 'gates.bias' or 'gates.{name}.bias': "
+        "PEFT removes name components equal to the adapter's name. "
+        "save the adapter under a name that is not the name of a module."
     )
 
 
@@ -276,22 +278,22 @@ def test_all_biases_beside_modules_that_are_saved_whole(tmp_path: Path) -> None:
     }
     path = adapter(tmp_path, tensors, bias="all", modules_to_save=["head"])
     plan = tp.fold_lora(BASE, path, tmp_path / "x.safetensors")
-    assert plan.dropped == ((f"{PREFIX}head.original_module.bias", "'head.bias' takes its place"),)
+    assert plan.dropped == ((f"{PREFIX}head.original_module.bias", "'head.bias' replaces it"),)
     wanted = {"head.weight": tensors["head.weight"], "head.bias": tensors["head.bias"], "fc.bias": normal(6, seed=7)}
     same(folded(BASE, path), {**BASE, **wanted, "fc.weight": BASE["fc.weight"] + 2 * product(tensors, "fc")})
     tensors["head.modules_to_save.bias"] = normal(3, seed=9)
     assert message(PlanError, BASE, adapter(tmp_path, tensors, "unequal", bias="all")).endswith(
-        "head.modules_to_save.bias' are both 'head.bias' of the base, and differ"
+        "head.modules_to_save.bias' both replace 'head.bias' in the base, but differ"
     )
     alone = adapter(tmp_path, {"head.original_module.bias": normal(3)}, "alone")
-    assert "'base_model.model.head.original_module.bias' is no factor" in message(NotReadable, BASE, alone)
+    assert "'base_model.model.head.original_module.bias' is not a supported factor" in message(NotReadable, BASE, alone)
 
 
 def test_resized_embeddings(tmp_path: Path) -> None:
     whole = {"embed.weight": normal(12, 4, seed=5)}
     path = adapter(tmp_path, {**factors("fc", 6, 5), **whole})
     plan = tp.fold_lora(BASE, path, tmp_path / "x.safetensors")
-    assert "resized by the adapter: 'embed.weight' has 12 rows and had 9" in plan.notes
+    assert "resized by the adapter: 'embed.weight' from 9 to 12 rows" in plan.notes
     same(folded(BASE, path), {**BASE, **whole, "fc.weight": BASE["fc.weight"] + 2 * product(factors("fc", 6, 5), "fc")})
     changed = {"embed.base_layer.weight": normal(12, 4), "embed.lora_embedding_A": normal(2, 12, seed=1)}
     changed["embed.lora_embedding_B"] = normal(4, 2)
@@ -300,7 +302,7 @@ def test_resized_embeddings(tmp_path: Path) -> None:
     same(made, {**BASE, "embed.weight": changed["embed.base_layer.weight"] + 2 * change})
     output = {**BASE, "lm_head.weight": normal(9, 4)}
     assert message(MismatchError, output, path) == (
-        "here/adapter: the adapter resizes 'embed.weight' to 12 rows, and 'lm_head.weight' keeps 9. "
+        "here/adapter: the adapter resizes 'embed.weight' to 12 rows, but 'lm_head.weight' keeps 9. "
         "resize the base first, as it was for training."
     )
     for name, shape in (("head.weight", (4, 6)), ("embed.weight", (9, 5))):
@@ -312,15 +314,18 @@ def test_tied_weights_of_which_the_base_has_one_name(tmp_path: Path) -> None:
     whole = normal(12, 4, seed=5)
     path = adapter(tmp_path, {"embed.weight": whole, "lm_head.weight": whole})
     plan = tp.fold_lora(BASE, path, tmp_path / "x.safetensors")
-    why = "tied to 'embed.weight', under whose name the base has it"
+    why = "tied to 'embed.weight', the name in the base"
     assert plan.dropped == ((f"{PREFIX}lm_head.weight", why),)
     same(folded(BASE, path), {**BASE, "embed.weight": whole})
     unequal = adapter(tmp_path, {"embed.weight": whole, "lm_head.weight": whole + 1}, "unequal")
-    assert "the adapter changes 'lm_head.weight', which the base does not have" in message(MismatchError, BASE, unequal)
+    assert "the adapter changes 'lm_head.weight', but the base has no such tensor" in message(
+        MismatchError, BASE, unequal
+    )
     head = adapter(tmp_path, factors("lm_head", 9, 4), "head")
     assert message(MismatchError, BASE, head) == (
-        "dict: the adapter changes 'lm_head.weight', which the base does not have. 'embed.weight' has its shape: if "
-        "they are tied, PEFT's merge would change both. an adapter belongs to the model whose names it has."
+        "dict: the adapter changes 'lm_head.weight', but the base has no such tensor. 'embed.weight' has the "
+        "same "
+        "shape: if the two are tied, PEFT's merge changes both. fold into the model that the adapter was trained on."
     )
 
 
@@ -329,8 +334,9 @@ def test_an_embedding_that_is_saved_whole_and_tied_by_the_configuration(tmp_path
     tensors = {"embed.weight": normal(9, 4, seed=5)}
     path = adapter(tmp_path, tensors, modules_to_save=["embed"])
     assert message(PlanError, base, path) == (
-        "here/base/model.safetensors: the adapter replaces 'embed.weight' alone, which the config.json beside the base "
-        "ties to the output. to write it, and untie the output in config.json, pass shared='clone' (--shared clone)."
+        "here/base/model.safetensors: the adapter replaces only 'embed.weight', but the config.json beside the "
+        "base ties it to the output. to write it, and untie the output in config.json, "
+        "pass shared='clone' (--shared clone)."
     )
     same(folded(base, path, shared="clone"), {**BASE, **tensors})
     tied = adapter(tmp_path, tensors, "tied", modules_to_save=["embed"], ensure_weight_tying=True)
@@ -343,14 +349,14 @@ def test_tied_names_that_are_changed_each(tmp_path: Path) -> None:
     base = str(tmp_path / "base.pt")
     path = adapter(tmp_path, {**factors("head", 6, 5), **factors("embed", 6, 5)})
     assert message(PlanError, base, path).startswith(
-        "here/base.pt: 'embed.weight' is tied to 'head.weight', and the adapter changes each by itself. PEFT's"
+        "here/base.pt: 'embed.weight' is tied to 'head.weight', but the adapter changes them separately. PEFT's"
     )
     whole = {"embed.weight": normal(6, 5, seed=1), "head.weight": normal(6, 5, seed=2)}
     same(folded(base, adapter(tmp_path, whole, "whole")), whole)
     one = adapter(tmp_path, {"embed.weight": normal(6, 5, seed=1)}, "one")
     assert message(PlanError, base, one) == (
-        "here/base.pt: 'embed.weight' is tied to 'head.weight', and the adapter changes it alone. "
-        "to write them apart, pass shared='clone' (--shared clone)."
+        "here/base.pt: 'embed.weight' is tied to 'head.weight', but the adapter changes it alone. "
+        "to write separate tensors, pass shared='clone' (--shared clone)."
     )
 
 
@@ -362,13 +368,13 @@ def test_layers_whose_change_is_no_product(tmp_path: Path) -> None:
     }
     attention = {**factors("attn", 12, 4), **factors("attn.base_layer.out_proj", 4, 4)}
     assert message(NotReadable, base, adapter(tmp_path, attention)) == (
-        "here/adapter/adapter_model.safetensors: 'attn' is a MultiheadAttention, of which PEFT 0.21 merges the change "
-        "of out_proj twice. merge it with PEFT itself."
+        "here/adapter/adapter_model.safetensors: 'attn' is a MultiheadAttention; PEFT 0.21 merges its out_proj "
+        "twice. merge it with PEFT."
     )
     grouped = {"conv.lora_A.weight": normal(4, 4, 3, 3), "conv.lora_B.weight": normal(6, 2, 1, 1)}
     assert message(NotReadable, base, adapter(tmp_path, grouped, "grouped", r=4)) == (
-        "here/grouped/adapter_model.safetensors: 'conv' is a convolution in 2 groups, whose change is no product of "
-        "the factors. PEFT does not merge it either."
+        "here/grouped/adapter_model.safetensors: 'conv' is a convolution with 2 groups, which is not "
+        "supported. PEFT cannot merge it either."
     )
     tokens = {"embed.token_adapter.trainable_tokens_delta": normal(2, 4)}
     assert "'base_model.model.embed.token_adapter" in message(NotReadable, base, adapter(tmp_path, tokens, "tokens"))
@@ -397,7 +403,7 @@ def test_patterns_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path = adapter(tmp_path / "n", both, str(count), alpha_pattern={pattern: 1})
         return message(error, base, path).partition("adapter_config.json: ")[2]
 
-    assert refused(LimitExceeded, "x" * 1001) == "a pattern in alpha_pattern has 1,001 characters, and may have 1,000"
+    assert refused(LimitExceeded, "x" * 1001) == "a pattern in alpha_pattern has 1,001 characters; the limit is 1,000"
     assert refused(LimitExceeded, r"(?=(a+)+b)c") == (
         "'(?=(a+)+b)c' in alpha_pattern could take too long on a name of 60 characters"
     )

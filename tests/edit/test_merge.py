@@ -387,17 +387,17 @@ def test_counters_are_those_of_the_first(tmp_path: Path) -> None:
     ]
     plan = tp.merge(sources, tmp_path / "m.safetensors")
     assert plan.notes[-2:] == (
-        "not floats, and taken from dict as they are: 'steps', 'ids', 'mask'",
-        "of these, the sources have different values of 'steps'",
+        "not floats, copied from dict: 'steps', 'ids', 'mask'",
+        "different values in other sources: 'steps'",
     )
     made = written(tmp_path, sources)
     assert [array.tolist() for array in made.values()] == [[2, 2], 1, [0, 1, 2], [True]]
     assert refusal(PlanError, [{"codes": np.arange(3)}, {"codes": np.arange(3) + 1}]) == (
-        "dict: 'codes' is int64, which is not averaged, and differs between the sources. "
-        "leave it out with a selector (-s), or convert it to floats first."
+        "dict: 'codes' differs between the sources, and int64 cannot be averaged. "
+        "exclude it with a selector (-s), or convert it to floats first."
     )
     assert refusal(MismatchError, [{"w": np.zeros(1)}, {"w": np.zeros(1, np.int8)}]) == (
-        "'w' is float64 in dict and int8 in dict. convert one of them first."
+        "'w' is float64 in dict and int8 in dict. convert one of the sources first."
     )
 
 
@@ -405,7 +405,7 @@ def test_names_must_be_the_same(tmp_path: Path) -> None:
     a, b = {"w": np.zeros(1), "v": np.ones(1)}, {"w": np.full(1, 2.0), "u": np.full(1, 5.0)}
     assert refusal(MismatchError, [a, b]) == (
         "the sources have different tensors: 'v' not in dict; 'u' of dict not in dict. "
-        "to take such from the first source that has them, pass missing='keep', or missing='drop'."
+        "pass missing='keep' to copy them from the first source that has them, or missing='drop'."
     )
     assert {name: x.tolist() for name, x in written(tmp_path, [a, b], missing="keep").items()} == {
         "w": [1],
@@ -416,13 +416,11 @@ def test_names_must_be_the_same(tmp_path: Path) -> None:
     assert [output.name for output in plan.outputs] == ["w"]
     assert plan.dropped == (("v", "not in every source"), ("u", "not in every source"))
     assert refusal(PlanError, [{"w": np.zeros(1)}, {"v": np.zeros(1)}], missing="drop") == (
-        "dict: no tensor is in every source"
+        "dict: the sources have no tensor in common"
     )
-    assert refusal(OptionError, [a, b], missing="skip") == (
-        "missing='skip' says nothing. there are 'refuse', 'keep' and 'drop'."
-    )
+    assert refusal(OptionError, [a, b], missing="skip") == ("missing must be 'refuse', 'keep' or 'drop', not 'skip'")
     assert refusal(MismatchError, [{"w": np.zeros((2, 3))}, {"w": np.zeros((3, 2))}]) == (
-        "shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. -s '~w' merges the others alone."
+        "shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. -s '~w' merges only the others."
     )
 
 
@@ -533,89 +531,90 @@ def test_only_a_selection_is_written(tmp_path: Path) -> None:
 
 W = {"w": np.zeros(2, np.float32)}
 ERRORS: list[tuple[Callable[[], object], str]] = [
-    (lambda: tp.merge([W], "m.safetensors"), "linear takes 2 or more sources, and there is 1"),
-    (lambda: tp.merge([W] * 3, "m.safetensors", method="slerp"), "slerp takes 2 sources, and there are 3"),
+    (lambda: tp.merge([W], "m.safetensors"), "linear takes 2 or more sources, but there is 1"),
+    (lambda: tp.merge([W] * 3, "m.safetensors", method="slerp"), "slerp takes 2 sources, but there are 3"),
     (
         lambda: tp.merge([], "m.safetensors", method="ties", base=W),
-        "ties takes 1 or more sources, and there are 0",
+        "ties takes 1 or more sources, but there are 0",
     ),
-    (lambda: tp.merge(W, "m.safetensors"), "sources are a list. write merge([a, b], path)."),  # type: ignore[arg-type]  # what people try
-    (lambda: tp.merge("a.pt", "m.safetensors"), "sources are a list. write merge([a, b], path)."),
+    (lambda: tp.merge(W, "m.safetensors"), "sources must be a list. write merge([a, b], path)."),  # type: ignore[arg-type]  # what people try
+    (lambda: tp.merge("a.pt", "m.safetensors"), "sources must be a list. write merge([a, b], path)."),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="tie"),
-        "no method is called 'tie'. "
-        "there are linear, average, slerp, task_arithmetic, ties, dare, dare_ties. did you mean ties?",
+        "unknown method 'tie'. "
+        "methods are linear, average, slerp, task_arithmetic, ties, dare, dare_ties. did you mean ties?",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="ties"),
-        "ties needs the base that the sources were tuned from. give it: base=… (--base BASE).",
+        "ties needs the base that the sources were tuned from. pass base=… (--base BASE).",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", base=W),
-        "linear takes no base. with one there are task_arithmetic, ties, dare, dare_ties.",
+        "linear takes no base. methods with a base are task_arithmetic, ties, dare, dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", density=0.5),
-        "linear takes no density. it is for ties, dare, dare_ties.",
+        "linear does not take density. methods with density are ties, dare, dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="average", weights=0.5),
-        "average takes no weights. it is for linear, slerp, task_arithmetic, ties, dare, dare_ties.",
+        "average does not take weights. methods with weights are linear, slerp, task_arithmetic, ties, dare, "
+        "dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", normalize=True),
-        "slerp takes no normalize. it is for linear.",
+        "slerp does not take normalize. methods with normalize are linear.",
     ),
     (
         lambda: tp.merge([W, W, W], "m.safetensors", weights=0.5),
-        "one weight says how much of the second of two sources there is, and there are 3. give one for each source.",
+        "a single weight is the share of the second of two sources, but there are 3. pass one weight for each source.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[0.1, 0.2, 0.3]),
-        "3 numbers for 2 sources: weights=[0.1, 0.2, 0.3]. give one for each source, or one number alone.",
+        "3 numbers for 2 sources: weights=[0.1, 0.2, 0.3]. pass one number per source, or a single number.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[0.5, float("nan")]),
-        "nan among the weights is not a finite number",
+        "weights must be finite numbers, not nan",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights="0.5"),
-        "weights='0.5' is neither a number nor a list of them. "
+        "weights must be a number or a list of numbers, not '0.5'. "
         "write 0.3, [0.3, 0.7], or {'layers.**': 0.3} with a selector.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[1, -1], normalize=True),
-        "the weights add up to zero, and cannot be divided by that",
+        "the weights add up to zero, and cannot be normalised",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", weights=[1, 1]),
-        "the weights of slerp are 1 - t and t, and 1 and 1 do not add up to 1. give t alone.",
+        "the weights of slerp are 1 - t and t, but 1 and 1 do not add up to 1. pass t alone.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", weights=1.5),
-        "slerp is between two tensors: t is from 0 to 1, and not 1.5",
+        "the weight of slerp must be between 0 and 1, not 1.5",
     ),
     *(
         (
             lambda density=density: tp.merge([W], "m.safetensors", method="dare", base=W, density=density),
-            f"a density is above 0 and at most 1, and not {density:g}",
+            f"a density must be above 0 and at most 1, not {density:g}",
         )
         for density in (0.0, -0.5, 1.5)
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="ties", base=W, weights=[1, -1]),
-        "ties elects signs, and takes no weight below zero: -1",
+        "ties elects signs, and needs non-negative weights, not -1",
     ),
     (
         lambda: tp.merge([W], "m.safetensors", method="dare", base=W, scale=float("inf")),
-        "scale=inf is not a finite number",
+        "scale must be a finite number, not inf",
     ),
-    (lambda: tp.merge([W], "m.safetensors", method="dare", base=W, seed=True), "seed=True is not an integer"),
+    (lambda: tp.merge([W], "m.safetensors", method="dare", base=W, seed=True), "seed must be an integer, not True"),
     (
         lambda: tp.merge([W, W], "m.safetensors", compute="float16"),
-        "compute='float16' says nothing. there are 'float32' and 'float64'.",
+        "compute must be 'float32' or 'float64', not 'float16'",
     ),
-    (lambda: tp.merge([{}, {}], "m.safetensors"), "dict: it holds no tensors"),
+    (lambda: tp.merge([{}, {}], "m.safetensors"), "dict: the source has no tensors"),
 ]
 
 
@@ -638,7 +637,7 @@ def test_a_sum_beyond_the_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         plan.run()
     assert str(caught.value) == (
-        "w: 1 value of it or more is too large for float16. nothing was written. "
+        "w: at least 1 value is too large for float16. nothing was written. "
         "choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
     )
     assert not list(tmp_path.iterdir())
@@ -698,6 +697,6 @@ def test_other_vocabularies_are_left_out_by_the_selector_that_is_proposed() -> N
     with pytest.raises(MismatchError) as caught:
         tp.merge([made(5), made(6)])
     said = str(caught.value)
-    assert "-s '~(embed.weight | head.weight)' merges the others alone" in said
+    assert "-s '~(embed.weight | head.weight)' merges only the others" in said
     selector = said.partition("-s '")[2].partition("'")[0]
     assert tp.of(tp.merge([made(5), made(6)], selector=selector)).names == ["my layer.w", "fc.weight"]

@@ -62,7 +62,7 @@ def test_only_what_is_trainable(tmp_path: Path) -> None:
     with pytest.raises(NoMatch):
         tp.save(model, tmp_path / "y.safetensors", only="trainable")
     assert message(PlanError, lambda: tp.save(model, tmp_path / "y.safetensors", only="frozen")) == (
-        "only='frozen' says nothing. there is only='trainable'."
+        "only must be 'trainable' or None, not 'frozen'"
     )
 
 
@@ -179,17 +179,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
     tp.save(tuned, path, base=base)
     expected, found = tp.digest(base).digest, tp.digest(tuned).digest
     assert message(MismatchError, lambda: tp.apply_delta(tuned, path, out)) == (
-        f"{path}: it is a delta to another base, of digest {expected[:15]}…. that of dict is {found[:15]}…. "
-        "name the base that it was made from."
+        f"{path}: the delta belongs to another base, with digest {expected[:15]}…. the digest of dict is "
+        f"{found[:15]}…. "
+        "pass the base that the delta was made from."
     )
     assert len(tp.apply_delta(tuned, path, out, check=False).outputs) == 1
     tp.save(base, out)
     assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
-        f"{out}: it is no delta. a delta is what torchparams delta, or torchparams.save with a base, writes."
+        f"{out}: it is not a delta. write a delta with torchparams delta, or torchparams.save with a base."
     )
     for told in ("", "[]", '{"version": 2, "base": "", "removed": []}', '{"version": 1, "base": 3, "removed": []}'):
         tp.save(base, out, metadata={KEY: told})
         assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
-            f"{out}: it is a delta of a kind that is not known here. "
-            "a delta is what torchparams delta, or torchparams.save with a base, writes."
+            f"{out}: the version of this delta is not supported. "
+            "write a delta with torchparams delta, or torchparams.save with a base."
         )

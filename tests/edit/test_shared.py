@@ -42,8 +42,8 @@ def test_a_torch_file_keeps_what_is_shared(tmp_path: Path) -> None:
             assert torch.equal(loaded[name], tensor)
         assert loaded["apart"].untyped_storage().nbytes() == 8
     assert tp.convert(source, tmp_path / "y.pt").notes == (
-        "tied, and kept so: embed = head",
-        "compacted: views of larger storages take 392 B less",
+        "tied; ties are kept: embed = head",
+        "compacted: 392 B of storage outside the written tensors is left out",
     )
 
 
@@ -54,7 +54,7 @@ def test_what_compacting_saves_is_what_views_do_not_show(suffix: str, tmp_path: 
     source = written(tmp_path, saved({"rows": big[:10], "column": big[:, 5], "none": torch.zeros(50)[:0]}))
     plan = tp.convert(source, tmp_path / f"x.{suffix}")
     saves = 400_000 - 4000 - 4000 + 200
-    assert plan.notes[-1] == f"compacted: views of larger storages take {human_bytes(saves)} less"
+    assert plan.notes[-1] == f"compacted: {human_bytes(saves)} of storage outside the written tensors is left out"
     assert os.path.getsize(source) - plan.run().nbytes > 388_000
 
 
@@ -65,7 +65,7 @@ def test_a_cast_keeps_it_too(tmp_path: Path) -> None:
     for name, tensor in tied().items():
         assert torch.equal(loaded[name], tensor.bfloat16())
     plan = tp.convert(tied(), tmp_path / "y.pt", dtype={"row": "f64"})
-    assert "row shares memory with embed, and is written apart" in plan.notes
+    assert "row shares memory with embed, and gets its own copy" in plan.notes
     plan.run()
     assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True)["row"], tied()["row"].double())
 
@@ -74,8 +74,8 @@ def test_views_of_which_none_is_the_whole_are_written_apart(tmp_path: Path) -> N
     w = torch.arange(10.0)
     plan = tp.convert({"a": w[:6], "b": w[4:]}, tmp_path / "x.pt")
     assert plan.notes == (
-        "a shares memory with b, and is written apart",
-        "b shares memory with a, and is written apart",
+        "a shares memory with b, and gets its own copy",
+        "b shares memory with a, and gets its own copy",
     )
     plan.run()
     assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True)["b"], w[4:])
@@ -110,9 +110,9 @@ def test_safetensors_writes_tied_names_each_or_one(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     plan = tp.convert(source, path)
     assert plan.notes == (
-        "tied, and written under each name, which takes 48 B more: embed = head",
-        "embed, t, odd and 1 more are views of the same memory, and are written apart",
-        "compacted: views of larger storages take 392 B less",
+        "tied; each name gets its own copy, 48 B more: embed = head",
+        "embed, t, odd and 1 more are views of the same memory; each gets its own copy",
+        "compacted: 392 B of storage outside the written tensors is left out",
     )
     plan.run()
     loaded = load_file(path)
@@ -120,20 +120,18 @@ def test_safetensors_writes_tied_names_each_or_one(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor)
     plan = tp.convert(source, path, shared="drop", overwrite=True)
     assert plan.dropped == (("head", "it is embed"),)
-    assert plan.notes[0] == "tied, and written under the first name: embed = head"
+    assert plan.notes[0] == "tied; only the first name is written: embed = head"
     plan.run()
     with safe_open(path, "pt") as file:
         assert "head" not in file.keys()  # noqa: SIM118  # it is no mapping
         assert file.metadata() == {"format": "pt", "head": "embed"}
     assert refusal(PlanError, source, path, shared="keep") == (
-        "'embed' and 'head' are one tensor, and safetensors cannot say so. choose shared='drop' (one name is written) "
-        "or shared='clone' (each is), or write a .pt file."
+        "'embed' and 'head' are one tensor; safetensors cannot store ties. pass shared='drop' (write one name) "
+        "or shared='clone' (write each name), or write a .pt file."
     )
-    assert refusal(PlanError, source, path, shared="some") == (
-        "shared='some' says nothing. there are 'keep', 'drop' and 'clone'."
-    )
+    assert refusal(PlanError, source, path, shared="some") == ("shared must be 'keep', 'drop' or 'clone', not 'some'")
     assert refusal(PlanError, source, path, shared="drop", metadata={"head": "x"}, overwrite=True).endswith(
-        "the metadata 'head' is the name of a tied tensor, which is noted there"
+        "the metadata key 'head' is also the name of a tied tensor that the metadata must record"
     )
 
 

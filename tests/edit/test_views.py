@@ -107,8 +107,8 @@ def test_without_a_path_there_is_nothing_to_run(tmp_path: Path) -> None:
     assert plan.to_json()["path"] is None
     with pytest.raises(PlanError) as caught:
         plan.run()
-    assert str(caught.value) == "the plan has no path to write to. make it with path=…."
-    with pytest.raises(PlanError, match="max_shard_size is for a directory, and the plan has no path"):
+    assert str(caught.value) == "the plan has no path to write to. pass path=… when making the plan."
+    with pytest.raises(PlanError, match="max_shard_size needs a directory as path"):
         tp.convert({"w": np.ones(3)}, max_shard_size="1MB")
     with pytest.raises(PlanError, match="needs a path to write to"):
         tp.convert({"w": np.ones(3)}, format="safetensors")
@@ -138,7 +138,7 @@ def test_what_a_cast_would_lose_is_told_and_only_writing_refuses_it(tmp_path: Pa
     merged = tp.merge([values, values], tmp_path / "s.safetensors", weights=[1, 1], dtype="f16")
     assert tp.stats(merged).lost["w"].overflow == 1
     for each in (plan, merged):
-        with pytest.raises(PlanError, match=r"1 value of .*too large for float16"):
+        with pytest.raises(PlanError, match=r"value .*too large for float16"):
             each.run()
 
 

@@ -83,8 +83,8 @@ def is_as_it_was(source: Path, target: Path) -> None:
 def test_a_full_disk(name: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, name, errno.ENOSPC)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: it could not be written: no space left on device. the target is as it was, and nothing is left "
-        "behind. free some, or write elsewhere."
+        f"{target}: it could not be written: no space left on device. the target is unchanged, and temporary "
+        "files were removed. free some, or write elsewhere."
     )
     is_as_it_was(source, target)
 
@@ -121,8 +121,8 @@ def test_a_limit_on_the_size_of_files(source: Path, target: Path) -> None:
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
-        f"torchparams: {target}: it could not be written: file too large. the target is as it was, and nothing is "
-        "left behind. split it (max_shard_size), or raise the limit (ulimit -f).\n"
+        f"torchparams: {target}: it could not be written: file too large. the target is unchanged, and "
+        "temporary files were removed. split it (max_shard_size), or raise the limit (ulimit -f).\n"
     )
     is_as_it_was(source, target)
 
@@ -132,15 +132,15 @@ def test_no_permission(number: int, source: Path, target: Path, monkeypatch: pyt
     failing(monkeypatch, "create", number)
     reason = os.strerror(number)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: it could not be written: {reason[0].lower()}{reason[1:]}. the target is as it was, and nothing is "
-        "left behind. write to a directory that you may write to."
+        f"{target}: it could not be written: {reason[0].lower()}{reason[1:]}. the target is unchanged, and "
+        "temporary files were removed. write to a directory that you may write to."
     )
     is_as_it_was(source, target)
 
 
 def test_a_directory_that_is_not_there(source: Path, tmp_path: Path) -> None:
     assert refused(PlanError, convert(source, tmp_path / "no" / "x.safetensors")) == (
-        f"{tmp_path}/no: there is no such directory. make it first: mkdir -p {tmp_path}/no."
+        f"{tmp_path}/no: directory not found. make it first: mkdir -p {tmp_path}/no."
     )
 
 
@@ -261,7 +261,7 @@ def test_a_source_that_changes_before(source: Path, target: Path) -> None:
     plan = tp.convert(source, target, overwrite=True)
     os.utime(source, ns=(1, 1))
     assert refused(SourceError, plan.run) == (
-        f"{source}: the file was written to since the plan was made. open it anew, and make the plan again."
+        f"{source}: the file changed after the plan was made. open the file again, and make a new plan."
     )
     is_as_it_was(source, target)
 
@@ -304,7 +304,7 @@ def test_a_source_that_ends_too_soon_says_where(source: Path, target: Path, monk
     start = tp.of(source).info("t0").location
     assert start is not None
     assert refused(TruncatedFile, convert(source, target)) == (
-        f"{source}: the file ends at byte {start.start}, and did not when it was listed"
+        f"{source}: the file ends at byte {start.start}; it was longer when it was listed"
     )
     is_as_it_was(source, target)
 
@@ -322,7 +322,7 @@ def test_a_target_that_is_a_source(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     tp.convert(source, folder, max_shard_size=400).run()
     assert refused(PlanError, lambda: tp.convert(folder, folder)) == (
-        f"{folder}: the target is the directory of a source. write elsewhere; or, to replace it once the new one is "
+        f"{folder}: the target directory contains a source. write elsewhere; or, to replace it once the new one is "
         "complete, pass overwrite=True (--force)."
     )
     before = crash_runs.state(folder)
@@ -340,7 +340,7 @@ def test_what_is_there_is_not_replaced_unasked(source: Path, target: Path, tmp_p
     )
     (tmp_path / "file").write_text("")
     assert refused(PlanError, lambda: tp.convert(source, f"{tmp_path}/file/")) == (
-        f"{tmp_path}/file: it is a file, and a directory is to be written. name another target."
+        f"{tmp_path}/file: it is a file, but the plan writes a directory. choose another target."
     )
     (tmp_path / "folder.safetensors").mkdir()
     plan = tp.convert(source, tmp_path / "folder.safetensors")  # a directory, whatever its name
@@ -348,13 +348,14 @@ def test_what_is_there_is_not_replaced_unasked(source: Path, target: Path, tmp_p
     folder = tmp_path / "shards"
     tp.convert(source, folder, max_shard_size=700).run()
     assert refused(PlanError, lambda: tp.convert(TENSORS, folder)) == (
-        f"{folder}: the directory holds a checkpoint already: model-00001-of-00004.safetensors, "
+        f"{folder}: the directory already holds a checkpoint: model-00001-of-00004.safetensors, "
         "model-00002-of-00004.safetensors, model-00003-of-00004.safetensors, …. "
         "to replace it once the new one is complete, pass overwrite=True (--force)."
     )
     (folder / "pytorch_model.bin").write_text("")
     assert refused(PlanError, lambda: tp.convert(TENSORS, folder, overwrite=True)) == (
-        f"{folder}: the directory holds another checkpoint already: pytorch_model.bin. write to another directory."
+        f"{folder}: the directory already holds a checkpoint under other names: pytorch_model.bin. write to "
+        "another directory."
     )
 
 
@@ -375,7 +376,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(source: Path, target: Path,
 
 def test_a_device_is_no_target(source: Path) -> None:
     assert refused(PlanError, lambda: tp.convert(source, os.devnull, format="torch", overwrite=True)) == (
-        f"{os.devnull}: it is neither a file nor a directory. name another target."
+        f"{os.devnull}: it is neither a file nor a directory. choose another target."
     )
 
 
@@ -407,12 +408,12 @@ def test_two_writers_at_once(source: Path, target: Path) -> None:
     for path, kind in ((target, write.OneFile), (folder, directory.Directory)):
         with kind(str(path)):
             assert refused(WriteError, convert(source, path, max_shard_size=700 if path is folder else None)) == (
-                f"{path}: another process is writing it. wait until it is done."
+                f"{path}: another process is writing to it. wait until it finishes."
             )
     is_as_it_was(source, target)
     convert(source, folder, max_shard_size=700)()
     with directory.Directory(str(folder)):
-        assert "another process is writing it" in refused(WriteError, convert(source, folder))
+        assert "another process is writing to it" in refused(WriteError, convert(source, folder))
     assert tp.of(folder).names == list(TENSORS)
 
 

@@ -247,8 +247,8 @@ def test_the_message_says_what_to_do(tmp_path: Path) -> None:
         tp.convert(ENCODED["fp8"], tmp_path / "out.safetensors", dtype="bf16")
     assert str(caught.value) == (
         "dict: 'l.weight': Holds codes of an unknown encoding: their values need 'l.weight_global_scale'. "
-        "The same holds of 1 other tensor. Leave out the dtype, name tensors without codes (--dtype SELECTOR=TYPE), "
-        "or decode the checkpoint first."
+        "The same holds of 1 other tensor. Omit the dtype, cast only tensors without codes (--dtype "
+        "SELECTOR=TYPE), or decode the checkpoint first."
     )
 
 

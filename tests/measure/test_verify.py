@@ -537,7 +537,7 @@ def test_a_failed_write_leaves_the_manifest_that_was_there(tmp_path: Path, monke
         tp.digest({"w": np.ones(1)}).write(path)
     assert str(error.value) == (
         f"{path}: it could not be written: no space left on device. "
-        "the target is as it was, and nothing is left behind. free some, or write elsewhere."
+        "the target is unchanged, and temporary files were removed. free some, or write elsewhere."
     )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["manifest.json"]

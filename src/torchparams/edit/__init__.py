@@ -1,1 +1,1 @@
-"""Writing checkpoints: plans of what is to be written, and how it gets to the disk."""
+"""Edit checkpoints: plan the output, then write it."""

@@ -1,4 +1,4 @@
-"""From any source to a file of another format, other names, other types, or fewer tensors."""
+"""Convert a source to a checkpoint file: change format, names or dtypes, or extract a part."""
 
 from __future__ import annotations
 
@@ -41,43 +41,43 @@ def convert(
     allow_overflow: bool = False,
     strict: bool = True,
 ) -> Plan:
-    """A plan that writes the tensors of anything to a file; nothing is written before its `run`.
+    """Plan a conversion: write the tensors of `x` to a checkpoint file, when `run` is called.
 
-    Tensors that need no change are copied from file to file by the kernel. The target is the old one or the complete
-    new one at every moment, whatever happens. Of a live model, what its state dict holds is written, buffers included,
-    under names without wrappers. What a checkpoint holds beside tensors is not written, and the plan lists it.
+    Tensors that need no change are copied from file to file by the kernel. At every moment, even after a crash, the
+    target is either the old file or the complete new one. For a live model, the content of its state dict is written,
+    including buffers, under names without wrappers. Non-tensor entries of a checkpoint are not written; the plan lists
+    them.
 
-    A tied tensor has several names and one memory. A torch file keeps that. Safetensors cannot say it: there, unless
-    told otherwise, each name is written with bytes of its own, so that nothing is missing when the file is loaded into
-    a model that is strict about names. `shared="drop"` writes the first name, and the others into the metadata, as
-    `safetensors.torch.save_model` does.
+    A tied tensor is one tensor with several names. A torch file keeps ties. Safetensors cannot express them: by default
+    each name gets its own copy, so that strict loading finds every name. `shared="drop"` writes only the first name,
+    and records the others in the metadata, as `safetensors.torch.save_model` does.
 
     Args:
-        x: Anything that has parameters.
-        path: The target: a file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt` for what
-            `torch.load(weights_only=True)` reads; or a directory, for safetensors. None for a view, which every verb
-            takes and nothing writes.
-        selector: Only these; None for all.
-        rename: What names become: a mapping, `regex=replacement`, a function, or a list of these.
-        strip_prefix: Taken off the names that begin with it, before any other rename.
-        dtype: A type for all floating-point tensors, or a mapping, selector → type, of which later entries win.
-            A quantised parameter is decoded to the type that is named for it; where none is, its stored tensors are
-            copied.
-        shared: What becomes of tied tensors: `keep`, `drop` or `clone`.
-        max_shard_size: Most bytes of tensors in one file, as a number or as `5GB`; only for a directory.
-        metadata: Text that a safetensors file says beside its tensors, added to what the source says.
-        format: `safetensors` or `torch zip`; what the path's suffix says unless given.
-        memory: Bytes of memory that tensors may take while it runs, as a number or as `256MiB`.
-        overwrite: Replace what is there, once the new is complete; also a source.
-        allow_overflow: Accept casts under which finite values become infinite.
-        strict: Refuse a selector or a rename of which any part hits nothing.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        path: Target file or directory. The suffix `.safetensors` selects safetensors; `.pt`, `.pth`, `.bin` and `.ckpt`
+            select a torch file that `torch.load(weights_only=True)` reads; a directory gets safetensors. With None, the
+            plan is a view: every verb can read it, and it cannot be written.
+        selector: Tensors to write; None for all.
+        rename: New names: a mapping, `regex=replacement`, a function, or a list of these.
+        strip_prefix: Prefix to remove from names, before any other rename.
+        dtype: A dtype for all floating-point tensors, or a mapping selector → dtype, in which later entries win. A
+            quantised parameter with a requested dtype is decoded; without one, its stored tensors are copied.
+        shared: Treatment of tied tensors: `keep`, `drop` or `clone`.
+        max_shard_size: Maximum bytes of tensors per file, a number or a text such as `5GB`; directories only.
+        metadata: Text metadata for a safetensors file, added to the metadata of the source.
+        format: `safetensors` or `torch zip`; by default, follows the suffix of the path.
+        memory: Memory limit for tensors during the run, in bytes or as text such as `256MiB`.
+        overwrite: Replace an existing target, once the new one is complete. The target may be a source.
+        allow_overflow: Allow casts that turn finite values into infinity.
+        strict: Raise if any part of a selector or rename matches nothing.
 
     Raises:
-        PlanError: Names collide, the format cannot hold a tensor, something is at the target, or it does not fit.
-        NoMatch: A selector or a rename hits nothing.
-        MismatchError: A rename makes one name of two.
-        NotReadable: A tensor has no values: it is lazy, sparse, quantised or on the meta device. Or a cast hits codes
-            of an encoding that is not known, or the scales beside them.
+        PlanError: Names collide, the format cannot store a tensor, the target exists, or the disk or memory is too
+            small.
+        NoMatch: A selector or rename matches nothing.
+        MismatchError: A rename maps two names to one.
+        NotReadable: A tensor has no values: it is lazy, sparse, quantised or on the meta device. Or a cast would change
+            the codes or scales of an unknown encoding.
 
     >>> import numpy as np, tempfile
     >>> import torchparams as tp
@@ -131,7 +131,7 @@ def convert(
 def _rows(
     source: Source, infos: Mapping[str, ParameterInfo], types: Mapping[str, DType], cast: set[str]
 ) -> tuple[list[tuple[Source, ParameterInfo, DType]], list[str]]:
-    """What is written: rows, and in place of a quantised one that is not cast, the stored tensors it is made of."""
+    """Rows to write. A quantised row that is not cast is replaced by its stored tensors."""
     rows: list[tuple[Source, ParameterInfo, DType]] = []
     kept = decoded = 0
     for name, info in infos.items():
@@ -151,7 +151,7 @@ def _rows(
 def _plain_config(
     source: Source, rows: list[tuple[Source, ParameterInfo, DType]], is_directory: bool, notes: list[str]
 ) -> str | None:
-    """The `config.json` of a directory where all is decoded: the source's, without what says that it is quantised."""
+    """The `config.json` for a fully decoded directory: a copy of the source's without `quantization_config`."""
     config = config_beside(source)
     if not is_directory or "quantization_config" not in config or any(holder is not source for holder, _, _ in rows):
         return None
@@ -163,14 +163,14 @@ def _plain_config(
 def choose(
     x: object, selector: object, *, strict: bool = True, raw: bool = False
 ) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
-    """The table of what is written of `x`, what is not, and what there is to say.
+    """Choose what to write: the table, the tensors left out with the reason, and notes.
 
     Args:
         x, selector, strict: See `convert`.
-        raw: Take tensors as they are stored.
+        raw: Read tensors as stored, without decoding.
 
     Raises:
-        NoMatch: The selector hits nothing.
+        NoMatch: The selector matches nothing.
         PlanError: A module of a live model keeps state outside its parameters and buffers.
     """
     params = of(x, buffers=True, raw=raw)
@@ -180,7 +180,7 @@ def choose(
         passing = [info.name for info in params.infos.values() if not info.persistent]
         if passing:
             params = params.filter(lambda info: info.persistent)
-            dropped = [(name, "a buffer that is not persistent") for name in passing]
+            dropped = [(name, "a non-persistent buffer") for name in passing]
     if selector is not None:
         total = len(params)
         params = params.select(selector, strict=strict)
@@ -188,15 +188,15 @@ def choose(
     beside = [each for each in params.left_out if each.live]
     if beside:
         raise PlanError(
-            f"{in_words(beside)}, which would be missing from what is written",
+            f"{in_words(beside)}, which would not be written",
             where=params.source.label,
-            hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
+            hint=f"{STATE_DICT_HINT}; or select tensors outside these modules",
         )
     return params, dropped, notes
 
 
 def as_stored(params: Parameters) -> dict[str, ParameterInfo]:
-    """The infos of a table in the order in which its source holds the tensors, which a plan keeps."""
+    """Infos of a table in stored order. Plans keep that order."""
     return in_order(params.infos, params.source.keys())
 
 
@@ -212,14 +212,17 @@ def plan_of(
     notes: list[str] | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan that writes entries, with the metadata of the source that they (mostly) are of."""
+    """Plan to write `entries`, with the metadata of `source`, from which most of them come."""
     _, kind = kind_of(path, format)
     made = make(entries, kind, shared)
     kept, index, lost = _metadata(source, kind)
     given = dict(metadata or {})
     clash = next((name for name in made.metadata if name in given), None)
     if clash is not None:
-        raise PlanError(f"the metadata {clash!r} is the name of a tied tensor, which is noted there", where=str(path))
+        raise PlanError(
+            f"the metadata key {clash!r} is also the name of a tied tensor that the metadata must record",
+            where=str(path),
+        )
     return Plan(
         made.outputs,
         path,
@@ -234,7 +237,7 @@ def plan_of(
 
 
 def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
-    """What a source's metadata becomes: that of each file, that of the index, and what is not written of it."""
+    """Split metadata of a source: for each file, for the index, and entries that are not written."""
     metadata, index = dict(source.metadata), dict[str, Any]()
     if kind == VIEW:
         return metadata, {}, []
@@ -249,14 +252,14 @@ def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any]
     beside = {each.name: each.reason for each in source.left_out}
     lost = [(str(key), beside.get(str(key), "not a tensor")) for key in metadata]
     if kind != SAFETENSORS:
-        said = [(key, "metadata, which a torch file has no place for") for key in text if key != "format"]
+        said = [(key, "metadata; a torch file cannot store it") for key in text if key != "format"]
         return {}, {}, lost + said
-    # Loaders of the Hugging Face libraries refuse a file that does not say which framework's tensors it holds.
+    # Loaders of the Hugging Face libraries reject a file without a `format` entry.
     return text or {"format": "pt"}, index, lost
 
 
 def shard_metadata(source: Source) -> dict[str, str]:
-    """What all shards of a set say of themselves alike."""
+    """Metadata that all shards of a set share."""
     from torchparams.sources.sharded import ShardedSource
 
     if not isinstance(source, ShardedSource):

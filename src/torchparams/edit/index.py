@@ -1,4 +1,4 @@
-"""The index of a set of shards, made anew from what the shards hold."""
+"""Rebuild the index of a sharded checkpoint from the headers of its shards."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True, repr=False)
 class IndexRepair(Result):
-    """What `repair_index` has done.
+    """Result of `repair_index`.
 
     Attributes:
-        path: The index.
-        shards: Count of shards.
-        tensors: Count of names in them.
-        total_size: Bytes of their tensors.
-        changes: What the index said otherwise; empty where it was right, and was left as it is.
-        beside: Checkpoint files beside the shards, which the index does not name.
+        path: Path of the index.
+        shards: Number of shards.
+        tensors: Number of tensor names in the shards.
+        total_size: Bytes of all tensors.
+        changes: Changes to the index. Empty if it was already right; it is then not rewritten.
+        beside: Checkpoint files in the directory that the index does not name.
     """
 
     path: str
@@ -47,7 +47,7 @@ class IndexRepair(Result):
     beside: tuple[str, ...] = ()
 
     def report(self) -> Report:
-        """What was changed, line by line."""
+        """Report of the changes, one per line."""
         parts = [
             Text(
                 printable(
@@ -57,21 +57,19 @@ class IndexRepair(Result):
                 "title",
             )
         ]
-        parts += [Text(printable(change)) for change in self.changes] or [Text("the index is right", "good")]
+        parts += [Text(printable(change)) for change in self.changes] or [Text("the index is correct", "good")]
         if self.beside:
             what = plural(len(self.beside), "file lies", "files lie")
-            parts.append(
-                Text(printable(f"{what} beside the shards, and not in the index: {listed(self.beside)}"), "warn")
-            )
+            parts.append(Text(printable(f"{what} not named in the index: {listed(self.beside)}"), "warn"))
         single = os.path.basename(self.path).partition(".index.")[0]
         if single in self.beside:
             parts.append(
-                Text(printable(f"some loaders read {single} in place of the shards: remove it if it is old"), "warn")
+                Text(printable(f"some loaders prefer {single} to the shards: remove it if it is stale"), "warn")
             )
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The repair as JSON takes it."""
+        """The repair as JSON data."""
         return {
             "path": self.path,
             "shards": self.shards,
@@ -83,22 +81,22 @@ class IndexRepair(Result):
 
 
 def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> IndexRepair:
-    """Write the index of the shards in a directory anew, from their headers.
+    """Rebuild the index of the shards in a directory from their headers.
 
-    The shards are the numbered set in the directory; of several sets, the one that the index names; where no shard is
-    numbered, the files that the index names, or the single file that replaced them.
+    The shards are the numbered set in the directory; if there are several sets, the one that the index names. Without
+    numbered shards, they are the files that the index names, or the single file that replaced them.
 
-    Tensors that the index lacks or puts elsewhere, an index that is not there or is no JSON, a wrong `total_size`: all
-    come right. What else its `metadata` says is kept. Shards that are missing cannot be made up, and are an error.
+    This repairs missing or misplaced tensors, a missing or malformed index, and a wrong `total_size`. Other index
+    metadata is kept. A missing shard cannot be rebuilt, and is an error.
 
     Args:
         path: The directory.
-        dry_run: Only say what would change.
+        dry_run: Report the changes without writing.
 
     Raises:
         SourceError: There are no shards, or shards of several checkpoints.
-        FileFormatError: A shard is missing or damaged, or two hold one name.
-        WriteError: The disk said no. The index is as it was.
+        FileFormatError: A shard is missing or damaged, or two shards hold the same name.
+        WriteError: Writing failed. The old index is unchanged.
 
     >>> import numpy as np, os, tempfile
     >>> import torchparams as tp
@@ -111,7 +109,7 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
     """
     folder = os.fspath(path)
     if not os.path.isdir(folder):
-        raise PlanError("shards and their index are a directory", where=folder, hint="name the directory")
+        raise PlanError("repairing an index needs the directory of the shards", where=folder, hint="pass the directory")
     place, names = _shards(folder)
     weight_map: dict[str, str] = {}
     total = 0
@@ -121,7 +119,7 @@ def repair_index(path: str | os.PathLike[str], *, dry_run: bool = False) -> Inde
             total += info.nbytes
             for name in (info.name, *info.aliases):
                 if name in weight_map:
-                    raise FileFormatError(f"{name!r} is in {weight_map[name]!r} and in {file!r}", where=folder)
+                    raise FileFormatError(f"{name!r} is in both {weight_map[name]!r} and {file!r}", where=folder)
                 weight_map[name] = file
         source.close()
     old, problem = _read(place)
@@ -140,7 +138,7 @@ def _suffix(names: list[str]) -> str:
 
 
 def _shards(folder: str) -> tuple[str, list[str]]:
-    """The path of the index, and the files that it is about."""
+    """Path of the index, and the files that it covers."""
     files = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
     indexes = [name for name in files if _INDEX.fullmatch(name)]
     named = set(_named(os.path.join(folder, indexes[0]))) if len(indexes) == 1 else set()
@@ -162,7 +160,9 @@ def _shards(folder: str) -> tuple[str, list[str]]:
             f"there are shards of {len(sets)} checkpoints" if sets else "there are no numbered shards",
             where=folder,
             exists=", ".join(shown) or None,
-            hint="move all but one away" if sets else "shards are called model-00001-of-00002.safetensors, …",
+            hint="move all but one to another directory"
+            if sets
+            else "shard names look like model-00001-of-00002.safetensors",
         )
     ((stem, count, suffix), names) = next(iter(sets.items()))
     there = set(names)
@@ -173,25 +173,25 @@ def _shards(folder: str) -> tuple[str, list[str]]:
     ]
     if missing or len(names) != int(count):
         raise FileFormatError(
-            f"{len(missing)} of {int(count)} shards are not there: {', '.join(missing[:_SHOWN])}"
+            f"{len(missing)} of {int(count)} shards are missing: {', '.join(missing[:_SHOWN])}"
             + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""),
             where=folder,
-            hint="an index can be made anew, and a shard cannot",
+            hint="copy or download the missing shards again",
         )
     return os.path.join(folder, f"{stem}{suffix}.index.json"), names
 
 
 def _named(path: str) -> list[str]:
-    """The files that an index names."""
+    """Files that an index names."""
     weight_map = _read(path)[0].get("weight_map")
     return [file for file in weight_map.values() if isinstance(file, str)] if isinstance(weight_map, dict) else []
 
 
 def _read(path: str) -> tuple[dict[str, Any], str]:
-    """The index as it is, and what is wrong with it as a whole."""
+    """Read an index: its content, and the problem with the file as a whole, if any."""
     try:
         if os.path.getsize(path) > limits.INDEX_BYTES:
-            return {}, "the index was longer than any is"
+            return {}, "the index was too long"
         with open(path, "rb") as file:
             index = json.loads(file.read())
     except FileNotFoundError:
@@ -199,7 +199,7 @@ def _read(path: str) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise SourceError(error.strerror or str(error), where=path) from None
     except (ValueError, RecursionError):
-        return {}, "the index was no JSON"
+        return {}, "the index was not JSON"
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         return index if isinstance(index, dict) else {}, "the index had no weight_map"
     return index, ""
@@ -220,5 +220,5 @@ def _changes(old: Mapping[str, Any], weight_map: Mapping[str, str], total: int) 
     metadata = old.get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     if stated != total:
-        changes.append(f"total_size: {total}, and it was {'missing' if stated is None else stated}")
+        changes.append(f"total_size: {total}; it was {'missing' if stated is None else stated}")
     return changes

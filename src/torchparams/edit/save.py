@@ -1,4 +1,4 @@
-"""Saving what is live, whole or only what differs from a base; and putting a difference back on its base."""
+"""Save a model or a delta of a base checkpoint, and apply a delta to its base."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Named = Mapping[str, tuple[Source, ParameterInfo]]
 
 KEY = "torchparams.delta"
-"""The metadata of a delta: JSON with `version`, `base` (the digest of the set it is of) and `removed` (names)."""
+"""Metadata key of a delta: JSON with `version`, `base` (digest of the base) and `removed` (names)."""
 
 _VERSION = 1
 
@@ -40,34 +40,34 @@ def save(
     progress: Progress | None = None,
     **options: Any,
 ) -> Written:
-    """Write the tensors of anything to a file, at once: the complete new one takes the place of the old.
+    """Write tensors to a file at once; the complete new file replaces the old one.
 
-    It is `convert(…).run()` for programs that train. Unlike there, what is at the path is replaced unless told
-    otherwise, as by `torch.save`; unlike there, a run that is killed leaves the old file as it was.
+    Equivalent to `convert(…).run()`, for training programs. Like `torch.save`, it replaces an existing file by default.
+    Unlike `torch.save`, an interrupted run leaves the old file unchanged.
 
-    With `base`, a **delta** is written: a safetensors file of the tensors that differ from those of the base in a bit
-    of their elements, in shape or in type, or are new; and the names of those that are gone. `apply_delta` makes the
-    whole of the two. With a selector, only what it selects is compared, and nothing counts as gone.
+    With `base`, writes a **delta**: a safetensors file with the tensors that are new or differ from the base in a bit,
+    shape or dtype, and the names of removed tensors. `apply_delta` restores the full checkpoint. With a selector, only
+    selected tensors are compared, and no name counts as removed.
 
-    The state of an optimizer is written whole, its options and counters beside the tensors, as a safetensors file or
-    as what `torch.save` makes of its `state_dict()`; `load_optimizer_state` reads either.
+    The state of an optimizer is written whole, including options and counters, as a safetensors file or as `torch.save`
+    would write its `state_dict()`. `load_optimizer_state` reads both.
 
     Args:
-        x: Anything that has parameters; of a live model, what its state dict holds.
-        path: The target: see `convert`.
-        selector: Only these; None for all.
-        only: `trainable` for the parameters that require grad, within the selection.
-        base: Anything that has parameters: what a delta is relative to.
-        overwrite: Replace what is there.
-        progress: Told bytes written, and bytes in all.
-        options: Those of `convert`.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`. For a live model, the content of its state dict.
+        path: Target; see `convert`.
+        selector: Tensors to write; None for all.
+        only: `trainable` to write only the selected parameters that require grad.
+        base: Base of the delta: anything that `x` may be.
+        overwrite: Replace an existing target.
+        progress: Callback with the bytes written so far and in total.
+        options: Options of `convert`.
 
     Returns:
-        What was written.
+        A summary of the written file.
 
     Raises:
-        PlanError: As `convert`; or `only` is something else.
-        WriteError: The disk said no. What was at the path is as it was.
+        PlanError: As for `convert`, or `only` is invalid.
+        WriteError: Writing failed. The old file is unchanged.
 
     >>> import tempfile, torch
     >>> import torchparams as tp
@@ -79,7 +79,7 @@ def save(
     ['1.weight', '1.bias']
     """
     if only not in (None, "trainable"):
-        raise PlanError(f"only={only!r} says nothing", exists="there is only='trainable'")
+        raise PlanError(f"only must be 'trainable' or None, not {only!r}")
     if only is not None:
         from torchparams.selectors import Selector
 
@@ -90,9 +90,9 @@ def save(
     if isinstance(x, OptimizerState):
         if selector is not None or base is not None:
             raise PlanError(
-                "the state of an optimizer is written whole",
+                "an optimizer state is written whole, without a selector or base",
                 where=os.fspath(path),
-                hint="torchparams.convert(state, path, selector) writes chosen tensors alone",
+                hint="torchparams.convert(state, path, selector) writes selected tensors",
             )
         from torchparams.edit.save_optimizer import save_optimizer
 
@@ -112,20 +112,20 @@ def delta(
     memory: int | str = MEMORY,
     overwrite: bool = False,
 ) -> Plan:
-    """The plan of a delta: see `save`. Making it reads both sides.
+    """Plan a delta; see `save`. Planning reads both checkpoints.
 
     Args:
-        x: Anything that has parameters.
-        base: What the delta is relative to.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        base: Base of the delta: anything that `x` may be.
         path: A file that ends in `.safetensors`.
-        selector: Compare only these; None for all.
-        metadata: Text that the file says beside.
-        memory: Bytes of memory that tensors may take while it runs.
-        overwrite: Replace what is there.
+        selector: Tensors to compare; None for all.
+        metadata: Text metadata for the file.
+        memory: Memory limit for tensors during the run, in bytes.
+        overwrite: Replace an existing target.
 
     Raises:
-        PlanError: The path is no safetensors file, or something is there.
-        NoMatch: The selector hits nothing.
+        PlanError: The path is not a safetensors file, or it exists.
+        NoMatch: The selector matches nothing.
 
     >>> import numpy as np, tempfile
     >>> base = {"a": np.zeros(2), "b": np.ones(2), "c": np.ones(1)}
@@ -175,20 +175,20 @@ def apply_delta(
     check: bool = True,
     **options: Any,
 ) -> Plan:
-    """The plan that writes what a delta was made of, bit for bit: its base with what differs put in place.
+    """Plan to apply a delta to its base: the result is bit for bit the checkpoint that the delta was made from.
 
-    Making it reads the base once, to hold its digest against the one that the delta names.
+    Planning reads the base once, to check its digest against the one in the delta.
 
     Args:
-        base: Anything that has parameters: what the delta was made relative to.
-        delta: The delta's file.
-        path: The target; None for a view: see `convert`.
-        check: Refuse a base whose digest is another.
-        options: `shared`, `max_shard_size`, `metadata`, `format`, `memory`, `overwrite`: those of `convert`.
+        base: The base that the delta was made from: model, checkpoint, mapping of tensors, or `Parameters`.
+        delta: Path of the delta file.
+        path: Target; None for a view. See `convert`.
+        check: Raise if the base has a different digest.
+        options: `shared`, `max_shard_size`, `metadata`, `format`, `memory`, `overwrite`, as in `convert`.
 
     Raises:
-        MismatchError: It is another base.
-        PlanError: The file is no delta; or as `convert`.
+        MismatchError: The delta belongs to another base.
+        PlanError: The file is not a delta, or as for `convert`.
 
     >>> import numpy as np, tempfile
     >>> import torchparams as tp
@@ -208,10 +208,10 @@ def apply_delta(
         found = digest(below).digest
         if found != told["base"]:
             raise MismatchError(
-                f"it is a delta to another base, of digest {shorten(told['base'], 16)}",
+                f"the delta belongs to another base, with digest {shorten(told['base'], 16)}",
                 where=over.source.label,
-                exists=f"that of {below.source.label} is {shorten(found, 16)}",
-                hint="name the base that it was made from",
+                exists=f"the digest of {below.source.label} is {shorten(found, 16)}",
+                hint="pass the base that the delta was made from",
             )
     removed = set(told["removed"])
     changed = as_stored(over)
@@ -239,7 +239,7 @@ def _are(count: int) -> str:
 
 
 def _by_name(source: Source, infos: Mapping[str, ParameterInfo]) -> dict[str, tuple[Source, ParameterInfo]]:
-    """Every name of every tensor: a delta does not know which names were tied."""
+    """Tensors by every name: a delta does not record ties."""
     return {name: (source, info) for info in infos.values() for name in (info.name, *info.aliases)}
 
 
@@ -252,14 +252,14 @@ def _told(metadata: Mapping[str, Any], label: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         pass
     raise PlanError(
-        "it is no delta" if KEY not in metadata else "it is a delta of a kind that is not known here",
+        "it is not a delta" if KEY not in metadata else "the version of this delta is not supported",
         where=label,
-        hint="a delta is what torchparams delta, or torchparams.save with a base, writes",
+        hint="write a delta with torchparams delta, or torchparams.save with a base",
     )
 
 
 def differing(ours: Named, theirs: Named) -> set[str]:
-    """The names that both have, whose tensors differ in type, shape or a bit."""
+    """Names in both tables whose tensors differ in dtype, shape or a bit."""
     from torchparams.engines.base import Job
     from torchparams.engines.equality import SameBits
     from torchparams.engines.threads import ThreadEngine
@@ -273,7 +273,7 @@ def differing(ours: Named, theirs: Named) -> set[str]:
         if info.dtype != other.dtype or info.shape != other.shape:
             found.add(name)
         elif info.dtype.numpy_name is None:
-            # Bits of a type that numpy lacks cannot be compared here: such a tensor is taken to differ.
+            # Bits of a dtype that NumPy lacks cannot be compared here: such a tensor counts as different.
             found.add(name)
         else:
             jobs.append(Job(name, (source.row(info.name, info), base.row(other.name, other))))

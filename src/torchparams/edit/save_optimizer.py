@@ -1,4 +1,4 @@
-"""Saving the state of an optimizer, with everything that is no tensor."""
+"""Save the complete state of an optimizer, including values that are not tensors."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def save_optimizer(
     format: str | None = None,
     memory: int | str = MEMORY,
 ) -> Written:
-    """Write all of an optimizer's state to a file, at once: the complete new one takes the place of the old.
+    """Write an optimizer state to a file; the complete new file replaces the old one.
 
     Args:
         state: The state.
-        path: A file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt` for what `torch.save` makes of
+        path: Target: a `.safetensors` file, or a `.pt`, `.pth`, `.bin` or `.ckpt` file, written as `torch.save` writes
             `state.state_dict()`.
-        overwrite: Replace what is there.
-        progress: Told bytes written, and bytes in all.
-        metadata: Text that a safetensors file says beside.
-        format: `safetensors` or `torch zip`; what the path's suffix says unless given.
-        memory: Bytes of memory that tensors may take while a safetensors file is written.
+        overwrite: Replace an existing target.
+        progress: Callback with the bytes written so far and in total.
+        metadata: Text metadata for a safetensors file.
+        format: `safetensors` or `torch zip`; by default, follows the suffix of the path.
+        memory: Memory limit for tensors while a safetensors file is written, in bytes.
 
     Raises:
-        PlanError: It holds a value that the file cannot hold, or something is at the target.
-        WriteError: Writing failed. What was at the path is as it was.
+        PlanError: The file cannot store a value of the state, or the target exists.
+        WriteError: Writing failed. The old file is unchanged.
 
     >>> import tempfile, torch
     >>> import torchparams as tp
@@ -60,15 +60,17 @@ def save_optimizer(
     is_directory, kind = kind_of(target, format)
     if is_directory:
         raise PlanError(
-            "the state of an optimizer is one file", where=target, hint="name a file: optimizer.safetensors"
+            "an optimizer state is written to one file, not to a directory",
+            where=target,
+            hint="name a file: optimizer.safetensors",
         )
     if kind != SAFETENSORS:
         if metadata:
-            raise PlanError("a torch file holds no metadata", where=target, hint="write a .safetensors file")
+            raise PlanError("a torch file cannot store metadata", where=target, hint="write a .safetensors file")
         return _pickled(state, target, overwrite)
     tensors, text = as_tensors(state)
     params, _, _ = choose(tensors, None)
-    # A tensor of several names is written under each: the text names all of them.
+    # A tensor with several names is written under each, because the JSON text refers to all of them.
     entries = [Entry(params.source, info, (info.name, *info.aliases), info.dtype) for info in params.infos.values()]
     told = {**(metadata or {}), KEY: text}
     plan = plan_of(
@@ -95,7 +97,7 @@ def _pickled(state: OptimizerState, path: str, overwrite: bool) -> Written:
             torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
             raise PlanError(
-                f"it holds a value that torch.load(weights_only=True) does not take: {shorten(str(error), 200)}",
+                f"torch.load(weights_only=True) cannot read a value of the state: {shorten(str(error), 200)}",
                 where=path,
             ) from error
         size = os.fstat(fd).st_size

@@ -89,7 +89,7 @@ def write_error(error: OSError, path: str) -> WriteError:
     made = WriteError(
         f"it could not be written: {reason[:1].lower()}{reason[1:]}",
         where=path,
-        exists="the target is as it was, and nothing is left behind",
+        exists="the target is unchanged, and temporary files were removed",
         hint=hint,
     )
     made.errno = error.errno
@@ -275,7 +275,7 @@ def take(path: str, target: str) -> tuple[int, str]:
         if not held and attempt > TRIES // 2:
             break
         time.sleep(0.005)  # whoever cleans up has it for a moment
-    raise WriteError("another process is writing it", where=target, hint="wait until it is done")
+    raise WriteError("another process is writing to it", where=target, hint="wait until it finishes")
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -1,1 +1,1 @@
-"""Folding and extracting LoRA adapters."""
+"""Fold and extract LoRA adapters."""

@@ -1,4 +1,4 @@
-"""Adapters as PEFT saves them: what `adapter_config.json` says, and which tensors of the file belong together."""
+"""Read adapters as PEFT saves them: `adapter_config.json` and the tensors beside it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of the base."""
+"""Prefix that PEFT puts before the names of the base."""
 
 _WEIGHT_FILES = (WEIGHTS, "adapter_model.bin")
 
-# Fields that say nothing about what the tensors are, or are honoured here.
+# Fields that do not affect the tensors, or are handled here.
 _HARMLESS = frozenset(
     [
         "alpha_pattern",
@@ -62,21 +62,21 @@ _HARMLESS = frozenset(
     ]
 )
 _REASONS = {
-    "alora_invocation_tokens": "it acts on some tokens alone (aLoRA), as no weights can",
-    "arrow_config": "experts are chosen for each token (Arrow), as no weights can",
-    "kasa_config": "the weights of its base are truncated first (KaSA)",
+    "alora_invocation_tokens": "it acts on some tokens only (aLoRA), which weights cannot express",
+    "arrow_config": "it chooses experts for each token (Arrow), which weights cannot express",
+    "kasa_config": "it truncates the weights of the base first (KaSA)",
     "layer_replication": "the tuned model repeats layers of the base",
-    "target_parameters": "it changes parameters that are no module's weight",
+    "target_parameters": "it changes parameters other than the weights of modules",
     "trainable_token_indices": "it replaces single rows of an embedding",
     "use_bdlora": "its factors are block-diagonal (BD-LoRA)",
     "use_dora": "it scales rows by learned magnitudes (DoRA)",
     "use_qalora": "it averages groups of inputs (QALoRA)",
 }
-# With these, the base that the adapter belongs to is the given one; others change its weights before training.
+# Initialisations that leave the weights of the base unchanged. Others change them before training.
 _INITS = ("gaussian", "orthogonal", "eva", "mica")
 
-_MOST = 2**31  # beyond every rank and alpha
-_STEPS = 1 << 16  # of `re` on one name, for a pattern of the file's
+_MOST = 2**31  # above every plausible rank and alpha
+_STEPS = 1 << 16  # limit of regex steps for one name and one pattern
 
 _FACTOR = re.compile(
     r"(?:(?P<module>.*)\.)?(?:"
@@ -87,13 +87,13 @@ _FACTOR = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two factors of one weight's change.
+    """The two LoRA factors of one weight.
 
     Attributes:
-        a: The record of `lora_A`, shape (r, in), or (r, rows) of an embedding; of a convolution with the kernel.
-        b: The record of `lora_B`, shape (out, r), or (columns, r) of an embedding.
-        scale: What their product is multiplied by.
-        is_embedding: Whether they are of an embedding.
+        a: Info of `lora_A`: shape (r, in), with kernel dimensions for a convolution; (r, rows) for an embedding.
+        b: Info of `lora_B`: shape (out, r); (columns, r) for an embedding.
+        scale: Factor for the product of the two.
+        is_embedding: Whether the weight is an embedding.
     """
 
     a: ParameterInfo
@@ -104,16 +104,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter, by the names of its base.
+    """An adapter, indexed by the names of its base.
 
     Attributes:
-        source: Its tensors.
-        pairs: The name of a weight of the base → its factors.
-        biases: The name of a bias of the base → the record of what is added to it, and what that is multiplied by.
-        whole: The name of a tensor of the base → the records of what takes its place; several are copies.
-        left: Tensors that change nothing, and why.
-        label: What messages call it.
-        keeps_apart: Whether it holds modules whole that may be tied to others in the base, and does not tie them.
+        source: Source of the adapter's tensors.
+        pairs: Name of a base weight → its factors.
+        biases: Name of a base bias → info of the tensor to add, and its scale.
+        whole: Name of a base tensor → infos of its replacement. Several infos are copies of the same tensor.
+        left: Adapter tensors without effect, each with the reason.
+        label: Label for messages.
+        keeps_apart: Whether the adapter replaces modules that may be tied in the base, without tying the replacements.
     """
 
     source: Source
@@ -126,18 +126,18 @@ class Adapter:
 
 
 def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
-    """The adapter in a directory that PEFT's `save_pretrained` wrote.
+    """Read the adapter in a directory written by PEFT's `save_pretrained`.
 
     Args:
-        path: The directory.
-        base: The names of the base's tensors.
+        path: Directory of the adapter.
+        base: Tensor names of the base.
 
     Raises:
-        SourceError: There is none.
-        FileFormatError: Its configuration is not JSON, or lacks a number.
-        LimitExceeded: Its patterns are too long, or take too long.
-        NotReadable: It uses something that is not understood here.
-        PlanError: Its tensors and its configuration do not fit.
+        SourceError: There is no adapter.
+        FileFormatError: The configuration is not JSON, or a number is missing.
+        LimitExceeded: A pattern is too long or too slow.
+        NotReadable: The adapter uses an unsupported feature.
+        PlanError: The tensors do not match the configuration.
     """
     folder = os.fspath(path)
     if os.path.isfile(folder):
@@ -146,12 +146,12 @@ def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
     config = _config(where)
     file = next((f for name in _WEIGHT_FILES if os.path.exists(f := os.path.join(folder, name))), None)
     if file is None:
-        raise SourceError("there are no weights of an adapter", where=folder, hint=f"they are called {WEIGHTS}")
+        raise SourceError("the directory has no adapter weights", where=folder, hint=f"the file name is {WEIGHTS}")
     _refuse_unknown(config, where)
     source = open_source(file)
     keeps_apart = bool(config.get("modules_to_save")) and not config.get("ensure_weight_tying")
     adapter = Adapter(source, label=folder, keeps_apart=keeps_apart)
-    # PEFT takes the adapter's name out of those of tensors, and with it a module's own name that is the same.
+    # PEFT removes the adapter's name from tensor names, and with it any module of the same name.
     held = {info.name.removeprefix(PREFIX) for info in source.infos().values()}
     spelling = Spelling(base, ("default", os.path.basename(os.path.abspath(folder))), held, file)
     factors: dict[str, dict[str, ParameterInfo]] = {}
@@ -166,7 +166,7 @@ def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
             group = biases if found["what"] == "bias" else factors.setdefault(module, {})
             key = module if found["what"] == "bias" else kind
             if key in group:
-                raise PlanError(f"{module!r} has {kind} twice", where=file)
+                raise PlanError(f"{module!r} has two tensors {kind}", where=file)
             if found["what"] == "bias" and (kind != "lora_B" or not config.get("lora_bias")):
                 strange.append(info.name)
             group[key] = info
@@ -178,17 +178,17 @@ def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
             adapter.whole.setdefault(spelling.of(name), []).append(info)
     for name, replaced in originals:
         if replaced in adapter.whole:
-            adapter.left.append((name, f"{replaced!r} takes its place"))
+            adapter.left.append((name, f"{replaced!r} replaces it"))
         else:
             strange.append(name)
     if strange:
         raise NotReadable(
-            f"{shorten(repr(strange[0]))} is no factor that is understood here"
+            f"{shorten(repr(strange[0]))} is not a supported factor"
             + (", of a weight-decomposed adapter (DoRA)" if "magnitude" in strange[0] else "")
-            + (f"; nor are {len(strange) - 1:,} more" if len(strange) > 1 else ""),
+            + (f", and {len(strange) - 1:,} more" if len(strange) > 1 else ""),
             where=file,
-            exists="understood are lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors",
-            hint="merge it with PEFT itself",
+            exists="supported are lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors",
+            hint="merge it with PEFT",
         )
     numbers = _Numbers(config, where)
     for module, both in factors.items():
@@ -198,9 +198,9 @@ def read_adapter(path: str | os.PathLike[str], base: Container[str]) -> Adapter:
         if module in biases:
             adapter.biases[_below(module, "bias")] = biases.pop(module), pair.scale
     if biases:
-        raise PlanError(f"of {next(iter(biases))!r} there is the bias of lora_B alone", where=file)
+        raise PlanError(f"{next(iter(biases))!r} has a bias of lora_B but no factors", where=file)
     if not adapter.pairs and not adapter.whole:
-        raise PlanError("it holds no tensors", where=file)
+        raise PlanError("the adapter has no tensors", where=file)
     return adapter
 
 
@@ -209,23 +209,23 @@ def _below(module: str, name: str) -> str:
 
 
 class Spelling:
-    """Finds the tensor of a base that an adapter means by a name.
+    """Maps adapter names to base names.
 
     Args:
-        base: The names of the base.
-        adapters: What the adapter may have been called.
-        held: The names that the adapter has.
-        file: What messages call the adapter's file.
+        base: Tensor names of the base.
+        adapters: Possible names of the adapter.
+        held: Tensor names of the adapter.
+        file: File name for messages.
     """
 
     def __init__(self, base: Container[str], adapters: Iterable[str], held: Container[str], file: str) -> None:
         self._base, self._adapters, self._held, self._file = base, tuple(dict.fromkeys(adapters)), held, file
 
     def of(self, name: str) -> str:
-        """The name in the base; one that it does not have where none fits.
+        """Name in the base, or a name that is not in the base if nothing matches.
 
         Raises:
-            PlanError: Several fit.
+            PlanError: Several names match.
         """
         plain = name
         if name not in self._base:
@@ -242,9 +242,10 @@ class Spelling:
         fits += [name for name in longer if name in self._base and name not in self._held]
         if len(fits) > 1:
             raise PlanError(
-                f"{name!r} is {' or '.join(map(repr, fits))}: PEFT leaves out a component that is the adapter's name",
+                f"{name!r} can mean {' or '.join(map(repr, fits))}: PEFT removes name components equal to the "
+                "adapter's name",
                 where=self._file,
-                hint="save the adapter under a name that no module has",
+                hint="save the adapter under a name that is not the name of a module",
             )
         return fits[0] if fits else plain
 
@@ -253,9 +254,9 @@ def _refuse_attention(module: str, base: Container[str], file: str) -> None:
     if ".base_layer." in f"{module}." or _below(module, "in_proj_weight") in base:
         attention = module.partition(".base_layer.")[0]
         raise NotReadable(
-            f"{attention!r} is a MultiheadAttention, of which PEFT 0.21 merges the change of out_proj twice",
+            f"{attention!r} is a MultiheadAttention; PEFT 0.21 merges its out_proj twice",
             where=file,
-            hint="merge it with PEFT itself",
+            hint="merge it with PEFT",
         )
 
 
@@ -265,42 +266,42 @@ def _config(path: str) -> dict[str, Any]:
             text = file.read(limits.HEADER_BYTES + 1)
     except OSError as error:
         raise SourceError(
-            error.strerror or str(error), where=path, hint="an adapter is a directory that PEFT saved"
+            error.strerror or str(error), where=path, hint="an adapter is a directory saved by PEFT"
         ) from None
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"it is not JSON: {error}", where=path) from None
     if not isinstance(config, dict):
-        raise FileFormatError("it is JSON, and no object", where=path)
+        raise FileFormatError("the JSON is not an object", where=path)
     return config
 
 
 def _refuse_unknown(config: Mapping[str, Any], path: str) -> None:
     if config.get("peft_type") != "LORA":
         raise NotReadable(
-            f"it is an adapter of the kind {config.get('peft_type')!r}", where=path, exists="known is 'LORA'"
+            f"the adapter type {config.get('peft_type')!r} is not supported",
+            where=path,
+            exists="the supported type is 'LORA'",
         )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _INITS:
         raise NotReadable(
-            f"init_lora_weights={shorten(repr(init))}: it belongs to a base whose weights were changed first",
+            f"init_lora_weights={shorten(repr(init))}: this initialisation changed the weights of the base",
             where=path,
-            hint="save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain adapter of it",
+            hint="save it with PEFT's path_initial_model_for_weight_conversion, which writes a plain adapter",
         )
     if not isinstance(init, str | bool | None):
-        raise FileFormatError(
-            f"init_lora_weights={shorten(repr(init))} is neither a word nor true or false", where=path
-        )
+        raise FileFormatError(f"init_lora_weights={shorten(repr(init))} must be text, true or false", where=path)
     unknown = [key for key, value in config.items() if key not in _HARMLESS and value]
     if unknown:
-        reason = next((_REASONS[key] for key in unknown if key in _REASONS), "which is not understood here")
+        reason = next((_REASONS[key] for key in unknown if key in _REASONS), "which is not supported")
         raise NotReadable(
             f"it uses {', '.join(f'{key}={shorten(repr(config[key]), 40)}' for key in unknown[:3])}, "
-            + ("which is not understood here: " if reason in _REASONS.values() else "")
+            + ("which is not supported: " if reason in _REASONS.values() else "")
             + reason,
             where=path,
-            hint=None if reason.endswith("as no weights can") else "merge it with PEFT itself",
+            hint=None if reason.endswith("which weights cannot express") else "merge it with PEFT",
         )
 
 
@@ -309,38 +310,38 @@ def _pair(module: str, both: Mapping[str, ParameterInfo], numbers: _Numbers, fil
     kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     if set(both) != set(kinds):
         have = ", ".join(sorted(both))
-        raise PlanError(f"of {module!r} there is {have} alone", where=file, hint="a change has two factors, A and B")
+        raise PlanError(f"{module!r} has {have} only", where=file, hint="LoRA needs two factors, A and B")
     a, b = (both[kind] for kind in kinds)
     if a.shape is None or b.shape is None or len(a.shape) < 2 or len(b.shape) < 2:
-        raise PlanError(f"the factors of {module!r} are no matrices", where=file)
+        raise PlanError(f"the factors of {module!r} are not matrices", where=file)
     rank = numbers.rank(module)
     groups, rest = divmod(a.shape[0], b.shape[1] or 1)
     if len(a.shape) > 2 and groups > 1 and not rest and a.shape[0] == rank:
         raise NotReadable(
-            f"{module!r} is a convolution in {groups} groups, whose change is no product of the factors",
+            f"{module!r} is a convolution with {groups} groups, which is not supported",
             where=file,
-            exists="PEFT does not merge it either",
+            exists="PEFT cannot merge it either",
         )
     if a.shape[0] != b.shape[1] or a.shape[0] != rank:
         raise PlanError(
             f"the factors of {module!r} have shapes {list(a.shape)} and {list(b.shape)}, "
-            f"and the configuration says r={rank:g}",
+            f"but the configuration says r={rank:g}",
             where=file,
         )
     return Pair(a, b, numbers.scale(module, rank), embedding)
 
 
 class _Numbers:
-    """The rank and the scale of each module, as PEFT finds them.
+    """Rank and scale of each module, by PEFT's rules.
 
-    Of the first pattern that matches a name's end; else those of all.
+    The first pattern that matches the end of a module name decides; otherwise the default of the configuration.
 
     Args:
-        config: The configuration.
-        where: Its file.
+        config: Configuration of the adapter.
+        where: Path of the configuration, for messages.
 
     Raises:
-        FileFormatError: Patterns are no object, or one is not a regular expression.
+        FileFormatError: The patterns are not an object, or a pattern is not a regular expression.
         LimitExceeded: A pattern is too long.
     """
 
@@ -350,25 +351,25 @@ class _Numbers:
         self._deadline = Deadline()
 
     def rank(self, module: str) -> float:
-        """The rank of a module."""
+        """Rank of a module."""
         found = self._of(module, "rank_pattern", "r")
         if found < 1:
-            raise FileFormatError(f"r={found:g}: there is no such adapter", where=self._where)
+            raise FileFormatError(f"r={found:g}: the rank must be at least 1", where=self._where)
         return found
 
     def scale(self, module: str, rank: float) -> float:
-        """What a module's product is multiplied by."""
+        """Factor for the product of a module's factors."""
         alpha = self._of(module, "alpha_pattern", "lora_alpha")
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def _compiled(self, kind: str) -> Iterator[tuple[str, Bounded, Any]]:
         patterns = self._config.get(kind) or {}
         if not isinstance(patterns, dict):
-            raise FileFormatError(f"{kind}={shorten(repr(patterns))} is no object", where=self._where)
+            raise FileFormatError(f"{kind}={shorten(repr(patterns))} is not an object", where=self._where)
         for key, value in patterns.items():
             if len(key) > limits.REGEX_CHARACTERS:
                 raise LimitExceeded(
-                    f"a pattern in {kind} has {len(key):,} characters, and may have {limits.REGEX_CHARACTERS:,}",
+                    f"a pattern in {kind} has {len(key):,} characters; the limit is {limits.REGEX_CHARACTERS:,}",
                     where=self._where,
                 )
             try:
@@ -381,7 +382,7 @@ class _Numbers:
     def _of(self, module: str, patterns: str, default: str) -> float:
         found = self._config.get(default)
         for key, pattern, value in self._patterns[patterns]:
-            # Most are plain names, for which nothing has to be matched.
+            # Most patterns are plain names and need no regular expression.
             plain = _PLAIN.fullmatch(key) and (module == key or module.endswith(f".{key}"))
             try:
                 self._deadline.check()

@@ -1,4 +1,4 @@
-"""Matrices and their changes of low rank: a change added to a matrix, and the best one between two matrices."""
+"""Low-rank changes of matrices: add one to a matrix, or find the best one between two matrices."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_TILE = 1 << 17  # elements of a product that are computed at once, whole rows
-_LIGHT = 32 << 20  # bytes of factors that each thread may hold for itself
+_TILE = 1 << 17  # elements of the product computed at once, in whole rows
+_LIGHT = 32 << 20  # bytes of factors that each thread may hold its own copy of
 
 
 class Folded(Combination):
-    """A weight and a change of low rank: `W + scale · B·A`, or with `transposed` `W + scale · (B·A)ᵀ`.
+    """A weight plus a low-rank change: `W + scale · B·A`, or `W + scale · (B·A)ᵀ` if `transposed`.
 
-    The product is computed in float32 or float64 by BLAS, in tiles of whole rows counted from the first one: a range
-    computes the tiles that it touches, so that its elements have the bits of the whole. Everything is rounded once.
+    BLAS computes the product in float32 or float64, in tiles of whole rows counted from the first row. A range computes
+    all tiles that it touches, so its elements have the same bits as in the whole. The result is rounded once.
 
     Args:
-        base: The weight W, shape (rows, ...).
-        a, b: The factors, shapes (r, columns) and (rows, r); transposed, (r, rows) and (columns, r). Dimensions of a
-            kernel count to the columns.
-        scale: What the product is multiplied by.
-        transposed: Whether W is the product's transpose.
+        base: Weight W, shape (rows, ...).
+        a, b: Factors, shapes (r, columns) and (rows, r); if transposed, (r, rows) and (columns, r). Kernel dimensions
+            are flattened into the columns.
+        scale: Factor for the product.
+        transposed: Whether W stores the transpose of the product.
         dtype, accumulate: See `Combination`.
 
     Raises:
-        MismatchError: The shapes do not fit.
+        MismatchError: The shapes do not match.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class Folded(Combination):
         )  # fmt: skip
         if (a.shape, b.shape) != wanted or len(base.shape) < 2:
             raise MismatchError(
-                f"{base.summary()} has shape {list(base.shape)}, which a change of the factors {list(a.shape)} and "
-                f"{list(b.shape)} does not fit"
+                f"{base.summary()} has shape {list(base.shape)}, which does not match factors of shapes "
+                f"{list(a.shape)} and "
+                f"{list(b.shape)}"
             )
         self._tile = max(_TILE // max(self._columns, 1), 1)
         self.granule = max(self._tile * self._columns, 1)
@@ -76,7 +77,7 @@ class Folded(Combination):
         self.resident = self._held if self._held > _LIGHT else 0
 
     def prepare(self, work: Work) -> tuple[Array, Array]:
-        """Both factors, in the type that is computed in: shapes (rows, r) and (r, columns)."""
+        """Both factors in the accumulation dtype, shapes (rows, r) and (r, columns)."""
         import numpy as np
 
         _, a, b = self.operands
@@ -95,7 +96,7 @@ class Folded(Combination):
         return out
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """Tile by tile."""
+        """Base plus change, tile by tile."""
         import numpy as np
 
         with np.errstate(all="ignore"):
@@ -110,7 +111,7 @@ class Folded(Combination):
         return total
 
     def _tile_of(self, number: int, work: Work) -> Array:
-        """The change of a tile of rows, shape (tile · columns,); the last one asked for is kept."""
+        """Change for one tile of rows, shape (tile · columns,). The last tile is cached."""
 
         def compute() -> Array:
             left, right = work.prepared(self)
@@ -123,64 +124,63 @@ class Folded(Combination):
 
     @property
     def footprint(self) -> int:
-        """That of a sum, and of the factors, which each thread holds."""
+        """Bytes per element, including the factors that each thread holds."""
         return super().footprint + (0 if self.resident else 2 * self._held // self.granule)
 
     def summary(self) -> str:
-        """As a formula."""
+        """The expression as a formula."""
         name = self.operands[0].summary()
         return f"{name} + {self.scale:g}·{'(B·A)ᵀ' if self.transposed else 'B·A'}, rank {self.rank}"
 
     def to_json(self) -> dict[str, Any]:
-        """With the scale and the rank."""
+        """The expression as JSON data, with scale and rank."""
         return {**super().to_json(), "scale": self.scale, "rank": self.rank, "transposed": self.transposed}
 
 
-_OVERSAMPLING = 10  # as Halko et al. recommend: more directions than are wanted
-_ITERATIONS = 3  # passes to and fro, which make the found directions the leading ones
-_EXACT = 512  # up to this many rows or columns, all directions are taken: then nothing is left to chance
+_OVERSAMPLING = 10  # extra directions, as Halko et al. recommend
+_ITERATIONS = 3  # subspace iterations, which align the directions with the leading singular vectors
+_EXACT = 512  # up to this many rows or columns, all directions are used, without random sampling
 
 
 class Difference(Combination):
-    """One tensor without another, in float32.
+    """Difference of two tensors, in float32.
 
     Args:
-        tuned, base: The tensors, of one shape.
+        tuned, base: Tensors of the same shape.
     """
 
     def __init__(self, tuned: Expression, base: Expression) -> None:
         super().__init__((tuned, base), DType.of("float32"))
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """The difference."""
+        """Difference of a range."""
         tuned, base = (self.wide(part, slot, start, stop, work) for slot, part in enumerate(self.operands))
         tuned -= base
         return tuned
 
     def summary(self) -> str:
-        """As a formula."""
+        """The expression as a formula."""
         names = [part.summary() for part in self.operands]
         return f"the change of {names[0]}" if names[0] == names[1] else " - ".join(names)
 
 
 class Factors:
-    """The best change of a rank between two matrices, by their difference's truncated singular value decomposition.
+    """Best low-rank change between two matrices: the truncated singular value decomposition of their difference.
 
-    The difference is never in memory: it is read by blocks of rows, in 9 passes, by the randomised range finder with
-    subspace iterations of Halko, Martinsson and Tropp 2011, arXiv:0909.4061 (their algorithms 4.4 and 5.1; 10
-    directions more than are wanted, 3 iterations; the random numbers are made of the tensor's name). Where rows or
-    columns are 512 or less, and that takes no more than 32 MiB, all directions are taken, and it is the truncated
-    decomposition to float32's precision.
+    The difference is never in memory as a whole. It is read in blocks of rows, in 9 passes, by the randomised range
+    finder with subspace iterations of Halko, Martinsson and Tropp 2011, arXiv:0909.4061 (algorithms 4.4 and 5.1; 10
+    extra directions, 3 iterations; the seed is derived from the tensor's name). With at most 512 rows or columns, and
+    at most 32 MiB, all directions are used: the result is then the truncated decomposition to float32 precision.
 
     Args:
-        difference: The difference, shape (rows, columns).
-        rank: The rank; rows or columns where these are fewer.
-        dtype: The type that factors are written in.
-        name: The tensor's name.
+        difference: Difference of the matrices, shape (rows, columns).
+        rank: Rank, capped at the number of rows and columns.
+        dtype: Dtype of the factors.
+        name: Name of the tensor.
 
     Attributes:
         norm: Frobenius norm of the difference; None before it is computed.
-        error: Frobenius norm of what the factors, rounded, leave of it, relative to that.
+        error: Relative Frobenius error: norm of (difference − product of the rounded factors) divided by `norm`.
     """
 
     def __init__(self, difference: Difference, rank: int, dtype: DType, name: str) -> None:
@@ -199,18 +199,18 @@ class Factors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held while it is computed."""
+        """Bytes in memory during the computation."""
         return 4 * 4 * (self.rows + self.columns) * self.directions
 
     def take(self, which: str, work: Work) -> Array:
-        """The factor `a`, shape (r, columns), or `b`, shape (rows, r), of the type `dtype`; each is given once."""
+        """Take factor `a`, shape (r, columns), or `b`, shape (rows, r), in `dtype`. Each can be taken once."""
         with self._lock:
             if which not in self._found:
                 self._found = self._compute(work)
             return self._found.pop(which)
 
     def _blocks(self, work: Work) -> Iterator[tuple[int, int, Array]]:
-        """First row, last row and the difference's rows."""
+        """Blocks of the difference: first row, end row, values."""
         step = max(work.block // self.columns, 1)
         for first in range(0, self.rows, step):
             last = min(first + step, self.rows)
@@ -247,7 +247,7 @@ class Factors:
         return {"a": a, "b": b}
 
     def _range(self, work: Work) -> Array:
-        """An orthonormal basis, shape (rows, directions), of the leading directions of the difference's columns."""
+        """Orthonormal basis of the leading directions of the columns, shape (rows, directions)."""
         import numpy as np
 
         if self.directions == self.rows:
@@ -267,7 +267,7 @@ class Factors:
         return found
 
     def _images(self, across: Array, work: Work) -> Array:
-        """The difference times a matrix."""
+        """Product of the difference and a matrix."""
         import numpy as np
 
         out = np.empty((self.rows, across.shape[1]), np.float32)
@@ -280,17 +280,17 @@ class Factors:
         import numpy as np
 
         if not np.isfinite(found).all():
-            raise NotReadable(f"{self.name!r} differs by what is not finite: it has no decomposition")
+            raise NotReadable(f"the difference of {self.name!r} has non-finite values, so it has no decomposition")
         return found
 
 
 class Factor(Expression):
-    """One of two factors.
+    """One of the two factors, as an expression.
 
     Args:
-        factors: Both.
+        factors: The computation of both factors.
         which: `a`, shape (r, columns), or `b`, shape (rows, r).
-        transposed: Whether the factor is written transposed, as those of embeddings are.
+        transposed: Whether to write the transpose, as PEFT does for embeddings.
     """
 
     def __init__(self, factors: Factors, which: str, *, transposed: bool = False) -> None:
@@ -300,19 +300,19 @@ class Factor(Expression):
         self.resident = factors.nbytes
 
     def prepare(self, work: Work) -> Array:
-        """All of it."""
+        """Complete factor, flattened."""
         found = self.factors.take(self.which, work)
         return (found.T if self.transposed else found).reshape(-1)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """A part of what is there already."""
+        """Range of the prepared factor."""
         values: Array = work.prepared(self)[start:stop]
         return values
 
     def summary(self) -> str:
-        """What it is of."""
+        """Short description of the factor."""
         return f"{self.which.upper()} of rank {self.factors.rank} of {self.factors.difference.summary()}"
 
     def to_json(self) -> dict[str, Any]:
-        """With the rank."""
+        """The expression as JSON data, with the rank."""
         return {**super().to_json(), "factor": self.which, "rank": self.factors.rank}

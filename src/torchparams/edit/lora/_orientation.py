@@ -1,7 +1,7 @@
-"""Which way round a layer stores its weight: (out, in) as `torch.nn.Linear`, or (in, out) as `Conv1D` of transformers.
+"""Weight orientation of layers: (out, in) as in `torch.nn.Linear`, or (in, out) as in transformers' `Conv1D`.
 
-A LoRA adapter does not say it: PEFT writes one `fan_in_fan_out` for all layers, that of the layer it visited last. The
-shapes of the factors decide unless the weight is square.
+A LoRA adapter does not record the orientation: PEFT writes one `fan_in_fan_out` for all layers, from the layer it
+visited last. The shapes of the factors decide, unless the weight is square.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _CONV1D_LAYERS = frozenset(["c_attn", "c_fc", "c_proj", "q_attn"])
 _NESTING = 10
 
 EMBEDDING = re.compile(r"(?:.*\.)?(?:wte|wpe|[^.]*embed(?!.*norm)[^.]*)\.weight", re.IGNORECASE)
-"""Names that the weights of embeddings have."""
+"""Names of embedding weights."""
 
 
 class Orientation:
-    """What is known of the layers of a base.
+    """Orientation of the layers of a base.
 
     Args:
-        source: The base.
-        infos: Its tensors.
-        stated: What the user says of the weights that nothing else decides: whether they are stored (in, out); or what
-            selects those that are. None for nothing.
+        source: Source of the base.
+        infos: Infos of its tensors.
+        stated: Orientation given by the user for weights that nothing else decides: True for (in, out), False for (out,
+            in), a selector of the (in, out) weights, or None.
 
     Raises:
-        NoMatch: A selector hits nothing.
+        NoMatch: A selector matches nothing.
 
     Attributes:
-        is_tied: Whether the base's `config.json` says that input and output embeddings are one tensor.
+        is_tied: Whether the `config.json` of the base ties input and output embeddings.
     """
 
     def __init__(self, source: Source, infos: Mapping[str, ParameterInfo], stated: object) -> None:
@@ -51,7 +51,7 @@ class Orientation:
         self.is_tied = config.get("tie_word_embeddings") is True
 
     def is_transposed(self, info: ParameterInfo) -> bool | None:
-        """Whether a weight is stored (in, out); None where nothing says so."""
+        """Whether a weight is stored as (in, out); None if unknown."""
         if isinstance(self._stated, bool):
             return self._stated
         if self._stated is not None:
@@ -68,12 +68,12 @@ class Orientation:
 
     @staticmethod
     def looks_transposed(name: str) -> bool:
-        """Whether a weight has the name of one that transformers stores (in, out)."""
+        """Whether the name is one that transformers uses for (in, out) weights."""
         return name.rpartition(".")[0].rpartition(".")[2] in _CONV1D_LAYERS
 
 
 def _layers(info: ParameterInfo) -> Iterator[str]:
-    """The classes of a weight's owner, but for that of all modules."""
+    """Class names of the module that owns a weight, without `Module` itself."""
     return (base for base in info.bases if not base.endswith(".Module"))
 
 
@@ -84,7 +84,7 @@ def _selected(selector: object, infos: Mapping[str, ParameterInfo], source: Sour
 
 
 def _model_types(config: Any, depth: int = 0) -> Iterator[str]:
-    """The model types that a configuration names, at any depth: a model may be made of several."""
+    """Model types in a configuration, at any depth: composite models nest several."""
     if isinstance(config, dict) and depth < _NESTING:
         kind = config.get("model_type")
         if isinstance(kind, str) and kind:

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout, made of the difference of two checkpoints."""
+"""Extract a LoRA adapter in PEFT's layout from the difference of two checkpoints."""
 
 from __future__ import annotations
 
@@ -51,40 +51,39 @@ def extract_lora(
     memory: int | str = MEMORY,
     overwrite: bool = False,
 ) -> LoraPlan:
-    """A plan that writes the best LoRA adapter of a rank between a base and what was tuned from it.
+    """Plan the best LoRA adapter of a given rank between a base and a tuned checkpoint.
 
-    The factors of a matrix are the truncated singular value decomposition of the difference, each with the square root
-    of the singular values: of all changes of that rank, the one that leaves the least (Eckart and Young 1936).
-    `torchparams.edit.lora._lowrank.Factors` computes it without the difference in memory. The result of `run` gives the
-    relative Frobenius error that each leaves.
+    The factors of each matrix come from the truncated singular value decomposition of the difference; each factor takes
+    the square root of the singular values. No other change of that rank leaves a smaller Frobenius error (Eckart and
+    Young 1936). The difference is never in memory as a whole (see `torchparams.edit.lora._lowrank.Factors`). The result
+    of `run` reports the relative Frobenius error of each matrix.
 
     The directory has PEFT's layout: `adapter_config.json`, with `lora_alpha` equal to `r`, and
-    `adapter_model.safetensors`. An adapter has factors for matrices called `….weight` only. Other tensors that differ,
-    such as biases, norms and convolutions, are listed, and written whole with `save_rest`. Making the plan reads both
-    sides once.
+    `adapter_model.safetensors`. Only matrices named `….weight` get factors. Other tensors that differ, such as biases,
+    norms and convolutions, are listed; `save_rest` writes them whole. Planning reads both checkpoints once.
 
     Args:
-        base, tuned: Anything that has parameters, of the same names and shapes.
-        path: The directory; made where there is none.
-        selector: Only the differences of these; None for all.
-        rank: The rank; of smaller matrices, their rows or columns.
-        embeddings: What selects the weights of embeddings, which PEFT lays out in its own way. None for those of a
-            live model's embeddings; of a file, those with a module called `wte`, `wpe` or `…embed…`.
-        fan_in_fan_out: Whether weights are stored as (in, out), as those of `Conv1D` in transformers' GPT-2; or what
-            selects those that are. None for what the class of a live layer or the `config.json` beside the base says;
-            else it has to be stated of weights that are called as such, `c_proj` and the like.
-        save_rest: Write tensors that differ and have no factors whole, as PEFT's `modules_to_save`.
-        dtype: The factors' type.
-        base_name: What the configuration says the base is: `base_model_name_or_path`.
-        memory: Bytes of memory that tensors may take while it runs.
-        overwrite: Replace an adapter that is there.
+        base, tuned: Models, checkpoints or mappings of tensors with the same names and shapes.
+        path: Target directory; created if missing.
+        selector: Tensors to compare; None for all.
+        rank: Rank, capped at the number of rows and columns of each matrix.
+        embeddings: Selector of embedding weights, for which PEFT uses another layout. By default, the embedding layers
+            of a live model; for a file, the modules named `wte`, `wpe` or `…embed…`.
+        fan_in_fan_out: Whether weights are stored as (in, out), as by transformers' `Conv1D` in GPT-2; or a selector of
+            such weights. By default, the class of a live layer or the `config.json` beside the base decides. If neither
+            does, it is required for weights with typical `Conv1D` names such as `c_proj`.
+        save_rest: Write differing tensors without factors whole, as PEFT's `modules_to_save`.
+        dtype: Dtype of the factors.
+        base_name: Value of `base_model_name_or_path` in the configuration.
+        memory: Memory limit for tensors during the run, in bytes.
+        overwrite: Replace an existing adapter.
 
     Raises:
         MismatchError: Names or shapes differ.
-        PlanError: Nothing differs that could be written; something is at the path; it does not fit; or nothing says
-            which way round a weight is stored.
-        NotReadable: Codes differ, of an encoding that is not known, which stand beside their scales.
-        OptionError: A rank that is none.
+        PlanError: Nothing differs that can be written; the target exists; the disk or memory is too small; or the
+            orientation of a weight is unknown.
+        NotReadable: A differing tensor holds codes or scales of an unknown encoding.
+        OptionError: The rank is invalid.
 
     >>> import numpy as np, tempfile
     >>> import torchparams as tp
@@ -98,10 +97,10 @@ def extract_lora(
     ([('fc.weight', True)], ('fc.bias',))
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise OptionError(f"rank={rank!r} is no rank", hint="give a number of 1 or more")
+        raise OptionError(f"rank must be a positive integer, not {rank!r}")
     wanted = DType.of(dtype)
     if not combines(wanted):
-        raise OptionError(f"factors are floats, and not {wanted}")
+        raise OptionError(f"the dtype of factors must be floating-point, not {wanted}")
     ours, _, notes = choose(tuned, selector)
     below, _, _ = choose(base, None)
     before, after = as_stored(below), as_stored(ours)
@@ -112,8 +111,8 @@ def extract_lora(
         {name: (below.source, theirs[name]) for name in after},
     )
     if not changed:
-        raise PlanError("nothing differs", where=f"{below.source.label} and {ours.source.label}")
-    hint = "Leave such out with a selector (-s), or decode both checkpoints first"
+        raise PlanError("the checkpoints do not differ", where=f"{below.source.label} and {ours.source.label}")
+    hint = "Exclude these tensors with a selector (-s), or decode both checkpoints first"
     refuse(ours.source.coded(), (name for name in after if name in changed), ours.source.label, hint)
     refuse(below.source.coded(), (theirs[name].name for name in after if name in changed), below.source.label, hint)
     embedding = _embeddings(embeddings, after, ours.source.label)
@@ -149,16 +148,16 @@ def extract_lora(
         if clash is not None or "" in modules:
             raise PlanError(
                 f"{clash or left[0]!r} cannot be written whole: "
-                + ("its module has factors already" if clash else "it has no module"),
+                + ("its module already has factors" if clash else "it has no module"),
                 where=os.fspath(path),
-                hint="leave such out with a selector, or do without save_rest (--save-rest)",
+                hint="exclude it with a selector, or omit save_rest (--save-rest)",
             )
         outputs += [Output(PREFIX + info.name, ours.source.row(info.name, info)) for info in whole]
         notes.append(f"written whole: {some([info.name for info in whole])}")
     elif left:
-        notes.append(f"differ, and are not in the adapter, which has factors of matrices alone: {some(left)}")
+        notes.append(f"differ, but are not written, because only matrices have factors: {some(left)}")
     if not outputs:
-        raise PlanError(f"only {some(left)} differ, and have no factors", where=ours.source.label)
+        raise PlanError(f"only {some(left)} differ, and only matrices can have factors", where=ours.source.label)
     notes.insert(
         0,
         f"method: truncated singular value decomposition (LoRA, Hu et al. 2021, arXiv:2106.09685), rank {rank}, of "
@@ -177,13 +176,13 @@ def _check_same(
         if name not in theirs:
             raise MismatchError(
                 f"{shorten(repr(name))} of {tuned.label} is not in {base.label}",
-                hint="leave such out with a selector (-s)",
+                hint="exclude such tensors with a selector (-s)",
             )
         if info.shape != theirs[name].shape:
             raise MismatchError(
                 f"{name!r} has shape {list(theirs[name].shape or ())} in {base.label} and {list(info.shape or ())} "
                 f"in {tuned.label}",
-                hint="leave such out with a selector (-s)",
+                hint="exclude such tensors with a selector (-s)",
             )
 
 
@@ -191,10 +190,10 @@ def _is_transposed(info: ParameterInfo, orientation: Orientation, label: str) ->
     known = orientation.is_transposed(info)
     if known is None and orientation.looks_transposed(info.name):
         raise PlanError(
-            f"nothing says whether {info.name!r} is stored as (out, in) or, as by Conv1D of transformers, as (in, out)",
+            f"cannot tell whether {info.name!r} is stored as (out, in) or as (in, out), as in transformers' Conv1D",
             where=label,
-            exists="the config.json beside the base would",
-            hint="state it: fan_in_fan_out=False or True, or a selector of the latter "
+            exists="a config.json beside the base would decide",
+            hint="pass fan_in_fan_out: False, True, or a selector of (in, out) weights "
             "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)",
         )
     return bool(known)
@@ -217,7 +216,7 @@ def _embeddings(selector: object, infos: Mapping[str, ParameterInfo], label: str
 
 
 def _config_of(found: list[Factors], rank: int, modules: list[str], base_name: str) -> dict[str, Any]:
-    """What PEFT needs to know. Names of modules are whole, so that each hits itself alone."""
+    """PEFT configuration. Module names are complete, so that each matches only itself."""
     smaller = {factors.name.removesuffix(".weight"): factors.rank for factors in found if factors.rank != rank}
     patterns = {re.escape(name): number for name, number in smaller.items()}
     return {
@@ -240,15 +239,15 @@ def _config_of(found: list[Factors], rank: int, modules: list[str], base_name: s
 
 
 class LoraPlan(Plan):
-    """A plan of an adapter: two files in a directory, the weights first.
+    """Plan of an adapter directory: two files, weights first.
 
     Args:
-        folder: The directory.
-        outputs: The tensors.
-        found: The factors among them.
-        config: What `adapter_config.json` says.
-        left: Names of tensors that differ and are not written.
-        options: Those of `Plan`.
+        folder: Target directory.
+        outputs: Output tensors.
+        found: Factors among the outputs.
+        config: Content of `adapter_config.json`.
+        left: Names of differing tensors that are not written.
+        options: Options of `Plan`.
     """
 
     def __init__(
@@ -265,7 +264,7 @@ class LoraPlan(Plan):
         super().__init__(outputs, os.path.join(self.folder, WEIGHTS), metadata={"format": "pt"}, **options)
 
     def check(self) -> None:
-        """As that of `Plan`; the directory may be missing, and its own directory may not."""
+        """Check the target like `Plan.check`; the directory itself may be missing, its parent may not."""
         if os.path.isdir(self.folder):
             config = os.path.join(self.folder, CONFIG)
             if os.path.lexists(config) and not self.overwrite:
@@ -277,19 +276,23 @@ class LoraPlan(Plan):
             super().check()
             return
         if os.path.lexists(self.folder):
-            raise PlanError("an adapter is a directory, and this is none", where=self.folder, hint="name another")
+            raise PlanError(
+                "an adapter needs a directory, but the target is a file",
+                where=self.folder,
+                hint="choose another target",
+            )
         self.check_sources()
         above = os.path.dirname(self.folder) or "."
         if not os.path.isdir(above):
-            raise PlanError("there is no such directory", where=above, hint=f"make it first: mkdir -p {above}")
+            raise PlanError("directory not found", where=above, hint=f"make it first: mkdir -p {above}")
 
-    def run(self, progress: Progress | None = None) -> Extracted:  # type: ignore[override]  # it says more
-        """Write it: see `Plan.run`. The configuration comes last; without it, it is no adapter.
+    def run(self, progress: Progress | None = None) -> Extracted:  # type: ignore[override]  # a richer result
+        """Write the adapter; see `Plan.run`. The configuration is written last, and makes the directory an adapter.
 
-        Of an adapter that is replaced, the two files are, one right after the other.
+        If an adapter is replaced, its two files are replaced one right after the other.
 
         Returns:
-            What was written, and what each change leaves.
+            A summary of the run, with the error of each change.
         """
         self.check()
         fresh = not os.path.isdir(self.folder)
@@ -316,14 +319,14 @@ class LoraPlan(Plan):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of low rank.
+    """Low-rank change of one weight.
 
     Attributes:
-        name: The weight's name.
-        shape: Its shape.
-        rank: The rank.
-        norm: Frobenius norm of the whole difference.
-        error: Frobenius norm of what the change, as it is written, leaves of it, relative to that.
+        name: Name of the weight.
+        shape: Shape of the weight.
+        rank: Rank of the factors.
+        norm: Frobenius norm of the difference.
+        error: Relative Frobenius error of the factors as written.
     """
 
     name: str
@@ -335,12 +338,12 @@ class Change:
 
 @dataclass(frozen=True, repr=False)
 class Extracted(Result):
-    """An adapter that was written.
+    """Summary of a written adapter.
 
     Attributes:
-        written: What was written.
-        changes: Each weight's change, and what it leaves.
-        left: Names of tensors that differ and are not in the adapter.
+        written: Summary of the run.
+        changes: Change of each weight, with its error.
+        left: Names of differing tensors that were not written.
     """
 
     written: Written
@@ -348,7 +351,7 @@ class Extracted(Result):
     left: tuple[str, ...]
 
     def report(self) -> Report:
-        """The report: a table of the changes, the worst first."""
+        """Report of the changes, largest error first."""
         columns = (
             Column("name", style="name", shrink=True),
             Column("shape", drop=2),
@@ -365,7 +368,7 @@ class Extracted(Result):
         return Report((*parts, *(Text(printable(note)) for note in self.written.notes)))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON takes it."""
+        """The summary as JSON data."""
         return {
             "written": self.written.to_json(),
             "changes": [

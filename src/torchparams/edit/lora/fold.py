@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout, folded into a base."""
+"""Fold a LoRA adapter in PEFT's layout into its base."""
 
 from __future__ import annotations
 
@@ -47,40 +47,38 @@ def fold_lora(
     overwrite: bool = False,
     allow_overflow: bool = False,
 ) -> Plan:
-    """A plan that writes a base with a LoRA adapter folded into its weights (Hu et al. 2021, arXiv:2106.09685).
+    """Plan to fold a LoRA adapter into the weights of its base (Hu et al. 2021, arXiv:2106.09685).
 
-    A weight becomes `W + alpha/r · B·A` (`alpha/√r` with `use_rslora`), computed in float32 (or float64) by rows and
-    rounded once; PEFT rounds the product as well. Linear layers, embeddings and ungrouped convolutions are understood,
-    ranks and alphas by pattern, biases of `lora_B`, and tensors that the adapter holds whole (`modules_to_save`,
-    biases, embeddings, also resized ones), which take the place of the base's. Whatever else an adapter may use is
-    refused by name, such as DoRA.
+    A weight becomes `W + alpha/r · B·A` (`alpha/√r` with `use_rslora`), computed in float32 or float64 and rounded
+    once; PEFT also rounds the product. Linear layers, embeddings, ungrouped convolutions, patterns of ranks and alphas,
+    and biases of `lora_B` are supported. Tensors that the adapter stores whole (`modules_to_save`, biases, embeddings,
+    also resized ones) replace those in the base. Other features, such as DoRA, raise an error that names them.
 
-    Some layers store their weight as (in, out), such as `Conv1D` of transformers' GPT-2, and an adapter does not say
-    which. The shapes of the factors do, unless a weight is square. Then the class of a live layer decides, or the model
-    type in the `config.json` beside the base; where neither is there, it has to be stated.
+    Some layers store their weight as (in, out), such as transformers' `Conv1D` in GPT-2. An adapter does not record
+    which. The shapes of the factors decide, unless a weight is square. Then the class of a live layer decides, or the
+    model type in the `config.json` beside the base. If neither does, pass `fan_in_fan_out`.
 
     Args:
-        base: Anything that has parameters, with the names that they have in the model that was tuned.
-        adapter: The directory that PEFT's `save_pretrained` wrote: `adapter_config.json` and
-            `adapter_model.safetensors` (or `.bin`).
-        path: The target; None for a view: see `convert`.
-        scale: What the change is multiplied by, beside alpha/r.
-        dtype: A type for all floating-point tensors, or a mapping, selector → type.
-        compute: `float32` or `float64`.
-        fan_in_fan_out: Whether square weights are stored as (in, out); or what selects those that are. None for what
-            the base says.
-        shared: What becomes of tied tensors: see `convert`. With `clone` they are written apart, and an adapter may
-            change one of them alone; PEFT's merge changes all.
+        base: Model, checkpoint or mapping of tensors, with the names of the model that was tuned.
+        adapter: Directory written by PEFT's `save_pretrained`: `adapter_config.json` and `adapter_model.safetensors`
+            (or `.bin`).
+        path: Target; None for a view. See `convert`.
+        scale: Additional factor for the change, on top of alpha/r.
+        dtype: A dtype for all floating-point tensors, or a mapping selector → dtype.
+        compute: Accumulation dtype: `float32` or `float64`.
+        fan_in_fan_out: Whether square weights are stored as (in, out), or a selector of such weights. None if the base
+            decides.
+        shared: Treatment of tied tensors; see `convert`. With `clone`, the adapter may change one of several tied
+            tensors; PEFT's merge would change all.
         max_shard_size, metadata, format, memory, overwrite: See `convert`.
-        allow_overflow: Accept results that are finite, and infinite in the weight's type.
+        allow_overflow: Allow finite results that become infinite in the dtype of the weight.
 
     Raises:
-        MismatchError: The base has no such weight, or one of another shape.
-        NoMatch: `fan_in_fan_out` selects nothing.
-        NotReadable: The adapter uses something that is not understood here; or a weight holds codes of an encoding
-            that is not known, which stand beside their scales.
-        PlanError: As `convert`; or the adapter's tensors and configuration do not fit; or nothing says which way round
-            a weight is stored; or tied tensors are changed in different ways.
+        MismatchError: The base lacks a weight, or has another shape.
+        NoMatch: `fan_in_fan_out` matches nothing.
+        NotReadable: The adapter uses an unsupported feature, or a weight holds codes of an unknown encoding.
+        PlanError: As for `convert`; or the tensors do not match the configuration of the adapter; the orientation of a
+            weight is unknown; or tied tensors are changed in different ways.
 
     >>> import json, os, tempfile
     >>> import numpy as np
@@ -99,7 +97,7 @@ def fold_lora(
      [2. 2. 2.]]
     """
     if compute not in ("float32", "float64"):
-        raise OptionError(f"compute={compute!r} says nothing", exists="there are 'float32' and 'float64'")
+        raise OptionError(f"compute must be 'float32' or 'float64', not {compute!r}")
     params, dropped, notes = choose(base, None)
     source, infos = params.source, as_stored(params)
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}
@@ -129,7 +127,7 @@ def fold_lora(
         f"{plural(len(found.pairs), 'weight')} changed, of rank {_range_of(ranks)}"
     )
     if found.whole:
-        notes.append(f"taken from the adapter as they are: {some(list(found.whole))}")
+        notes.append(f"replaced by tensors of the adapter: {some(list(found.whole))}")
     notes += changes.notes
     if untied:
         notes.append(f"no longer tied to others: {some(untied)}")
@@ -150,25 +148,25 @@ def fold_lora(
 
 
 def _refuse_codes(found: Adapter, infos: Mapping[str, ParameterInfo], source: Source) -> None:
-    # A tensor that the adapter holds whole would take the place of codes, and be read with their scales.
+    # A whole tensor from the adapter would replace codes, and be decoded with their scales.
     changed = [
         info.name
         for info in infos.values()
         if any(name in found.pairs or name in found.whole for name in (info.name, *info.aliases))
     ]
-    refuse(source.coded(), changed, source.label, "Decode the base first, or fold into one that is not quantised")
+    refuse(source.coded(), changed, source.label, "Decode the base first, or fold into an unquantised base")
     factors = [part.name for pair in found.pairs.values() for part in (pair.a, pair.b)]
     refuse(found.source.coded(), factors, found.label, "Decode the adapter first")
 
 
 class _Changes:
-    """What an adapter changes of a base.
+    """Changes that an adapter makes to a base.
 
     Args:
         found: The adapter.
-        source: The base.
-        spelled: Its tensors, by every name.
-        orientation: What is known of its layers.
+        source: Source of the base.
+        spelled: Tensors of the base by every name.
+        orientation: Orientation of the layers of the base.
     """
 
     def __init__(
@@ -182,13 +180,13 @@ class _Changes:
         return name in self._found.pairs or name in self._found.biases or name in self._found.whole
 
     def check(self, *, apart: bool) -> None:
-        """Refuse what does not fit.
+        """Raise if the adapter does not fit the base.
 
         Args:
-            apart: Whether tied tensors may be written apart.
+            apart: Whether tied tensors may be written separately.
 
         Raises:
-            MismatchError: The base has no such tensor, or one of another shape.
+            MismatchError: The base lacks a tensor, or has another shape.
             PlanError: See `fold_lora`.
         """
         self._check_copies()
@@ -200,18 +198,18 @@ class _Changes:
             self._check_ties()
 
     def _check_copies(self) -> None:
-        """A tensor that the adapter holds several times, as of `bias="all"` with `modules_to_save`, is one."""
+        """Check that copies of a tensor in the adapter agree; `bias="all"` with `modules_to_save` writes two."""
         source = self._found.source
         for name, (first, *others) in self._found.whole.items():
             for other in others:
                 if differing({name: (source, first)}, {name: (source, other)}):
                     raise PlanError(
-                        f"{first.name!r} and {other.name!r} are both {name!r} of the base, and differ",
+                        f"{first.name!r} and {other.name!r} both replace {name!r} in the base, but differ",
                         where=self._found.label,
                     )
 
     def _leave_tied(self) -> None:
-        """Leave out further names of tied tensors, where the base has one name of them, as transformers saves it."""
+        """Drop other names of a tied tensor that the base has under one name, as transformers saves it."""
         found = self._found
         for name in [name for name in found.whole if name not in self._spelled]:
             info = found.whole[name][0]
@@ -219,7 +217,7 @@ class _Changes:
                 if other in self._spelled and other not in found.pairs and not differing(
                     {name: (found.source, info)}, {name: (found.source, same)}
                 ):  # fmt: skip
-                    found.left.append((info.name, f"tied to {other!r}, under whose name the base has it"))
+                    found.left.append((info.name, f"tied to {other!r}, the name in the base"))
                     del found.whole[name]
                     break
 
@@ -234,16 +232,16 @@ class _Changes:
         shape = self._shape_of(unknown[0])
         tied = [name for name, info in self._spelled.items() if EMBEDDING.fullmatch(name) and info.shape == shape]
         if tied:
-            exists = f"{tied[0]!r} has its shape: if they are tied, PEFT's merge would change both"
+            exists = f"{tied[0]!r} has the same shape: if the two are tied, PEFT's merge changes both"
         raise MismatchError(
-            f"the adapter changes {some(unknown)}, which the base does not have",
+            f"the adapter changes {some(unknown)}, but the base has no such tensor",
             where=self._source.label,
             exists=exists,
-            hint="an adapter belongs to the model whose names it has",
+            hint="fold into the model that the adapter was trained on",
         )
 
     def _shape_of(self, name: str) -> tuple[int, ...] | None:
-        """The shape that a tensor has by the adapter."""
+        """Shape of a tensor according to the adapter."""
         if name in self._found.whole:
             return self._found.whole[name][0].shape
         pair = self._found.pairs.get(name)
@@ -268,26 +266,26 @@ class _Changes:
             if kept:
                 verb = "keeps" if len(kept) == 1 else "keep"
                 raise MismatchError(
-                    f"the adapter resizes {name!r} to {theirs[0]:,} rows, and {some(kept)} {verb} {ours[0]:,}",
+                    f"the adapter resizes {name!r} to {theirs[0]:,} rows, but {some(kept)} {verb} {ours[0]:,}",
                     where=self._found.label,
                     hint="resize the base first, as it was for training",
                 )
-            resized.append(f"{name!r} has {theirs[0]:,} rows and had {ours[0]:,}")
+            resized.append(f"{name!r} from {ours[0]:,} to {theirs[0]:,} rows")
         if resized:
             self.notes.append(f"resized by the adapter: {'; '.join(resized)}")
 
     def _holds_embeddings(self, name: str) -> bool:
-        """Whether a tensor is an embedding, or of the shape of one that the adapter holds."""
+        """Whether a tensor is an embedding, or has the shape of an embedding in the adapter."""
         shape = self._found.whole[name][0].shape
         return any(
             EMBEDDING.fullmatch(other) and info.shape == shape for other, (info, *_) in self._found.whole.items()
         )
 
     def _orient(self) -> None:
-        """Find out which weights are stored transposed.
+        """Determine which weights are stored transposed.
 
         Raises:
-            PlanError: Nothing says it of some.
+            PlanError: The orientation of a weight is unknown.
         """
         open_: list[str] = []
         for name, pair in self._found.pairs.items():
@@ -307,16 +305,16 @@ class _Changes:
         if open_:
             verb = "is" if len(open_) == 1 else "are"
             raise PlanError(
-                f"nothing says whether {some(open_)} {verb} stored as (out, in) or, as by Conv1D of transformers, as "
-                "(in, out)",
+                f"cannot tell whether {some(open_)} {verb} stored as (out, in) or as "
+                "(in, out), as in transformers' Conv1D",
                 where=self._source.label,
-                exists="a square weight shows it by the config.json beside the base",
-                hint="state it: fan_in_fan_out=False or True, or a selector of the latter "
+                exists="for a square weight, a config.json beside the base would decide",
+                hint="pass fan_in_fan_out: False, True, or a selector of (in, out) weights "
                 "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)",
             )
 
     def _check_ties(self) -> None:
-        """Refuse to change tied tensors in different ways: PEFT adds the change of one name to all."""
+        """Raise if tied tensors are changed in different ways: PEFT adds the change of one name to all."""
         for info in {id(info): info for info in self._spelled.values()}.values():
             names = (info.name, *info.aliases)
             some_whole = [name for name in names if name in self._found.whole]
@@ -325,37 +323,37 @@ class _Changes:
                 one = (changed or some_whole)[0]
                 others = [name for name in names if name != one]
                 raise PlanError(
-                    f"{one!r} is tied to {some(others)}, and the adapter changes it alone"
+                    f"{one!r} is tied to {some(others)}, but the adapter changes it alone"
                     if not set(others) & {*changed, *some_whole}
-                    else f"{one!r} is tied to {some(others)}, and the adapter changes each by itself",
+                    else f"{one!r} is tied to {some(others)}, but the adapter changes them separately",
                     where=self._source.label,
                     exists="PEFT's merge would change all of them" if changed else None,
-                    hint="to write them apart, pass shared='clone' (--shared clone)",
+                    hint="to write separate tensors, pass shared='clone' (--shared clone)",
                 )
         replaced = [name for name in self._found.whole if EMBEDDING.fullmatch(name) and name not in self._found.pairs]
         if self._found.keeps_apart and self._orientation.is_tied and len(replaced) == 1:
             raise PlanError(
-                f"the adapter replaces {replaced[0]!r} alone, which the config.json beside the base ties to the output",
+                f"the adapter replaces only {replaced[0]!r}, but the config.json beside the base ties it to the output",
                 where=self._source.label,
                 hint="to write it, and untie the output in config.json, pass shared='clone' (--shared clone)",
             )
 
     def _start(self, name: str) -> tuple[Source, ParameterInfo]:
-        """What is changed: the base's tensor, or the one that takes its place."""
+        """Tensor to change: from the base, or its replacement from the adapter."""
         whole = self._found.whole.get(name)
         return (self._source, self._spelled[name]) if whole is None else (self._found.source, whole[0])
 
     def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, accumulate: str) -> Entry:
-        """The entry of one name that the adapter changes."""
+        """Entry for one name that the adapter changes."""
         source, start = self._start(name)
         pair, bias = self._found.pairs.get(name), self._found.biases.get(name)
         if pair is None and bias is None:
             return Entry(source, start, (name,), dtype if combines(start.dtype) else start.dtype)
         if not combines(info.dtype):
             raise PlanError(
-                f"{name!r} is {info.dtype}, to which nothing is added",
+                f"cannot add to {name!r} of dtype {info.dtype}",
                 where=self._source.label,
-                hint="take a base of floats",
+                hint="use a base with floating-point weights",
             )
         x = source.row(start.name, start)
         if pair is not None:

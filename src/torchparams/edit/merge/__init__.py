@@ -1,1 +1,1 @@
-"""Merging checkpoints."""
+"""Merge checkpoints."""

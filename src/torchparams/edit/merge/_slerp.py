@@ -17,29 +17,28 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 TILE = 4096
-"""Elements whose products are summed by numpy; the sums of tiles are added without rounding. They are
-counted from the first element, so that no sum depends on how the tensor is cut into blocks."""
+"""Elements per partial sum. NumPy sums each tile; the sums of tiles are added exactly. Tiles are counted from the
+first element, so sums do not depend on the blocks of a read."""
 
 STRAIGHT = 1e-3
-"""The sine of an angle below which a straight line stands for the arc.
+"""Sine of the angle below which linear interpolation replaces the arc.
 
-Of tensors that point the same way the two agree there to float32's precision; of opposite ones no arc is defined.
+For nearly parallel tensors, both agree to float32 precision. For opposite tensors, the arc is undefined.
 """
 
 
 class Slerp(Combination):
-    """The point at `t` on the arc from one tensor to another: Shoemake 1985, doi:10.1145/325334.325242.
+    """Spherical interpolation at `t` between two tensors (Shoemake 1985, doi:10.1145/325334.325242).
 
-    A tensor is taken as one vector. With ω the angle between the two, the result is
-    `sin((1 − t)ω)/sin ω · a + sin(tω)/sin ω · b`. The norms and the product that ω comes from are computed in float64
-    before anything else is. Where a norm is zero or not finite, or the two are parallel or opposite (`sin ω < 0.001`),
-    it is the point on the straight line, `(1 − t)·a + t·b`.
+    A tensor is treated as one vector. With ω the angle between the two, the result is `sin((1 − t)ω)/sin ω · a +
+    sin(tω)/sin ω · b`. A first pass computes the norms and the dot product in float64. If a norm is zero or not finite,
+    or the vectors are parallel or opposite (`sin ω < 0.001`), the result is `(1 − t)·a + t·b`.
 
     Args:
-        a, b: The tensors, of one shape.
-        t: 0 for the first, 1 for the second.
-        dtype: The result's type; that of the first unless given.
-        accumulate: `float32` or `float64`: the type that products and the sum are computed in.
+        a, b: Tensors of the same shape.
+        t: Position: 0 gives the first tensor, 1 the second.
+        dtype: Dtype of the result; by default, that of the first tensor.
+        accumulate: Dtype of the computation: `float32` or `float64`.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -64,7 +63,7 @@ class Slerp(Combination):
         self.t = float(t)
 
     def prepare(self, work: Work) -> tuple[float, float]:
-        """What each of the two is multiplied by."""
+        """Factors of the two tensors."""
         import numpy as np
 
         a, b = self.operands
@@ -80,7 +79,7 @@ class Slerp(Combination):
         return arc(aa, bb, ab, self.t)
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """Two products and a sum."""
+        """Sum of the scaled tensors."""
         import numpy as np
 
         kind = self.accumulate.numpy.type
@@ -93,20 +92,20 @@ class Slerp(Combination):
 
     @property
     def footprint(self) -> int:
-        """That of a sum, and of products in float64."""
+        """Bytes per element, including float64 products."""
         return super().footprint + 24
 
     def summary(self) -> str:
-        """As a call."""
+        """The expression as a call."""
         return f"slerp({self.called()}, t={self.t:g})"
 
     def to_json(self) -> dict[str, Any]:
-        """With the place on the arc."""
+        """The expression as JSON data, with `t`."""
         return {**super().to_json(), "t": self.t}
 
 
 def arc(aa: float, bb: float, ab: float, t: float) -> tuple[float, float]:
-    """The two factors of an interpolation at `t`, of the products a·a, b·b and a·b.
+    """Factors of the interpolation at `t`, from the products a·a, b·b and a·b.
 
     >>> arc(1.0, 1.0, 0.0, 0.5)
     (0.7071067811865475, 0.7071067811865475)
@@ -122,7 +121,7 @@ def arc(aa: float, bb: float, ab: float, t: float) -> tuple[float, float]:
 
 
 def _tiles(products: Array) -> list[float]:
-    """The sum of each tile of a block."""
+    """Sum of each tile of a block."""
     whole = len(products) - len(products) % TILE
     found: list[float] = products[:whole].reshape(-1, TILE).sum(axis=1).tolist()
     if whole < len(products):
@@ -133,5 +132,5 @@ def _tiles(products: Array) -> list[float]:
 def _total(sums: list[float]) -> float:
     try:
         return math.fsum(sums)
-    except (OverflowError, ValueError):  # infinities of both signs, or a sum beyond all numbers
+    except (OverflowError, ValueError):  # infinities of both signs, or overflow
         return math.nan

@@ -1,4 +1,4 @@
-"""Task vectors, what fine-tuning has added to a base: summed as they are, thinned out, or with their signs elected."""
+"""Combine task vectors, the differences from a base: plain sums, trimmed, randomly dropped, or with sign election."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_DIGIT = 16  # bits of a magnitude that are counted in one pass
-_DRAWS = 8  # random numbers of 32 bits that one step of the generator's counter gives
+_DIGIT = 16  # bits of the magnitude counted per pass
+_DRAWS = 8  # 32-bit random numbers per step of the generator's counter
 
 
 class TaskVectors(Combination):
-    """A base, and the sum of what each of several tensors differs from it: Ilharco et al. 2022, arXiv:2212.04089.
+    """A base plus the weighted sum of several tensors' differences from it (Ilharco et al. 2022, arXiv:2212.04089).
 
-    `base + scale · Σ weight_i · (tensor_i − base)`. With `elect`, the sum is the disjoint mean of TIES (Yadav et al.
-    2023, arXiv:2306.01708) instead: of each element, only differences of one sign count, the one under which the
-    weighted differences add up to the greater magnitude (positive where both do alike), and their sum is divided by
-    the sum of their weights.
+    The result is `base + scale · Σ weight_i · (tensor_i − base)`. With `elect`, the sum is replaced by the disjoint
+    mean of TIES (Yadav et al. 2023, arXiv:2306.01708): for each element, the sign with the larger total magnitude of
+    weighted differences is elected (positive on a tie). Only differences of that sign are summed, and the sum is
+    divided by the sum of their weights.
 
     Args:
-        base: The base.
-        parts: The tensors, of its shape.
-        weights: A number for each; with `elect`, none below zero.
-        scale: What their sum is multiplied by.
-        elect: Whether signs are elected.
-        dtype: The result's type; that of the base unless given.
-        accumulate: `float32` or `float64`: the type that everything is computed in.
+        base: Base tensor.
+        parts: Tuned tensors of the same shape.
+        weights: Weight of each tensor; non-negative with `elect`.
+        scale: Factor for the sum.
+        elect: Whether to elect signs.
+        dtype: Dtype of the result; by default, that of the base.
+        accumulate: Dtype of the computation: `float32` or `float64`.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -68,23 +68,23 @@ class TaskVectors(Combination):
         self.working = 8 if elect else 4
 
     def delta(self, i: int, base: Array, start: int, stop: int, work: Work) -> Array:
-        """What elements of a part differ from the base by: an array that may be written to."""
+        """Difference of a range of one tensor from the base, as a writable array."""
         values = self.wide(self.operands[i + 1], 1, start, stop, work)
         values -= base
         return values
 
     def thin(self, i: int, delta: Array, start: int, work: Work) -> None:
-        """Set to zero, in place, what is not to count of the differences of a part."""
-        return  # all counts
+        """Zero, in place, the differences of a tensor that do not count."""
+        return  # every difference counts
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """The base and the sum."""
+        """Base plus the sum."""
         import numpy as np
 
         kind = self.accumulate.numpy.type
         with np.errstate(all="ignore"):
             base = self.wide(self.operands[0], 0, start, stop, work)
-            # Of each sign, the sum and that of the weights; without an election, one sum of all.
+            # Each sign has a sum and a sum of weights; without election there is one sum.
             sums = [self._sum(slot, len(base), work) for slot in range(2, 6 if self.elect else 3)]
             for i, weight in enumerate(self.weights):
                 delta = self.delta(i, base, start, stop, work)
@@ -107,13 +107,13 @@ class TaskVectors(Combination):
         return found
 
     def summary(self) -> str:
-        """As a call."""
+        """The expression as a call."""
         weights = [f"{weight:g}" for weight in self.weights]
         shown = weights if len(weights) <= 4 else [*weights[:2], "…", weights[-1]]
         return f"{self.title} [{', '.join(shown)}]·{self.called()}"
 
     def to_json(self) -> dict[str, Any]:
-        """With the weights."""
+        """The expression as JSON data, with the weights."""
         return {
             **super().to_json(),
             "method": self.title,
@@ -124,34 +124,34 @@ class TaskVectors(Combination):
 
 
 def _count(delta: Array, weight: Any, sums: list[Array], scratch: Array) -> None:
-    """Add weighted differences to the sum of their sign, and the weight to the sum of its weights."""
+    """Add weighted differences to the sum of their sign, and the weights to its sum of weights."""
     import numpy as np
 
     positive, negative, of_positive, of_negative = sums
     of_positive += np.multiply(delta > 0, weight, out=scratch)
     of_negative += np.multiply(delta < 0, weight, out=scratch)
     delta *= weight
-    # A NaN is of neither sign, and becomes one of both sums.
+    # NaN has no sign, and makes both sums NaN.
     positive += np.maximum(delta, 0, out=scratch)
     negative += np.minimum(delta, 0, out=scratch)
 
 
 def _elected(sums: list[Array], scratch: Array) -> Array:
-    """The mean of those of the greater sum; zero where there are none."""
+    """Mean of the elected sign; zero where no difference has it."""
     import numpy as np
 
     positive, negative, of_positive, of_negative = sums
     up = _bits(np.add(positive, negative, out=scratch) >= 0, scratch)
     _choose(up, positive, negative)
     _choose(up, of_positive, of_negative)
-    of_positive += of_positive == 0  # there the sum is zero, or NaN
+    of_positive += of_positive == 0  # avoids 0/0; the sum is zero or NaN there
     positive /= of_positive
     return positive
 
 
-# Masks of all bits, for what indexing by bools and np.where do in ten times as long.
+# Bit masks: boolean indexing and np.where take ten times as long.
 def _bits(mask: Array, scratch: Array) -> Array:
-    """All bits where a mask holds, none elsewhere, in the memory of `scratch`: integers of its elements' size."""
+    """All bits set where a mask is true, none elsewhere, stored in `scratch` as integers of the same size."""
     import numpy as np
 
     found: Array = np.negative(mask.view(np.int8), out=scratch.view(f"i{scratch.itemsize}"))
@@ -159,12 +159,12 @@ def _bits(mask: Array, scratch: Array) -> Array:
 
 
 def _keep(mask: Array, values: Array, scratch: Array) -> None:
-    """Set to zero, in place, where a mask does not hold."""
+    """Zero values, in place, where a mask is false."""
     values.view(f"i{values.itemsize}")[...] &= _bits(mask, scratch)
 
 
 def _choose(mask: Array, values: Array, others: Array) -> None:
-    """Put others in the place of values, bit by bit, where a mask of all bits has none; the others stay."""
+    """Copy `others` into `values` where the bit mask is unset. `others` is not changed."""
     mine, theirs = values.view(mask.dtype), others.view(mask.dtype)
     mine ^= theirs
     mine &= mask
@@ -172,15 +172,15 @@ def _choose(mask: Array, values: Array, others: Array) -> None:
 
 
 class Trimmed(TaskVectors):
-    """Of each tensor's differences, only those of the greatest magnitude: the trim of TIES, arXiv:2306.01708.
+    """Task vectors trimmed to the differences of greatest magnitude: the trim step of TIES (arXiv:2306.01708).
 
-    Kept are the ⌊density · numel⌋ greatest, at least one, and all others that are as great as the least of them.
-    Magnitudes are those in the type that is computed in; the threshold among them is exact. It is found by counting
-    the magnitudes' bits, 16 at a time from the highest, in as many passes.
+    The ⌊density · numel⌋ greatest differences are kept, at least one, and all others equal to the smallest of them.
+    Magnitudes are compared in the accumulation dtype. The threshold is exact: it is found by counting the bits of the
+    magnitudes, 16 per pass from the highest.
 
     Args:
         base, parts, weights, scale, elect, dtype, accumulate: See `TaskVectors`.
-        densities: For each part, the share of its differences that is kept: above 0, up to 1.
+        densities: Share of the differences to keep, for each tensor: above 0, up to 1.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -209,7 +209,7 @@ class Trimmed(TaskVectors):
         self.densities = tuple(densities)
 
     def prepare(self, work: Work) -> list[Any]:
-        """The bits of the least magnitude that is kept, of each part."""
+        """Bits of the smallest magnitude that is kept, for each tensor."""
         import numpy as np
 
         wanted = [max(int(density * self.numel), 1) for density in self.densities]
@@ -229,14 +229,14 @@ class Trimmed(TaskVectors):
                         counts[i].add((found >> shift).astype(np.uint16))
             for i, counted in counts.items():
                 count = counted.finish()
-                above = np.cumsum(count[::-1])[::-1]  # of each digit, how many have it or a greater one
+                above = np.cumsum(count[::-1])[::-1]  # for each digit, the count of elements with it or a greater one
                 digit = int(np.flatnonzero(above >= wanted[i])[-1])
                 wanted[i] -= int(above[digit] - count[digit])
                 prefixes[i] = prefixes[i] << _DIGIT | digit
         return [np.dtype(f"u{bits // 8}").type(prefix) for prefix in prefixes]
 
     def thin(self, i: int, delta: Array, start: int, work: Work) -> None:
-        """Zero what is below the threshold."""
+        """Zero the differences below the threshold."""
         least = work.prepared(self)[i]
         if least:
             scratch = work.scratch(self, 6, len(delta), delta.dtype)
@@ -244,16 +244,16 @@ class Trimmed(TaskVectors):
 
     @property
     def footprint(self) -> int:
-        """With the magnitudes and their digits, which are counted as indices of 8 bytes."""
+        """Bytes per element, including magnitudes and digits (counted as 8-byte indices)."""
         return super().footprint + 2 * self.accumulate.itemsize + 10
 
     def to_json(self) -> dict[str, Any]:
-        """With the densities."""
+        """The expression as JSON data, with the densities."""
         return {**super().to_json(), "densities": list(self.densities)}
 
 
 class _Counts:
-    """How often each digit comes. Few are kept waiting for more: one count costs as much as there are digits."""
+    """Histogram of digits. Small arrays are collected first: each count costs at least 2^16 steps."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -263,14 +263,14 @@ class _Counts:
         self._size = 0
 
     def add(self, digits: Array) -> None:
-        """Count some."""
+        """Add digits."""
         self._waiting.append(digits)
         self._size += len(digits)
         if self._size >= 4 << _DIGIT:
             self.finish()
 
     def finish(self) -> Array:
-        """The counts, shape (2^16,)."""
+        """Counts, shape (2^16,)."""
         import numpy as np
 
         if self._waiting:
@@ -281,7 +281,7 @@ class _Counts:
 
 
 def _magnitudes(values: Array, scratch: Array) -> Array:
-    """The bits of the magnitudes: as integers they are in the order of the magnitudes, NaN above all."""
+    """Bits of the magnitudes. As integers they sort like the magnitudes, with NaN last."""
     import numpy as np
 
     bits = values.view(f"u{values.itemsize}")
@@ -290,18 +290,18 @@ def _magnitudes(values: Array, scratch: Array) -> Array:
 
 
 class Dropped(TaskVectors):
-    """Of each tensor's differences, a random part, made up for by the rest: DARE, Yu et al. 2023, arXiv:2311.03099.
+    """Task vectors with random drop and rescale: DARE (Yu et al. 2023, arXiv:2311.03099).
 
-    Each difference is kept with the probability `density` and divided by it, or else set to zero. Which are kept
-    depends on the seed, the part's number, the tensor's name and the element's place alone: the numbers are those of
-    Philox4x64 (Salmon et al. 2011, doi:10.1145/2063384.2063405), whose key is a hash of the first three and whose
-    counter begins at the place.
+    Each difference is kept with probability `density` and divided by `density`; otherwise it is zero. The choice
+    depends only on the seed, the index of the tensor among the parts, its name, and the element's index: the random
+    numbers are Philox4x64 (Salmon et al. 2011, doi:10.1145/2063384.2063405), keyed by a hash of the first three, with
+    the element's index as counter.
 
     Args:
         base, parts, weights, scale, elect, dtype, accumulate: See `TaskVectors`.
-        densities: For each part, the probability that a difference is kept: above 0, up to 1.
+        densities: Probability of keeping a difference, for each tensor: above 0, up to 1.
         seed: Seed of the random numbers.
-        name: The tensor's name.
+        name: Name of the tensor.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -335,7 +335,7 @@ class Dropped(TaskVectors):
             self.title = "dare_ties"
 
     def thin(self, i: int, delta: Array, start: int, work: Work) -> None:
-        """Zero some, and divide the others."""
+        """Zero the dropped differences, and rescale the others."""
         density = self.densities[i]
         if density < 1:
             delta /= delta.dtype.type(density)
@@ -344,23 +344,23 @@ class Dropped(TaskVectors):
 
     @property
     def footprint(self) -> int:
-        """With the random numbers."""
+        """Bytes per element, including random numbers."""
         return super().footprint + 6
 
     def to_json(self) -> dict[str, Any]:
-        """With the densities and the seed."""
+        """The expression as JSON data, with densities and seed."""
         return {**super().to_json(), "densities": list(self.densities), "seed": self.seed}
 
 
 def kept(density: float, seed: int, number: int, name: str, start: int, stop: int) -> Array:
-    """Which of the elements `[start, stop)` of a tensor DARE keeps: bools, shape (stop - start,).
+    """Mask of the elements `[start, stop)` that DARE keeps: bool, shape (stop - start,).
 
     Args:
-        density: The probability of each.
-        seed: Of the random numbers.
-        number: That of the part, from 0.
-        name: The tensor's name.
-        start, stop: The elements.
+        density: Probability of keeping an element.
+        seed: Seed of the random numbers.
+        number: Index of the tensor among the parts, from 0.
+        name: Name of the tensor.
+        start, stop: Range of elements.
 
     >>> kept(0.5, 0, 0, "w", 0, 6).tolist() == kept(0.5, 0, 0, "w", 0, 4).tolist() + kept(0.5, 0, 0, "w", 4, 6).tolist()
     True

@@ -1,4 +1,4 @@
-"""Which tensor of one source goes with which of the others, for what combines several checkpoints."""
+"""Match the tensors of several checkpoints by name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     Found = tuple[Source, ParameterInfo]
 
 SHOWN = 3
-"""Names that a message has at most."""
+"""Maximum number of names in a message."""
 
 _MISSING = ("refuse", "keep", "drop")
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The tensors of one source, by every name that they have once they are renamed."""
+    """Tensors of one source, by every name after renaming."""
 
     source: Source
     by_name: dict[str, ParameterInfo]
@@ -39,22 +39,22 @@ class _Table:
 
 
 class Tables:
-    """The sources' tensors, matched by name; the first source leads.
+    """Tensors of all sources, matched by name; the first source leads.
 
     Attributes:
-        sources: The sources.
-        tensors: For each tensor that is written, the names that it has, and where it is: in every source; or in one
-            alone, where it is taken as it is.
-        infos: The record that each has in the first place, by the first name, under the names that it has here.
-        dropped: What is not written, and why.
-        notes: What there is to say.
+        sources: Sources in order.
+        tensors: For each tensor to write: its names, and its infos in every source, or in one source if it is copied
+            unchanged.
+        infos: Infos from the first source, under the names written.
+        dropped: Tensors that are not written, each with the reason.
+        notes: Notes for the report.
     """
 
     def __init__(
         self, things: Iterable[object], selector: object, rename: object, missing: str, *, strict: bool
     ) -> None:
         if missing not in _MISSING:
-            raise OptionError(f"missing={missing!r} says nothing", exists="there are 'refuse', 'keep' and 'drop'")
+            raise OptionError(f"missing must be 'refuse', 'keep' or 'drop', not {missing!r}")
         self.dropped: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self._tables: list[_Table] = []
@@ -68,7 +68,7 @@ class Tables:
             self._tables.append(_Table(params.source, _by_name(infos, {}), infos))
         self.sources = [table.source for table in self._tables]
         if not self._tables[0].infos:
-            raise PlanError("it holds no tensors", where=self.label(0))
+            raise PlanError("the source has no tensors", where=self.label(0))
         self._rename(Renames.of(rename), strict=strict)
         self.tensors = self._match(selector, missing)
         self._check_shapes()
@@ -77,7 +77,7 @@ class Tables:
         self.infos = {names[0]: replace(found[0][1], name=names[0], aliases=names[1:]) for names, found in self.tensors}
 
     def label(self, i: int) -> str:
-        """What messages call a source."""
+        """Label of a source, for messages."""
         return self.sources[i].label
 
     def _rename(self, renames: Renames, *, strict: bool) -> None:
@@ -100,7 +100,7 @@ class Tables:
         lacking: dict[str, list[str]] = {}
         tensors: list[tuple[tuple[str, ...], list[Found]]] = []
         for info in leader.infos.values():
-            # Names that are one tensor in every source stay one; others are written each for itself.
+            # A tie is kept if it exists in every source; other names are written separately.
             together: dict[tuple[int, ...], tuple[list[str], list[Found]]] = {}
             for name in (info.name, *info.aliases):
                 found: list[Found] = [(leader.source, info)]
@@ -128,11 +128,11 @@ class Tables:
             tensors += [((name,), [found]) for name, found in extra.items()]
             kept = [*lacking, *extra]
             if kept:
-                self.notes.append(f"not in every source, and taken as they are: {some(kept)}")
+                self.notes.append(f"not in every source, copied unchanged: {some(kept)}")
         else:
             self.dropped += [(name, "not in every source") for name in (*lacking, *extra)]
         if not tensors:
-            raise PlanError("no tensor is in every source", where=self.label(0))
+            raise PlanError("the sources have no tensor in common", where=self.label(0))
         return tensors
 
     def _differ(self, lacking: dict[str, list[str]], extra: dict[str, Found]) -> MismatchError:
@@ -149,7 +149,7 @@ class Tables:
                 break
         return MismatchError(
             f"the sources have different tensors: {'; '.join(parts)}",
-            hint=hint or "to take such from the first source that has them, pass missing='keep', or missing='drop'",
+            hint=hint or "pass missing='keep' to copy them from the first source that has them, or missing='drop'",
         )
 
     def _check_shapes(self) -> None:
@@ -163,21 +163,21 @@ class Tables:
                 here, there = found[0][0].label, other[0].label
                 wrong.append(f"{names[0]!r} is {_shape(shape)} in {here} and {_shape(other[1].shape)} in {there}")
         if wrong:
-            more = f", and so {plural(len(wrong) - SHOWN, 'other tensor')}" if len(wrong) > SHOWN else ""
+            more = f", and {plural(len(wrong) - SHOWN, 'other tensor')}" if len(wrong) > SHOWN else ""
             raise MismatchError(
                 f"shapes differ: {'; '.join(wrong[:SHOWN])}{more}",
-                hint=f"-s {shlex.quote(_without(names_of))} merges the others alone",
+                hint=f"-s {shlex.quote(_without(names_of))} merges only the others",
             )
 
     def _refuse_codes(self) -> None:
         for source in self.sources:
             names = [info.name for _, found in self.tensors if len(found) > 1 for at, info in found if at is source]
             refuse(
-                source.coded(), names, source.label, "Leave such out with a selector (-s), or decode the sources first"
+                source.coded(), names, source.label, "Exclude them with a selector (-s), or decode the sources first"
             )
 
     def _take_integers(self) -> None:
-        """Take what is not averaged from the first source, and see whether the others have the same."""
+        """Copy non-float tensors from the first source, and note those that differ in other sources."""
         taken: list[int] = []
         for i, (names, found) in enumerate(self.tensors):
             plain = [combines(info.dtype) for _, info in found]
@@ -188,7 +188,7 @@ class Tables:
                 raise MismatchError(
                     f"{names[0]!r} is {found[0][1].dtype} in {found[0][0].label} "
                     f"and {found[at][1].dtype} in {found[at][0].label}",
-                    hint="convert one of them first",
+                    hint="convert one of the sources first",
                 )
             taken.append(i)
         first = {self.tensors[i][0][0]: self.tensors[i][1][0] for i in taken}
@@ -199,21 +199,21 @@ class Tables:
             info = first[name][1]
             if name in changed and info.numel > 1:
                 raise PlanError(
-                    f"{name!r} is {info.dtype}, which is not averaged, and differs between the sources",
+                    f"{name!r} differs between the sources, and {info.dtype} cannot be averaged",
                     where=self.label(0),
-                    hint="leave it out with a selector (-s), or convert it to floats first",
+                    hint="exclude it with a selector (-s), or convert it to floats first",
                 )
         for i in taken:
             self.tensors[i] = self.tensors[i][0], self.tensors[i][1][:1]
         if first:
-            self.notes.append(f"not floats, and taken from {self.label(0)} as they are: {some(list(first))}")
+            self.notes.append(f"not floats, copied from {self.label(0)}: {some(list(first))}")
         if changed:
             ordered = [name for name in first if name in changed]
-            self.notes.append(f"of these, the sources have different values of {some(ordered)}")
+            self.notes.append(f"different values in other sources: {some(ordered)}")
 
 
 def _by_name(infos: Mapping[str, ParameterInfo], new: Mapping[str, str]) -> dict[str, ParameterInfo]:
-    """Every name of every tensor; canonical ones first."""
+    """Tensors by every name; canonical names win."""
     found = {new.get(name, name): info for name, info in infos.items()}
     for info in infos.values():
         for alias in info.aliases:
@@ -222,7 +222,7 @@ def _by_name(infos: Mapping[str, ParameterInfo], new: Mapping[str, str]) -> dict
 
 
 def _without(names: Sequence[str]) -> str:
-    """A selector of all tensors but some."""
+    """Selector of all tensors except these."""
     return f"~({' | '.join(map(quote, names))})" if len(names) > 1 else f"~{quote(names[0])}"
 
 
@@ -231,6 +231,6 @@ def _shape(shape: Any) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are."""
+    """First few names, and the count of the others."""
     shown = ", ".join(map(repr, names[:SHOWN]))
     return f"{shown} and {len(names) - SHOWN:,} more" if len(names) > SHOWN else shown

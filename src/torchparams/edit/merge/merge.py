@@ -1,4 +1,4 @@
-"""Several checkpoints of one network, merged to one."""
+"""Merge several checkpoints of one network into one."""
 
 from __future__ import annotations
 
@@ -50,54 +50,54 @@ def merge(
     allow_overflow: bool = False,
     strict: bool = True,
 ) -> Plan:
-    """A plan that merges checkpoints of one network to one, tensor by tensor; nothing is written before its `run`.
+    """Plan to merge checkpoints of one network, tensor by tensor; `run` writes the result.
 
-    | method | of each element | |
+    | method | each element | |
     |---|---|---|
     | `linear` | `Σ weight · x`; by default the average | Wortsman et al. 2022, arXiv:2203.05482 |
-    | `average` | the average | likewise |
-    | `slerp` | the point at t on the arc from the first to the second | Shoemake 1985, doi:10.1145/325334.325242 |
+    | `average` | the average | same |
+    | `slerp` | spherical interpolation at t from the first to the second | Shoemake 1985, doi:10.1145/325334.325242 |
     | `task_arithmetic` | `base + scale · Σ weight · (x − base)` | Ilharco et al. 2022, arXiv:2212.04089 |
-    | `ties` | of the greatest differences, those of elected sign | Yadav et al. 2023, arXiv:2306.01708 |
-    | `dare` | the same of differences that are dropped at random | Yu et al. 2023, arXiv:2311.03099 |
-    | `dare_ties` | the same with the elected signs of `ties` | both |
+    | `ties` | `task_arithmetic` with the greatest differences of elected sign | Yadav et al. 2023, arXiv:2306.01708 |
+    | `dare` | `task_arithmetic` with randomly dropped, rescaled differences | Yu et al. 2023, arXiv:2311.03099 |
+    | `dare_ties` | `dare` with the elected signs of `ties` | both |
 
-    Everything is computed in float32 (or float64), in the order of the sources, and rounded once. The result has the
-    types of the first source, or of the base where there is one. It does not depend on memory or threads. Tensors that
-    are not floats, such as counters, are taken from there as they are, and the plan lists them.
+    Everything is computed in float32 or float64, in the order of the sources, and rounded once. Dtypes follow the first
+    source, or the base if there is one. The result does not depend on the memory limit or the number of threads.
+    Non-float tensors, such as counters, are copied from the first source or the base, and the plan lists them.
 
-    All sources have the same tensors by name and shape. With two sources, one weight is the share of the second: of
-    `linear` it stands for `(1 − weight, weight)`, of `slerp` it is t. With a base, one weight is that of each source.
-    A source whose weight is zero is not read by `linear`.
+    All sources must have the same names and shapes. A single weight for two sources is the share of the second: for
+    `linear` it means `(1 − weight, weight)`, for `slerp` it is t. With a base, a single weight applies to every source.
+    `linear` does not read a source of weight zero.
 
     Args:
-        sources: Two or more things that have parameters; with a base, one is enough.
-        path: The target; None for a view: see `convert`.
-        selector: Only these tensors are written; None for all.
-        method: One of the above.
-        weights: A number; one for each source; or a mapping, selector → either, whose later entries win. Its key None
-            stands for all tensors. By default, equal shares that add up to 1; with a base, 1 for each source.
-        base: What the sources were tuned from.
-        density: For `ties` and `dare`, the share of differences that is kept, above 0, up to 1: like `weights`.
-        scale: For methods with a base, what the sum of differences is multiplied by: 1 unless given.
-        seed: For `dare`, the seed of the random numbers: 0 unless given.
-        normalize: For `linear`, divide weights by their sum.
-        dtype: A type for all floating-point tensors, or a mapping, selector → type.
-        compute: `float32` or `float64`: the type that everything is computed in.
-        rename: What names of the other sources become, so that they meet those of the first or of the base; it may hit
-            none in some of them.
-        missing: What becomes of tensors that not every source has: `refuse`, `keep` (they are taken from the first
-            that has them) or `drop`.
+        sources: Two or more models, checkpoints or mappings of tensors; one is enough with a base.
+        path: Target; None for a view. See `convert`.
+        selector: Tensors to write; None for all.
+        method: One of the methods above.
+        weights: A number; one number per source; or a mapping selector → either, in which later entries win, and the
+            key None selects all tensors. Defaults to equal shares that add up to 1; with a base, to 1 for each source.
+        base: Checkpoint that the sources were tuned from.
+        density: For `ties` and `dare`: share of differences to keep, above 0, up to 1. Same forms as `weights`.
+        scale: For methods with a base: factor for the sum of differences. Defaults to 1.
+        seed: For `dare`: seed of the random numbers. Defaults to 0.
+        normalize: For `linear`: divide the weights by their sum.
+        dtype: A dtype for all floating-point tensors, or a mapping selector → dtype.
+        compute: Dtype of the computation: `float32` or `float64`.
+        rename: Renames for the other sources, to match the names of the first source or the base. A rename need not
+            match in every source.
+        missing: Treatment of tensors that some sources lack: `refuse`, `keep` (copy from the first source that has
+            them) or `drop`.
         shared, max_shard_size, metadata, format, memory, overwrite: See `convert`.
-        allow_overflow: Accept results that are finite, and infinite in the result's type.
-        strict: Refuse a selector of which any union branch hits nothing.
+        allow_overflow: Allow finite results that become infinite in the dtype of the result.
+        strict: Raise if any branch of a selector matches nothing.
 
     Raises:
         MismatchError: Names or shapes differ.
-        OptionError: Too few sources, a weight that is none, an option that the method does not have.
-        PlanError: As `convert`; or tensors that are not floats differ between sources in more than one element.
-        NotReadable: A tensor holds codes of an encoding that is not known, which stand beside their scales.
-        NoMatch: A selector or a rename hits nothing.
+        OptionError: There are too few sources, a weight is invalid, or the method does not take an option.
+        PlanError: As for `convert`; or non-float tensors with more than one element differ between sources.
+        NotReadable: A tensor holds codes of an unknown encoding.
+        NoMatch: A selector or rename matches nothing.
 
     >>> import numpy as np, tempfile
     >>> import torchparams as tp
@@ -111,7 +111,7 @@ def merge(
     given = _listed(sources, base, how, method)
     _check_options(how, method, weights=weights, density=density, scale=scale, seed=seed, normalize=normalize)
     if compute not in ("float32", "float64"):
-        raise OptionError(f"compute={compute!r} says nothing", exists="there are 'float32' and 'float64'")
+        raise OptionError(f"compute must be 'float32' or 'float64', not {compute!r}")
     tables = Tables(([base] if base is not None else []) + given, selector, rename, missing, strict=strict)
     count, first = len(given), tables.label(0)
     infos = tables.infos
@@ -160,15 +160,15 @@ def merge(
     )
 
 
-# --- what is asked for -------------------------------------------------------------------------
+# --- options -----------------------------------------------------------------------------------
 
 
 def _method(name: str) -> Method:
     if name not in METHODS:
         near = nearest(name, list(METHODS))
         raise OptionError(
-            f"no method is called {name!r}",
-            exists=f"there are {', '.join(METHODS)}",
+            f"unknown method {name!r}",
+            exists=f"methods are {', '.join(METHODS)}",
             hint=f"did you mean {near[0]}?" if near else None,
         )
     return METHODS[name]
@@ -176,18 +176,16 @@ def _method(name: str) -> Method:
 
 def _listed(sources: Sequence[object], base: object, how: Method, name: str) -> list[object]:
     if isinstance(sources, str | bytes) or not isinstance(sources, Sequence):
-        raise OptionError("sources are a list", hint="write merge([a, b], path)")
+        raise OptionError("sources must be a list", hint="write merge([a, b], path)")
     given = list(sources)
     if how.base and base is None:
-        raise OptionError(
-            f"{name} needs the base that the sources were tuned from", hint="give it: base=… (--base BASE)"
-        )
+        raise OptionError(f"{name} needs the base that the sources were tuned from", hint="pass base=… (--base BASE)")
     if base is not None and not how.base:
         others = ", ".join(other for other, method in METHODS.items() if method.base)
-        raise OptionError(f"{name} takes no base", exists=f"with one there are {others}")
+        raise OptionError(f"{name} takes no base", exists=f"methods with a base are {others}")
     if len(given) < how.least or (how.most is not None and len(given) > how.most):
         wanted = f"{how.least}" if how.most == how.least else f"{how.least} or more"
-        raise OptionError(f"{name} takes {wanted} source{'' if wanted == '1' else 's'}, and there {_are(len(given))}")
+        raise OptionError(f"{name} takes {wanted} source{'' if wanted == '1' else 's'}, but there {_are(len(given))}")
     return given
 
 
@@ -201,12 +199,12 @@ def _check_options(how: Method, name: str, **options: object) -> None:
             continue
         if option not in how.options:
             those = [other for other, method in METHODS.items() if option in method.options]
-            raise OptionError(f"{name} takes no {option}", exists=f"it is for {', '.join(those)}")
+            raise OptionError(f"{name} does not take {option}", exists=f"methods with {option} are {', '.join(those)}")
     scale, seed = options["scale"], options["seed"]
     if isinstance(scale, bool) or not (scale is None or (isinstance(scale, int | float) and math.isfinite(scale))):
-        raise OptionError(f"scale={scale!r} is not a finite number")
+        raise OptionError(f"scale must be a finite number, not {scale!r}")
     if isinstance(seed, bool) or not (seed is None or isinstance(seed, int)):
-        raise OptionError(f"seed={seed!r} is not an integer")
+        raise OptionError(f"seed must be an integer, not {seed!r}")
 
 
 def _checked(
@@ -217,23 +215,23 @@ def _checked(
     *,
     normalize: bool,
 ) -> dict[str, tuple[float, ...]]:
-    """The weights, normalised if that is asked for."""
+    """Weights after checks, normalised on request."""
     for these in groups(densities):
         for density in these:
             if not 0 < density <= 1:
-                raise OptionError(f"a density is above 0 and at most 1, and not {density:g}")
+                raise OptionError(f"a density must be above 0 and at most 1, not {density:g}")
     found: dict[tuple[float, ...], tuple[float, ...]] = {}
     for these in groups(shares):
         if not how.signed and min(these) < 0:
-            raise OptionError(f"{name} elects signs, and takes no weight below zero: {min(these):g}")
+            raise OptionError(f"{name} elects signs, and needs non-negative weights, not {min(these):g}")
         total = math.fsum(these)
         if normalize and not total:
-            raise OptionError("the weights add up to zero, and cannot be divided by that")
+            raise OptionError("the weights add up to zero, and cannot be normalised")
         found[these] = tuple(weight / total for weight in these) if normalize else these
     return {name: found[these] for name, these in shares.items()}
 
 
-# --- what the plan says ------------------------------------------------------------------------
+# --- notes -------------------------------------------------------------------------------------
 
 
 def _told(

@@ -1,6 +1,6 @@
-"""The ways to merge: what each needs, and which expression computes it.
+"""Merge methods: options of each, and the expression that computes it.
 
-To add one, write an expression (see `expressions/base.py`; `Combination` has what all share) and a row of
+To add a method, write an expression (see `expressions/base.py`; `Combination` holds the common part) and a row of
 `METHODS`.
 """
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one tensor is merged.
+    """Merge parameters of one tensor.
 
     Attributes:
-        name: Its name.
-        weights: A number for each source.
-        densities: Likewise; empty for methods that keep all.
-        scale: What the sum of task vectors is multiplied by.
-        seed: Of random numbers.
-        dtype: The result's type.
-        compute: `float32` or `float64`.
+        name: Name of the tensor.
+        weights: Weight of each source.
+        densities: Density of each source; empty for methods without density.
+        scale: Factor for the sum of task vectors.
+        seed: Seed of the random numbers.
+        dtype: Dtype of the result.
+        compute: Dtype of the computation: `float32` or `float64`.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to merge.
+    """A merge method.
 
     Attributes:
-        title: What it is, and whose it is.
-        build: The expression of one tensor: of the base, the sources' tensors, and the recipe.
-        base: Whether it needs a base.
-        least, most: How many sources it takes.
-        default: The weights of so many sources unless told otherwise.
-        one: What a single weight means for so many sources.
-        options: Which of `weights`, `density`, `scale`, `seed` and `normalize` it takes.
-        signed: Whether weights may be below zero.
+        title: Title with author and reference.
+        build: Function that builds the expression of one tensor from the base, the sources' tensors, and the recipe.
+        base: Whether the method needs a base.
+        least, most: Minimum and maximum number of sources.
+        default: Default weights for a number of sources.
+        one: Weights for a number of sources, from a single number.
+        options: Supported options among `weights`, `density`, `scale`, `seed` and `normalize`.
+        signed: Whether weights may be negative.
     """
 
     title: str
@@ -75,18 +75,18 @@ def _equal(count: int) -> tuple[float, ...]:
 
 
 def _share(count: int, weight: float) -> tuple[float, ...]:
-    """One number is the share of the second of two."""
+    """Weights of two sources from the share of the second."""
     if count != 2:
         raise OptionError(
-            f"one weight says how much of the second of two sources there is, and there are {count}",
-            hint="give one for each source",
+            f"a single weight is the share of the second of two sources, but there are {count}",
+            hint="pass one weight for each source",
         )
     return (1 - weight, weight)
 
 
 def _linear(base: Expression | None, parts: list[Expression], recipe: Recipe) -> Expression:
     used = [(part, weight) for part, weight in zip(parts, recipe.weights, strict=True) if weight]
-    if len(used) == 1 and used[0][1] == 1:  # all of one source: its bytes are copied, where the type is its own
+    if len(used) == 1 and used[0][1] == 1:  # a single source with weight 1: its bytes are copied if the dtype matches
         part = used[0][0]
         return part if part.dtype == recipe.dtype else Cast(part, recipe.dtype)
     used = used or [(parts[0], 0.0)]
@@ -102,11 +102,11 @@ def _slerp(base: Expression | None, parts: list[Expression], recipe: Recipe) -> 
     first, second = recipe.weights
     if abs(first + second - 1) > 1e-9:
         raise OptionError(
-            f"the weights of slerp are 1 - t and t, and {first:g} and {second:g} do not add up to 1",
-            hint="give t alone",
+            f"the weights of slerp are 1 - t and t, but {first:g} and {second:g} do not add up to 1",
+            hint="pass t alone",
         )
     if not 0 <= second <= 1:
-        raise OptionError(f"slerp is between two tensors: t is from 0 to 1, and not {second:g}")
+        raise OptionError(f"the weight of slerp must be between 0 and 1, not {second:g}")
     if second in (0, 1):
         return _linear(base, parts, recipe)
     a, b = parts
@@ -114,7 +114,7 @@ def _slerp(base: Expression | None, parts: list[Expression], recipe: Recipe) -> 
 
 
 def _task(base: Expression | None, parts: list[Expression], recipe: Recipe) -> Expression:
-    assert base is not None  # whoever builds a merge has seen to it
+    assert base is not None  # checked by `merge`
     return TaskVectors(base, parts, recipe.weights, recipe.scale, dtype=recipe.dtype, accumulate=recipe.compute)
 
 
@@ -194,4 +194,4 @@ METHODS: dict[str, Method] = {
         signed=False,
     ),
 }
-"""Every method by its name."""
+"""All methods by name."""

@@ -1,4 +1,4 @@
-"""Numbers for every tensor and every source of a merge: one for all, one a source, or by selector."""
+"""Parse weights of a merge: one for all tensors, one per source, or by selector."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def per_tensor(
     where: str | None = None,
     strict: bool = True,
 ) -> dict[str, Numbers]:
-    """The numbers of each tensor, one for each source.
+    """Weights of each tensor, one per source.
 
     Args:
-        spec: None for the default; a number; one for each source; or a mapping, selector → either, whose later entries
-            win over earlier ones, and whose key None stands for all tensors. What nothing hits has the default.
-        infos: The tensors.
-        count: How many sources there are.
-        one: What a single number stands for.
-        default: What holds for tensors of which nothing is said.
-        what: What an error calls the numbers.
-        where: What an error calls the tensors' source.
-        strict: Refuse a selector of which any union branch hits nothing.
+        spec: None for the default; a number; one number per source; or a mapping selector → either, in which later
+            entries win, and the key None selects all tensors. Tensors without a match get the default.
+        infos: Infos of the tensors.
+        count: Number of sources.
+        one: Function that turns a single number into one per source.
+        default: Weights of tensors without a match.
+        what: Name of the option, for errors.
+        where: Label of the source, for errors.
+        strict: Raise if any branch of a selector matches nothing.
 
     Raises:
-        OptionError: Something is no number, not finite, or there are too few or too many.
-        NoMatch: A selector hits nothing.
+        OptionError: A value is not a finite number, or the count of numbers is wrong.
+        NoMatch: A selector matches nothing.
 
     >>> import torchparams as tp, numpy as np
     >>> infos = tp.of({"a": np.zeros(1), "b": np.zeros(1)}).infos
@@ -70,23 +70,23 @@ def _numbers(given: object, count: int, one: Callable[[float], Numbers], what: s
         if len(given) != count:
             raise OptionError(
                 f"{plural(len(given), 'number')} for {plural(count, 'source')}: {what}={shorten(repr(list(given)))}",
-                hint="give one for each source, or one number alone",
+                hint="pass one number per source, or a single number",
             )
         return tuple(_number(each, what) for each in given)
     raise OptionError(
-        f"{what}={shorten(repr(given))} is neither a number nor a list of them",
+        f"{what} must be a number or a list of numbers, not {shorten(repr(given))}",
         hint="write 0.3, [0.3, 0.7], or {'layers.**': 0.3} with a selector",
     )
 
 
 def _number(given: object, what: str) -> float:
     if not isinstance(given, int | float) or isinstance(given, bool) or not math.isfinite(given):
-        raise OptionError(f"{shorten(repr(given))} among the {what} is not a finite number")
+        raise OptionError(f"{what} must be finite numbers, not {shorten(repr(given))}")
     return float(given)
 
 
 def groups(numbers: Mapping[str, Numbers]) -> dict[Numbers, list[str]]:
-    """The tensors that have the same numbers, in the order of the first of each."""
+    """Tensors grouped by equal weights, in order of first appearance."""
     found: dict[Numbers, list[str]] = {}
     for name, these in numbers.items():
         found.setdefault(these, []).append(name)

@@ -1,1 +1,1 @@
-"""Plans: views with a place to go."""
+"""Plans: checkpoints that are described and checked before they are written."""

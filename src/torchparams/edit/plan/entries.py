@@ -1,4 +1,4 @@
-"""Tensors of sources under the names that they are to have: what is cast, shared, copied apart, and left out."""
+"""Prepare tensors for a target: names, casts, ties, and tensors left out."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor that is to be written.
+    """A tensor to write.
 
     Attributes:
-        source: Where it is.
-        info: Its record there.
-        names: What it is to be called: once, or under each of its names.
-        dtype: The element type that it is to have.
-        expression: What it is computed by, of that type; None where it is a tensor of the source, cast if need be. Then
-            the record is one without a storage: what is computed shares no memory.
+        source: Source that holds the tensor.
+        info: Info of the tensor in that source.
+        names: Names in the target; more than one if the tensor is tied.
+        dtype: Dtype in the target.
+        expression: Expression that computes the tensor in that dtype; None for a tensor of the source, cast if needed.
+            With an expression, the info has no storage, because computed tensors share no memory.
     """
 
     source: Source
@@ -49,14 +49,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Made:
-    """What becomes of entries.
+    """Outputs made from entries.
 
     Attributes:
-        outputs: Tensors with bytes of their own.
-        views: Further names of these.
-        dropped: Names that are not written, and why.
-        notes: What else there is to say.
-        metadata: What a safetensors file says of names that were dropped: name → the name that stands for it.
+        outputs: Tensors with their own bytes.
+        views: Other names and views of these bytes.
+        dropped: Names that are not written, each with the reason.
+        notes: Notes for the report.
+        metadata: Safetensors metadata for dropped names: name → name of the same tensor that is written.
     """
 
     outputs: list[Output]
@@ -67,26 +67,26 @@ class Made:
 
 
 def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
-    """Outputs for entries.
+    """Make outputs from entries.
 
     Args:
-        entries: The tensors.
-        format: The format of the target.
-        shared: What becomes of several names of one memory: `keep`, `drop`, `clone`; None for `keep` where the format
-            can, else `clone`.
+        entries: Tensors to write.
+        format: Format of the target.
+        shared: Treatment of tied tensors: `keep`, `drop` or `clone`. None selects `keep` if the format supports it,
+            otherwise `clone`.
 
     Raises:
-        PlanError: The format cannot express what is asked for.
-        NotReadable: A tensor has no values here.
+        PlanError: The format cannot express the request.
+        NotReadable: A tensor has no values.
     """
     if shared is not None and shared not in SHARED:
-        raise PlanError(f"shared={shared!r} says nothing", exists="there are 'keep', 'drop' and 'clone'")
+        raise PlanError(f"shared must be 'keep', 'drop' or 'clone', not {shared!r}")
     if shared == "keep" and format == SAFETENSORS:
         tied = next((entry for entry in entries if len(entry.names) > 1), None)
         if tied is not None:
             raise PlanError(
-                f"{tied.names[0]!r} and {tied.names[1]!r} are one tensor, and safetensors cannot say so",
-                hint="choose shared='drop' (one name is written) or shared='clone' (each is), or write a .pt file",
+                f"{tied.names[0]!r} and {tied.names[1]!r} are one tensor; safetensors cannot store ties",
+                hint="pass shared='drop' (write one name) or shared='clone' (write each name), or write a .pt file",
             )
     how = shared or ("clone" if format == SAFETENSORS else "keep")
     made = Made([], [], [], [], {})
@@ -96,7 +96,7 @@ def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
     _note(entries, format, how, made)
     saved = _compacted(entries, bases)
     if saved:
-        made.notes.append(f"compacted: views of larger storages take {human_bytes(saved)} less")
+        made.notes.append(f"compacted: {human_bytes(saved)} of storage outside the written tensors is left out")
     return made
 
 
@@ -110,7 +110,7 @@ def _make_one(entry: Entry, format: str, how: str, base: tuple[Entry, int] | Non
         holder = first
     else:
         owner, offset = base
-        assert info.storage is not None and info.shape is not None  # it is a view of another's memory
+        assert info.storage is not None and info.shape is not None  # a base implies a storage
         whole = (entry.dtype, info.shape, offset, info.storage.stride)
         holder = owner.names[0]
         made.views.append(View(first, holder, *whole))
@@ -134,14 +134,13 @@ def _expression(entry: Entry, format: str) -> Expression:
     shape = stored.shape
     if entry.dtype != stored.dtype:
         return Cast(stored, entry.dtype)
-    # Elements of four bits are counted one by one in the one format, and in pairs in the other.
+    # Safetensors counts four-bit elements one by one; torch counts pairs.
     if stored.dtype == _PAIR and format == SAFETENSORS:
         return Retyped(stored, _F4, (*shape[:-1], 2 * shape[-1]) if shape else (2,))
     if stored.dtype == _F4 and format == TORCH_ZIP:
         if not shape or shape[-1] % 2:
             raise PlanError(
-                f"torch holds elements of {_F4} in pairs, and its last dimension has "
-                + (f"{shape[-1]}" if shape else "none"),
+                f"torch stores {_F4} in pairs, but the last dimension is " + (f"{shape[-1]}" if shape else "none"),
                 where=shorten(repr(entry.names[0])),
             )
         return Retyped(stored, _PAIR, (*shape[:-1], shape[-1] // 2))
@@ -149,9 +148,9 @@ def _expression(entry: Entry, format: str) -> Expression:
 
 
 def _check_readable(x: Stored) -> None:
-    """Ask for what is not a run of bytes, where that costs nothing: it may have no values."""
+    """Check cheaply that a tensor without a byte range has values."""
     if x.info.device == "meta":
-        raise NotReadable(f"{x.info.name!r} is on the meta device: it has a shape and no values", where=x.source.label)
+        raise NotReadable(f"{x.info.name!r} is on the meta device, and has no values", where=x.source.label)
     if x.place is None and not x.resident and x.dtype.numpy_name is not None:
         x.source.numpy(x.info.name)
 
@@ -162,12 +161,12 @@ def _c_order(shape: Sequence[int]) -> tuple[int, ...]:
     return contiguous(shape)
 
 
-# --- memory that tensors share -----------------------------------------------------------------
+# --- shared memory -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """The bytes of a storage that a tensor is a view of."""
+    """Byte range of a tensor in its storage."""
 
     entry: Entry
     start: int
@@ -175,7 +174,7 @@ class _Extent:
 
 
 def _components(entries: Iterable[Entry]) -> Iterator[list[_Extent]]:
-    """Tensors whose bytes overlap, those that overlap with no other alone."""
+    """Groups of tensors with overlapping bytes. A tensor without overlap is a group of its own."""
     by_storage: dict[tuple[int, str], list[_Extent]] = {}
     for entry in entries:
         info = entry.info
@@ -189,7 +188,7 @@ def _components(entries: Iterable[Entry]) -> Iterator[list[_Extent]]:
     for extents in by_storage.values():
         extents.sort(key=lambda extent: (extent.start, -extent.stop))
         group: list[_Extent] = []
-        end = -1  # of all before, not of the last: a short view may lie within a long one
+        end = -1  # maximum over all previous extents: a short view may lie inside a long one
         for extent in extents:
             if extent.start >= end and group:
                 yield group
@@ -200,7 +199,7 @@ def _components(entries: Iterable[Entry]) -> Iterator[list[_Extent]]:
 
 
 def _bases(entries: Sequence[Entry], made: Made) -> dict[int, tuple[Entry, int]]:
-    """The identity of an entry → the entry whose bytes it is a view of, and where it begins there, in its elements."""
+    """For each entry that is a view (by `id`): the entry that holds its bytes, and the offset there, in elements."""
     found: dict[int, tuple[Entry, int]] = {}
     for group in _components(entries):
         if len(group) == 1:
@@ -214,12 +213,12 @@ def _bases(entries: Sequence[Entry], made: Made) -> dict[int, tuple[Entry, int]]
                 found[id(extent.entry)] = (base.entry, offset)
                 continue
             other = next(e.entry for e in group if e is not extent)
-            made.notes.append(f"{extent.entry.names[0]} shares memory with {other.names[0]}, and is written apart")
+            made.notes.append(f"{extent.entry.names[0]} shares memory with {other.names[0]}, and gets its own copy")
     return found
 
 
 def _is_whole(extent: _Extent, group: Sequence[_Extent]) -> bool:
-    """Whether a tensor is, in order, all bytes of a group."""
+    """Whether a tensor covers all bytes of a group, in order."""
     info = extent.entry.info
     if info.shape is None or info.storage is None or extent.stop - extent.start != info.nbytes:
         return False
@@ -232,7 +231,7 @@ def _is_whole(extent: _Extent, group: Sequence[_Extent]) -> bool:
 
 
 def _fits(extent: _Extent, base: _Extent) -> bool:
-    """Whether a view of a base is one of what the base becomes."""
+    """Whether a view stays valid for the base as it will be written."""
     old, new = extent.entry.info.dtype, extent.entry.dtype
     if old.bits < 8 or (extent.start - base.start) % old.itemsize:
         return False
@@ -249,9 +248,9 @@ def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
         shown = "; ".join(" = ".join(entry.names) for entry in tied[:_SHOWN])
         more = f"; and {len(tied) - _SHOWN:,} more" if len(tied) > _SHOWN else ""
         what = {
-            "keep": "tied, and kept so",
-            "clone": f"tied, and written under each name, which takes {human_bytes(_cloned(tied))} more",
-            "drop": "tied, and written under the first name",
+            "keep": "tied; ties are kept",
+            "clone": f"tied; each name gets its own copy, {human_bytes(_cloned(tied))} more",
+            "drop": "tied; only the first name is written",
         }[how]
         made.notes.append(f"{what}: {shown}{more}")
     if format == SAFETENSORS or how != "keep":
@@ -259,7 +258,7 @@ def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
             if len(group) > 1:
                 names = ", ".join(extent.entry.names[0] for extent in group[:_SHOWN])
                 more = f" and {len(group) - _SHOWN:,} more" if len(group) > _SHOWN else ""
-                made.notes.append(f"{names}{more} are views of the same memory, and are written apart")
+                made.notes.append(f"{names}{more} are views of the same memory; each gets its own copy")
 
 
 def _cloned(tied: Sequence[Entry]) -> int:
@@ -267,7 +266,7 @@ def _cloned(tied: Sequence[Entry]) -> int:
 
 
 def _compacted(entries: Iterable[Entry], bases: Mapping[int, object]) -> int:
-    """Bytes that storages take in files of sources beyond what is written of them."""
+    """Bytes of file storages that no written tensor uses."""
     storages: dict[tuple[int, str], int] = {}
     written: Counter[tuple[int, str]] = Counter()
     for entry in entries:
@@ -279,25 +278,25 @@ def _compacted(entries: Iterable[Entry], bases: Mapping[int, object]) -> int:
     return sum(max(nbytes - written[key], 0) for key, nbytes in storages.items())
 
 
-# --- element types -----------------------------------------------------------------------------
+# --- dtypes ------------------------------------------------------------------------------------
 
 
 def dtypes_of(
     spec: object, infos: Mapping[str, ParameterInfo], label: str, *, cast: set[str] | None = None
 ) -> tuple[dict[str, DType], list[str]]:
-    """The type that each tensor is to have, and what there is to say about it.
+    """Dtype of each tensor in the target, and notes.
 
     Args:
-        spec: None for their own; a type for all floats; or a mapping, selector → type, whose later entries win over
-            earlier ones. A selector that hits tensors of another kind leaves those as they are, where it hits one of
-            the type's kind too: `{"**": "bf16"}` does not touch counters.
-        infos: The tensors.
-        label: What an error calls the source.
-        cast: Names are added of tensors that a type was named for, be it the one they have.
+        spec: None to keep dtypes; a dtype for all floats; or a mapping selector → dtype, in which later entries win. If
+            a selector matches both tensors of the kind of the dtype and others, the others are kept: `{"**": "bf16"}`
+            does not touch integer counters.
+        infos: Infos of the tensors.
+        label: Label of the source, for errors.
+        cast: Set that receives the names of all tensors with a requested dtype, even if they already have it.
 
     Raises:
-        PlanError: A cast that has no meaning, or a specification that has none.
-        NoMatch: A selector hits nothing.
+        PlanError: The specification or a cast is invalid.
+        NoMatch: A selector matches nothing.
     """
     found = {name: info.dtype for name, info in infos.items()}
     left: set[str] = set()
@@ -309,7 +308,7 @@ def dtypes_of(
             raise PlanError(
                 f"all floating-point tensors cannot be cast to {wanted}",
                 where=label,
-                hint="name a float type, or cast a selection: {selector: dtype}",
+                hint="choose a floating-point dtype, or cast a selection: {selector: dtype}",
             )
         spec = {None: wanted}
     from torchparams.selectors import Selector
@@ -324,9 +323,9 @@ def dtypes_of(
         if hit and not same:
             example = next(name for name in infos if name in hit)
             raise PlanError(
-                f"{infos[example].dtype} is not cast to {wanted}",
+                f"cannot cast {infos[example].dtype} to {wanted}",
                 where=f"{label}: {shorten(repr(example))}",
-                hint="floats are cast to floats, and integers to integers",
+                hint="cast floats to floats, and integers to integers",
             )
         left |= {name for name in hit - same if infos[name].dtype != wanted}
         for name in same:
@@ -336,24 +335,24 @@ def dtypes_of(
     notes = []
     if left:
         kinds = sorted({str(infos[name].dtype) for name in left})
-        notes.append(f"not cast, as of another kind: {plural(len(left), 'tensor')} of {', '.join(kinds)}")
+        notes.append(f"not cast, because of another kind: {plural(len(left), 'tensor')} of {', '.join(kinds)}")
     return found, notes
 
 
 def refuse_cast_codes(source: Source, infos: Iterable[ParameterInfo], dtypes: Iterable[DType]) -> None:
-    """An error where a tensor of codes, or a companion of codes, would be cast.
+    """Raise if a cast would change the codes or scales of an unknown encoding.
 
     Args:
-        source: The source.
-        infos: Records of its tensors.
-        dtypes: The type that each is to have.
+        source: Source of the tensors.
+        infos: Infos of the tensors.
+        dtypes: Target dtype of each.
 
     Raises:
-        NotReadable: There is one.
+        NotReadable: There is such a tensor.
     """
     cast = [info.name for info, dtype in zip(infos, dtypes, strict=True) if info.dtype != dtype]
     if cast:
-        hint = "Leave out the dtype, name tensors without codes (--dtype SELECTOR=TYPE), or decode the checkpoint first"
+        hint = "Omit the dtype, cast only tensors without codes (--dtype SELECTOR=TYPE), or decode the checkpoint first"
         refuse(source.coded(), cast, source.label, hint)
 
 
@@ -369,6 +368,6 @@ def _group(dtype: DType) -> str:
 
 
 def text_metadata(metadata: Mapping[Any, Any]) -> tuple[dict[str, str], list[str]]:
-    """What of a source's metadata is text, and the names of the rest."""
+    """Split metadata into text entries and the names of all others."""
     text = {key: value for key, value in metadata.items() if isinstance(key, str) and isinstance(value, str)}
     return text, [str(key) for key in metadata if key not in text]

@@ -1,4 +1,4 @@
-"""Where the bytes of every output come to lie: what the executor and the formats agree on."""
+"""Layout of output files: tensors, views and byte offsets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor that is to be written.
+    """A tensor to write.
 
     Attributes:
-        name: Its name in the target.
-        expression: What it is computed from.
-        before: Its name in the source, where it had one and has another now; for reports.
+        name: Name in the target.
+        expression: Expression that computes its values.
+        before: Name in the source if it was renamed; for reports.
     """
 
     name: str
@@ -31,15 +31,15 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A further name of bytes that are written already: only a torch zip has these.
+    """A second tensor over the bytes of an output; torch zip only.
 
     Attributes:
-        name: The name in the target.
-        base: The output whose bytes it shows.
-        dtype: The element type.
-        shape: The shape.
-        offset: The first element, in elements of its own type from the base's first byte.
-        stride: Distances between neighbours along each dimension, in elements.
+        name: Name in the target.
+        base: Name of the output that holds the bytes.
+        dtype: Dtype.
+        shape: Shape.
+        offset: First element, counted from the first byte of the base, in elements of `dtype`.
+        stride: Strides, in elements.
     """
 
     name: str
@@ -52,14 +52,14 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A file that is to be written.
+    """Layout of one file to write.
 
     Attributes:
-        name: Its name in the directory of the target.
-        size: Its bytes.
-        offsets: Where the bytes of each output begin.
-        fixed: Gives everything that is no tensor, as `(offset, bytes)`; it is told the CRC-32 of every output, where
-            `crc` asks for them.
+        name: File name in the target directory.
+        size: Size in bytes.
+        offsets: Byte offset of each output.
+        fixed: Function that returns all bytes outside tensors, as `(offset, bytes)`. Its argument maps each output to
+            its CRC-32 if `crc` is true.
         crc: Whether the format stores a CRC-32 of every tensor.
     """
 
@@ -76,10 +76,10 @@ _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 def parse_bytes(size: int | str) -> int:
-    """A count of bytes, as a number or with one of the units K M G T (powers of 1000) or KiB MiB GiB TiB.
+    """Parse a size in bytes: a number, or text with a unit K M G T (powers of 1000) or KiB MiB GiB TiB.
 
     Raises:
-        PlanError: It is none, or not positive.
+        PlanError: The size is invalid, or not positive.
 
     >>> parse_bytes("5GB"), parse_bytes("1.5 GiB"), parse_bytes(4096)
     (5000000000, 1610612736, 4096)
@@ -97,5 +97,5 @@ def parse_bytes(size: int | str) -> int:
                 f"{size!r} is not a size", hint="write a number of bytes, or one with a unit: 500M, 5GB, 2GiB"
             ) from None
     if count <= 0:
-        raise PlanError(f"a size of {count} bytes is not one that anything fits in")
+        raise PlanError(f"a size must be positive, not {count}")
     return count

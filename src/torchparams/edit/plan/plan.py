@@ -1,4 +1,4 @@
-"""What is to be written, checked whole before a byte is: every name, shape, type and size, and what gets lost."""
+"""Plans: outputs checked as a whole (names, shapes, dtypes, sizes, losses) before any byte is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 MEMORY = 256 << 20
-"""Bytes of memory that running a plan may take for tensors, unless told otherwise."""
+"""Default memory limit for tensors while a plan runs, in bytes."""
 
 SAFETENSORS, TORCH_ZIP, VIEW = "safetensors", "torch zip", "view"
 _SUFFIXES = {".safetensors": SAFETENSORS, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH_ZIP)}
@@ -46,35 +46,36 @@ _ROWS_SHOWN = 40
 
 
 class Plan(Result):
-    """Tensors that are computed from those of sources, and the file or directory that they will be written to.
+    """A set of output tensors, and the file or directory to write them to.
 
-    Making one checks everything that can be known without reading values; nothing is written before `run`. Printing it
-    shows it. Every verb that reads takes a plan as it takes a file: `torchparams.stats(plan)` are the statistics that
-    the file will have. Without a path it is a view only.
+    Creating a plan checks everything that needs no tensor values; only `run` writes. `print(plan)` shows it. Every verb
+    that reads accepts a plan: `torchparams.stats(plan)` gives the statistics of the file before it is written. Without
+    a path, a plan is only a view.
 
     Args:
-        outputs: The tensors, in the order in which the target lists them.
-        path: The target: a file that ends in `.safetensors`, or in `.pt`, `.pth`, `.bin` or `.ckpt`; or a directory,
-            for safetensors in one file or in shards. None for a view only.
-        format: `safetensors` or `torch zip`; what the path's suffix says unless given.
-        views: Further names of bytes that are among the outputs; only for a torch zip.
-        metadata: What a safetensors file says beside its tensors.
-        max_shard_size: Most bytes of tensors in one file, as a number or as `5GB`; only for a directory.
-        memory: Bytes of memory that tensors may take while it runs.
-        overwrite: Replace what is there, once the new is complete; of a link, that is the link alone.
-        allow_overflow: Accept casts under which finite values become infinite.
-        dropped: What of the sources is not written, and why: for printing.
-        notes: What else there is to say.
-        index_metadata: What the index of a set of shards says beside the names.
-        config_json: The `config.json` that a directory gets, as text; None for none.
+        outputs: Output tensors, in target order.
+        path: Target: a file with the suffix `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`; or a directory, for
+            safetensors in one file or in shards. None for a view.
+        format: `safetensors` or `torch zip`; by default, follows the suffix of the path.
+        views: Other tensors over the bytes of outputs; torch zip only.
+        metadata: Metadata for a safetensors file.
+        max_shard_size: Maximum bytes of tensors per file, a number or a text such as `5GB`; directories only.
+        memory: Memory limit for tensors during the run, in bytes.
+        overwrite: Replace an existing target, once the new one is complete. A symbolic link is replaced, not its
+            target.
+        allow_overflow: Allow casts that turn finite values into infinity.
+        dropped: Entries of the sources that are not written, each with the reason; for the report.
+        notes: Notes for the report.
+        index_metadata: Metadata for the index of a sharded checkpoint.
+        config_json: Text of a `config.json` to write into the directory, or None.
 
     Attributes:
-        files: How each file of the target is laid out.
-        sources: The sources of all tensors.
+        files: Layout of each file of the target.
+        sources: Sources of all tensors.
 
     Raises:
-        PlanError: Two outputs have one name; the format cannot hold one of them; something is at the target, or the
-            target is a source; it does not fit the disk or the memory.
+        PlanError: Two outputs have the same name; the format cannot store an output; the target exists or is a source;
+            the disk or memory is too small.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -128,11 +129,11 @@ class Plan(Result):
     # --- checks ------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Hold the target against the disk as it is now.
+        """Check the target against the current state of the disk.
 
         Raises:
-            PlanError: Something is there that may not be replaced, it is a source, or there is no room.
-            SourceError: A source was written to since the plan was made.
+            PlanError: The target exists and may not be replaced, is a source, or does not fit on the disk.
+            SourceError: A source changed after the plan was made.
         """
         self.check_sources()
         if self.is_view:
@@ -143,9 +144,11 @@ class Plan(Result):
             is_directory = os.path.isdir(target)
             if is_directory != self.is_directory:
                 kind, other = ("a directory", "a file") if is_directory else ("a file", "a directory")
-                raise PlanError(f"it is {kind}, and {other} is to be written", where=target, hint="name another target")
+                raise PlanError(
+                    f"it is {kind}, but the plan writes {other}", where=target, hint="choose another target"
+                )
             if not is_directory and os.path.exists(target) and not os.path.isfile(target):
-                raise PlanError("it is neither a file nor a directory", where=target, hint="name another target")
+                raise PlanError("it is neither a file nor a directory", where=target, hint="choose another target")
             if not self.overwrite:
                 self._refuse_source()
             if self.is_directory:
@@ -158,22 +161,22 @@ class Plan(Result):
                 )
         folder = target if os.path.isdir(target) else os.path.dirname(target) or "."
         if not os.path.isdir(folder):
-            raise PlanError("there is no such directory", where=folder, hint=f"make it first: mkdir -p {folder}")
+            raise PlanError("directory not found", where=folder, hint=f"make it first: mkdir -p {folder}")
         free_or_raise(folder, self.file_bytes, target)
 
     def check_sources(self) -> None:
-        """Refuse to go on where a source was written to.
+        """Raise if a source changed after the plan was made.
 
         Raises:
-            SourceError: Its size or its time of modification is another than when the plan was made.
+            SourceError: The size or modification time of a file changed.
         """
         before = self.fingerprint
         for (path, *was), (_, *now) in zip(before, self._look(), strict=True):
             if was != now:
                 raise SourceError(
-                    "the file was written to since the plan was made",
+                    "the file changed after the plan was made",
                     where=path,
-                    hint="open it anew, and make the plan again",
+                    hint="open the file again, and make a new plan",
                 )
 
     def _look(self) -> tuple[tuple[str, int, int], ...]:
@@ -187,12 +190,12 @@ class Plan(Result):
 
     def _refuse_source(self) -> None:
         if not os.path.exists(self.path):
-            return  # a link that leads nowhere
+            return  # dangling symbolic link
         for path, _, _ in self.fingerprint:
             place = os.path.dirname(path) or "." if self.is_directory else path
             if os.path.exists(place) and os.path.samefile(place, self.path):
                 raise PlanError(
-                    "the target is a source" if not self.is_directory else "the target is the directory of a source",
+                    "the target is a source" if not self.is_directory else "the target directory contains a source",
                     where=self.path,
                     hint="write elsewhere; or, to replace it once the new one is complete, "
                     "pass overwrite=True (--force)",
@@ -202,7 +205,9 @@ class Plan(Result):
         seen: set[str] = set()
         for name in [entry.name for entry in self.outputs] + [view.name for view in self.views]:
             if name in seen:
-                raise PlanError(f"two tensors would be named {shorten(repr(name))}", where=self.path, hint="rename one")
+                raise PlanError(
+                    f"two tensors would have the name {shorten(repr(name))}", where=self.path, hint="rename one"
+                )
             if not name:
                 raise PlanError("a tensor would have an empty name", where=self.path, hint="rename it")
             if len(name) > limits.NAME_LENGTH:
@@ -213,44 +218,42 @@ class Plan(Result):
                 )
             seen.add(name)
         if self.format == SAFETENSORS:
-            assert not self.views  # whoever makes a plan knows what the format can express
+            assert not self.views  # callers create views only for formats that support them
             for key, value in self.metadata.items():
                 if not isinstance(key, str) or not isinstance(value, str):
                     raise PlanError(
-                        f"the metadata of a safetensors file is text, and {key!r} is {shorten(repr(value))}",
+                        f"safetensors metadata must be text, but {key!r} is {shorten(repr(value))}",
                         where=self.path,
                     )
         elif self.metadata and not self.is_view:
-            raise PlanError(
-                "a torch file of tensors holds no metadata", where=self.path, hint="write a .safetensors file"
-            )
+            raise PlanError("a torch file cannot store metadata", where=self.path, hint="write a .safetensors file")
 
     def _check_memory(self) -> None:
         for output in self.outputs:
             held = sum(part.resident for part in output.expression.walk())
             if held > self.memory:
                 raise PlanError(
-                    f"it takes {human_bytes(held)} in memory, and the ceiling is {human_bytes(self.memory)}",
+                    f"it needs {human_bytes(held)} of memory; the limit is {human_bytes(self.memory)}",
                     where=shorten(repr(output.name)),
-                    hint="raise it: memory=… (--memory)",
+                    hint="raise the limit: memory=… (--memory)",
                 )
 
     def _lay_out(self) -> tuple[tuple[FileLayout, ...], bytes | None]:
         if self.is_view:
             if self.max_shard_size is not None:
-                raise PlanError("max_shard_size is for a directory, and the plan has no path", hint="pass path='out/'")
+                raise PlanError("max_shard_size needs a directory as path", hint="pass path='out/'")
             return (), None
         name = os.path.basename(self.path)
         if self.format == TORCH_ZIP:
             if self.max_shard_size is not None:
                 raise PlanError(
-                    "only safetensors are written in shards here", where=self.path, hint="name a directory: out/"
+                    "only safetensors can be written in shards", where=self.path, hint="pass a directory: out/"
                 )
             return (torchzip_out.lay_out(name, self.outputs, self.views),), None
         if not self.is_directory:
             if self.max_shard_size is not None:
                 raise PlanError(
-                    "shards and their index are a directory, and this names a file",
+                    "shards need a directory, but the path names a file",
                     where=self.path,
                     hint=f"write {self.path.removesuffix('.safetensors')}/",
                 )
@@ -265,7 +268,7 @@ class Plan(Result):
         places = {output.name: file for file, shard in zip(names, shards, strict=True) for output in shard}
         return files, safetensors_out.index_of(places, self.nbytes, self.index_metadata)
 
-    # --- what it says ------------------------------------------------------------------------------
+    # --- properties and output ----------------------------------------------------------------------
 
     @property
     def nbytes(self) -> int:
@@ -279,14 +282,14 @@ class Plan(Result):
 
     @property
     def copied(self) -> int:
-        """Bytes that go from file to file as they are."""
+        """Bytes copied unchanged from file to file."""
         return sum(o.expression.nbytes for o in self.outputs if o.expression.spans() is not None)
 
     def report(self, *, limit: int | None = _ROWS_SHOWN) -> Report:
         """The plan as a report.
 
         Args:
-            limit: Most tensors shown; None for all.
+            limit: Maximum number of tensors shown; None for all.
         """
         columns = (
             Column("name", style="name", shrink=True),
@@ -306,12 +309,13 @@ class Plan(Result):
         copied = self.copied
         parts: list[Text | Table] = [
             Text(
-                printable(f"plan: {self.path} ({self.format})" if self.path else "plan: a view, with no path"), "title"
+                printable(f"plan: {self.path} ({self.format})" if self.path else "plan: a view, without a path"),
+                "title",
             ),
             Table(columns, cut(rows, limit, "tensors")),
             Text(
                 f"{plural(count, 'tensor')} · {human_bytes(self.file_bytes or self.nbytes)}{files}"
-                + (f" · {human_bytes(copied)} copied as they are" if copied else "")
+                + (f" · {human_bytes(copied)} copied unchanged" if copied else "")
                 + (f" · {human_bytes(self.nbytes - copied)} computed" if copied < self.nbytes else ""),
                 "dim",
             ),
@@ -322,10 +326,10 @@ class Plan(Result):
         x = output.expression
         if not isinstance(x, Stored) or x.info.name != output.name:
             return x.summary()
-        return "as it is" if len(self.sources) == 1 else f"as it is in {x.source.label}"
+        return "unchanged" if len(self.sources) == 1 else f"unchanged from {x.source.label}"
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON takes it."""
+        """The plan as JSON data."""
         places = {name: file.name for file in self.files for name in file.offsets}
         return {
             "path": self.path or None,
@@ -365,13 +369,13 @@ class Plan(Result):
         return f"Plan of {self.path}"
 
     def casts(self) -> list[tuple[Output, Cast]]:
-        """Every cast in it, with the output that it is a part of."""
+        """All casts, each with the output that contains it."""
         return [(output, x) for output in self.outputs for x in output.expression.walk() if isinstance(x, Cast)]
 
     # --- a source ----------------------------------------------------------------------------------
 
     def __torchparams_source__(self) -> Source:
-        """The tensors as a source: what the file will hold."""
+        """The outputs as a source: the future content of the file."""
         from torchparams.expressions.strided import Strided
         from torchparams.sources.view import ViewSource
 
@@ -390,52 +394,52 @@ class Plan(Result):
     # --- run ---------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None = None) -> Written:
-        """Write it: all of it, or nothing.
+        """Write the target completely, or leave it unchanged.
 
         Args:
-            progress: Told bytes of tensors that are written so far, and of all of them.
+            progress: Callback with the bytes written so far and in total.
 
         Returns:
-            What was written, how long it took, and what casts lost.
+            A summary: files, time, and losses of casts.
 
         Raises:
-            PlanError: The target is not as it was; or finite values would become infinite.
-            SourceError: A source was written to while it was read, or cannot be read.
-            WriteError: The disk said no. The target is as it was.
+            PlanError: The target changed, or finite values would become infinite.
+            SourceError: A source cannot be read, or changed during the run.
+            WriteError: Writing failed. The target is unchanged.
         """
         if self.is_view:
-            raise PlanError("the plan has no path to write to", hint="make it with path=…")
+            raise PlanError("the plan has no path to write to", hint="pass path=… when making the plan")
         from torchparams.edit.write.execute import execute
 
         return execute(self, progress)
 
 
 def kind_of(target: str | os.PathLike[str] | None, format: str | None) -> tuple[bool, str]:
-    """Whether a target is a directory, and its format; that of no target is `VIEW`."""
+    """Whether a target is a directory, and its format; `VIEW` without a target."""
     spelled = {"safetensors": SAFETENSORS, "torch zip": TORCH_ZIP, "torch": TORCH_ZIP, None: None}
     if format not in spelled:
-        raise PlanError(f"no format is called {format!r}", exists="there are 'safetensors' and 'torch zip'")
+        raise PlanError(f"format must be 'safetensors' or 'torch zip', not {format!r}")
     if target is None:
         if format is not None:
             raise PlanError(f"format={format!r} needs a path to write to", hint="pass path=…")
         return False, VIEW
     path = os.fspath(target)
     if not path:
-        raise PlanError("a target has a name, and this is an empty text")
+        raise PlanError("the target path is empty")
     wanted = spelled[format]
     name = os.path.basename(path)
     suffix = os.path.splitext(name)[1]
     if path.endswith(("/", os.sep)) or os.path.isdir(path) or (not suffix and not os.path.exists(path)):
         if wanted == TORCH_ZIP:
-            raise PlanError("a torch zip is a file, and this names a directory", where=path, hint="end it in .pt")
+            raise PlanError("a torch zip is a file, but the path names a directory", where=path, hint="end it in .pt")
         return True, SAFETENSORS
     if wanted is not None:
         return False, wanted
     if suffix not in _SUFFIXES:
         raise PlanError(
-            f"the suffix {suffix!r} says no format" if suffix else "it has no suffix that says its format",
+            f"the suffix {suffix!r} does not name a format" if suffix else "the path has no suffix that names a format",
             where=path,
-            exists=f"known are {' '.join(_SUFFIXES)}",
+            exists=f"known suffixes are {' '.join(_SUFFIXES)}",
             hint=None if re.search(r"[\0]", path) else f"for a directory of safetensors, write {path}/",
         )
     return False, _SUFFIXES[suffix]

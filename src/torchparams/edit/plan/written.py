@@ -1,4 +1,4 @@
-"""What a plan has written."""
+"""Summary of a written plan."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _REMARKS_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class CastLosses:
-    """What a cast of one tensor did not keep.
+    """Losses of one cast.
 
     Attributes:
-        name: The tensor's name in the target.
-        old, new: The types.
-        numel: Count of elements.
-        losses: How many of them overflowed, underflowed, or changed at all.
+        name: Name in the target.
+        old, new: Dtypes before and after.
+        numel: Number of elements.
+        losses: Counts of elements that overflowed, underflowed, or changed at all.
     """
 
     name: str
@@ -47,7 +47,7 @@ class CastLosses:
     losses: Losses
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON takes it."""
+        """The losses as JSON data."""
         lost = self.losses
         counts = {"overflow": lost.overflow, "underflow": lost.underflow, "changed": lost.changed}
         return {"name": self.name, "from": str(self.old), "to": str(self.new), "numel": self.numel, **counts}
@@ -55,18 +55,18 @@ class CastLosses:
 
 @dataclass(frozen=True, repr=False)
 class Written(Result):
-    """What was written, how long it took, and what casts lost.
+    """Summary of a run: files, time, and losses of casts.
 
     Attributes:
-        path: The target.
-        files: The names of its files, and the bytes of each.
-        tensors: Count of names in it.
+        path: Target path.
+        files: Name and bytes of each file.
+        tensors: Number of tensor names.
         nbytes: Bytes of all files.
-        copied: Bytes that went from file to file as they are.
-        seconds: How long it took.
-        casts: What each cast lost, those without loss included.
-        dropped: What of the sources was not written, and why.
-        notes: What else the plan had to say.
+        copied: Bytes copied unchanged from file to file.
+        seconds: Duration of the run.
+        casts: Losses of each cast, including casts without loss.
+        dropped: Entries of the sources that were not written, each with the reason.
+        notes: Notes of the plan.
     """
 
     path: str
@@ -80,9 +80,9 @@ class Written(Result):
     notes: tuple[str, ...] = ()
 
     def report(self) -> Report:
-        """The report: one line, and a table of the casts that lost something.
+        """Report of the run: one line, and a table of the casts that lost something.
 
-        A tensor with overflow or underflow has a row of its own; all that are only rounded are one row for each pair of
+        A tensor with overflow or underflow has its own row. Tensors that are only rounded share one row per pair of
         dtypes.
         """
         files = f" in {plural(len(self.files), 'file')}" if len(self.files) > 1 else ""
@@ -117,7 +117,7 @@ class Written(Result):
         return Report((*parts, *remarks(self.dropped, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON takes it."""
+        """The summary as JSON data."""
         return {
             "path": self.path,
             "files": [{"name": name, "nbytes": size} for name, size in self.files],
@@ -132,7 +132,7 @@ class Written(Result):
 
 
 def remarks(dropped: Sequence[tuple[str, str]], notes: Sequence[str]) -> list[Text]:
-    """What is not written, and what else there is to say, in a few lines."""
+    """Lines for entries that are not written, and for notes, shortened."""
     parts = []
     if dropped:
         shown = ", ".join(f"{name} ({why})" for name, why in dropped[:_REMARKS_SHOWN])
@@ -145,7 +145,7 @@ def remarks(dropped: Sequence[tuple[str, str]], notes: Sequence[str]) -> list[Te
 
 
 def _row(casts: Sequence[CastLosses]) -> Row:
-    """The row of one cast, or of several between the same dtypes."""
+    """Row for one cast, or for several between the same dtypes."""
     first = casts[0]
     counts = {
         "numel": sum(cast.numel for cast in casts),

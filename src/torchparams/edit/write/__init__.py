@@ -1,1 +1,1 @@
-"""Writing a plan to disk."""
+"""Write plans to disk."""

@@ -1,4 +1,4 @@
-"""Reading what was written, before it takes its place."""
+"""Check written files before they replace the target."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def read_back(plan: Plan, target: Target) -> None:
-    """Open every file that was written, and hold its table against the plan.
+    """Open every written file, and compare its table with the plan.
 
-    Values are not read again: the table says where each of them lies.
+    Values are not read again; the table gives the byte range of each tensor.
 
     Raises:
-        WriteError: A file cannot be opened, or lists other tensors.
+        WriteError: A file cannot be opened, or its table differs.
     """
     outputs = {output.name: output for output in plan.outputs}
     views: dict[str, list[View]] = {}
@@ -36,12 +36,12 @@ def read_back(plan: Plan, target: Target) -> None:
         beside = [view for base in file.offsets for view in views.get(base, ())]
         wanted = {*file.offsets, *(view.name for view in beside)}
         for name in found.keys() ^ wanted:
-            how = "is not there" if name in wanted else "is there too"
+            how = "is missing" if name in wanted else "is not in the plan"
             raise _differs(plan, f"the tensor {shorten(repr(name))} {how}")
         for name, offset in file.offsets.items():
             x, info = outputs[name].expression, found[name]
             if (x.dtype, tuple(x.shape), offset if x.nbytes else None) != (info.dtype, info.shape, _start(info)):
-                raise _differs(plan, f"the tensor {shorten(repr(name))} has another dtype, shape or place")
+                raise _differs(plan, f"the tensor {shorten(repr(name))} has another dtype, shape or offset")
         for view in beside:
             info = found[view.name]
             if (view.dtype, tuple(view.shape)) != (info.dtype, info.shape):
@@ -54,7 +54,7 @@ def _start(info: ParameterInfo) -> int | None:
 
 def _differs(plan: Plan, how: str) -> WriteError:
     return WriteError(
-        f"the new file does not read as it was to be written: {how}",
+        f"the new file does not match the plan: {how}",
         where=plan.path,
-        exists="the target is as it was, and nothing is left behind",
+        exists="the target is unchanged, and temporary files were removed",
     )

@@ -1,21 +1,21 @@
-"""A directory as a target: at every moment it holds the old checkpoint, whole, or the new one, whole.
+"""Write a checkpoint directory so that it holds a complete checkpoint at every moment, old or new.
 
-**A directory that does not exist** is written under a temporary name beside it, and renamed.
+**A new directory** is written under a temporary name beside the target, then renamed.
 
-**A directory that exists** holds other files too, and other programs have it open, so it stays where it is. What makes
-a set of shards the checkpoint of a directory is its index, and that is one file: replaced at once, it is the moment at
-which the new set takes the place of the old.
+**An existing directory** may hold other files, and other programs may have it open, so it cannot be renamed. A sharded
+checkpoint is defined by its index, which is a single file: replacing the index atomically switches from the old set of
+shards to the new one.
 
-1. New shards are written under temporary names, which no reader looks at.
-2. An index of the *old* checkpoint is put in place, so that no other file counts. Where the new shards will have the
-   names of the old, the old ones are given second names (hard links, `model.previous-00001-of-00003.safetensors`)
-   and this index names those: the same checkpoint, at every moment.
-3. New shards get their names.
-4. The new index replaces the old. **This is the moment.**
-5. What the new index does not name is removed; and the index, where one file alone needs none.
+1. Write the new shards under temporary names, which no reader opens.
+2. Put an index of the *old* checkpoint in place, so that no other file counts. If new shards will reuse names of old
+   ones, the old files get second names (hard links, `model.previous-00001-of-00003.safetensors`), and this index refers
+   to those. The checkpoint is the same at every moment.
+3. Rename the new shards to their final names.
+4. Replace the old index by the new one. **This is the switch.**
+5. Remove files that the new index does not name, and the index itself if a single file needs none.
 
-A journal in the directory says what is on the way. It is locked as long as its writer lives: a second writer is told
-so, and the next one after a writer that was killed first finishes step 5, or takes steps 3 and 2 back.
+A journal in the directory records the state of the write. It stays locked while its writer is alive: a second writer
+gets an error. After a writer was killed, the next one first finishes step 5, or reverts steps 3 and 2.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _CHECKPOINT = re.compile(r".*(\.safetensors|\.pt|\.pth|\.bin|\.ckpt|\.index(\.[^
 
 
 class Directory(Target):
-    """A target that is a directory with a file or with shards and their index.
+    """A target directory with a single file, or with shards and their index.
 
     Args:
-        path: The directory.
+        path: Path of the directory.
     """
 
     def __init__(self, path: str) -> None:
@@ -72,7 +72,7 @@ class Directory(Target):
             if self._lock is not None:
                 self.__exit__()
             elif self._fresh:
-                with suppress(OSError):  # it is somebody else's, or was made for this
+                with suppress(OSError):  # another process uses it, or created it
                     _system.remove_directory(self.folder)
             raise
         return self
@@ -85,16 +85,16 @@ class Directory(Target):
                 _system.make_directory(self.folder)
             try:
                 return take(os.path.join(self.folder, JOURNAL), self.path)
-            except FileNotFoundError:  # whoever cleans up took it for one that is left over
+            except FileNotFoundError:  # the clean-up of another process took it for a leftover
                 if not self._fresh:
                     raise
-        raise WriteError("another process is writing it", where=self.path, hint="wait until it is done")
+        raise WriteError("another process is writing to it", where=self.path, hint="wait until it finishes")
 
     def _recover(self) -> None:
         recover(self.folder, self._journal)
 
     def commit(self, index: bytes | None) -> None:
-        """See the top of this module."""
+        """Switch to the new checkpoint: steps 2 to 4 of the module's docstring."""
         names = list(self._written)
         finals = [os.path.join(self.folder, name) for name in names]
         old = _old_files(self.folder)
@@ -122,7 +122,7 @@ class Directory(Target):
             self._confirm(self.folder)
 
     def settle(self) -> None:
-        """Remove what the new index does not name, and the journal."""
+        """Remove files that the new index does not name, then the journal."""
         if self._fresh:
             _system.remove(os.path.join(self._final, os.path.basename(self._journal)))
             return
@@ -130,7 +130,7 @@ class Directory(Target):
         _system.remove(self._journal)
 
     def discard(self) -> None:
-        """Remove what was written, and the directory where it was made for this."""
+        """Remove the written files, and the directory if this run created it."""
         super().discard()
         with suppress(OSError):
             if self._fresh:
@@ -147,7 +147,8 @@ class Directory(Target):
     ) -> None:
         entry = {"index": _digest(index), "new": new, "old": old, "links": list(links), "drop_index": drop_index}
         assert self._lock is not None  # taken when the context was entered
-        # A line more: until it is whole, the one before holds. What is there may end within one, of a killed run.
+        # Append a line; the previous one holds until this one is complete. The file may end in a partial line of a
+        # killed run.
         _system.write(self._lock, b"\n" + json.dumps(entry).encode() + b"\n", os.fstat(self._lock).st_size)
         _system.sync(self._lock)
 
@@ -157,7 +158,7 @@ class Directory(Target):
 
 
 def recover(folder: str, journal: str) -> None:
-    """Finish or undo what the journal of a directory says; whoever calls has its lock."""
+    """Finish or revert the write that a journal describes. The caller holds its lock."""
     with open(journal, "rb") as file:
         text = file.read()
     for name in os.listdir(folder):
@@ -166,16 +167,16 @@ def recover(folder: str, journal: str) -> None:
     _system.remove(partial(os.path.join(folder, INDEX)))
     entry = _last_entry(text)
     if entry is None:
-        return  # its writer was killed before it had said anything, and so before it did
+        return  # its writer was killed before it changed anything
     index_path = os.path.join(folder, INDEX)
     index, named = b"", set[str]()
     with suppress(FileNotFoundError), open(index_path, "rb") as file:
         index = file.read()
-    with suppress(ValueError, KeyError, TypeError, AttributeError):  # an old one may be anything
+    with suppress(ValueError, KeyError, TypeError, AttributeError):  # an old index may be malformed
         named = set(json.loads(index)["weight_map"].values())
     committed = bool(entry["index"]) and _digest(index) == entry["index"]
     if entry["drop_index"] and not index and not any(os.path.exists(os.path.join(folder, old)) for old in entry["old"]):
-        committed = True  # step 5 removes the index last: its writer was killed just before it removed the journal
+        committed = True  # step 5 removes the index last: the writer was killed before it removed the journal
     surplus = entry["old"] if committed else [*entry["new"], *entry["links"]]
     for name in surplus:
         if name not in named and FAMILY.fullmatch(name):
@@ -188,14 +189,14 @@ def recover(folder: str, journal: str) -> None:
 
 
 def _digest(index: bytes) -> str:
-    """What a journal says of an index; nothing of none."""
+    """Digest of an index for the journal; empty without an index."""
     from hashlib import sha256
 
     return sha256(index).hexdigest() if index else ""
 
 
 def _last_entry(journal: bytes) -> dict[str, Any] | None:
-    """The last line of a journal that is whole."""
+    """Last complete line of a journal."""
     for line in reversed(journal.split(b"\n")[:-1]):
         try:
             entry = json.loads(line)
@@ -207,7 +208,7 @@ def _last_entry(journal: bytes) -> dict[str, Any] | None:
 
 
 def _restore_names(folder: str) -> None:
-    """Give an old checkpoint its own names back, by step 2 the other way round."""
+    """Restore the names of an old checkpoint: revert step 2."""
     path = os.path.join(folder, INDEX)
     with open(path, "rb") as file:
         index = json.loads(file.read())
@@ -227,22 +228,22 @@ def _restore_names(folder: str) -> None:
 
 
 def check_directory(path: str, overwrite: bool) -> None:
-    """Refuse a directory with a checkpoint that may not be replaced.
+    """Raise if the directory holds a checkpoint that may not be replaced.
 
     Raises:
-        PlanError: It has one, and `overwrite` is not given; or one under another name.
+        PlanError: It holds a checkpoint, and `overwrite` is false; or a checkpoint under other names.
     """
     there = sorted(name for name in os.listdir(path) if not name.startswith(".") and _CHECKPOINT.fullmatch(name))
     others = [name for name in there if not FAMILY.fullmatch(name) and name != INDEX]
     if others:
         raise PlanError(
-            f"the directory holds another checkpoint already: {', '.join(others[:3])}",
+            f"the directory already holds a checkpoint under other names: {', '.join(others[:3])}",
             where=path,
             hint="write to another directory",
         )
     if there and not overwrite:
         raise PlanError(
-            f"the directory holds a checkpoint already: {', '.join(there[:3])}{', …' if len(there) > 3 else ''}",
+            f"the directory already holds a checkpoint: {', '.join(there[:3])}{', …' if len(there) > 3 else ''}",
             where=path,
             hint="to replace it once the new one is complete, pass overwrite=True (--force)",
         )
@@ -253,10 +254,10 @@ def _old_files(folder: str) -> list[str]:
 
 
 def _keep_old(folder: str, names: Sequence[str], replace_index: Any, note: Any) -> list[str]:
-    """Step 2: an index of the checkpoint that is there, by names that no new file will have.
+    """Step 2: index the old checkpoint under names that no new file will use.
 
     Returns:
-        Second names that were made.
+        Second names that were created.
     """
     from torchparams.sources.base import open_source
 
@@ -272,11 +273,11 @@ def _keep_old(folder: str, names: Sequence[str], replace_index: Any, note: Any) 
         metadata = dict(source.metadata) if os.path.exists(os.path.join(folder, INDEX)) else {}
         source.close()
     except TorchParamsError:
-        return []  # what cannot be opened is not kept
+        return []  # an unreadable checkpoint is not kept
     files = sorted(set(places.values()))
     second = {name: name.replace(STEM, _PREVIOUS, 1) for name in files if name in set(names)}
     metadata.pop("total_size", None)
-    if not os.path.exists(os.path.join(folder, INDEX)):  # before any file of another name is there
+    if not os.path.exists(os.path.join(folder, INDEX)):  # before any file under a new name exists
         replace_index(index_of(places, total, metadata))
         _system.sync_directory(folder)
     if not second:

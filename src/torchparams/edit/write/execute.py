@@ -1,4 +1,4 @@
-"""Runs a plan: bytes that stay as they are go from file to file in the kernel, the others through blocks in memory."""
+"""Run a plan: the kernel copies unchanged bytes from file to file; other values are computed in blocks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from torchparams.io.write import Target
 
 PIECE = 1 << 25
-"""Bytes that a thread takes at once, and that the disk is told to begin writing."""
+"""Bytes that a thread handles at once, before asking the disk to start writing them."""
 
 INLINE = 1 << 22
-"""Bytes to compute, below which a plan runs in the caller's thread."""
+"""Maximum computed bytes for a plan to run in the caller's thread."""
 
 _MOST_THREADS = 4
 
@@ -42,12 +42,12 @@ _BUFFER = 1 << 20
 
 
 def execute(plan: Plan, progress: Progress | None = None) -> Written:
-    """Write what a plan says: see `Plan.run`."""
+    """Write a plan; see `Plan.run`."""
     from torchparams.io.threads import processors
 
     begun = time.perf_counter()
     plan.check()
-    # Copies are a matter of the kernel and the disk: two at once to one file wait for each other.
+    # Copies are bound by kernel and disk: two copies to one file wait for each other.
     computed = plan.nbytes - (0 if any(file.crc for file in plan.files) else plan.copied)
     threads = 1 if computed <= INLINE else min(max(processors(), 1), _MOST_THREADS)
     with telling(plan.path), (Directory if plan.is_directory else OneFile)(plan.path) as target:
@@ -92,7 +92,7 @@ def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
     over = [cast for cast in casts if cast.losses.overflow]
     if over and not plan.allow_overflow:
         worst = max(over, key=lambda cast: cast.losses.overflow)
-        more = f", and so in {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
+        more = f", also in {plural(len(over) - 1, 'other tensor')}" if len(over) > 1 else ""
         verb = "is" if worst.losses.overflow == 1 else "are"
         raise PlanError(
             f"{plural(worst.losses.overflow, 'value')} of {worst.name!r} {verb} too large for {worst.new}{more}",
@@ -103,26 +103,26 @@ def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
 
 
 def _refuse_sums(output: Output, work: Work, plan: Plan) -> None:
-    """Refuse a combination of finite values that is infinite in its type: at once, for it is computed at length."""
+    """Raise early if a combination of finite values becomes infinite, because computing the rest may take long."""
     from torchparams.expressions.combination import Combination
 
     for x in output.expression.walk() if work.losses else ():
         over = work.losses[id(x)].overflow if isinstance(x, Combination) and id(x) in work.losses else 0
         if over:
             raise PlanError(
-                f"{plural(over, 'value')} of it or more {'is' if over == 1 else 'are'} too large for {x.dtype}",
+                f"at least {plural(over, 'value')} {'is' if over == 1 else 'are'} too large for {x.dtype}",
                 where=shorten(output.name),
                 exists="nothing was written",
                 hint="choose a wider dtype, or pass allow_overflow=True (--allow-overflow)",
             )
 
 
-# --- what there is to do -----------------------------------------------------------------------
+# --- tasks -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Bytes that go from a file to a file."""
+    """Bytes to copy from file to file."""
 
     file: int
     path: str
@@ -133,7 +133,7 @@ class _Copy:
 
 @dataclass(frozen=True, slots=True)
 class _Compute:
-    """Elements of an output that are computed, or whose CRC is: `[start, stop)`."""
+    """Elements `[start, stop)` of an output to compute, or to checksum."""
 
     file: int
     output: Output
@@ -146,7 +146,7 @@ _Task = _Copy | _Compute
 
 
 def _tasks(number: int, file: FileLayout, outputs: list[Output], most: int) -> Iterator[_Task]:
-    """What it takes to fill a file, in the order of its bytes."""
+    """Tasks that fill a file, in byte order."""
     run: _Copy | None = None
     for output in sorted(outputs, key=lambda output: file.offsets[output.name]):
         offset, x = file.offsets[output.name], output.expression
@@ -158,7 +158,7 @@ def _tasks(number: int, file: FileLayout, outputs: list[Output], most: int) -> I
             count = span.stop - span.start
             if not count:
                 continue
-            # Tensors that follow each other in both files are one run of bytes.
+            # Tensors that are adjacent in both files form one run of bytes.
             follows = run is not None and run.path == span.file and run.start + run.count == span.start
             if run is not None and follows and run.offset + run.count == offset:
                 run = _Copy(number, run.path, run.start, run.offset, run.count + count)
@@ -190,12 +190,12 @@ def _parts(number: int, output: Output, offset: int, most: int, whole: bool) -> 
 
 
 class _Run:
-    """A plan under way.
+    """State of a running plan.
 
     Args:
         plan: The plan.
-        target: Where the files are written.
-        threads: How many work at once.
+        target: Target of the files.
+        threads: Number of worker threads.
     """
 
     def __init__(self, plan: Plan, target: Target, threads: int) -> None:
@@ -205,7 +205,7 @@ class _Run:
         self.most = plan.memory // threads
         self.sources = Files()
         self.lock = threading.Lock()
-        self.heavy = threading.Lock()  # held for a tensor that is in memory whole: there is one at a time
+        self.heavy = threading.Lock()  # held for a tensor that is in memory as a whole: one at a time
         self.stop = threading.Event()
         self.crcs: dict[str, int] = {}
         by_name = {output.name: output for output in plan.outputs}
@@ -222,9 +222,9 @@ class _Run:
         self._heavy_work: Work | None = None
 
     def all(self, progress: Progress | None) -> None:
-        """Do everything, and finish the files."""
+        """Run all tasks, and finish the files."""
         for number, left in enumerate(self._left):
-            if not left:  # nothing but a header
+            if not left:  # a header without tensors
                 self.descriptor(number)
                 self._finish(number)
         tick = Ticker(progress, self.plan.nbytes)
@@ -241,7 +241,7 @@ class _Run:
         self.sources.check()
 
     def losses(self) -> dict[int, Losses]:
-        """What casts lost, in all threads."""
+        """Losses of casts in all threads."""
         found: dict[int, Losses] = {}
         for work in self._works:
             for key, lost in work.losses.items():
@@ -249,7 +249,7 @@ class _Run:
         return found
 
     def new_work(self) -> Work:
-        """What one thread computes with."""
+        """Create the work state of one thread."""
         from torchparams.expressions.work import Work
 
         work = Work(self.sources)
@@ -257,18 +257,18 @@ class _Run:
         return work
 
     def heavy_work(self) -> Work:
-        """What whoever holds `heavy` computes with."""
+        """Work state for the holder of `heavy`."""
         if self._heavy_work is None:
             self._heavy_work = self.new_work()
         return self._heavy_work
 
     def next(self) -> _Task | None:
-        """What is to be done next."""
+        """Next task, or None."""
         with self.lock:
             return None if self.stop.is_set() or not self._queue else self._queue.popleft()
 
     def descriptor(self, number: int) -> int:
-        """The file of that number, made when it is first wanted."""
+        """Descriptor of a file, created at first use."""
         with self.lock:
             if number not in self._fds:
                 file = self.files[number]
@@ -276,7 +276,7 @@ class _Run:
             return self._fds[number]
 
     def done(self, task: _Task) -> None:
-        """One task is; after the last of a file, the file is finished."""
+        """Mark a task as done, and finish its file after its last task."""
         with self.lock:
             self._left[task.file] -= 1
             complete = not self._left[task.file]
@@ -291,17 +291,17 @@ class _Run:
 
 
 class _Worker:
-    """What one thread does."""
+    """Worker of one thread."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
         self._files = OpenFiles(run.sources)
         self._buffer: memoryview | None = None
-        self.work: Work | None = None  # made when something is computed: what is copied needs no numpy
+        self.work: Work | None = None  # created for the first computation: copies need no NumPy
         self.nbytes = 0
 
     def tasks(self) -> Iterator[None]:
-        """Take tasks and do them; yields after each."""
+        """Take and run tasks; yields after each."""
         run = self._run
         try:
             while (task := run.next()) is not None:
@@ -337,7 +337,7 @@ class _Worker:
         _begin_writeback(fd, task.offset, task.count)
 
     def _copy_counting(self, path: str, start: int, fd: int, offset: int, count: int, crc: int) -> int:
-        """Copy, and go on computing a CRC-32."""
+        """Copy bytes, and update a CRC-32."""
         source, at = self._files.get(path), 0
         if self._buffer is None:
             self._buffer = memoryview(bytearray(_BUFFER))
@@ -356,7 +356,7 @@ class _Worker:
         return crc
 
     def _blame(self, error: OSError, path: str, source: int, at: int) -> Exception:
-        """A copy within the kernel does not say which of the two files has failed: the source is asked."""
+        """Find out which file failed: a copy inside the kernel does not tell source from target."""
         try:
             os.pread(source, 1, at)
         except OSError as reading:
@@ -366,7 +366,8 @@ class _Worker:
     def _compute(self, task: _Compute, fd: int) -> None:
         run = self._run
         if any(part.resident for part in task.output.expression.walk()):
-            # What is in memory whole is there once: with one reader for all threads, and one tensor at a time.
+            # A tensor that must be in memory as a whole is loaded once: one reader for all threads, one tensor at a
+            # time.
             with run.heavy:
                 self._blocks(task, fd, run.heavy_work())
             return
@@ -406,9 +407,9 @@ class _Worker:
 
 
 def _begin_writeback(fd: int, offset: int, count: int) -> None:
-    if count >= _BUFFER:  # else it is not worth a call
+    if count >= _BUFFER:  # smaller pieces are not worth a system call
         _system.begin_writeback(fd, offset, count)
 
 
 def _ended(path: str, at: int) -> TruncatedFile:
-    return TruncatedFile(f"the file ends at byte {at}, and did not when it was listed", where=path)
+    return TruncatedFile(f"the file ends at byte {at}; it was longer when it was listed", where=path)

@@ -1,4 +1,4 @@
-"""safetensors files as they are written: one, or shards with an index as the Hugging Face hub has them."""
+"""Write safetensors files: a single file, or shards with an index as on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,62 +19,60 @@ if TYPE_CHECKING:
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be a tensor's name here.
+    """Check that the format allows a tensor name.
 
     Raises:
-        PlanError: The format uses the name itself, or has no way to write it.
+        PlanError: The name is reserved, or cannot be encoded.
     """
     if name == "__metadata__":
-        raise PlanError("in a safetensors file, no tensor can be named '__metadata__'", hint="rename it")
+        raise PlanError("the name '__metadata__' is reserved in safetensors files", hint="rename it")
     check_text(name, "the name")
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that UTF-8 has no bytes for: half of a surrogate pair.
+    """Check that text can be encoded in UTF-8: no lone surrogates.
 
     Raises:
-        PlanError: It is such a text.
+        PlanError: The text has a lone surrogate.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PlanError(
-            f"{what} {shorten(repr(text))} holds {ascii(text[error.start])[1:-1]}, half of a surrogate pair, "
-            "which UTF-8 cannot hold",
+            f"{what} {shorten(repr(text))} contains the lone surrogate {ascii(text[error.start])[1:-1]}, "
+            "which UTF-8 cannot encode",
             hint="rename it" if what == "the name" else "leave it out",
         ) from None
 
 
 def code_of(dtype: DType, name: str) -> str:
-    """The format's spelling of a type.
+    """Dtype code of the format.
 
     Raises:
-        PlanError: It has none.
+        PlanError: The format has no such dtype.
     """
     if dtype.code is None:
         raise PlanError(
             f"safetensors has no dtype for {dtype}",
             where=shorten(repr(name)),
-            hint="write a torch file (.pt), or leave it out with -s '~[dtype=…]'"
-            if dtype.torch_name
-            else "leave it out",
+            hint="write a torch file (.pt), or exclude it with -s '~[dtype=…]'" if dtype.torch_name else "exclude it",
         )
     return dtype.code
 
 
 def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -> FileLayout:
-    """One file. Names are listed in the order of `outputs`; bytes lie so that every tensor is aligned to its element.
+    """Lay out one file. The header lists tensors in the order of `outputs`; the data is ordered for alignment.
 
     Args:
-        name: The file's name.
-        outputs: Its tensors.
-        metadata: Its `__metadata__`.
+        name: File name.
+        outputs: Tensors of the file.
+        metadata: Value of `__metadata__`.
 
     Raises:
-        PlanError: A type or a name that the format does not have, or a header of more than it allows.
+        PlanError: A dtype or name is not supported, or the header is too long.
     """
-    # The first of the widest type, and so on: then each begins at a multiple of its element's size. Readers that look
-    # at the bytes where they lie (torch's view of a mapped file is one) take nothing else.
+    # Widest dtypes come first, so that each tensor starts at a multiple of its element size. Memory-mapped readers such
+    # as torch need that alignment.
     order = sorted(range(len(outputs)), key=lambda i: -outputs[i].expression.dtype.bits)
     starts, at = [0] * len(outputs), 0
     for i in order:
@@ -89,7 +87,7 @@ def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -
         check_name(output.name)
         if x.numel * x.dtype.bits % 8:
             raise PlanError(
-                f"its {x.numel} elements of {x.dtype.bits} bits fill no whole number of bytes",
+                f"{x.numel} elements of {x.dtype.bits} bits do not fill a whole number of bytes",
                 where=shorten(repr(output.name)),
             )
         header[output.name] = {
@@ -101,7 +99,7 @@ def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -
     text += b" " * (-len(text) % 8)
     if len(text) > limits.HEADER_BYTES:
         raise PlanError(
-            f"the header would take {human_bytes(len(text))}, and the format allows {human_bytes(limits.HEADER_BYTES)}",
+            f"the header would take {human_bytes(len(text))}, the limit is {human_bytes(limits.HEADER_BYTES)}",
             where=name,
             hint="write it in shards (max_shard_size)",
         )
@@ -111,7 +109,7 @@ def lay_out(name: str, outputs: Sequence[Output], metadata: Mapping[str, str]) -
 
 
 def in_shards(outputs: Sequence[Output], most: int | None) -> list[list[Output]]:
-    """The outputs of each shard: as many as go into `most` bytes, in order; a larger tensor has one to itself."""
+    """Split outputs into shards of at most `most` bytes, in order. A larger tensor gets its own shard."""
     if most is None:
         return [list(outputs)]
     shards: list[list[Output]] = [[]]
@@ -127,17 +125,17 @@ def in_shards(outputs: Sequence[Output], most: int | None) -> list[list[Output]]
 
 
 def shard_name(number: int, count: int, stem: str = STEM) -> str:
-    """`model-00001-of-00003.safetensors`, numbers from 1."""
+    """File name of a shard, such as `model-00001-of-00003.safetensors`; numbers start at 1."""
     return f"{stem}-{number:05}-of-{count:05}.safetensors"
 
 
 def index_of(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, Any]) -> bytes:
-    """The index of a set of shards, as JSON.
+    """Index of a sharded checkpoint, as JSON.
 
     Args:
-        weight_map: Tensor → file name.
+        weight_map: Tensor name → file name.
         total_size: Bytes of all tensors.
-        metadata: What it says beside.
+        metadata: Other metadata of the index.
 
     >>> print(index_of({"w": "model-00001-of-00001.safetensors"}, 8, {}).decode())
     {

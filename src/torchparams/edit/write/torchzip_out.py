@@ -1,11 +1,10 @@
-"""torch's zip format, written without torch.
+"""Write torch's zip format without torch.
 
-`torch.load(weights_only=True)` reads it, with and without `mmap`.
+The files load with `torch.load(weights_only=True)`, with and without `mmap`.
 
-The pickle is that of a `collections.OrderedDict` of tensors, in protocol 2, with the opcodes and the globals that
-torch's own restricted unpickler takes. The bytes of a storage are a member of their own, stored, and begin at a
-multiple of 64 as torch writes them. Every member has its CRC-32: torch does not look at it, but `unzip -t` and every
-other reader of zips do.
+The pickle (protocol 2) is a `collections.OrderedDict` of tensors, with only the opcodes and globals that torch's
+restricted unpickler accepts. Each storage is an uncompressed zip member, aligned to 64 bytes as torch does. Every
+member has a CRC-32: torch ignores it, but `unzip -t` and other zip readers check it.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ ALIGNMENT = 64
 FOLDER = "archive"
 
 _FULL_32, _FULL_16 = 0xFFFFFFFF, 0xFFFF
-"""What a field holds whose number stands in one of ZIP64."""
+"""Value of a field whose number is in the ZIP64 record."""
 
 _LIMIT_32, _LIMIT_16 = _FULL_32, _FULL_16
-"""From these numbers on, one of ZIP64 is needed."""
+"""Smallest numbers that need a ZIP64 record."""
 
 _STORAGES = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
@@ -39,29 +38,29 @@ _STORAGES = {
     "uint8": "ByteStorage", "bool": "BoolStorage",
     "complex128": "ComplexDoubleStorage", "complex64": "ComplexFloatStorage",
 }  # fmt: skip
-"""Types that torch has a storage class for. Tensors of the others are of an untyped storage, and name their type."""
+"""Dtypes with a storage class in torch. Tensors of other dtypes use an untyped storage, and name their dtype."""
 
 
 def check_dtype(dtype: DType, name: str) -> None:
-    """Refuse a type that torch does not have.
+    """Check that torch has a dtype.
 
     Raises:
-        PlanError: It has none.
+        PlanError: torch lacks the dtype.
     """
     if dtype.torch_name is None:
         raise PlanError(f"torch has no dtype for {dtype}", where=shorten(repr(name)), hint="write a .safetensors file")
 
 
 def lay_out(name: str, outputs: Sequence[Output], views: Sequence[View]) -> FileLayout:
-    """One file.
+    """Lay out one file.
 
     Args:
-        name: The file's name.
-        outputs: Its tensors, each with a storage of its own.
-        views: Further names that show bytes of these.
+        name: File name.
+        outputs: Tensors, each with its own storage.
+        views: Other tensors over the bytes of these.
 
     Raises:
-        PlanError: A type that torch does not have.
+        PlanError: torch lacks a dtype.
     """
     for output in outputs:
         check_dtype(output.expression.dtype, output.name)
@@ -109,10 +108,10 @@ class _Member:
             self.size = len(self.contents)
 
     def place(self, at: int) -> int:
-        """Put it at `at`, and give where it ends."""
+        """Place the member at offset `at`, and return its end."""
         self.header = at
         bare = at + 30 + len(self.name) + len(self._zip64())
-        # The field that fills up to a multiple of the alignment has a head of four bytes of its own.
+        # The padding field has its own header of four bytes.
         self.start = -(-(bare + 4) // ALIGNMENT) * ALIGNMENT
         return self.start + self.size
 
@@ -124,7 +123,7 @@ class _Member:
     def local_header(self) -> bytes:
         zip64 = self._zip64()
         fill = self.start - self.header - 30 - len(self.name) - len(zip64) - 4
-        extra = zip64 + b"FB" + struct.pack("<H", fill) + b"Z" * fill  # as torch fills
+        extra = zip64 + b"FB" + struct.pack("<H", fill) + b"Z" * fill  # the padding that torch writes
         size = _FULL_32 if zip64 else self.size
         fields = (0x04034B50, 45 if zip64 else 20, 0x0800, 0, 0, 0x21, self.crc, size, size, len(self.name), len(extra))
         return struct.pack("<IHHHHHIIIHH", *fields) + self.name.encode() + extra
@@ -160,7 +159,7 @@ def _directory(members: Sequence[_Member], at: int) -> bytes:
 
 
 def pickled(outputs: Sequence[Output], views: Sequence[View]) -> bytes:
-    """The pickle of an ordered mapping of names to tensors.
+    """Pickle of an ordered mapping of names to tensors.
 
     >>> import pickletools
     >>> [op.name for op, _, _ in pickletools.genops(pickled([], []))]
@@ -200,7 +199,7 @@ def _contiguous(shape: Sequence[int]) -> list[int]:
 
 
 class _Pickle:
-    """Writes opcodes; globals and texts that come again are written once."""
+    """Pickle writer that memoises repeated globals and strings."""
 
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\x02")
@@ -225,8 +224,8 @@ class _Pickle:
         self.number(offset)
         self.numbers(shape)
         self.numbers(stride)
-        self.out += b"\x89"  # requires no gradient
-        self.reduce_empty("collections", "OrderedDict")  # hooks
+        self.out += b"\x89"  # requires_grad
+        self.reduce_empty("collections", "OrderedDict")  # backward hooks
         if not typed:
             self.name("torch", dtype.torch_name or "")
         self.out += b"tR"
