@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.expressions.base import Stored
+from torchparams.io.live import address_of
 
 if TYPE_CHECKING:
     from torchparams.engines.base import Job
@@ -62,11 +63,12 @@ class Together:
         for job in self.jobs:
             (row,) = job.rows
             assert isinstance(row, Stored)
-            found = row.source.memory(row.info)
-            if found is None:
+            value = row.source.value(row.info.name) if row.held is None else row.held
+            address = address_of(value, row.dtype, row.numel)
+            if address is None:
                 left.append(job)
             else:
                 jobs.append(job)
-                starts.append(found[0])
-                keep.append(found[1])
+                starts.append(address)
+                keep.append(value)
         return jobs, starts, keep, left

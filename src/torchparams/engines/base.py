@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from torchparams.errors import LimitExceeded, MismatchError, NotReadable
+from torchparams.expressions.base import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.expressions.base import Expression
@@ -36,9 +37,9 @@ Result = TypeVar("Result")
 PartOut = TypeVar("PartOut", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: there may be a hundred thousand, and that would double their time
 class Job:
-    """Rows that are read together, in step.
+    """Rows that are read together, in step. Nothing changes one after it is made.
 
     Attributes:
         key: The name of the result.
@@ -55,10 +56,9 @@ class Job:
         if len(rows) != 1 and len({row.numel for row in rows}) != 1:
             pairs = ", ".join(f"{row.summary()} of {_origin(row)} has {row.numel}" for row in rows)
             raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")
-        nbytes = 0  # asked for at every step of a run, so it is counted once
+        self.nbytes = 0  # asked for at every step of a run, so it is counted once
         for row in rows:
-            nbytes += row.nbytes
-        object.__setattr__(self, "nbytes", nbytes)
+            self.nbytes += row.nbytes
 
     @staticmethod
     def of(*operands: tuple[Source, str], key: str | None = None) -> Job:
@@ -279,8 +279,15 @@ def jobs_of(source: Source, names: Iterable[str] | None = None) -> list[Job]:
     return [Job(info.name, (source.row(info.name, info),)) for info in listed]
 
 
-def readable_jobs(source: Source, infos: Iterable[ParameterInfo]) -> tuple[list[Job], list[Unread]]:
+def readable_jobs(
+    source: Source, infos: Iterable[ParameterInfo], held: Mapping[str, Any] | None = None
+) -> tuple[list[Job], list[Unread]]:
     """One job for each tensor that has values, and the others with the reason.
+
+    Args:
+        source: The source.
+        infos: Records of the tensors.
+        held: Canonical name → tensor, where a reading of a live source has found them: none is looked up again.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -295,7 +302,10 @@ def readable_jobs(source: Source, infos: Iterable[ParameterInfo]) -> tuple[list[
         try:
             if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
                 source.numpy(info.name)
-            jobs.append(Job(info.name, (source.row(info.name, info),)))
+            row = source.row(info.name, info)
+            if held is not None and isinstance(row, Stored):
+                row.held = held[info.name]
+            jobs.append(Job(info.name, (row,)))
         except (NotReadable, LimitExceeded) as error:
             unread.append(Unread.because(info.name, error))
     return jobs, unread

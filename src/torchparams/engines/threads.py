@@ -147,9 +147,9 @@ class _Run:
     def _is_small(self, job: Job) -> bool:
         """Whether the task takes a job together with others, and its row lies where it can be handed over."""
         row = job.rows[0]
-        if len(job.rows) != 1 or (row.place is None and not (type(row) is Stored and row.source.live)):
+        if len(job.rows) != 1 or self.takes is None or not self.takes(job):
             return False
-        return self.takes is not None and self.takes(job)
+        return row.place is not None or (type(row) is Stored and row.source.live)
 
     def reader(self) -> Reader:
         if self.engine.mapped:
@@ -159,7 +159,9 @@ class _Run:
     def _items(self, jobs: list[Job]) -> Iterator[list[_Piece] | Together]:
         """What a thread takes at once: a part of a large job, or many small jobs."""
         engine = self.engine
-        places = [tuple(row.place for row in job.rows) for job in jobs]
+        places = [
+            (job.rows[0].place,) if len(job.rows) == 1 else tuple(row.place for row in job.rows) for job in jobs
+        ]
         order = list(range(len(jobs)))
         if all(place is not None for row in places for place in row):
             # As they lie in the files, which may be on a disk.

@@ -163,6 +163,10 @@ class Stored(Expression):
         name: Any spelling of its name there.
         info: Its record, where it is known already.
 
+    Attributes:
+        place: Its byte range in a file; None where it has none.
+        held: The very tensor of a live source, where a reading has found it already; else None.
+
     Raises:
         UnknownName: The source has no such tensor.
         NotReadable: It is lazy: it has neither shape nor values.
@@ -170,6 +174,7 @@ class Stored(Expression):
     """
 
     place: Location | None = None
+    held: Any = None
 
     def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
         self.info = info = source.info(source.resolve(name)) if info is None else info

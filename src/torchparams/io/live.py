@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,17 +63,19 @@ def address_of(value: Any, dtype: DType, numel: int) -> int | None:
 def _address_of_tensor(torch: Any, tensor: torch.Tensor, dtype: DType, numel: int) -> int | None:
     # There may be a hundred thousand of them: what is asked of each is asked in C, and once.
     cls = type(tensor)
-    if (cls is not torch.nn.Parameter and cls is not torch.Tensor) or not tensor.is_cpu:
+    if cls is not torch.nn.Parameter and cls is not torch.Tensor:
         return None
     try:
-        if tensor.dtype is not getattr(torch, dtype.torch_name or "", None) or tensor.numel() != numel:
-            return None
-        if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg():
-            return None
-        if dtype.kind == "complex" and tensor.is_conj():
-            return None
-        end = (tensor.storage_offset() + numel) * dtype.itemsize
-        if end > tensor.untyped_storage().nbytes():
+        if (
+            not tensor.is_cpu
+            or tensor.dtype is not _torch_dtype(dtype)
+            or tensor.numel() != numel
+            or tensor.layout is not torch.strided
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+            or (dtype.kind == "complex" and tensor.is_conj())
+            or (tensor.storage_offset() + numel) * dtype.bits > tensor.untyped_storage().nbytes() * 8
+        ):
             return None
         address: int
         try:
@@ -82,6 +85,13 @@ def _address_of_tensor(torch: Any, tensor: torch.Tensor, dtype: DType, numel: in
     except (RuntimeError, NotImplementedError):  # a transform has wrapped it, and its memory is in other tensors
         return None
     return address if address or not numel else None
+
+
+@cache
+def _torch_dtype(dtype: DType) -> Any:
+    import torch
+
+    return getattr(torch, dtype.torch_name or "", None)
 
 
 def read_only_copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

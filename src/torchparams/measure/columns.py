@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torchparams.sketch.batch import Measured
 
     Array = np.ndarray[Any, Any]
+
+_row = partial(tuple.__new__, TensorStats)  # as TensorStats._make, which is a function in Python
 
 Head: TypeAlias = "tuple[str, tuple[int, ...] | None, DType | None, int]"
 """What is known of a row without its numbers: name, shape, dtype, numel."""
@@ -61,15 +64,16 @@ class Columns:
         for i, count in enumerate(values):
             if not count:
                 extremes[0][i], extremes[1][i], extremes[2][i] = math.nan, math.nan, 0.0
-        taken = [[(q, value) for value in column] for q, column in zip(self.quantiles, quantiles, strict=True)]
+        taken = [zip(repeat(q), column, strict=False) for q, column in zip(self.quantiles, quantiles, strict=True)]
         pairs = zip(*taken, strict=True) if taken else repeat(())
+        histograms = zip(*integers[:, 6:].T.tolist(), strict=True)
         columns: tuple[Iterable[Any], ...] = (
             *([self.names[i] for i in which], repeat(1), [self.shapes[i] for i in which], repeat(self.dtype)),
             *([self.numels[i] for i in which], values, zeros, nan, posinf, neginf, extremes[0], extremes[1]),
-            *(mean, std, l1, l2, extremes[2], pairs, map(tuple, integers[:, 6:].tolist()), low, high, entropy),
+            *(mean, std, l1, l2, extremes[2], pairs, histograms, low, high, entropy),
             *(distinct, repeat(None) if coding.largest is None else saturated, repeat(coding.exact)),
         )
-        return list(map(TensorStats._make, zip(*columns, strict=False)))
+        return list(map(_row, zip(*columns, strict=False)))
 
     @property
     def std(self) -> Array:

@@ -18,6 +18,7 @@ from torchparams.measure.grouping import groups_of
 from torchparams.measure.numbers import sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
+from torchparams.records import Records
 from torchparams.renames import Renames
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def diff(
     if selector is not None:
         pairs = choose(pairs, selector, strict=strict, where=where)
     in_a, in_b = (
-        params.source.coded(infos if params.selector is None else None)
+        params.source.coded(Records(infos.values()) if params.selector is None else None)
         for params, infos in ((mine, infos_a), (yours, infos_b))
     )
     rows, lost = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)

@@ -19,6 +19,7 @@ from torchparams.measure.stats_report import SORT_KEYS as SORT_KEYS
 from torchparams.measure.stats_report import Stats as Stats
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
+from torchparams.records import Records
 from torchparams.sketch import batch
 
 if TYPE_CHECKING:
@@ -91,10 +92,17 @@ def stats(
         params = params.select(selector, strict=strict)
     source = params.source
     with paused_gc():  # some objects for each tensor, and no cycles
-        infos = params.infos
+        # Of a live model one reading, of which all that follows is made.
+        records = params.records() if source.live else Records(params.infos.values())
+        infos = dict(zip(records.names, records.infos, strict=True))
         grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
         members = None if grouped is None else grouped[1]
-        rows, unread, groups, lost = _scan(source, infos, params.selector is None, members, wanted, engine, progress)
+        coded = source.coded(records if params.selector is None else None)
+        found = {name: Unread(name, each.reason) for name, each in coded.items() if name in infos and not each.numbers}
+        readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
+        jobs, cannot = readable_jobs(source, readable, records.tensors)
+        found.update((each.name, each) for each in cannot)
+        rows, unread, groups, lost = _scan(infos, jobs, found, members, wanted, engine, progress)
         flags = tuple(flags_of(rows))
     made = Stats(
         label=source.label,
@@ -139,9 +147,9 @@ def numbers_in(text: str) -> list[float]:
 
 
 def _scan(
-    source: Any,
     infos: Mapping[str, ParameterInfo],
-    whole: bool,
+    jobs: Sequence[Job],
+    unreadable: Mapping[str, Unread],
     groups: Mapping[str, Sequence[str]] | None,
     quantiles: Sequence[float],
     engine: Engine | None,
@@ -157,14 +165,8 @@ def _scan(
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
     engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
-    coded = source.coded(infos if whole else None)
-    found: dict[str, TensorStats | tuple[Columns, int] | Unread] = {
-        name: Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers
-    }
+    found: dict[str, TensorStats | tuple[Columns, int] | Unread] = dict(unreadable)
     lost: Lost = {}
-    readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
-    jobs, cannot = readable_jobs(source, readable)
-    found.update((each.name, each) for each in cannot)
     for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
         name = job.key
         if isinstance(result, _Row):
@@ -215,7 +217,8 @@ class StatsTask(Task["Sketch", "_Row | tuple[Columns, int]"]):
 
     def takes(self, job: Job) -> bool:
         """Whether it is small, and no sketch of it is wanted."""
-        return not self.keep and batch.takes(job.dtype, job.numel)
+        row = job.rows[0]
+        return not self.keep and batch.takes(row.dtype, row.numel)
 
     def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> list[tuple[Columns, int]]:
         """The rows, in columns of one dtype each."""

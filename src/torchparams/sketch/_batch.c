@@ -39,6 +39,7 @@ static const size_t item_size[KINDS] = {1, 2, 4, 8, 4, 4, 8, 8};
 enum {
     MOST = 1 << 16, /* values of a tensor: so many squares of 106 bits fit in 128 */
     CODES = 1 << 19,
+    NEAR = 28, /* exponents whose 2^16 squares of 48 bits fit in 128 bits together */
     LIMBS = 72, /* the square of a sum of float64 takes 68 */
     BINS = 12,
     REALS = 7,            /* mean, std, l1, l2, entropy, low, high; then the quantiles */
@@ -61,6 +62,7 @@ typedef struct {
     uint64_t zeros, posinf, neginf, finite;
     double min, max; /* of finite values; a zero is +0.0 */
     uint64_t low, high, reach; /* of integers, in two's complement: minimum, maximum, greatest magnitude */
+    size_t first, last; /* of floats: words of `used` from the first to the one after the last magnitude; also word 0 */
 } seen;
 
 typedef struct {
@@ -300,13 +302,18 @@ static void scan_p8(state *t, const uint8_t *data, size_t n, int boolean)
         count(t, boolean ? data[i] != 0 : data[i]);
 }
 
-static void scan_p16(state *t, const uint8_t *data, size_t n)
+static void scan_p16(state *t, const uint8_t *data, size_t n, seen *s)
 {
+    uint32_t least = 0x7fff, most = 0; /* magnitudes of floats; least: of those that are not 0, less 1 */
     for (size_t i = 0; i < n; i++) {
         uint16_t code;
         memcpy(&code, data + 2 * i, 2);
         count(t, code);
+        uint32_t magnitude = code & 0x7fff, less = (magnitude - 1) & 0x7fff;
+        most = magnitude > most ? magnitude : most;
+        least = less < least ? less : least;
     }
+    s->first = least >> 6, s->last = (most >> 6) + 1;
 }
 
 INLINE double value_of_f32(uint32_t bits)
@@ -320,13 +327,13 @@ INLINE double value_of_f32(uint32_t bits)
 /* Of float32: the range of finite values as keys (of negative values the bits below the sign inverted), and counts. */
 typedef struct {
     int32_t min, max;
-    uint32_t zeros, posinf, neginf, finite;
+    uint32_t zeros, posinf, neginf, finite, least, most; /* magnitudes; least: of those that are not 0, less 1 */
 } survey;
 
 INLINE survey survey_f32(const uint8_t *data, size_t n)
 {
     int32_t min = INT32_MAX, max = INT32_MIN;
-    uint32_t zeros = 0, posinf = 0, neginf = 0, finite = 0;
+    uint32_t zeros = 0, posinf = 0, neginf = 0, finite = 0, least = UINT32_MAX, most = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, data + 4 * i, 4);
@@ -339,8 +346,10 @@ INLINE survey survey_f32(const uint8_t *data, size_t n)
         posinf += bits == 0x7f800000;
         neginf += bits == 0xff800000;
         finite += magnitude < 0x7f800000;
+        most = magnitude > most ? magnitude : most;
+        least = magnitude - 1 < least ? magnitude - 1 : least;
     }
-    return (survey){min, max, zeros, posinf, neginf, finite};
+    return (survey){min, max, zeros, posinf, neginf, finite, least, most};
 }
 
 static survey survey_base(const uint8_t *data, size_t n)
@@ -369,7 +378,9 @@ static void scan_f32(state *t, const uint8_t *data, size_t n, seen *s)
         b[1] += m * m; /* 2^16 squares of 48 bits */
         count(t, bits >> 16);
     }
-    for (unsigned e = 0; e < 256; e++) {
+    unsigned first = found.most ? (found.least + 1) >> 23 : 0, last = found.most >> 23;
+    s->first = 2 * first, s->last = 2 * last + 2;
+    for (unsigned e = 0; e <= last; e = e < first ? first : e + 1) {
         uint64_t *plus = t->near[e], *minus = t->near[e + 256];
         if (!(plus[0] | minus[0]))
             continue;
@@ -392,10 +403,13 @@ static void scan_f32(state *t, const uint8_t *data, size_t n, seen *s)
 static void scan_f64(state *t, const uint8_t *data, size_t n, seen *s)
 {
     int64_t min = INT64_MAX, max = INT64_MIN;
+    uint64_t least = INT64_MAX, most = 0; /* magnitudes; least: of those that are not 0, less 1 */
     for (size_t i = 0; i < n; i++) {
         uint64_t bits;
         memcpy(&bits, data + 8 * i, 8);
-        uint64_t magnitude = bits & INT64_MAX;
+        uint64_t magnitude = bits & INT64_MAX, less = (magnitude - 1) & INT64_MAX;
+        most = magnitude > most ? magnitude : most;
+        least = less < least ? less : least;
         count(t, (uint32_t)(bits >> 45));
         if (magnitude < 0x7ff0000000000000) {
             int64_t key = (int64_t)(bits ^ ((uint64_t)((int64_t)bits >> 63) >> 1));
@@ -409,6 +423,7 @@ static void scan_f64(state *t, const uint8_t *data, size_t n, seen *s)
         s->posinf += bits == 0x7ff0000000000000;
         s->neginf += bits == 0xfff0000000000000;
     }
+    s->first = least >> 51, s->last = (most >> 51) + 1;
     if (s->finite) {
         uint64_t low = (uint64_t)min ^ ((uint64_t)(min >> 63) >> 1), high = (uint64_t)max ^ ((uint64_t)(max >> 63) >> 1);
         s->min = from_bits(low << 1 ? low : 0);
@@ -460,6 +475,7 @@ static int take_sums(state *t, int kind, natural *sum, natural *abs, natural *sq
 {
     natural minus = {0, {0}};
     int first = -1, bias = kind == F32 ? 150 : 1075;
+    u128 near[3] = {0, 0, 0}; /* of the lowest exponents: mostly all there are */
     sum->n = abs->n = squares->n = 0;
     *unit = 0;
     for (int w = 0; w < 32; w++)
@@ -470,11 +486,21 @@ static int take_sums(state *t, int kind, natural *sum, natural *abs, natural *sq
                 first = exponent;
                 *unit = exponent - bias;
             }
-            add_shifted(sum, b->sum[0], exponent - first);
-            add_shifted(&minus, b->sum[1], exponent - first);
-            add_shifted(squares, b->square, 2 * (exponent - first));
+            int shift = exponent - first;
+            if (kind == F32 && shift <= NEAR) {
+                near[0] += b->sum[0] << shift;
+                near[1] += b->sum[1] << shift;
+                near[2] += b->square << 2 * shift;
+            } else {
+                add_shifted(sum, b->sum[0], shift);
+                add_shifted(&minus, b->sum[1], shift);
+                add_shifted(squares, b->square, 2 * shift);
+            }
             memset(b, 0, sizeof *b);
         }
+    add_shifted(sum, near[0], 0);
+    add_shifted(&minus, near[1], 0);
+    add_shifted(squares, near[2], 0);
     memset(t->bins_used, 0, sizeof t->bins_used);
     if (kind >= I32) {
         add_shifted(sum, t->magnitudes[0], 0);
@@ -511,40 +537,28 @@ static double middle_of_f32(uint32_t code)
     return value_of_f32(code << 16 | (top ? 0x8000 : 0));
 }
 
-/* The first of `n` ascending values that is not below `edge`. */
+/* The first of `n` ascending values that is not below `edge`; without a branch, which would be guessed wrong. */
 static size_t first_from(const double *values, size_t n, double edge)
 {
     size_t low = 0;
     while (n) {
-        size_t half = n / 2;
-        if (values[low + half] < edge) {
-            low += half + 1;
-            n -= half + 1;
-        } else {
-            n = half;
-        }
+        size_t half = (n + 1) / 2;
+        low += values[low + half - 1] < edge ? half : 0;
+        n -= half;
     }
     return low;
 }
 
-/* The value at a place, from 0, of the ascending order. */
-static double value_at(const state *t, size_t n, uint64_t finite, uint64_t rank, const seen *s)
+/* The place of the value at a rank, from 0, of the ascending order. */
+static size_t place_of(const state *t, size_t n, uint64_t rank)
 {
-    if (rank == finite - 1)
-        return s->max;
-    if (rank == 0)
-        return s->min;
     size_t low = 0;
     while (n) {
-        size_t half = n / 2;
-        if (t->upto[low + half] <= rank) {
-            low += half + 1;
-            n -= half + 1;
-        } else {
-            n = half;
-        }
+        size_t half = (n + 1) / 2;
+        low += t->upto[low + half - 1] <= rank ? half : 0;
+        n -= half;
     }
-    return t->values[low];
+    return low;
 }
 
 /* Of the codes that have been looked at. */
@@ -591,28 +605,46 @@ INLINE void look_at(state *t, const form *f, seen *s, looked *l, uint32_t code, 
     t->upto[l->n++] = (uint32_t)l->upto;
 }
 
+/* Looks at the codes of one word, with their values ascending. */
+INLINE void look_up(state *t, const form *f, seen *s, looked *l, size_t w, const double *table, const int kind)
+{
+    for (uint64_t left = t->used[w]; left; left &= left - 1)
+        look_at(t, f, s, l, (uint32_t)(64 * w) + (uint32_t)__builtin_ctzll(left), table, kind);
+    t->used[w] = 0;
+}
+
+/* The same where the values descend. */
+INLINE void look_down(state *t, const form *f, seen *s, looked *l, size_t w, const double *table, const int kind)
+{
+    for (uint64_t left = t->used[w]; left;) {
+        uint32_t bit = 63 - (uint32_t)__builtin_clzll(left);
+        left ^= (uint64_t)1 << bit;
+        look_at(t, f, s, l, (uint32_t)(64 * w) + bit, table, kind);
+    }
+    t->used[w] = 0;
+}
+
 /* Looks at all codes that occur, in the order of their values, and forgets them. */
 INLINE looked look(state *t, const form *f, seen *s, const double *table, const int kind)
 {
-    const size_t words = (kind == P8 ? 256 : kind == F64 ? CODES : 1 << 16) / 64;
+    const size_t words = (kind == P8 ? 256 : kind == F64 ? CODES : 1 << 16) / 64, half = words / 2;
     looked l = {0, 0, 0, 0, 0};
-    size_t signs = f->order == ASCENDING ? words : words / 2; /* from here on, codes have a sign */
-    if (f->order == FLOATING) { /* the magnitudes of negative values ascend */
-        for (size_t w = words; w-- > signs;)
-            for (uint64_t left = t->used[w]; left;) {
-                uint32_t bit = 63 - (uint32_t)__builtin_clzll(left);
-                left ^= (uint64_t)1 << bit;
-                look_at(t, f, s, &l, (uint32_t)(64 * w) + bit, table, kind);
-            }
-    } else {
-        for (size_t w = signs; w < words; w++)
-            for (uint64_t left = t->used[w]; left; left &= left - 1)
-                look_at(t, f, s, &l, (uint32_t)(64 * w) + (uint32_t)__builtin_ctzll(left), table, kind);
+    if (f->order == FLOATING) { /* a sign, and a magnitude */
+        size_t first = kind == P8 ? 0 : s->first, last = kind == P8 ? half : s->last;
+        for (size_t w = last; w-- > first;)
+            look_down(t, f, s, &l, half + w, table, kind);
+        if (first) {
+            look_down(t, f, s, &l, half, table, kind);
+            look_up(t, f, s, &l, 0, table, kind);
+        }
+        for (size_t w = first; w < last; w++)
+            look_up(t, f, s, &l, w, table, kind);
+        return l;
     }
-    for (size_t w = 0; w < signs; w++)
-        for (uint64_t left = t->used[w]; left; left &= left - 1)
-            look_at(t, f, s, &l, (uint32_t)(64 * w) + (uint32_t)__builtin_ctzll(left), table, kind);
-    memset(t->used, 0, words * sizeof *t->used);
+    for (size_t w = f->order == ASCENDING ? words : half; w < words; w++)
+        look_up(t, f, s, &l, w, table, kind);
+    for (size_t w = 0; w < (f->order == ASCENDING ? words : half); w++)
+        look_up(t, f, s, &l, w, table, kind);
     return l;
 }
 
@@ -690,8 +722,9 @@ static void derive(state *t, const form *f, seen s, size_t total, const double *
         uint64_t last = s.finite - 1;
         double place = quantiles[k] * (double)last;
         uint64_t rank = (uint64_t)place < last ? (uint64_t)place : last;
-        double low = value_at(t, l.n, s.finite, rank, &s);
-        double high = value_at(t, l.n, s.finite, rank + 1 < last ? rank + 1 : last, &s), part = place - (double)rank;
+        size_t at = place_of(t, l.n, rank), next = at + (rank < last && t->upto[at] <= rank + 1);
+        double low = rank == last ? s.max : rank == 0 ? s.min : t->values[at];
+        double high = rank + 1 >= last ? s.max : t->values[next], part = place - (double)rank;
         *out = low == high || part == 0 ? low : low * (1 - part) + high * part;
     }
     integers[0] = (int64_t)s.zeros, integers[1] = (int64_t)nan, integers[2] = (int64_t)s.posinf;
@@ -711,7 +744,7 @@ static void scan(state *t, const form *f, const uint8_t *data, size_t n, seen *s
 {
     switch (f->kind) {
     case P8: scan_p8(t, data, n, f->boolean); break;
-    case P16: scan_p16(t, data, n); break;
+    case P16: scan_p16(t, data, n, s); break;
     case F32: scan_f32(t, data, n, s); break;
     case F64: scan_f64(t, data, n, s); break;
     case I32: scan_i32(t, data, n, s); break;
@@ -761,7 +794,7 @@ static void measure(const Py_buffer *b, const form *f)
     state *t = b[STATE].buf;
     for (size_t i = 0; i < n; i++) {
         const uint8_t *data = b[DATA].buf ? (const uint8_t *)b[DATA].buf + starts[i] : (const uint8_t *)(uintptr_t)starts[i];
-        seen s = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+        seen s = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         scan(t, f, data, totals[i], &s);
         derive(t, f, s, totals[i], b[TABLE].buf, b[QUANTILES].buf, wanted, reals + i * (REALS + wanted),
                integers + i * INTEGERS, extremes + i * EXTREMES);

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from torchparams.encodings.companions import coded
 from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
 from torchparams.expressions.base import Stored
-from torchparams.io.live import address_of
 from torchparams.order import naturally
 from torchparams.records import Lone, Records
 
@@ -107,15 +106,15 @@ class Source(ABC):
         """A source of what `records`, a reading of this one, hold: it never changes."""
         return _opener("torchparams.sources.snapshot:SnapshotSource")(self, records)
 
-    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """The tensors whose elements are no values by themselves, by canonical name; reads no values.
 
         Each verb that computes with values asks for them: codes without their scales would pass for numbers.
 
         Args:
-            known: The records of all tensors, where the caller has them; a selection may lack the scales.
+            known: A reading of all tensors, where the caller has one; a selection may lack the scales.
         """
-        return coded(self.records() if known is None else Records(known.values()))
+        return coded(self.records() if known is None else known)
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
@@ -157,17 +156,6 @@ class Source(ABC):
         scanned in blocks, compared and copied from file to file without knowing the tensor.
         """
         return None
-
-    def memory(self, info: ParameterInfo) -> tuple[int, Any] | None:
-        """The address of a live tensor's elements, and what keeps them there; None where it has to be read by `numpy`.
-
-        From it on they lie as in a file, as many as the record says. Reading them does not change the tensor.
-        """
-        if not self.live:
-            return None
-        value = self.value(info.name)
-        address = address_of(value, info.dtype, info.numel)
-        return None if address is None else (address, value)
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
         """The expression that the row with the canonical name `name` is.

@@ -79,7 +79,7 @@ class DecodedSource(Source):
         """The records; a quantised parameter stands where its codes do."""
         return self._read()[1]
 
-    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """The codes that no encoding claims."""
         found = self._read()[0]
         # A snapshot of a selection may lack the scales, and knows the codes all the same.

@@ -115,7 +115,7 @@ class MappingSource(Source):
             return None
         return Lone(Records([_Maker(self.label).make(name, found, ())]), _CERTAIN)
 
-    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """See `Source.coded`. Where no entry has a type that codes have, nothing but the types is looked at."""
         if known is None:
             dtype = _Maker(self.label).dtype

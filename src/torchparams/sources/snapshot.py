@@ -71,7 +71,7 @@ class SnapshotSource(Source):
         """Canonical name and tensor of every entry, or of `names`."""
         return iter(self._tensors.items()) if names is None else ((name, self._tensors[name]) for name in names)
 
-    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """The tensors whose elements were no values by themselves."""
         return self._coded
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
-from torchparams.records import INTRINSIC, Lone
+from torchparams.records import INTRINSIC, Lone, Records
 from torchparams.sources.base import Source
 from torchparams.sources.live.state import state_outside
 from torchparams.sources.live.tensors import LiveRecords, class_names, coded_in
@@ -15,6 +15,7 @@ from torchparams.sources.live.traverse import (
     attribute,
     changed,
     count_tensors,
+    has_buffers,
     holders,
     list_tensors,
     reach,
@@ -102,9 +103,12 @@ class ModuleSource(Source):
         certain = INTRINSIC | {"kind"} if spot.persistent is None else INTRINSIC
         return Lone(LiveRecords.alone(self.module, spot), certain, (*spot.modules, spot.tensor))
 
-    def coded(self, known: Mapping[str, ParameterInfo] | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
-        return coded_in(LiveRecords.of(self.module, True))  # a scale may be a buffer
+        # A scale may be a buffer.
+        if isinstance(known, LiveRecords) and (self.buffers or not has_buffers(self.module)):
+            return coded_in(known)
+        return coded_in(LiveRecords.of(self.module, True))
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""

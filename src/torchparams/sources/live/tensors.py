@@ -251,8 +251,9 @@ def _copied(dtype: Any) -> DType | None:
 
 def _nbytes(records: LiveRecords) -> Iterator[int]:
     columns = records.tensors.values(), *map(records.column, ("dtype", "numel", "layout"))
+    dense = _Once(lambda size: size[0].nbytes(size[1]))
     for tensor, dtype, numel, layout in zip(*columns, strict=True):
-        yield dtype.nbytes(numel) if layout is None else stored_bytes(tensor, dtype, numel, layout)
+        yield dense[dtype, numel] if layout is None else stored_bytes(tensor, dtype, numel, layout)
 
 
 def _nth(place: int) -> Callable[[LiveRecords], Iterator[Any]]:
@@ -276,19 +277,16 @@ def _storages(records: LiveRecords) -> Iterator[Storage | None]:
     own_memory, strides = _Once(lambda cls: not dispatches(cls)), _Once(lambda stride: stride)
     columns = records.tensors.values(), records.column("shape"), records.column("device")
     for tensor, shape, device in zip(*columns, strict=True):
-        yield _storage(tensor, device, strides) if shape is not None and own_memory[type(tensor)] else None
-
-
-def _storage(tensor: Any, device: str, strides: _Once) -> Storage | None:
-    """The memory that a tensor is a view of; None where it has none (sparse, wrapped by a transform)."""
-    try:
-        memory = tensor.untyped_storage()
-        address: int = memory.data_ptr()
-        # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
-        key = f"{device}:{address or memory._cdata:#x}"
-        return view_of(key, tensor.storage_offset(), strides[tensor.stride()], memory.nbytes())
-    except Exception:  # as above
-        return None
+        if shape is None or not own_memory[type(tensor)]:
+            yield None
+            continue
+        try:
+            memory = tensor.untyped_storage()
+            # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
+            key = f"{device}:{hex(memory.data_ptr() or memory._cdata)}"
+            yield view_of(key, tensor.storage_offset(), strides[tensor.stride()], memory.nbytes())
+        except Exception:  # sparse, or wrapped by a transform
+            yield None
 
 
 _MADE_OF = (

@@ -248,6 +248,20 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
     return len(found) - 1
 
 
+def has_buffers(root: nn.Module) -> bool:
+    """Whether a module of a network has a buffer."""
+    modules = [root]
+    met = {id(root)}
+    for module in modules:  # grows as it is read
+        if module._buffers:
+            return True
+        for child in module._modules.values():
+            if child is not None and id(child) not in met:
+                met.add(id(child))
+                modules.append(child)
+    return False
+
+
 def _firsts(
     names: list[str], tensors: list[Any], owners: list[nn.Module], buffers: Mapping[str, bool]
 ) -> tuple[list[str], list[Any], list[nn.Module]]:
