@@ -18,6 +18,8 @@ from torchparams.io.live import address_of
 from torchparams.measure.columns import Rows
 from torchparams.measure.stats import Stats, StatsTask
 from torchparams.sketch import batch, native
+from torchparams.sources.live.module import ModuleSource
+from torchparams.sources.live.traverse import list_tensors
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:
@@ -100,6 +102,28 @@ def test_a_model_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
         model.get_parameter("layers.3.0.weight").fill_(7)
     assert tp.stats(model)["layers.3.0.weight"].mean == 7  # read anew, not remembered
     assert found["layers.3.0.weight"].mean != 7
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_a_model_is_read_once(buffers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3) if buffers else nn.ReLU())
+    listed: list[nn.Module] = []
+
+    def counting(root: nn.Module, buffers: bool) -> Any:
+        listed.append(root)
+        return list_tensors(root, buffers)
+
+    monkeypatch.setattr("torchparams.sources.live.tensors.list_tensors", counting)
+    monkeypatch.setattr(ModuleSource, "value", lambda source, name: pytest.fail(f"{name} is looked up"))
+    assert len(tp.stats(model, buffers=buffers)) == (7 if buffers else 2)
+    assert len(listed) == 1
+
+
+def test_scales_may_be_buffers_that_are_not_listed() -> None:
+    coded = nn.Module()
+    coded.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    coded.register_buffer("weight_scale", torch.ones(2))
+    assert [each.name for each in tp.stats(coded).unread] == ["weight"]
 
 
 def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

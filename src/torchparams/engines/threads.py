@@ -159,9 +159,7 @@ class _Run:
     def _items(self, jobs: list[Job]) -> Iterator[list[_Piece] | Together]:
         """What a thread takes at once: a part of a large job, or many small jobs."""
         engine = self.engine
-        places = [
-            (job.rows[0].place,) if len(job.rows) == 1 else tuple(row.place for row in job.rows) for job in jobs
-        ]
+        places = [(job.rows[0].place,) if len(job.rows) == 1 else tuple(row.place for row in job.rows) for job in jobs]
         order = list(range(len(jobs)))
         if all(place is not None for row in places for place in row):
             # As they lie in the files, which may be on a disk.
