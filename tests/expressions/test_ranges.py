@@ -15,6 +15,7 @@ from torchparams.edit.merge._slerp import Slerp
 from torchparams.edit.merge._sparse import Dropped, TaskVectors, Trimmed
 from torchparams.encodings.packed import Bytes, Nibbles, Rescaled, Transposed, Unpacked
 from torchparams.encodings.scaled import BlockScaled
+from torchparams.expressions.assembled import Assembled, Chunk
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.strided import Strided
 from torchparams.expressions.work import Work, evaluate
@@ -46,6 +47,23 @@ EXPRESSIONS: dict[str, Callable[[], Expression]] = {
     "slice of columns": lambda: Slice(stored(0), 1, 3, 30),
     "concat of rows": lambda: Concat([stored(0), stored(1), Slice(stored(2), 0, 1, 2)]),
     "concat of columns": lambda: Concat([stored(0), Linear([stored(1), stored(2)], [1, 2]), stored(3)], dim=1),
+    "assembled of rows": lambda: assembled([(0, 0, 20, 41), (20, 0, 1, 41), (21, 0, 16, 41)]),
+    "assembled of columns": lambda: assembled([(0, 0, 37, 5), (0, 5, 37, 36)]),
+    "assembled of a grid": lambda: assembled([(0, 0, 20, 7), (0, 7, 20, 34), (20, 0, 17, 7), (20, 7, 17, 34)]),
+    "assembled of a spiral": lambda: assembled(
+        [(0, 0, 9, 30), (0, 30, 30, 11), (30, 9, 7, 32), (9, 0, 28, 9), (9, 9, 21, 21)]
+    ),
+    "assembled of blocks": lambda: assembled(
+        [(0, 0, 0, 3, 2, 5), (0, 0, 5, 3, 2, 2), (0, 2, 0, 1, 2, 7), (1, 2, 0, 2, 2, 7)], (3, 4, 7)
+    ),
+    "assembled of computed": lambda: Assembled(
+        (4, 6),
+        F32,
+        [
+            Chunk((0, 3), Strided(stored(1), F32, (4, 3), 0, (3, 1))),
+            Chunk((0, 0), Slice(Slice(stored(0), 1, 0, 3), 0, 5, 9)),
+        ],
+    ),
     "cast": lambda: Cast(stored(0), BF16),
     "linear": lambda: Linear([stored(0), stored(1), stored(0)], [0.3, 0.4, 0.5], BF16),
     "linear of computed": lambda: Linear([Slice(stored(0), 1, 0, 9), Cast(Slice(stored(1), 1, 5, 14), F32)], [1, 2]),
@@ -69,6 +87,18 @@ EXPRESSIONS: dict[str, Callable[[], Expression]] = {
     "block scaled with zero points": lambda: with_zeros(),
     "block scaled by experts": lambda: block_scaled((5, 7, 41), (7, 41), (3, 8)),
 }
+
+
+def assembled(boxes: list[tuple[int, ...]], shape: tuple[int, ...] = (37, 41)) -> Expression:
+    """A tensor cut into boxes, each given as its offsets and its sizes."""
+    whole = np.random.default_rng(9).standard_normal(shape).astype(BF16.numpy)
+    chunks, ndim = [], len(shape)
+    for number, box in enumerate(boxes):
+        part = whole[tuple(slice(at, at + size) for at, size in zip(box[:ndim], box[ndim:], strict=True))]
+        chunks.append(Chunk(box[:ndim], MemorySource({f"part{number}": part.copy()}).row(f"part{number}")))
+    x = Assembled(shape, BF16, chunks)
+    assert evaluate(x).tobytes() == whole.tobytes()
+    return x
 
 
 def words(rows: int, columns: int) -> Expression:

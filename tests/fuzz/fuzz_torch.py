@@ -33,6 +33,7 @@ import torchparams as tp
 from torchparams import limits
 from torchparams.errors import TorchParamsError
 from torchparams.sources.base import FORMATS
+from torchparams.sources.torchfile import archive as _archive
 from torchparams.sources.torchfile import legacy as _legacy
 from torchparams.sources.torchfile import torchzip as _torchzip
 from torchparams.sources.torchfile._pickle import Machine
@@ -381,7 +382,7 @@ def verified_wrongly(path: Path, content: bytes) -> bool:
 @contextmanager
 def watched() -> Iterator[None]:
     """Let the readers run their pickles on `Watched` machines."""
-    homes: tuple[Any, ...] = (_torchzip, _legacy)
+    homes: tuple[Any, ...] = (_archive, _legacy)
     for home in homes:
         home.Machine = Watched
     try:

@@ -119,7 +119,7 @@ def test_text_is_what_pickle_reads_and_what_is_none_is_escaped() -> None:
 
 
 def test_every_operation_of_every_protocol_is_known() -> None:
-    hot = {ord(c) for c in "qrhjKMJX(t\x85\x86QR)\x89\x94."}
+    hot = {ord(c) for c in "qrhjKMJX(t\x85\x86QR)\x89\x94.\x81b}u"}
     assert {ord(op.code) for op in pickletools.opcodes} == hot | set(_METHODS)
     assert not hot & set(_METHODS)
     sizes = {1: 1, 2: 2, 4: 4, 8: 8, -2: 1, -3: 4, -5: 8, -4: 4}  # pickletools' marks for counted arguments

@@ -193,6 +193,23 @@ class Stored(Expression):
             # Of a compressed storage, all of it is inflated.
             self.resident = self.nbytes if info.storage is None else max(self.nbytes, info.storage.nbytes)
 
+    @classmethod
+    def at(cls, place: Location, source: Source, info: ParameterInfo) -> Stored:
+        """A tensor whose elements are a byte range of a file, as `Source.span` defines it.
+
+        For parts of a row, which are no rows of the source themselves.
+
+        Args:
+            place: The range.
+            source: The source that it belongs to.
+            info: Its record, with a shape.
+        """
+        made = cls.__new__(cls)
+        made.info, made.source, made.place, made.operands = info, source, place, ()
+        made.shape, made.dtype, made.numel = info.shape or (), info.dtype, info.numel
+        made.nbytes = info.dtype.nbytes(info.numel)
+        return made
+
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """The elements, read; straight into `into` where they lie in a file."""
         return work.read(self, start, stop, into)

@@ -43,10 +43,13 @@ class FileBytes:
 
     Attributes:
         size: Bytes in the file.
+        base: Where its first byte lies in the file on disk: 0, unless it is a part of one.
 
     Raises:
         SourceError: There is no such file, it may not be read, or it is not a regular file.
     """
+
+    base = 0
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -57,6 +60,11 @@ class FileBytes:
         self.size = about.st_size
         self._written = about.st_mtime_ns
         self._map: memoryview | None = None
+
+    @property
+    def whole(self) -> FileBytes:
+        """The file on disk: this, unless it is a part of one."""
+        return self
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)`, read; they must lie within the file."""
@@ -137,6 +145,48 @@ class FileBytes:
         return TruncatedFile(
             f"the file was cut to {size} bytes since it was listed, when it had {self.size}", where=self.path
         )
+
+
+class FilePart(FileBytes):
+    """A part of a file that is a file of its own: its bytes count from 0.
+
+    Args:
+        whole: The file.
+        start, stop: The part; it must lie within the file.
+    """
+
+    def __init__(self, whole: FileBytes, start: int, stop: int) -> None:
+        self.path, self.base, self.size = whole.path, start, stop - start
+        self._whole = whole
+
+    @property
+    def whole(self) -> FileBytes:
+        """The file that it is a part of."""
+        return self._whole
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)` of the part."""
+        return self._whole.read(self.base + start, self.base + stop)
+
+    def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each range `(start, stop)` of the part."""
+        return self._whole.read_each((self.base + start, self.base + stop) for start, stop in ranges)
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes `[start, stop)` of the part where they lie."""
+        return self._whole.view(self.base + start, self.base + stop)
+
+    def own(self, start: int, stop: int, alignment: int = 1) -> Any:
+        """The bytes `[start, stop)` of the part in memory that is nobody else's."""
+        return self._whole.own(self.base + start, self.base + stop, alignment)
+
+    def check_unchanged(self) -> None:
+        """Refuse the whole file if it was written to or replaced."""
+        self._whole.check_unchanged()
+
+    def close(self) -> None:
+        """Forget the mapping of the whole file."""
+        self._whole.close()
 
 
 def _open(path: str) -> Any:

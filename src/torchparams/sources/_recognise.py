@@ -92,9 +92,9 @@ def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
     """
     if path.endswith(".distcp"):  # what begins like a zip is one tensor of many
         return FileFormatError(
-            "one part of a distributed checkpoint (DCP), which is not read here",
+            "one part of a distributed checkpoint (DCP)",
             where=path,
-            hint=_convert_dcp(os.path.dirname(path) or "."),
+            hint=f"name the directory: {os.path.dirname(path) or '.'}",
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(_LFS, text):
@@ -149,10 +149,6 @@ def foreign_directory(path: str, there: Sequence[str], weights: Sequence[str]) -
         there: The names in it.
         weights: Those of files that may hold a model; DeepSpeed's trainers may save a whole one beside its parts.
     """
-    if ".metadata" in there and any(name.endswith((".distcp", ".safetensors")) for name in there):
-        return FileFormatError(
-            "a distributed checkpoint (DCP), which is not read here", where=path, hint=_convert_dcp(path)
-        )
     if any(re.fullmatch(_DCP_PART, name) for name in there):
         return FileFormatError(
             "a distributed checkpoint (DCP) without its .metadata: it was not written to its end, or not copied whole",
@@ -168,11 +164,6 @@ def foreign_directory(path: str, there: Sequence[str], weights: Sequence[str]) -
             hint=f"run python {script} {root} OUT, and name OUT",
         )
     return None
-
-
-def _convert_dcp(folder: str) -> str:
-    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt"
-    return f"convert it by {command}, and name model.pt"
 
 
 def weights_among(names: Sequence[str]) -> list[str]:

@@ -440,6 +440,8 @@ def open_path(target: str) -> Source:
     path, inner = split_target(target)
     if not path:
         raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
+    if os.path.basename(path) == ".metadata":  # it describes the distributed checkpoint in its directory
+        path = os.path.dirname(path) or "."
     if os.path.isdir(path):
         return _opener("torchparams.sources.sharded:open_directory")(path, inner)
     return open_file(path, inner)

@@ -22,6 +22,7 @@ from torchparams.io.filebytes import FileBytes
 from torchparams.io.strict_json import Pairs, as_object, describe, plain, quoted, strict
 from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
 from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
+from torchparams.sources.training.recognise import training_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,6 +102,9 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             exists=_some(indexes),
             hint="name the index of one",
         )
+    training = training_directory(path, everything, inner)
+    if training is not None:
+        return training
     found = [name for name in files if name.endswith(_SUFFIXES)]
     weights = weights_among(found)
     refused = foreign_directory(path, everything, weights)

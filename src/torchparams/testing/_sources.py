@@ -50,6 +50,7 @@ class SourceTests(FileTests):
         ties: Whether one array under two names is one entry with an alias. If not, it is two entries.
         strides: Whether the record's `storage` keeps an array's strides and the memory it shares.
         spans: Whether `span` knows the bytes of a contiguous tensor.
+        located: Whether records know them too; a source that looks for them when values are wanted says no.
         metadata: Whether `make` can store metadata, texts under names.
         kind, device, requires_grad: What the records say.
 

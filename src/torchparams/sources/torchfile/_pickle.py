@@ -24,8 +24,8 @@ from operator import length_hint
 from typing import Any
 
 from torchparams.errors import FileFormatError, TruncatedFile
-from torchparams.sources.torchfile._pickle_ops import Operations
-from torchparams.sources.torchfile._pickle_values import LONG_TEXT, Cut, Global, Malformed
+from torchparams.sources.torchfile._pickle_ops import MARK_GONE, Operations
+from torchparams.sources.torchfile._pickle_values import LONG_TEXT, Cut, Global, Malformed, Rebuilt, Reduced
 
 _u16 = struct.Struct("<H").unpack_from
 _i32 = struct.Struct("<i").unpack_from
@@ -36,6 +36,8 @@ _BINPUT, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"qrhj"
 _BININT1, _BININT2, _BININT, _BINUNICODE = b"KMJX"
 _MARK, _TUPLE, _TUPLE1, _TUPLE2 = b"(t\x85\x86"
 _BINPERSID, _REDUCE, _EMPTY_TUPLE, _NEWFALSE, _MEMOIZE, _STOP = b"QR)\x89\x94."
+_NEWOBJ, _BUILD, _EMPTY_DICT, _SETITEMS = b"\x81b}u"
+_PROTOCOL_2 = 0x80  # operations from here on came with protocol 2
 # Bytes that follow an operation of fixed length: tells an empty stack from an end that came early.
 _FIXED = {
     **dict.fromkeys(b"qhKUC\x80\x82\x8a\x8c", 1),
@@ -98,6 +100,28 @@ class Machine(Operations):
                     index = data[pos]
                     push(memo[index] if index < len(memo) else self.fetch(index))
                     pos += 1
+                elif op >= _PROTOCOL_2:
+                    if op == _MEMOIZE:
+                        if far:
+                            self.store(len(memo) + len(far))
+                        else:
+                            remember(stack[-1])
+                    elif op == _TUPLE2:
+                        second = stack.pop()
+                        stack[-1] = (stack[-1], second)
+                    elif op == _TUPLE1:
+                        stack[-1] = (stack[-1],)
+                    elif op == _NEWFALSE:
+                        push(False)
+                    elif op == _NEWOBJ:
+                        args = stack.pop()
+                        func = stack[-1]
+                        build = func.build if type(func) is Global else None
+                        made = NotImplemented if build is None else build(self, func, args)
+                        # Only a class can be asked for that, so nothing is noted as called.
+                        stack[-1] = Reduced(func, args) if made is NotImplemented else made
+                    else:
+                        pos = table[op](pos)
                 elif op == _MARK:
                     marks.append(len(stack))
                 elif op == _TUPLE:
@@ -118,9 +142,6 @@ class Machine(Operations):
                         except UnicodeDecodeError:
                             push(self.text(begins, ends))
                     pos = ends
-                elif op == _TUPLE2:
-                    second = stack.pop()
-                    stack[-1] = (stack[-1], second)
                 elif op == _REDUCE:
                     args = stack.pop()
                     func = stack[-1]
@@ -131,10 +152,6 @@ class Machine(Operations):
                     stack[-1] = persistent(stack[-1])
                 elif op == _EMPTY_TUPLE:
                     push(())
-                elif op == _NEWFALSE:
-                    push(False)
-                elif op == _TUPLE1:
-                    stack[-1] = (stack[-1],)
                 elif op == _BININT2:
                     push(_u16(data, pos)[0])
                     pos += 2
@@ -148,15 +165,27 @@ class Machine(Operations):
                 elif op == _BININT:
                     push(_i32(data, pos)[0])
                     pos += 4
-                elif op == _MEMOIZE:
-                    if far:
-                        self.store(len(memo) + len(far))
-                    else:
-                        remember(stack[-1])
                 elif op == _LONG_BINGET:
                     index = _u32(data, pos)[0]
                     push(memo[index] if index < len(memo) else self.fetch(index))
                     pos += 4
+                elif op == _BUILD:
+                    state = stack.pop()
+                    target = stack[-1]
+                    if type(target) is Reduced:
+                        target.state = state
+                    elif isinstance(target, Rebuilt):
+                        target.set_state(self, state)
+                    # Attributes of a dict (a state_dict's `_metadata`) and the like hold no parameters: let go.
+                elif op == _EMPTY_DICT:
+                    push({})
+                elif op == _SETITEMS:
+                    mark = marks.pop()
+                    if mark > len(stack):
+                        raise Malformed(MARK_GONE)
+                    pairs = stack[mark:]
+                    del stack[mark:]
+                    self.set_items(stack[-1], pairs)
                 elif op == _STOP:
                     break
                 else:

@@ -14,7 +14,6 @@ from torchparams.sources.torchfile._pickle_values import (
     Cut,
     Global,
     Malformed,
-    Rebuilt,
     Reduced,
     as_key,
 )
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 INLINE_BYTES = 4096
 """Byte strings longer than this stay where they lie, as a `Blob`."""
+
+MARK_GONE = "its MARK was taken off the stack before"
 
 _i32 = struct.Struct("<i").unpack_from
 _u32 = struct.Struct("<I").unpack_from
@@ -176,7 +177,7 @@ class Operations:
         mark = self.marks.pop()
         stack = self.stack
         if mark > len(stack):
-            raise Malformed("its MARK was taken off the stack before")
+            raise Malformed(MARK_GONE)
         items = stack[mark:]
         del stack[mark:]
         return items
@@ -317,10 +318,6 @@ class Operations:
         self.stack.append([])
         return pos
 
-    def _empty_dict(self, pos: int) -> int:
-        self.stack.append({})
-        return pos
-
     def _list(self, pos: int) -> int:
         self.stack.append(self._since_mark())
         return pos
@@ -364,11 +361,6 @@ class Operations:
         self.set_items(self.stack[-1], [key, value])
         return pos
 
-    def _setitems(self, pos: int) -> int:
-        items = self._since_mark()
-        self.set_items(self.stack[-1], items)
-        return pos
-
     def set_items(self, target: Any, items: Sequence[Any]) -> None:
         if len(items) % 2:
             raise Malformed("a key without its value")
@@ -378,7 +370,8 @@ class Operations:
             target = target.pairs
         elif type(target) is not dict:
             raise Malformed(f"it sets a key of a {type(target).__name__}")
-        target.update(zip(map(as_key, items[::2]), items[1::2], strict=True))
+        keys = [key if type(key) is str else as_key(key) for key in items[::2]]
+        target.update(zip(keys, items[1::2], strict=True))
 
     def store(self, index: int) -> None:
         """Put the top of the stack into the memo."""
@@ -454,26 +447,9 @@ class Operations:
         self.stack.append(self.call(items[0], tuple(items[1:])))
         return pos
 
-    def _newobj(self, pos: int) -> int:
-        args = self.stack.pop()
-        func = self.stack[-1]
-        made = func.build(self, func, args) if type(func) is Global and func.build is not None else NotImplemented
-        self.stack[-1] = Reduced(func, args) if made is NotImplemented else made  # only a class can be asked for that
-        return pos
-
     def _newobj_ex(self, pos: int) -> int:
         kwargs, args = self.stack.pop(), self.stack.pop()
         self.stack[-1] = Reduced(self.stack[-1], (args, kwargs))
-        return pos
-
-    def _build(self, pos: int) -> int:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if type(target) is Reduced:
-            target.state = state
-        elif isinstance(target, Rebuilt):
-            target.set_state(self, state)
-        # Attributes of a dict (a state_dict's `_metadata`) and the like hold no parameters: let go.
         return pos
 
     def _persid(self, pos: int) -> int:
@@ -506,12 +482,12 @@ _METHODS: dict[int, str] = {
         b"S": "_string", b"T": "_binstring", b"U": "_short_binstring",
         b"C": "_short_binbytes", b"B": "_binbytes", b"\x8e": "_binbytes8", b"\x96": "_binbytes8",
         b"V": "_unicode", b"\x8c": "_short_binunicode", b"\x8d": "_binunicode8",
-        b"]": "_empty_list", b"}": "_empty_dict", b"l": "_list", b"d": "_dict", b"\x87": "_tuple3",
-        b"a": "_append", b"e": "_appends", b"s": "_setitem", b"u": "_setitems",
+        b"]": "_empty_list", b"l": "_list", b"d": "_dict", b"\x87": "_tuple3",
+        b"a": "_append", b"e": "_appends", b"s": "_setitem",
         b"\x8f": "_empty_list", b"\x90": "_appends", b"\x91": "_list",  # sets: in file order, as lists
         b"p": "_put", b"g": "_get",
         b"c": "_global", b"\x93": "_stack_global", b"\x82": "_ext1", b"\x83": "_ext2", b"\x84": "_ext4",
-        b"i": "_inst", b"o": "_obj", b"\x81": "_newobj", b"\x92": "_newobj_ex", b"b": "_build",
+        b"i": "_inst", b"o": "_obj", b"\x92": "_newobj_ex",
         b"P": "_persid", b"\x80": "_proto", b"\x95": "_frame",
         b"\x97": "_out_of_band", b"\x98": "_out_of_band",
     }.items()

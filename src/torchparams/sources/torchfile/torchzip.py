@@ -1,42 +1,20 @@
-"""What `torch.save` writes: a zip with a pickle, and the bytes of each storage as a member of its own.
-
-Listing reads the zip's directory, the pickle and thirty bytes before each storage.
-"""
+"""What `torch.save` writes, as a source: a zip with a pickle, and the bytes of each storage as a member of its own."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchparams import limits
-from torchparams.errors import (
-    FileFormatError,
-    LimitExceeded,
-    SizeMismatch,
-    TrailingBytes,
-    TruncatedFile,
-    shorten,
-)
+from torchparams.errors import FileFormatError, LimitExceeded, shorten
 from torchparams.info import Location
 from torchparams.io.filebytes import FileBytes, paused_gc
-from torchparams.render.tree import plural
-from torchparams.sources.torchfile._pickle import Machine
-from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
-from torchparams.sources.torchfile._refs import Region, StorageRef, Storages
-from torchparams.sources.torchfile._script import ScriptCode
 from torchparams.sources.torchfile._tree import Listing
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
-from torchparams.sources.torchfile._zip import Member, ZipDirectory
+from torchparams.sources.torchfile.archive import Archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchparams.sources.torchfile._pickle_values import Buffer
-
-_PICKLE = "data.pkl"
-_ZIP_HEADS = (b"PK\3\4", b"PK\5\6")
-_LEGACY_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_INFLATED_FREE = 64 << 20  # bytes that tensors may inflate to whatever their ratio
-_INFLATED_PICKLE = 32 << 20  # a compressed pickle may inflate to this, and to the size of the whole file twice
+    from torchparams.sources.torchfile._refs import StorageRef
 
 
 class StoredCrc(NamedTuple):
@@ -69,105 +47,30 @@ def open_torch_zip(path: str, inner: str | None = None) -> TorchZipSource:
         UnknownName: There is no `inner` in it.
     """
     with paused_gc():
-        return TorchZipSource(FileBytes(path), inner)
+        return TorchZipSource(Archive(FileBytes(path)), inner)
 
 
 class TorchZipSource(PickledSource):
     """A checkpoint in torch's zip format.
 
     Args:
-        file: The file.
+        archive: The zip.
         inner: The dotted path of what to list, or None for everything.
     """
 
     format = "torch zip"
 
-    def __init__(self, file: FileBytes, inner: str | None) -> None:
-        _check_head(file)
-        self._zip = ZipDirectory(file)
-        self._folder = _find_folder(self._zip)
-        pickle = self._zip.members[self._folder + _PICKLE]
-        order = self._zip.members.get(self._folder + "byteorder")
-        self._starts = self._zip.starts([pickle] if order is None else [pickle, order])
-        self._big_endian_file = order is not None and self._read_order(order)
-        label = f"{file.path}, {shorten(pickle.name)}"
-
-        buffer, begin, stop = self._pickle_buffer(pickle, label)
-        storages = Storages()
-        machine = Machine(buffer, stop, label, CONSTRUCTORS, storages, file.size, in_file=not pickle.compressed)
-        root, end = machine.load(begin)
-        if end != stop:
-            raise TrailingBytes(f"{plural(stop - end, 'byte')} after the end of the pickle, at byte {end}", where=label)
-        self._place_storages(storages)
-        listing = Listing(root, inner, file.path, ScriptCode(self._zip, self._folder))
-        if self._folder + "constants.pkl" in self._zip.members:
+    def __init__(self, archive: Archive, inner: str | None) -> None:
+        self._archive = archive
+        path = archive.file.path
+        listing = Listing(archive.root, inner, path, archive.script)
+        if archive.is_script:
             listing.metadata["(torchscript)"] = (
                 "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
                 "constants of its code are not, and its code is not run"
             )
-        refuse_tensorless("checkpoint", root, listing, machine, file.path)
-        super().__init__(file, inner, listing, machine.imported)
-
-    def _read_order(self, member: Member) -> bool:
-        if member.size > 16:
-            text = b""
-        else:
-            text = b"".join(self._zip.chunks(member, self._starts[member.name])).strip()
-        if text not in (b"little", b"big"):
-            raise FileFormatError(
-                f"{shorten(member.name)} is {shorten(repr(text)) if text else 'too long'}, neither 'little' nor 'big'",
-                where=self._zip.file.path,
-            )
-        return text == b"big"
-
-    def _pickle_buffer(self, pickle: Member, label: str) -> tuple[Buffer, int, int]:
-        """The buffer that the pickle lies in, and its first and last byte there."""
-        file = self._zip.file
-        if pickle.size > limits.PICKLE_BYTES:
-            raise LimitExceeded(
-                f"the pickle has {pickle.size:,} bytes, and the limit is {limits.PICKLE_BYTES:,}",
-                where=label,
-                hint="if you trust the file, raise torchparams.limits.PICKLE_BYTES",
-            )
-        self._zip.refuse(pickle)
-        begin = self._starts[pickle.name]
-        if not pickle.compressed:
-            return file.view(0, file.size), begin, begin + pickle.size
-        most = min(limits.PICKLE_BYTES, _INFLATED_PICKLE + 2 * file.size)
-        return bytes(self._zip.inflate(pickle, begin, most)), 0, pickle.size
-
-    # --- storages --------------------------------------------------------------------------------
-
-    def _member(self, storage: StorageRef) -> Member:
-        name = f"{self._folder}data/{storage.key}"
-        member = self._zip.members.get(name)
-        if member is None:
-            there = sum(other.startswith(self._folder + "data/") for other in self._zip.members)
-            raise FileFormatError(
-                f"the zip lacks {shorten(repr(name))}, the storage of a tensor",
-                where=self._zip.file.path,
-                exists=f"it holds {plural(there, 'storage')}",
-            )
-        return member
-
-    def _place_storages(self, storages: Storages) -> None:
-        """Find the member of each storage."""
-        placed = [(storage, self._member(storage)) for storage in storages]
-        starts = self._zip.starts(member for _, member in placed)
-        compressed = {member.name: member for _, member in placed if member.compressed}.values()
-        self._deflated = sum(member.stored for member in compressed)
-        self._inflates_to = sum(member.size for member in compressed)
-        for storage, member in placed:
-            if storage.nbytes != member.size and not storage.is_view:
-                raise SizeMismatch(
-                    f"{shorten(member.name)} has {member.size:,} bytes, and its storage of {storage.numel:,} × "
-                    f"{storage.dtype} takes {storage.nbytes:,}",
-                    where=self._zip.file.path,
-                )
-            start = None if member.compressed else starts[member.name]
-            problem = None if member.problem is None else f"{shorten(repr(member.name))} {member.problem}"
-            storage.region = Region(start, member.size, self._big_endian_file, problem)
-        self._starts |= starts
+        refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
+        super().__init__(archive.file.whole, inner, listing, archive.machine.imported)
 
     def check_size(self, name: str) -> None:
         """Refuse a tensor that has far more elements than there are bytes behind them.
@@ -176,19 +79,17 @@ class TorchZipSource(PickledSource):
             LimitExceeded: It is a view that shows a few bytes over and over, or what a few bytes inflate to.
         """
         super().check_size(name)
-        if self._inflates_to > _INFLATED_FREE + limits.INFLATED_RATIO * self._deflated:
-            storage = self._names[name].tensor.storage
-            if storage is not None and storage.inline is None and self._member(storage).compressed:
-                raise LimitExceeded(
-                    f"{name!r} is compressed: the tensors inflate from {self._deflated:,} to {self._inflates_to:,} "
-                    f"bytes, and the limit is {limits.INFLATED_RATIO}-fold",
-                    where=self.label,
-                    hint="if you trust the file, raise torchparams.limits.INFLATED_RATIO",
-                )
+        storage = self._names[name].tensor.storage
+        why = None if storage is None else self._archive.inflates_too_far(storage)
+        if why is not None:
+            raise LimitExceeded(
+                f"{name!r} {why}",
+                where=self.label,
+                hint="if you trust the file, raise torchparams.limits.INFLATED_RATIO",
+            )
 
     def _inflate(self, storage: StorageRef) -> bytearray:
-        member = self._member(storage)
-        return self._zip.inflate(member, self._starts[member.name], limits.INFLATED_BYTES)
+        return self._archive.inflate(storage)
 
     # --- for verifying ---------------------------------------------------------------------------
 
@@ -199,10 +100,10 @@ class TorchZipSource(PickledSource):
             FileFormatError: They contradict each other.
             NotReadable: A member is encrypted, or compressed by something other than DEFLATE.
         """
-        members = self._zip.members.values()
-        self._zip.starts(members)
+        members = self._archive.zip.members.values()
+        self._archive.zip.starts(members)
         for member in members:
-            self._zip.refuse(member)
+            self._archive.zip.refuse(member)
 
     def stored_crcs(self) -> list[StoredCrc]:
         """The CRC-32 that the file stores of each of its members, in the order of its directory.
@@ -210,9 +111,9 @@ class TorchZipSource(PickledSource):
         Raises:
             FileFormatError: A member contradicts the directory.
         """
-        members = [member for member in self._zip.members.values() if not member.name.endswith("/")]
-        starts = self._zip.starts(members)
-        path = self._zip.file.path
+        members = [member for member in self._archive.zip.members.values() if not member.name.endswith("/")]
+        starts = self._archive.zip.starts(members)
+        path = self._archive.zip.file.path
         return [
             StoredCrc(
                 member.name,
@@ -229,75 +130,7 @@ class TorchZipSource(PickledSource):
         Raises:
             FileFormatError: It is not there, or its compressed contents are damaged.
         """
-        member = self._zip.members.get(name)
+        member = self._archive.zip.members.get(name)
         if member is None:
-            raise FileFormatError(f"the zip holds no {shorten(repr(name))}", where=self._zip.file.path)
-        yield from self._zip.chunks(member, self._zip.starts([member])[name])
-
-
-def _check_head(file: FileBytes) -> None:
-    """Refuse what is no zip at all, and say what it is."""
-    head = file.read(0, min(file.size, 16))
-    if head[:4] in _ZIP_HEADS:
-        return
-    if any(start.startswith(head) for start in (*_ZIP_HEADS, _LEGACY_HEAD)):
-        raise TruncatedFile(f"the file ends after {plural(file.size, 'byte')}, within its first mark", where=file.path)
-    raise FileFormatError(
-        f"not a torch checkpoint: it starts with {head[:8]!r}",
-        where=file.path,
-        exists="those that torch.save writes start with b'PK\\x03\\x04', older ones with b'\\x80\\x02\\x8a\\n'",
-    )
-
-
-def _find_folder(directory: ZipDirectory) -> str:
-    """The folder that holds `data.pkl`, with its slash: the file's stem when it was saved, or anything."""
-    members = directory.members
-    found = [name for name in members if name == _PICKLE or (name.endswith("/" + _PICKLE) and name.count("/") == 1)]
-    if len(found) == 1:
-        return found[0].removesuffix(_PICKLE)
-    where = directory.file.path
-    if found:
-        raise FileFormatError(
-            f"the zip holds {len(found)} pickles: {shorten(', '.join(found))}; a checkpoint has one", where=where
-        )
-    names = [name for name in members if not name.endswith("/")]
-    what, hint = _what_zip(names)
-    shown = ", ".join(shorten(name, 40) for name in names[:4])
-    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
-    raise FileFormatError(
-        f"the zip is no torch checkpoint: it has no {_PICKLE} in its top folder{what}",
-        where=where,
-        exists=f"it holds {shown}{more}" if names else "it is empty",
-        hint=hint,
-    )
-
-
-def _what_zip(names: list[str]) -> tuple[str, str | None]:
-    """What a zip of these members is, and what to do with it."""
-    known = set(names)
-    if names and all(name.endswith(".npy") for name in names):
-        return "; it is a numpy .npz archive", "read it by torchparams.of(dict(numpy.load(path)))"
-    if "[Content_Types].xml" in known:
-        return "; it is an office document", "name the checkpoint itself"
-    if "model.weights.h5" in known:
-        return "; it is a Keras model", "load it with keras, and pass its weights as a mapping to torchparams.of"
-    if "META-INF/MANIFEST.MF" in known:
-        return "; it is a Java archive", "name the checkpoint itself"
-    if any(name.endswith(".pb") for name in names):
-        return (
-            "; it is a network of caffe2",
-            "read it with caffe2 of torch before 2.4, and pass its blobs as a mapping to torchparams.of",
-        )
-    if any(name.endswith(("/archive_format", "/archive_version")) for name in names):
-        return "; it is a program of torch.export", "load it by torch.export.load, and pass its state_dict"
-    if any(name.rpartition("/")[2] == "model.json" for name in names):
-        return (
-            "; it is a TorchScript archive of torch before 1.4, in caffe2's layout",
-            "load it by torch.jit.load, and pass the model or save it again",
-        )
-    if any("/.data/" in name for name in names) and any(name.endswith(".pkl") for name in names):
-        return "; it is an archive of torch.package", "load it by torch.package, and pass the model"
-    inside = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))]
-    if inside:
-        return "", f"unpack it, and list {inside[0]}"
-    return "", None
+            raise FileFormatError(f"the zip holds no {shorten(repr(name))}", where=self._archive.zip.file.path)
+        yield from self._archive.zip.chunks(member, self._archive.zip.starts([member])[name])

@@ -1,0 +1,181 @@
+"""Directories of `torch.distributed.checkpoint` (DCP), which torchtitan, FSDP2 and Megatron write.
+
+`.metadata` is a pickle: the tensors with their sizes and chunks, and where each chunk lies. A chunk is a small torch
+zip within a `.distcp` file; so is an entry that is no tensor. Listing reads `.metadata` alone. It is held against the
+files: each chunk must lie in its file, no two share bytes, and together they tile their tensor.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import FileFormatError, NotReadable, shorten
+from torchparams.expressions.assembled import Assembled, Chunk
+from torchparams.io.filebytes import FileBytes, FilePart, check_name_lengths, paused_gc
+from torchparams.render.tree import listed, plural
+from torchparams.sources.torchfile.archive import Archive
+from torchparams.sources.torchfile.nodes import TensorRef, describe, plain_copy
+from torchparams.sources.torchfile.torchzip import TorchZipSource
+from torchparams.sources.training._dcp_metadata import Described
+from torchparams.sources.training._parted import PartedSource, part_at, parted_info, within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.tiling import Box
+    from torchparams.sources.base import Source
+    from torchparams.sources.training._dcp_metadata import Item, Tensor
+
+ENTRIES_READ = 1000
+"""Entries beside the tensors of which the values are read; of others, the size is shown."""
+
+_ENTRY_BYTES = 1 << 20  # a longer entry is described by its size
+_ENTRY_DEPTH, _ENTRY_NODES = 8, 10_000
+
+
+def open_dcp(path: str, inner: str | None = None) -> DcpSource:
+    """The source that reads the DCP directory `path`.
+
+    Args:
+        path: The directory.
+        inner: Only what lies below this name, which is taken off: `model`, `optimizer`.
+
+    Raises:
+        SourceError: A file cannot be read.
+        FileFormatError: `.metadata` breaks a rule, or disagrees with the files.
+        LimitExceeded: `.metadata` is larger than `limits.PICKLE_BYTES`, or runs too many operations.
+        UnknownName: Nothing lies below `inner`.
+    """
+    with paused_gc():
+        return DcpSource(path, inner)
+
+
+class DcpSource(PartedSource):
+    """A distributed checkpoint.
+
+    Args:
+        path: The directory.
+        inner: See `open_dcp`.
+    """
+
+    format = "distributed checkpoint"
+
+    def __init__(self, path: str, inner: str | None) -> None:
+        described = Described(path)
+        names = within(path, inner, list(described.tensors), described.entries)
+        self._tensors = {short: described.tensors[name] for name, short in names.items()}
+        prefix = f"{inner}." if inner else ""
+        self._items = {
+            name.removeprefix(prefix): item for name, item in described.entries.items() if name.startswith(prefix)
+        }
+        self._data = described.data
+        super().__init__(
+            f"{path}#{inner}" if inner else path,
+            (parted_info(name, each.shape, each.dtype, prod(each.shape)) for name, each in self._tensors.items()),
+            (described.file, *described.data.values()),
+            imported=described.imported,
+            mappings=_mappings(described.paths, prefix),
+        )
+        check_name_lengths(self._infos.keys(), path)
+
+    def _build(self, name: str) -> Expression:
+        tensor = self._tensors[name]
+        chunks = [
+            Chunk(box.offsets, self._chunk(name, tensor, box, item))
+            for box, item in zip(tensor.boxes, tensor.items, strict=True)
+        ]
+        return chunks[0].x if len(chunks) == 1 else Assembled(tensor.shape, tensor.dtype, chunks)
+
+    def _chunk(self, name: str, tensor: Tensor, box: Box, item: Item) -> Expression:
+        called = name if len(tensor.boxes) == 1 else f"{name}{box}"
+        _refuse_transforms(item, f"{self.label}: {shorten(called)}")
+        file = self._data[item.file]
+        archive = Archive(FilePart(file, item.start, item.stop))
+        found = archive.root
+        if type(found) is not TensorRef:
+            raise FileFormatError(
+                f"bytes {item.start} to {item.stop} should be a chunk of {shorten(repr(name))}, and hold "
+                f"{describe(found)}",
+                where=file.path,
+            )
+        if found.dtype != tensor.dtype or found.shape != box.sizes:
+            raise FileFormatError(
+                f"{shorten(called)} is {found.dtype} {list(found.shape or ())} where it lies, and {tensor.dtype} "
+                f"{list(box.sizes)} by .metadata",
+                where=file.path,
+            )
+        part = part_at(self, found, called, file.path)
+        # Of another layout than C order, or compressed: its own source reads it.
+        return ChunkSource(archive, file, item).row("tensor") if part is None else part
+
+    def _entries(self) -> Mapping[str, Any]:
+        budget = [10 * _ENTRY_NODES]
+        shown: dict[str, Any] = {}
+        for number, (name, item) in enumerate(self._items.items()):
+            size = item.stop - item.start
+            if item.transforms:
+                shown[name] = f"{plural(size, 'byte')}, written through {', '.join(item.transforms)}"
+            elif number >= ENTRIES_READ or size > _ENTRY_BYTES or budget[0] < 0:
+                shown[name] = plural(size, "byte")
+            else:
+                shown[name] = self._entry(item, budget)
+        return shown
+
+    def _entry(self, item: Item, budget: list[int]) -> Any:
+        """The value of an entry that is no tensor, or a description of it."""
+        part = FilePart(self._data[item.file], item.start, item.stop)
+        if part.read(0, min(4, part.size)) != b"PK\3\4":
+            return plural(part.size, "byte")
+        archive = Archive(part)
+        self._imported += tuple(archive.machine.imported)
+        allowed = min(_ENTRY_NODES, budget[0])
+        left = [allowed]
+        copied = plain_copy(archive.root, _ENTRY_DEPTH, left)
+        budget[0] -= allowed - max(left[0], 0)
+        return copied if left[0] >= 0 else describe(archive.root)
+
+
+class ChunkSource(TorchZipSource):
+    """A chunk whose elements do not lie in C order.
+
+    Args:
+        archive: The zip that it is.
+        file: The file that it lies in.
+        item: Where it lies there.
+    """
+
+    def __init__(self, archive: Archive, file: FileBytes, item: Item) -> None:
+        super().__init__(archive, None)
+        self._args = file.path, item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _chunk_again, self._args
+
+
+def _chunk_again(path: str, item: Item) -> Source:
+    file = FileBytes(path)
+    return ChunkSource(Archive(FilePart(file, item.start, item.stop)), file, item)
+
+
+def _refuse_transforms(item: Item, where: str) -> None:
+    if item.transforms:
+        raise NotReadable(
+            f"its bytes were written through {listed(item.transforms)}, which is not read here",
+            where=where,
+            hint="save the checkpoint without extensions, or read it with torch.distributed.checkpoint",
+        )
+
+
+def _mappings(paths: Mapping[str, tuple[str, ...]], prefix: str) -> list[str]:
+    """The mappings of the two outermost levels below a prefix, by where the planner found each entry."""
+    found: dict[str, None] = {}
+    for name, path in paths.items():
+        if not name.startswith(prefix):
+            continue
+        depth = prefix.count(".")
+        for length in (depth + 1, depth + 2):
+            if len(path) > length:
+                found[".".join(path[depth:length])] = None
+    return list(found)
