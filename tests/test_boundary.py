@@ -201,7 +201,7 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_written(target: 
     module.register_parameter(LONE, torch.nn.Parameter(torch.ones(2)))
     with pytest.raises(PlanError, match="lone surrogate"):
         tp.save(module, tmp_path / "out.safetensors")
-    with pytest.raises(WriteError, match="no text that JSON can hold"):
+    with pytest.raises(WriteError, match="JSON cannot store a name"):
         tp.digest(file).write(tmp_path / "manifest.json")
     assert sorted(os.listdir(tmp_path)) == before
     written = tmp_path / "copy.pt"  # a pickle can hold it

@@ -501,7 +501,7 @@ def test_sorting() -> None:
     with pytest.raises(SelectorError) as caught:
         params.report(sort="colour")
     assert str(caught.value) == (
-        "no column 'colour' to sort by. there are name, numel, nbytes, size, dtype, shape, module, stored."
+        "no column 'colour' to sort by. columns are name, numel, nbytes, size, dtype, shape, module, stored."
     )
     for key in ("name", "nbytes", "dtype", "shape", "module", "-name"):
         assert len(sort_infos(infos, key)) == 5

@@ -114,7 +114,7 @@ def test_the_rules(capsys: Captured) -> None:
     [
         (
             [],
-            "torchparams: Invalid value: there is no TARGET; name what makes the model: package.module:callable or "
+            "torchparams: Invalid value: TARGET is missing: name the model, as package.module:callable or "
             "file.py:callable. See torchparams audit --help\n",
         ),
         (
@@ -123,7 +123,7 @@ def test_the_rules(capsys: Captured) -> None:
         ),
         (
             ["audited_nets:Net", "--suppress", "M302"],
-            "torchparams: 'M302' is no suppression. one is a rule and a selector: M303=head.**.\n",
+            "torchparams: 'M302' is not RULE=SELECTOR. an example is M303=head.**.\n",
         ),
     ],
 )

@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_listing_ends_with_what_is_beside_the_tensors(run: str, capsys: Captured) -> None:
     expected = [
-        "parts that can be named alone: run.ckpt#model (2 tensors), run.ckpt#optimizer (1 tensor)",
+        "parts that can be listed separately: run.ckpt#model (2 tensors), run.ckpt#optimizer (1 tensor)",
         "beside the tensors: 4 entries",
         "  epoch = 3",
         "  best = inf",
@@ -47,7 +47,7 @@ def test_a_listing_ends_with_what_is_beside_the_tensors(run: str, capsys: Captur
         assert command(capsys, "ls", run, *options).out.splitlines()[-6:] == expected
     assert "epoch" not in command(capsys, "ls", run, "-s", "model.**").out
     inner = command(capsys, "ls", f"{run}#optimizer").out.splitlines()
-    assert inner[-3] == "parts that can be named alone: run.ckpt#optimizer.state (1 tensor)"
+    assert inner[-3] == "parts that can be listed separately: run.ckpt#optimizer.state (1 tensor)"
 
 
 def test_few_lines_of_many_entries(tmp_path: Path, capsys: Captured) -> None:
@@ -85,7 +85,7 @@ def test_an_entry_is_shown(run: str, capsys: Captured, name: str, value: object)
     assert (ran.status, ran.json) == (0, {"source": run, "format": "torch zip", "name": name, "value": value})
     ran = command(capsys, "show", run, name)
     assert ran.status == 0
-    assert ran.out.startswith(f"{name}\nrun.ckpt (torch zip), no tensor\n")
+    assert ran.out.startswith(f"{name}\nrun.ckpt (torch zip), not a tensor\n")
 
 
 def test_what_is_neither_is_an_error(run: str, capsys: Captured) -> None:
@@ -102,7 +102,7 @@ def test_the_part_that_holds_the_model_is_proposed(run: str, capsys: Captured) -
     for mine, yours in ((run, "weights.safetensors"), ("weights.safetensors", run)):
         ran = command(capsys, "diff", mine, yours)
         assert ran.status == 1
-        assert "run.ckpt#model holds what the other has: compare that" in ran.out
+        assert "compare run.ckpt#model: it has the tensors of the other source" in ran.out
         assert command(capsys, "diff", mine, yours, "--json").json["part"] == "run.ckpt#model"
     assert command(capsys, "diff", f"{run}#model", "weights.safetensors").status == 0
 
@@ -111,6 +111,6 @@ def test_files_of_lightning(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"epoch": 1, "pytorch-lightning_version": "2", "state_dict": nn.Linear(2, 2).state_dict()}, path)
     out = command(capsys, "ls", path).out
-    assert f"parts that can be named alone: {path}#state_dict (2 tensors)" in out
+    assert f"parts that can be listed separately: {path}#state_dict (2 tensors)" in out
     with pytest.raises(MismatchError, match=r"load '.*last\.ckpt#state_dict'"):
         tp.load(nn.Linear(2, 2), path)

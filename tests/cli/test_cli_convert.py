@@ -95,11 +95,10 @@ def test_in_shards_and_joined(model: str, capsys: Captured) -> None:
             ["x.safetensors", "--metadata", "me"],
             "Invalid value for --metadata: 'me' is not KEY=TEXT. See torchparams convert --help",
         ),
-        ([], "Invalid value for TARGET: where to? Name a file or a directory. See torchparams convert --help"),
+        ([], "Invalid value for TARGET: TARGET is missing: name a file or a directory. See torchparams convert --help"),
         (
             ["x", "--repair-index"],
-            "Invalid value for TARGET: an index is repaired in place: name its directory alone. "
-            "See torchparams convert --help",
+            "Invalid value for TARGET: an index is repaired in place: omit TARGET. See torchparams convert --help",
         ),
     ],
 )

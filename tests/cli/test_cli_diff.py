@@ -57,7 +57,7 @@ def test_by_layer(capsys: Captured) -> None:
 def test_renames(capsys: Captured) -> None:
     ran = command(capsys, "diff", "base.safetensors", "wrapped.safetensors")
     assert ran.status == 1
-    assert ran.out.endswith("more names meet with --rename auto (rename='auto'): strip 'model.' from 3 of 3 names\n")
+    assert ran.out.endswith("more names match with --rename auto (rename='auto'): strip 'model.' from 3 of 3 names\n")
     for rename in ("auto", r"^model\.="):
         assert command(capsys, "diff", "base.safetensors", "wrapped.safetensors", "--rename", rename).status == 0
     ran = command(capsys, "diff", "base.safetensors", "wrapped.safetensors", "--rename", "model")

@@ -82,12 +82,12 @@ def test_errors(folder: Path, capsys: Captured) -> None:
         (("nothing.pt",), "torchparams: nothing.pt: no such file or directory"),
         (
             ("model.pt", "-o", "model.safetensors"),
-            "torchparams: model.safetensors: there is a file already, which is no manifest. "
-            "delete it, or name another.",
+            "torchparams: model.safetensors: the file exists, and is not a manifest. delete it, or choose "
+            "another name.",
         ),
         (
             ("model.pt", "model.safetensors", "-o", "x"),
-            "torchparams: Invalid value for -o: a manifest is of one target, and there are 2. "
+            "torchparams: Invalid value for -o: a manifest covers one target, but there are 2. "
             "See torchparams digest --help",
         ),
     ):

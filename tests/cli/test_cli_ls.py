@@ -70,7 +70,7 @@ def test_sorted_and_limited(model: str, capsys: Captured) -> None:
     assert out[3] == "… 7 more parameters …"
     assert command(capsys, "ls", model, "--sort", "colour").err == (
         "torchparams: no column 'colour' to sort by. "
-        "there are name, numel, nbytes, size, dtype, shape, module, stored.\n"
+        "columns are name, numel, nbytes, size, dtype, shape, module, stored.\n"
     )
 
 
@@ -154,13 +154,13 @@ def test_live_targets(capsys: Captured) -> None:
         ),
         (
             "some_nets:wrong",
-            "some_nets:wrong: gave a builtins.dict, not an nn.Module. name a function without required arguments "
-            "that returns the model, or its class.",
+            "some_nets:wrong: gave a builtins.dict, not an nn.Module. name a function without required "
+            "arguments that returns a model, or a model class.",
         ),
         (
             "no_such_nets:Net",
-            "no_such_nets:Net: no module is named 'no_such_nets'. it is looked for in the current directory, then "
-            "among the installed packages.",
+            "no_such_nets:Net: module not found: 'no_such_nets'. the search path is the current directory, "
+            "then the installed packages.",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_show(model: str, capsys: Captured) -> None:
         "size    40 B\n"
         "kind    tensor\n"
         "file    values.safetensors\n"
-        "bytes   88 to 128 (not included)\n"
+        "bytes   88 to 128 (exclusive)\n"
         "\n"
         "[[0. 1.]\n [2. 3.]\n [4. 5.]\n [6. 7.]\n [8. 9.]]\n"
     )
@@ -201,7 +201,7 @@ def test_show_of_a_model_without_values(capsys: Captured) -> None:
     assert ran.status == 0
     assert ran.json["kind"] == "buffer"
     assert ran.json["values"] is None
-    assert ran.json["unreadable"].startswith("Its values cannot be read: ")
+    assert ran.json["unreadable"].startswith("Cannot read the values: ")
 
 
 def test_repeated_selectors_are_a_union(model: str, capsys: Captured) -> None:

@@ -91,15 +91,15 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([A], "Invalid value for SOURCE... TARGET: name the sources, and last what is written."),
+        ([A], "Invalid value for SOURCE... TARGET: name the sources, and the output last."),
         ([A, OUT], "linear takes 2 or more sources, but there is 1"),
         (
             [A, B, OUT, "-w", "x"],
-            "Invalid value for --weight: 'x' is no number, and not several with commas between them.",
+            "Invalid value for --weight: 'x' is not a number, or several separated by commas.",
         ),
         (
             [A, B, OUT, "-d", "0.5,"],
-            "Invalid value for --density: '0.5,' is no number, and not several with commas between them.",
+            "Invalid value for --density: '0.5,' is not a number, or several separated by commas.",
         ),
         (
             [A, B, OUT, "-w", "1,2,3"],

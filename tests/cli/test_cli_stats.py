@@ -41,7 +41,7 @@ def test_a_row_for_each_tensor_and_what_to_look_at(model: str, capsys: Captured)
         "layers.1.fc.weight     3  1.58    1    5               1  █  █  █  █ █\n"
         "head.weight            0  1.41   -1    1                  █          █\n"
         "4 tensors · 16 parameters · 60 B\n"
-        "to look at: 1 non-finite\n"
+        "flags: 1 non-finite\n"
         "  layers.1.fc.weight: 1 NaN among 6 values\n"
     )
 
@@ -54,7 +54,7 @@ def test_groups(model: str, capsys: Captured) -> None:
         "layers.1        1      6     3  1.58    1    5               1  █  █  █  █ █\n"
         "head            1      2     0  1.41   -1    1                  █          █\n"
         "4 tensors · 16 parameters · 60 B\n"
-        "to look at: 1 non-finite\n"
+        "flags: 1 non-finite\n"
         "  layers.1.fc.weight: 1 NaN among 6 values\n"
     )
 
@@ -101,11 +101,11 @@ def test_a_live_model_has_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_wrong_is_said_in_a_line(model: str, capsys: Captured) -> None:
     ran = command(capsys, "stats", model, "-q", "50")
     assert (ran.status, ran.err) == (
-        2, "torchparams: quantiles are numbers from 0 to 1, and '50' is not one. write 0.01,0.5,0.99.\n",
+        2, "torchparams: quantiles must be numbers between 0 and 1, not '50'. write 0.01,0.5,0.99.\n",
     )  # fmt: skip
     ran = command(capsys, "stats", model, "--sort", "size")
     assert ran.status == 2
-    assert ran.err.startswith("torchparams: no column 'size' to sort by. there are name, numel,")
+    assert ran.err.startswith("torchparams: no column 'size' to sort by. columns are name, numel,")
     assert command(capsys, "stats", model, "--by", "**.gamma").status == 2
 
 
@@ -142,11 +142,11 @@ def test_rules_that_are_none(model: str, capsys: Captured) -> None:
     ran = command(capsys, "stats", model, "--check", "--rules", "nan")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "torchparams: no kind of flag is called 'nan'. there are non-finite, zero, constant, saturated, scale.\n"
+        "torchparams: unknown kind of flag 'nan'. kinds are non-finite, zero, constant, saturated, scale.\n"
     )
     ran = command(capsys, "stats", model, "--rules", "zero")
     assert ran.status == 2
-    assert "it limits --check, which is not given" in ran.err
+    assert "it needs --check" in ran.err
 
 
 def test_verify_includes_the_values(model: str, capsys: Captured) -> None:
@@ -156,7 +156,7 @@ def test_verify_includes_the_values(model: str, capsys: Captured) -> None:
     assert "values     failed        non-finite: layers.1.fc.weight\n" in ran.out
     ran = command(capsys, "verify", model, "--values", "-s", "head.* | layers.0.**")
     assert ran.status == 0
-    assert "3 tensors: nothing to look at" in ran.out
+    assert "3 tensors: no flags" in ran.out
 
 
 def test_codes_are_no_values_to_check(tmp_path: Path, capsys: Captured) -> None:

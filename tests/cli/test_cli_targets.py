@@ -71,7 +71,7 @@ def test_a_bare_file_lists_what_is_in_it_and_is_not_run(capsys: Captured, tmp_pa
         ran = command(capsys, verb, "run.py")
         assert (ran.status, ran.out) == (2, "")
         assert ran.err == (
-            "torchparams: run.py: names a Python file, and not what in it makes the model. it has the classes Net(), "
+            "torchparams: run.py: names a Python file without a callable. it has the classes Net(), "
             "Wide(width, scale) and the functions build(). for example run.py:Net.\n"
         )
 
@@ -82,7 +82,7 @@ def test_files_that_are_not_there_or_broken(capsys: Captured, tmp_path: Path) ->
     (tmp_path / "broken.py").write_text("class Net(:\n")
     assert "broken.py: cannot be read as Python: invalid syntax" in command(capsys, "ls", "broken.py").err
     assert "importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
-    assert "it has no classes and no functions" in (command(capsys, "ls", "nets/beside.py").err)
+    assert "it has no classes or functions" in (command(capsys, "ls", "nets/beside.py").err)
     assert "has no 'Nett'. did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
 
 

@@ -34,8 +34,8 @@ def test_as_the_manifest_says(folder: Path, capsys: Captured) -> None:
         "model.safetensors (safetensors)\n"
         "check          result\n"
         "digests    ok  2 of 2 tensors as in the manifest\n"
-        "structure  ok  what a safetensors file says of its sizes and byte ranges holds\n"
-        "2 tensors, 24 B: as the manifest says.\n"
+        "structure  ok  sizes and byte ranges of the safetensors file are consistent\n"
+        "2 tensors, 24 B: matches the manifest.\n"
     )
     assert command(capsys, "verify", "model.pt", "manifest.json", "--json").json["ok"] is True
 
@@ -49,7 +49,7 @@ def test_a_difference(folder: Path, capsys: Captured) -> None:
     assert [(d["name"], d["kind"]) for d in ran.json["differences"]] == [("a.bias", "content")]
     assert command(capsys, "verify", "model.safetensors", "manifest.json", "-s", "**.weight").status == 0
     assert command(capsys, "verify", "model.safetensors", "manifest.json").out.endswith(
-        "\n2 tensors, 24 B: 1 with other content.\n"
+        "\n2 tensors, 24 B: 1 with different content.\n"
     )
 
 

@@ -133,7 +133,7 @@ def test_what_a_cast_would_lose_is_told_and_only_writing_refuses_it(tmp_path: Pa
     plan = tp.convert(values, tmp_path / "m.safetensors", dtype="f16")
     for found in (tp.stats(plan), tp.diff(values, plan, numeric=True), tp.digest(plan)):
         assert {name: (lost.overflow, lost.underflow) for name, lost in found.lost.items()} == {"w": (1, 1)}
-        assert "1 value overflow: w. Writing will refuse them." in str(found)
+        assert "1 value overflow: w. Writing raises an error." in str(found)
     assert tp.stats(plan).to_json()["lost"] == [{"name": "w", "overflow": 1, "underflow": 1, "changed": 3}]
     merged = tp.merge([values, values], tmp_path / "s.safetensors", weights=[1, 1], dtype="f16")
     assert tp.stats(merged).lost["w"].overflow == 1

@@ -227,11 +227,11 @@ def test_what_does_not_fit_is_refused_when_it_is_made() -> None:
     i = stored(np.zeros((2, 3), np.int32))
     assert (
         message(PlanError, lambda: Slice(a, 2, 0, 1))
-        == "w: no part 0 to 1 along dimension 2 of a tensor of shape [2, 3]."[:-1]
+        == "w: cannot slice 0:1 along dimension 2 of a tensor of shape [2, 3]."[:-1]
     )
     assert (
         message(PlanError, lambda: Slice(a, 1, 1, 4))
-        == "w: no part 1 to 4 along dimension 1 of a tensor of shape [2, 3]"
+        == "w: cannot slice 1:4 along dimension 1 of a tensor of shape [2, 3]"
     )
     assert message(MismatchError, lambda: Concat([a, b])) == (
         "w [2, 3] float32 and w [3, 2] float32 cannot be joined along dimension 0"
@@ -241,10 +241,10 @@ def test_what_does_not_fit_is_refused_when_it_is_made() -> None:
     )
     assert message(MismatchError, lambda: Concat([a], 2)) == "w of shape [2, 3] has no dimension 2"
     assert message(MismatchError, lambda: Linear([a, b], [1, 1])) == "w has shape [2, 3], and w [3, 2]"
-    assert message(PlanError, lambda: Linear([i], [1])) == "w: a weighted sum is of floats, not of int32"
+    assert message(PlanError, lambda: Linear([i], [1])) == "w: a weighted sum needs floating-point tensors, not int32"
     assert message(PlanError, lambda: Cast(a, DType.of("int8"))) == "w: float32 cannot be cast to int8"
     assert message(PlanError, lambda: evaluate(Elementwise(np.sum, a))) == (
-        "the function 'sum' gave an array of shape [] for 6 elements"
+        "the function 'sum' returned an array of shape [] for 6 elements"
     )
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         Linear([a, a], [1])

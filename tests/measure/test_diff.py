@@ -381,7 +381,7 @@ def test_a_rename_is_proposed_and_used_when_asked() -> None:
     assert found.rename is None
     assert str(found.proposal) == "strip 'module.' from 2 of 3 names"
     assert found.counts["only_a"] == 2
-    assert "more names meet with --rename auto (rename='auto'): strip 'module.' from 2 of 3 names" in str(found)
+    assert "more names match with --rename auto (rename='auto'): strip 'module.' from 2 of 3 names" in str(found)
     found = tp.diff(BASE, WRAPPED, rename="auto")
     assert statuses(found) == {"a.w": "identical", "b.w": "identical", "epoch": "only_b"}
     assert found["a.w"].b is not None
@@ -456,7 +456,7 @@ def test_other_groups(by: object, names: list[str]) -> None:
 
 
 def test_groups_that_are_refused() -> None:
-    with pytest.raises(SelectorError, match="names are grouped by their first component or more, not by 0"):
+    with pytest.raises(SelectorError, match="the number of name components to group by must be at least 1, not 0"):
         tp.diff(BASE, BASE, by=0)
     with pytest.raises(NoMatch):
         tp.diff(BASE, BASE, by="nothing.*")
@@ -475,7 +475,7 @@ def test_order() -> None:
     with pytest.raises(SelectorError) as caught:
         tp.diff(a, b, sort="size")
     assert str(caught.value) == (
-        "no column 'size' to sort by. there are name, numel, changed, share, max, relative, cosine."
+        "no column 'size' to sort by. columns are name, numel, changed, share, max, relative, cosine."
     )
 
 
@@ -492,7 +492,7 @@ def test_what_is_identical_is_said_in_a_line() -> None:
 def test_where_nothing_is_compared_nothing_is_the_same() -> None:
     nothing = tp.diff({}, {"step": 1})
     assert not nothing.same
-    assert str(nothing).endswith("nothing was compared: there are no tensors in either")
+    assert str(nothing).endswith("nothing was compared: neither source has tensors")
 
 
 def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,16 +512,16 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "y        [3]      33.3 %      NaN      NaN      NaN              0, 1\n"
         "─────────────────────────────────────────────────────────────────────\n"
         "total             12.5 %      NaN      NaN      NaN\n"
-        "of another shape  in A            in B\n"
-        "head              [2, 3] float32  [3, 3] float32\n"
-        "of another dtype  in A         in B\n"
-        "t                 [1] float32  [1] float16\n"
+        "of different shape  in A            in B\n"
+        "head                [2, 3] float32  [3, 3] float32\n"
+        "of different dtype  in A         in B\n"
+        "t                   [1] float32  [1] float16\n"
         "only in A  shape  dtype\n"
         "old        [1]    float32\n"
         "only in B  shape  dtype\n"
         "new        [2]    float32\n"
-        "2 changed · 1 of another shape · 1 of another dtype · 1 only in A · 1 only in B · 1 identical\n"
-        "with --numeric (numeric=True), values are compared across dtypes"
+        "2 changed · 1 of different shape · 1 of different dtype · 1 only in A · 1 only in B · 1 identical\n"
+        "to compare values across dtypes, pass --numeric (numeric=True)"
     )
     assert str(tp.diff("a.safetensors", "b.safetensors", "t | x", numeric=True)) == (
         "A  a.safetensors\n"

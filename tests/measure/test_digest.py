@@ -371,7 +371,7 @@ def test_the_records_are_read_once() -> None:
 def test_what_has_no_values_is_named() -> None:
     cases = {
         "dict: 'w': a tensor on the meta device has a shape and no values": torch.zeros(2, device="meta"),
-        "dict: w is quantised: its values are not the bytes of its memory": torch.quantize_per_tensor(
+        "dict: w is quantised: its memory does not hold its values": torch.quantize_per_tensor(
             torch.ones(2), 0.1, 0, torch.qint8
         ),
         "dict: 'w': a sparse tensor (torch.sparse_coo) has no array. pass tensor.to_dense().": torch.eye(2).to_sparse(),
@@ -502,7 +502,7 @@ def test_the_report_on_several() -> None:
         "  dict (2): b",
         "1 tensor under several names; copies cost 16 B",
     ]
-    assert str(tp.duplicates({"a": np.zeros(2)})).endswith("\n\nNo two tensors are the same.")
+    assert str(tp.duplicates({"a": np.zeros(2)})).endswith("\n\nNo duplicate tensors.")
 
 
 def test_json() -> None:

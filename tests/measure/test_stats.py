@@ -280,7 +280,7 @@ def test_quantiles_that_are_asked_for_are_shown() -> None:
         ["name", "mean", "std", "min", "max", "0%", "0.5%", "50%", "100%", "zeros", "histogram"]
     )
     assert found.to_json()["rows"][0]["quantiles"] == {"0": 0.0, "0.005": 0.5, "0.5": 50.0, "1": 100.0}
-    with pytest.raises(ValueError, match=r"^a quantile is from 0 to 1, not 1\.5$"):
+    with pytest.raises(ValueError, match=r"^a quantile must be between 0 and 1, not 1\.5$"):
         tp.stats({"w": values}, quantiles=[1.5])
 
 
@@ -288,7 +288,7 @@ def test_quantiles_as_text() -> None:
     assert numbers_in("0,.5, 1e0") == [0.0, 0.5, 1.0]
     with pytest.raises(TorchParamsError) as caught:
         numbers_in("0.5,90")
-    assert str(caught.value) == "quantiles are numbers from 0 to 1, and '90' is not one. write 0.01,0.5,0.99."
+    assert str(caught.value) == "quantiles must be numbers between 0 and 1, not '90'. write 0.01,0.5,0.99."
 
 
 def test_order() -> None:
@@ -299,7 +299,7 @@ def test_order() -> None:
     with pytest.raises(SelectorError) as caught:
         found.sorted("-size")
     assert str(caught.value) == (
-        "no column 'size' to sort by. there are name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, "
+        "no column 'size' to sort by. columns are name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, "
         "entropy, distinct."
     )
 

@@ -76,12 +76,12 @@ def test_saturated_floats() -> None:
     half = normal(100, 100).astype(np.float16)
     half[0, 0], half[0, 1] = 65504, -65504
     assert flags({"w": half}) == [
-        ("w", "saturated", "2 of 10,000 values (2e-4) are ±65504, the largest that float16 has")
+        ("w", "saturated", "2 of 10,000 values (2e-4) are ±65504, the largest value of float16")
     ]
     eighth = normal(100, 100, scale=200).astype(np.float32).clip(-448, 448).astype(ml_dtypes.float8_e4m3fn)
     ((name, kind, reason),) = flags({"w": eighth})
     assert (name, kind) == ("w", "saturated")
-    assert reason.endswith("%) are ±448, the largest that float8_e4m3fn has")
+    assert reason.endswith("%) are ±448, the largest value of float8_e4m3fn")
 
 
 def test_float8_scaled_to_its_range_is_normal() -> None:
@@ -179,7 +179,7 @@ def test_flags_stand_below_the_table() -> None:
     bad = {**zeros, "bad": np.full((1, 1), np.nan, np.float32)}
     lines = str(tp.stats(bad, limit=3)).splitlines()
     assert lines[-5:] == [
-        "to look at: 4 zero, 1 non-finite",
+        "flags: 4 zero, 1 non-finite",
         "  w0: all 4 values are 0",
         "  w1: all 4 values are 0",
         "  w2: all 4 values are 0",

@@ -95,8 +95,9 @@ def test_every_kind_of_difference_is_named() -> None:
         "\n"
         "check                    result\n"
         "digests    failed        1 of 7 tensors as in the manifest\n"
-        "structure  not possible  a mapping has no stored form; only a manifest says what it was\n"
-        "6 tensors, 128 B: 1 with other content, 1 with another shape, 2 with another dtype, 1 missing, 1 unexpected."
+        "structure  not possible  a mapping has no stored form; verify it against a manifest\n"
+        "6 tensors, 128 B: 1 with different content, 1 with a different shape, 2 with a different dtype, 1 "
+        "missing, 1 unexpected."
     )
     assert repr(verification) == str(verification)
     assert "<table>" in verification._repr_html_()
@@ -125,9 +126,9 @@ def test_a_name_that_is_missing_passes_where_its_values_are_under_an_alias() -> 
     assert ties(verification) == ("a = b", "c = b")
     assert str(verification).endswith(
         "digests    ok            2 of 2 tensors as in the manifest\n"
-        "ties       ok            Names on one side only, whose values are there under another name: a = b, c = b\n"
-        "structure  not possible  a mapping has no stored form; only a manifest says what it was\n"
-        "2 tensors, 32 B: as the manifest says."
+        "ties       ok            Names on one side only, with equal values under another name: a = b, c = b\n"
+        "structure  not possible  a mapping has no stored form; verify it against a manifest\n"
+        "2 tensors, 32 B: matches the manifest."
     )
     assert verification.to_json()["checks"][1]["tensors"] == ["a = b", "c = b"]
 
@@ -281,10 +282,10 @@ def test_safetensors_has_no_checksums(tmp_path: Path) -> None:
     assert str(verification) == (
         f"{path} (safetensors)\n"
         "check                    result\n"
-        "structure  ok            what a safetensors file says of its sizes and byte ranges holds\n"
-        f"reading    ok            {size} B were read\n"
-        "checksums  not possible  safetensors stores none; only a manifest tells whether values changed\n"
-        "3 tensors, 48 B: nothing wrong was found."
+        "structure  ok            sizes and byte ranges of the safetensors file are consistent\n"
+        f"reading    ok            {size} B read\n"
+        "checksums  not possible  safetensors files have none; only a manifest can show whether values changed\n"
+        "3 tensors, 48 B: no problem found."
     )
     one = tp.verify(path, None, "a", progress=lambda done, total: told.append((done, total)))
     assert (one.tensors, told[-1]) == (1, (24, 24))
@@ -310,18 +311,18 @@ def test_the_crcs_of_a_zip(tmp_path: Path) -> None:
         told: list[tuple[int, int]] = []
         verification = tp.verify(path, progress=lambda *counts, told=told: told.append(counts))
         assert verification.checks[1:-1] == (
-            Check("CRC-32", "ok", f"{len(members_of(whole))} members of the zip as when stored"),
+            Check("CRC-32", "ok", f"{len(members_of(whole))} members of the zip match"),
         )
-        assert verification.checks[-1] == Check("pickle", "ok", "calls only what torch, numpy and collections need")
+        assert verification.checks[-1] == Check(
+            "pickle", "ok", "calls only safe functions of torch, numpy and collections"
+        )
         assert told[-1][0] == told[-1][1] > 0
-        assert str(verification).endswith("\n2 tensors, 44 B: all is well.")
+        assert str(verification).endswith("\n2 tensors, 44 B: all checks passed.")
         # Tensors that have their digests need no CRC.
         against = tp.verify(path, tp.digest(path))
-        assert against.checks[-2] == Check(
-            "CRC-32", "ok", f"{len(members_of(whole)) - 2} members of the zip as when stored"
-        )
+        assert against.checks[-2] == Check("CRC-32", "ok", f"{len(members_of(whole)) - 2} members of the zip match")
         chosen = tp.verify(path, None, "w")
-        assert chosen.checks[-2] == Check("CRC-32", "ok", "1 member of the zip as when stored")
+        assert chosen.checks[-2] == Check("CRC-32", "ok", "1 member of the zip match")
 
 
 def test_a_damaged_member_is_named_with_its_tensors(tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_a_damaged_member_is_named_with_its_tensors(tmp_path: Path) -> None:
     verification = tp.verify(path)
     (check,) = [check for check in verification.checks if check.outcome == "failed"]
     assert (check.what, check.tensors) == ("CRC-32 of archive/data/0", ("w", "tied"))
-    assert check.detail.startswith("stored is 0x")
+    assert check.detail.startswith("stored 0x")
     line = next(line for line in str(verification).split("\n") if line.startswith("CRC-32 of"))
     assert line == f"CRC-32 of archive/data/0  failed  {check.detail}: w, tied"
     assert str(verification).endswith("\n2 tensors, 44 B: 1 check failed.")
@@ -371,8 +372,8 @@ def test_members_without_a_crc(tmp_path: Path) -> None:
     assert verification.ok
     # An empty member's CRC is 0.
     assert verification.checks[1:-1] == (
-        Check("CRC-32", "ok", "1 member of the zip as when stored"),
-        Check("CRC-32", "not possible", f"{members - 1} members of the zip stored without one"),
+        Check("CRC-32", "ok", "1 member of the zip match"),
+        Check("CRC-32", "not possible", f"{members - 1} members of the zip have no CRC-32"),
     )
 
 
@@ -468,7 +469,7 @@ def test_json(tmp_path: Path) -> None:
             {
                 "check": "structure",
                 "outcome": "not possible",
-                "detail": "a mapping has no stored form; only a manifest says what it was",
+                "detail": "a mapping has no stored form; verify it against a manifest",
                 "tensors": [],
             },
         ],
@@ -501,7 +502,7 @@ def test_writing_replaces_a_manifest_and_nothing_else(tmp_path: Path) -> None:
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(WriteError) as error:
         digests.write(model)
-    assert str(error.value) == (f"{model}: there is a file already, which is no manifest. delete it, or name another.")
+    assert str(error.value) == (f"{model}: the file exists, and is not a manifest. delete it, or choose another name.")
     assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(WriteError) as error:
         digests.write(tmp_path)
@@ -541,7 +542,7 @@ def test_a_failed_write_leaves_the_manifest_that_was_there(tmp_path: Path, monke
     )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["manifest.json"]
-    with pytest.raises(WriteError, match="is no text that JSON can hold"):
+    with pytest.raises(WriteError, match="JSON cannot store a name"):
         tp.digest({"\udcff": np.ones(1)}).write(path)
     assert path.read_bytes() == before
 
@@ -558,7 +559,7 @@ def changed(change: str) -> str:
     return json.dumps(manifest)
 
 
-HINT = "torchparams digest TARGET -o FILE makes one, and torchparams diff compares two checkpoints."
+HINT = "torchparams digest TARGET -o FILE writes a manifest; torchparams diff compares two checkpoints."
 
 BAD: dict[str, tuple[str, str]] = {
     "no JSON": (
@@ -583,11 +584,13 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "a later version": (
         changed("m['version'] = 2"),
-        ": its version is the number 2; known here is 1. verify it by the torchparams that made it, or make it anew.",
+        ": its version is the number 2; the supported version is 1. verify with the torchparams version that "
+        "wrote it, or write a new manifest.",
     ),
     "true for 1": (
         changed("m['version'] = True"),
-        ": its version is true; known here is 1. verify it by the torchparams that made it, or make it anew.",
+        ": its version is true; the supported version is 1. verify with the torchparams version that wrote it, "
+        "or write a new manifest.",
     ),
     "keys missing": (changed("del m['digest'], m['source']"), ": the manifest has no source and no digest"),
     "tensors as an object": (changed("m['tensors'] = {}"), ": its tensors is an object, not an array"),
@@ -597,17 +600,17 @@ BAD: dict[str, tuple[str, str]] = {
         changed("t['name'] = 1"),
         ": the name in entry 0 of its tensors is the number 1, not a text",
     ),
-    "an unknown dtype": (changed("t['dtype'] = 'float5'"), ": tensor 'w': no dtype is spelled 'float5'"),
+    "an unknown dtype": (changed("t['dtype'] = 'float5'"), ": tensor 'w': unknown dtype 'float5'"),
     "a dtype as null": (changed("t['dtype'] = None"), ": tensor 'w': its dtype is null, not a text"),
-    "a negative size": (changed("t['shape'] = [-1]"), ": tensor 'w': the number -1 is no size"),
-    "a fraction": (changed("t['shape'] = [1.5]"), ": tensor 'w': the number 1.5 is no size"),
+    "a negative size": (changed("t['shape'] = [-1]"), ": tensor 'w': the number -1 is not a size"),
+    "a fraction": (changed("t['shape'] = [1.5]"), ": tensor 'w': the number 1.5 is not a size"),
     "sizes without end": (changed("t['shape'] = [1] * 1025"), ": tensor 'w': its shape has 1,025 dimensions"),
     "sizes that overflow": (
         changed("t['shape'] = [2 ** 63, 2 ** 63]"),
-        ": tensor 'w': its nbytes is 24, and float32 [9223372036854775808, 9223372036854775808] takes "
-        "more than 64 bits hold",
+        ": tensor 'w': its nbytes is 24, but float32 [9223372036854775808, 9223372036854775808] takes more "
+        "than 64 bits can count",
     ),
-    "other bytes": (changed("t['nbytes'] = 25"), ": tensor 'w': its nbytes is 25, and float32 [2, 3] takes 24"),
+    "other bytes": (changed("t['nbytes'] = 25"), ": tensor 'w': its nbytes is 25, but float32 [2, 3] takes 24"),
     "a digest too short": (
         changed("t['digest'] = 'ab'"),
         ": tensor 'w': its digest is the text 'ab', not 64 hexadecimal digits",
@@ -620,11 +623,11 @@ BAD: dict[str, tuple[str, str]] = {
     "a name twice": (changed("t['aliases'] = ['x']"), ": it lists the tensor 'x' twice"),
     "an edited digest": (
         changed("t['digest'] = '0' * 64"),
-        ": its digest of the set is not that of its tensors: the manifest was edited or damaged",
+        ": the digest of the set does not match the tensors: the manifest was edited or damaged",
     ),
     "an edited name": (
         changed("t['name'] = 'v'"),
-        ": its digest of the set is not that of its tensors: the manifest was edited or damaged",
+        ": the digest of the set does not match the tensors: the manifest was edited or damaged",
     ),
 }
 

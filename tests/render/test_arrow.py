@@ -112,7 +112,7 @@ def test_csv_and_json(tmp_path: Path) -> None:
 def test_a_file_that_is_no_table_is_not_replaced(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {}}')
-    with pytest.raises(WriteError, match="not a table in JSON"):
+    with pytest.raises(WriteError, match="not a JSON table"):
         write_table(tp.stats(WEIGHTS), str(index))
     assert index.read_text() == '{"weight_map": {}}'
     with pytest.raises(OptionError, match=r"ends in \.txt\. Name a file that ends in \.csv, \.json or \.parquet"):

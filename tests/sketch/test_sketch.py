@@ -401,7 +401,7 @@ def test_a_histogram_of_the_whole_range_of_float64() -> None:
 def test_impossible_questions() -> None:
     sketch = Sketch.of(np.ones(3, np.float32))
     for q in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=f"a quantile is from 0 to 1, not {q}"):
+        with pytest.raises(ValueError, match=f"a quantile must be between 0 and 1, not {q}"):
             sketch.quantile(q)
     for bins, limits in ((0, None), (3, (1, 0)), (3, (0, math.inf)), (3, (math.nan, 1))):
         with pytest.raises(ValueError, match="a histogram has at least one bin and finite, ascending edges"):

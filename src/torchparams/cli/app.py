@@ -1,4 +1,4 @@
-"""The application: what all commands share, and how errors are told."""
+"""The application: options of all commands, and error messages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torchparams import __version__
 from torchparams.cli import COMMANDS
 from torchparams.errors import TorchParamsError, nearest, printable
 
-_COMPLETE = "_TORCHPARAMS_COMPLETE"  # the variable by which a shell asks for completions
+_COMPLETE = "_TORCHPARAMS_COMPLETE"  # environment variable for shell completion
 FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
 
 
 class _Commands(click.Group):
-    """The commands, each imported once it is asked for."""
+    """Commands, each imported at first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands, in the order of `--help`."""
+        """Command names, in the order of `--help`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name; None if there is none."""
+        """Command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = getattr(importlib.import_module(f"torchparams.cli.{cmd_name}"), cmd_name)
@@ -36,7 +36,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that a command line names first, and the arguments behind it."""
+        """Command at the start of a command line, and its arguments."""
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = nearest(args[0], COMMANDS, 1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
@@ -64,31 +64,31 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Print the version, and which kernels it runs.",
+    help="Print the version and the kernels in use.",
 )
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of errors.")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """The parameters of PyTorch networks: in a checkpoint on disk, or in a model.
+    """Inspect, compare and edit the parameters of PyTorch checkpoints and models.
 
-    Nothing in a file is ever run, and torch is not needed to read one.
+    Files are never executed, and reading one does not need torch.
 
     \b
     Examples:
-      torchparams ls model.safetensors                  what is in it
-      torchparams ls run.ckpt#model -s '**.bias'        a part of a mapping in a checkpoint
-      torchparams stats model.pt --by layer             are its values sound
-      torchparams diff base/ tuned/ --by module         what a fine-tune changed
-      torchparams convert model.pt model.safetensors    the same in another format
-      torchparams explain mypackage.models:build        what parameters() gives, and what it does not
-      torchparams audit mypackage.models:build          what bites those who train it
+      torchparams ls model.safetensors                  list its tensors
+      torchparams ls run.ckpt#model -s '**.bias'        select in a nested mapping
+      torchparams stats model.pt --by layer             check its values
+      torchparams diff base/ tuned/ --by module         compare by module
+      torchparams convert model.pt model.safetensors    change the format
+      torchparams explain mypackage.models:build        what parameters() holds
+      torchparams audit mypackage.models:build          find training mistakes
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
-    """Print a verb's result: its `report()` for people, or its `to_json()`. With `output`, write its rows there."""
+    """Print a result as a report or as JSON. With `output`, write its rows to that file instead."""
     if output is not None:
         from torchparams.render.files import write_table
 
@@ -108,18 +108,18 @@ def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Let a stream that failed lead nowhere: Python would fail once more when it closes the stream."""
+    """Redirect a failed stream to nowhere; otherwise Python fails again when it closes the stream."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and give its exit status: 0 fine, 1 a difference or a finding, 2 an error.
+    """Run a command line and return its exit status: 0 fine, 1 difference or finding, 2 error.
 
     >>> run(["ls", "nothing.safetensors"])
     2
     """
-    debug = "--debug" in arguments  # also behind the command, where people add it once something went wrong
+    debug = "--debug" in arguments  # also after the command, where people add it
     try:
         with app.make_context("torchparams", [part for part in arguments if part != "--debug"]) as context:
             status = app.invoke(context)
@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except BrokenPipeError:
-        # Nobody reads on: `torchparams ls … | head`.
+        # The reader stopped, as in `torchparams ls … | head`.
         _silence(sys.stdout)
         return EXIT_PIPE
     except BaseException as error:
@@ -135,14 +135,14 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> NoReturn:
-    """What the installed `torchparams` runs."""
-    # A shell may start it without them: `torchparams ls … >&-`. What is written is then for nobody.
+    """Entry point of the installed `torchparams`."""
+    # A shell may close the streams: `torchparams ls … >&-`.
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as above
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # escape what the encoding lacks: a table has bars, a name any character
+        if isinstance(stream, TextIOWrapper):  # escape characters that the encoding lacks, in names and histogram bars
             stream.reconfigure(errors="backslashreplace")
     asked = os.environ.get(_COMPLETE)
     if asked:
@@ -153,7 +153,7 @@ def main() -> NoReturn:
 
 
 def _status_of(error: BaseException, debug: bool) -> int:
-    """The exit status for an error, which is told in one line, or by its traceback."""
+    """Print an error in one line, or with its traceback, and return the exit status."""
     if debug:
         import traceback
 
@@ -168,7 +168,7 @@ def _status_of(error: BaseException, debug: bool) -> int:
 
 
 def _tell(text: str) -> None:
-    """Write to stderr, which may be a full disk or closed: the exit status is the same."""
+    """Write to stderr. It may be closed, or on a full disk; the exit status stays the same."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -192,5 +192,5 @@ def _message(error: Exception) -> str:
         return f"{head} {printable(f'{error.filename}: {said}' if error.filename else said)}"
     if isinstance(error, MemoryError):
         return f"{head} out of memory"
-    # A defect of ours, whatever it is.
+    # any other exception is a bug of torchparams
     return f"{head} internal error: {type(error).__name__}: {printable(str(error))}. --debug shows where"

@@ -9,7 +9,7 @@ from torchparams.cli.plans import carry_out
 
 @command
 @plans.base
-@argument("delta", metavar="DELTA", help="What torchparams delta wrote, or torchparams.save with a base.")
+@argument("delta", metavar="DELTA", help="A delta file, written by torchparams delta or torchparams.save.")
 @plans.destination
 @plans.shared
 @plans.max_shard_size
@@ -28,9 +28,9 @@ def apply(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put a delta back on its base, bit for bit.
+    """Apply a delta to its base, bit for bit.
 
-    A base that is not the one of the delta is refused.
+    Raises an error if the delta belongs to another base.
 
     \b
     Examples:

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     "target",
     metavar="[TARGET]",
     required=False,
-    help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+    help="A model, or a function that makes one: package.module:callable or path/to/file.py:callable.",
 )
-@click.option("--select", metavar="RULE,…", multiple=True, help="Ask only these rules: M101, M (all of M…), names.")
-@click.option("--ignore", metavar="RULE,…", multiple=True, help="Do not ask these; the longer of two ids wins.")
 @click.option(
-    "--suppress", metavar="RULE=SELECTOR", multiple=True, help="Let a rule say nothing about these parameters."
+    "--select", metavar="RULE,…", multiple=True, help="Run only these rules: ids (M101), prefixes (M), or names."
 )
-@click.option("--meta", is_flag=True, help="Build on the meta device: no memory, and no rules about values.")
-@click.option("--rules", is_flag=True, help="List the rules that would be asked, and stop.")
+@click.option("--ignore", metavar="RULE,…", multiple=True, help="Skip these rules; the longer id wins over --select.")
+@click.option(
+    "--suppress", metavar="RULE=SELECTOR", multiple=True, help="Ignore findings of a rule on these parameters."
+)
+@click.option("--meta", is_flag=True, help="Build on the meta device, without memory; skips rules on values.")
+@click.option("--rules", is_flag=True, help="List the selected rules, and exit.")
 @options.as_json
 def audit(
     target: str | None,
@@ -40,9 +42,9 @@ def audit(
     rules: bool,
     as_json: bool,
 ) -> int:
-    """Find what is wrong with a model's parameters.
+    """Find mistakes in the parameters of a model.
 
-    The exit status is 1 where there is an error or a warning; notes alone are fine. docs/audit.md describes each rule.
+    Exits with 1 on any error or warning; notes alone are fine. docs/audit.md describes each rule.
 
     \b
     Examples:
@@ -60,9 +62,7 @@ def audit(
         show(rules_of(select or None, ignore), as_json)
         return FINE
     if target is None:
-        raise click.BadParameter(
-            "there is no TARGET; name what makes the model: package.module:callable or file.py:callable"
-        )
+        raise click.BadParameter("TARGET is missing: name the model, as package.module:callable or file.py:callable")
     found = audited(
         build(target, device="meta" if meta else "cpu") if is_live(target) else target,
         select=select or None,
@@ -78,6 +78,6 @@ def _suppressions(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         rule, sign, selector = text.partition("=")
         if not sign:
-            raise SelectorError(f"{text!r} is no suppression", exists="one is a rule and a selector: M303=head.**")
+            raise SelectorError(f"{text!r} is not RULE=SELECTOR", exists="an example is M303=head.**")
         found[rule] = f"{found[rule]} | {selector}" if rule in found else selector
     return found

@@ -1,4 +1,4 @@
-"""What the shell proposes behind Tab. It stays silent about what it cannot read, and runs no code of the user's."""
+"""Shell completion. It ignores unreadable files, and never runs user code."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 PROPOSALS = 1_000
-"""Names that are proposed at most."""
+"""Maximum number of proposed names."""
 
 
 def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The files that the shell itself proposes."""
+    """File names, proposed by the shell itself."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
 
 
 def tensor_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The names in the checkpoint before the cursor that begin like the word under it.
+    """Tensor names with the typed prefix, from the checkpoint on the command line.
 
-    A live model is not built for that: importing it may take a minute, or do anything.
+    A live model is not built: importing user code may be slow or have side effects.
     """
     from torchparams.cli.targets import is_live, table
 
     target = context.params.get("target")
     if not isinstance(target, str) or is_live(target):
         return []
-    with suppress(Exception):  # there is nobody to tell
+    with suppress(Exception):  # completion has no way to report errors
         return list(islice((name for name in table(target) if name.startswith(incomplete)), PROPOSALS))
     return []
 
 
 def columns(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The columns that `ls --sort` takes; those for descending order once a dash stands there."""
+    """Columns for `ls --sort`, with a dash if one is typed."""
     from torchparams.render.rows import SORT_KEYS
 
     dash = "-" if incomplete.startswith("-") else ""

@@ -17,16 +17,16 @@ from torchparams.cli.targets import stored
     "target",
     metavar="[TARGET]",
     required=False,
-    help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in shards.",
+    help="Output file (.safetensors, .pt, .pth, .bin or .ckpt), or a directory for safetensors in shards.",
 )
 @options.select
 @click.option(
     "--rename",
     metavar="REGEX=REPLACEMENT",
     multiple=True,
-    help="What names become: '^model\\.=' or 'h\\.(\\d+)=layers.\\1'; repeatable, one after the other.",
+    help="Rename tensors: '^model\\.=' or 'h\\.(\\d+)=layers.\\1'; repeatable, applied in order.",
 )
-@click.option("--strip-prefix", metavar="PREFIX", help="Take this off the names that begin with it.")
+@click.option("--strip-prefix", metavar="PREFIX", help="Remove this prefix from names.")
 @plans.dtype
 @plans.allow_overflow
 @plans.shared
@@ -34,9 +34,7 @@ from torchparams.cli.targets import stored
 @plans.metadata
 @plans.memory
 @plans.force
-@click.option(
-    "--repair-index", is_flag=True, help="Write the index of a directory of shards anew, in place, from what they hold."
-)
+@click.option("--repair-index", is_flag=True, help="Rebuild the index of a directory of shards in place.")
 @plans.dry_run
 @options.raw
 @options.as_json
@@ -58,10 +56,10 @@ def convert(
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Write in another format, type, shards or part.
+    """Convert to another format or dtype, re-shard, or extract a part.
 
-    The target is the old file or the complete new one, whenever the run is stopped. What is not written, shared
-    or rounded is told.
+    At every moment, the target is the old file or the complete new one. The output lists what was left out, tied or
+    rounded.
 
     \b
     Examples:
@@ -77,11 +75,11 @@ def convert(
         from torchparams.edit.index import repair_index as repaired
 
         if target is not None:
-            raise click.BadParameter("an index is repaired in place: name its directory alone", param_hint="TARGET")
+            raise click.BadParameter("an index is repaired in place: omit TARGET", param_hint="TARGET")
         show(repaired(source, dry_run=dry_run), as_json)
         return
     if target is None:
-        raise click.BadParameter("where to? Name a file or a directory", param_hint="TARGET")
+        raise click.BadParameter("TARGET is missing: name a file or a directory", param_hint="TARGET")
     from torchparams.edit.convert import convert as planned
 
     plan = planned(

@@ -9,8 +9,8 @@ from torchparams.cli.plans import carry_out
 
 @command
 @plans.base
-@argument("source", metavar="TUNED", help="The checkpoint that came of the base.")
-@argument("target", metavar="DELTA", help="A file that ends in .safetensors.")
+@argument("source", metavar="TUNED", help="A checkpoint tuned from the base.")
+@argument("target", metavar="DELTA", help="Output file (.safetensors).")
 @options.select
 @plans.memory
 @plans.force
@@ -21,7 +21,7 @@ def delta(
 ) -> None:
     """Write only the tensors that differ from a base.
 
-    torchparams apply makes the whole checkpoint of the two again.
+    torchparams apply restores the complete checkpoint.
 
     \b
     Examples:

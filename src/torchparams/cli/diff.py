@@ -11,30 +11,29 @@ from torchparams.cli.targets import source_of
 
 
 @command
-@argument("a", metavar="A", help="A checkpoint or a model, named as everywhere.")
-@argument("b", metavar="B", help="What it is compared with.")
+@argument("a", metavar="A", help="A checkpoint, or a model as package.module:callable.")
+@argument("b", metavar="B", help="A checkpoint or model to compare with.")
 @options.select
 @click.option(
     "--rename",
     metavar="REGEX=TEXT",
     multiple=True,
-    help="Rename B's parameters before; several go one after the other. auto: what is proposed where names differ by "
-    "a prefix.",
+    help="Rename B's parameters first; repeatable, applied in order. auto: apply the rename that torchparams proposes.",
 )
-@click.option("--numeric", is_flag=True, help="Compare values, also of two dtypes; else bits decide.")
+@click.option("--numeric", is_flag=True, help="Compare values, also across dtypes, instead of bits.")
 @click.option(
     "--by",
     metavar="WHAT",
     multiple=True,
-    help="Sum up by module, layer or dtype, by the first N components of names, or for each SELECTOR given so.",
+    help="Group by module, layer, dtype, the first N components of names, or a SELECTOR; repeatable.",
 )
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Order by name, numel, changed, share, max, relative or cosine; -COLUMN for descending (--sort=-relative).",
+    help="Sort by name, numel, changed, share, max, relative or cosine; -COLUMN for descending (--sort=-relative).",
 )
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Maximum number of rows; rows in the middle are omitted."
 )
 @options.raw
 @options.output
@@ -52,9 +51,9 @@ def diff(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Compare: which tensors changed, and how much.
+    """Compare two checkpoints or models, tensor by tensor.
 
-    Every element is compared. Exits with 0 if all are the same, with 1 if not, with 2 after an error.
+    Every element is compared. Exits with 0 if all tensors are equal, 1 if not, 2 on an error.
 
     \b
     Examples:

@@ -17,25 +17,24 @@ from torchparams.cli.targets import build, is_live
     metavar="TARGET...",
     nargs=-1,
     required=True,
-    help="Checkpoints, directories of shards, or package.module:callable; of several, what is there more than once is "
-    "named across all of them.",
+    help="Checkpoints, directories of shards, or package.module:callable. Several targets are searched for duplicates "
+    "together.",
 )
 @options.select
-@click.option("-o", "--output", metavar="FILE", shell_complete=files, help="Write a manifest for verify.")
+@click.option("-o", "--output", metavar="FILE", shell_complete=files, help="Write a manifest, for torchparams verify.")
 @options.as_json
 def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_json: bool) -> None:
-    """Show digests of tensors, and of all of them.
+    """Compute digests of tensors, and find duplicates.
 
-    Tensors that are there more than once are named.
+    Equal weights have equal digests in a .pt file, a .safetensors file and a model.
 
-    The same weights have the same digest in a .pt file, a .safetensors file and a model; buffers of a model
-    count as its state dict has them. Tied tensors and copies are told apart, and what copies cost is shown.
+    A model counts like its state dict. Tied tensors are told apart from copies, and the extra size of copies is shown.
 
     \b
     Examples:
       torchparams digest model.safetensors
       torchparams digest model.safetensors -o manifest.json     for torchparams verify
-      torchparams digest base/ tuned/                           what the two have in common
+      torchparams digest base/ tuned/                           duplicates across both
       torchparams digest model.pt -s 'encoder.**' --json | jq -r .digest
       torchparams digest mypackage.models:build
     """
@@ -44,7 +43,7 @@ def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_
     from torchparams.render.progress import progress
 
     if output is not None and len(targets) > 1:
-        raise click.BadParameter(f"a manifest is of one target, and there are {len(targets)}", param_hint="-o")
+        raise click.BadParameter(f"a manifest covers one target, but there are {len(targets)}", param_hint="-o")
     things = [build(target, device="cpu") if is_live(target) else target for target in targets]
     with progress("hashing") as tell:
         made = digest_of(things[0], select, progress=tell) if len(things) == 1 else None

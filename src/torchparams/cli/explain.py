@@ -12,27 +12,27 @@ from torchparams.cli.targets import build, is_live
 @argument(
     "target",
     metavar="TARGET",
-    help="What makes the model, or a model: package.module:callable or path/to/file.py:callable.",
+    help="A model, or a function that makes one: package.module:callable or path/to/file.py:callable.",
 )
 @argument(
     "name",
     metavar="[NAME]",
     required=False,
     shell_complete=None,
-    help="One tensor, module or attribute: layers.0.weight, or as in Python, model.layers[0].weight.",
+    help="A tensor, module or attribute: layers.0.weight, or in Python notation, model.layers[0].weight.",
 )
 @options.as_json
 def explain(target: str, name: str | None, as_json: bool) -> None:
     """Explain what parameters(), buffers() and state_dict() of a model hold.
 
-    Each tensor is listed with the Python expression that reaches it and the calls that give it; then everything that is
-    not among the parameters, with the reason. The model is built on the meta device, without memory.
+    Lists each tensor with the Python expression that reaches it and the calls that return it; then every tensor outside
+    parameters(), with the reason. The model is built on the meta device, without memory.
 
     \b
     Examples:
       torchparams explain mypackage.models:build
       torchparams explain path/to/net.py:Net
-      torchparams explain path/to/net.py                         what could stand behind the colon
+      torchparams explain path/to/net.py                         list its classes and functions
       torchparams explain mypackage.models:build layers.0.weight
       torchparams explain mypackage.models:build 'model.layers[0].weight'
       torchparams explain torch.nn:Transformer

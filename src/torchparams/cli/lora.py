@@ -12,19 +12,17 @@ from torchparams.errors import OptionError
 _fan_in_fan_out = click.option(
     "--fan-in-fan-out",
     metavar="SELECTOR",
-    help="The weights that are stored as (in, out), where neither shapes nor the base's config.json say so.",
+    help="Weights stored as (in, out); needed if shapes and the base's config.json do not decide.",
 )
-_no_fan_in_fan_out = click.option("--no-fan-in-fan-out", is_flag=True, help="No weight is stored as (in, out).")
+_no_fan_in_fan_out = click.option("--no-fan-in-fan-out", is_flag=True, help="All weights are stored as (out, in).")
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...")
 @click.pass_context
 def lora(context: click.Context) -> None:
-    """Fold a LoRA adapter into its base, or extract.
+    """Fold a LoRA adapter into its base, or extract one from two checkpoints.
 
-    One is extracted from the difference of two checkpoints.
-
-    Adapters are directories as PEFT saves them. PEFT is not needed.
+    Adapters are directories in PEFT's layout. PEFT is not needed.
 
     \b
     Examples:
@@ -40,7 +38,7 @@ def lora(context: click.Context) -> None:
 @argument(
     "adapter",
     metavar="ADAPTER",
-    help="A directory with adapter_config.json and adapter_model.safetensors, as PEFT saves it.",
+    help="An adapter directory in PEFT's layout: adapter_config.json and adapter_model.safetensors.",
 )
 @plans.destination
 @click.option(
@@ -49,11 +47,11 @@ def lora(context: click.Context) -> None:
     type=float,
     default=1.0,
     show_default=True,
-    help="What the change is multiplied by, beside alpha/r.",
+    help="Additional factor for the change, on top of alpha/r.",
 )
 @plans.dtype
 @click.option(
-    "--compute", metavar="float32|float64", default="float32", show_default=True, help="What everything is computed in."
+    "--compute", metavar="float32|float64", default="float32", show_default=True, help="Dtype of the computation."
 )
 @_fan_in_fan_out
 @_no_fan_in_fan_out
@@ -83,9 +81,9 @@ def fold(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write a base with a LoRA adapter folded into its weights.
+    """Fold a LoRA adapter into the weights of its base.
 
-    Computed in float32 and rounded once. What is not understood, such as DoRA, is refused by name.
+    Computes in float32 and rounds once. Unsupported features, such as DoRA, are an error.
 
     \b
     Examples:
@@ -115,23 +113,27 @@ def fold(
 
 @lora.command(cls=Command)
 @plans.base
-@argument("tuned", metavar="TUNED", help="The checkpoint that came of the base.")
-@argument("target", metavar="ADAPTER", help="The directory that is written.")
+@argument("tuned", metavar="TUNED", help="A checkpoint tuned from the base.")
+@argument("target", metavar="ADAPTER", help="Output directory.")
 @click.option("--rank", "-r", metavar="NUMBER", type=int, required=True, help="The rank.")
 @options.select
 @click.option(
     "--embeddings",
     metavar="SELECTOR",
     show_default="modules called wte, wpe or ...embed...",
-    help="The weights of embeddings, which PEFT lays out in its own way.",
+    help="Weights of embeddings, for which PEFT uses another layout.",
 )
 @_fan_in_fan_out
 @_no_fan_in_fan_out
 @click.option(
-    "--save-rest", is_flag=True, help="Write biases, norms and whatever else differs whole, as PEFT's modules_to_save."
+    "--save-rest",
+    is_flag=True,
+    help="Write other differing tensors (biases, norms, …) whole, as PEFT's modules_to_save.",
 )
-@click.option("--dtype", metavar="DTYPE", default="float32", show_default=True, help="The type of the factors.")
-@click.option("--base-name", metavar="NAME", default="", help="What the adapter says its base is: an id or a path.")
+@click.option("--dtype", metavar="DTYPE", default="float32", show_default=True, help="Dtype of the factors.")
+@click.option(
+    "--base-name", metavar="NAME", default="", help="Base named in the adapter's configuration: an id or a path."
+)
 @plans.memory
 @plans.force
 @plans.dry_run
@@ -153,10 +155,10 @@ def extract(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write the best LoRA adapter of a rank between a base and what was tuned from it.
+    """Extract the best LoRA adapter of a given rank from a base and a tuned checkpoint.
 
-    The factors are the truncated singular value decomposition of each matrix's change. It is told how much each leaves,
-    and what differs that an adapter has no factors for.
+    The factors are the truncated singular value decomposition of each matrix's difference. The output lists the error
+    of each matrix, and differing tensors without factors.
 
     \b
     Examples:
@@ -184,7 +186,7 @@ def extract(
 
 
 def _stated(selector: str | None, none: bool) -> str | bool | None:
-    """What the user says of weights that are stored as (in, out)."""
+    """Orientation given on the command line."""
     if selector is not None and none:
-        raise OptionError("--fan-in-fan-out and --no-fan-in-fan-out exclude each other")
+        raise OptionError("--fan-in-fan-out and --no-fan-in-fan-out cannot be used together")
     return False if none else selector

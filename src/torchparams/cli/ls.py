@@ -14,22 +14,22 @@ from torchparams.cli.targets import table
 @command
 @options.target
 @options.select
-@click.option("--tree", is_flag=True, help="By module, with subtotals; equal layers are folded.")
+@click.option("--tree", is_flag=True, help="Group by module, with subtotals; equal layers are folded.")
 @click.option(
-    "--depth", metavar="N", type=click.IntRange(min=1), help="With --tree: the deepest level shown, 1 for the top."
+    "--depth", metavar="N", type=click.IntRange(min=1), help="With --tree: maximum depth, 1 for top-level modules."
 )
 @click.option("--expand", is_flag=True, help="With --tree: do not fold equal layers.")
 @click.option(
     "--sort",
     metavar="COLUMN",
     shell_complete=columns,
-    help="Order by name, shape, dtype, numel, size or module, or as stored in the file; -COLUMN for descending "
+    help="Sort by name, shape, dtype, numel, size or module, or as stored in the file; -COLUMN for descending "
     "(--sort=-size).",
 )
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Maximum number of rows; rows in the middle are omitted."
 )
-@click.option("--buffers", is_flag=True, help="List a live model's buffers too.")
+@click.option("--buffers", is_flag=True, help="Include the buffers of a live model.")
 @options.raw
 @options.output
 @options.as_json
@@ -48,7 +48,7 @@ def ls(
 ) -> None:
     """List parameters: name, shape, dtype, size.
 
-    Of a checkpoint only the header is read: one of any size is listed at once.
+    Reads only the header of a checkpoint, so the size of the file does not matter.
 
     \b
     Examples:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     metavar="SOURCE... TARGET",
     nargs=-1,
     required=True,
-    help="Checkpoints of one network; and last, what is written: a file that ends in .safetensors or .pt, or a "
-    "directory.",
+    help="Checkpoints of one network; last, the output: a .safetensors or .pt file, or a directory.",
 )
 @click.option(
     "--method",
@@ -38,45 +37,47 @@ if TYPE_CHECKING:
     metavar="[SELECTOR=]W[,W...]",
     multiple=True,
     show_default="equal shares; with a base, 1",
-    help="A weight for each source: -w 0.3,0.7, or -w 0.3 -w 0.7. One alone is the share of the second of two (t of "
-    "slerp); with a base, the weight of each source. With a selector, of what it hits; repeatable, the last wins.",
+    help="A weight for each source: -w 0.3,0.7, or -w 0.3 -w 0.7. A single weight is the share of the second "
+    "of two sources (t of "
+    "slerp), or with a base, the weight of each source. SELECTOR=W applies to a selection; repeatable, the last wins.",
 )
-@click.option("--base", "-b", metavar="BASE", shell_complete=files, help="What the sources were tuned from.")
+@click.option(
+    "--base", "-b", metavar="BASE", shell_complete=files, help="The checkpoint that the sources were tuned from."
+)
 @click.option(
     "--density",
     "-d",
     metavar="[SELECTOR=]D[,D...]",
     multiple=True,
     show_default="1",
-    help="For ties and dare, the share of differences from the base that is kept: spelled like weights.",
+    help="For ties and dare: share of differences from the base to keep; same syntax as weights.",
 )
 @click.option(
     "--scale",
     metavar="NUMBER",
     type=float,
     show_default="1",
-    help="With a base, what the sum of differences is multiplied by.",
+    help="With a base: factor for the sum of differences.",
 )
-@click.option("--seed", metavar="NUMBER", type=int, show_default="0", help="For dare, of the random numbers.")
-@click.option("--normalize", is_flag=True, help="Divide the weights of linear by their sum.")
+@click.option("--seed", metavar="NUMBER", type=int, show_default="0", help="For dare: seed of the random numbers.")
+@click.option("--normalize", is_flag=True, help="For linear: divide the weights by their sum.")
 @options.select
 @plans.dtype
 @click.option(
-    "--compute", metavar="float32|float64", default="float32", show_default=True, help="What everything is computed in."
+    "--compute", metavar="float32|float64", default="float32", show_default=True, help="Dtype of the computation."
 )
 @click.option(
     "--rename",
     metavar="REGEX=REPLACEMENT",
     multiple=True,
-    help="What names of the other sources become, so that they meet those of the first or of the base; repeatable, "
-    "one after the other.",
+    help="Rename tensors of the other sources to match the first source or the base; repeatable, applied in order.",
 )
 @click.option(
     "--missing",
     metavar="refuse|keep|drop",
     default="refuse",
     show_default=True,
-    help="What becomes of tensors that not every source has; those that are kept are taken as they are.",
+    help="Tensors that some sources lack: refuse, keep (copy unchanged) or drop.",
 )
 @plans.allow_overflow
 @plans.shared
@@ -109,10 +110,10 @@ def merge(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Merge checkpoints of one network to one.
+    """Merge several checkpoints of one network into one.
 
-    Everything is computed in float32 and rounded once, in as little memory as is asked for. The types are those of the
-    first source, or of the base. Tensors that are not floats are taken from there.
+    Computes in float32 and rounds once, within the memory limit. Dtypes, and all tensors that are not floats, come from
+    the first source, or from the base.
 
     \b
     Examples:
@@ -128,7 +129,7 @@ def merge(
 
     *sources, target = paths
     if not sources:
-        raise click.BadParameter("name the sources, and last what is written", param_hint="SOURCE... TARGET")
+        raise click.BadParameter("name the sources, and the output last", param_hint="SOURCE... TARGET")
     plan = planned(
         sources,
         target,
@@ -155,7 +156,7 @@ def merge(
 
 
 def numbers(texts: Iterable[str], option: str) -> dict[str | None, float | list[float]] | None:
-    """`W,W` and `SELECTOR=W,W` as a mapping, selector → numbers; None stands for all tensors, and comes first."""
+    """Parse `W,W` and `SELECTOR=W,W` into a mapping selector → numbers. None, for all tensors, comes first."""
     plain: list[float] = []
     found: dict[str | None, float | list[float]] = {}
     for text in texts:
@@ -164,10 +165,10 @@ def numbers(texts: Iterable[str], option: str) -> dict[str | None, float | list[
             values = [float(each) for each in given.split(",")]
         except ValueError:
             raise click.BadParameter(
-                f"{given!r} is no number, and not several with commas between them", param_hint=option
+                f"{given!r} is not a number, or several separated by commas", param_hint=option
             ) from None
         if equals:
-            found.pop(selector, None)  # what is said again comes last
+            found.pop(selector, None)  # a repeated key moves to the end
             found[selector] = values[0] if len(values) == 1 else values
         else:
             plain += values

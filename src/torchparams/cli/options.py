@@ -1,4 +1,4 @@
-"""The options and arguments that commands share, and the decorators that define a command."""
+"""Shared options, arguments and decorators of commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Argument(click.Argument):
-    """An argument with a line of help, which click before 8.5 gives to options only."""
+    """Argument with help text, which click before 8.5 supports for options only."""
 
     def __init__(self, declarations: Sequence[str], *, metavar: str, about: str, **attributes: Any) -> None:
         super().__init__(declarations, metavar=metavar, **attributes)
@@ -21,7 +21,7 @@ class Argument(click.Argument):
 
 
 class Command(click.Command):
-    """A command whose help lists arguments before options."""
+    """Command whose help lists arguments before options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help of arguments and options."""
@@ -33,14 +33,14 @@ class Command(click.Command):
 
 
 def command(function: Callable[..., Any]) -> Command:
-    """Make a command of a function: its name, its docstring as the help, its decorators as options and arguments."""
+    """Decorator that makes a command: the function's name is the command's, and its docstring the help."""
     return click.command(cls=Command)(function)
 
 
 def argument(
     name: str, *, help: str, shell_complete: Any = files, **attributes: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A positional argument, which is a path unless `shell_complete` proposes something else."""
+    """Decorator for a positional argument; completes paths unless `shell_complete` is given."""
     return click.argument(name, cls=Argument, about=help, shell_complete=shell_complete, **attributes)
 
 
@@ -51,8 +51,9 @@ def _union(context: click.Context, option: click.Parameter, selectors: tuple[str
 target = argument(
     "target",
     metavar="TARGET",
-    help="A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with #path for "
-    "a mapping inside it; or what makes a model: package.module:callable, path/to/file.py:callable.",
+    help="A checkpoint (.safetensors .pt .pth .bin .ckpt), a directory of shards or its index, optionally with "
+    "#path for "
+    "a nested mapping; or a model: package.module:callable, path/to/file.py:callable.",
 )
 select = click.option(
     "-s",
@@ -60,17 +61,14 @@ select = click.option(
     metavar="SELECTOR",
     multiple=True,
     callback=_union,
-    help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'. Repeated, "
-    "those that any of them hits.",
+    help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'. Repeat for a union.",
 )
-raw = click.option(
-    "--raw", is_flag=True, help="The tensors of quantised parameters as they are stored: codes and scales apart."
-)
+raw = click.option("--raw", is_flag=True, help="Show quantised parameters as stored: codes and scales separately.")
 output = click.option(
     "-o",
     "--output",
     metavar="FILE",
     shell_complete=files,
-    help="Write the rows to a file instead, replacing an earlier one: .csv, .json or .parquet.",
+    help="Write the rows to a .csv, .json or .parquet file instead, replacing an existing one.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON with a stable schema instead of a table.")

@@ -1,4 +1,4 @@
-"""What the commands that write files share: their options, and how a plan is shown or run."""
+"""Shared options of commands that write files, and how plans are shown or run."""
 
 from __future__ import annotations
 
@@ -14,51 +14,49 @@ if TYPE_CHECKING:
 from torchparams.cli.app import show
 
 _A_CHECKPOINT = (
-    "A checkpoint (safetensors, .pt .pth .bin .ckpt), a directory of shards or its index, either with #path for a "
-    "mapping inside it."
+    "A checkpoint (.safetensors .pt .pth .bin .ckpt), a directory of shards or its index, optionally with #path for a "
+    "nested mapping."
 )
 source = argument("source", metavar="SOURCE", help=_A_CHECKPOINT)
 base = argument("base", metavar="BASE", help=_A_CHECKPOINT)
 destination = argument(
     "target",
     metavar="TARGET",
-    help="A file that ends in .safetensors, or in .pt .pth .bin .ckpt; or a directory, for safetensors in shards.",
+    help="Output file (.safetensors, .pt, .pth, .bin or .ckpt), or a directory for safetensors in shards.",
 )
 shared = click.option(
     "--shared",
     metavar="keep|drop|clone",
-    help="What becomes of tied tensors; by default they are kept in a torch file, and written under each name in "
-    "safetensors, which cannot say that two are one.",
+    help="Tied tensors: keep the tie, write one name, or write each name. Torch files default to keep, "
+    "safetensors (which cannot store ties) to clone.",
 )
 max_shard_size = click.option(
-    "--max-shard-size", metavar="SIZE", help="Most bytes of tensors in one file: 5GB, 500M, 2GiB. For a directory."
+    "--max-shard-size", metavar="SIZE", help="Maximum bytes of tensors per file: 5GB, 500M, 2GiB. Directories only."
 )
 metadata = click.option(
     "--metadata",
     metavar="KEY=TEXT",
     multiple=True,
-    help="Text that a safetensors file says beside its tensors; repeatable.",
+    help="Text metadata for a safetensors file; repeatable.",
 )
 dtype = click.option(
     "--dtype",
     metavar="[SELECTOR=]DTYPE",
     multiple=True,
-    help="Cast all floats (bf16), or what a selector hits ('**.norm.*=f32'); repeatable, the last wins.",
+    help="Cast all floats (bf16), or a selection ('**.norm.*=f32'); repeatable, the last wins.",
 )
 allow_overflow = click.option(
-    "--allow-overflow", is_flag=True, help="Accept finite values that rounding makes infinite."
+    "--allow-overflow", is_flag=True, help="Allow rounding that turns finite values into infinity."
 )
-memory = click.option(
-    "--memory", metavar="SIZE", default="256MiB", show_default=True, help="Memory that tensors may take."
-)
+memory = click.option("--memory", metavar="SIZE", default="256MiB", show_default=True, help="Memory limit for tensors.")
 force = click.option(
-    "--force", "-f", is_flag=True, help="Replace the target, even a source, once the new one is complete."
+    "--force", "-f", is_flag=True, help="Replace an existing target, even a source, once the new one is complete."
 )
-dry_run = click.option("--dry-run", "-n", is_flag=True, help="Show what would be written, and write nothing.")
+dry_run = click.option("--dry-run", "-n", is_flag=True, help="Show the plan without writing.")
 
 
 def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
-    """Show a plan, or run it and show what it has written; `doing` is what its progress is called."""
+    """Show a plan, or run it and show the summary. `doing` labels the progress bar."""
     from torchparams.render.progress import progress
 
     if dry_run:
@@ -70,7 +68,7 @@ def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
 
 
 def pairs(texts: Iterable[str]) -> dict[str, str] | None:
-    """`KEY=TEXT` as a mapping."""
+    """Parse `KEY=TEXT` options into a mapping."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -81,11 +79,11 @@ def pairs(texts: Iterable[str]) -> dict[str, str] | None:
 
 
 def types_of(texts: Iterable[str]) -> dict[str | None, str] | None:
-    """`DTYPE` and `SELECTOR=DTYPE` as a mapping, selector → type; None stands for all floats."""
+    """Parse `DTYPE` and `SELECTOR=DTYPE` into a mapping selector → dtype; None stands for all floats."""
     found: dict[str | None, str] = {}
     for text in texts:
         selector, equals, spelling = text.rpartition("=")
         key = selector if equals else None
-        found.pop(key, None)  # what is said again comes last
+        found.pop(key, None)  # a repeated key moves to the end
         found[key] = spelling
     return found or None

@@ -11,13 +11,11 @@ from torchparams.cli.targets import table
 
 @command
 @options.target
-@argument(
-    "name", metavar="NAME", shell_complete=tensor_names, help="The name of a tensor, or of another entry (epoch)."
-)
+@argument("name", metavar="NAME", shell_complete=tensor_names, help="Name of a tensor, or of a metadata entry (epoch).")
 @options.raw
 @options.as_json
 def show(target: str, name: str, raw: bool, as_json: bool) -> None:
-    """Show one tensor, or another entry: facts, values.
+    """Show one tensor or metadata entry, with its values.
 
     \b
     Examples:

@@ -17,25 +17,25 @@ from torchparams.cli.targets import source_of
     "--by",
     metavar="WHAT",
     multiple=True,
-    help="A row for each module, layer or dtype; or for each SELECTOR given so, and one for the rest.",
+    help="Group by module, layer, dtype, or a SELECTOR (one row for the rest); repeatable.",
 )
 @click.option("-q", "--quantiles", metavar="Q,Q…", help="Quantiles to show, such as 0.01,0.5,0.99.")
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Order by name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, entropy or distinct; -COLUMN for "
+    help="Sort by name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, entropy or distinct; -COLUMN for "
     "descending (--sort=-std).",
 )
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Maximum number of rows; rows in the middle are omitted."
 )
-@click.option("--wide", is_flag=True, help="Every column: more than 80 characters have room for.")
-@click.option("--buffers", is_flag=True, help="Take a live model's buffers too.")
-@click.option("--check", is_flag=True, help="Exit with 1 where there is something to look at.")
+@click.option("--wide", is_flag=True, help="Show all columns; needs more than 80 characters.")
+@click.option("--buffers", is_flag=True, help="Include the buffers of a live model.")
+@click.option("--check", is_flag=True, help="Exit with 1 if there are flags.")
 @click.option(
     "--rules",
     metavar="KIND,KIND…",
-    help="With --check: only for these kinds: non-finite, zero, constant, saturated, scale.",
+    help="With --check: only these flags: non-finite, zero, constant, saturated, scale.",
 )
 @options.raw
 @options.output
@@ -55,12 +55,12 @@ def stats(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Show statistics, and what is odd in them.
+    """Compute statistics, and flag suspicious tensors.
 
-    Odd are NaN and ±Inf, constant and saturated tensors, scales far from those of their siblings.
+    Flags are NaN and ±Inf, constant and saturated tensors, and scales far from those of sibling layers.
 
-    Every value is read once. Numbers are exact; only of types wider than 16 bits, quantiles and histograms are within
-    1/256, and what --wide says of bits and distinct values is a lower bound.
+    Every value is read once. Numbers are exact, except for dtypes wider than 16 bits: their quantiles and histograms
+    have a relative error of up to 1/256, and the entropy and distinct values of --wide are lower bounds.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def stats(
     from torchparams.render.progress import progress
 
     if rules is not None and not check:
-        raise click.BadParameter("it limits --check, which is not given", param_hint="--rules")
+        raise click.BadParameter("it needs --check", param_hint="--rules")
     wanted = KINDS if rules is None else kinds_in(rules)
     with progress("reading") as tell:
         found = statistics_of(

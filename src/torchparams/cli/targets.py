@@ -1,4 +1,4 @@
-"""Targets: what a command line calls a source."""
+"""Resolve targets: the names of sources on the command line."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _FILE = re.compile(rf"(?P<path>.+\.py)(?::(?P<attribute>{_DOTTED}))?")
 
 
 def is_live(target: str) -> bool:
-    """Whether a target names code that makes a model, unless a file has that name.
+    """Whether a target names code that makes a model. A file of that name takes precedence.
 
-    Such are `package.module:callable`, `path/to/file.py:callable`, and the file alone, which `build` refuses.
+    Live targets are `package.module:callable`, `path/to/file.py:callable`, and a Python file alone, which `build`
+    rejects.
 
     >>> is_live("mypackage.models:build"), is_live("nets/small.py:Net"), is_live("model.safetensors")
     (True, True, False)
@@ -38,7 +39,7 @@ def is_live(target: str) -> bool:
 
 
 def table(target: str, *, buffers: bool = False, raw: bool = False) -> Parameters:
-    """The table of a target; a live model is built on the meta device, without memory for its values.
+    """Table of a target. A live model is built on the meta device, without memory for its values.
 
     Raises:
         SourceError: There is no such target, or its code does not make a model.
@@ -49,28 +50,28 @@ def table(target: str, *, buffers: bool = False, raw: bool = False) -> Parameter
 
 
 def source_of(target: str, *, raw: bool = False) -> Any:
-    """What a verb that reads values takes for a target: a path, a model with its values, or a table for `raw`."""
+    """Argument for a verb that reads values: a path, a model with values, or with `raw`, a table."""
     return build(target, device="cpu") if is_live(target) else stored(target) if raw else target
 
 
 def stored(path: str) -> Parameters:
-    """The table of a checkpoint's tensors as they are stored."""
+    """Table of a checkpoint's tensors as stored."""
     from torchparams.parameters import of
 
     return of(path, raw=True)
 
 
 def build(target: str, *, device: str = "meta") -> Any:
-    """The model that `package.module:callable` or `path/to/file.py:callable` makes, called under `device`.
+    """Build a model from `package.module:callable` or `path/to/file.py:callable`, under `device`.
 
-    It is called without arguments. The current directory comes first in the search for the package, as with `python
-    -m`; of a file, its own directory, as with `python path/to/file.py`. An attribute that is a
-    model already is taken as it is, and a class is a callable. What cannot be built on the meta device is built with
-    its values, and stderr says so. What the code prints goes to stderr.
+    The callable gets no arguments; a class is a callable, and an attribute that already is a model is used directly.
+    The search for a package starts in the current directory, as with `python -m`; for a file, in its own directory, as
+    with `python path/to/file.py`. A model that cannot be built on the meta device is built with values, with a note on
+    stderr. Output of the code goes to stderr.
 
     Raises:
-        SourceError: No such module or attribute; the call failed; what it gave is no `nn.Module`; or the target is a
-            file alone: the message lists the classes and functions in it, which is read and not run.
+        SourceError: There is no such module or attribute; the call failed; the result is not an `nn.Module`; or the
+            target is a file without a callable: the message lists its classes and functions, which are parsed, not run.
         MissingDependency: torch is not installed.
     """
     from torchparams.sources.totorch import require_torch
@@ -79,7 +80,7 @@ def build(target: str, *, device: str = "meta") -> Any:
     if file is not None and file["attribute"] is None:
         raise _choices(target)
     torch = require_torch(f"to build {target}")
-    with _output_to_stderr():  # what the code prints is no part of the result
+    with _output_to_stderr():  # output of the code is not part of the result
         return _built(target, file, torch, device)
 
 
@@ -105,7 +106,7 @@ def _built(target: str, file: re.Match[str] | None, torch: Any, device: str) -> 
         raise SourceError(
             f"gave a {type(made).__module__}.{type(made).__qualname__}, not an nn.Module",
             where=target,
-            hint="name a function without required arguments that returns the model, or its class",
+            hint="name a function without required arguments that returns a model, or a model class",
         )
     return made
 
@@ -118,12 +119,12 @@ def _imported(module_name: str, target: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise SourceError(
-                f"no module is named {error.name!r}",
+                f"module not found: {error.name!r}",
                 where=target,
-                hint="it is looked for in the current directory, then among the installed packages",
+                hint="the search path is the current directory, then the installed packages",
             ) from error
         raise _failed("importing", error, target) from error
-    except Exception as error:  # code of the user's: whatever it raises is told in one line
+    except Exception as error:  # user code may raise anything
         raise _failed("importing", error, target) from error
 
 
@@ -143,14 +144,14 @@ def _from_file(path: str, target: str) -> Any:
     try:
         if package:
             return importlib.import_module(".".join((*package, name)))
-        # Not by its name, which another module may have: `types.py`, or a file of another directory.
+        # Another module may have the same name, such as `types`.
         known = f"_torchparams_{name}"
         spec = importlib.util.spec_from_file_location(known, path)
-        assert spec is not None  # it ends in .py
+        assert spec is not None  # the name ends in .py
         assert spec.loader is not None
         module = sys.modules[known] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
         spec.loader.exec_module(module)
-    except Exception as error:  # code of the user's: whatever it raises is told in one line
+    except Exception as error:  # user code may raise anything
         raise _failed("importing", error, target) from error
     return module
 
@@ -165,7 +166,7 @@ def _no_file(path: str) -> SourceError:
 
 
 def _choices(path: str) -> SourceError:
-    """What could stand behind the colon: read from the source, which is not run."""
+    """Error that lists the callables of a Python file; it is parsed, not run."""
     import ast
 
     try:
@@ -186,15 +187,15 @@ def _choices(path: str) -> SourceError:
         if nodes
     ]
     return SourceError(
-        "names a Python file, and not what in it makes the model",
+        "names a Python file without a callable",
         where=path,
-        exists=f"it has {' and '.join(said)}" if said else "it has no classes and no functions",
+        exists=f"it has {' and '.join(said)}" if said else "it has no classes or functions",
         hint=f"for example {path}:{first.name}" if first is not None else None,
     )
 
 
 def _needs(node: ast.ClassDef | ast.FunctionDef) -> str:
-    """The arguments that it cannot be called without."""
+    """Required arguments of a class or function."""
     import ast
 
     if isinstance(node, ast.ClassDef):
@@ -217,14 +218,14 @@ def _called(make: Any, target: str, device: Any) -> Any:
     try:
         with device:
             return make()
-    except Exception as error:  # as above
+    except Exception as error:  # user code may raise anything
         failed = _failed(f"building it on the {device} device", error, target)
         if device.type != "meta":
             raise failed from error
     # The meta device has no values: `.item()`, `.to("cpu")` and quantisation fail there.
     try:
         made = make()
-    except Exception as error:  # as above
+    except Exception as error:  # user code may raise anything
         raise failed from error
     sys.stderr.write(f"torchparams: {target} is built with values: {failed.what}\n")
     return made
@@ -232,10 +233,10 @@ def _called(make: Any, target: str, device: Any) -> Any:
 
 @contextmanager
 def _output_to_stderr() -> Iterator[None]:
-    """Everything that is printed within goes to stderr, also by programs and libraries that know no `sys.stdout`."""
+    """Redirect all output to stderr, including that of subprocesses and C libraries."""
     sys.stdout.flush()
     with contextlib.ExitStack() as stack, contextlib.redirect_stdout(sys.stderr):
-        with contextlib.suppress(OSError):  # closed: nothing can be written there either
+        with contextlib.suppress(OSError):  # stdout is closed
             kept = os.dup(1)
             stack.callback(os.close, kept)
             os.dup2(2, 1)

@@ -16,25 +16,25 @@ from torchparams.cli.targets import build, is_live
     "manifest",
     metavar="[MANIFEST]",
     required=False,
-    help="What torchparams digest -o wrote; without, what the file's own format can tell is checked.",
+    help="A manifest written by torchparams digest -o; without one, only the file's own checksums are checked.",
 )
 @options.select
-@click.option("--values", is_flag=True, help="Also find NaN, ±Inf and what else stats --check finds.")
+@click.option("--values", is_flag=True, help="Also check values, like stats --check (NaN, ±Inf, …).")
 @options.as_json
 def verify(target: str, manifest: str | None, select: str | None, values: bool, as_json: bool) -> int:
-    """Check against a manifest, and what is stored.
+    """Verify against a manifest, and stored checksums.
 
-    Every tensor that differs, is missing or was not expected is named. Without a manifest, every byte is read and
-    compared with what the format stores for that: torch zips have a CRC-32 of each member, other formats nothing.
-    Exits with 1 where anything was found.
+    Names every tensor that differs, is missing or is unexpected. Without a manifest, every byte is read and compared
+    with the checksums of the format: torch zips have a CRC-32 of each member, other formats have none. Exits with 1 on
+    any finding.
 
     \b
     Examples:
       torchparams verify model.safetensors manifest.json
       torchparams verify model.pt manifest.json -s 'encoder.**'
       torchparams verify model.pt                       structure, and every stored CRC-32
-      torchparams verify shards/                        index and shards, both ways
-      torchparams verify model.pt --values              and no NaN, no ±Inf, nothing odd
+      torchparams verify shards/                        consistency of index and shards
+      torchparams verify model.pt --values              values, too
       torchparams verify model.safetensors manifest.json --json | jq '.differences[].name'
     """
     from torchparams.measure.verify import verify as verified

@@ -1,1 +1,1 @@
-"""What a row of a table is made of: tensors as they are stored, and operations on them."""
+"""Expressions: how the tensor of a table row is computed from stored tensors."""

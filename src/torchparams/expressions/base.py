@@ -1,29 +1,29 @@
-"""Rows as expressions: what a tensor is computed from.
+"""Base classes of expressions, which compute tensors from stored tensors.
 
-An expression knows its shape, its element type and its operands without reading a value, and computes any range of its
-elements `[start, stop)`, in C order, in memory that does not depend on the size of the tensor.
+An expression knows its shape, dtype and operands without reading values. It computes any range `[start, stop)` of its
+elements, in C order, in memory that does not depend on the size of the tensor.
 
 | expression | value |
 |---|---|
 | `Stored` | a tensor of a source |
-| `Retyped` | the bytes of a stored tensor under another type |
-| `operations.Slice` | a part along one dimension |
-| `operations.Concat` | several tensors, joined along one dimension |
-| `operations.Cast` | a tensor cast to another element type; counts what is lost |
+| `Retyped` | the bytes of a stored tensor, with another dtype |
+| `operations.Slice` | a range along one dimension |
+| `operations.Concat` | tensors joined along one dimension |
+| `operations.Cast` | a cast to another dtype, with a count of its losses |
 | `operations.Linear` | a weighted sum, in float32 or float64, rounded once |
-| `operations.Elementwise` | a function of the elements of one or several tensors |
+| `operations.Elementwise` | an elementwise function of one or more tensors |
 
-**To add an operation**, subclass `Expression`: give `super().__init__` its shape, type and operands, and write
-`compute` and `summary`. The rest has a default that is right for most:
+**To add an operation**, subclass `Expression`: pass shape, dtype and operands to `super().__init__`, and write
+`compute` and `summary`. The other methods have defaults that fit most operations:
 
-- `compute(start, stop, work, into)` asks its operands by `operand.compute(start, stop, work)`. What an operand gives is
-  valid until that operand is asked again, and must not be written to. **Any range gives the bits of the whole**: the
-  same element has the same value whatever the range that it is asked for with.
-- `prepare(work)` is for facts of whole tensors that the first element depends on: a norm, a threshold, a small factor.
-  It may walk an operand by `work.blocks(operand)`; `work.prepared(self)` gives in `compute` what it returned. It runs
-  once for a tensor, however many threads compute parts of it.
-- `granule` is a hint: ranges that begin at a multiple of so many elements are cheaper, such as whole rows.
-  `resident` is the bytes that `prepare` keeps.
+- `compute(start, stop, work, into)` reads its operands by `operand.compute(start, stop, work)`. The returned array is
+  valid until the same operand computes again, and must not be written to. **Every range must give the bits of the
+  whole**: the value of an element may not depend on the range it is computed in.
+- `prepare(work)` computes facts about whole tensors that elements depend on: a norm, a threshold, a small factor. It
+  may read an operand by `work.blocks(operand)`. In `compute`, `work.prepared(self)` gives its result. It runs once per
+  tensor, even if several threads compute parts.
+- `granule` is a hint: ranges that start at a multiple of it are cheaper, such as whole rows. `resident` is the number
+  of bytes that `prepare` keeps.
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
@@ -67,18 +67,18 @@ if TYPE_CHECKING:
 
 
 class Expression(ABC):
-    """A tensor, and how it is computed.
+    """A tensor, and the way it is computed.
 
     Args:
-        shape: Its shape.
-        dtype: Its element type.
-        operands: The expressions that it is computed from.
+        shape: Shape of the result.
+        dtype: Dtype of the result.
+        operands: Expressions that it is computed from.
 
     Attributes:
-        numel: Count of elements.
-        nbytes: Bytes of its elements, packed.
-        granule: Ranges that begin at multiples of this many elements are cheaper.
-        resident: Bytes that are held while its blocks are computed, beside the blocks.
+        numel: Number of elements.
+        nbytes: Bytes of the elements, packed.
+        granule: Ranges that start at a multiple of this number of elements are cheaper.
+        resident: Bytes kept in memory during the computation, besides blocks.
     """
 
     granule: int = 1
@@ -93,62 +93,62 @@ class Expression(ABC):
 
     @abstractmethod
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Elements `[start, stop)` in C order: shape (stop - start,), of the type `dtype.numpy`.
+        """Compute elements `[start, stop)` in C order: shape (stop - start,), dtype `dtype.numpy`.
 
         Args:
-            start, stop: The first element, and the one after the last.
-            work: What the thread computes with.
-            into: Memory of the caller that the elements may be put into, which spares a copy. The caller looks at what
-                is returned, which may be other memory.
+            start, stop: Range of elements.
+            work: Work state of the thread.
+            into: Optional array for the result, to avoid a copy. The result may still be in other memory: use the
+                returned array.
         """
 
     @abstractmethod
     def summary(self) -> str:
-        """What it is, in a few words: `layer.0.weight as bfloat16`."""
+        """Short description, such as `layer.0.weight as bfloat16`."""
 
     def prepare(self, work: Work) -> Any:
-        """Facts of whole tensors that `compute` needs; called once for a tensor, before it."""
+        """Compute facts about whole tensors that `compute` needs; called once per tensor."""
         return None
 
     def spans(self) -> list[Location] | None:
-        """The byte ranges of files that are, one after the other, exactly its elements; None where there are none.
+        """File ranges that hold exactly the elements, in order; None if there are none.
 
-        What has them is copied from file to file, and never computed.
+        A tensor with such ranges is copied from file to file without computing it.
         """
         return None
 
     def leaves(self) -> Iterator[Stored]:
-        """The tensors of sources that it is made of; one that is used twice comes twice."""
+        """Stored tensors of the expression; one that is used twice is yielded twice."""
         for operand in self.operands:
             yield from operand.leaves()
 
     def walk(self) -> Iterator[Expression]:
-        """All expressions that it is made of, operands first, itself last."""
+        """All expressions inside this one, operands first, itself last."""
         for operand in self.operands:
             yield from operand.walk()
         yield self
 
     @property
     def footprint(self) -> int:
-        """Bytes of memory that one element of a block takes while it is computed."""
+        """Bytes of memory per element of a block, including intermediate results."""
         return sum(operand.footprint for operand in self.operands) + 2 * max(self.dtype.itemsize, 4)
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it, or an operand, has something to prepare."""
+        """Whether it, or an operand, has a `prepare` step."""
         return any(type(part).prepare is not Expression.prepare for part in self.walk())
 
     @property
     def place(self) -> Location | None:
-        """The one byte range of a file that is exactly its elements; None where there is none.
+        """File range that holds exactly the elements, if it is a single one; otherwise None.
 
-        A row that has one is read as bytes.
+        A row with a range is read as bytes.
         """
         spans = self.spans()
         return spans[0] if spans is not None and len(spans) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """The expression as JSON takes it."""
+        """The expression as JSON data."""
         return {"operation": type(self).__name__.lower(), "operands": [operand.to_json() for operand in self.operands]}
 
     def __repr__(self) -> str:
@@ -156,12 +156,12 @@ class Expression(ABC):
 
 
 class Stored(Expression):
-    """A tensor of a source.
+    """Tensor of a source.
 
     Args:
-        source: The source.
-        name: Any spelling of its name there.
-        info: Its record, where it is known already.
+        source: Source of the tensor.
+        name: Name of the tensor, canonical or raw.
+        info: Info of the tensor, if already known.
 
     Attributes:
         place: Its byte range in a file; None where it has none.
@@ -169,8 +169,8 @@ class Stored(Expression):
 
     Raises:
         UnknownName: The source has no such tensor.
-        NotReadable: It is lazy: it has neither shape nor values.
-        LimitExceeded: It has far more elements than there are bytes behind them.
+        NotReadable: The tensor is lazy, without shape and values.
+        LimitExceeded: The tensor has far more elements than stored bytes.
     """
 
     place: Location | None = None
@@ -180,7 +180,7 @@ class Stored(Expression):
         self.info = info = source.info(source.resolve(name)) if info is None else info
         if info.shape is None:
             raise NotReadable(f"{info.name!r} {info.shapeless}", where=source.label)
-        # Set here, not by the base class: a table may have a hundred thousand of these.
+        # Set directly for speed: a table may have 100,000 of these.
         self.shape = info.shape
         self.dtype = info.dtype
         self.operands = ()
@@ -190,7 +190,7 @@ class Stored(Expression):
         source.check_size(info.name)
         self.place = source.span(info.name)
         if self.place is None and _is_materialised(source, info):
-            # Of a compressed storage, all of it is inflated.
+            # A compressed storage is decompressed as a whole.
             self.resident = self.nbytes if info.storage is None else max(self.nbytes, info.storage.nbytes)
 
     @classmethod
@@ -211,56 +211,56 @@ class Stored(Expression):
         return made
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The elements, read; straight into `into` where they lie in a file."""
+        """Read the elements, directly into `into` if they are a file range."""
         return work.read(self, start, stop, into)
 
     def spans(self) -> list[Location] | None:
-        """Its byte range in the file, where there is one."""
+        """File range of the tensor, if it has one."""
         return None if self.place is None else [self.place]
 
     def leaves(self) -> Iterator[Stored]:
-        """Itself."""
+        """Yield itself."""
         yield self
 
     def walk(self) -> Iterator[Expression]:
-        """Itself."""
+        """Yield itself."""
         yield self
 
     @property
     def footprint(self) -> int:
-        """One element, which is read; and once more where it has to be unpacked."""
+        """Bytes per element, including unpacking."""
         return max(self.dtype.itemsize, 2)
 
     @property
     def is_prepared(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def summary(self) -> str:
-        """Its name."""
+        """Name of the tensor."""
         return self.info.name
 
     def to_json(self) -> dict[str, Any]:
-        """Its name and its source."""
+        """The expression as JSON data: name and source."""
         return {"operation": "stored", "source": self.source.label, "name": self.info.name}
 
 
 def _is_materialised(source: Source, info: ParameterInfo) -> bool:
-    """Whether its values are a copy in memory: of compressed members, and of tensors that are not on the CPU."""
+    """Whether reading makes a full copy in memory: compressed members, and tensors outside the CPU."""
     if info.device == "file":
         return info.location is None
     return info.device != "cpu"
 
 
 class Retyped(Expression):
-    """The bytes of another as they are, under an element type and a shape that take as many.
+    """Bytes of another tensor, with a dtype and shape of the same size.
 
-    For types that are one thing under two names: `float4_e2m1fn` of the safetensors format, counted element by
-    element, is torch's `float4_e2m1fn_x2`, counted in pairs.
+    For dtypes that are the same under two names: safetensors counts `float4_e2m1fn` element by element; torch counts
+    the same bytes in pairs, as `float4_e2m1fn_x2`.
 
     Args:
-        x: The other, which lies in a file.
-        dtype, shape: What it is to be.
+        x: Tensor stored in a file.
+        dtype, shape: Dtype and shape of the result.
     """
 
     def __init__(self, x: Expression, dtype: DType, shape: Sequence[int]) -> None:
@@ -268,13 +268,13 @@ class Retyped(Expression):
         assert self.nbytes == x.nbytes
 
     def spans(self) -> list[Location] | None:
-        """Those of the other."""
+        """File ranges of the operand."""
         return self.operands[0].spans()
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The bytes of whole elements."""
+        """Bytes of the range."""
         return work.read_bytes(self.operands[0], self.dtype.nbytes(start), self.dtype.nbytes(stop))
 
     def summary(self) -> str:
-        """The other's, and the type."""
+        """Summary of the operand, with the dtype."""
         return f"{self.operands[0].summary()} as {self.dtype}"

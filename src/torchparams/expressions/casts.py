@@ -1,4 +1,4 @@
-"""Elements from one type to another: rounded once to the nearest, ties to even, with what is lost counted."""
+"""Cast elements to another dtype: round to nearest, ties to even, and count the losses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-_CODES = 16  # bits of a type whose casts are looked up, in a table of all its elements
+_CODES = 16  # dtypes of up to this many bits are cast by a table of all values
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """How many elements a cast did not keep.
+    """Number of elements that a cast changed.
 
     Attributes:
-        overflow: Finite before, and infinite, NaN, the largest number there is or (integers) another number after.
-        underflow: Not zero before, and zero after.
-        changed: Any other number after than before, those two kinds included. A NaN that stays one is not changed.
+        overflow: Finite values that became infinite, NaN, the largest value of the dtype, or (for integers) wrapped.
+        underflow: Nonzero values that became zero.
+        changed: Values that changed, including overflow and underflow. NaN that stays NaN does not count.
 
     >>> Losses(1, 0, 2) + Losses(0, 1, 1)
     Losses(overflow=1, underflow=1, changed=3)
@@ -42,11 +42,11 @@ class Losses:
 
 
 def castable(old: DType, new: DType) -> bool:
-    """Whether a cast between two types has a meaning here.
+    """Whether a cast between two dtypes is supported.
 
-    Numbers go to floats, integers and truth values to integers, complex numbers to complex numbers. Floats do not
-    become integers: what is meant by that is a quantisation, which has a scale. Nothing becomes `float8_e8m0fnu`, the
-    type of such scales, which has neither a sign nor a zero.
+    Numbers can be cast to floats, integers and bools to integers, complex to complex. Floats cannot be cast to
+    integers: that is quantisation, which needs a scale. Nothing can be cast to `float8_e8m0fnu`, a dtype for scales
+    without sign or zero.
 
     >>> from torchparams.dtypes import DType
     >>> f32, i8, bf16 = DType.of("F32"), DType.of("I8"), DType.of("BF16")
@@ -68,7 +68,7 @@ def castable(old: DType, new: DType) -> bool:
 
 
 def cast_counting(values: Array, old: DType, new: DType) -> tuple[Array, Losses]:
-    """`cast`, and the `losses` of it.
+    """Cast, and count the losses.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -95,7 +95,7 @@ _OVER, _UNDER, _CHANGED = 1, 2, 3
 
 @lru_cache(maxsize=8)
 def _cast_table(old: DType, new: DType) -> tuple[Array, Array]:
-    """Every element of a type cast, and what happens to it: several times as fast to look up as to do."""
+    """Cast of every value of a dtype, and its kind of loss; looking up is several times faster than casting."""
     import numpy as np
 
     width = max(old.bits, 8)
@@ -109,11 +109,11 @@ def _cast_table(old: DType, new: DType) -> tuple[Array, Array]:
 
 
 def _kinds(x: Array, y: Array, new: DType) -> tuple[Array, Array, Array]:
-    """Where x overflowed when it became y, where it underflowed, and where it changed at all."""
+    """Masks of overflow, underflow and any change."""
     import numpy as np
 
     with np.errstate(all="ignore"):
-        # Of types without infinity and NaN, what is too large becomes the largest.
+        # Dtypes without infinity and NaN saturate at the largest value.
         most = _largest(new)
         over = np.isfinite(x) & (~np.isfinite(y) | ((abs(x) > most) & (abs(y) >= most)))
         under = (y == 0) & (x != 0)
@@ -121,11 +121,11 @@ def _kinds(x: Array, y: Array, new: DType) -> tuple[Array, Array, Array]:
 
 
 def cast(values: Array, old: DType, new: DType) -> Array:
-    """`values` as elements of the type `new`, rounded to the nearest, ties to even, as `torch.Tensor.to` rounds.
+    """Cast values to the dtype `new`, rounded to nearest, ties to even, as `torch.Tensor.to` does.
 
     Args:
-        values: One-dimensional, of the type `old`.
-        old, new: The types.
+        values: One-dimensional array of dtype `old`.
+        old, new: Dtypes.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -145,7 +145,7 @@ def cast(values: Array, old: DType, new: DType) -> Array:
             values = values.astype(np.float32)  # as torch does
     with np.errstate(all="ignore"):
         if new == "float8_e4m3fn":
-            # It has no infinity. As in torch, what is too large becomes the largest number; in ml_dtypes, NaN.
+            # This dtype has no infinity: torch saturates at the largest value; ml_dtypes gives NaN.
             values = np.clip(values, -_E4M3_MOST, _E4M3_MOST)
         return values.astype(new.numpy)
 
@@ -154,12 +154,12 @@ _E4M3_MOST = 448.0
 
 
 def widen(values: Array, dtype: DType, out: Array | None = None) -> Array:
-    """`values` as float32, which holds every element of 16 bits or less: several times as fast as `astype`.
+    """Widen values of at most 16 bits to float32, exactly, several times faster than `astype`.
 
     Args:
-        values: One-dimensional, of the type `dtype`.
-        dtype: The type.
-        out: Where they go; a new array unless given.
+        values: One-dimensional array of `dtype`.
+        dtype: Dtype of the values.
+        out: Optional array for the result.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -173,7 +173,7 @@ def widen(values: Array, dtype: DType, out: Array | None = None) -> Array:
         out = np.empty(len(values), np.float32)
     if dtype == "bfloat16":
         bits = out.view(np.uint32)
-        np.copyto(bits, values.view(np.uint16))  # two steps, each of them vectorised
+        np.copyto(bits, values.view(np.uint16))  # two vectorised steps
         bits <<= np.uint32(16)
     elif dtype.kind == "float" and dtype.bits <= 8:
         np.take(_table(dtype), values.view(np.uint8), mode="clip", out=out)
@@ -185,7 +185,7 @@ def widen(values: Array, dtype: DType, out: Array | None = None) -> Array:
 
 @lru_cache
 def _table(dtype: DType) -> Array:
-    """Every element of a type of at most 8 bits, as float32."""
+    """Every value of a dtype of at most 8 bits, as float32."""
     import numpy as np
 
     codes = np.arange(256, dtype=np.uint8) & np.uint8((1 << dtype.bits) - 1)
@@ -194,7 +194,7 @@ def _table(dtype: DType) -> Array:
 
 
 def losses(before: Array, after: Array, old: DType, new: DType) -> Losses:
-    """What `after = cast(before, old, new)` did not keep.
+    """Count the losses of `after = cast(before, old, new)`.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -223,17 +223,17 @@ def losses(before: Array, after: Array, old: DType, new: DType) -> Losses:
         differs = x != y
     if not differs.any():
         return Losses()
-    # Few, where little is lost; all of what is counted is among them.
+    # Most casts change few values; only those need closer inspection.
     kinds = _kinds(x[differs], y[differs], new)
     return Losses(*(int(np.count_nonzero(kind)) for kind in kinds))
 
 
 def count_losses(values: Array, old: DType, new: DType) -> Losses:
-    """The `losses` of a cast that is not made: several times as fast, where one of wider floats is counted.
+    """Count the losses of a cast without casting; for wider floats several times faster.
 
     Args:
-        values: One-dimensional, of the type `old`.
-        old, new: Types between which `cast` is possible, or complex types.
+        values: One-dimensional array of dtype `old`.
+        old, new: Dtypes that `cast` supports, or complex dtypes.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -250,7 +250,7 @@ def count_losses(values: Array, old: DType, new: DType) -> Losses:
         return count_losses(values.view(parts[0].numpy), *parts)
     if str(old) not in ("float32", "float64") or str(new) not in _PARTS:
         return cast_counting(values, old, new)[1]
-    # A number that is normal in the new type is one of its own if the bits of the fraction that it has not are zero.
+    # A value that is normal in the new dtype is exact if the fraction bits that the new dtype lacks are zero.
     fraction, kept = _PARTS[str(old)][1], _PARTS[str(new)][1]
     bits: Array = values.view(f"u{values.itemsize}")
     unsigned = bits.dtype.type
@@ -258,7 +258,7 @@ def count_losses(values: Array, old: DType, new: DType) -> Losses:
     least, most = (bits.dtype.type(np.array(x, values.dtype).view(bits.dtype)) for x in _normal(new))
     changed = int(np.count_nonzero(bits & low))
     magnitude = bits & unsigned((1 << (old.bits - 1)) - 1)
-    magnitude -= least  # what is smaller wraps around and is large
+    magnitude -= least  # smaller values wrap around to large ones
     others = magnitude > most - least
     if not others.any():
         return Losses(0, 0, changed)
@@ -268,19 +268,19 @@ def count_losses(values: Array, old: DType, new: DType) -> Losses:
 
 
 def _part(dtype: DType) -> DType:
-    """The type of the two numbers in a complex one."""
+    """Dtype of the real and imaginary parts of a complex dtype."""
     from torchparams.dtypes import DType
 
     return DType.of({32: "float16", 64: "float32", 128: "float64"}[dtype.bits])
 
 
 def _normal(dtype: DType) -> tuple[float, float]:
-    """The least and the largest number of a float that has all bits of its fraction."""
+    """Smallest and largest value of a float dtype with the full fraction."""
     return 2.0 ** (2 - (1 << (_PARTS[str(dtype)][0] - 1))), _largest(dtype)
 
 
 def changed_to_zero(before: Array, after: Array) -> Array:
-    """Where something became zero."""
+    """Mask of nonzero values that became zero."""
     changed: Array = (before != 0) & (after == 0)
     return changed
 
@@ -288,7 +288,7 @@ def changed_to_zero(before: Array, after: Array) -> Array:
 def _other_integers(before: Array, after: Array) -> int:
     import numpy as np
 
-    # Compared within the older type: a wrapped number is another one there, unless only its sign was lost.
+    # Compare in the old dtype: a wrapped value differs there, unless only the sign was lost.
     back = after.astype(before.dtype)
     wrong = back != before
     if before.dtype.kind == "i" and after.dtype.kind == "u":
@@ -307,7 +307,7 @@ def _of_integers(before: Array, after: Array, new: DType) -> Losses:
         over = ~np.isfinite(y) | ((abs(x) > _largest(new)) & (abs(y) >= _largest(new)))
         changed = (x != y) | over
         if before.dtype.itemsize == 8 and before.dtype.kind != "b":
-            # Beyond 2**53 float64 has not every integer: those are compared as integers, unless y is beyond those.
+            # Beyond 2**53, float64 lacks some integers: compare these as integers, unless y exceeds the integer range.
             beyond = y >= (2.0**64 if before.dtype.kind == "u" else 2.0**63)
             large = ~beyond & (abs(x) > 2**53) & np.isfinite(y)
             changed |= beyond
@@ -331,7 +331,7 @@ def _float32() -> DType:
 
 
 def reaches_infinity(values: Array, old: DType, new: DType) -> bool:
-    """Whether an element's magnitude is beyond every number of a type with less range: NaN is not, infinity is.
+    """Whether the magnitude of a value exceeds the range of a narrower dtype; infinity does, NaN does not.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -345,7 +345,7 @@ def reaches_infinity(values: Array, old: DType, new: DType) -> bool:
         return False
     import numpy as np
 
-    # fmax and fmin pass NaN by, without a copy of the values.
+    # fmax and fmin ignore NaN without a copy of the values.
     return bool(np.fmax.reduce(values) > most or np.fmin.reduce(values) < -most)
 
 
@@ -361,14 +361,14 @@ def _largest(dtype: DType) -> float:
     return float(np.finfo(dtype.numpy).max)
 
 
-# Bits of the exponent and of the fraction: a type holds every number of another that has no more of either. The types
-# of 8 bits and less differ in what their patterns mean, too, and are compared value by value.
+# Bits of exponent and fraction. A dtype holds every value of another with at most as many of both. Dtypes of up to 8
+# bits also differ in the meaning of bit patterns, and are compared value by value.
 _PARTS = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23), "float64": (11, 52)}
 _PARTS |= {"complex32": (5, 10), "complex64": (8, 23), "complex128": (11, 52)}
 
 
 def exact(old: DType, new: DType) -> bool:
-    """Whether every number of one type is one of another.
+    """Whether every value of one dtype exists in another.
 
     >>> from torchparams.dtypes import DType
     >>> bf16, f16, f32 = DType.of("BF16"), DType.of("F16"), DType.of("F32")
@@ -382,7 +382,7 @@ def exact(old: DType, new: DType) -> bool:
             return str(new) in _PARTS and old.bits <= _PARTS[str(new)][1] + 1
         return new.bits > old.bits if old.kind == "uint" else new.kind == "int" and new.bits >= old.bits
     if old.bits <= 8:
-        # float8_e8m0fnu reaches to 2**-127, a subnormal number of the other types with as many bits of exponent.
+        # float8_e8m0fnu reaches 2**-127, a subnormal number in other dtypes with 8 exponent bits.
         return new.bits >= 32
     if str(new) not in _PARTS:
         return False

@@ -1,4 +1,4 @@
-"""What all combinations of tensors share: floats of one shape, widened, computed with, and rounded once at the end."""
+"""Base class of combinations: floats of equal shape, widened, combined, and rounded once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 PIECE = 1 << 18
-"""Elements that are computed at once. With fewer, threads spend their time on handing each other the GIL."""
+"""Elements computed per step. Smaller steps lose time to passing the GIL between threads."""
 
-_DIRECT = ("float32", "bfloat16", "float16")  # types that numpy rounds to as torch does, from float32
+_DIRECT = ("float32", "bfloat16", "float16")  # NumPy rounds float32 to these like torch
 
 NEITHER = "float8_e8m0fnu"
-"""The one float type that nothing is computed in: it has neither a sign nor a zero."""
+"""The only float dtype without arithmetic: it has no sign and no zero."""
 
 
 def combines(dtype: DType) -> bool:
-    """Whether tensors of a type can be averaged: floats that numpy or ml_dtypes has.
+    """Whether tensors of a dtype can be combined: floats that NumPy or ml_dtypes supports.
 
     >>> combines(DType.of("bfloat16")), combines(DType.of("int8"))
     (True, False)
@@ -38,33 +38,33 @@ def combines(dtype: DType) -> bool:
 
 
 def check_floats(parts: Sequence[Expression]) -> None:
-    """Refuse what cannot be averaged.
+    """Check that all tensors are floats.
 
     Raises:
-        PlanError: A tensor holds no floats.
+        PlanError: A tensor is not floating-point.
     """
     for part in parts:
         if not combines(part.dtype):
-            raise PlanError(f"a weighted sum is of floats, not of {part.dtype}", where=part.summary())
+            raise PlanError(f"a weighted sum needs floating-point tensors, not {part.dtype}", where=part.summary())
 
 
 class Combination(Expression):
-    """Tensors of one shape, combined element by element in float32 or float64.
+    """Elementwise combination of tensors of equal shape, in float32 or float64.
 
-    Results that are finite, and infinite in the result's type, are counted; only writing refuses them.
+    Finite results that overflow in the dtype of the result are counted; only writing raises an error.
 
     Args:
-        parts: The tensors.
-        dtype: The result's type; that of the first unless given.
-        accumulate: `float32` or `float64`: the type that everything is computed in.
+        parts: Tensors to combine.
+        dtype: Dtype of the result; by default, that of the first tensor.
+        accumulate: Dtype of the computation: `float32` or `float64`.
 
     Raises:
-        MismatchError: Their shapes differ.
-        PlanError: A tensor holds no floats.
+        MismatchError: The shapes differ.
+        PlanError: A tensor is not floating-point.
     """
 
     working = 2
-    """Numbers of the type that is computed in that are held for an element, the result's before rounding included."""
+    """Number of accumulation values held per element, including the result before rounding."""
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class Combination(Expression):
 
     @abstractmethod
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """Elements `[start, stop)` of the result in the type that is computed in."""
+        """Compute elements `[start, stop)` in the accumulation dtype."""
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The elements, piece by piece, each rounded once."""
+        """Compute elements in pieces, each rounded once."""
         out = work.scratch(self, -1, stop - start, self.dtype.numpy) if into is None else into
         for at in range(start, stop, PIECE):
             end = min(at + PIECE, stop)
@@ -94,13 +94,13 @@ class Combination(Expression):
         return out
 
     def pieces(self, work: Work) -> Iterator[tuple[int, int]]:
-        """First and last place of pieces of all elements, in order: for what has to see them all first."""
+        """Ranges that cover all elements, in order, for passes over the whole tensor."""
         step = max(min(PIECE, work.block) // self.granule, 1) * self.granule
         for start in range(0, self.numel, step):
             yield start, min(start + step, self.numel)
 
     def wide(self, part: Expression, slot: int, start: int, stop: int, work: Work) -> Array:
-        """Elements of a part in the type that is computed in, in a memory of `work` that may be written to."""
+        """Elements of an operand in the accumulation dtype, in writable memory of `work`."""
         import numpy as np
 
         values = part.compute(start, stop, work)
@@ -112,7 +112,7 @@ class Combination(Expression):
         return out
 
     def narrow(self, total: Array, out: Array) -> Losses:
-        """Round the result, and count the finite numbers that become infinite."""
+        """Round the result, and count finite values that become infinite."""
         import numpy as np
 
         if self.dtype in _DIRECT and self.accumulate == "float32":
@@ -125,16 +125,16 @@ class Combination(Expression):
         return Losses(overflow=losses(total, out, self.accumulate, self.dtype).overflow)
 
     def called(self) -> str:
-        """The operands' summary, where all have the same; else their summaries."""
+        """Summary of the operands, without repetitions."""
         names = list(dict.fromkeys(part.summary() for part in self.operands))
         return ", ".join(names if len(names) <= 4 else [*names[:2], "…", names[-1]])
 
     @property
     def footprint(self) -> int:
-        """The operands, the numbers that are computed with, and the result."""
+        """Bytes per element: operands, accumulation and result."""
         held = sum(part.footprint for part in self.operands)
         return held + (self.working + 1) * self.accumulate.itemsize + max(self.dtype.itemsize, 4)
 
     def to_json(self) -> dict[str, Any]:
-        """With the type that it is computed in."""
+        """The expression as JSON data, with the accumulation dtype."""
         return {**super().to_json(), "accumulate": str(self.accumulate)}

@@ -1,6 +1,6 @@
-"""What can be done to tensors on their way to a file: parts, joins, casts, sums, functions of elements.
+"""Operations on tensors: slices, joins, casts, sums, and elementwise functions.
 
-How to add another is said at the top of `base.py`.
+`base.py` describes how to add one.
 
 >>> import numpy as np
 >>> from torchparams.dtypes import DType
@@ -43,21 +43,21 @@ if TYPE_CHECKING:
 
 
 class Slice(Expression):
-    """The elements `[start, stop)` of another along one dimension.
+    """Elements `[start, stop)` of a tensor along one dimension.
 
     Args:
-        x: The other.
-        dim: The dimension, from 0.
-        start, stop: Where the part begins, and where it ends.
+        x: Tensor to slice.
+        dim: Dimension, from 0.
+        start, stop: Range along the dimension.
 
     Raises:
-        PlanError: There is no such dimension, or it does not reach so far.
+        PlanError: The dimension or range does not exist.
     """
 
     def __init__(self, x: Expression, dim: int, start: int, stop: int) -> None:
         if not 0 <= dim < len(x.shape) or not 0 <= start <= stop <= x.shape[dim]:
             raise PlanError(
-                f"no part {start} to {stop} along dimension {dim} of a tensor of shape {list(x.shape)}",
+                f"cannot slice {start}:{stop} along dimension {dim} of a tensor of shape {list(x.shape)}",
                 where=x.summary(),
             )
         super().__init__((*x.shape[:dim], stop - start, *x.shape[dim + 1 :]), x.dtype, (x,))
@@ -66,10 +66,10 @@ class Slice(Expression):
         self._row, self._length, self._skip = x.shape[dim] * inner, (stop - start) * inner, start * inner
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Rows of the other, cut."""
+        """Compute elements from the rows of the operand."""
         (x,) = self.operands
         row, length, skip = self._row, self._length, self._skip
-        if row == length or self.numel == length:  # one run of the other's elements
+        if row == length or self.numel == length:  # contiguous in the operand
             return x.compute(start + skip, stop + skip, work, into)
         out = work.scratch(self, 0, stop - start, self.dtype.numpy) if into is None else into
         at = start
@@ -88,7 +88,7 @@ class Slice(Expression):
         return out
 
     def spans(self) -> list[Location] | None:
-        """The bytes of the part, where it is one run of the other's elements."""
+        """File range of the slice, if it is contiguous in the operand."""
         if not self.numel or self.numel != self._length:
             return [] if not self.numel else None
         spans = self.operands[0].spans()
@@ -99,23 +99,23 @@ class Slice(Expression):
         return [Location(spans[0].file, begin, begin + self.nbytes)]
 
     def summary(self) -> str:
-        """As Python spells it."""
+        """The slice in Python notation."""
         return f"{self.operands[0].summary()}[{':, ' * self.dim}{self.start}:{self.stop}]"
 
     def to_json(self) -> dict[str, Any]:
-        """With the dimension and the range."""
+        """The expression as JSON data, with dimension and range."""
         return {**super().to_json(), "dim": self.dim, "start": self.start, "stop": self.stop}
 
 
 class Concat(Expression):
-    """Several, joined along one dimension.
+    """Tensors joined along one dimension.
 
     Args:
-        parts: At least one, of one element type, whose shapes differ in that dimension alone.
-        dim: The dimension, from 0.
+        parts: At least one tensor. Dtypes must be equal, and shapes may differ only in `dim`.
+        dim: Dimension, from 0.
 
     Raises:
-        MismatchError: They do not fit together.
+        MismatchError: The tensors cannot be joined.
     """
 
     def __init__(self, parts: Sequence[Expression], dim: int = 0) -> None:
@@ -138,7 +138,7 @@ class Concat(Expression):
         self._row = size * inner
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Row by row, and part by part of a row."""
+        """Compute elements row by row, from each part in turn."""
         out = work.scratch(self, 0, stop - start, self.dtype.numpy) if into is None else into
         at = start
         while at < stop:
@@ -161,7 +161,7 @@ class Concat(Expression):
         return out
 
     def spans(self) -> list[Location] | None:
-        """Those of its parts, where they follow each other whole."""
+        """File ranges of the parts, if they follow each other as wholes."""
         found: list[Location] = []
         for part in self.operands:
             spans = part.spans()
@@ -171,25 +171,25 @@ class Concat(Expression):
         return found
 
     def summary(self) -> str:
-        """The parts', or the first's and the last's."""
+        """Summaries of the parts, shortened."""
         names = [part.summary() for part in self.operands]
         shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
         return f"join({', '.join(shown)}{f', dim={self.dim}' if self.dim else ''})"
 
     def to_json(self) -> dict[str, Any]:
-        """With the dimension."""
+        """The expression as JSON data, with the dimension."""
         return {**super().to_json(), "dim": self.dim}
 
 
 class Cast(Expression):
-    """Another with a different element type; counts what is lost.
+    """Cast to another dtype, counting overflow, underflow and changed values.
 
     Args:
-        x: The other.
-        dtype: The type.
+        x: Tensor to cast.
+        dtype: Dtype of the result.
 
     Raises:
-        PlanError: There is no such cast: see `castable`.
+        PlanError: The cast is not supported; see `castable`.
     """
 
     def __init__(self, x: Expression, dtype: DType) -> None:
@@ -198,7 +198,7 @@ class Cast(Expression):
         super().__init__(x.shape, dtype, (x,))
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The other's elements, rounded."""
+        """Compute and round elements of the operand."""
         (x,) = self.operands
         values = x.compute(start, stop, work)
         out, lost = cast_counting(values, x.dtype, self.dtype)
@@ -206,36 +206,36 @@ class Cast(Expression):
         return out
 
     def spans(self) -> list[Location] | None:
-        """Those of the other, where the type is its own."""
+        """File ranges of the operand if the dtype does not change."""
         (x,) = self.operands
         return x.spans() if x.dtype == self.dtype else None
 
     @property
     def footprint(self) -> int:
-        """The values before and after, both widened to be compared, and masks."""
+        """Bytes per element: values before and after, widened for comparison, and masks."""
         return self.operands[0].footprint + self.dtype.itemsize + 2 * max(self.operands[0].dtype.itemsize, 4) + 8
 
     def summary(self) -> str:
-        """With the type."""
+        """Summary of the operand, with the dtype."""
         return f"{self.operands[0].summary()} as {self.dtype}"
 
     def to_json(self) -> dict[str, Any]:
-        """With the type."""
+        """The expression as JSON data, with the dtype."""
         return {**super().to_json(), "dtype": str(self.dtype)}
 
 
 class Linear(Combination):
-    """A weighted sum, computed in float32 or float64 and rounded once.
+    """Weighted sum, computed in float32 or float64 and rounded once.
 
     Args:
-        parts: The tensors, of one shape.
-        weights: A number for each.
-        dtype: The result's type; that of the first unless given.
-        accumulate: `float32` or `float64`: the type that products and sums are computed in.
+        parts: Tensors of the same shape.
+        weights: Weight of each tensor.
+        dtype: Dtype of the result; by default, that of the first tensor.
+        accumulate: Dtype of products and sums: `float32` or `float64`.
 
     Raises:
-        MismatchError: Their shapes differ.
-        PlanError: A tensor holds no floats.
+        MismatchError: The shapes differ.
+        PlanError: A tensor is not floating-point.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Linear(Combination):
         self.weights = tuple(float(weight) for _, weight in zip(parts, weights, strict=True))
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The elements: by the kernel, where it takes them."""
+        """Compute elements, by the C kernel if it supports the dtypes."""
         if self._sum is None:
             return super().compute(start, stop, work, into)
         import numpy as np
@@ -258,7 +258,7 @@ class Linear(Combination):
         values = []
         for slot, part in enumerate(self.operands):
             found = part.compute(start, stop, work)
-            if not self._apart:  # the next may be computed in the same memory
+            if not self._apart:  # the next operand may reuse this memory
                 kept = work.scratch(self, slot, stop - start, part.dtype.numpy)
                 np.copyto(kept, found)
                 found = kept
@@ -282,7 +282,7 @@ class Linear(Combination):
         return weighted_sum(dtypes, self.weights, self.dtype)
 
     def combine(self, start: int, stop: int, work: Work) -> Array:
-        """Sums and products in the order of the parts."""
+        """Compute products and sums in the order of the tensors."""
         import numpy as np
 
         kind = self.accumulate.numpy.type
@@ -300,7 +300,7 @@ class Linear(Combination):
         return total
 
     def summary(self) -> str:
-        """As a sum; of tensors of one name, as weights of the name."""
+        """The sum as a formula; shortened if all tensors have the same name."""
         weights = [f"{weight:g}" for weight in self.weights]
         if len({part.summary() for part in self.operands}) == 1:
             shown = weights if len(weights) <= 4 else [*weights[:2], "…", weights[-1]]
@@ -309,23 +309,23 @@ class Linear(Combination):
         return " + ".join(parts if len(parts) <= 3 else [parts[0], "…", parts[-1]])
 
     def to_json(self) -> dict[str, Any]:
-        """With the weights."""
+        """The expression as JSON data, with the weights."""
         return {**super().to_json(), "weights": list(self.weights)}
 
 
 class Elementwise(Expression):
-    """A function of the elements of one or several tensors of one shape.
+    """Elementwise function of one or more tensors of the same shape.
 
     Args:
-        function: Takes an array for each tensor, all of shape (n,), and gives one of shape (n,) whose type numpy can
-            cast to the result's. It must not write to what it is given, and not depend on how the elements are cut
-            into blocks.
-        operands: The tensors.
-        dtype: The result's type; that of the first tensor unless given.
-        name: What the plan calls the function.
+        function: Function from one array per tensor, each of shape (n,), to an array of shape (n,) whose dtype NumPy
+            can cast to the result's. It must not write to its arguments, and each result must depend only on the
+            elements at the same index.
+        operands: Tensors.
+        dtype: Dtype of the result; by default, that of the first tensor.
+        name: Name of the function in reports.
 
     Raises:
-        MismatchError: The tensors' shapes differ.
+        MismatchError: The shapes differ.
     """
 
     def __init__(
@@ -344,27 +344,28 @@ class Elementwise(Expression):
         self._shared = len(set(leaves)) < len(leaves)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """What the function gives."""
+        """Call the function on a range."""
         import numpy as np
 
         arrays = [operand.compute(start, stop, work) for operand in self.operands[:1]]
         for operand in self.operands[1:]:
-            if self._shared:  # the next operand may be read into the same memory
+            if self._shared:  # the next operand may reuse this memory
                 arrays[-1] = arrays[-1].copy()
             arrays.append(operand.compute(start, stop, work))
         with np.errstate(all="ignore"):
             made = np.asarray(self.function(*arrays))
             if made.shape != (stop - start,):
                 raise PlanError(
-                    f"the function {self.name!r} gave an array of shape {list(made.shape)} for {stop - start} elements"
+                    f"the function {self.name!r} returned an array of shape {list(made.shape)} for "
+                    f"{stop - start} elements"
                 )
             kind = self.dtype.numpy
             return made if made.dtype == kind else made.astype(kind)
 
     def summary(self) -> str:
-        """As a call."""
+        """The function as a call."""
         return f"{self.name}({', '.join(operand.summary() for operand in self.operands)})"
 
     def to_json(self) -> dict[str, Any]:
-        """With the function's name."""
+        """The expression as JSON data, with the function's name."""
         return {**super().to_json(), "function": self.name}

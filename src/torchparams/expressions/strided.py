@@ -1,4 +1,4 @@
-"""A strided view of the memory that a tensor would have."""
+"""Strided views of the contiguous memory of a tensor."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class Strided(Expression):
-    """Elements of the memory that a tensor has when its elements follow each other: a tied part, or a transpose.
+    """Strided view of a tensor's contiguous elements, such as a tied part or a transpose.
 
-    Where the view is one run of the tensor's elements, it is computed from that run. Any other view keeps the whole
-    tensor in memory while it is computed, and says so in `resident`.
+    A view that is one contiguous run of elements is computed from that run. Any other view keeps the whole tensor in
+    memory during the computation, and counts it in `resident`.
 
     Args:
-        x: The tensor, of elements of at least a byte.
-        dtype: The view's element type; the bytes are reinterpreted, not cast.
-        shape: The view's shape.
-        offset: Offset of the first element, in elements of the view's type.
-        stride: Distance between neighbours along each dimension, in elements.
+        x: Base tensor, with elements of at least one byte.
+        dtype: Dtype of the view; the bytes are reinterpreted, not cast.
+        shape: Shape of the view.
+        offset: Offset of the first element, in elements of `dtype`.
+        stride: Strides, in elements.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -52,7 +52,7 @@ class Strided(Expression):
             self.resident = x.nbytes
 
     def prepare(self, work: Work) -> Array | None:
-        """The bytes of the tensor, unless a run of its elements is enough."""
+        """Bytes of the base tensor; None if the view is a contiguous run."""
         import numpy as np
 
         if not self.resident:
@@ -66,7 +66,7 @@ class Strided(Expression):
         return out.view(np.uint8)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """A run of the tensor's elements, or elements gathered from its memory."""
+        """Compute elements from the run, or gather them from the base."""
         import numpy as np
 
         (x,) = self.operands
@@ -81,7 +81,7 @@ class Strided(Expression):
         return out
 
     def spans(self) -> list[Location] | None:
-        """The byte range of the run, where the tensor is one range of a file."""
+        """File range of the run, if the base is a single file range."""
         place = self.operands[0].place
         if not self._is_run or place is None or not self.numel:
             return [] if not self.numel else None
@@ -89,11 +89,11 @@ class Strided(Expression):
         return [type(place)(place.file, begin, begin + prod(self.shape) * self.dtype.itemsize)]
 
     def summary(self) -> str:
-        """The tensor, and that it is a view."""
+        """Summary of the base, marked as a view."""
         return f"a view of {self.operands[0].summary()}"
 
     def to_json(self) -> dict[str, Any]:
-        """With the type, the shape, the offset and the strides."""
+        """The expression as JSON data, with dtype, shape, offset and strides."""
         return {
             **super().to_json(),
             "dtype": str(self.dtype),

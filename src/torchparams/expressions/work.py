@@ -1,4 +1,4 @@
-"""What one thread computes expressions with: open files, memory that is used again, and prepared states."""
+"""Work state of a thread that computes expressions: open files, reusable memory, prepared results."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 GROUP = 4
-"""Elements of less than a byte that a run begins at a multiple of: so many fill whole bytes, of 4 bits and of 6."""
+"""Ranges of sub-byte elements start at multiples of this count, which fills whole bytes for 4 and 6 bits."""
 
 _TILES = 8
-"""Expressions of which a tile is kept."""
+"""Number of expressions with a cached tile."""
 
 BLOCK_BYTES = 1 << 19
-"""Bytes of an operand that are read at once: with all that is made of them, they stay in a second-level cache."""
+"""Bytes of an operand per read: small enough to stay in the L2 cache with all intermediate results."""
 
 
 class Work:
-    """Reads blocks of stored tensors, and holds what expressions prepared and counted.
+    """Reads blocks of stored tensors, and holds prepared results and losses of expressions.
 
     Args:
-        files: Opens files, and notices those that somebody writes to.
-        block_bytes: Bytes of an operand that are read at once.
+        files: File opener that detects changes.
+        block_bytes: Bytes of an operand per read.
 
     Attributes:
-        block: Elements of the blocks of the expression that is computed.
-        losses: What casts lost, by the expression's identity.
+        block: Elements per block of the current expression.
+        losses: Losses of casts, by `id` of the expression.
     """
 
     def __init__(self, files: Files | None = None, block_bytes: int = BLOCK_BYTES) -> None:
@@ -67,20 +67,20 @@ class Work:
             self._files.check()
 
     def close(self) -> None:
-        """Close files, and let go of arrays."""
+        """Close files, and release arrays."""
         self._open.close()
         self._let_go()
         self._scratch.clear()
         self._kept = None
 
     def _let_go(self) -> None:
-        # Pages of a mapped file that were looked at count as memory of this process until the mapping ends.
+        # Touched pages of a mapped file count as memory of this process until they are unmapped.
         for source in self._mapped:
             source.close()
         self._mapped.clear()
         self._arrays.clear()
 
-    # --- for whoever runs expressions --------------------------------------------------------------
+    # --- called by engines -------------------------------------------------------------------------
 
     def begin(
         self,
@@ -90,14 +90,14 @@ class Work:
         prepared: Mapping[int, Any] | None = None,
         array_of: Callable[[Stored], Array] | None = None,
     ) -> None:
-        """Go on to an expression, and prepare it; the memory of the one before is used again.
+        """Start an expression: prepare it, and reuse the memory of the previous one.
 
         Args:
-            x: The expression.
-            block: Elements of its blocks.
-            prepared: The `state` of another `Work` that has prepared this very expression.
-            array_of: Gives the array of a stored tensor that is not a range of a file, in place of its source; for
-                arrays that several threads share.
+            x: Expression to compute.
+            block: Elements per block.
+            prepared: The `state` of another `Work` that prepared the same expression.
+            array_of: Function that returns the array of a stored tensor without a file range, instead of its source;
+                used to share arrays between threads.
         """
         self.block = block_of(x, self._block_bytes) if block is None else block
         self._owners.clear()
@@ -113,16 +113,16 @@ class Work:
 
     @property
     def state(self) -> Mapping[int, Any]:
-        """What was prepared, by the expression's identity; other threads may go on with it."""
+        """Prepared results by `id` of the expression; other threads can reuse them."""
         return self._prepared
 
-    # --- for expressions ---------------------------------------------------------------------------
+    # --- called by expressions ---------------------------------------------------------------------
 
     def blocks(self, x: Expression, *, begin: bool = False) -> Iterator[Array]:
-        """All elements of an expression, block by block; each is valid until the next.
+        """All elements of an expression, block by block; each block is valid until the next.
 
         Args:
-            x: The expression, which is the one at work or an operand of it.
+            x: The current expression, or an operand of it.
             begin: Prepare it first.
         """
         if begin:
@@ -132,19 +132,19 @@ class Work:
             yield x.compute(start, min(start + step, x.numel), self)
 
     def prepared(self, x: Expression) -> Any:
-        """What `x.prepare` returned."""
+        """Result of `x.prepare`."""
         return self._prepared[id(x)]
 
     def scratch(self, x: Expression, slot: int, count: int, dtype: np.dtype[Any]) -> Array:
-        """Memory for what an expression computes with, used again from block to block and by the expressions after it.
+        """Reusable memory for an expression, kept from block to block and for later expressions.
 
-        To get it anew for every block costs as much as to compute with it: the system gives it in pages of zeros.
+        Allocating it per block would cost as much as the computation: the system zeroes new pages.
 
         Args:
-            x: The expression that asks.
-            slot: Which of several memories.
-            count: Count of elements.
-            dtype: Their type.
+            x: Expression that asks.
+            slot: Index of the buffer.
+            count: Number of elements.
+            dtype: Dtype of the elements.
         """
         import numpy as np
 
@@ -155,10 +155,10 @@ class Work:
         return found[: count * dtype.itemsize].view(dtype)
 
     def compute_into(self, x: Expression, start: int, stop: int, out: Array) -> None:
-        """Elements `[start, stop)` of an expression, put into `out`.
+        """Compute elements `[start, stop)` of an expression into `out`.
 
-        For operands of which one is done before the next begins: the memory they compute with is the same, so that it
-        does not depend on how many there are.
+        For operands that are computed one after the other: they share memory, so that memory does not grow with their
+        number.
         """
         mark = len(self._owners)
         values = x.compute(start, stop, self, out)
@@ -168,7 +168,7 @@ class Work:
             self._owners.popitem()
 
     def latest(self, x: Expression, key: int, compute: Callable[[], Array]) -> Array:
-        """What `compute` gives, kept until the next of `x`, or of several others: for tiles that blocks share."""
+        """Cached result of `compute` for the key, for tiles that blocks share. Few expressions are cached at a time."""
         kept = self._latest.get(id(x))
         if kept is None or kept[1] != key:
             self._latest.pop(id(x), None)
@@ -178,18 +178,18 @@ class Work:
         return kept[2]
 
     def count(self, x: Expression, lost: Losses) -> None:
-        """Add to what a cast lost."""
+        """Add the losses of a cast."""
         if lost:
             self.losses[id(x)] = self.losses.get(id(x), Losses()) + lost
 
     def take_losses(self) -> Losses:
-        """What all casts lost since the last call."""
+        """Losses of all casts since the last call."""
         found = sum(self.losses.values(), Losses())
         self.losses.clear()
         return found
 
     def read(self, leaf: Stored, start: int, stop: int, into: Array | None = None) -> Array:
-        """Elements of a stored tensor, of its own type; in `into` where it is given and they can be read there."""
+        """Read elements of a stored tensor, into `into` if possible."""
         import numpy as np
 
         if leaf.place is None:
@@ -200,7 +200,7 @@ class Work:
                 found: Array = array.reshape(-1)[start:stop]
                 return found
             out = self.scratch(leaf, 0, stop - start, array.dtype.newbyteorder("=")) if into is None else into
-            if array.dtype.isnative and array.itemsize in (1, 2, 4, 8):  # as integers, which copy faster
+            if array.dtype.isnative and array.itemsize in (1, 2, 4, 8):  # integers copy faster
                 gather(array.view(f"u{array.itemsize}"), out.view(f"u{array.itemsize}"), start, stop)
             else:
                 gather(array, out, start, stop)
@@ -222,7 +222,7 @@ class Work:
         self._open.read(leaf.place.file, memory.data.cast("B"), leaf.place.start + begin, leaf.info.name)
 
     def read_bytes(self, x: Expression, start: int, stop: int) -> Array:
-        """Bytes `[start, stop)` of a stored tensor, packed as in a file; also of a type that numpy lacks."""
+        """Bytes `[start, stop)` of a stored tensor, packed as in a file; works for dtypes that NumPy lacks."""
         import numpy as np
 
         (leaf,) = x.leaves()
@@ -240,7 +240,7 @@ class Work:
         if array is None and self._array_of is not None:
             array = self._arrays[id(leaf)] = self._array_of(leaf)
         if array is None:
-            # Tensors that are views of one compressed storage share what it was inflated to, while one of them is held.
+            # Views of one compressed storage share the decompressed copy while one of them is in use.
             storage = leaf.info.storage
             if self._kept is not None and (storage is None or storage.key != self._kept[0]):
                 self._kept = None
@@ -253,12 +253,12 @@ class Work:
 
 
 def block_of(x: Expression, block_bytes: int = BLOCK_BYTES, most: int | None = None) -> int:
-    """Elements of a block of an expression: a multiple of its granule where that fits, always one of `GROUP`.
+    """Elements per block of an expression: a multiple of its granule if possible, always a multiple of `GROUP`.
 
     Args:
-        x: The expression.
-        block_bytes: Bytes of an operand that are read at once.
-        most: Bytes of memory that a block may take with all that is made on the way.
+        x: Expression.
+        block_bytes: Bytes of an operand per read.
+        most: Memory limit for a block with all intermediate results, in bytes.
     """
     widest = max((leaf.dtype.bits for leaf in x.leaves()), default=32)
     count = max(block_bytes * 8 // max(widest, x.dtype.bits, 8), 1)
@@ -272,10 +272,10 @@ def block_of(x: Expression, block_bytes: int = BLOCK_BYTES, most: int | None = N
 
 
 def as_bytes(values: Array, x: Expression) -> memoryview:
-    """The bytes that a file holds for these elements of an expression, packed."""
+    """Bytes of computed elements as in a file, packed."""
     import numpy as np
 
-    if x.dtype.bits < 8 and values.dtype != np.uint8:  # else they are packed already
+    if x.dtype.bits < 8 and values.dtype != np.uint8:  # otherwise already packed
         from torchparams.io.packing import pack
 
         return pack(values, x.dtype).data
@@ -283,12 +283,12 @@ def as_bytes(values: Array, x: Expression) -> memoryview:
 
 
 def computed_block(x: Expression, start: int, stop: int, work: Work) -> Block:
-    """Elements of an expression, as a block."""
+    """Compute a range of an expression as a block."""
     return Block(x.dtype, start, stop, as_bytes(x.compute(start, stop, work), x), packed=x.dtype.bits < 8)
 
 
 def evaluate(x: Expression) -> Array:
-    """All elements of an expression, in its shape: for tests, and for tensors that are small.
+    """Compute all elements of an expression, in its shape; for tests and small tensors.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -309,7 +309,7 @@ def evaluate(x: Expression) -> Array:
 
 
 def _packed_bytes(leaf: Stored) -> Array:
-    """All bytes of a tensor that does not lie in a file."""
+    """All bytes of a tensor outside a file."""
     if leaf.dtype.numpy_name is not None:
         from torchparams.io.packing import pack
 
@@ -321,8 +321,6 @@ def _packed_bytes(leaf: Stored) -> Array:
     tensor = leaf.source.tensor(leaf.info.name)
     if tensor.layout != torch.strided or tensor.is_quantized:
         how = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
-        raise NotReadable(
-            f"{leaf.info.name} is {how}: its values are not the bytes of its memory", where=leaf.source.label
-        )
+        raise NotReadable(f"{leaf.info.name} is {how}: its memory does not hold its values", where=leaf.source.label)
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return memory_of(flat)

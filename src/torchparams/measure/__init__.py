@@ -1,1 +1,1 @@
-"""What is measured of parameters: statistics, differences, digests, and what a single tensor holds."""
+"""Measure parameters: statistics, differences, digests, and single tensors."""

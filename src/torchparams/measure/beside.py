@@ -1,4 +1,4 @@
-"""Metadata, the entries of a checkpoint that are no tensors, and what its pickle would run."""
+"""Show the non-tensor content of a checkpoint: metadata, other entries, and the verdict on its pickle."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 ENTRIES_SHOWN = 6
-"""Entries beside the tensors that a listing shows at most."""
+"""Maximum number of non-tensor entries in a listing."""
 
-_WIDTH = 70  # characters of a value in a line
+_WIDTH = 70  # characters of a value per line
 
 
 def beside_lines(source: Source) -> Iterator[Text]:
-    """The lines of a listing on what is beside the tensors; none where there is nothing."""
+    """Lines of a listing for non-tensor content; none if there is none."""
     parts = outermost(source)
     if parts:
         shown = [f"{target_of(source, part)} ({plural(count, 'tensor')})" for part, count in parts.items()]
-        yield Text(printable(f"parts that can be named alone: {listed(shown)}"), "dim")
+        yield Text(printable(f"parts that can be listed separately: {listed(shown)}"), "dim")
     said = {each.name for each in source.left_out}
     entries = [(name, value) for name, value in source.metadata.items() if name not in said]
     if entries:
@@ -41,7 +41,7 @@ def beside_lines(source: Source) -> Iterator[Text]:
 
 
 def outermost(source: Source) -> dict[str, int]:
-    """The mappings in a checkpoint that are in no other one, with the count of their tensors."""
+    """Outermost mappings of a checkpoint, with the number of tensors in each."""
     found = source.mappings
     if not found:
         return {}
@@ -51,16 +51,16 @@ def outermost(source: Source) -> dict[str, int]:
 
 
 def target_of(source: Source, part: str) -> str:
-    """How a mapping within a checkpoint is named."""
+    """Target that names a mapping inside a checkpoint, such as `run.ckpt#model`."""
     return f"{source.label}{'.' if '#' in source.label else '#'}{part}"
 
 
 def part_within(source: Source, wanted: Mapping[str, Any]) -> str | None:
-    """The mapping in a checkpoint that has more of the names `wanted` than the checkpoint itself, as a target.
+    """Target of the mapping in a checkpoint that has more of the names `wanted` than the whole checkpoint, or None.
 
     Args:
-        source: The checkpoint.
-        wanted: The names that should be there.
+        source: Checkpoint to search.
+        wanted: Expected names.
     """
     if not source.mappings:
         return None
@@ -74,7 +74,7 @@ def part_within(source: Source, wanted: Mapping[str, Any]) -> str | None:
 
 
 def as_json(value: Any) -> Any:
-    """A metadata value as JSON takes it: numbers that are not finite are the texts `nan`, `inf` and `-inf`.
+    """Metadata value as JSON data; non-finite numbers become the texts `nan`, `inf` and `-inf`.
 
     >>> as_json({"epoch": 3, "best": [float("inf"), None]})
     {'epoch': 3, 'best': ['inf', None]}
@@ -89,12 +89,12 @@ def as_json(value: Any) -> Any:
 
 
 def items_of(value: Any) -> list[tuple[Any, Any]]:
-    """Key and value of what a mapping or a list holds; nothing of any other value."""
+    """Keys and values of a mapping or list; empty for any other value."""
     if isinstance(value, list | tuple):
         return list(enumerate(value))
     return list(value.items()) if hasattr(value, "items") else []
 
 
 def text_of(value: Any) -> str:
-    """A value in a line."""
+    """Value as one line of text."""
     return printable(value if isinstance(value, str) else repr(value))

@@ -1,4 +1,4 @@
-"""Rows of statistics that are kept in columns, and made when somebody asks for them."""
+"""Statistics stored in columns, with row objects created on demand."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 _row = partial(tuple.__new__, TensorStats)  # as TensorStats._make, which is a function in Python
 
 Head: TypeAlias = "tuple[str, tuple[int, ...] | None, DType | None, int]"
-"""What is known of a row without its numbers: name, shape, dtype, numel."""
+"""Row data outside the statistics: name, shape, dtype, numel."""
 
 
 class Columns:
-    """Statistics of tensors of one dtype, a column for each number.
+    """Statistics of tensors of one dtype, with one array per column.
 
     Args:
-        jobs: The jobs of the tensors.
-        measured: Their numbers, in the same order.
-        quantiles: Which quantiles were taken.
+        jobs: Jobs of the tensors.
+        measured: Statistics, in the same order.
+        quantiles: Quantiles in the statistics.
     """
 
     __slots__ = ("dtype", "measured", "names", "numels", "quantiles", "shapes")
@@ -48,7 +48,7 @@ class Columns:
         self.quantiles = quantiles
 
     def rows(self, which: Sequence[int]) -> list[TensorStats]:
-        """The rows at some places."""
+        """Rows at the given indices."""
         measured, coding = self.measured, self.measured.coding
         take = np.array(which, np.intp)
         values = measured.counts[take].tolist()
@@ -58,7 +58,7 @@ class Columns:
         least, most, linf = (measured.extreme(column)[take] for column in range(3))
         if coding.is_float:
             extremes = [_floats(each) for each in (least, most, linf)]
-        else:  # those of at most 16 bits were counted as float64
+        else:  # types of at most 16 bits were counted as float64
             whole = (np.nan_to_num(each) if each.dtype == np.float64 else each for each in (least, most, linf))
             extremes = [each.astype(np.uint64 if each.dtype == np.uint64 else np.int64).tolist() for each in whole]
         for i, count in enumerate(values):
@@ -77,12 +77,12 @@ class Columns:
 
     @property
     def std(self) -> Array:
-        """The standard deviations."""
+        """Standard deviations."""
         return self.measured.reals[:, 1]
 
     @property
     def odd(self) -> Array:
-        """Whether values are not finite, or all are equal, or some are saturated."""
+        """Whether a tensor has non-finite or saturated values, or all its values are equal."""
         integers = self.measured.integers
         same = self.measured.extreme(0) == self.measured.extreme(1)
         found: Array = integers[:, 1:4].any(axis=1) | (integers[:, 5] > 0) | same
@@ -90,10 +90,10 @@ class Columns:
 
 
 class Rows(Sequence[TensorStats]):
-    """A sequence of rows, equal to a tuple of them; those in columns are made at the first look at any.
+    """Sequence of rows, equal to a tuple of them. Rows in columns are created at first access.
 
     Args:
-        entries: Rows, and places of rows in columns.
+        entries: Rows, or (columns, index) pairs.
     """
 
     def __init__(self, entries: Iterable[TensorStats | tuple[Columns, int]]) -> None:
@@ -103,20 +103,20 @@ class Rows(Sequence[TensorStats]):
 
     @property
     def made(self) -> tuple[TensorStats, ...]:
-        """The rows."""
+        """All rows as a tuple."""
         if self._made is None:
-            with paused_gc():  # some objects for each row, and no cycles
+            with paused_gc():  # many objects, no cycles
                 self._made = tuple(_filled(self._entries, self._places))
             self._entries, self._places = list(self._made), {}
         return self._made
 
     def some(self, which: Iterable[int]) -> list[TensorStats]:
-        """The rows at some places; no others are made."""
+        """Rows at the given indices, without creating others."""
         entries = [self._entries[i] for i in which]
         return _filled(entries, _grouped(entries))
 
     def heads(self) -> Iterator[Head]:
-        """Name, shape, dtype and numel of each; makes no rows."""
+        """Name, shape, dtype and numel of each row, without creating rows."""
         for entry in self._entries:
             if isinstance(entry, TensorStats):
                 yield entry.name, entry.shape, entry.dtype, entry.numel
@@ -125,7 +125,7 @@ class Rows(Sequence[TensorStats]):
                 yield columns.names[i], columns.shapes[i], columns.dtype, columns.numels[i]
 
     def scan(self) -> tuple[Array, Array]:
-        """The standard deviation of each, and whether there may be a flag of it alone; makes no rows."""
+        """Standard deviations, and whether each row may have a flag by itself, without creating rows."""
         std, odd = np.zeros(len(self)), np.zeros(len(self), bool)
         for columns, (here, there) in self._places.items():
             std[here], odd[here] = columns.std[there], columns.odd[there]
@@ -161,13 +161,13 @@ class Rows(Sequence[TensorStats]):
 
 
 def _floats(column: Array) -> list[float]:
-    """A column as Python has it; NaN is the one object `math.nan`, so that equal rows are equal."""
+    """Column as Python floats. NaN becomes the object `math.nan`, so that equal rows compare equal."""
     found: list[float] = column.tolist()
     return [math.nan if value != value else value for value in found] if np.isnan(column).any() else found
 
 
 Places: TypeAlias = "dict[Columns, tuple[list[int], list[int]]]"
-"""For each of several columns, which entries of a list are in it, and at which places there."""
+"""For each of several columns: indices into a list of entries, and the matching indices into the columns."""
 
 
 def _grouped(entries: Iterable[Any]) -> Places:
@@ -175,7 +175,7 @@ def _grouped(entries: Iterable[Any]) -> Places:
     columns = None
     for i, entry in enumerate(entries):
         if type(entry) is tuple:
-            if entry[0] is not columns:  # most come in a row
+            if entry[0] is not columns:  # entries of the same columns are usually adjacent
                 columns = entry[0]
                 here, there = found.setdefault(columns, ([], []))
             here.append(i)

@@ -1,4 +1,4 @@
-"""Reading two tensors in step, and comparing them block by block."""
+"""Compare two tensors block by block."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def compare_pairs(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Compared | Unread, Losses | None]]:
-    """The comparison of each pair of tensors of one shape, as it gets done, and what casts within the rows lost.
+    """Compare pairs of tensors of equal shape, and yield each result with the losses of casts inside the rows.
 
-    Where two are equal, nothing is counted or summed up.
+    Equal tensors get no norms or sums.
 
     Args:
-        pairs: A key for the result; source and record of the one tensor, and of the other.
-        numeric: Whether values decide; else bits do, and the two have one dtype.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        pairs: Key of the result, then source and info of each tensor.
+        numeric: Compare values. Otherwise compare bits; both tensors then have the same dtype.
+        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        SourceError: A file is damaged, or was written to meanwhile.
+        SourceError: A file is damaged, or changed while it was read.
     """
     jobs: list[Job] = []
     for key, *operands in pairs:
@@ -53,7 +53,7 @@ def compare_pairs(
             jobs.append(Job(key, tuple(source.row(info.name, info) for source, info in operands)))
         except (NotReadable, LimitExceeded) as error:
             yield key, Unread.because(key, error), None
-    engine = engine or ThreadEngine(mapped=True)  # comparing is faster than copying
+    engine = engine or ThreadEngine(mapped=True)  # mapped reads avoid a copy
     again: list[Job] = []
     for job, result, lost in engine.run(jobs, CompareTask(numeric, skipping=True), progress=progress):
         if isinstance(result, Unread):
@@ -62,23 +62,23 @@ def compare_pairs(
             yield job.key, _of_interest(result.compared), lost
         else:
             again.append(job)
-    # Few: tensors that begin alike, or have large parts alike, and differ elsewhere.
+    # Second pass for the few tensors that have equal blocks before the first difference.
     for job, result, lost in engine.run(again, CompareTask(numeric, skipping=False)):
         yield job.key, result if isinstance(result, Unread) else _of_interest(result.compared), lost
 
 
 def _of_interest(compared: Compared) -> Compared:
-    # Of equal values, sums are of the blocks that were looked into: none, all, or those where -0.0 met 0.0.
+    # For equal tensors, sums would cover only the blocks with -0.0 against 0.0: drop them.
     return compared if compared.changed else type(compared)()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a part of two tensors has in common.
+    """Comparison of one part of two tensors.
 
     Attributes:
-        compared: What was counted and summed up.
-        complete: Whether all of it was: else, blocks that are equal are not in the sums of squares.
+        compared: Counts and sums.
+        complete: Whether all blocks are in the sums of squares; skipped equal blocks are not.
     """
 
     compared: Compared
@@ -86,22 +86,22 @@ class Part:
 
 
 class CompareTask(Task[Part, Part]):
-    """The task that compares two tensors.
+    """Task that compares two tensors.
 
     Args:
-        numeric: Whether values decide, or bits.
-        skipping: Look at no values before there is a difference: of tensors that are equal nobody needs a norm.
+        numeric: Compare values instead of bits.
+        skipping: Skip blocks that are equal before the first difference: equal tensors need no norms.
     """
 
     def __init__(self, numeric: bool, *, skipping: bool) -> None:
         self.numeric, self.skipping = numeric, skipping
 
     def begin(self, job: Job) -> CompareFold:
-        """Nothing is compared yet."""
+        """Start an empty comparison."""
         return CompareFold(job, self.numeric, self.skipping)
 
     def combine(self, job: Job, parts: Sequence[Part]) -> Part:
-        """Add the parts."""
+        """Merge the parts."""
         from torchparams.sketch.compared import Compared
 
         if len(parts) == 1:
@@ -110,10 +110,10 @@ class CompareTask(Task[Part, Part]):
 
 
 class CompareFold:
-    """The fold that compares a job's two tensors.
+    """Fold that compares the two tensors of a job.
 
     Args:
-        job: The two.
+        job: Job with two rows.
         numeric, skipping: See `CompareTask`.
     """
 
@@ -126,7 +126,7 @@ class CompareFold:
         self._complete = True
 
     def update(self, a: Block, b: Block) -> None:
-        """Compare a block of each."""
+        """Compare a block of each tensor."""
         if self._skipping and a.packed == b.packed:
             from torchparams.sketch.compared import equal
 
@@ -139,14 +139,14 @@ class CompareFold:
         self._compare.update(a, b)
 
     def finish(self) -> Part:
-        """The comparison of all blocks."""
+        """Result over all blocks."""
         from torchparams.sketch.compared import Compared
 
         return Part(Compared() if self._compare is None else self._compare.finish(), self._complete)
 
 
 def can_compare_values(a: DType, b: DType) -> bool:
-    """Whether elements of the two types are numbers, and so comparable as such.
+    """Whether elements of both dtypes are numbers.
 
     >>> from torchparams.dtypes import DType
     >>> can_compare_values(DType.of("bf16"), DType.of("int8")), can_compare_values(DType.of("bf16"), DType.of("qint8"))
@@ -155,11 +155,11 @@ def can_compare_values(a: DType, b: DType) -> bool:
     return "opaque" not in (a.kind, b.kind)
 
 
-# --- how two types are compared ------------------------------------------------------------------
+# --- comparison by dtype -------------------------------------------------------------------------
 
 
 class _Bits:
-    """Values of one type."""
+    """Compares values of one dtype."""
 
     def __init__(self, dtype: DType) -> None:
         from torchparams.sketch.compare import Values, comparison
@@ -182,7 +182,7 @@ def _unpacked(block: Block) -> Array | memoryview:
 
 
 class _Opaque:
-    """Bits that are not numbers by themselves: counted, and no more."""
+    """Counts changes of bits that are not numbers, such as quantised dtypes."""
 
     def __init__(self, dtype: DType) -> None:
         self._width = max(dtype.itemsize, 1)
@@ -201,7 +201,7 @@ class _Opaque:
 
 
 class _Numbers:
-    """Values of two types as numbers, each in a type that holds all of them."""
+    """Compares values of two dtypes, each converted to a dtype that holds it exactly."""
 
     def __init__(self, a: DType, b: DType) -> None:
         from torchparams.sketch.compare import Values, comparison
@@ -221,13 +221,13 @@ class _Numbers:
         import numpy as np
 
         made = as_numbers(block, dtype)
-        if self._parts == 2 and dtype.kind != "complex":  # whole numbers beside complex ones
+        if self._parts == 2 and dtype.kind != "complex":  # an integer beside a complex number
             made = np.stack([made, np.zeros_like(made)], axis=1)
         return made.reshape(-1).view(np.uint8)
 
 
 def number_types(a: DType, b: DType) -> tuple[DType, DType]:
-    """The types in which values of two types are compared: one and the same, if it holds all values of both.
+    """Dtypes for comparing values of two dtypes; a common one if it holds all values of both.
 
     >>> from torchparams.dtypes import DType
     >>> def show(*names): return [str(dtype) for dtype in number_types(*map(DType.of, names))]
@@ -245,15 +245,15 @@ def number_types(a: DType, b: DType) -> tuple[DType, DType]:
 
 
 def as_numbers(block: Block, dtype: DType) -> Array:
-    """The elements of a block in another type; -0.0 as 0.0, and every NaN of the same bits."""
+    """Elements of a block in another dtype, with -0.0 as 0.0, and one bit pattern for all NaN."""
     import numpy as np
 
-    if block.dtype == "complex32":  # which numpy lacks
+    if block.dtype == "complex32":  # NumPy has no complex32
         values = block.data.view(np.float16).astype(np.float32).view(np.complex64)
     else:
         values = block.values()
     with np.errstate(invalid="ignore"):  # signalling NaN
-        # ml_dtypes has no way from its types to complex128.
+        # ml_dtypes cannot cast to complex128.
         wide = values if values.dtype.kind == "c" or dtype.kind != "complex" else values.astype(np.float64)
         made: Array = wide.astype(dtype.numpy)
     if dtype.kind in ("float", "complex"):

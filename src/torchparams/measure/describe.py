@@ -1,4 +1,4 @@
-"""One tensor: everything known of it, and a few of its values."""
+"""Describe one tensor, or one metadata entry, with some of its values."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 EDGE = 3
-"""Values that are shown at both ends of each dimension."""
+"""Number of values shown at each end of every dimension."""
 
 
 @dataclass(frozen=True, repr=False)
 class Description(Result):
-    """What `show` finds out.
+    """Description of one tensor, the result of `show`.
 
     Attributes:
-        info: The tensor's record.
-        source: What the source is called, and its format.
-        values: Values at the ends of every dimension, as numpy prints an array; None where they cannot be read.
-        unreadable: Why they cannot be read; None where they can.
-        left_out: State of the tensor's module that is outside the table.
-        parts: Of a quantised parameter, the records of the tensors that it is stored in.
+        info: Info of the tensor.
+        source: Label and format of the source.
+        values: Values at the ends of every dimension, formatted by NumPy; None if they cannot be read.
+        unreadable: Reason why the values cannot be read, or None.
+        left_out: State of the tensor's module outside the table.
+        parts: Infos of the stored tensors of a quantised parameter.
     """
 
     info: ParameterInfo
@@ -58,7 +58,7 @@ class Description(Result):
     parts: tuple[ParameterInfo, ...] = ()
 
     def report(self) -> Report:
-        """The facts, one a line, then the values."""
+        """Report of the facts, one per line, and the values."""
         rows = tuple(Row((Cell(fact, "dim"), said)) for fact, said in self._facts())
         facts = Table((Column(""), Column("")), rows)
         below = Text(self.values) if self.values is not None else Text(self.unreadable or "", "dim")
@@ -76,7 +76,7 @@ class Description(Result):
             yield "tied to", alias
         yield "shape", shape_of(info)
         if info.encoded is not None:
-            yield "encoding", f"{info.encoding}, {info.bpw:.4g} bits a weight"
+            yield "encoding", f"{info.encoding}, {info.bpw:.4g} bits per weight"
         yield "dtype", f"{info.dtype} ({info.dtype.bits} bits)"
         yield "numel", f"{info.numel:,}"
         yield "size", human_bytes(info.nbytes) + (f" ({info.nbytes:,} bytes)" if info.nbytes >= 1000 else "")
@@ -94,14 +94,14 @@ class Description(Result):
         if info.location is not None:
             at = info.location
             yield "file", at.file
-            yield "bytes", f"{at.start:,} to {at.stop:,} (not included)"
+            yield "bytes", f"{at.start:,} to {at.stop:,} (exclusive)"
         for part in self.parts:
             lies = part.location
             where = "" if lies is None else f", {os.path.basename(lies.file)}: bytes {lies.start:,} to {lies.stop:,}"
             yield "part", f"{part.name} {human_shape(part.shape)} {part.dtype}{where}"
 
     def to_json(self) -> dict[str, Any]:
-        """The record as in `torchparams ls --json`, with `source`, `format`, `values` (text) and `unreadable`."""
+        """The info as in `torchparams ls --json`, with `source`, `format`, `values` (text) and `unreadable`."""
         label, fmt = self.source
         return {
             "source": label,
@@ -116,12 +116,12 @@ class Description(Result):
 
 @dataclass(frozen=True, repr=False)
 class MetadataValue(Result):
-    """One entry of a source that is no tensor: an epoch, a configuration.
+    """Metadata entry of a source, such as an epoch or a configuration.
 
     Attributes:
-        name: What it is called.
-        value: It, as JSON could hold it; of an object that was not made, a description.
-        source: What the source is called, and its format.
+        name: Name of the entry.
+        value: Value as JSON data; objects that were not unpickled are replaced by a description.
+        source: Label and format of the source.
     """
 
     name: str
@@ -129,10 +129,10 @@ class MetadataValue(Result):
     source: tuple[str, str]
 
     def report(self) -> Report:
-        """The value; of a mapping or a list, a row for each item."""
+        """Report of the value, with one row per item of a mapping or list."""
         label, fmt = self.source
         title = Text(printable(self.name), "title")
-        where = Text(printable(f"{label} ({fmt}), no tensor"), "dim")
+        where = Text(printable(f"{label} ({fmt}), not a tensor"), "dim")
         items = items_of(self.value)
         if not items:
             return Report((title, where, Text(text_of(self.value))))
@@ -140,13 +140,13 @@ class MetadataValue(Result):
         return Report((title, where, Table((Column("key"), Column("value")), rows)))
 
     def to_json(self) -> dict[str, Any]:
-        """All attributes."""
+        """The entry as JSON data."""
         label, fmt = self.source
         return {"source": label, "format": fmt, "name": self.name, "value": as_json(self.value)}
 
 
 def metadata_value(source: Source, name: str) -> MetadataValue | None:
-    """The entry `name` beside the tensors, or what dots lead to within one; None where there is none.
+    """Metadata entry of that name, or a nested value by a dotted name; None if there is none.
 
     >>> import torchparams as tp
     >>> from torchparams.testing import MemorySource
@@ -155,7 +155,7 @@ def metadata_value(source: Source, name: str) -> MetadataValue | None:
     """
     label = source.label, source.format
     starts: list[tuple[str, Any]] = [(name, source.metadata)]
-    while starts:  # a key may hold dots itself
+    while starts:  # a key may contain dots
         rest, here = starts.pop()
         for key, value in items_of(here):
             if str(key) == rest:
@@ -166,17 +166,17 @@ def metadata_value(source: Source, name: str) -> MetadataValue | None:
 
 
 def show(x: object, name: str) -> Description | MetadataValue:
-    """Everything known of one tensor, a few of its values, and where it lies; or one entry that is no tensor.
+    """Describe one tensor (shape, location, some values), or one metadata entry.
 
-    Of a file, no more is read than the values that are shown, where the tensor's bytes lie there as they are.
+    For a file, only the displayed values are read, if the tensor is stored as plain bytes.
 
     Args:
-        x: Anything that has parameters; buffers of a live model can be shown too.
-        name: The tensor's name, under any of its spellings; or that of an entry beside the tensors (`epoch`), or within
-            one (`config.layers`).
+        x: Model, checkpoint, mapping of tensors, or `Parameters`. Buffers of a live model are included.
+        name: Name of the tensor, canonical or raw; or of a metadata entry (`epoch`), or a value inside one
+            (`config.layers`).
 
     Raises:
-        UnknownName: There is neither; the message names the nearest tensors.
+        UnknownName: There is no such tensor or entry; the message lists the nearest tensor names.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -196,9 +196,9 @@ def show(x: object, name: str) -> Description | MetadataValue:
     try:
         values = _printed(params.numpy(info.name))
     except NotReadable as error:
-        unreadable = f"Its values cannot be read: {error.what}."
+        unreadable = f"Cannot read the values: {error.what}."
     except SourceError as error:
-        unreadable = f"Its values cannot be read: {error}"
+        unreadable = f"Cannot read the values: {error}"
     owners = {name.rpartition(".")[0] for name in (info.name, *info.aliases)}
     left_out = tuple(each for each in params.source.left_out if each.name in owners)
     parts = () if info.encoded is None else tuple(map(params.source.stored.info, info.encoded.parts))

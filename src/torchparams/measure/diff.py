@@ -1,4 +1,4 @@
-"""Two sources compared, tensor by tensor, in one pass over the values."""
+"""Compare two sources tensor by tensor, in one pass over the values."""
 
 from __future__ import annotations
 
@@ -45,44 +45,43 @@ def diff(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Diff:
-    """How the parameters of B differ from those of A, tensor by tensor, in one pass over the values.
+    """Compare the parameters of A and B tensor by tensor, in one pass over the values.
 
-    Tensors go together by name. Of two with one shape and one dtype every element is compared, and its **bits** decide:
-    -0.0 is not 0.0 (changed, by 0), and two NaN of the same bits are the same. The greatest difference is rounded once,
-    to float64 (that of 64-bit integers is an integer), and sums are exact: so the numbers are the same wherever the
-    tensors lie, however they are cut and however many threads read them. A complex element counts as changed once, and
-    is two values in the numbers. Memory is that of the rows, whatever the size of the sources.
+    Tensors are paired by name. If shape and dtype agree, every element is compared by its **bits**: -0.0 differs from
+    0.0 (changed by 0), and NaN of equal bits are the same. Sums are exact, and the maximum difference is rounded once,
+    to float64 (for 64-bit integers it is an integer). So the numbers do not depend on sharding, blocks or threads. A
+    complex element counts once in `changed`, and as two values in the numbers. Memory does not depend on the size of
+    the sources.
 
-    Where a NaN came or went (`nan_a`, `nan_b`), the greatest difference, the relative norm and the cosine are NaN, and
-    are printed so; where an infinity came, went or turned, the first two are infinite, and there is no cosine. Values
-    that are the same infinity in both, or NaN in both, have no part in the numbers.
+    If a NaN appeared or disappeared (`nan_a`, `nan_b`), the maximum difference, the relative norm and the cosine are
+    NaN. If an infinity appeared, disappeared or changed sign, the first two are infinite, and the cosine is NaN. Values
+    that are NaN in both, or the same infinity in both, are excluded from the numbers.
 
-    Codes of an encoding that is not known, which stand beside their scales, are no numbers: their bits are compared,
-    and with `numeric` they are listed as unread.
+    Codes of an unknown encoding are not numbers: their bits are compared; with `numeric` they are listed as unread.
 
-    Of a live model, what a state dict holds is compared: buffers too, but for those that are not saved.
+    For a live model, the content of its state dict is compared, including persistent buffers.
 
     Args:
-        a: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
-        b: What it is compared with.
-        selector: Which tensors; None for all. Names are A's; a tensor that it hits on either side is compared.
-        rename: What the names of B are called in A, in any spelling of `torchparams.renames`; `auto` for what is
-            proposed where names differ by a wrapper's components or by a prefix.
-        numeric: Let values decide, exactly and also across dtypes: 2⁵³ + 1 in int64 is not 2⁵³ in float64. Then -0.0 is
-            0.0, and NaN is NaN.
-        by: Sum up by `module`, by `layer` (the name up to and including its first number), by `dtype`, or by the first
-            few components of names, given as their count; or by a selector or a list of them.
-        sort: What to order rows by, `-` before it for descending; see `Diff.sorted`.
-        limit: Most rows of each table that printing shows; None for all.
-        strict: Refuse selectors of which any union branch hits nothing.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        a: Model, checkpoint, mapping of tensors, or `Parameters`.
+        b: Source to compare with, of the same kinds.
+        selector: Tensors to compare, by A's names; None for all. A match on either side is enough.
+        rename: Renames from B's names to A's, in any form of `torchparams.renames`; `auto` applies the proposed rename
+            for wrappers and prefixes.
+        numeric: Compare exact values, also across dtypes: 2⁵³ + 1 in int64 is not 2⁵³ in float64. -0.0 then equals 0.0,
+            and all NaN are equal.
+        by: Group the results by `module`, `layer` (the name up to its first number), `dtype`, a number of leading name
+            components, a selector, or a list of selectors.
+        sort: Column to sort by, with a leading `-` for descending; see `Diff.sorted`.
+        limit: Maximum number of rows per printed table; None for all.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        NoMatch: A selector's branch hits nothing, or a pattern of a rename.
-        MismatchError: The rename gives two tensors one name.
-        RenameError: It is not a rename.
-        SourceError: A source cannot be read, or was written to meanwhile.
+        NoMatch: A branch of a selector, or a rename pattern, matches nothing.
+        MismatchError: The rename maps two tensors to one name.
+        RenameError: The rename is invalid.
+        SourceError: A source cannot be read, or changed while it was read.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -93,7 +92,7 @@ def diff(
     [('fc.weight', 0.5)]
     """
     if sort is not None:
-        sort_key(SORT_KEYS, sort)  # before anything is read
+        sort_key(SORT_KEYS, sort)  # fail before reading
     mine, yours = _saved(a), _saved(b)
     infos_a, infos_b = _infos(mine), _infos(yours)
     where = f"{mine.source.label} and {yours.source.label}"
@@ -148,7 +147,7 @@ def _text(selector: object) -> str:
 
 
 def _saved(x: object) -> Parameters:
-    """The table of what a state dict of `x` would hold; a table is taken as it is."""
+    """Table with the content of a state dict of `x`. A `Parameters` is not changed."""
     return of(x, buffers=True)
 
 
@@ -180,7 +179,7 @@ def _compare(
         if status is None and p.a is not None and p.b is not None:
             jobs.append((p.name, (a.source, p.a), (b.source, p.b)))
     by_name = {p.name: p for p in pairs}
-    with paused_gc():  # some objects for each tensor, and no cycles
+    with paused_gc():  # many objects, no cycles
         for name, found, losses in compare_pairs(jobs, numeric=numeric, engine=engine, progress=progress):
             row = _row(by_name[name], found, numeric)
             rows[name] = row.of_codes(codes[name]) if name in codes else row
@@ -190,7 +189,7 @@ def _compare(
 
 
 def _codes(pairs: list[Pair], in_a: Mapping[str, Coded], in_b: Mapping[str, Coded]) -> dict[str, str]:
-    """Why elements are no numbers in one of two tensors, by the name of the pair."""
+    """Reason why elements are not numbers in one of two tensors, by pair name."""
     if not in_a and not in_b:
         return {}
     found: dict[str, str] = {}
@@ -203,7 +202,7 @@ def _codes(pairs: list[Pair], in_a: Mapping[str, Coded], in_b: Mapping[str, Code
 
 
 def _apart(p: Pair, numeric: bool) -> str | None:
-    """What keeps two tensors from being compared element by element."""
+    """Status of two tensors that cannot be compared element by element, or None."""
     if p.b is None:
         return "only_a"
     if p.a is None:
@@ -226,7 +225,7 @@ def _groups(
     rows: Iterable[TensorDiff], by: object, strict: bool, where: str
 ) -> tuple[tuple[str, ...], tuple[GroupDiff, ...]]:
     by_name = {row.name: row for row in rows}
-    # A group is of the names in the table, which a tensor of B alone may have by a rename.
+    # Groups use the names in the table; a tensor of B alone may be renamed there.
     infos = {name: row.info if row.info.name == name else replace(row.info, name=name) for name, row in by_name.items()}
     how: tuple[str, ...]
     names: dict[str, list[str]] = {}
@@ -237,7 +236,7 @@ def _groups(
         how, names = groups_of(infos, by, strict=strict, where=where)
     else:
         if depth < 1:
-            raise SelectorError(f"names are grouped by their first component or more, not by {depth}")
+            raise SelectorError(f"the number of name components to group by must be at least 1, not {depth}")
         how = (str(depth),)
         for name in infos:
             names.setdefault(".".join(name.split(".")[:depth]), []).append(name)

@@ -1,4 +1,4 @@
-"""How a difference looks: in a line what there is, then tables of what differs."""
+"""Render differences: a summary line, then tables of what differs."""
 
 from __future__ import annotations
 
@@ -50,34 +50,33 @@ SORT_KEYS: dict[str, Callable[[TensorDiff], Any]] = {
     "relative": lambda row: _or(math.inf, row.relative, row),
     "cosine": lambda row: _or(-math.inf, row.cosine, row),
 }
-"""What rows can be ordered by."""
+"""Columns to sort by."""
 
 
 def _or(most: float, value: float, row: TensorDiff) -> float:
-    """A number of a row, or `most` where a NaN or an infinity came or went: no difference is greater."""
+    """Value of a row, or `most` if a NaN or infinity appeared or disappeared: that counts as the largest difference."""
     return most if row.nan_a or row.nan_b or row.infinite else value
 
 
 @dataclass(frozen=True, repr=False)
 class Diff(Result, Tabular):
-    """How B differs from A; it prints as a table of what differs.
+    """Differences between A and B; prints as a table.
 
-    `found["name"]` is a row; iterating and `len` go over the rows, those of tensors that are the same included.
+    `found["name"]` is a row. Iteration and `len` cover all rows, including equal tensors.
 
     Attributes:
-        a, b: What the sources are called.
-        selector: What chose the tensors; None for all.
-        numeric: Whether values decided, or bits.
-        rename: What the names of B were renamed by; None where they were not.
-        proposal: A rename under which more tensors would meet, where none was asked for.
-        part: The mapping within one of the checkpoints that has more of the names of the other, as a target: to compare
-            that instead.
-        rows: A row for each tensor: in A's order, those that B alone has last.
-        by: How they are grouped; None where they are not.
-        groups: Their groups.
-        limit: Most rows that are shown; None for all.
-        left_out_a, left_out_b: State that belongs to the sources and was not compared.
-        lost: What casts within rows lost, of sources that are not written yet: name → losses.
+        a, b: Labels of the sources.
+        selector: Selector of the tensors; None for all.
+        numeric: Whether values were compared, instead of bits.
+        rename: Rename applied to the names of B, or None.
+        proposal: Rename that would pair more tensors, if none was requested.
+        part: Target of a mapping inside one checkpoint that shares more names with the other source, or None.
+        rows: One row per tensor, in A's order; tensors only in B come last.
+        by: Grouping, or None.
+        groups: Groups of rows.
+        limit: Maximum number of rows shown; None for all.
+        left_out_a, left_out_b: State of each source outside the table, not compared.
+        lost: Losses of casts in plans that are not written yet, by name.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -104,9 +103,9 @@ class Diff(Result, Tabular):
 
     @property
     def same(self) -> bool:
-        """Whether every tensor is in both and the same, and nothing that belongs to them was left out.
+        """Whether every tensor is in both sources and equal, and no state was left out.
 
-        False where nothing was compared at all.
+        False if nothing was compared.
         """
         if not self.rows or self.left_out_a or self.left_out_b:
             return False
@@ -114,12 +113,12 @@ class Diff(Result, Tabular):
 
     @property
     def differing(self) -> tuple[TensorDiff, ...]:
-        """The rows of the tensors that are not the same in both."""
+        """Rows of tensors that differ, or are in one source only."""
         return tuple(row for row in self.rows if row.status not in SAME)
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many tensors have each status."""
+        """Number of tensors of each status."""
         found = dict.fromkeys(STATUSES, 0)
         for row in self.rows:
             found[row.status] += 1
@@ -127,7 +126,7 @@ class Diff(Result, Tabular):
 
     @cached_property
     def total(self) -> GroupDiff:
-        """All tensors together."""
+        """All tensors as one group."""
         return GroupDiff.of("total", self.rows)
 
     def __iter__(self) -> Iterator[TensorDiff]:
@@ -147,32 +146,32 @@ class Diff(Result, Tabular):
         return {row.name: row for row in self.rows}
 
     def sorted(self, by: str) -> Diff:
-        """The same with rows in another order.
+        """Copy with sorted rows.
 
         Args:
-            by: `name`, `numel`, `changed`, `share`, `max`, `relative` or `cosine`; descending with `-` before it. What
-                has no such number comes last.
+            by: `name`, `numel`, `changed`, `share`, `max`, `relative` or `cosine`; a leading `-` sorts descending. NaN
+                sorts last.
 
         Raises:
-            SelectorError: It is none of these.
+            SelectorError: There is no such column.
         """
         return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
 
     @property
     def columns(self) -> Columns:
-        """Attribute of `table_rows` → its type."""
+        """Types of the columns of `table_rows`, by attribute."""
         return COLUMNS if self.by is None else GROUP_COLUMNS
 
     def table_rows(self) -> tuple[TensorDiff, ...] | tuple[GroupDiff, ...]:
-        """The rows for other libraries: of all tensors, the same included; or the groups, where there are any."""
+        """Rows for other libraries: one per tensor, or one per group if grouped."""
         return self.rows if self.by is None else self.groups
 
     def report(self) -> Report:
-        """What differs, as tables, and in a line what is the same."""
+        """Report of the differences, with a count of equal tensors."""
         return report(self)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it; of tensors that are the same, the count alone."""
+        """The comparison as JSON data. Equal tensors are only counted."""
         return {
             "a": self.a,
             "b": self.b,
@@ -197,8 +196,8 @@ class Diff(Result, Tabular):
 
 _WORDS = {
     "changed": "changed",
-    "shape": "of another shape",
-    "dtype": "of another dtype",
+    "shape": "of different shape",
+    "dtype": "of different dtype",
     "only_a": "only in A",
     "only_b": "only in B",
     "unread": "not compared",
@@ -206,7 +205,7 @@ _WORDS = {
 
 
 def report(diff: Diff) -> Report:
-    """The report of `diff`; see `Diff.report`."""
+    """Report of a comparison; see `Diff.report`."""
     parts: list[Text | Table] = [
         Text(printable(f"A  {diff.a}"), "title"),
         Text(printable(f"B  {diff.b}"), "title"),
@@ -239,17 +238,17 @@ def report(diff: Diff) -> Report:
     parts.append(_verdict(diff))
     parts += lines(diff.lost)
     if diff.part is not None:
-        parts.append(Text(printable(f"{diff.part} holds what the other has: compare that"), "warn"))
+        parts.append(Text(printable(f"compare {diff.part}: it has the tensors of the other source"), "warn"))
     elif diff.proposal is not None:
-        parts.append(Text(printable(f"more names meet with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
+        parts.append(Text(printable(f"more names match with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
     if diff.counts["dtype"] and not diff.numeric:
-        parts.append(Text("with --numeric (numeric=True), values are compared across dtypes", "dim"))
+        parts.append(Text("to compare values across dtypes, pass --numeric (numeric=True)", "dim"))
     return Report(tuple(parts))
 
 
 def _verdict(diff: Diff) -> Text:
     if not diff.rows:
-        return Text("nothing was compared: there are no tensors in either", "warn")
+        return Text("nothing was compared: neither source has tensors", "warn")
     counts, total = diff.counts, diff.total
     same = "equal in value" if diff.numeric else "identical"
     many = counts["identical"] + counts["equal"]
@@ -266,7 +265,7 @@ def _verdict(diff: Diff) -> Text:
 def _shown(
     rows: Sequence[TensorDiff], limit: int | None, cells: Callable[[TensorDiff], tuple[Cell | str, ...]]
 ) -> tuple[Row | Gap, ...]:
-    """Rows for those that are shown; no others are made."""
+    """Rows to show, without creating others."""
     if limit is None or len(rows) <= limit:
         return tuple(Row(cells(row)) for row in rows)
     head = (limit + 1) // 2
@@ -344,7 +343,7 @@ def _group_numbers(group: GroupDiff) -> tuple[str, ...]:
 
 
 def _numbers(compared: Compared | None, greatest: float, relative: float, angle: float) -> tuple[str, ...]:
-    """The three numbers as they are printed; NaN where a NaN came or went, nothing where there is no number."""
+    """The three numbers as text; NaN if a NaN appeared or disappeared, blank if there is no number."""
     missing = "NaN" if compared is not None and (compared.nan_a or compared.nan_b) else ""
     return number(greatest) or missing, number(relative) or missing, cosine(angle) or missing
 
@@ -371,7 +370,7 @@ def _dtypes(row: TensorDiff) -> str:
 
 
 def share(changed: int, numel: int) -> str:
-    """How many of some elements changed, in percent; 0 % and 100 % are none and all of them, nothing less.
+    """Share of changed elements in percent. Only exact values print as 0 % and 100 %.
 
     >>> share(1, 3), share(1, 10**9), share(10**9 - 1, 10**9), share(5, 5)
     ('33.3 %', '< 0.1 %', '> 99.9 %', '100 %')
@@ -385,7 +384,7 @@ def share(changed: int, numel: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number in four digits; an integer that has more in full.
+    """Number with four digits; longer integers in full.
 
     >>> number(0.000123456), number(2**60 + 1), number(0.0), number(float("nan"))
     ('0.0001235', '1152921504606846977', '0', '')
@@ -396,7 +395,7 @@ def number(value: float) -> str:
 
 
 def cosine(value: float) -> str:
-    """A cosine; near 1, how far it is from it.
+    """Cosine as text; near 1, as the distance from 1.
 
     >>> cosine(0.5), cosine(1 - 1e-6), cosine(1.0), cosine(-1.0)
     ('0.50000', '1 - 1.0e-06', '1', '-1')

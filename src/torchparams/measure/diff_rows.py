@@ -1,4 +1,4 @@
-"""What is said of one tensor of two sources, and of several together."""
+"""Rows of a comparison: one tensor, or a group of tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torchparams.sketch.compared import Compared
 
 STATUSES = ("identical", "equal", "changed", "shape", "dtype", "only_a", "only_b", "unread")
-"""What can be said of a tensor: see `TensorDiff.status`."""
+"""Possible values of `TensorDiff.status`."""
 
 SAME = ("identical", "equal")
 
@@ -38,7 +38,7 @@ COLUMNS = {
     "opaque": bool,
     "reason": str,
 }
-"""Attributes of `TensorDiff` → their types, for tables handed to other libraries."""
+"""Types of the `TensorDiff` columns, for tables handed to other libraries."""
 
 GROUP_COLUMNS = {
     "name": str,
@@ -51,24 +51,24 @@ GROUP_COLUMNS = {
     "relative": float,
     "cosine": float,
 }
-"""Attributes of `GroupDiff` → their types, likewise."""
+"""Types of the `GroupDiff` columns, for tables handed to other libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """A tensor of A, of B, or of both, and how the one in B differs from the one in A.
+    """Comparison of one tensor of A and B.
 
-    Numbers are NaN where nothing was compared, and where the bits are not numbers (quantised types, and codes whose
-    scales stand beside them).
+    Numbers are NaN if nothing was compared, or if the bits are not numbers: quantised dtypes, or codes of an unknown
+    encoding.
 
     Attributes:
-        name: What A calls it; of a tensor of B alone, its name there once that is renamed.
-        status: `identical`, bit for bit; `equal` in value (only with `numeric`); `changed`; `shape` or `dtype` where
-            these differ, so that no element was compared; `only_a`, `only_b`; `unread` where the values cannot be had.
-        a: Its record in A, None where it is not there.
-        b: Its record in B.
-        compared: What was counted and summed up; of what is the same, nothing.
-        reason: Why it is unread, or why its bits are not numbers.
+        name: Name in A; for a tensor only in B, its name after the rename.
+        status: `identical` (bit for bit), `equal` in value (only with `numeric`), `changed`, `shape` or `dtype` (these
+            differ, so elements were not compared), `only_a`, `only_b`, or `unread` (values cannot be read).
+        a: Info in A, or None.
+        b: Info in B, or None.
+        compared: Counts and sums; None if nothing was compared.
+        reason: Reason why it is unread, or why its bits are not numbers.
     """
 
     name: str
@@ -79,7 +79,7 @@ class TensorDiff:
     reason: str = ""
 
     def of_codes(self, reason: str) -> TensorDiff:
-        """The same of tensors whose elements are no numbers: the count of those that changed, and nothing else."""
+        """Copy for a tensor of codes: it keeps only the count of changed elements."""
         from torchparams.sketch.compared import Compared
 
         compared = None if self.compared is None else Compared(changed=self.compared.changed)
@@ -87,44 +87,50 @@ class TensorDiff:
 
     @property
     def info(self) -> ParameterInfo:
-        """The record in A, or in B where it is only there."""
+        """Info in A, or in B if the tensor is only there."""
         found = self.a or self.b
         assert found is not None
         return found
 
     @property
     def numel(self) -> int:
-        """Count of elements."""
+        """Number of elements."""
         return self.info.numel
 
     @property
     def changed(self) -> int:
-        """Elements that changed."""
+        """Number of changed elements."""
         return 0 if self.compared is None else self.compared.changed
 
     @property
     def share(self) -> float:
-        """Share of the elements that changed, from 0 to 1."""
+        """Share of changed elements, from 0 to 1."""
         if self.compared is None:
             return math.nan
         return self.compared.changed / self.numel if self.numel else 0.0
 
     @property
     def max(self) -> float | int:
-        """Greatest |b - a|; NaN where a NaN came or went, else infinite where an infinity came, went or turned."""
+        """Maximum |b - a|.
+
+        NaN if a NaN appeared or disappeared; infinite if an infinity appeared, disappeared or changed sign.
+        """
         return math.nan if self.compared is None or self.opaque else self.compared.greatest
 
     @property
     def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2; NaN or infinite where `max` is so. Values that are finite in neither are left out."""
+        """Relative difference ‖b - a‖ / ‖a‖ in L2.
+
+        NaN or infinite as for `max`. Values that are non-finite in both are excluded.
+        """
         return math.nan if self.compared is None or self.opaque else self.compared.relative
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between the two; 1 where nothing changed.
+        """Cosine similarity; 1 if nothing changed.
 
-        NaN where one is all zeros, and where a NaN or an infinity came, went or turned. Values that are finite in
-        neither are left out.
+        NaN if one tensor is all zeros, or if a NaN or infinity appeared, disappeared or changed sign. Values that are
+        non-finite in both are excluded.
         """
         if self.compared is None or self.opaque:
             return math.nan
@@ -132,23 +138,23 @@ class TensorDiff:
 
     @property
     def sqnr(self) -> float:
-        """Signal to noise in dB, 20·log₁₀(‖a‖ / ‖b - a‖), of B as A quantised; infinite where the two agree."""
+        """Signal-to-quantisation-noise ratio in dB, 20·log₁₀(‖a‖ / ‖b - a‖); infinite for equal tensors."""
         relative = self.relative
         return math.inf if relative == 0 else -math.inf if relative == math.inf else -20 * math.log10(relative)
 
     @property
     def nan_a(self) -> int:
-        """Values that are NaN in A only."""
+        """Number of values that are NaN only in A."""
         return 0 if self.compared is None else self.compared.nan_a
 
     @property
     def nan_b(self) -> int:
-        """Values that are NaN in B only."""
+        """Number of values that are NaN only in B."""
         return 0 if self.compared is None else self.compared.nan_b
 
     @property
     def infinite(self) -> int:
-        """Values that are infinite in one only, or of the other sign, and NaN in none."""
+        """Number of values, without NaN, that are infinite on one side only, or with different signs."""
         return 0 if self.compared is None else self.compared.infinite
 
     @property
@@ -157,7 +163,7 @@ class TensorDiff:
         return self.info.dtype.kind == "opaque" or bool(self.reason)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON takes it."""
+        """The row as JSON data."""
         numbers = self.compared is not None
         return {
             "name": self.name,
@@ -186,15 +192,15 @@ def _side(info: ParameterInfo | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class GroupDiff:
-    """Several tensors together.
+    """Comparison of a group of tensors.
 
     Attributes:
-        name: What the group is called.
-        tensors: How many tensors there are, in A, in B, or in both.
-        differing: How many of them are not the same in both.
-        numel: Elements that were compared.
-        compared: What was counted and summed up of the tensors that changed: norms and cosine are of these.
-        numbers: Elements that were compared and are numbers: without any, there are no norms.
+        name: Name of the group.
+        tensors: Number of tensors in A, B or both.
+        differing: Number of tensors that differ, or are in one source only.
+        numel: Number of compared elements.
+        compared: Counts and sums over the changed tensors; norms and cosine cover these only.
+        numbers: Number of compared elements that are numbers. If it is 0, there are no norms.
     """
 
     name: str
@@ -206,7 +212,7 @@ class GroupDiff:
 
     @staticmethod
     def of(name: str, rows: Sequence[TensorDiff]) -> GroupDiff:
-        """The group of some tensors."""
+        """Group of the given rows."""
         from torchparams.sketch.compared import Compared
 
         with_numbers = [row for row in rows if row.compared is not None]
@@ -221,27 +227,27 @@ class GroupDiff:
 
     @property
     def share(self) -> float:
-        """Share of the elements that changed, from 0 to 1."""
+        """Share of changed elements, from 0 to 1."""
         return self.compared.changed / self.numel if self.numel else 0.0
 
     @property
     def changed(self) -> int:
-        """Elements that changed."""
+        """Number of changed elements."""
         return self.compared.changed
 
     @property
     def max(self) -> float | int:
-        """Greatest |b - a|, as in `TensorDiff`; NaN where no elements are numbers, as for `relative` and `cosine`."""
+        """Maximum |b - a| as in `TensorDiff`; NaN if no elements are numbers, as for `relative` and `cosine`."""
         return math.nan if self._without else self.compared.greatest
 
     @property
     def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2, of the tensors that changed, as in `TensorDiff`."""
+        """Relative difference ‖b - a‖ / ‖a‖ in L2 over the changed tensors, as in `TensorDiff`."""
         return math.nan if self._without else self.compared.relative
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between A and B, of the tensors that changed, as in `TensorDiff`; 1 where none did."""
+        """Cosine similarity over the changed tensors, as in `TensorDiff`; 1 if none changed."""
         if self._without:
             return math.nan
         return self.compared.cosine if self.compared.changed else 1.0
@@ -251,7 +257,7 @@ class GroupDiff:
         return bool(self.numel and not self.numbers)
 
     def to_json(self) -> dict[str, Any]:
-        """The group as JSON takes it."""
+        """The group as JSON data."""
         return {
             "name": self.name,
             "tensors": self.tensors,

@@ -1,4 +1,4 @@
-"""Digests of tensors and of sets of them, and what they tell: which tensors are there more than once."""
+"""Compute digests of tensors and of whole sources, and find duplicate tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor stands: in which source, under which name."""
+    """Source and name of a tensor."""
 
     source: str
     name: str
@@ -50,14 +50,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class SameContent:
-    """Tensors of the same dtype, shape and elements.
+    """Tensors with the same dtype, shape and elements.
 
     Attributes:
-        digest: Of each of them.
-        dtype: Their element type.
-        shape: Their shape.
-        nbytes: Bytes of one of them.
-        copies: For each copy of the bytes, the places that share it: a tied tensor is one copy with several places.
+        digest: Digest of each tensor.
+        dtype: Dtype of each.
+        shape: Shape of each.
+        nbytes: Bytes of one copy.
+        copies: Tensors that share memory, for each copy of the bytes. A tied tensor is one copy with several names.
     """
 
     digest: str
@@ -68,11 +68,11 @@ class SameContent:
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes that all copies but one take."""
+        """Bytes of all copies except one."""
         return self.nbytes * (len(self.copies) - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The group, with its places by copy."""
+        """The group as JSON data."""
         return {
             "digest": self.digest,
             "dtype": str(self.dtype),
@@ -85,15 +85,15 @@ class SameContent:
 
 @dataclass(frozen=True, repr=False)
 class Digests(Result, Tabular):
-    """What `digest` finds out.
+    """Digests of a source, the result of `digest`.
 
     Attributes:
-        source: What the source is called.
-        format: Its format.
-        tensors: Name → tensor and digest, in the source's order.
-        digest: The digest of the set: 64 hexadecimal digits.
-        left_out: State that belongs to the source and is not part of the digest.
-        lost: What casts within rows lost, of a source that is not written yet: name → losses.
+        source: Label of the source.
+        format: Format of the source.
+        tensors: Digest of each tensor by name, in source order.
+        digest: Digest of the whole set: 64 hexadecimal digits.
+        left_out: State of the source that is not part of the digest.
+        lost: Losses of casts in a plan that is not written yet, by name.
     """
 
     columns = COLUMNS
@@ -107,42 +107,42 @@ class Digests(Result, Tabular):
 
     @property
     def same_content(self) -> tuple[SameContent, ...]:
-        """The tensors that are there more than once, the most costly first."""
+        """Duplicate tensors, largest extra size first."""
         return same_content([self])
 
     def table_rows(self) -> list[TensorDigest]:
-        """The tensors, in order."""
+        """Tensors in order."""
         return list(self.tensors.values())
 
     def manifest(self) -> dict[str, Any]:
-        """What `write` writes: `format`, `version`, `source`, `digest` and `tensors`."""
+        """Manifest that `write` writes: `format`, `version`, `source`, `digest` and `tensors`."""
         return document_of(self.source, self.digest, self.tensors.values())
 
     def write(self, path: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write the manifest to a file, as a whole or not at all; an earlier manifest is replaced.
+        """Write the manifest to a file, atomically. An existing manifest is replaced.
 
         Returns:
-            A sentence on what the new file could not take over from the earlier one, if there is such.
+            Sentences about file attributes that could not be kept from the old file.
 
         Raises:
-            WriteError: Writing failed, or something that is no manifest is there.
+            WriteError: Writing failed, or the existing file is not a manifest.
         """
         return write_manifest(self.manifest(), os.fspath(path))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Digests:
-        """The digests in a manifest.
+        """Read digests from a manifest.
 
         Raises:
             SourceError: The file cannot be read.
-            FileFormatError: It is no manifest, or contradicts itself.
-            LimitExceeded: It is longer than `limits.MANIFEST_BYTES`.
+            FileFormatError: The file is not a manifest, or is inconsistent.
+            LimitExceeded: The file is longer than `limits.MANIFEST_BYTES`.
         """
         source, tensors, made = read_manifest(os.fspath(path))
         return cls(source, "manifest", tensors, made)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest, with `same_content` and `left_out` beside it."""
+        """The manifest, with `same_content` and `left_out`."""
         return {
             **self.manifest(),
             "same_content": [group.to_json() for group in self.same_content],
@@ -150,10 +150,10 @@ class Digests(Result, Tabular):
         }
 
     def report(self, limit: int | None = None) -> Report:
-        """The tensors with their digests, then the set's, then what is there more than once.
+        """Report of the digests of the tensors, of the set, and of duplicates.
 
         Args:
-            limit: Most rows of a table; None for all.
+            limit: Maximum number of rows per table; None for all.
         """
         return Report((*self._listing(limit), *_same_parts(self.same_content, limit, several=False)))
 
@@ -179,11 +179,11 @@ class Digests(Result, Tabular):
 
 @dataclass(frozen=True, repr=False)
 class Duplicates(Result):
-    """What `duplicates` finds out.
+    """Duplicate tensors, the result of `duplicates`.
 
     Attributes:
-        sources: The digests of each source, under labels that differ.
-        same_content: The tensors that are there more than once, in one source or in several; the most costly first.
+        sources: Digests of each source, under unique labels.
+        same_content: Duplicate tensors, in one source or across sources; largest extra size first.
     """
 
     sources: tuple[Digests, ...]
@@ -191,11 +191,11 @@ class Duplicates(Result):
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes that would be free if every tensor were there once."""
+        """Bytes of all copies except one of each tensor."""
         return sum(group.extra_bytes for group in self.same_content)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifests of the `sources`, `same_content` and `extra_bytes`."""
+        """The manifests of the `sources`, with `same_content` and `extra_bytes`."""
         return {
             "sources": [digests.manifest() for digests in self.sources],
             "same_content": [group.to_json() for group in self.same_content],
@@ -203,22 +203,22 @@ class Duplicates(Result):
         }
 
     def report(self, limit: int | None = None) -> Report:
-        """Each source's tensors with their digests, then what is there more than once.
+        """Report of the digests of each source, and of duplicates.
 
         Args:
-            limit: Most rows of a table; None for all.
+            limit: Maximum number of rows per table; None for all.
         """
         parts: list[Text | Table] = []
         for digests in self.sources:
             parts += [*([Text("")] if parts else []), *digests._listing(limit)]
         found = _same_parts(self.same_content, limit, several=len(self.sources) > 1)
-        return Report((*parts, *(found or [Text(""), Text("No two tensors are the same.", "dim")])))
+        return Report((*parts, *(found or [Text(""), Text("No duplicate tensors.", "dim")])))
 
     def _shown(self) -> Report:
         return self.report(ROWS_SHOWN)
 
 
-@paused_gc()  # some objects for each tensor, and no cycles
+@paused_gc()  # many objects, no cycles
 def digest(
     x: object,
     selector: object = None,
@@ -227,27 +227,25 @@ def digest(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Digests:
-    """A digest of every tensor and one of them all: equal for the same weights, whatever holds them.
+    """Compute a digest of every tensor, and of all together: equal weights give equal digests in every format.
 
-    Of a live model, buffers belong to it as they do to its state dict, those that are registered with
-    `persistent=False` left out: the digest of a model is that of the file its state dict was saved to. A `Parameters`
-    is taken as it stands. Of a quantised parameter, the tensors that it is stored in are digested. The bytes that a
-    digest is made of are described in `torchparams.measure.hashing`.
+    A live model is read like its state dict, including persistent buffers: its digest equals that of a file saved from
+    its state dict. A `Parameters` is read as it is. For a quantised parameter, the stored tensors are digested.
+    `torchparams.measure.hashing` describes the exact bytes.
 
     Args:
-        x: Anything that has parameters.
-        selector: Only these; None for all.
-        strict: Refuse a selector of which any union branch hits nothing.
-        engine: What reads; unless given, the threads of this process, which map files block by block. Whoever makes
-            the file shorter meanwhile may end the process. A `torchparams.engines.ThreadEngine()` reads instead: it
-            reports an error then.
-        progress: Told bytes done and bytes in all.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        selector: Tensors to include; None for all.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine to run on; by default, threads that memory-map files. If another program truncates a mapped file,
+            the process may be killed; `torchparams.engines.ThreadEngine()` reads instead, and raises an error.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        NoMatch: A branch of the selector hits nothing.
+        NoMatch: A branch of the selector matches nothing.
         NotReadable: A tensor has no values: it is lazy, on the meta device, sparse or quantised. Or a module of a live
-            model keeps state outside its parameters and buffers, which a digest would not notice.
-        SourceError: A file was written to while it was read.
+            model keeps state outside its parameters and buffers, which the digest would miss.
+        SourceError: A file changed while it was read.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -261,9 +259,9 @@ def digest(
     beside = params.left_out
     if any(each.live for each in beside):
         raise NotReadable(
-            f"{in_words(beside)}; without that state, different models would have one digest",
+            f"{in_words(beside)}; different models could have the same digest without it",
             where=params.source.label,
-            hint=f"{STATE_DICT_HINT}; or select what such modules do not hold",
+            hint=f"{STATE_DICT_HINT}; or select tensors outside these modules",
         )
     infos = params.infos
     hashed, lost = tensor_digests(params.source, infos.values(), engine=engine, progress=progress)
@@ -283,14 +281,14 @@ def duplicates(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Duplicates:
-    """Tensors that are there more than once, in one source or in several: tied ones and copies told apart.
+    """Find duplicate tensors in one or more sources. Tied tensors are told apart from copies.
 
     Args:
-        xs: Anything that has parameters, each read as by `digest`.
-        selector: Only these of each; None for all.
-        strict: Refuse a selector of which any union branch hits nothing in one of them.
-        engine: What reads, as for `digest`.
-        progress: Told bytes done and bytes in all, of one source after the other.
+        xs: Models, checkpoints or mappings of tensors, read as in `digest`.
+        selector: Tensors to include; None for all.
+        strict: Raise if any branch of a selector matches nothing in one of the sources.
+        engine: Engine to run on; see `digest`.
+        progress: Callback with the bytes read so far and in total, for each source in turn.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -309,7 +307,7 @@ def duplicates(
 
 
 def same_content(sources: Sequence[Digests]) -> tuple[SameContent, ...]:
-    """The tensors of sources that are there more than once, the most costly first."""
+    """Duplicate tensors of sources, largest extra size first."""
     groups: dict[str, list[tuple[str, TensorDigest]]] = {}
     for digests in sources:
         for tensor in digests.tensors.values():
@@ -328,13 +326,13 @@ def same_content(sources: Sequence[Digests]) -> tuple[SameContent, ...]:
     return tuple(sorted(made, key=lambda same: -same.extra_bytes))
 
 
-# --- which tensors ---------------------------------------------------------------------------
+# --- selection -------------------------------------------------------------------------------
 
 
 def chosen(x: object, selector: object, *, strict: bool) -> Parameters:
-    """The table that is digested of `x`: of tensors as they are stored.
+    """Table to digest: tensors as stored.
 
-    What a state dict does not hold is left out, unless it is a table already.
+    Tensors outside the state dict are excluded, unless `x` is a `Parameters`.
     """
     params = of(x, buffers=True)
     if not isinstance(x, Parameters) and not all(info.persistent for info in params.infos.values()):
@@ -343,7 +341,7 @@ def chosen(x: object, selector: object, *, strict: bool) -> Parameters:
 
 
 class _Memory:
-    """Tells which tensors are the same bytes in the same place."""
+    """Identifies tensors that share the same bytes."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -351,26 +349,26 @@ class _Memory:
         self._where: str | None = None
 
     def of(self, info: ParameterInfo) -> str | None:
-        """Equal for the same bytes; None where it is not known.
+        """Key that is equal for the same bytes; None if unknown.
 
-        It is a text, as a file could choose numbers of which Python's hashes collide.
+        A text rather than numbers: a hostile file could choose numbers whose hashes collide.
         """
         if not info.nbytes:
             return None
         view = info.storage
-        # The step along a dimension of one element means nothing.
+        # The stride of a dimension of size 1 has no meaning.
         pairs = () if view is None else zip(info.shape or (), view.stride, strict=True)
         steps = tuple(step for size, step in pairs if size > 1)
         if info.location is not None:
             return f"{self._file(info.location.file)} {info.location.start} {steps}"
         if view is not None:
-            if self._where is None:  # no file for what is in memory, which has one address for all sources
+            if self._where is None:  # memory has no file, and one address space for all sources
                 self._where = "".join(f"{self._file(path)}" for path in self._source.files)
             return f"{self._where} {view.key} {view.offset * info.dtype.bits} {steps}"
         return None
 
     def _file(self, path: str) -> Any:
-        # A file has several names: links, and paths from different directories.
+        # One file can have several paths.
         if path not in self._files:
             try:
                 about = os.stat(path)
@@ -389,7 +387,7 @@ def _tied(names: Sequence[str]) -> str:
 
 
 def _same_parts(groups: Sequence[SameContent], limit: int | None, *, several: bool) -> list[Text | Table]:
-    """The section on what is there more than once; nothing where there is no such thing."""
+    """Report section on duplicates; empty if there are none."""
     if not groups:
         return []
     rows = []

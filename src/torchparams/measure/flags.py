@@ -1,14 +1,14 @@
-"""What a person should look at: flags, each with its reason in words.
+"""Flags: tensors worth a look, each with a reason.
 
-The rules are made so that a model as it is initialised, and one as it is published, have none. So vectors (of
-everything but one dimension the size is 1) may be zero or constant: biases and the gains of norms are, before they are
-trained. They are flagged where their siblings are not.
+The rules give no flags to freshly initialised or published models. Vectors (all dimensions but one have size 1) may be
+zero or constant, because biases and norm gains are so before training. They are flagged only if their siblings are
+different.
 
-**Siblings** are tensors in the same role: of equal shape, with names that differ only in whole components that are
-numbers. A scale is compared with the 8 nearest of them, not with all: scales that grow or shrink with depth, as some
-schemes initialise them, are no finding. It is far away when its log2 differs from their median by at least 2 (a factor
-of 4), and by more than 6 robust standard deviations of such differences: 1.4826 times their median absolute deviation
-(Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers, who take 3.5 of them).
+**Siblings** are tensors with the same role: equal shape, and names that differ only in components that are numbers. A
+scale is compared with its 8 nearest siblings, not with all: some schemes scale with depth. A scale is flagged if its
+log2 differs from their median by at least 2 (a factor of 4), and by more than 6 robust standard deviations of such
+differences: 1.4826 times their median absolute deviation (Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers,
+with a threshold of 3.5).
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     from torchparams.measure.tensor_stats import TensorStats
 
 KINDS = ("non-finite", "zero", "constant", "saturated", "scale")
-"""The kinds of flags."""
+"""Kinds of flags."""
 
 SIBLINGS = 4
-"""Siblings that a tensor has at least, for anything to be said about how it differs from them."""
+"""Minimum number of siblings for a comparison with siblings."""
 
 NEAREST = 8
-"""Siblings whose median a scale is compared with."""
+"""Number of siblings whose median a scale is compared with."""
 
 OCTAVES = 2.0
-"""How much log2 of a scale differs at least."""
+"""Minimum difference of log2 of a scale."""
 
 DEVIATIONS = 6.0
-"""How many robust standard deviations that is at least."""
+"""Minimum difference in robust standard deviations."""
 
-_LEAST_DEVIATION = 0.1  # octaves; fresh layers differ by nothing but chance
-_SATURATED_SHARE = 0.02  # of float8: where the largest of each block of 128 is scaled to the end, 1 % stand there
+_LEAST_DEVIATION = 0.1  # octaves; fresh layers differ only by chance
+_SATURATED_SHARE = 0.02  # float8 scaled per block of 128 has about 1 % of its values at the maximum
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Something to look at.
+    """Flag of one tensor.
 
     Attributes:
-        name: The tensor's canonical name.
+        name: Canonical name of the tensor.
         kind: One of `KINDS`.
-        reason: Why, in words.
+        reason: Reason in words.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -68,18 +68,18 @@ class Flag:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """The flag as JSON takes it."""
+        """The flag as JSON data."""
         return {"name": self.name, "kind": self.kind, "reason": self.reason}
 
 
 def flags_of(rows: Sequence[TensorStats]) -> list[Flag]:
-    """The flags of tensors, in their order, most serious first for each; linear in the count of tensors.
+    """Flags of tensors, in order, most serious first for each; linear in the number of tensors.
 
-    Of `Rows` in columns, those alone are made that may have a flag.
+    For `Rows` in columns, only rows that may have a flag are created.
     """
     table = rows if isinstance(rows, Rows) else Rows(rows)
     std, odd = table.scan()
-    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    # Shapes as text: a hostile file could choose numbers whose hashes collide.
     roles: dict[tuple[str, str], list[int]] = {}
     vectors: set[tuple[str, str]] = set()
     for i, (name, shape, dtype, numel) in enumerate(table.heads() if odd.any() or _far_apart(std) else ()):
@@ -103,7 +103,7 @@ def flags_of(rows: Sequence[TensorStats]) -> list[Flag]:
 
 
 def _far_apart(scales: np.ndarray[Any, Any]) -> bool:
-    """Whether one may be so far from others that it is a finding: a cheap look, before `_scales`."""
+    """Cheap test, before `_scales`, whether one scale may be far enough from the others."""
     scales = scales[(scales > 0) & (scales < math.inf)]
     return len(scales) > SIBLINGS and math.log2(scales.max()) - math.log2(scales.min()) >= OCTAVES - 0.001
 
@@ -112,7 +112,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def role_of(name: str) -> str:
-    """The name with `*` for each component that is a number.
+    """Name with `*` for each component that is a number.
 
     >>> role_of("layers.3.experts.12.w1.weight")
     'layers.*.experts.*.w1.weight'
@@ -121,7 +121,7 @@ def role_of(name: str) -> str:
 
 
 def place_of(name: str) -> list[tuple[int, str]]:
-    """Something that sorts names of one role by the numbers in them.
+    """Sort key for names of one role, by the numbers in them.
 
     >>> sorted(["h.10.w", "h.9.w"], key=place_of)
     ['h.9.w', 'h.10.w']
@@ -136,14 +136,14 @@ def _is_vector(shape: tuple[int, ...] | None) -> bool:
     return sum(size > 1 for size in shape or ()) <= 1
 
 
-# --- of a tensor by itself -----------------------------------------------------------------------
+# --- single tensors ------------------------------------------------------------------------------
 
 
 def _alone(row: TensorStats) -> Iterator[Flag]:
     if row.dtype is None or row.dtype.kind not in _FLOATS:
         return
     values = row.values
-    # Masks that are added to attention scores hold 0 and -Inf, or 0 and the least number, and nothing else.
+    # Attention masks hold only 0 and -Inf, or 0 and the lowest value.
     if row.nonfinite and not (row.zeros and row.zeros + row.neginf == values):
         kinds = ((row.nan, "NaN"), (row.posinf, "+Inf"), (row.neginf, "-Inf"))
         what = " and ".join(f"{count:,} {name}" for count, name in kinds if count)
@@ -155,13 +155,13 @@ def _alone(row: TensorStats) -> Iterator[Flag]:
             yield Flag(row.name, "constant", f"all {values:,} values are {row.min:g}")
     if row.saturated and row.dtype.bits >= 8 and not (row.zeros and row.zeros + row.saturated == values):
         share = row.saturated / values
-        # Float8 is scaled to its own range, some of it to the very end; a 16-bit float that stands there was cut.
+        # Scaled float8 tensors reach their maximum by design; a 16-bit float at its maximum was clipped.
         if share >= _SATURATED_SHARE or row.dtype.bits == 16:
             yield Flag(
                 row.name,
                 "saturated",
                 f"{row.saturated:,} of {values:,} values ({_percent(share)}) are ±{row.linf:g}, "
-                f"the largest that {row.dtype} has",
+                f"the largest value of {row.dtype}",
             )
 
 
@@ -169,11 +169,11 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else f"{share:.0e}".replace("e-0", "e-")
 
 
-# --- beside its siblings -------------------------------------------------------------------------
+# --- comparison with siblings --------------------------------------------------------------------
 
 
 def _vectors(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
-    """Constant vectors among such as are not."""
+    """Constant vectors whose siblings are not constant."""
     if siblings[0].numel < 2:
         return
     constant = [row for row in siblings if row.min == row.max and not row.nonfinite]
@@ -188,8 +188,8 @@ def _vectors(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
 
 
 def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
-    """Standard deviations that are far from those of the nearest siblings."""
-    # Names in a file are often in the order of text: 1, 10, 11, 2.
+    """Standard deviations far from those of the nearest siblings."""
+    # File order is often alphabetical: 1, 10, 11, 2.
     rows = sorted((row for row in siblings if 0 < row.std < math.inf), key=lambda row: place_of(row.name))
     if len(rows) <= SIBLINGS:
         return
@@ -216,7 +216,7 @@ def _scales(role: str, siblings: Sequence[TensorStats]) -> Iterator[Flag]:
 
 
 def median(values: Iterable[float]) -> float:
-    """The middle one of numbers, or the mean of the two (of the module `statistics`, which is slow to import).
+    """Median of numbers; the module `statistics` is slow to import.
 
     >>> median([3, 1, 2]), median([4, 1, 2, 3])
     (2, 2.5)
@@ -227,7 +227,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def kinds_of(flags: Iterable[Flag]) -> dict[str, int]:
-    """How many flags there are of each kind."""
+    """Number of flags of each kind."""
     found: dict[str, int] = {}
     for flag in flags:
         found[flag.kind] = found.get(flag.kind, 0) + 1
@@ -235,10 +235,10 @@ def kinds_of(flags: Iterable[Flag]) -> dict[str, int]:
 
 
 def kinds_in(text: str) -> tuple[str, ...]:
-    """The kinds of flags in a text, between commas.
+    """Parse kinds of flags from comma-separated text.
 
     Raises:
-        OptionError: One is not among `KINDS`.
+        OptionError: A kind is not in `KINDS`.
 
     >>> kinds_in("non-finite, zero")
     ('non-finite', 'zero')
@@ -246,5 +246,5 @@ def kinds_in(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     for kind in found:
         if kind not in KINDS:
-            raise OptionError(f"no kind of flag is called {kind!r}", exists=f"there are {', '.join(KINDS)}")
+            raise OptionError(f"unknown kind of flag {kind!r}", exists=f"kinds are {', '.join(KINDS)}")
     return found

@@ -1,4 +1,4 @@
-"""Tensors together: which belong to a group, and the sum of their sketches."""
+"""Group tensors, and add up the sketches of each group."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torchparams.sketch import Sketch
 
 REST = "(rest)"
-"""What the group of tensors is called that no selector hits."""
+"""Name of the group for tensors that no selector matches."""
 
 PENDING_CODES = 1 << 21
-"""Codes of sketches (6 bytes or more each) that wait for being added up."""
+"""Maximum number of sketch codes (at least 6 bytes each) that wait to be added up."""
 
 
 KEYS: dict[str, Callable[[ParameterInfo], str]] = {
@@ -26,27 +26,27 @@ KEYS: dict[str, Callable[[ParameterInfo], str]] = {
     "layer": lambda info: layer_of(info.name),
     "dtype": lambda info: str(info.dtype),
 }
-"""Words that say how to group, and what a tensor's group is called."""
+"""Words for grouping, each with a function from a tensor to the name of its group."""
 
 By = tuple[str, ...]
-"""How to group: one of `KEYS`, or the texts of selectors."""
+"""Grouping: one of `KEYS`, or the texts of selectors."""
 
 
 def groups_of(
     infos: Mapping[str, ParameterInfo], by: object, *, strict: bool = True, where: str | None = None
 ) -> tuple[By, dict[str, list[str]]]:
-    """How it is grouped, in words, and the names of each group's tensors, groups in the order of their first tensor.
+    """Grouping in words, and the names in each group, ordered by first tensor.
 
     Args:
-        infos: Canonical name → record, of all tensors.
-        by: `module`, `layer` or `dtype`; else a selector, or a list of them: each is a group of all that it hits,
-            and what none hits is one more, `REST`.
-        strict: Refuse a selector of which any union branch hits nothing.
-        where: What an error calls the source.
+        infos: Infos of all tensors, by canonical name.
+        by: `module`, `layer` or `dtype`; or a selector or list of selectors: each makes a group of its matches, and the
+            remaining tensors make the group `REST`.
+        strict: Raise if any branch of a selector matches nothing.
+        where: Label of the source, for errors.
 
     Raises:
-        NoMatch: A selector's branch hits nothing.
-        SelectorError: A word stands in a list of several.
+        NoMatch: A branch of a selector matches nothing.
+        SelectorError: A list contains one of the words above.
     """
     found: dict[str, list[str]] = {}
     if isinstance(by, list | tuple) and len(by) == 1:
@@ -62,8 +62,8 @@ def groups_of(
     for each in by if isinstance(by, list | tuple) else (by,):
         if isinstance(each, str) and each in KEYS:
             raise SelectorError(
-                f"{each!r} is a way to group, and stands alone",
-                hint=f"for a tensor that is called so, write the selector /{each}/",
+                f"{each!r} is a grouping word, and cannot be in a list",
+                hint=f"for a tensor of that name, write the selector /{each}/",
             )
         selectors[str(Selector.of(each))] = Selector.of(each)
     left = dict.fromkeys(infos)
@@ -78,14 +78,14 @@ def groups_of(
 
 
 class GroupSums:
-    """Adds sketches to groups as they come; a group's sketch is let go once its last tensor has come.
+    """Adds sketches to groups as they arrive, and releases a group's sketch after its last tensor.
 
-    Memory is that of the sketches of groups under way, whatever the count of tensors.
+    Memory holds the sketches of unfinished groups, whatever the number of tensors.
 
     Args:
-        groups: Names of each group's tensors.
-        infos: Canonical name → record.
-        derive: Makes the row of a group: of its sketch, its name, and the records of its tensors.
+        groups: Names of the tensors in each group.
+        infos: Infos by canonical name.
+        derive: Function that makes the row of a group from its sketch, its name, and the infos of its tensors.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class GroupSums:
                 self._close(group)
 
     def add(self, name: str, sketch: Sketch | None) -> None:
-        """A tensor's sketch, or None where there is none to be had."""
+        """Add the sketch of a tensor, or None if it could not be read."""
         for group in self._groups_of.get(name, ()):
             if sketch is not None:
                 self._parts[group].append(sketch)
@@ -125,11 +125,11 @@ class GroupSums:
 
     @property
     def rows(self) -> list[TensorStats]:
-        """The rows of all groups that are complete, in order."""
+        """Rows of all complete groups, in order."""
         return [self._rows[group] for group in self._names if group in self._rows]
 
     def _sum(self, group: str) -> Sketch:
-        """The sum of a group's sketches: of their own type where all have one, so that it stays exact."""
+        """Sum of a group's sketches, in their common dtype if there is one, so that it stays exact."""
         from torchparams.sketch import Sketch
 
         parts = self._parts[group]
@@ -141,7 +141,7 @@ class GroupSums:
             if len(parts) > 1:
                 self._parts[group] = [self._sum(group)]
         self._pending = sum(len(part.codes) for parts in self._parts.values() for part in parts)
-        # Many groups under way take what they take; they are not to be added up at each step.
+        # Raise the limit if the sketches of unfinished groups alone exceed it.
         self._limit = max(PENDING_CODES, 2 * self._pending)
 
     def _close(self, group: str) -> None:

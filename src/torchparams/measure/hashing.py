@@ -1,8 +1,8 @@
-"""The bytes that digests are made of.
+"""Definition of digests, and their computation.
 
-Weights have the same digest, whatever holds them. That of a tensor is made of its dtype, its shape and its elements, by
-BLAKE3, and that of a set of their names and digests. This is **version 1**; another way would be another version, and
-other digests.
+Equal weights have equal digests in every format. The digest of a tensor covers its dtype, shape and elements; the
+digest of a set covers names and tensor digests. Both use BLAKE3. This is **version 1**; another definition would get
+another version.
 
     content  = BLAKE3(elements)
     tensor   = BLAKE3 in its mode "derive key" with the context "torchparams tensor digest v1", of
@@ -10,20 +10,18 @@ other digests.
     set      = BLAKE3 in its mode "derive key" with the context "torchparams set digest v1", of
                length name tensor                     for every name, in the order of the names' bytes
 
-- `elements`: every element, in C order, little-endian, without gaps; of complex numbers first the real part. Elements
-  of less than a byte are packed as safetensors packs them: from the lowest bit of the first byte on, the last byte
-  filled with zeros. A bool is a byte.
-- `content` is 32 bytes, and what the tool b3sum prints of the same bytes; `tensor` is 32 bytes, written in hexadecimal.
+- `elements`: all elements in C order, little-endian, without gaps; the real part of complex numbers first. Elements
+  of less than a byte are packed as in safetensors: from the lowest bit of the first byte, with the last byte padded by
+  zeros. A bool is one byte.
+- `content` is 32 bytes, equal to the output of the tool b3sum; `tensor` is 32 bytes, written in hexadecimal.
 - `dtype` is torch's spelling (`bfloat16`), sizes are decimal (`bfloat16[2,3]`, `float32[]` for a scalar), all ASCII.
-  A `float4_e2m1fn_x2`, which is two elements, counts as two of `float4_e2m1fn` along the last dimension, as safetensors
-  stores it.
-- `length` is the count of the name's bytes, in 8 bytes, little-endian; names are in UTF-8.
+  A `float4_e2m1fn_x2` element counts as two of `float4_e2m1fn` along the last dimension, as safetensors stores it.
+- `length` is the length of the name in bytes, as 8 bytes, little-endian; names are UTF-8.
 
-No two different tensors, and no two different sets, are encoded by the same bytes.
+The encoding is injective: different tensors, and different sets, never have the same bytes.
 
-**The set is that of every name**, aliases included, each with the digest of its tensor: the digest of a state dict as a
-mapping. Whether tied tensors are stored once, or as copies, makes no difference, nor does the order; a name that is
-missing does.
+**A set contains every name**, including aliases, each with the digest of its tensor, like a state dict. Neither the
+order nor whether tied tensors are stored once or as copies makes a difference. A missing name does.
 """
 
 from __future__ import annotations
@@ -50,31 +48,31 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 VERSION = 1
-"""Of the way digests are made."""
+"""Version of the definition."""
 
 TENSOR_CONTEXT = f"torchparams tensor digest v{VERSION}"
 SET_CONTEXT = f"torchparams set digest v{VERSION}"
 
-_SHARED = 1 << 22  # bytes from which on a tensor may be hashed by several threads
+_SHARED = 1 << 22  # size in bytes from which several threads may hash one tensor
 _X2 = "float4_e2m1fn_x2"
 _PROCESS = os.getpid()
 
 
 COLUMNS = {"name": str, "dtype": str, "shape": list[int], "nbytes": int, "digest": str, "aliases": list[str]}
-"""Attributes of `TensorDigest` → their types, for tables handed to other libraries."""
+"""Types of the `TensorDigest` columns, for tables handed to other libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDigest:
-    """A tensor and its digest.
+    """Digest of one tensor.
 
     Attributes:
-        name: Its canonical name.
-        dtype: The element type that went into the digest.
-        shape: The shape that did.
-        nbytes: Bytes of its elements.
+        name: Canonical name.
+        dtype: Dtype in the digest.
+        shape: Shape in the digest.
+        nbytes: Bytes of the elements.
         digest: 64 hexadecimal digits.
-        aliases: Its other names.
+        aliases: Other names.
     """
 
     name: str
@@ -84,15 +82,15 @@ class TensorDigest:
     digest: str
     aliases: tuple[str, ...] = ()
     memory: str | None = field(default=None, repr=False, compare=False)
-    """Equal for tensors that are the same bytes in the same place."""
+    """Key that is equal for tensors that share the same bytes."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its name and its aliases."""
+        """Name and aliases."""
         return (self.name, *self.aliases)
 
     def to_json(self) -> dict[str, Any]:
-        """The tensor as a manifest lists it."""
+        """The tensor as in a manifest."""
         return {
             "name": self.name,
             "dtype": str(self.dtype),
@@ -104,14 +102,14 @@ class TensorDigest:
 
 
 def encoded_as(info: ParameterInfo | Expression) -> tuple[DType, tuple[int, ...]]:
-    """The dtype and the shape that go into the digest of a tensor."""
+    """Dtype and shape that enter the digest."""
     shape = info.shape or ()
     if info.dtype == _X2 and shape:
         return DType.of("float4_e2m1fn"), (*shape[:-1], 2 * shape[-1])
     return info.dtype, shape
 
 
-@paused_gc()  # some objects for each tensor, and no cycles
+@paused_gc()  # many objects, no cycles
 def tensor_digests(
     source: Source,
     infos: Iterable[ParameterInfo],
@@ -119,20 +117,20 @@ def tensor_digests(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Hashed:
-    """Digests of tensors of one source.
+    """Compute the digests of tensors of one source.
 
     Raises:
         NotReadable: A tensor has no values.
-        LimitExceeded: A file says of a few elements that they are very many.
+        LimitExceeded: A file expands few bytes to very many elements.
     """
     from torchparams.io.threads import processors
 
     jobs: list[Job] = []
     for info in infos:
-        if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
+        if info.device == "meta":  # raises before an engine would loop over terabytes of nothing
             source.numpy(info.name)
         jobs.append(Job(info.name, (source.row(info.name, info),)))
-    # What one thread would still be busy with when the others are done is hashed by several; it costs a bit in all.
+    # Tensors that would keep one thread busy after all others are hashed by several threads, at a small total cost.
     share = sum(job.nbytes for job in jobs) // (2 * processors())
     digests: dict[str, str] = {}
     lost: Lost = {}
@@ -147,11 +145,11 @@ def tensor_digests(
 
 
 class Hashed(NamedTuple):
-    """What `tensor_digests` gives.
+    """Result of `tensor_digests`.
 
     Attributes:
-        digests: Name → digest, in the order of the tensors.
-        lost: What casts within the rows lost.
+        digests: Digest by name, in tensor order.
+        lost: Losses of casts inside the rows.
     """
 
     digests: dict[str, str]
@@ -159,10 +157,10 @@ class Hashed(NamedTuple):
 
 
 class DigestTask(Task[str, str]):
-    """The task that makes the digest of every tensor, in hexadecimal.
+    """Task that computes the digest of each tensor, in hexadecimal.
 
     Args:
-        large: Bytes of a tensor from which on several threads hash one block.
+        large: Size in bytes from which several threads hash one block.
     """
 
     order = "stream"
@@ -171,20 +169,20 @@ class DigestTask(Task[str, str]):
         self.large = large
 
     def begin(self, job: Job) -> DigestFold:
-        """Hash from the first element on."""
+        """Start a hash."""
         return DigestFold(job.rows[0], several=job.nbytes >= self.large)
 
     def combine(self, job: Job, parts: Sequence[str]) -> str:
-        """There is one part."""
+        """Return the only part: blocks come in order."""
         return parts[0]
 
 
 class DigestFold:
-    """The fold that makes the digest of a tensor from its blocks.
+    """Fold that hashes the blocks of a tensor.
 
     Args:
-        row: The tensor.
-        several: Let several threads work on one block.
+        row: Row of the tensor.
+        several: Use several threads per block.
     """
 
     def __init__(self, row: Expression, *, several: bool = False) -> None:
@@ -203,24 +201,24 @@ class DigestFold:
             self._hasher.update(block.buffer)
 
     def finish(self) -> str:
-        """The digest, in hexadecimal."""
+        """Digest in hexadecimal."""
         return tensor_digest(*encoded_as(self._row), self._hasher.digest())
 
 
 def _threads() -> int:
-    """How many threads a hasher may use."""
+    """Number of threads for a hasher."""
     from blake3 import blake3
 
     from torchparams.io.threads import processors
 
-    # BLAKE3's own threads, which all hashers share, are not there in a child that was forked: it would wait for them
-    # for ever. A number asks for threads that are new.
+    # BLAKE3's shared thread pool does not exist in a forked child, which would wait forever. An explicit number starts
+    # new threads.
     auto: int = blake3.AUTO
     return auto if os.getpid() == _PROCESS else min(processors(), 8)
 
 
 def tensor_digest(dtype: DType, shape: Sequence[int], content: bytes) -> str:
-    """The digest of a tensor from the BLAKE3 of its elements.
+    """Digest of a tensor, from the BLAKE3 of its elements.
 
     >>> from blake3 import blake3
     >>> tensor_digest(DType.of("int8"), (3,), blake3(bytes([1, 2, 3])).digest())[:16]
@@ -233,7 +231,7 @@ def tensor_digest(dtype: DType, shape: Sequence[int], content: bytes) -> str:
 
 
 def set_digest(pairs: Iterable[tuple[str, str]]) -> str:
-    """The digest of a set of names, each with the digest of its tensor.
+    """Digest of a set of names, each with the digest of its tensor.
 
     >>> set_digest([])[:16]
     '9c81a96e38cbf681'
@@ -241,7 +239,7 @@ def set_digest(pairs: Iterable[tuple[str, str]]) -> str:
     from blake3 import blake3
 
     hasher = blake3(derive_key_context=SET_CONTEXT)
-    # Names that Python made up of bytes in no encoding have no UTF-8 of their own.
+    # File names that are not valid UTF-8 decode to lone surrogates.
     for name, hexadecimal in sorted((name.encode(errors="surrogatepass"), made) for name, made in pairs):
         hasher.update(len(name).to_bytes(8, "little") + name + bytes.fromhex(hexadecimal))
     return hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""What the format of a file promises of it, and whether the file keeps it."""
+"""Check files against the rules and checksums of their format."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 OK, FAILED, IMPOSSIBLE = "ok", "failed", "not possible"
 
-_PIECE = 1 << 20  # bytes that are read at once
-_SHOWN = 6  # tensors named in one line
+_PIECE = 1 << 20  # bytes per read
+_SHOWN = 6  # tensors named per line
 _STYLES = {OK: "good", FAILED: "error", IMPOSSIBLE: "warn"}
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something that was checked, or could not be.
+    """Result of one check.
 
     Attributes:
-        what: What was checked.
+        what: Subject of the check.
         outcome: `ok`, `failed` or `not possible`.
-        detail: What was found, or why it could not be checked.
-        tensors: The tensors that it concerns, where it failed for some; of `ties`, the names that are on one side only,
-            each with the name that has its values: `head = embed`.
+        detail: Finding, or reason why the check was not possible.
+        tensors: Affected tensors, if it failed for some. For `ties`: names on one side only, each with the name that
+            holds its values, such as `head = embed`.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Check:
     tensors: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All attributes."""
+        """The check as JSON data."""
         return {"check": self.what, "outcome": self.outcome, "detail": self.detail, "tensors": list(self.tensors)}
 
     def row(self) -> Row:
@@ -57,7 +57,7 @@ class Check:
 
 
 def told(error: SourceError, path: str) -> str:
-    """What an error says, without the path where that is all it says of the place."""
+    """Message of an error, without a leading path."""
     return str(error).removeprefix(f"{path}: ")
 
 
@@ -70,29 +70,29 @@ def integrity(
     read: bool,
     progress: Progress | None = None,
 ) -> Iterator[Check]:
-    """The checks that the format of an open source allows.
+    """Run the checks that the format of an open source allows.
 
     Args:
-        source: It; what had to hold for it to be opened, holds.
-        infos: The tensors that are asked about.
-        whole: Names of those that are known to be as they should be.
-        everything: Whether the files are asked about as a whole, not only the tensors.
-        read: Whether to read files that have no checksums, to see whether that can be done.
-        progress: Told bytes done and bytes in all.
+        source: Source to check. Opening it already checked its structure.
+        infos: Tensors to check.
+        whole: Names of tensors that already matched the manifest.
+        everything: Check whole files, not only the tensors.
+        read: Read files without checksums, to find unreadable parts.
+        progress: Callback with the bytes read so far and in total.
     """
     if not source.files:
-        yield Check("structure", IMPOSSIBLE, f"a {source.format} has no stored form; only a manifest says what it was")
+        yield Check("structure", IMPOSSIBLE, f"a {source.format} has no stored form; verify it against a manifest")
         return
     if source.format.startswith("sharded"):
         from torchparams.sources.sharded import ShardedSource
 
-        assert isinstance(source, ShardedSource)  # no other source is called so
+        assert isinstance(source, ShardedSource)  # the format name implies the class
         parts = tuple(source.shards.values())
         yield from _shards(source, everything)
-        fine = "what the shards say of their sizes and byte ranges holds"
+        fine = "sizes and byte ranges of the shards are consistent"
     else:
         parts = (source,)
-        fine = f"what a {source.format} file says of its sizes and byte ranges holds"
+        fine = f"sizes and byte ranges of the {source.format} file are consistent"
     yield _structure(parts, infos, everything, fine)
     zips = [part for part in parts if part.format == "torch zip"]
     if zips:
@@ -108,15 +108,17 @@ def integrity(
         yield _read(ranges, progress)
     if others and not all(name in whole for name in infos):
         formats = ", ".join(sorted({part.format for part in others}))
-        yield Check("checksums", IMPOSSIBLE, f"{formats} stores none; only a manifest tells whether values changed")
+        yield Check(
+            "checksums", IMPOSSIBLE, f"{formats} files have none; only a manifest can show whether values changed"
+        )
 
 
 def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
     count = plural(len(source.shards), "shard")
     if len(source.files) == len(source.shards):
-        yield Check("shards", OK, f"{count}, a complete set; no tensor is in two of them")
+        yield Check("shards", OK, f"{count}, a complete set; no tensor is in two shards")
     else:
-        yield Check("index", OK, f"{count}: each tensor is where the index says, and none is there beside these")
+        yield Check("index", OK, f"{count}: the shards hold exactly the tensors of the index")
         if everything:
             stated = "total_size" in source.metadata
             try:
@@ -127,19 +129,19 @@ def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
                 yield Check(
                     "total_size",
                     OK if stated else IMPOSSIBLE,
-                    "the tensors take as many bytes as the index says" if stated else "the index says none",
+                    "the total size matches the index" if stated else "the index does not record the total size",
                 )
 
 
 def _structure(parts: tuple[Source, ...], asked: Collection[str], everything: bool, fine: str) -> Check:
-    """Whether what can be looked at of open files without reading their values holds."""
+    """Check the structure of open files without reading values."""
     from torchparams.sources.torchfile.torchzip import TorchZipSource
 
     for part in parts:
         if isinstance(part, TorchZipSource) and everything:
             try:
                 part.check_headers()
-            except (FileFormatError, NotReadable) as error:  # the second: a member that is encrypted
+            except (FileFormatError, NotReadable) as error:  # NotReadable: an encrypted member
                 return Check("structure", FAILED, str(error) if len(parts) > 1 else told(error, part.label))
     for part in parts:
         for name in part.infos():
@@ -155,7 +157,7 @@ def _structure(parts: tuple[Source, ...], asked: Collection[str], everything: bo
 
 
 def _read(ranges: Iterable[tuple[str, int, int]], progress: Progress | None) -> Check:
-    """Read ranges of files, so that a failing disk shows."""
+    """Read ranges of files to find disk errors."""
     listed = list(ranges)
     total = sum(stop - start for _, start, stop in listed)
     done = 0
@@ -168,20 +170,20 @@ def _read(ranges: Iterable[tuple[str, int, int]], progress: Progress | None) -> 
                 while at < stop:
                     count = file.readinto(memory[: min(_PIECE, stop - at)])
                     if not count:
-                        return Check("reading", FAILED, f"{path} ends at byte {at:,}, and had {stop:,}")
+                        return Check("reading", FAILED, f"{path} ends at byte {at:,}; expected {stop:,}")
                     at += count
                     if progress is not None:
                         progress(done + at - start, total)
         except OSError as error:
             return Check("reading", FAILED, f"{path}, byte {at:,}: {error.strerror or error}")
         done += stop - start
-    return Check("reading", OK, f"{human_bytes(total)} were read")
+    return Check("reading", OK, f"{human_bytes(total)} read")
 
 
 # --- torch zips ------------------------------------------------------------------------------
 
 Task = tuple["TorchZipSource", "StoredCrc", tuple[str, ...]]
-"""A member whose CRC-32 is computed, with the tensors whose bytes are in it."""
+"""Zip member to checksum, with the tensors whose bytes it holds."""
 
 
 def _crcs(
@@ -191,16 +193,16 @@ def _crcs(
     everything: bool,
     progress: Progress | None,
 ) -> Iterator[Check]:
-    """Compare the stored CRC-32 of members with that of their contents."""
+    """Compare the stored CRC-32 of members with their contents."""
     from torchparams.sources.torchfile.torchzip import TorchZipSource
 
     tasks: list[Task] = []
     for source in zips:
-        assert isinstance(source, TorchZipSource)  # no other source is called so
+        assert isinstance(source, TorchZipSource)  # the format name implies the class
         holds = _held(source)
         try:
             listed = source.stored_crcs()
-        except (FileFormatError, NotReadable) as error:  # the second: a member that is encrypted
+        except (FileFormatError, NotReadable) as error:  # NotReadable: an encrypted member
             yield Check("CRC-32", FAILED, told(error, source.label))
             continue
         for stored in listed:
@@ -216,18 +218,18 @@ def _crcs(
             yield Check(where, FAILED, found.what, names)
         elif found == stored.crc:
             fine += 1
-        elif stored.crc == 0:  # that of contents with another CRC: nobody computed it
+        elif stored.crc == 0:  # zero is the placeholder of writers that compute no CRC
             silent += 1
         else:
-            yield Check(where, FAILED, f"stored is {stored.crc:#010x}, its contents have {found:#010x}", names)
+            yield Check(where, FAILED, f"stored {stored.crc:#010x}, computed {found:#010x}", names)
     if fine:
-        yield Check("CRC-32", OK, f"{plural(fine, 'member')} of the zip as when stored")
+        yield Check("CRC-32", OK, f"{plural(fine, 'member')} of the zip match")
     if silent:
-        yield Check("CRC-32", IMPOSSIBLE, f"{plural(silent, 'member')} of the zip stored without one")
+        yield Check("CRC-32", IMPOSSIBLE, f"{plural(silent, 'member')} of the zip have no CRC-32")
 
 
 def _held(source: Source) -> dict[str, tuple[str, ...]]:
-    """Member, without the top folder → the tensors whose bytes are in it."""
+    """Zip member, without the top folder → tensors whose bytes it holds."""
     found: dict[str, list[str]] = {}
     for info in source.infos().values():
         if info.storage is not None:
@@ -236,7 +238,7 @@ def _held(source: Source) -> dict[str, tuple[str, ...]]:
 
 
 def _computed(tasks: list[Task], progress: Progress | None) -> Iterator[tuple[Task, int | FileFormatError]]:
-    """Each task with the CRC-32 of its member, in order; several are computed at a time."""
+    """Yield each task with the CRC-32 of its member, in order; several are computed in parallel."""
     stop = threading.Event()
     done = [0] * len(tasks)
     total = sum(stored.location.stop - stored.location.start for _, stored, _ in tasks)

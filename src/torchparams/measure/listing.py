@@ -1,4 +1,4 @@
-"""What `torchparams ls` shows: the table, flat, or by module with subtotals and equal layers folded into one."""
+"""List parameters: a flat table, or a tree with subtotals that folds equal layers."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
 
-_MOST_DIGITS = 18  # of a name's component that is counted as a layer's number; int() refuses those of thousands
+_MOST_DIGITS = 18  # maximum digits of a layer number; int() rejects thousands of digits
 
 
 @dataclass(frozen=True, repr=False)
 class Listing(Result, Tabular):
-    """What `ls` gives: the parameters, and how they are to be shown.
+    """Listing of parameters, the result of `ls`.
 
     Attributes:
-        params: The table.
-        tree: By module instead of flat.
-        depth: Of a tree, the deepest level shown; None for all.
-        fold: Of a tree, whether equal layers are one row.
-        sort: A column, `-` before it for descending; `stored` for a file's own order; None for the table's order.
-        limit: Most rows shown of a flat table; None for all.
+        params: The listed table.
+        tree: Group by module instead of a flat table.
+        depth: Maximum depth of the tree; None for all.
+        fold: Whether the tree shows equal layers as one row.
+        sort: Column to sort by, with a leading `-` for descending; `stored` for file order; None for the order of the
+            table.
+        limit: Maximum number of rows of a flat table; None for all.
     """
 
     columns = INFO_COLUMNS
@@ -54,11 +55,11 @@ class Listing(Result, Tabular):
     limit: int | None = None
 
     def table_rows(self) -> list[ParameterInfo]:
-        """The records, in order."""
+        """Infos in order."""
         return sort_infos(list(self.params.infos.values()), self.sort)
 
     def report(self) -> Report:
-        """The table, a line with the totals, and what is beside the tensors."""
+        """Report of the table, the totals, and non-tensor content."""
         source = self.params.source
         beside = tuple(beside_lines(source)) if self.params.selector is None else ()
         if not self.tree:
@@ -76,7 +77,7 @@ class Listing(Result, Tabular):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """`source`, `format`, `metadata`, `total`, `parameters` (records), `left_out`, and the `pickle`'s verdict."""
+        """The listing as JSON data: source, format, metadata, totals, infos, left-out state, verdict on the pickle."""
         source = self.params.source
         infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
@@ -107,21 +108,21 @@ def ls(
     limit: int | None = None,
     buffers: bool = False,
 ) -> Listing:
-    """The parameters of anything that has them, flat or by module; nothing but names and shapes is read.
+    """List parameters, flat or by module; reads only names and shapes.
 
     Args:
-        x: Anything that has parameters.
-        selector: Which of them; None for all.
-        tree: By module, with subtotals.
-        depth: Of a tree, the deepest level shown.
-        fold: Of a tree, show numbered layers that are alike below as one row, also over gaps in the numbers.
-        sort: `name`, `shape`, `dtype`, `numel`, `size` or `module`, with `-` before it for descending; `stored` for a
-            file's own order.
-        limit: Most rows shown of a flat table; the middle is left out and counted.
-        buffers: List the buffers of a live model too.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        selector: Parameters to list; None for all.
+        tree: Group by module, with subtotals.
+        depth: Maximum depth of the tree.
+        fold: In the tree, show equal numbered layers as one row, even if numbers are skipped.
+        sort: `name`, `shape`, `dtype`, `numel`, `size` or `module`, with a leading `-` for descending; `stored` for
+            file order.
+        limit: Maximum number of rows of a flat table; rows in the middle are omitted and counted.
+        buffers: Include the buffers of a live model.
 
     Raises:
-        NoMatch: A part of the selector hits nothing.
+        NoMatch: A part of the selector matches nothing.
         SourceError: `x` cannot be listed.
 
     >>> import numpy as np
@@ -139,20 +140,20 @@ def ls(
 
 
 DEPTH = 64
-"""Deepest level of a tree: a name with more dots, which no network has, ends there as it is."""
+"""Maximum depth of a tree. Longer names, which no real network has, keep the rest as one component."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A module of a tree, or a tensor at its end.
+    """Node of a tree: a module or a tensor.
 
     Attributes:
-        name: Its own component of the name; `{0..5}` or `{0,2,4..5}` for those folded into one.
-        info: The record, where it is a tensor: of the first of those that are folded.
-        children: In order. A module and a tensor may share a name.
-        tensors, numel, nbytes: Of all below it, those that are folded included.
-        parameters: Elements of live parameters, buffers not among them.
-        trainable: Those of them that require grad.
+        name: Last component of the name; `{0..5}` or `{0,2,4..5}` for folded layers.
+        info: Info of a tensor, or of the first of several folded ones; None for a module.
+        children: Child nodes in order. A module and a tensor may share a name.
+        tensors, numel, nbytes: Totals of the subtree, including folded layers.
+        parameters: Number of elements of live parameters, without buffers.
+        trainable: Number of elements that require grad.
     """
 
     name: str
@@ -165,7 +166,7 @@ class Node:
     trainable: int = 0
 
     def add(self, info: ParameterInfo) -> None:
-        """Count a tensor below."""
+        """Add a tensor to the totals."""
         self.tensors += 1
         self.numel += info.numel
         self.nbytes += info.nbytes
@@ -175,20 +176,20 @@ class Node:
 
 
 def alike(info: ParameterInfo) -> Hashable:
-    """Equal for tensors of equal layers."""
-    # The shape as text: a file could choose numbers of which Python's hashes collide.
+    """Key that is equal for matching tensors of equal layers."""
+    # Shape as text: a hostile file could choose numbers whose hashes collide.
     return str(info.shape), info.dtype, info.kind, info.requires_grad, info.module, info.aliases, info.layout
 
 
 def tree_of(
     infos: Iterable[ParameterInfo], *, fold: bool = True, alike: Callable[[ParameterInfo], Hashable] = alike
 ) -> Node:
-    """The tree that the dots in the names make; modules that hold one thing only are one with it.
+    """Build a tree from dotted names. A module with a single child is joined with it.
 
     Args:
-        infos: Records of one source, in order.
-        fold: Join children that are numbers and are alike below: the layers of a network.
-        alike: Gives equal values for tensors that are alike.
+        infos: Infos of one source, in order.
+        fold: Join numbered children with equal subtrees: the layers of a network.
+        alike: Key function that is equal for matching tensors.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -219,7 +220,7 @@ def tree_of(
 
 
 def _joined(node: Node) -> Node:
-    """Makes one of modules that hold nothing but each other: `lin0.model.1`."""
+    """Join chains of single children into one node: `lin0.model.1`."""
     while len(node.children) == 1:
         child = node.children[0]
         child.name = f"{node.name}.{child.name}"
@@ -229,7 +230,7 @@ def _joined(node: Node) -> Node:
 
 
 def _fold(node: Node, seen: dict[Hashable, int], alike: Callable[[ParameterInfo], Hashable]) -> int:
-    """Folds from the bottom up; gives a number that is equal for nodes that are alike below."""
+    """Fold equal subtrees from the bottom up; returns a number that is equal for equal subtrees."""
     looks = [_fold(child, seen, alike) for child in node.children]
     names = [child.name for child in node.children]
     children: dict[Hashable, list[Node]] = {}
@@ -241,7 +242,7 @@ def _fold(node: Node, seen: dict[Hashable, int], alike: Callable[[ParameterInfo]
 
 
 def leaves(root: Node) -> Iterator[tuple[tuple[str, ...], ParameterInfo]]:
-    """The components of the name of each tensor of a tree, and its record: of folded ones, the first's.
+    """Name components and info of each tensor of a tree; for folded tensors, of the first.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -259,16 +260,16 @@ def leaves(root: Node) -> Iterator[tuple[tuple[str, ...], ParameterInfo]]:
 
 
 _COMPONENTS = re.compile(r"\{[\d.,]+\}|[^.]+")
-"""Components of a name; the two dots of a folded one are not between components."""
+"""Name components. The dots inside a folded range do not separate components."""
 
 
 def _is_number(name: str) -> bool:
-    # As a glob writes it: `{0..5}` has no `05`.
+    # As in globs: `{0..5}` does not match `05`.
     return name.isdecimal() and name.isascii() and len(name) <= _MOST_DIGITS and (name == "0" or name[0] != "0")
 
 
 def _numbered(nodes: list[Node]) -> Node:
-    """One node for nodes that are numbers, under a glob for these: `{0..2,5}`."""
+    """Join numbered nodes into one, named by a glob such as `{0..2,5}`."""
     nodes.sort(key=lambda node: int(node.name))
     runs: list[list[int]] = []
     for number in (int(node.name) for node in nodes):
@@ -292,13 +293,13 @@ def _folded(nodes: Sequence[Node], name: str) -> Node:
 
 
 def tree_table(root: Node, *, depth: int | None = None) -> Table:
-    """A row for each module with its subtotals, and for each tensor.
+    """Table with a row for each module, with subtotals, and for each tensor.
 
-    A folded row, and every row below it, counts all that are folded: the numbers of a column add up.
+    A folded row, and every row below it, counts all folded layers, so that columns add up.
 
     Args:
-        root: What `tree_of` gives.
-        depth: Deepest rows shown, 1 for the modules at the top; None for all.
+        root: Result of `tree_of`.
+        depth: Maximum depth of rows, 1 for top-level modules; None for all.
     """
     live = root.parameters > 0
     columns = (

@@ -1,4 +1,4 @@
-"""Losses of casts within the rows that a verb has read: of a conversion or a merge that is not written yet."""
+"""Losses of casts in plans, such as a conversion or merge, that are read before they are written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Lost = dict[str, Losses]
-"""Name of a tensor → what casts within its row lost; only of those that lost something."""
+"""Losses by tensor name, for tensors that lost something."""
 
 _SHOWN = 3
 
 
 def lines(lost: Mapping[str, Losses]) -> list[Text]:
-    """The losses in words: one line, two where values become infinite."""
+    """Losses in words: one line, or two if values become infinite."""
     if not lost:
         return []
     total = sum(lost.values(), Losses())
@@ -28,13 +28,13 @@ def lines(lost: Mapping[str, Losses]) -> list[Text]:
     if over:
         named = ", ".join(over[:_SHOWN]) + (f" and {len(over) - _SHOWN:,} more" if len(over) > _SHOWN else "")
         found.append(
-            Text(printable(f"{plural(total.overflow, 'value')} overflow: {named}. Writing will refuse them."), "warn")
+            Text(printable(f"{plural(total.overflow, 'value')} overflow: {named}. Writing raises an error."), "warn")
         )
     return found
 
 
 def to_json(lost: Mapping[str, Losses]) -> list[dict[str, Any]]:
-    """The losses as JSON takes them."""
+    """The losses as JSON data."""
     return [
         {"name": name, "overflow": each.overflow, "underflow": each.underflow, "changed": each.changed}
         for name, each in lost.items()

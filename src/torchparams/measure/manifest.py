@@ -1,4 +1,4 @@
-"""Manifests: digests in a file. JSON with one tensor a line, so that two of them can be compared by eye.
+"""Manifests: digests in a JSON file with one tensor per line, so that two files can be compared with text tools.
 
     {
       "format": "torchparams manifest",
@@ -10,7 +10,7 @@
       ]
     }
 
-Keys beside these are passed over. A manifest may come from anywhere: whatever is wrong with it is one clear error.
+Other keys are ignored. A manifest is untrusted input: any malformed one gives one clear error.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FORMAT = "torchparams manifest"
-"""What a manifest says it is."""
+"""Value of `format` in a manifest."""
 
 _HEXADECIMAL = re.compile(r"[0-9a-f]{64}")
 _KEYS = ("format", "version", "source", "digest", "tensors")
 _TENSOR_KEYS = ("name", "dtype", "shape", "nbytes", "digest", "aliases")
 _MOST = (1 << 64) - 1  # sizes are unsigned 64-bit integers
-_HINT = "torchparams digest TARGET -o FILE makes one, and torchparams diff compares two checkpoints"
-_DIMENSIONS = 1024  # more than any tensor has, and few enough to multiply
+_HINT = "torchparams digest TARGET -o FILE writes a manifest; torchparams diff compares two checkpoints"
+_DIMENSIONS = 1024  # above any real tensor, small enough to multiply
 
 
 def document_of(source: str, digest: str, tensors: Iterable[TensorDigest]) -> dict[str, Any]:
-    """The manifest as a JSON value."""
+    """Manifest as a JSON document."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -59,13 +59,13 @@ def document_of(source: str, digest: str, tensors: Iterable[TensorDigest]) -> di
 
 
 def write_manifest(document: Mapping[str, Any], path: str) -> tuple[str, ...]:
-    """Write a manifest as all files are written: it is there as a whole, or not.
+    """Write a manifest atomically.
 
     Returns:
-        A sentence on what the file could not take over from the one that it replaces, if there is such.
+        Sentences about file attributes that could not be kept from the old file.
 
     Raises:
-        WriteError: Writing failed, or something that is no manifest is there.
+        WriteError: Writing failed, or the existing file is not a manifest.
     """
     check_target(path)
     _refuse_other(path)
@@ -73,7 +73,7 @@ def write_manifest(document: Mapping[str, Any], path: str) -> tuple[str, ...]:
         text = _text(document).encode()
     except UnicodeEncodeError as error:
         near = error.object[max(error.start - 20, 0) : error.end + 20]
-        raise WriteError(f"a name is no text that JSON can hold, at {near!r}", where=path) from None
+        raise WriteError(f"JSON cannot store a name, at {near!r}", where=path) from None
     if len(text) > limits.MANIFEST_BYTES:
         raise WriteError(f"the manifest has {len(text)} bytes; the limit is {limits.MANIFEST_BYTES}", where=path)
     return write_file(path, text)
@@ -88,7 +88,7 @@ def _text(document: Mapping[str, Any]) -> str:
 
 
 def _refuse_other(path: str) -> None:
-    """Refuse to replace what is no manifest: it may be the very checkpoint."""
+    """Refuse to replace a file that is not a manifest: it may be the checkpoint itself."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
         head = b""
@@ -102,19 +102,19 @@ def _refuse_other(path: str) -> None:
     if not regular:
         raise WriteError("not a regular file", where=path)
     if head and FORMAT.encode() not in head:
-        raise WriteError("there is a file already, which is no manifest", where=path, hint="delete it, or name another")
+        raise WriteError("the file exists, and is not a manifest", where=path, hint="delete it, or choose another name")
 
 
 # --- read ------------------------------------------------------------------------------------
 
 
 def read_manifest(path: str) -> tuple[str, dict[str, TensorDigest], str]:
-    """What the manifest was made of, its tensors by name, and the digest of the set.
+    """Read a manifest: source label, tensors by name, and digest of the set.
 
     Raises:
         SourceError: The file cannot be read.
-        FileFormatError: It is no manifest, or contradicts itself. Says how.
-        LimitExceeded: It is longer than `limits.MANIFEST_BYTES`.
+        FileFormatError: The file is not a manifest, or is inconsistent.
+        LimitExceeded: The file is longer than `limits.MANIFEST_BYTES`.
     """
     file = FileBytes(path)
     if file.size > limits.MANIFEST_BYTES:
@@ -139,9 +139,9 @@ def _parse(data: bytes, path: str) -> tuple[str, dict[str, TensorDigest], str]:
     version = document["version"]
     if type(version) is not int or version != VERSION:
         raise FileFormatError(
-            f"its version is {describe(version)}; known here is {VERSION}",
+            f"its version is {describe(version)}; the supported version is {VERSION}",
             where=path,
-            hint="verify it by the torchparams that made it, or make it anew",
+            hint="verify with the torchparams version that wrote it, or write a new manifest",
         )
     source = _of_type(document["source"], str, "a text", "its source", path)
     stated = _digest(document["digest"], "its digest", path)
@@ -158,7 +158,7 @@ def _parse(data: bytes, path: str) -> tuple[str, dict[str, TensorDigest], str]:
     check_name_lengths(names, path)
     if set_digest((name, tensor.digest) for tensor in tensors.values() for name in tensor.names) != stated:
         raise FileFormatError(
-            "its digest of the set is not that of its tensors: the manifest was edited or damaged", where=path
+            "the digest of the set does not match the tensors: the manifest was edited or damaged", where=path
         )
     return source, tensors, stated
 
@@ -172,18 +172,18 @@ def _tensor(entry: Any, what: str, path: str) -> TensorDigest:
     try:
         dtype = DType.of(spelled)
     except TorchParamsError:
-        raise FileFormatError(f"no dtype is spelled {quoted(spelled)}", where=where) from None
+        raise FileFormatError(f"unknown dtype {quoted(spelled)}", where=where) from None
     shape = _of_type(fields["shape"], list, "an array", "its shape", where)
     if len(shape) > _DIMENSIONS:
         raise FileFormatError(f"its shape has {len(shape):,} dimensions", where=where)
     for size in (*shape, fields["nbytes"]):
         if type(size) is not int or not 0 <= size <= _MOST:
-            raise FileFormatError(f"{describe(size)} is no size", where=where)
+            raise FileFormatError(f"{describe(size)} is not a size", where=where)
     takes = dtype.nbytes(prod(shape))
     if fields["nbytes"] != takes:
         raise SizeMismatch(
-            f"its nbytes is {fields['nbytes']}, and {dtype} {shape[:8]} takes "
-            f"{takes if takes <= _MOST else 'more than 64 bits hold'}",
+            f"its nbytes is {fields['nbytes']}, but {dtype} {shape[:8]} takes "
+            f"{takes if takes <= _MOST else 'more than 64 bits can count'}",
             where=where,
         )
     aliases = _of_type(fields["aliases"], list, "an array", "its aliases", where)
@@ -200,7 +200,7 @@ def _refuse_missing(fields: Mapping[str, Any], keys: Iterable[str], what: str, w
 
 
 def _of_type(value: Any, kind: type, wanted: str, what: str, where: str) -> Any:
-    if type(value) is not kind:  # an object is a list of pairs here, of a type of its own
+    if type(value) is not kind:  # JSON objects are parsed as lists of pairs, of their own type
         raise FileFormatError(f"{what} is {describe(value)}, not {wanted}", where=where)
     return value
 

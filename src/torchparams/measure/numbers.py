@@ -1,4 +1,4 @@
-"""Numbers of a table's rows: what rows are ordered by."""
+"""Sort rows of a table by a column."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Each = TypeVar("Each")
 
 
 def sort_key(keys: Keys, by: str) -> Callable[[Any], Any]:
-    """What rows are ordered by.
+    """Sort key for a column.
 
     Args:
-        keys: A column's name → its value in a row.
-        by: One of the names, maybe with `-` before it.
+        keys: Column name → function from a row to its value.
+        by: Column name, with an optional leading `-`.
 
     Raises:
-        SelectorError: It is none of these.
+        SelectorError: There is no such column.
     """
     key = by.removeprefix("-")
     if key not in keys:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join(keys))
+        raise SelectorError(f"no column {key!r} to sort by", exists="columns are " + ", ".join(keys))
     return keys[key]
 
 
 def in_order(rows: Iterable[Each], keys: Keys, by: str) -> tuple[Each, ...]:
-    """Rows in the order of a column, descending with `-` before its name; what is NaN there comes last.
+    """Sort rows by a column, descending with a leading `-`. NaN comes last.
 
     >>> in_order([1.0, float("nan"), 2.0], {"value": lambda row: row}, "-value")
     (2.0, 1.0, nan)

@@ -1,4 +1,4 @@
-"""Which tensor of one source goes with which of another."""
+"""Pair the tensors of two sources by name."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of A, of B, or of both.
+    """Tensor of A, of B, or of both.
 
     Attributes:
-        name: What A calls it; of a tensor of B alone, its name there once that is renamed.
-        a: Its record in A.
-        b: Its record in B, with the name that it has there.
+        name: Name in A; for a tensor only in B, its name after the rename.
+        a: Info in A, or None.
+        b: Info in B under its own name, or None.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Pair:
 
 
 def pair(a: Infos, b: Infos, renames: Renames, where: str | None = None) -> list[Pair]:
-    """The tensors of both sides by name, in A's order, those of B alone last in its own. Linear in their count.
+    """Pair tensors by name, in A's order; tensors only in B come last. Linear in the number of tensors.
 
-    A tied tensor answers to all of its names. Where only one side ties two names, there is a pair for each.
+    A tied tensor matches by any of its names. If only one side ties two names, each name makes a pair.
 
     Args:
-        a, b: Records by name.
-        renames: What the names of B are called in A.
-        where: What an error calls B.
+        a, b: Infos by name.
+        renames: Renames from B's names to A's.
+        where: Label of B, for errors.
 
     Raises:
         MismatchError: Two names of B become one.
@@ -49,14 +49,14 @@ def pair(a: Infos, b: Infos, renames: Renames, where: str | None = None) -> list
         new = renames.apply(every, where=where)
     else:
         new = {}
-    # Canonical names come first: of a name that is one tensor's and another's alias, the tensor itself is meant.
+    # A canonical name takes precedence over an alias of another tensor.
     mine, yours = _by_name(a, {}), _by_name(b, new)
     found: dict[str, Pair] = {}
     met: set[str] = set()
     for name, info in a.items():
         other = yours.get(name)
         if other is None:
-            # A tie that goes by another of its names in B, which is listed there.
+            # In B, the tie may be listed under another of its names.
             other = next((yours[alias] for alias in info.aliases if alias in yours), None)
         found[name] = Pair(name, info, other)
         if other is not None:
@@ -82,17 +82,17 @@ def _by_name(infos: Infos, new: Mapping[str, str]) -> dict[str, ParameterInfo]:
 
 
 def choose(pairs: list[Pair], selector: object, *, strict: bool = True, where: str | None = None) -> list[Pair]:
-    """The pairs that a selector hits on either side.
+    """Pairs that a selector matches on either side.
 
     Args:
-        pairs: All of them.
-        selector: What chooses; names are those of the pairs.
-        strict: Refuse a selector of which any union branch hits nothing on both sides.
-        where: What an error calls the two sources.
+        pairs: All pairs.
+        selector: Selector, applied to the names of the pairs.
+        strict: Raise if any branch of the selector matches nothing on both sides.
+        where: Label of the two sources, for errors.
 
     Raises:
-        NoMatch: A branch hits nothing.
-        SelectorError: It asks for what neither side records.
+        NoMatch: A branch matches nothing.
+        SelectorError: The selector uses a property that neither side records.
     """
     from torchparams.selectors import Selector
 
@@ -108,7 +108,7 @@ def choose(pairs: list[Pair], selector: object, *, strict: bool = True, where: s
         try:
             hits |= chosen.names(infos, where=where)
             able.append(infos)
-        except SelectorError as error:  # `:trainable` of a file, beside a model of which it can be said
+        except SelectorError as error:  # such as `:trainable`, known for a model but not for a file
             refused.append(error)
     if not able:
         raise refused[0]
@@ -134,5 +134,5 @@ def _refuse(branches: tuple[object, ...], sides: list[list[ParameterInfo]], wher
 
 
 def proposal(a: Infos, b: Infos) -> Renames | None:
-    """The rename of B's names under which more of them meet one of A."""
+    """Propose a rename of B's names that pairs more tensors, or None."""
     return propose(b, a)

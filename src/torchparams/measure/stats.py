@@ -1,4 +1,4 @@
-"""Statistics of every tensor, in one pass over the values."""
+"""Compute statistics of tensors in one pass over the values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torchparams.sketch import Sketch
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""The quantiles that are taken unless others are asked for."""
+"""Default quantiles."""
 
 
 def stats(
@@ -49,30 +49,30 @@ def stats(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Stats:
-    """Statistics of every tensor, or of groups of them, in one pass over the values.
+    """Compute statistics of tensors, or of groups of tensors, in one pass over the values.
 
-    Values are read block by block: memory is that of the rows, whatever the size of the source. A tensor without
-    values (meta, sparse, quantised) is listed with the reason, and so are codes of an encoding that is not known, which
-    stand beside their scales. Tied tensors count once.
+    Values are read block by block; memory does not depend on the size of the source. A tensor without values (meta,
+    sparse, quantised), or with codes of an unknown encoding, is listed as unread, with the reason. Tied tensors count
+    once.
 
     Args:
-        x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
-        selector: Which of them; None for all.
-        by: A row for each `module`, `layer` (the name up to and including its first number) or `dtype`; or a selector
-            or a list of them, with a row for all that each hits, and one for the rest. None for a row each.
-        quantiles: Which to take, from 0 to 1; `QUANTILES` unless given. Those given are in the printed table too.
-        sort: What to order rows by, `-` before it for descending; see `Stats.sorted`.
-        limit: Most rows, flags and unread tensors that printing shows; None for all.
-        wide: Print every column.
-        buffers: Take a live model's buffers too.
-        strict: Refuse selectors of which any union branch hits nothing.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        selector: Tensors to measure; None for all.
+        by: Grouping: `module`, `layer` (the name up to its first number), `dtype`, a selector, or a list of selectors
+            (one row for the matches of each, one for the rest). None for one row per tensor.
+        quantiles: Quantiles from 0 to 1, also shown in the table; `QUANTILES` by default, not shown.
+        sort: Column to sort by, with a leading `-` for descending; see `Stats.sorted`.
+        limit: Maximum number of printed rows, flags and unread tensors; None for all.
+        wide: Print all columns.
+        buffers: Include the buffers of a live model.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        NoMatch: A selector's branch hits nothing.
-        SelectorError: There is no such column to sort by.
-        ValueError: A quantile is not from 0 to 1.
+        NoMatch: A branch of a selector matches nothing.
+        SelectorError: There is no column to sort by of that name.
+        ValueError: A quantile is not between 0 and 1.
         SourceError: The source cannot be read.
 
     >>> import numpy as np
@@ -84,15 +84,15 @@ def stats(
     wanted = QUANTILES if quantiles is None else tuple(map(float, quantiles))
     for q in wanted:
         if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is from 0 to 1, not {q:g}")
+            raise ValueError(f"a quantile must be between 0 and 1, not {q:g}")
     if sort is not None:
-        sort_key(SORT_KEYS, sort)  # before anything is read
+        sort_key(SORT_KEYS, sort)  # fail before reading
     params = of(x, buffers=buffers)
     if selector is not None:
         params = params.select(selector, strict=strict)
     source = params.source
-    with paused_gc():  # some objects for each tensor, and no cycles
-        # Of a live model one reading, of which all that follows is made.
+    with paused_gc():  # many objects, no cycles
+        # A live model is read once.
         records = params.records() if source.live else Records(params.infos.values())
         infos = dict(zip(records.names, records.infos, strict=True))
         grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
@@ -125,10 +125,10 @@ def stats(
 
 
 def numbers_in(text: str) -> list[float]:
-    """The numbers in a text, between commas.
+    """Parse comma-separated quantiles.
 
     Raises:
-        TorchParamsError: Something there is no number from 0 to 1.
+        TorchParamsError: A part is not a number between 0 and 1.
 
     >>> numbers_in("0.01, 0.5")
     [0.01, 0.5]
@@ -141,7 +141,7 @@ def numbers_in(text: str) -> list[float]:
             found.append(math.nan)
         if not 0 <= found[-1] <= 1:
             raise TorchParamsError(
-                f"quantiles are numbers from 0 to 1, and {part.strip()!r} is not one", hint="write 0.01,0.5,0.99"
+                f"quantiles must be numbers between 0 and 1, not {part.strip()!r}", hint="write 0.01,0.5,0.99"
             )
     return found
 
@@ -155,7 +155,7 @@ def _scan(
     engine: Engine | None,
     progress: Progress | None,
 ) -> tuple[Rows, list[Unread], list[TensorStats] | None, Lost]:
-    """Rows of tensors, those that could not be read, rows of groups, and what casts lost."""
+    """Rows of tensors, unread tensors, rows of groups, and losses of casts."""
 
     def of_group(sketch: Sketch, name: str, members: list[ParameterInfo]) -> TensorStats:
         types = {info.dtype for info in members}
@@ -164,7 +164,7 @@ def _scan(
         return derive(sketch, quantiles, name=name, numel=numel, dtype=dtype, tensors=len(members))
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
-    engine = engine or ThreadEngine(mapped=True)  # counting is about as fast as copying
+    engine = engine or ThreadEngine(mapped=True)  # mapped reads avoid a copy
     found: dict[str, TensorStats | tuple[Columns, int] | Unread] = dict(unreadable)
     lost: Lost = {}
     for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
@@ -187,41 +187,41 @@ def _scan(
 
 
 class _Row(NamedTuple):
-    """The row of a tensor, and its sketch where that is kept."""
+    """Row of a tensor, and its sketch if groups need it."""
 
     row: TensorStats
     sketch: Sketch | None
 
 
 class StatsTask(Task["Sketch", "_Row | tuple[Columns, int]"]):
-    """The task that makes a row of statistics for every tensor; of small ones, a place in columns.
+    """Task that computes the statistics of each tensor; small tensors go into columns.
 
     Args:
-        quantiles: The quantiles that rows have.
-        keep: Give the sketches too, for groups.
+        quantiles: Quantiles to compute.
+        keep: Keep the sketches, for groups.
     """
 
     def __init__(self, quantiles: Sequence[float], *, keep: bool = False) -> None:
         self.quantiles, self.keep = tuple(quantiles), keep
 
     def begin(self, job: Job) -> SketchFold:
-        """Count from nothing."""
+        """Start an empty sketch."""
         return SketchFold(job.dtype)
 
     def combine(self, job: Job, parts: Sequence[Sketch]) -> _Row:
-        """The row, derived from the sketch of all parts; on the threads that read."""
+        """Row derived from the merged sketches; runs on the reading threads."""
         sketch = parts[0] if len(parts) == 1 else parts[0].merge(parts)
         (row,) = job.rows
         made = derive(sketch, self.quantiles, name=job.key, numel=row.numel, shape=row.shape, dtype=row.dtype)
         return _Row(made, sketch if self.keep else None)
 
     def takes(self, job: Job) -> bool:
-        """Whether it is small, and no sketch of it is wanted."""
+        """Whether the tensor is small, and its sketch is not needed."""
         row = job.rows[0]
         return not self.keep and batch.takes(row.dtype, row.numel)
 
     def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> list[tuple[Columns, int]]:
-        """The rows, in columns of one dtype each."""
+        """Rows of small tensors, in columns of one dtype each."""
         types: dict[DType, list[int]] = {}
         for i, job in enumerate(jobs):
             types.setdefault(job.rows[0].dtype, []).append(i)

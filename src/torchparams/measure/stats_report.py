@@ -1,4 +1,4 @@
-"""How statistics look: the table, the flags in words, what could not be read."""
+"""Render statistics: the table, the flags, and unread tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torchparams.measure.tensor_stats import TensorStats
 
 ROWS_SHOWN = 40
-"""Rows that printing shows at most; the middle of more is left out and counted."""
+"""Default number of printed rows; rows in the middle are omitted and counted."""
 
 SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
     key: attrgetter(key)
@@ -52,31 +52,31 @@ SORT_KEYS: dict[str, Callable[[TensorStats], Any]] = {
         *("l1", "l2", "linf", "entropy", "distinct"),
     )
 }
-"""What rows can be ordered by."""
+"""Columns to sort by."""
 
 
 @dataclass(frozen=True, repr=False)
 class Stats(Result, Tabular):
-    """Statistics of tensors, or of groups of them; it prints as a table.
+    """Statistics of tensors or groups; prints as a table.
 
-    `found["name"]` is a row; iterating and `len` go over the rows.
+    `found["name"]` is a row. Iteration and `len` cover the rows.
 
     Attributes:
-        label: What the source is called.
-        format: The kind of source.
-        selector: What chose the tensors; None for all.
-        by: How they are grouped: a word, or the texts of selectors; None for a row each.
-        quantiles: Which ones the rows have.
-        rows: The rows, in the source's order until `sorted` makes another. It equals a tuple of them.
-        flags: What a person should look at: of tensors, also where rows are groups.
-        unread: Tensors whose values cannot be had, and why.
-        infos: Records of all the tensors, in the source's order.
-        lost: What casts within rows lost, of a source that is not written yet: name → losses.
-        shown: Quantiles that the table has a column for.
-        limit: Most rows, flags and unread tensors that are shown; None for all.
-        wide: Whether the table has every column, or those that 80 characters have room for.
-        left_out: State that belongs to the source and is in no row.
-        narrow: One line about a `*` of the selector that hits a few tensors where `**` would hit many more, or None.
+        label: Label of the source.
+        format: Format of the source.
+        selector: Selector of the tensors; None for all.
+        by: Grouping: a word, or the texts of selectors; None for one row per tensor.
+        quantiles: Quantiles in the rows.
+        rows: Rows in source order, or sorted. Equal to a tuple of rows.
+        flags: Flags of tensors, even if rows are groups.
+        unread: Tensors whose values cannot be read, with the reason.
+        infos: Infos of all tensors, in source order.
+        lost: Losses of casts in a plan that is not written yet, by name.
+        shown: Quantiles with a column in the table.
+        limit: Maximum number of printed rows, flags and unread tensors; None for all.
+        wide: Whether the table has all columns, instead of those that fit 80 characters.
+        left_out: State of the source outside the table.
+        narrow: Note about a `*` of the selector that matches a few tensors where `**` would match many more, or None.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -120,27 +120,27 @@ class Stats(Result, Tabular):
         return {row.name: row for row in self.rows}
 
     def sorted(self, by: str) -> Stats:
-        """The same with rows in another order.
+        """Copy with sorted rows.
 
         Args:
             by: `name`, `numel`, `zeros`, `nonfinite`, `min`, `max`, `mean`, `std`, `l1`, `l2`, `linf`, `entropy` or
-                `distinct`; descending with `-` before it. NaN comes last.
+                `distinct`; a leading `-` sorts descending. NaN sorts last.
 
         Raises:
-            SelectorError: It is none of these.
+            SelectorError: There is no such column.
         """
         return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
 
     def table_rows(self) -> tuple[TensorStats, ...]:
-        """The rows."""
+        """Rows as a tuple."""
         return tuple(self.rows)
 
     def report(self) -> Report:
-        """The table, and below it the flags and what could not be read."""
+        """Report of the table, the flags, and unread tensors."""
         return report(self)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """The statistics as JSON data."""
         return {
             "source": self.label,
             "format": self.format,
@@ -163,7 +163,7 @@ _Show = Callable[["TensorStats"], Cell | str]
 
 
 def report(stats: Stats) -> Report:
-    """The report of `stats`; see `Stats.report`."""
+    """Report of statistics; see `Stats.report`."""
     limit, wide = stats.limit, stats.wide
     title = f"{stats.label} ({stats.format})"
     parts: list[Text | Table] = [Text(printable(title), "title")]
@@ -181,13 +181,13 @@ def report(stats: Stats) -> Report:
     parts += left_out_lines(stats.left_out)
     if stats.flags:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(stats.flags).items())
-        parts.append(Text(f"to look at: {kinds}", "warn"))
+        parts.append(Text(f"flags: {kinds}", "warn"))
         parts += _lines(((flag.name, flag.reason) for flag in stats.flags), len(stats.flags), limit)
     return Report(tuple(parts))
 
 
 class _Lazy:
-    """Rows that are made when they are shown: a table of 100,000 tensors prints at once."""
+    """Rows created as they are printed: a table of 100,000 tensors prints at once."""
 
     def __init__(self, rows: tuple[TensorStats, ...], shows: list[_Show]) -> None:
         self._rows, self._shows = rows, shows
@@ -211,7 +211,7 @@ def _lines(pairs: Iterable[tuple[str, str]], count: int, limit: int | None) -> l
 
 
 def _columns(stats: Stats, wide: bool) -> list[tuple[Column, _Show]]:
-    """The columns and what each shows. Narrow, those that say nothing of any row are left out."""
+    """Columns with the functions that format their cells. The narrow table omits columns that are always empty."""
     rows = stats.rows
     grouped = stats.by is not None
     head = "group" if grouped else "name"
@@ -259,7 +259,7 @@ def _zeros(row: TensorStats) -> Cell | str:
 
 
 def _bound(row: TensorStats) -> str:
-    """What stands before a number that may be greater in truth; of a single value none is."""
+    """Mark for a lower bound; a single value is always exact."""
     return "" if row.exact or row.min == row.max or not row.values else "≥ "
 
 
@@ -268,7 +268,7 @@ def _odd(count: int) -> Cell | str:
 
 
 def number(value: float) -> str:
-    """A number in three significant digits and at most eight characters; `–` for NaN.
+    """Number with three significant digits and at most eight characters; `–` for NaN.
 
     >>> number(0.0213456), number(-0.000123456), number(12345678), number(1e-10)
     ('0.0213', '-1.23e-4', '1.23e7', '1e-10')

@@ -1,4 +1,4 @@
-"""A row of statistics: of one tensor, or of several together."""
+"""Statistics of one tensor, or of a group of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchparams.sketch import Sketch
 
 BINS = 12
-"""Intervals of a row's histogram: half a standard deviation each, unless minimum or maximum come first."""
+"""Number of histogram intervals: half a standard deviation each, unless the minimum or maximum is nearer."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -46,38 +46,39 @@ COLUMNS = {
     "saturated": int,
     "exact": bool,
 }
-"""Attributes of `TensorStats` → their types, for tables handed to other libraries."""
+"""Types of the `TensorStats` columns, for tables handed to other libraries."""
 
 
-class TensorStats(NamedTuple):  # of all frozen records, what is made soonest: there may be a hundred thousand
-    """Statistics of the elements of one tensor, or of a group of tensors.
+class TensorStats(NamedTuple):  # the fastest immutable class to create: there may be 100,000 rows
+    """Statistics of the elements of a tensor, or of a group of tensors.
 
-    Counts are of all elements. Means, sums, norms, quantiles and the histogram are over the **finite** ones; `min` and
-    `max` are over all but NaN. What is taken of nothing is NaN. A complex element counts as two values, its real and
-    its imaginary part.
+    Counts cover all elements. Means, sums, norms, quantiles and the histogram cover the **finite** ones; `min` and
+    `max` cover all but NaN. Statistics of nothing are NaN. A complex element counts as two values, its real and
+    imaginary part.
 
-    All of it is exact (rounded once) for types of at most 16 bits. Of wider ones, and of groups of several types,
-    quantiles are within a relative 2⁻⁸, the histogram counts what is that near to an edge on either side of it, and
-    `entropy` and `distinct` are lower bounds: `exact` says which.
+    Everything is exact (rounded once) for dtypes of at most 16 bits. For wider dtypes, and for groups of several
+    dtypes, quantiles have a relative error of at most 2⁻⁸, histogram counts near an edge may be on either side of it,
+    and `entropy` and `distinct` are lower bounds. `exact` tells the two cases apart.
 
     Attributes:
-        name: The tensor's canonical name, or what the group is called.
-        tensors: How many tensors.
-        shape: The tensor's; None of a group.
-        dtype: Element type; None of a group of several.
-        numel: Count of elements.
-        values: Count of values: that of elements, of complex ones twice as many.
+        name: Canonical name of the tensor, or name of the group.
+        tensors: Number of tensors.
+        shape: Shape of the tensor; None for a group.
+        dtype: Dtype; None for a group of several.
+        numel: Number of elements.
+        values: Number of values; twice `numel` for complex dtypes.
         zeros, nan, posinf, neginf: Counts of 0 (of either sign), NaN, +Inf, -Inf.
-        min, max: Least and greatest value.
+        min, max: Minimum and maximum.
         mean: Mean.
-        std: Standard deviation, with n - 1 as torch's default: NaN of a single value.
-        l1, l2, linf: Sum of magnitudes, root of the sum of squares, greatest magnitude.
-        quantiles: Pairs (q, value), linear between neighbours as `torch.quantile` takes them.
-        histogram: Counts in `BINS` intervals of equal width from `low` to `high`, the outermost with all beyond.
-        low, high: mean - 3·std and mean + 3·std, but no further than minimum and maximum.
+        std: Standard deviation with n - 1, torch's default; NaN for a single value.
+        l1, l2, linf: Sum of magnitudes, root of the sum of squares, maximum magnitude.
+        quantiles: Pairs (q, value), interpolated linearly as by `torch.quantile`.
+        histogram: Counts in `BINS` equal intervals from `low` to `high`; values beyond count in the outermost.
+        low, high: mean - 3·std and mean + 3·std, limited to the minimum and maximum.
         entropy: Shannon entropy of the bit patterns, -Σ p·log2 p, in bits per value.
-        distinct: How many values are different; all NaN count as one.
-        saturated: Count of values at the greatest finite magnitude of a float of at most 16 bits; None of others.
+        distinct: Number of different values; all NaN count as one.
+        saturated: Number of values at the maximum finite magnitude, for floats of at most 16 bits; None for other
+            dtypes.
         exact: Whether quantiles, histogram, entropy and distinct are exact.
 
     >>> import numpy as np
@@ -115,12 +116,12 @@ class TensorStats(NamedTuple):  # of all frozen records, what is made soonest: t
 
     @property
     def nonfinite(self) -> int:
-        """Count of NaN and ±Inf."""
+        """Number of NaN and ±Inf."""
         return self.nan + self.posinf + self.neginf
 
     @property
     def bars(self) -> str:
-        """The histogram as text, a character for each interval; blank where there is nothing.
+        """Histogram as text, one character per interval; blank for an empty interval.
 
         >>> import numpy as np
         >>> import torchparams as tp
@@ -131,7 +132,7 @@ class TensorStats(NamedTuple):  # of all frozen records, what is made soonest: t
         return "".join(_BARS[-(-count * 8 // top)] if count else " " for count in self.histogram)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON takes it."""
+        """The row as JSON data."""
         return {
             "name": self.name,
             "tensors": self.tensors,
@@ -173,12 +174,12 @@ def derive(
     dtype: DType | None = None,
     tensors: int = 1,
 ) -> TensorStats:
-    """The row for a sketch.
+    """Derive statistics from a sketch.
 
     Args:
-        sketch: Of the elements.
-        quantiles: Which ones, from 0 to 1.
-        name, numel, shape, dtype, tensors: What the sketch does not know.
+        sketch: Sketch of the elements.
+        quantiles: Quantiles from 0 to 1.
+        name, numel, shape, dtype, tensors: Fields outside the sketch.
     """
     std, nan = sketch.std(), sketch.nan
     low, high, histogram = _histogram(sketch, std)
@@ -212,7 +213,7 @@ def derive(
 
 
 def _histogram(sketch: Sketch, std: float) -> tuple[float, float, tuple[int, ...]]:
-    """Edges and counts, for a picture that a single outlier does not flatten."""
+    """Edges and counts of a histogram that a single outlier does not flatten."""
     extent = sketch.finite_range
     if extent is None:
         return math.nan, math.nan, (0,) * BINS

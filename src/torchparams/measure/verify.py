@@ -1,4 +1,4 @@
-"""Verifying: whether it is what a manifest says, and as whole as its format can tell."""
+"""Verify sources against manifests, and against the rules of their format."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ if TYPE_CHECKING:
     from torchparams.sources.torchfile.verdict import Verdict
 
 KINDS = ("content", "unreadable", "shape", "dtype", "missing", "unexpected")
-"""How a tensor can differ from what a manifest says of it."""
+"""Kinds of differences from a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A tensor that is not what the manifest says.
+    """Difference of one tensor from the manifest.
 
     Attributes:
-        kind: One of `KINDS`: its elements differ; they cannot be read; its shape, or its dtype (perhaps both) differs;
-            it is only in the manifest; it is only in what was verified.
-        names: Its name, and its further names where the same is true of them.
-        expected: What the manifest says: a digest, or dtype and shape; None for an unexpected tensor.
-        found: What is there, or why it cannot be read; None for a missing tensor.
+        kind: One of `KINDS`: different elements, unreadable elements, different shape, different dtype (and perhaps
+            shape), missing from the source, or missing from the manifest.
+        names: Name, and other names with the same difference.
+        expected: Digest, or dtype and shape, in the manifest; None for an unexpected tensor.
+        found: Digest, or dtype and shape, in the source, or the reason why it is unreadable; None for a missing tensor.
     """
 
     kind: str
@@ -65,11 +65,11 @@ class Difference:
 
     @property
     def name(self) -> str:
-        """Its first name."""
+        """First name."""
         return self.names[0]
 
     def to_json(self) -> dict[str, Any]:
-        """The difference, its name and the further ones apart."""
+        """The difference as JSON data, with aliases separate."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -81,16 +81,16 @@ class Difference:
 
 @dataclass(frozen=True, repr=False)
 class Verification(Result):
-    """What `verify` finds out.
+    """Result of `verify`.
 
     Attributes:
-        source: What the source is called.
-        format: Its format; empty where it could not be opened.
-        manifest: What the manifest is called; None where there was none.
-        checks: What was checked, and what could not be.
-        differences: The tensors that are not what the manifest says, in the source's order, then what is missing.
-        tensors: Count of tensors that were looked at.
-        nbytes: Bytes of these.
+        source: Label of the source.
+        format: Format of the source; empty if it could not be opened.
+        manifest: Label of the manifest, or None.
+        checks: All checks, including those that were not possible.
+        differences: Differences from the manifest, in source order; missing tensors last.
+        tensors: Number of checked tensors.
+        nbytes: Bytes of these tensors.
     """
 
     source: str
@@ -111,7 +111,7 @@ class Verification(Result):
         return self.ok
 
     def to_json(self) -> dict[str, Any]:
-        """All attributes, and `ok`."""
+        """The result as JSON data, with `ok`."""
         return {
             "source": self.source,
             "format": self.format,
@@ -124,10 +124,10 @@ class Verification(Result):
         }
 
     def report(self, limit: int | None = None) -> Report:
-        """The differences, the checks, and what they come to.
+        """Report of the differences, the checks and the verdict.
 
         Args:
-            limit: Most rows of a table; None for all.
+            limit: Maximum number of rows per table; None for all.
         """
         title = f"{self.source} ({self.format})" if self.format else self.source
         parts: list[Text | Table] = [Text(printable(title), "title")]
@@ -150,8 +150,8 @@ class Verification(Result):
             return f"{looked}: nothing was compared."
         if self.ok:
             impossible = any(check.outcome == IMPOSSIBLE for check in self.checks)
-            sound = "nothing wrong was found" if impossible else "all is well"
-            return f"{looked}: {sound if self.manifest is None else 'as the manifest says'}."
+            sound = "no problem found" if impossible else "all checks passed"
+            return f"{looked}: {sound if self.manifest is None else 'matches the manifest'}."
         parts = []
         for kind in KINDS:
             count = sum(difference.kind == kind for difference in self.differences)
@@ -167,14 +167,14 @@ class Verification(Result):
 
 
 _COUNTED = {
-    "content": "with other content",
+    "content": "with different content",
     "unreadable": "not readable",
-    "shape": "with another shape",
-    "dtype": "with another dtype",
+    "shape": "with a different shape",
+    "dtype": "with a different dtype",
     "missing": "missing",
     "unexpected": "unexpected",
 }
-_DIGITS = 16  # of a digest, that a row shows
+_DIGITS = 16  # digits of a digest in a row
 
 
 def _row(difference: Difference) -> Row:
@@ -199,30 +199,30 @@ def verify(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Hold a source against a manifest, and against what its own format promises.
+    """Verify a source against a manifest, and against the rules of its own format.
 
-    With a manifest, every tensor's digest is made anew; each tensor that differs, is missing or was not expected is
-    named. A name that is on one side only is no difference where its tensor is tied, and has the same values there
-    under another of its names: checkpoints often hold one name of a tied weight. A check called `ties` lists such
-    names. Without a manifest, every byte is read, and compared with what the format stores for that: torch zips have a
-    CRC-32 of each member, safetensors and legacy files have nothing, which is said. Either way a damaged structure is
-    found. A pickle that would run code when torch or Python loads it fails a check that names the call; nothing is run
-    here. A file that cannot be opened because it breaks its format's rules fails a check; it is no error.
+    With a manifest, the digest of every tensor is recomputed; each tensor that differs, is missing or is unexpected is
+    named. A name on one side only is no difference if its tensor is tied and has the same values under another of its
+    names: checkpoints often store one name of a tied weight. The check `ties` lists such names. Without a manifest,
+    every byte is read and compared with the checksums of the format: torch zips have a CRC-32 for each member;
+    safetensors and legacy files have none, which is reported. Both ways find structural damage. A pickle that would run
+    code when it is loaded fails a check that names the call; nothing is run here. A file that cannot be opened because
+    it breaks the rules of its format fails a check instead of raising.
 
     Args:
-        x: Anything that has parameters; buffers of a live model as in `digest`.
-        manifest: The file that `Digests.write` or `torchparams digest -o` wrote; or the `Digests` of something else.
-        selector: Only these, of the source and of the manifest; None for all.
-        strict: Refuse a selector of which any union branch hits nothing.
-        values: Compute the statistics of the values too: what `stats` flags (NaN, infinite values, tensors of zeros, a
-            scale far from those of siblings, …) fails a check.
-        engine: What reads; the threads of this process unless given.
-        progress: Told bytes done and bytes in all.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`. Buffers of a live model are included as in `digest`.
+        manifest: File written by `Digests.write` or `torchparams digest -o`; or `Digests` of another source.
+        selector: Tensors to verify, in the source and in the manifest; None for all.
+        strict: Raise if any branch of a selector matches nothing.
+        values: Also check the values: every flag of `stats` (NaN, infinite values, all zeros, a scale far from its
+            siblings, …) fails a check.
+        engine: Engine to run on; by default, threads of this process.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        NoMatch: A branch of the selector hits nothing, neither in the source nor in the manifest.
-        SourceError: There is no such source, or it was written to while it was read.
-        FileFormatError: The manifest is none, or contradicts itself.
+        NoMatch: A branch of the selector matches nothing in the source and in the manifest.
+        SourceError: There is no such source, or it changed while it was read.
+        FileFormatError: The manifest is not one, or is inconsistent.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -260,13 +260,13 @@ def verify(
         differences = tuple(each for each in found if isinstance(each, Difference))
         ties = tuple(each for each in found if isinstance(each, str))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
-        progress = None  # what is left is little, unless something is wrong
+        progress = None  # the rest is small, unless there is damage
         missing = sum(difference.kind == "missing" for difference in differences)
         total = len(infos) + missing
         count = f"{len(whole):,} of {plural(total, 'tensor')} as in the manifest"
         checks.append(Check("digests", FAILED if differences else OK if total else IMPOSSIBLE, count))
         if ties:
-            checks.append(Check("ties", OK, "Names on one side only, whose values are there under another name", ties))
+            checks.append(Check("ties", OK, "Names on one side only, with equal values under another name", ties))
     checks += _outside(params, selector, infos)
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
@@ -275,14 +275,14 @@ def verify(
         checks += _values(params, infos, engine)
     try:
         source.check_unchanged()
-    except FileFormatError as error:  # it is shorter than it was
+    except FileFormatError as error:  # the file was truncated
         checks.append(Check("structure", FAILED, told(error, source.label)))
     nbytes = sum(info.nbytes for info in infos.values())
     return Verification(source.label, source.format, label, tuple(checks), differences, len(infos), nbytes)
 
 
 def _outside(params: Parameters, selector: object, infos: Mapping[str, ParameterInfo]) -> Iterator[Check]:
-    """A check for the state that is in no table, of which no manifest says anything; of a live model it fails."""
+    """Check for state outside every table, which a manifest cannot cover; for a live model it fails."""
     found = params.left_out
     if selector is not None:
         found = concerned(found, Selector.of(selector), infos)
@@ -295,40 +295,40 @@ def _outside(params: Parameters, selector: object, infos: Mapping[str, Parameter
 
 
 def _pickle(verdict: Verdict | None) -> Iterator[Check]:
-    """A check for what unpickling the file would run; none where it holds no pickle."""
+    """Check for code that unpickling the file would run; none without a pickle."""
     if verdict is not None:
         needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
-        fine = f"calls only what torch, numpy and collections need{needs}"
+        fine = f"calls only safe functions of torch, numpy and collections{needs}"
         yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
 
 
 def _values(params: Parameters, infos: Mapping[str, ParameterInfo], engine: Engine | None) -> Iterator[Check]:
-    """A check for each kind of flag that `stats` gives the tensors, and one for those whose values cannot be read."""
+    """Checks for each kind of flag of `stats`, and for tensors whose values cannot be read."""
     from torchparams.measure.flags import kinds_of
     from torchparams.measure.stats import stats
 
     try:
         found = stats(params.filter(lambda info: info.name in infos), engine=engine)
-    except (FileFormatError, LimitExceeded) as error:  # another check says what is damaged
+    except (FileFormatError, LimitExceeded) as error:  # another check reports the damage
         yield Check("values", FAILED, told(error, params.source.label))
         return
     for kind in kinds_of(found.flags):
         names = tuple(flag.name for flag in found.flags if flag.kind == kind)
         yield Check("values", FAILED, kind, names)
     if not found.flags and found.rows:
-        yield Check("values", OK, f"{plural(len(found.rows), 'tensor')}: nothing to look at")
+        yield Check("values", OK, f"{plural(len(found.rows), 'tensor')}: no flags")
     if found.unread:
         names = tuple(each.name for each in found.unread)
-        yield Check("values", IMPOSSIBLE, "values that are not read as numbers", names)
+        yield Check("values", IMPOSSIBLE, "values that cannot be read as numbers", names)
 
 
 def _by_name(expected: Digests) -> dict[str, TensorDigest]:
-    """Every name in a manifest, aliases too."""
+    """Tensors of a manifest by every name, including aliases."""
     return {name: tensor for tensor in expected.tensors.values() for name in tensor.names}
 
 
 def _selected(params: Parameters, listed: Mapping[str, TensorDigest], selector: object, strict: bool) -> set[str]:
-    """The names that a selector hits, in the source or, of what is missing there, in the manifest."""
+    """Names that a selector matches in the source or, for missing tensors, in the manifest."""
     there = {name for info in params.infos.values() for name in (info.name, *info.aliases)}
     missing = [
         ParameterInfo(name, t.shape, t.dtype, prod(t.shape), t.nbytes, "file", "tensor", raw_name=name)
@@ -347,7 +347,7 @@ def _compare(
     engine: Engine,
     progress: Progress | None,
 ) -> Iterator[Difference | str]:
-    """Every tensor that is not as in the manifest; and in words, each name whose values are there under another."""
+    """Tensors that differ from the manifest; or, as text, a name whose values exist under another name."""
     everything = _by_name(expected)
     held = _twins(params, infos, listed)
     comparable = [
@@ -359,7 +359,8 @@ def _compare(
     seen: set[str] = set()
     for name, info in infos.items():
         groups: dict[tuple[str, str | None, str | None], list[str]] = {}
-        # A name that the manifest lacks is well where it has the tensor under another name, with the same values.
+        # A name missing from the manifest is fine if the manifest has the tensor under another name, with the same
+        # values.
         twin = next((o for o in _names(info) if _difference(everything.get(o), info, found.get(name)) is None), None)
         for other in _names(info):
             seen.add(other)
@@ -390,7 +391,7 @@ def _names(info: ParameterInfo) -> tuple[str, ...]:
 def _twins(
     params: Parameters, infos: Mapping[str, ParameterInfo], listed: Mapping[str, TensorDigest]
 ) -> dict[str, ParameterInfo]:
-    """Of names that are missing, the other names that the source has: any, also beyond a selection."""
+    """For missing names: other names of the same tensor in the source, even outside the selection."""
     there = {name for info in infos.values() for name in _names(info)}
     wanted = {twin for name, tensor in listed.items() if name not in there for twin in tensor.names if twin != name}
     if not wanted:
@@ -401,7 +402,7 @@ def _twins(
 def _difference(
     expected: TensorDigest | None, info: ParameterInfo, found: str | FileFormatError | LimitExceeded | None
 ) -> tuple[str, str | None, str | None] | None:
-    """How a tensor differs from what a manifest says of one of its names: kind, expected, found."""
+    """Difference of a tensor from one name in a manifest: kind, expected, found."""
     here = encoded_as(info)
     if expected is None:
         return "unexpected", None, _spelled(*here)
@@ -416,11 +417,11 @@ def _difference(
 def _hashed(
     source: Source, infos: list[ParameterInfo], engine: Engine, progress: Progress | None
 ) -> dict[str, str | FileFormatError | LimitExceeded]:
-    """Name → digest, or why the tensor cannot be read."""
+    """Digest by name, or the error if the tensor cannot be read."""
     try:
         return dict(tensor_digests(source, infos, engine=engine, progress=progress).digests)
     except (FileFormatError, LimitExceeded):
-        pass  # which tensors it concerns shows when they are read one by one
+        pass  # reading the tensors one by one shows which are affected
     found: dict[str, str | FileFormatError | LimitExceeded] = {}
     for info in infos:
         try:

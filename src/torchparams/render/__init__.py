@@ -1,1 +1,1 @@
-"""From what a verb has to say to what a person sees or a program reads: terminal, JSON, progress."""
+"""Render results: terminal, JSON, notebook, Arrow, and progress bars."""

@@ -1,4 +1,4 @@
-"""Rows as an Arrow stream, made by nanoarrow: a small library, for those who have polars or duckdb need no pyarrow."""
+"""Export rows as an Arrow stream. Uses nanoarrow, which is small: polars and duckdb users need no pyarrow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def stream(rows: Sequence[Any], columns: Mapping[str, Any]) -> object:
-    """A PyCapsule with the rows as one batch.
+    """Export rows as a PyCapsule of one Arrow batch.
 
     Args:
-        rows: Objects with the attributes that `columns` names.
+        rows: Objects with the attributes named in `columns`.
         columns: Attribute → type; see `Tabular`.
 
     Raises:
@@ -53,7 +53,7 @@ def _schema(na: Any, kind: Any) -> Any:
 
 
 def _array(na: Any, values: Sequence[Any], kind: Any) -> Any:
-    """Values of one type as an Arrow array; None is null."""
+    """Values of one type as an Arrow array; None becomes null."""
     if isinstance(kind, Mapping):
         children = [
             _array(na, [None if value is None else getattr(value, name) for value in values], each)
@@ -85,7 +85,7 @@ def _nulls(values: Sequence[Any]) -> int:
 
 
 def _validity(values: Sequence[Any]) -> bytes | None:
-    """A bit for each value, the least significant first: whether there is one. None where there are all."""
+    """Arrow validity bitmap, least significant bit first; None if no value is null."""
     if not _nulls(values):
         return None
     bits = bytearray((len(values) + 7) // 8)

@@ -1,4 +1,4 @@
-"""Names and other texts cut to the width of a column."""
+"""Shorten names and texts to the width of a column."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def width_of(text: str) -> int:
-    """Columns that `text` takes in a terminal."""
+    """Width of a text in a terminal, in columns."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
 
 
 def elide(text: str, width: int) -> str:
-    """`text` cut to `width` columns; a dotted name keeps its first and last component, and its numbers.
+    """Shorten a text to `width` columns. A dotted name keeps its first and last component, and its numbers.
 
     >>> elide("encoder.layers.11.self_attention.output.weight", 34)
     'encoder.….11.sel…ion.output.weight'
@@ -30,9 +30,9 @@ def elide(text: str, width: int) -> str:
 
 
 def elide_all(texts: Iterable[str], width: int) -> dict[str, str]:
-    """Each of `texts` cut to `width` columns, so that no two of them become equal.
+    """Shorten each text to `width` columns, so that no two become equal.
 
-    A text that can only be cut to something that stands for another too stays whole, and is wider than `width`.
+    A text that cannot be shortened uniquely stays whole, wider than `width`.
 
     >>> list(elide_all(["model.encoder.norm.weight", "model.decoder.norm.weight"], 22).values())
     ['model.encoder.….weight', 'model.decoder.….weight']
@@ -51,12 +51,12 @@ def _elided(text: str, width: int, how: Callable[[list[str], int], None]) -> str
         return text
     if width <= 1:
         return "…"[:width]
-    name = text.lstrip(" ")  # the rows of a tree are indented
+    name = text.lstrip(" ")  # rows of a tree are indented
     if name != text:
         indent = len(text) - len(name)
         return " " * min(indent, width) + _elided(name, max(width - indent, 0), how)
     name, equals, others = text.partition(" = ")
-    if equals:  # a tied tensor, whose other names give way first
+    if equals:  # a tied tensor: its other names are shortened first
         if width_of(name) + 4 <= width:
             return f"{name} = {_elided(others, width - width_of(name) - 3, how)}"
         if width > 8:
@@ -69,17 +69,17 @@ def _elided(text: str, width: int, how: Callable[[list[str], int], None]) -> str
 
 
 _LONGEST_NAME = 500
-_DOTS = r"\.(?![^{}]*\})"  # not those of the folded layers {0..23}; compiled when a name is cut
+_DOTS = r"\.(?![^{}]*\})"  # dots outside folded layers such as {0..23}; compiled at first use
 _LEAST = 5
 
 
 def _joined(parts: list[str]) -> str:
-    """The components with dots; of several that are left out in a row, one sign."""
+    """Join components with dots, and adjacent ellipses into one."""
     return ".".join(part for i, part in enumerate(parts) if part != "…" or parts[i - 1 : i] != ["…"])
 
 
 def _inner(parts: list[str]) -> list[int]:
-    """Which components may be left out: none at an end, and no number, which says which of many equal layers it is."""
+    """Indices of components that may be left out: not the ends, and no numbers, which tell equal layers apart."""
     return [i for i in range(1, len(parts) - 1) if not parts[i].isdecimal() and not parts[i].startswith("{")]
 
 
@@ -112,7 +112,7 @@ def _evenly(parts: list[str], width: int) -> None:
 
 
 def _middle(text: str, width: int) -> str:
-    """`text` without its middle, in `width` columns."""
+    """Shorten a text in the middle to `width` columns."""
     if width_of(text) <= width:
         return text
     if width <= 1:
@@ -122,7 +122,7 @@ def _middle(text: str, width: int) -> str:
 
 
 def _start(text: str, width: int) -> str:
-    """The first characters of `text`, as many as take `width` columns."""
+    """Longest prefix of at most `width` columns."""
     count = 0
     for i, character in enumerate(text):
         count += width_of(character)

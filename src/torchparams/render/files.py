@@ -1,4 +1,4 @@
-"""Tables written to files: CSV, JSON and Parquet."""
+"""Write tables to CSV, JSON and Parquet files."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def write_table(result: Tabular, path: str) -> None:
-    """Write a result's rows to a file, as a whole or not at all; an earlier table is replaced.
+    """Write the rows of a result to a file, atomically. An existing table is replaced.
 
-    The columns are the attributes of the rows, and the first is the name. Numbers that are not finite:
+    The columns are the attributes of the rows, starting with the name. Non-finite numbers and None are written so:
 
-    - In CSV, `nan`, `inf` and `-inf`; None is an empty cell. Shapes and other lists are JSON.
-    - In JSON, a list of objects, the texts `"nan"`, `"inf"` and `"-inf"`; None is `null`. `pandas.read_json` reads
-      a column of these as numbers.
-    - In Parquet, as they are.
+    - CSV: `nan`, `inf` and `-inf`; None is an empty cell. Shapes and other lists are JSON.
+    - JSON (a list of objects): the texts `"nan"`, `"inf"` and `"-inf"`; None is `null`. `pandas.read_json` reads
+      such a column as numbers.
+    - Parquet: NaN, ±Inf and null.
 
     Args:
-        result: A result with rows.
-        path: A file that ends in `.csv`, `.json` or `.parquet`.
+        result: Result with rows.
+        path: Target with the suffix `.csv`, `.json` or `.parquet`.
 
     Raises:
-        OptionError: The path ends otherwise.
-        WriteError: Writing failed, or the file that is there is no table.
-        MissingDependency: pyarrow, for Parquet, is not installed.
+        OptionError: The suffix is not supported.
+        WriteError: Writing failed, or the existing file is not a table.
+        MissingDependency: Parquet needs pyarrow, which is not installed.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -46,8 +46,8 @@ def write_table(result: Tabular, path: str) -> None:
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _WRITERS:
-        raise OptionError(f"{path} ends in {suffix or 'nothing'}", hint=f"Name a file that ends in {_listed()}")
-    path = os.path.realpath(path)  # a link stays one
+        raise OptionError(f"{path} has the suffix {suffix or 'none'}", hint=f"use the suffix {_listed()}")
+    path = os.path.realpath(path)  # keep symbolic links
     _refuse_other(path, suffix)
     unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
     try:
@@ -66,7 +66,7 @@ def _listed() -> str:
 
 
 def _refuse_other(path: str, suffix: str) -> None:
-    """Refuse to replace a file that is no table: a JSON file may be a checkpoint's index, or its configuration."""
+    """Refuse to replace a file that is not a table: a JSON file may be an index or a configuration."""
     try:
         with open(path, "rb") as file:
             head = file.read(16).lstrip()
@@ -76,7 +76,9 @@ def _refuse_other(path: str, suffix: str) -> None:
         raise WriteError(error.strerror or str(error), where=path) from None
     if head and not head.startswith(_HEADS[suffix]):
         raise WriteError(
-            f"the file there is not a table in {suffix[1:].upper()}", where=path, hint="Delete it, or name another"
+            f"the existing file is not a {suffix[1:].upper()} table",
+            where=path,
+            hint="delete it, or choose another name",
         )
 
 
@@ -84,7 +86,7 @@ _HEADS = {".csv": b"name", ".json": b"[", ".parquet": b"PAR1"}
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """A value as JSON takes it."""
+    """Value as JSON data."""
     if value is None:
         return None
     if isinstance(kind, Mapping):

@@ -1,4 +1,4 @@
-"""Results as JSON."""
+"""Print results as JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 
 
 def print_json(form: Any, file: TextIO) -> None:
-    """Write what a result's `to_json` gives, and a newline: all of it, or nothing where it cannot be JSON.
+    """Print JSON data and a newline; prints nothing if the data cannot be JSON.
 
-    The text is JSON that any reader takes: numbers that JSON has no way to write must come as the strings
-    `nan`, `inf` and `-inf` already. Characters that are not printable, or that the encoding of `file` lacks, are
-    escaped as JSON escapes them.
+    The output is strict JSON: non-finite numbers must already be the texts `nan`, `inf` and `-inf`. Characters that are
+    not printable, or not in the encoding of `file`, are escaped.
 
     Raises:
         ValueError: A number is not finite.
@@ -25,18 +24,18 @@ def print_json(form: Any, file: TextIO) -> None:
 
 
 def json_text(form: Any, *, ascii_only: bool = False) -> str:
-    r"""The JSON text of a result.
+    r"""Format JSON data as text.
 
     Args:
-        form: What a result's `to_json` gives.
-        ascii_only: Escape all other characters, not only those that are not printable.
+        form: JSON data from the `to_json` of a result.
+        ascii_only: Escape all non-ASCII characters, instead of only unprintable ones.
 
     >>> json_text(["\x9b2J", "\ud800", "é"])
     '[\n  "\\u009b2J",\n  "\\ud800",\n  "é"\n]'
     """
     whole = StringIO()
     json.dump(form, whole, indent=2, ensure_ascii=ascii_only, allow_nan=False)
-    # Within its texts, JSON has escaped all control characters below the space.
+    # `json` already escapes control characters below the space inside strings.
     return _ODD.sub(_escaped, whole.getvalue())
 
 
@@ -49,5 +48,5 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _is_utf8(file: TextIO) -> bool:
-    encoding = getattr(file, "encoding", None)  # what tests and notebooks capture with may have none: it takes any text
+    encoding = getattr(file, "encoding", None)  # a captured stream may have none, and takes any text
     return encoding is None or encoding.replace("-", "").replace("_", "").lower() in ("utf8", "utf8sig")

@@ -1,4 +1,4 @@
-"""A bar for long work, with bytes per second and the time left."""
+"""Progress bars with bytes per second and remaining time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 0.5
-"""Seconds of work before a bar is shown: short work shows none, and does not pay for one."""
+"""Seconds before a bar appears, so that short work shows none and does not pay for one."""
 
 
 @contextmanager
 def progress(what: str, *, patience: float = PATIENCE) -> Iterator[Callable[[int, int], None] | None]:
-    """A function to be told bytes done and bytes in all; None where nobody would see a bar.
+    """Yield a progress callback (bytes done, bytes in total), or None if stderr is not a terminal.
 
-    The bar is on standard error, only where that is a terminal, and is gone at the end.
+    The bar is drawn on stderr, and removed at the end.
 
     >>> with progress("reading") as tell:
     ...     for done in range(0, 101, 50):

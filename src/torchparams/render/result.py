@@ -1,4 +1,4 @@
-"""The base class of results: an object that says by a report how it looks."""
+"""Base class of results: objects that render themselves as a report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torchparams.render.tree import Report, Text, printable, to_html, to_text
 
 
 class Result(ABC):
-    """The base class of results: prints as its report, and shows it in a notebook.
+    """Base class of results: printing and notebooks show its report.
 
-    A `repr` never raises: a debugger may show a result that is half made, or a table of a file that is gone.
+    `repr` never raises: a debugger may show a partly constructed result, or a table of a deleted file.
 
     >>> from torchparams.render.tree import Report, Text
     >>> class Greeting(Result):
@@ -29,11 +29,11 @@ class Result(ABC):
         """The result as a report."""
 
     def _shown(self) -> Report:
-        """The report that printing shows."""
+        """Report that printing shows."""
         return self.report()
 
     def _title(self) -> str:
-        """A name for a result whose report fails."""
+        """Title of a result whose report fails."""
         return type(self).__name__
 
     def __repr__(self) -> str:
@@ -53,6 +53,6 @@ class Result(ABC):
     def _failed(self, error: Exception) -> str:
         try:
             title = self._title()
-        except Exception:  # it has not even a label yet
+        except Exception:  # not even a label exists yet
             title = type(self).__name__
         return printable(f"<{title}: {type(error).__name__}: {error}>")

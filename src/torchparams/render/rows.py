@@ -1,4 +1,4 @@
-"""What printing a table shows: its columns, its rows and their order, the line of totals below."""
+"""Render tables of parameters: columns, rows, order, and totals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 ROWS_SHOWN = 40
-"""Rows that printing a table shows at most; the middle of a longer one is left out and counted."""
+"""Default number of printed rows; rows in the middle are omitted and counted."""
 
 INFO_COLUMNS = {
     "name": str,
@@ -47,19 +47,19 @@ INFO_COLUMNS = {
     "raw_names": list[str],
     "bpw": float,
 }
-"""Attributes of `ParameterInfo` → their types, for tables handed to other libraries."""
+"""Types of the `ParameterInfo` columns, for tables handed to other libraries."""
 
 ALIASES_SHOWN = 3
-"""Further names of a tied tensor that its row shows at most."""
+"""Maximum number of other names shown for a tied tensor."""
 
 
 def sort_infos(infos: list[ParameterInfo], by: str | None, stored: Iterable[str] = ()) -> list[ParameterInfo]:
-    """`infos` in the order of one of their attributes, descending with `-` before its name.
+    """Sort infos by a column, descending with a leading `-`.
 
     Args:
-        infos: The infos of one source.
-        by: The attribute; `stored` for the source's own order; None for the order that they have.
-        stored: The names in the source's own order.
+        infos: Infos of one source.
+        by: Column; `stored` for stored order; None to keep the order.
+        stored: Names in stored order.
     """
     if by is None:
         return infos
@@ -68,7 +68,7 @@ def sort_infos(infos: list[ParameterInfo], by: str | None, stored: Iterable[str]
         found = list(in_order({info.name: info for info in infos}, stored).values())
         return found[::-1] if by.startswith("-") else found
     if key not in SORT_KEYS:
-        raise SelectorError(f"no column {key!r} to sort by", exists="there are " + ", ".join((*SORT_KEYS, "stored")))
+        raise SelectorError(f"no column {key!r} to sort by", exists="columns are " + ", ".join((*SORT_KEYS, "stored")))
     return sorted(infos, key=SORT_KEYS[key], reverse=by.startswith("-"))
 
 
@@ -84,7 +84,7 @@ SORT_KEYS: dict[str, Callable[[ParameterInfo], Any]] = {
 
 
 def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
-    """Rows for `infos`; columns that say nothing of any of them are left out."""
+    """Table of infos. Columns that are empty for all infos are omitted."""
     live = any(info.requires_grad is not None for info in infos)
     modules = any(info.module is not None for info in infos)
     encodings = any(info.encoded is not None for info in infos)
@@ -119,7 +119,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
             )
         )
 
-    # Rows that will not be shown are not made: a table of 100,000 parameters prints at once.
+    # Rows that are not shown are not created: a table of 100,000 parameters prints at once.
     if limit is None or len(infos) <= limit:
         return Table(tuple(columns), tuple(map(row, infos)))
     head = (limit + 1) // 2
@@ -129,7 +129,7 @@ def table_of(infos: list[ParameterInfo], limit: int | None) -> Table:
 
 
 def total_of(infos: list[ParameterInfo]) -> str:
-    """The line under a table: tensors, parameters, bytes, trainable share."""
+    """Totals: tensors, parameters, bytes, trainable share."""
     buffers = sum(info.numel for info in infos if info.kind == "buffer")
     numel = sum(info.numel for info in infos) - buffers
     stored = sum(len(info.encoded.parts) - 1 for info in infos if info.encoded is not None)
@@ -142,7 +142,7 @@ def total_of(infos: list[ParameterInfo]) -> str:
     counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
     if counted:
         trainable = sum(info.numel for info in counted if info.requires_grad)
-        known = sum(info.numel for info in counted)  # of a file's plain tensors nothing is known
+        known = sum(info.numel for info in counted)  # unknown for plain tensors of a file
         parts.append(f"{trainable / known:.1%} trainable" if known else "nothing trainable")
     tied = sum(len(info.aliases) for info in infos)
     if tied:
@@ -151,7 +151,7 @@ def total_of(infos: list[ParameterInfo]) -> str:
 
 
 def shape_of(info: ParameterInfo) -> str:
-    """The shape as a table shows it, with the layout of a tensor that is not plain: `[3, 3] sparse_coo`, `nested`."""
+    """Shape with the layout of tensors that are not strided: `[3, 3] sparse_coo`, `nested`."""
     if info.layout is None:
         return human_shape(info.shape)
     return info.layout if info.shape is None else f"{human_shape(info.shape)} {info.layout}"

@@ -1,4 +1,4 @@
-"""Results that are tables for programs: the columns that they declare, and how other libraries get them."""
+"""Results with table data: columns, rows, and the Arrow interface."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Columns = Mapping[str, Any]
-    """Attribute of a row → its type: `str`, `int`, `float`, `bool`, `list[…]`, `dict[…, …]`, or columns again."""
+    """Attribute of a row → type: `str`, `int`, `float`, `bool`, `list[…]`, `dict[…, …]`, or nested columns."""
 
 
 class Tabular:
-    """A result whose rows other libraries take through the Arrow PyCapsule interface.
+    """Result with rows that other libraries read through the Arrow PyCapsule interface.
 
-    `polars.DataFrame(result)`, `pyarrow.table(result)`, `pandas.DataFrame.from_arrow(result)` and duckdb's
-    `FROM result` need no conversion. Columns are the attributes of the rows, NaN is NaN, and None is null.
+    `polars.DataFrame(result)`, `pyarrow.table(result)`, `pandas.DataFrame.from_arrow(result)` and duckdb's `FROM
+    result` work directly. Columns are the attributes of the rows; NaN stays NaN, and None becomes null.
 
-    polars asks whether an object is a mapping or a sequence before it asks for Arrow, so results are neither.
+    polars tests for mappings and sequences before Arrow, so results are neither.
     """
 
     __slots__ = ()
 
     @property
     def columns(self) -> Columns:
-        """Attribute of a row → its type."""
+        """Type of each attribute of a row."""
         raise NotImplementedError
 
     def table_rows(self) -> Sequence[Any]:
-        """The rows of the table; see `columns` for their attributes."""
+        """Rows of the table, with the attributes in `columns`."""
         raise NotImplementedError
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The rows as an Arrow C stream.
+        """Export the rows as an Arrow C stream.
 
         Args:
             requested_schema: Ignored, as the protocol allows: the consumer casts.

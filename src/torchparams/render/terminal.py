@@ -1,4 +1,4 @@
-"""Reports in a terminal: colour, and no wider than it."""
+"""Print reports to a terminal, with colour and within its width."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from torchparams.render.tree import Report
 
-# Colours of the 256 that can be read on black and on white: the first 16 depend on the terminal's theme, and yellow,
-# cyan and green among them cannot be read on white in most.
+# Only 256-colour codes that are legible on black and on white. The first 16 depend on the theme; yellow, cyan and green
+# among them are illegible on white in most themes.
 _LOOKS = {
     "heading": "2",
     "title": "1",
@@ -31,24 +31,24 @@ _LOOKS = {
 
 
 def print_report(report: Report, file: TextIO) -> None:
-    """Write a report: as wide as the terminal and with colour where `file` is one, else as plain text.
+    """Print a report: in the terminal's width and with colour on a terminal, as plain text otherwise.
 
-    A pipe gets full names and no colour. With FORCE_COLOR it gets colour, for a pager (`less -R`), and is as wide as
-    the terminal in which the pager shows it.
+    A pipe gets full names and no colour. FORCE_COLOR adds colour and the width of the controlling terminal, for a pager
+    (`less -R`).
     """
     text = to_text(report, width_for(file), painted) if has_colour(file) else to_text(report, width_for(file))
     file.write(text + "\n")
 
 
 def width_for(file: TextIO) -> int | None:
-    """Columns that there are for what is written to `file`; None where nobody looks at it in a terminal."""
+    """Available columns for output to `file`; None if it is not shown in a terminal."""
     if is_terminal(file):
         return shutil.get_terminal_size().columns
     if not os.environ.get("FORCE_COLOR") or os.environ.get("NO_COLOR"):
         return None
     if os.environ.get("COLUMNS", "").isdecimal():
         return int(os.environ["COLUMNS"]) or None
-    for stream in (sys.stderr, sys.stdin):  # those of a command before a pipe are still the terminal
+    for stream in (sys.stderr, sys.stdin):  # in a pipe, these are still connected to the terminal
         try:
             return os.get_terminal_size(stream.fileno()).columns or None
         except (AttributeError, OSError, ValueError):  # closed, or not a terminal
@@ -57,7 +57,7 @@ def width_for(file: TextIO) -> int | None:
 
 
 def painted(text: str, style: str) -> str:
-    r"""`text` with the escape sequences of a style.
+    r"""Add the escape sequences of a style to a text.
 
     >>> painted("conv1", "error")
     '\x1b[38;5;196;1mconv1\x1b[0m'
@@ -67,12 +67,12 @@ def painted(text: str, style: str) -> str:
 
 
 def is_terminal(file: TextIO) -> bool:
-    """Whether a person is looking at what is written to `file`."""
+    """Whether `file` is a terminal."""
     return file.isatty()
 
 
 def has_colour(file: TextIO) -> bool:
-    """Whether `file` is to have colour: by NO_COLOR and FORCE_COLOR, then by whether it is a capable terminal."""
+    """Whether to use colour, by NO_COLOR and FORCE_COLOR, then by the capabilities of the terminal."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):

@@ -1,9 +1,8 @@
-"""What a verb has to say, before anyone decides how it looks: a small tree of texts and tables.
+"""Reports: a small tree of texts and tables, independent of the output format.
 
-Every report of the library can be printed (`str(report)`: plain text, through `to_text` here), shown
-in a terminal with colour and cut to its width (`torchparams.render`), and shown in a notebook
-(`to_html` here). What a program wants to know of a report is in its own attributes and its `to_json()`,
-never in this tree.
+A report can be printed (`str(report)`: plain text, by `to_text`), shown in a terminal with colour and limited width
+(`torchparams.render.terminal`), or shown in a notebook (`to_html`). Programs read the attributes and `to_json()` of a
+result instead.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torchparams.errors import printable as printable
 from torchparams.render.cut import elide, elide_all, width_of
 
 STYLES = ("name", "number", "dim", "good", "warn", "error", "title", "dtype", "bars")
-"""Styles of a cell; each renderer has its own look for them."""
+"""Styles of cells; each renderer defines their appearance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of text with a style, one of `STYLES` or empty."""
+    """Text with a style: one of `STYLES`, or empty."""
 
     text: str
     style: str = ""
@@ -31,19 +30,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column.
+    """Column of a table.
 
-    A table that is too wide for the screen gives way in this order: columns that yield are cut, columns with a `drop`
-    are left out, and then the columns that shrink are cut.
+    If a table is wider than the screen: first, columns with `yields` are shortened; then columns with `drop` are
+    omitted; last, columns with `shrink` are shortened.
 
     Attributes:
-        title: Its heading.
-        right: Flush right, for numbers.
-        style: The style of its cells that have none of their own. Cut cells of the style `name` stay distinct.
-        shrink: May be cut in the middle.
-        yields: May be cut before any column is left out.
-        wraps: Sentences, which go on in the next line; only of the last column.
-        drop: Left out where the table is too wide, the column with the greatest number first; 0 for never.
+        title: Heading.
+        right: Align right, for numbers.
+        style: Default style of cells. Shortened cells of the style `name` stay distinct.
+        shrink: May be shortened in the middle.
+        yields: May be shortened before any column is omitted.
+        wraps: Wrap text to further lines; only for the last column.
+        drop: Priority for omission: the highest number goes first; 0 for never.
     """
 
     title: str
@@ -57,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A table's row: its cells, how deep it stands in a tree of rows, and whether it closes a table (a total)."""
+    """Row of a table: cells, depth in a tree of rows, and whether it is a total."""
 
     cells: tuple[Cell | str, ...]
     depth: int = 0
@@ -66,14 +65,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Stands for rows that are left out; `text` says how many."""
+    """Placeholder for omitted rows; `text` tells how many."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns. With `tree`, the first column is indented by each row's depth."""
+    """Rows under columns. With `tree`, the first column is indented by the depth of each row."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row | Gap, ...]
@@ -82,7 +81,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A line or a paragraph. What is not printable is escaped; a name in it must not bring lines of its own."""
+    """Line or paragraph. Unprintable characters are escaped, but not newlines: names must not contain any."""
 
     text: str
     style: str = ""
@@ -90,7 +89,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Parts, top to bottom."""
+    """Sequence of texts and tables."""
 
     parts: tuple[Text | Table, ...] = field(default=())
 
@@ -99,7 +98,7 @@ class Report:
 
 
 def cut(rows: Sequence[Row], limit: int | None, what: str = "rows") -> tuple[Row | Gap, ...]:
-    """`rows`, with the middle left out and counted where there are more than `limit`."""
+    """Omit and count the middle rows if there are more than `limit`."""
     if limit is None or len(rows) <= limit:
         return tuple(rows)
     head = (limit + 1) // 2
@@ -109,7 +108,7 @@ def cut(rows: Sequence[Row], limit: int | None, what: str = "rows") -> tuple[Row
 
 
 def cell_text(cell: Cell | str) -> str:
-    """A cell's text, with everything that is not printable escaped: names come from files nobody vouches for."""
+    """Text of a cell with unprintable characters escaped: names come from untrusted files."""
     text = cell if isinstance(cell, str) else cell.text
     return printable(text)
 
@@ -120,12 +119,12 @@ _LEAST_SHRINKING = 8
 
 
 def least_width(column: Column, width: int, texts: Iterable[str]) -> int:
-    """The width down to which a column is cut before columns are left out: `width`, where it is not cut so early."""
+    """Minimum width of a column before columns are omitted; `width` if the column is not shortened that early."""
     if column.wraps:
         return min(width, _LEAST_WRAPPING)
     if column.yields:
         return min(width, max(_LEAST_YIELDING, width_of(column.title)))
-    if column.shrink and column.style == "name":  # the further names of tied tensors give way
+    if column.shrink and column.style == "name":  # the other names of a tied tensor are shortened
         names = (text.partition(" = ") for text in texts)
         needed = (width_of(name) + min(width_of(equals + others), 4) for name, equals, others in names)
         return min(width, max(needed, default=0) or width)
@@ -135,13 +134,13 @@ def least_width(column: Column, width: int, texts: Iterable[str]) -> int:
 def fit(
     widths: Sequence[int], least: Sequence[int], columns: Sequence[Column], room: int
 ) -> tuple[list[int], list[int]]:
-    """Which columns are shown in `room`, and the width of each column.
+    """Choose the columns to show in a given width, and the width of each.
 
     Args:
-        widths: What the columns take in full.
-        least: The width to which each is cut before a column is left out; see `Column`.
-        columns: The columns.
-        room: The width of the screen.
+        widths: Full width of each column.
+        least: Minimum width of each before columns are omitted; see `Column`.
+        columns: Columns of the table.
+        room: Width of the screen.
     """
     shown = list(range(len(columns)))
 
@@ -159,7 +158,7 @@ def fit(
 
 
 def table_cells(table: Table) -> Iterator[tuple[Row | Gap, list[str]]]:
-    """Each row with the texts of its cells, indented where the table is a tree."""
+    """Each row with the texts of its cells, indented in a tree."""
     for row in table.rows:
         if isinstance(row, Gap):
             yield row, [printable(row.text)]
@@ -171,7 +170,7 @@ def table_cells(table: Table) -> Iterator[tuple[Row | Gap, list[str]]]:
 
 
 Paint = Callable[[str, str], str]
-"""What gives a text its look: called with the text and one of `STYLES`, `heading`, or nothing."""
+"""Function that styles a text; its arguments are the text and one of `STYLES`, `heading`, or empty."""
 
 
 def _plain(text: str, style: str) -> str:
@@ -179,7 +178,7 @@ def _plain(text: str, style: str) -> str:
 
 
 def to_text(report: Report, width: int | None = None, paint: Paint = _plain) -> str:
-    """The report as text, in `width` columns where one is given; with colour where `paint` adds it."""
+    """Report as text, limited to `width` columns if given, and styled by `paint`."""
     return "\n".join(line for part in report.parts for line in _lines(part, width, paint))
 
 
@@ -243,14 +242,14 @@ def _prose(line: str, width: int | None) -> list[str]:
 
 
 def _wrapped(text: str, width: int, *, break_long_words: bool) -> list[str]:
-    """Prose in lines of `width` columns, broken between words."""
+    """Wrap prose at spaces, in lines of `width` columns."""
     import textwrap  # imported late: listing a file needs none of it
 
     return textwrap.wrap(text, width, break_long_words=break_long_words, break_on_hyphens=False)
 
 
 def _cut_column(rows: Sequence[tuple[Row | Gap, list[str]]], i: int, width: int, column: Column) -> int:
-    """Cut the texts of a column; gives the width that is left of it."""
+    """Shorten the texts of a column, and return its new width."""
     cells = [texts for row, texts in rows if isinstance(row, Row)]
     each = (texts[i] for texts in cells)
     cut = elide_all(each, width) if column.style == "name" else {text: elide(text, width) for text in each}
@@ -263,7 +262,7 @@ def _line(
     texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int], styles: Sequence[str], paint: Paint
 ) -> str:
     parts = []
-    last = max((i for i, text in enumerate(texts) if text), default=0)  # no blanks at the end of a line
+    last = max((i for i, text in enumerate(texts) if text), default=0)  # no trailing spaces
     for i in range(last + 1):
         pad = " " * (widths[i] - width_of(texts[i]))
         painted = paint(texts[i], styles[i]) if texts[i] else ""
@@ -272,7 +271,7 @@ def _line(
 
 
 def to_html(report: Report) -> str:
-    """The report as an HTML fragment, for notebooks."""
+    """Report as an HTML fragment, for notebooks."""
     return "".join(_html(part) for part in report.parts)
 
 
@@ -287,7 +286,7 @@ _CSS = {
     "error": "color:#e03535;font-weight:bold",
     "bars": "font-family:monospace",
 }
-"""The looks of `STYLES` in a notebook: each colour can be read on white and on black."""
+"""CSS of `STYLES` in a notebook; every colour is legible on white and on black."""
 
 
 def _html(part: Text | Table) -> str:
@@ -319,7 +318,7 @@ def _style(*looks: str) -> str:
 
 
 def human_bytes(n: int) -> str:
-    """`n` bytes in binary units with three significant digits: `17 B`, `1.50 KiB`, `750 MiB`."""
+    """Bytes in binary units with three significant digits: `17 B`, `1.50 KiB`, `750 MiB`."""
     value = float(n)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1000 or unit == "TiB":
@@ -329,7 +328,7 @@ def human_bytes(n: int) -> str:
 
 
 def human_count(n: int) -> str:
-    """A count in decimal units with three significant digits: `950`, `1.50 K`, `7.24 B` (for billion)."""
+    """Count in decimal units with three significant digits: `950`, `1.50 K`, `7.24 B` (billion)."""
     value = float(n)
     for unit in ("", "K", "M", "B", "T"):
         if value < 999.5 or unit == "T":
@@ -343,16 +342,16 @@ def _three(value: float) -> str:
 
 
 def human_shape(shape: tuple[int, ...] | None) -> str:
-    """A shape as the table shows it: `[64, 3, 7, 7]`, `[]` for a scalar, `lazy` where there is none yet."""
+    """Shape as shown in tables: `[64, 3, 7, 7]`, `[]` for a scalar, `lazy` if unknown."""
     return "lazy" if shape is None else str(list(shape))
 
 
 WIDTH = 78
-"""Columns of a line of prose."""
+"""Maximum line width of prose, in columns."""
 
 
 def filled(text: str, hanging: int = 0) -> str:
-    """`text` in lines of at most `WIDTH` columns, all but the first indented by `hanging`; code is not broken.
+    """Wrap text to `WIDTH` columns, with all lines but the first indented by `hanging`; code is not broken.
 
     >>> filled("two words")
     'two words'
@@ -369,7 +368,7 @@ _NO_BREAK = "\xa0"
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:
-    """The first few of `names`, and how many more there are.
+    """First few names, and the count of the others.
 
     >>> listed(["a", "b", "c", "d"])
     'a, b, c and 1 more'
@@ -385,7 +384,7 @@ def plural(n: int, singular: str, plural_form: str | None = None) -> str:
 
 
 def json_number(value: float) -> float | int | str:
-    """A number as JSON takes it: those that are not finite as the texts `nan`, `inf` and `-inf`.
+    """Number as JSON data; non-finite numbers become the texts `nan`, `inf` and `-inf`.
 
     >>> json_number(0.5), json_number(float("-inf"))
     (0.5, '-inf')
