@@ -684,9 +684,10 @@ def test_a_file_that_is_rewritten_meanwhile_is_reported(kind: str, with_manifest
 
     def rewriting(done: int, total: int) -> None:
         contents = file.read_bytes()
-        file.unlink()  # another file of the same size takes its place, as writers do it
-        file.write_bytes(contents)
-        os.utime(file, ns=(1, 1))
+        new = file.with_name("new")
+        new.write_bytes(contents)
+        os.utime(new, ns=(1, 1))
+        new.replace(file)  # another file of the same size, as writers do it
 
     with pytest.raises(SourceError, match="the file was written to"):
         tp.verify(target, manifest, progress=rewriting)
