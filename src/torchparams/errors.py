@@ -21,6 +21,7 @@
     ├── WriteError (OSError)                the disk said no; the target is as it was
     ├── RenameError (ValueError)            what should rename parameters cannot
     ├── OptionError (ValueError)            options that mean nothing, or not together
+    ├── RanksError (RuntimeError)           ranks of a process group did not make the same call
     └── MismatchError (ValueError)          two sets of parameters do not fit each other
 
 A message says what is wrong, where, what exists instead, and what to do, in that order and in
@@ -203,6 +204,10 @@ class RenameError(TorchParamsError, ValueError):
 
 class OptionError(TorchParamsError, ValueError):
     """Options that mean nothing, or not together."""
+
+
+class RanksError(TorchParamsError, RuntimeError):
+    """Ranks of a process group did not make the same call, or one of them failed in it."""
 
 
 class MismatchError(TorchParamsError, ValueError):

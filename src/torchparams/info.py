@@ -54,6 +54,49 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a live parameter is kept in parts by the ranks of a process group.
+
+    Attributes:
+        kind: `DTensor`; `FSDP1` for a part of the flat parameter of a `FullyShardedDataParallel`; `unsharded` for the
+            parameter that FSDP2 puts in place of a DTensor between gathering it and freeing it again.
+        placements: One for each dimension of the mesh, as torch prints them: `Shard(dim=0)`, `Replicate()`.
+        mesh: Sizes of the mesh's dimensions.
+        ranks: Global ranks of the mesh, in C order.
+        local_shape: Shape of this rank's part.
+        local_nbytes: Bytes of this rank's part.
+
+    >>> Sharding("DTensor", ("Replicate()", "Shard(dim=0)"), (1, 2), (0, 1), (2, 3), 24).is_split
+    True
+    """
+
+    kind: str
+    placements: tuple[str, ...]
+    mesh: tuple[int, ...]
+    ranks: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    local_nbytes: int
+    part: Any = field(default=None, repr=False, compare=False)
+    """Of a flat parameter, what knows where this one lies in it."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether ranks keep different parts; else each keeps a copy of the whole, or a summand of it."""
+        return self.kind == "FSDP1" or any("Shard" in placement for placement in self.placements)
+
+    def to_json(self) -> dict[str, Any]:
+        """The sharding as JSON takes it."""
+        return {
+            "kind": self.kind,
+            "placements": list(self.placements),
+            "mesh": list(self.mesh),
+            "ranks": list(self.ranks),
+            "local_shape": list(self.local_shape),
+            "local_nbytes": self.local_nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterInfo:
     """One row of the table: a named parameter, described without its values.
 
@@ -78,6 +121,8 @@ class ParameterInfo:
         layout: None for a plain tensor. Else how its values are kept: `sparse_coo`, `sparse_csr` and the other sparse
             layouts of torch, `nested`, `jagged`, `lazy`, `quantised`, or the class of a wrapper around other tensors.
         encoded: How a quantised parameter is stored; None for a plain one. `encoding` and `raw_names` say it in short.
+        sharding: How the ranks of a process group keep it; None where this process has all of it. Shape, `numel` and
+            `nbytes` are those of the whole.
 
     >>> import torchparams as tp
     >>> import numpy as np
@@ -102,6 +147,7 @@ class ParameterInfo:
     persistent: bool = True
     layout: str | None = None
     encoded: Encoded | None = None
+    sharding: Sharding | None = None
 
     @property
     def encoding(self) -> str | None:
@@ -149,6 +195,7 @@ class ParameterInfo:
             "encoding": self.encoding,
             "raw_names": list(self.raw_names),
             "bpw": self.bpw,
+            "sharding": None if self.sharding is None else self.sharding.to_json(),
             "storage": None,
             "location": None,
         }
@@ -186,7 +233,7 @@ def file_tensor(
     draft.nbytes = nbytes
     draft.device = "file"
     draft.kind = "tensor"
-    draft.requires_grad = draft.module = draft.storage = draft.layout = draft.encoded = None
+    draft.requires_grad = draft.module = draft.storage = draft.layout = draft.encoded = draft.sharding = None
     draft.aliases = draft.bases = ()
     draft.location = location
     draft.persistent = True
@@ -209,6 +256,7 @@ def live_tensor(
     persistent: bool,
     nbytes: int | None = None,
     layout: str | None = None,
+    sharding: Sharding | None = None,
 ) -> ParameterInfo:
     """The record of a tensor of a live model, as fast as `file_tensor`; `owner` is the class's name and its bases'.
 
@@ -234,6 +282,7 @@ def live_tensor(
     draft.persistent = persistent
     draft.layout = layout
     draft.encoded = None
+    draft.sharding = sharding
     draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
     return draft  # type: ignore[return-value]  # it is one now
 
@@ -287,3 +336,4 @@ class _ParameterInfoDraft:
     persistent: bool
     layout: str | None
     encoded: Encoded | None
+    sharding: Sharding | None

@@ -68,3 +68,6 @@ REGEX_STATES = 10_000
 
 REGEX_CHARACTERS = 1_000
 """Longest regular expression in a file, such as the `rank_pattern` of an adapter."""
+
+RANKS_SECONDS = 300.0
+"""Longest time that a call on sharded tensors waits for the other ranks to make it too."""

@@ -119,7 +119,10 @@ class Records:
 
 
 INTRINSIC = frozenset(
-    ("shape", "ndim", "numel", "nbytes", "layout", "dtype", "device", "requires_grad", "storage", "location")
+    (
+        *("shape", "ndim", "numel", "nbytes", "layout", "dtype", "device", "requires_grad", "storage", "location"),
+        "sharding",
+    )
 )
 """The fields that are the same under every name that a tensor has."""
 

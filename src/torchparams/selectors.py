@@ -58,6 +58,7 @@ such as `module.**`. A selection always holds canonical names.
 | `:matrix` | have two dimensions or more |
 | `:meta` | are on the meta device |
 | `:quantized` | have an encoding: codes and scales are stored |
+| `:sharded` | are kept in parts by the ranks of a process group |
 | `:bias` | have `bias`, `biases`, `bias_…`, `…_bias` or `…_biases` as the last component, parametrised or not |
 | `:norm` | belong to a layer whose class or base class is called `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
 | `:embedding` | belong to a layer whose class or base class is called `…Embedding` or `…EmbeddingBag` |

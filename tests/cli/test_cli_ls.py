@@ -81,7 +81,7 @@ def test_json_is_the_records(model: str, capsys: Captured) -> None:
         "name": "head.weight", "shape": [5, 2], "dtype": "bfloat16", "numel": 10, "nbytes": 20, "device": "file",
         "kind": "tensor", "requires_grad": None, "module": None, "raw_name": "head.weight", "aliases": [],
         "persistent": True, "layout": None, "encoding": None, "raw_names": ["head.weight"],
-        "bpw": 16.0, "storage": None,
+        "bpw": 16.0, "sharding": None, "storage": None,
         "location": {"file": "model.safetensors", "start": form["parameters"][-1]["location"]["start"],
                      "stop": form["parameters"][-1]["location"]["start"] + 20},
     }  # fmt: skip

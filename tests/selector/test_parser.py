@@ -263,7 +263,7 @@ def test_any_text_is_a_selector_or_a_syntax_error(text: str) -> None:
 
 
 FIELDS_LISTED = "(name, shape, ndim, numel, nbytes, dtype, device, kind, module, layer, encoding, bpw)"
-WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix, meta, quantized)"
+WORDS_LISTED = "(trainable, frozen, tied, buffer, bias, norm, embedding, matrix, meta, quantized, sharded)"
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ WORDS: dict[str, str] = {
     "matrix": "has at least two dimensions",
     "meta": "on the meta device: without values",
     "quantized": "has an encoding: it is stored as codes with scales",
+    "sharded": "different ranks of a process group keep different parts of it",
 }
 """The words, and what each says of a parameter."""
 

@@ -457,6 +457,7 @@ _WORDS: dict[str, tuple[Holds, ...]] = {
     "matrix": (("ndim", lambda ndim: ndim is not None and ndim >= 2),),
     "meta": (("device", lambda device: device == "meta"),),
     "quantized": (("encoding", lambda encoding: encoding is not None),),
+    "sharded": (("sharding", lambda sharding: sharding is not None and sharding.is_split),),
 }
 
 

@@ -261,8 +261,8 @@ def _told(metadata: Mapping[str, Any], label: str) -> dict[str, Any]:
 def differing(ours: Named, theirs: Named) -> set[str]:
     """Names in both tables whose tensors differ in dtype, shape or a bit."""
     from torchparams.engines.base import Job
+    from torchparams.engines.distributed import engine_for
     from torchparams.engines.equality import SameBits
-    from torchparams.engines.threads import ThreadEngine
 
     found: set[str] = set()
     jobs = []
@@ -277,5 +277,5 @@ def differing(ours: Named, theirs: Named) -> set[str]:
             found.add(name)
         else:
             jobs.append(Job(name, (source.row(info.name, info), base.row(other.name, other))))
-    same = ThreadEngine().map(jobs, SameBits())
+    same = engine_for(jobs, mapped=False).map(jobs, SameBits())
     return found | {name for name, equal in same.items() if not equal}

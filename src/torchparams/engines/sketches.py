@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Task, Unread, jobs_of
-from torchparams.engines.threads import ThreadEngine
+from torchparams.engines.distributed import engine_for
 from torchparams.errors import NotReadable
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def sketches(
     >>> [(name, sketch.mean) for name, sketch in sketches(MemorySource({"w": np.array([1.0, 2.0])}))]
     [('w', 1.5)]
     """
-    for job, result, _ in (engine or ThreadEngine()).run(jobs_of(source, names), SketchTask(), progress=progress):
+    jobs = jobs_of(source, names)
+    engine = engine or engine_for(jobs, mapped=False)
+    for job, result, _ in engine.run(jobs, SketchTask(), progress=progress):
         if isinstance(result, Unread):
             raise result.error or NotReadable(result.reason, where=source.label)
         yield job.key, result

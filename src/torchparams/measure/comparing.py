@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job, Task, Unread
-from torchparams.engines.threads import ThreadEngine
+from torchparams.engines.distributed import engine_for
 from torchparams.errors import LimitExceeded, NotReadable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def compare_pairs(
             jobs.append(Job(key, tuple(source.row(info.name, info) for source, info in operands)))
         except (NotReadable, LimitExceeded) as error:
             yield key, Unread.because(key, error), None
-    engine = engine or ThreadEngine(mapped=True)  # mapped reads avoid a copy
+    engine = engine or engine_for(jobs)
     again: list[Job] = []
     for job, result, lost in engine.run(jobs, CompareTask(numeric, skipping=True), progress=progress):
         if isinstance(result, Unread):

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.dtypes import DType
 from torchparams.engines.base import Job, Task, Unread
-from torchparams.engines.threads import ThreadEngine
+from torchparams.engines.distributed import engine_for
 from torchparams.errors import NotReadable
 from torchparams.io.filebytes import paused_gc
 
@@ -135,7 +135,7 @@ def tensor_digests(
     digests: dict[str, str] = {}
     lost: Lost = {}
     task = DigestTask(max(share, _SHARED))
-    for job, result, losses in (engine or ThreadEngine(mapped=True)).run(jobs, task, progress=progress):
+    for job, result, losses in (engine or engine_for(jobs)).run(jobs, task, progress=progress):
         if isinstance(result, Unread):
             raise result.error or NotReadable(result.reason, where=source.label)
         digests[job.key] = result

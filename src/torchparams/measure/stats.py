@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.engines.base import Task, Unread, readable_jobs
+from torchparams.engines.distributed import engine_for
 from torchparams.engines.sketches import SketchFold
-from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import TorchParamsError
 from torchparams.io.filebytes import paused_gc
 from torchparams.measure.columns import Columns, Rows
@@ -164,7 +164,7 @@ def _scan(
         return derive(sketch, quantiles, name=name, numel=numel, dtype=dtype, tensors=len(members))
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
-    engine = engine or ThreadEngine(mapped=True)  # mapped reads avoid a copy
+    engine = engine or engine_for(jobs)
     found: dict[str, TensorStats | tuple[Columns, int] | Unread] = dict(unreadable)
     lost: Lost = {}
     for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from torchparams.engines.distributed import DistributedEngine
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable
 from torchparams.info import ParameterInfo
@@ -256,7 +257,7 @@ def verify(
     whole: frozenset[str] = frozenset()
     checks: list[Check] = []
     if expected is not None:
-        found = tuple(_compare(params, infos, expected, stated, engine or ThreadEngine(), progress))
+        found = tuple(_compare(params, infos, expected, stated, engine or _engine(infos), progress))
         differences = tuple(each for each in found if isinstance(each, Difference))
         ties = tuple(each for each in found if isinstance(each, str))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
@@ -300,6 +301,11 @@ def _pickle(verdict: Verdict | None) -> Iterator[Check]:
         needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
         fine = f"calls only safe functions of torch, numpy and collections{needs}"
         yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
+
+
+def _engine(infos: Mapping[str, ParameterInfo]) -> Engine:
+    sharded = any(info.sharding is not None for info in infos.values())
+    return DistributedEngine(ThreadEngine()) if sharded else ThreadEngine()
 
 
 def _values(params: Parameters, infos: Mapping[str, ParameterInfo], engine: Engine | None) -> Iterator[Check]:

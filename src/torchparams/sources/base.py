@@ -166,8 +166,14 @@ class Source(ABC):
 
         Raises:
             UnknownName: The source has no such row.
-            NotReadable: It is lazy: it has neither shape nor values.
+            NotReadable: It is lazy: it has neither shape nor values. Or it is sharded in a way that is not known.
         """
+        if self.borrowed:
+            info = self.info(self.resolve(name)) if info is None else info
+            if info.sharding is not None:
+                sharded: Callable[..., Any] = _opener("torchparams.sources.live.sharded:sharded_row")
+                row: Expression = sharded(self, info)
+                return row
         return Stored(self, name, info)
 
     def check_size(self, name: str) -> None:

@@ -408,6 +408,7 @@ class _Maker:
         import torch
         from torch._C import DisableTorchFunctionSubclass
 
+        from torchparams.sources.live.sharding import sharding_of
         from torchparams.sources.live.tensors import layout_of, sizes_of, stored_bytes
 
         # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
@@ -426,7 +427,7 @@ class _Maker:
             storage = _tensor_storage(value, device)
             return live_tensor(
                 *(name, shape, dtype, count, device, kind, grad, (None, ())),
-                *(name, aliases, storage, True, nbytes, layout),
+                *(name, aliases, storage, True, nbytes, layout, None if layout is None else sharding_of(value)),
             )
 
     def dtype(self, name: str, value: Any) -> DType:

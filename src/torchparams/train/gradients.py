@@ -164,7 +164,12 @@ class GradientSource(Source):
         return grad
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The gradient, detached; sparse gradients are converted to dense."""
+        """The gradient, detached; sparse gradients are converted to dense.
+
+        Raises:
+            NotReadable: It is a part of a gradient, by FSDP.
+        """
+        self.model.refuse_part(name, self.model.value(name))
         return _with_zeros(self.value(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
@@ -261,6 +266,11 @@ class GradientRecords(LiveRecords):
     def held(self) -> Mapping[str, Any]:
         """Canonical name → parameter with a gradient."""
         return {name: self._parameters[name] for name in self.tensors}
+
+    @property
+    def kept(self) -> Iterable[Any]:
+        """The parameters, which say how their gradients are sharded."""
+        return self.held.values()
 
     def one(self, name: str) -> ParameterInfo:
         """The info of one canonical name; makes no others."""

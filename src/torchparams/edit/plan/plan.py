@@ -396,6 +396,9 @@ class Plan(Result):
     def run(self, progress: Progress | None = None) -> Written:
         """Write the target completely, or leave it unchanged.
 
+        Where tensors are sharded, all ranks that keep them call it: the lowest writes, and fetches the parts of the
+        others block by block. Every rank gets the same result.
+
         Args:
             progress: Callback with the bytes written so far and in total.
 
@@ -406,9 +409,17 @@ class Plan(Result):
             PlanError: The target changed, or finite values would become infinite.
             SourceError: A source cannot be read, or changed during the run.
             WriteError: Writing failed. The target is unchanged.
+            RanksError: A rank does not make the call, or fails in it.
         """
         if self.is_view:
             raise PlanError("the plan has no path to write to", hint="pass path=… when making the plan")
+        from torchparams.expressions.sharded import shards_in
+
+        shards = [shard for output in self.outputs for shard in shards_in(output.expression)]
+        if shards:
+            from torchparams.edit.write.together import execute_together
+
+            return execute_together(self, shards, progress)
         from torchparams.edit.write.execute import execute
 
         return execute(self, progress)

@@ -9,6 +9,7 @@ from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
 from torchparams.records import INTRINSIC, Lone, Records
 from torchparams.sources.base import Source
+from torchparams.sources.live.flat import all_modules, refuse_part
 from torchparams.sources.live.state import state_outside
 from torchparams.sources.live.tensors import LiveRecords, class_names, coded_in
 from torchparams.sources.live.traverse import (
@@ -191,7 +192,21 @@ class ModuleSource(Source):
                 where=self.label,
                 hint="run the model once to set its shape",
             )
+        self.refuse_part(name, tensor)
         return tensor
+
+    def refuse_part(self, name: str, tensor: Any) -> None:
+        """Refuse a tensor of which this rank has a part, or that FSDP frees again, in place of a parameter.
+
+        Raises:
+            NotReadable: It is one.
+        """
+
+        def on_the_way() -> Iterator[nn.Module]:  # not asked for unless FSDP is loaded
+            spot = spot_of(self.module, name, self.buffers)
+            yield from all_modules(self.module) if spot is None else spot.modules
+
+        refuse_part(on_the_way(), tensor, name, self.label)
 
     def why_empty(self) -> list[str]:
         """Sentences that say where its tensors are, and how to register them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from torchparams.encodings.companions import CODES, Coded, coded
 from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
 from torchparams.records import Records
+from torchparams.sources.live.flat import all_modules, shardings
+from torchparams.sources.live.sharding import sharding_of
 from torchparams.sources.live.traverse import Listing, Spot, aliases_of, list_tensors
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.info import ParameterInfo, Storage
+    from torchparams.info import ParameterInfo, Sharding, Storage
 
 
 def is_leaf(tensor: torch.Tensor) -> bool:
@@ -126,6 +129,11 @@ class LiveRecords(Records):
             self._made = list(map(live_tensor, self.tensors, *map(self.column, _MADE_OF)))
         return self._made
 
+    @property
+    def kept(self) -> Iterable[Any]:
+        """The parameters and buffers that say how each tensor is sharded, in order."""
+        return self.tensors.values()
+
     def _find(self, field: str) -> Sequence[Any]:
         from torch._C import DisableTorchFunctionSubclass
 
@@ -163,11 +171,22 @@ class _Once(dict[Any, Any]):
 
 def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]:
     shapes, own_memory = _Once(tuple), _Once(lambda cls: not dispatches(cls))
-    for tensor in records.tensors.values():
+    for tensor, sharding in zip(records.tensors.values(), records.column("sharding"), strict=True):
+        if sharding is not None and sharding.part is not None:
+            yield sharding.part.shape, prod(sharding.part.shape)
+            continue
         try:
             yield (shapes[tensor.shape], tensor.numel()) if own_memory[type(tensor)] else sizes_of(tensor)
         except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
             yield sizes_of(tensor)
+
+
+def _shardings(records: LiveRecords) -> Iterable[Sharding | None]:
+    by_fsdp = shardings(all_modules(records.root), records.kept)
+    tensors = records.tensors.values()
+    own_memory = _Once(lambda cls: not dispatches(cls))
+    found = [None if own_memory[type(tensor)] else sharding_of(tensor) for tensor in tensors]
+    return found if by_fsdp is None else [a or b for a, b in zip(by_fsdp, found, strict=True)]
 
 
 def sizes_of(tensor: Any) -> tuple[tuple[int, ...] | None, int]:
@@ -219,7 +238,11 @@ def _layouts(records: LiveRecords) -> Iterator[str | None]:
 
     strided = torch.strided
     own_memory = _Once(lambda cls: not dispatches(cls))
-    for tensor, shape in zip(records.tensors.values(), records.column("shape"), strict=True):
+    columns = records.tensors.values(), records.column("shape"), records.column("sharding")
+    for tensor, shape, sharding in zip(*columns, strict=True):
+        if sharding is not None and sharding.part is not None:
+            yield sharding.kind
+            continue
         plain = shape is not None and tensor.layout is strided and own_memory[type(tensor)]
         yield None if plain else layout_of(tensor)
 
@@ -275,9 +298,9 @@ def _owners(records: LiveRecords) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _storages(records: LiveRecords) -> Iterator[Storage | None]:
     own_memory, strides = _Once(lambda cls: not dispatches(cls)), _Once(lambda stride: stride)
-    columns = records.tensors.values(), records.column("shape"), records.column("device")
-    for tensor, shape, device in zip(*columns, strict=True):
-        if shape is None or not own_memory[type(tensor)]:
+    columns = records.tensors.values(), *map(records.column, ("shape", "device", "sharding"))
+    for tensor, shape, device, sharding in zip(*columns, strict=True):
+        if shape is None or not own_memory[type(tensor)] or (sharding is not None and sharding.part is not None):
             yield None
             continue
         try:
@@ -291,7 +314,7 @@ def _storages(records: LiveRecords) -> Iterator[Storage | None]:
 
 _MADE_OF = (
     *("shape", "dtype", "numel", "device", "kind", "requires_grad", "owner", "raw_name"),
-    *("aliases", "storage", "persistent", "nbytes", "layout"),
+    *("aliases", "storage", "persistent", "nbytes", "layout", "sharding"),
 )
 """The columns that `live_tensor` takes, behind the name."""
 
@@ -303,7 +326,11 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "ndim": lambda records: (None if shape is None else len(shape) for shape in records.column("shape")),
     "nbytes": _nbytes,
     "layout": _layouts,
-    "dense": lambda records: dense_of(records.tensors.values()),
+    "dense": lambda records: (
+        dense if sharding is None else None
+        for dense, sharding in zip(dense_of(records.tensors.values()), records.column("sharding"), strict=True)
+    ),
+    "sharding": _shardings,
     "dtype": _each(attrgetter("dtype"), DType.of),
     "device": _each(attrgetter("device"), str),
     "requires_grad": _each(attrgetter("requires_grad")),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.errors import HalfBuilt, SourceError, shorten
 from torchparams.names import wrapper_component
+from torchparams.sources.live.flat import KEY, add_parts, is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,6 +148,7 @@ class Listing:
         buffers: Canonical name of each buffer → whether it is persistent.
         tied: Whether some tensor has a further name.
         shared: Modules with submodules that were met again: their canonical prefix there, and the module.
+        also: Canonical name → further names, of parameters within a flat parameter.
     """
 
     tensors: dict[str, Any]
@@ -155,6 +157,7 @@ class Listing:
     buffers: dict[str, bool]
     tied: bool
     shared: list[tuple[str, nn.Module]]
+    also: dict[str, list[str]] = field(default_factory=dict)
 
 
 def list_tensors(root: nn.Module, buffers: bool) -> Listing:
@@ -170,10 +173,16 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
     raws: dict[str, str] = {}
     saved: dict[str, bool] = {}
     shared: list[tuple[str, nn.Module]] = []
+    also: dict[str, list[str]] = {}
     try:
         for prefix, raw, owner in holders(root, buffers=buffers, shared=shared):
             for key, tensor in owner._parameters.items():
                 if tensor is not None:
+                    if key == KEY and is_flat(tensor):
+                        for name, *others in add_parts(root, tensor, prefix, names, tensors, owners):
+                            if others:
+                                also[name] = others
+                        continue
                     names.append(prefix + key)
                     tensors.append(tensor)
                     owners.append(owner)
@@ -203,7 +212,7 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
             where=type(root).__name__,
             hint="a key of _modules, _parameters or _buffers holds a dot; register them through PyTorch's functions",
         )
-    return Listing(table, owners, raws, saved, tied or bool(shared), shared)
+    return Listing(table, owners, raws, saved, tied or bool(shared or also), shared, also)
 
 
 def count_tensors(root: nn.Module, buffers: bool) -> int:
@@ -243,7 +252,8 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
         raise _explained(error) from None
     except RuntimeError as error:
         raise changed(error, root) from None
-    if any(type(key) is not str or "." in key for key in keys):  # names may not be what they should
+    # Names may not be what they should; and a flat parameter of FSDP is several.
+    if KEY in keys or any(type(key) is not str or "." in key for key in keys):
         return len(list_tensors(root, buffers).tensors)
     return len(found) - 1
 
@@ -484,11 +494,13 @@ def attribute(root: nn.Module, name: str) -> Any | None:
 def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, list[str]]:
     """Canonical name → further names, in the order of `named_parameters(remove_duplicate=False)`."""
     canonical = {id(tensor): name for name, tensor in listing.tensors.items()}
-    found: dict[str, list[str]] = {}
+    found = {name: list(others) for name, others in listing.also.items()}
     count = 0
     try:
         for prefix, _, owner in holders(root, buffers=buffers, every=True):
             for key, tensor in _held(owner, buffers):
+                if key == KEY and is_flat(tensor):
+                    continue  # its parts' names are known
                 name, first = prefix + key, canonical[id(tensor)]
                 if name != first:
                     found.setdefault(first, []).append(name)
@@ -517,6 +529,8 @@ def _some_aliases(
         visits[id(module)] += 1
         for prefix, _, owner in holders(module, buffers=buffers):
             for key, tensor in _held(owner, buffers):
+                if key == KEY and is_flat(tensor):
+                    continue
                 name, first = f"{outer}{prefix}{key}", canonical[id(tensor)]
                 names = found.setdefault(first, [])
                 if name != first and name not in names and len(names) < share:

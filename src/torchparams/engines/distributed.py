@@ -1,0 +1,267 @@
+"""The engine of live sharded models: it runs on every rank, over the process group that is already there.
+
+A job over sharded tensors runs in one of two ways:
+
+- **Folded where they lie**: each rank folds its own parts, of replicas one; then the ranks gather the parts' results,
+  and each combines them. Sketches and exact sums do not depend on how elements are cut, so the result is that of the
+  whole tensor, bit for bit. All jobs together take one gather.
+- **Fetched**: where the fold must see a tensor in order (`digest`), where a row computes with a sharded tensor (a cast,
+  a merge), or where ranks keep summands (`Partial`), the lowest rank that keeps the tensor runs the job and asks the
+  others for elements, block by block.
+
+Jobs over plain tensors run on each rank by themselves: each rank has a tensor of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from zlib import crc32
+
+from torchparams.engines.base import Done, Engine, Job, Task, Unread
+from torchparams.engines.fetching import Fetching, serve
+from torchparams.engines.ranks import Ranks, described, fingerprint
+from torchparams.engines.threads import ThreadEngine
+from torchparams.errors import NotReadable, RanksError
+from torchparams.expressions.base import Stored
+from torchparams.expressions.sharded import Sharded, part_of, shards_in
+from torchparams.render.tree import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torchparams.engines.base import Fold, Progress
+    from torchparams.expressions.base import Expression
+    from torchparams.expressions.casts import Losses
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def engine_for(jobs: Sequence[Job], *, mapped: bool = True) -> Engine:
+    """The engine that runs jobs if none was named: the threads of this process, or with the other ranks.
+
+    Args:
+        jobs: The jobs.
+        mapped: See `ThreadEngine`.
+    """
+    inner = ThreadEngine(mapped=mapped)
+    return DistributedEngine(inner) if any(map(_shards_of, jobs)) else inner
+
+
+def _shards_of(job: Job) -> list[Sharded]:
+    # Nearly all rows are stored tensors, and there may be a hundred thousand.
+    return [shard for row in job.rows if type(row) is not Stored for shard in shards_in(row)]
+
+
+class DistributedEngine(Engine):
+    """Runs jobs over sharded tensors on the ranks that keep them, each of which makes the call.
+
+    Verbs use it by themselves for models with DTensors or with FSDP's flat parameters. All ranks of these tensors enter
+    `run` with the same jobs. They meet first, so a call that some do not make ends in an error after
+    `limits.RANKS_SECONDS`; then they fold, and gather once (two collectives of torch, whatever the jobs). Jobs without
+    a sharded tensor communicate nothing.
+
+    Every rank gets the same results for sharded tensors, and its own for plain ones. Progress is reported on the lowest
+    rank alone.
+
+    Args:
+        inner: The engine that reads on each rank; a `ThreadEngine` that maps files unless given.
+        seconds: How long to wait for the other ranks to make the call; `limits.RANKS_SECONDS` unless given.
+    """
+
+    label = "distributed"
+
+    def __init__(self, inner: Engine | None = None, *, seconds: float | None = None) -> None:
+        self.inner = ThreadEngine(mapped=True) if inner is None else inner
+        self.seconds = seconds
+
+    def run(
+        self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
+    ) -> Iterator[Done[Result]]:
+        """See `Engine.run`. All ranks of the sharded tensors in the jobs enter.
+
+        Raises:
+            RanksError: A rank does not make the same call in time, or fails in it.
+        """
+        own: list[Job] = []
+        folded: list[_Folded] = []
+        fetched: list[_Fetched] = []
+        unread: list[Done[Any]] = []
+        members: set[int] = set()
+        for job in jobs:
+            shards = _shards_of(job)
+            if not shards:
+                own.append(job)
+                continue
+            members.update(rank for shard in shards for rank in shard.layout.ranks)
+            ranks = {shard.layout.ranks for shard in shards}
+            if len(ranks) > 1:
+                which = " and ".join(f"{shard.name} by {_spelled(shard.layout.ranks)}" for shard in shards[:2])
+                error = NotReadable(f"tensors are kept by different ranks: {which}", where=shards[0].label)
+                unread.append(Done(job, Unread.because(job.key, error)))
+            elif task.order == "any" and _is_cut_alike(job):
+                folded.append(_Folded(job))
+            else:
+                fetched.append(_Fetched(job, ranks.pop()))
+        yield from unread
+        if not members:
+            yield from self.inner.run(own, task, progress=progress)
+            return
+        team = Ranks(members)
+        progress = progress if team.is_first else None
+        team.meet(_call(task, team, [*folded, *fetched]), self.seconds)
+        results: list[Done[Any]] = []
+        parts: dict[str, Any] = {}
+        served: dict[str, Any] = {}
+        failed: BaseException | None = None
+        try:
+            parts = self._fold(folded, task, progress)
+            results = list(self.inner.run(own, task, progress=None if folded or fetched else progress))
+        except Exception as error:  # the others wait for this rank
+            failed = error
+        if fetched:
+            team.agree(failed)
+            try:
+                served = self._fetch(fetched, task, progress)
+            except Exception as error:  # as above
+                failed = error
+        heard = dict(zip(team.members, team.gather((described(failed), parts, served)), strict=True))
+        if failed is not None:
+            raise failed
+        team.refuse([error for error, _, _ in heard.values()])
+        yield from results
+        for each in folded:
+            yield each.done(task, {rank: heard[rank][1].get(each.job.key) for rank in each.ranks})
+        for fetch in fetched:
+            result, lost = heard[fetch.ranks[0]][2][fetch.job.key]
+            yield Done(fetch.job, result, lost)
+
+    def _fold(
+        self, folded: Sequence[_Folded], task: Task[Any, Any], progress: Progress | None
+    ) -> dict[str, tuple[list[Any] | Unread, Losses | None]]:
+        """Results of this rank's parts, not combined, and what casts lost; by the job's key."""
+        mine = [job for each in folded if (job := each.part()) is not None]
+        run = self.inner.run(mine, _Parts(task), progress=progress)
+        return {job.key: (result, lost) for job, result, lost in run}
+
+    def _fetch(
+        self, fetched: Sequence[_Fetched], task: Task[Any, Any], progress: Progress | None
+    ) -> dict[str, tuple[Any, Losses | None]]:
+        """Results of the jobs that this rank runs; of the others it serves the elements."""
+        found: dict[str, tuple[Any, Losses | None]] = {}
+        # One order for all: larger teams first. Ranks that are in two of them meet in both in the same order.
+        for ranks in sorted({each.ranks for each in fetched}, key=lambda ranks: (-len(ranks), ranks)):
+            jobs = [each.job for each in fetched if each.ranks == ranks]
+            shards = [shard for job in jobs for shard in _shards_of(job)]
+            team = Ranks(ranks)
+            if not team.is_first:
+                serve(team, shards)
+                continue
+            with Fetching(team, shards):
+                for job, result, lost in self.inner.run(jobs, task, progress=progress):
+                    found[job.key] = result, lost
+        return found
+
+
+def _call(task: Task[Any, Any], team: Ranks, jobs: Sequence[_Folded | _Fetched]) -> str:
+    """The call in words, equal on all ranks that make the same.
+
+    Ranks may keep further tensors in smaller teams, such as experts, and those may have different names.
+    """
+    common = [each.job for each in jobs if each.ranks == team.members]
+    verb = type(task).__name__.removesuffix("Task").lower()
+    texts = (f"{job.key} {[(list(row.shape), str(row.dtype)) for row in job.rows]}" for job in common)
+    return f"{verb} of {plural(len(common), 'sharded tensor')} ({fingerprint(texts)})"
+
+
+def _spelled(ranks: Sequence[int]) -> str:
+    return f"ranks {', '.join(map(str, ranks[:8]))}{' …' if len(ranks) > 8 else ''}"
+
+
+def _is_cut_alike(job: Job) -> bool:
+    """Whether every rank has, or can cut, the same part of each row of a job."""
+    layouts = []
+    for row in job.rows:
+        if isinstance(row, Sharded):
+            if row.reduce is not None:
+                return False
+            layouts.append(row.layout)
+        elif shards_in(row):
+            return False
+    first = layouts[0]
+    if any(layout != first for layout in layouts[1:]):
+        return False
+    return all(isinstance(row, Sharded) or first.grid in (row.shape, (row.numel,)) for row in job.rows)
+
+
+class _Fetched(NamedTuple):
+    """A job that one rank runs, and the ranks that keep its tensors."""
+
+    job: Job
+    ranks: tuple[int, ...]
+
+
+class _Folded:
+    """A job that each rank folds its part of.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        shard = next(row for row in job.rows if isinstance(row, Sharded))
+        self.layout = shard.layout
+        self.ranks = shard.layout.ranks
+        # Which of several replicas is folded depends on the name, so that all ranks have their share.
+        self.owners = shard.layout.owners(crc32(job.key.encode(errors="surrogatepass"))) or self.ranks[:1]
+
+    def part(self) -> Job | None:
+        """The job of this rank's part; None where another rank folds a replica, or the part has no elements.
+
+        Of a tensor without elements, the first rank makes the result.
+        """
+        import torch.distributed as dist
+
+        here = dist.get_rank()
+        if here not in self.owners:
+            return None
+        box = self.layout.boxes[here]
+        rows: list[Expression] = [
+            row.local if isinstance(row, Sharded) else part_of(row, self.layout.grid, box) for row in self.job.rows
+        ]
+        return Job(self.job.key, tuple(rows))
+
+    def done(self, task: Task[Any, Any], found: dict[int, Any]) -> Done[Any]:
+        """The result of all parts.
+
+        Raises:
+            RanksError: A rank sent no part.
+        """
+        parts: list[Any] = []
+        lost: Losses | None = None
+        for rank in self.owners:
+            if found[rank] is None:
+                raise RanksError(f"rank {rank} sent no part of {self.job.key!r}", hint="pass the same on every rank")
+            part, more = found[rank]
+            if isinstance(part, Unread):
+                return Done(self.job, part)
+            parts += part
+            lost = more if lost is None else lost if more is None else lost + more
+        return Done(self.job, task.combine(self.job, parts), lost)
+
+
+class _Parts(Task[Any, "list[Any]"]):
+    """A task whose results are the parts of another's, not combined."""
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self._task = task
+        self.order = task.order
+
+    def begin(self, job: Job) -> Fold[Any]:
+        """The other's fold."""
+        return self._task.begin(job)
+
+    def combine(self, job: Job, parts: Sequence[Any]) -> list[Any]:
+        """The parts themselves."""
+        return list(parts)

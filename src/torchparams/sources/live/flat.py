@@ -1,0 +1,244 @@
+"""Parameters of models that FSDP has wrapped: parts of flat parameters, and copies that are freed again.
+
+`FullyShardedDataParallel` (FSDP1) keeps the parameters of a module one after the other in a flat parameter, of which
+each rank has an equal run. With `use_orig_params=True` the modules hold views of the run, one-dimensional or empty;
+without it they hold no parameters at all. `fully_shard` (FSDP2) puts plain copies in the place of DTensors while it
+computes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import NotReadable
+from torchparams.expressions.sharded import Box, Layout
+from torchparams.info import Sharding
+from torchparams.names import strip_wrappers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+KEY = "_flat_param"
+"""What `FullyShardedDataParallel` registers a flat parameter as."""
+
+_PART = "_torchparams_part"  # attribute of a view of a flat parameter
+
+
+class FlatPart:
+    """One parameter within a flat parameter.
+
+    Args:
+        handle: FSDP's handle of the flat parameter.
+        place: Which of its parameters.
+    """
+
+    def __init__(self, handle: Any, place: int) -> None:
+        self._handle, self._place = handle, place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        return tuple(self._handle.flat_param._shapes[self._place])
+
+    def sharding(self) -> Sharding:
+        """How it is kept now."""
+        flat, ranks = self._handle.flat_param, _ranks(self._handle)
+        if self._handle.uses_sharded_strategy and not self._handle.is_sharded(flat):
+            return _copy(ranks, flat)
+        first, last = self._here()
+        count = last - first
+        return Sharding("FSDP1", ("Flat",), (len(ranks),), ranks, (count,), count * flat.element_size(), self)
+
+    def layout(self, name: str, label: str) -> Layout:
+        """Which rank keeps which run of its elements.
+
+        Raises:
+            NotReadable: The parameter is a DTensor within the flat parameter.
+        """
+        flat = self._handle.flat_param
+        if flat._param_extensions[self._place] is not None:
+            raise NotReadable(
+                f"{name} is a DTensor within a flat parameter of FullyShardedDataParallel",
+                where=label,
+                hint="shard with fully_shard in its place",
+            )
+        begin, size = self._begin(), flat._numels[self._place]
+        boxes = {}
+        for number, rank in enumerate(_ranks(self._handle)):
+            first, last = 0, size
+            if self._handle.uses_sharded_strategy:
+                run = flat._sharded_size.numel()
+                first, last = (min(max((number + i) * run - begin, 0), size) for i in (0, 1))
+            boxes[rank] = Box((first,), (last - first,))
+        return Layout((size,), tuple(sorted(boxes)), boxes)
+
+    def _begin(self) -> int:
+        """Where it begins in the flat parameter, in elements; paddings lie between some."""
+        flat = self._handle.flat_param
+        at = 0
+        numbers = iter(range(len(flat._numels)))
+        for size, is_padding in zip(flat._numels_with_padding, flat._is_padding_mask, strict=True):
+            if not is_padding and next(numbers) == self._place:
+                return at
+            at += size
+        raise AssertionError("a flat parameter lists each of its parameters")
+
+    def _here(self) -> tuple[int, int]:
+        """The run of this rank's part of the flat parameter that is of this parameter."""
+        flat = self._handle.flat_param
+        if not self._handle.is_sharded(flat):
+            begin = self._begin()
+            return begin, begin + flat._numels[self._place]
+        found = flat._shard_param_infos[self._place]
+        return (found.offset_in_shard, found.offset_in_shard + found.numel_in_shard) if found.in_shard else (0, 0)
+
+    def view(self) -> Any:
+        """A parameter that shows this rank's part of it, for models whose modules hold none."""
+        import torch
+
+        flat = self._handle.flat_param
+        first, last = self._here()
+        made = torch.nn.Parameter(flat.detach()[first:last], requires_grad=flat.requires_grad)
+        if flat.grad is not None and flat.grad.shape == flat.shape:
+            made.grad = flat.grad[first:last]
+        return made
+
+
+def _ranks(handle: Any) -> tuple[int, ...]:
+    import torch.distributed as dist
+
+    return tuple(dist.get_process_group_ranks(handle.process_group))
+
+
+def add_parts(
+    root: nn.Module, flat: Any, prefix: str, names: list[str], tensors: list[Any], owners: list[nn.Module]
+) -> Iterator[list[str]]:
+    """Add the parameters within a flat parameter to a listing; gives the names of each, as it is added.
+
+    Args:
+        root: The model.
+        flat: The flat parameter.
+        prefix: Canonical prefix of the module that holds it.
+        names, tensors, owners: The listing.
+    """
+    handles = (vars(module).get("_handle") for module in all_modules(root))
+    handle = next(each for each in handles if each is not None and each.flat_param is flat)
+    for place, (name, info) in enumerate(zip(flat._fqns, flat._param_infos, strict=True)):
+        part = FlatPart(handle, place)
+        view = part.view()
+        setattr(view, _PART, part)
+        names.append(prefix + strip_wrappers(name))
+        tensors.append(view)
+        owners.append(info.module)
+        tied = (
+            f"{other.module_name}.{other.param_name}".removeprefix(".")
+            for other in flat._shared_param_infos
+            if other.prim_module is info.module and other.prim_param_name == info.param_name
+        )
+        yield [names[-1], *(prefix + strip_wrappers(path) for path in tied)]
+
+
+def is_flat(tensor: Any) -> bool:
+    """Whether a parameter is a flat parameter of FSDP1."""
+    return hasattr(tensor, "_param_infos") and hasattr(tensor, "_fqns")
+
+
+def shardings(modules: Iterable[nn.Module], tensors: Iterable[Any]) -> list[Sharding | None] | None:
+    """How each live tensor is kept; None where FSDP wraps none of the modules.
+
+    Where FSDP is not loaded, the modules are not looked at.
+
+    Args:
+        modules: Modules, those that FSDP has wrapped among them.
+        tensors: Parameters and buffers of them.
+    """
+    one = getattr(sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel"), "FullyShardedDataParallel", ())
+    two = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    wrapped = [module for module in modules if isinstance(module, (one, two))] if (one, two) != ((), ()) else []
+    if not wrapped:
+        return None
+    found: dict[int, Sharding] = {}
+    for module in wrapped:
+        found.update(_of_flat(module) if isinstance(module, one) else _of_copies(module))
+    made: list[Sharding | None] = []
+    for tensor in tensors:
+        part = getattr(tensor, _PART, None)
+        made.append(found.get(id(tensor)) if part is None else part.sharding())
+    return made
+
+
+def all_modules(root: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a model, each once."""
+    seen, todo = {id(root)}, [root]
+    for module in todo:  # grows as it is read
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                todo.append(child)
+
+
+def _of_flat(module: Any) -> Iterator[tuple[int, Sharding]]:
+    handle = vars(module).get("_handle")
+    parameters = None if handle is None else handle.flat_param._params
+    if parameters is None or not handle.uses_sharded_strategy:
+        return
+    if handle.is_sharded(handle.flat_param):
+        for place, parameter in enumerate(parameters):
+            yield id(parameter), FlatPart(handle, place).sharding()
+    elif handle._training_state.name != "SUMMON_FULL_PARAMS":
+        for parameter in parameters:
+            yield id(parameter), _copy(_ranks(handle), parameter)
+
+
+def _of_copies(module: Any) -> Iterator[tuple[int, Sharding]]:
+    import torch.distributed as dist
+
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for group in groups:
+        for parameter in () if group is None else group.fsdp_params:
+            if parameter.sharded_state.name == "UNSHARDED":
+                copy = parameter._unsharded_param
+                ranks = tuple(dist.get_process_group_ranks(parameter.mesh_info.shard_process_group))
+                yield id(copy), _copy(ranks, copy)
+
+
+def _copy(ranks: tuple[int, ...], tensor: Any) -> Sharding:
+    nbytes = tensor.numel() * tensor.element_size()
+    return Sharding("unsharded", ("Replicate()",), (len(ranks),), ranks, tuple(tensor.shape), nbytes)
+
+
+def refuse_part(modules: Iterable[nn.Module], tensor: Any, name: str, label: str) -> None:
+    """Refuse a tensor that is a part of a parameter, or a copy that FSDP frees again, in place of the parameter.
+
+    Args:
+        modules: The modules on the way to it, or all.
+        tensor, name: The tensor.
+        label: The model.
+
+    Raises:
+        NotReadable: It is one.
+    """
+    found = (shardings(modules, [tensor]) or [None])[0]
+    if found is not None:
+        raise NotReadable(unsharded(name) if found.kind == "unsharded" else flat_part(name), where=label, hint=RESHARD)
+
+
+def flat_part(name: str) -> str:
+    """What is wrong with a part of a flat parameter, in place of the parameter."""
+    return f"{name} is in a flat parameter of FullyShardedDataParallel, of which this rank has a part"
+
+
+def unsharded(name: str) -> str:
+    """What is wrong with a parameter that FSDP has gathered for a forward pass."""
+    return f"{name} is the copy that FSDP gathered for a forward pass and frees again"
+
+
+RESHARD = (
+    "work within FullyShardedDataParallel.summon_full_params(model); of a model of fully_shard, call reshard() on its "
+    "modules first"
+)

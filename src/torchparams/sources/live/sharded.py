@@ -1,0 +1,175 @@
+"""The rows of sharded live tensors: which part each rank keeps, and how a verb reads the whole.
+
+Nothing here communicates: a placement says by itself which part each rank keeps.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import NotReadable
+from torchparams.expressions.sharded import Box, Layout, Sharded
+from torchparams.sources.live.flat import RESHARD, unsharded
+from torchparams.sources.live.sharding import mesh_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torchparams.expressions.base import Expression
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+
+# --- which rank keeps what ------------------------------------------------------------------------
+
+
+def layout_of(tensor: Any, name: str, label: str) -> Layout:
+    """Which rank keeps which part of a DTensor.
+
+    Raises:
+        NotReadable: A placement is not known here, or this rank's part is not of the shape that placements say.
+    """
+    import torch.distributed as dist
+
+    sizes, ranks = mesh_of(tensor.device_mesh)
+    key = tuple(_kind(placement) for placement in tensor.placements)
+    try:
+        layout = boxes_of(tuple(tensor.shape), sizes, ranks, key)
+    except ValueError as error:
+        raise NotReadable(f"{name} is sharded by {error}, which is not known here", where=label) from None
+    here = dist.get_rank() if dist.is_initialized() else -1
+    if here not in layout.boxes:
+        raise NotReadable(
+            f"{name} is kept by the ranks {_listed(ranks)}, and this is rank {here}"
+            if here >= 0
+            else f"{name} is a DTensor, and no process group is initialised",
+            where=label,
+            hint="make the call on the ranks of its mesh",
+        )
+    local = tuple(tensor._local_tensor.shape)
+    box = layout.boxes[here]
+    # A part without elements may be of any such shape.
+    if local != box.sizes and (prod(local) or box.numel):
+        raise NotReadable(
+            f"{name} has a part of shape {list(local)} on rank {here}, and its placements "
+            f"{', '.join(map(str, tensor.placements))} say {list(box.sizes)}",
+            where=label,
+            hint="call full_tensor() on it, and pass the result",
+        )
+    return layout
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)[:8])) + (" …" if len(ranks) > 8 else "")
+
+
+_Kind = tuple[str, int, int]
+
+
+def _kind(placement: Any) -> _Kind:
+    """What a placement does: its kind, the tensor's dimension, and the split factor."""
+    cls = type(placement).__name__
+    if cls == "_StridedShard":
+        return cls, placement.dim, placement.split_factor
+    if cls == "Shard":
+        return cls, placement.dim, 1
+    return (cls if cls in ("Replicate", "Partial") else str(placement)), -1, 1
+
+
+@lru_cache(maxsize=4096)
+def boxes_of(
+    shape: tuple[int, ...], sizes: tuple[int, ...], ranks: tuple[int, ...], placements: tuple[_Kind, ...]
+) -> Layout:
+    """Which rank keeps which part of a tensor.
+
+    Mesh dimensions split a tensor's dimension from the left to the right. A `_StridedShard` comes later, after the
+    mesh dimensions to its right whose sizes give its split factor: FSDP splits what tensor parallelism has split.
+
+    Args:
+        shape: Shape of the whole.
+        sizes: Sizes of the mesh's dimensions.
+        ranks: Its ranks, in C order.
+        placements: Kind, tensor dimension and split factor for each dimension of the mesh.
+
+    Raises:
+        ValueError: A placement is not known; the message is the placement.
+
+    >>> strided = boxes_of((8,), (2, 2), (0, 1, 2, 3), (("_StridedShard", 0, 2), ("Shard", 0, 1)))
+    >>> [strided.boxes[rank].offsets for rank in range(4)]
+    [(0,), (4,), (2,), (6,)]
+    """
+    order: dict[int, list[int]] = {}  # dimension of the tensor → dimensions of the mesh, in the order of splitting
+    for place in reversed(range(len(sizes))):
+        kind, dim, factor = placements[place]
+        if kind in ("Replicate", "Partial"):
+            continue
+        if kind not in ("Shard", "_StridedShard") or not 0 <= dim < len(shape):
+            raise ValueError(kind if dim < 0 else f"{kind}(dim={dim})")
+        splits = order.setdefault(dim, [])
+        at = 0
+        if kind == "_StridedShard":
+            product = 1
+            while product < factor and at < len(splits):
+                product *= sizes[splits[at]]
+                at += 1
+            if product != factor:
+                raise ValueError(f"{kind}(dim={dim}, split_factor={factor})")
+        splits.insert(at, place)
+    boxes = {}
+    for number, rank in enumerate(ranks):
+        coordinate = _coordinate(number, sizes)
+        offsets, lengths = [0] * len(shape), list(shape)
+        for dim, splits in order.items():
+            for place in splits:
+                step = -(-lengths[dim] // sizes[place])  # as torch.chunk
+                begin = min(step * coordinate[place], lengths[dim])
+                offsets[dim] += begin
+                lengths[dim] = min(step, lengths[dim] - begin)
+        boxes[rank] = Box(tuple(offsets), tuple(lengths))
+    return Layout(shape, tuple(sorted(ranks)), boxes)
+
+
+def _coordinate(number: int, sizes: Sequence[int]) -> list[int]:
+    found = []
+    for size in reversed(sizes):
+        number, here = divmod(number, size)
+        found.append(here)
+    return found[::-1]
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def sharded_row(source: Source, info: ParameterInfo) -> Expression:
+    """The row of a sharded tensor of a source.
+
+    Raises:
+        NotReadable: No rank's part can be read as such: FSDP2 has put a throwaway copy in its place, or the placement
+            is not known.
+    """
+    from torchparams.sources.mapping import MappingSource
+
+    tensor, label, name = source.value(info.name), source.label, info.name
+    sharding = info.sharding
+    assert sharding is not None and info.shape is not None
+    if sharding.kind == "unsharded":
+        raise NotReadable(unsharded(name), where=label, hint=RESHARD)
+    reduce = None
+    if sharding.part is not None:
+        layout, part = sharding.part.layout(name, label), tensor.detach()
+    else:
+        layout, part = layout_of(tensor, name, label), local_of(tensor)
+        if any(type(placement).__name__ == "Partial" for placement in tensor.placements):
+            reduce = tensor.detach().full_tensor
+    if not layout.is_complete:
+        raise NotReadable(f"the parts of {name} on the ranks are not the whole of it", where=label)
+    local = MappingSource({name: part}, label).row(name)
+    return Sharded(name, info.shape, local, layout, label, lambda: part, reduce)
+
+
+def local_of(tensor: Any) -> Any:
+    """The part of a DTensor that this rank keeps, as it lies in memory; waits for a collective that is under way."""
+    local = tensor._local_tensor.detach()
+    return local.wait() if type(local).__name__ == "AsyncCollectiveTensor" else local
