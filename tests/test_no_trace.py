@@ -79,6 +79,7 @@ READING: dict[str, Callable[[Any, Path], object]] = {
     "ls": lambda model, folder: (str(tp.ls(model, tree=True, buffers=True)), tp.ls(model).to_json()),
     "show": lambda model, folder: [str(tp.show(model, name)) for name in tp.of(model, buffers=True)],
     "stats": lambda model, folder: str(tp.stats(model, buffers=True)),
+    "spectra": lambda model, folder: str(tp.spectra(model)),
     "diff": lambda model, folder: str(tp.diff(model, net())),
     "diff of values": lambda model, folder: str(tp.diff(model, net(), numeric=True)),
     "digest": lambda model, folder: str(tp.digest(model)),

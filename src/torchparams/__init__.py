@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from torchparams.measure.digest import digest as digest
     from torchparams.measure.digest import duplicates as duplicates
     from torchparams.measure.listing import ls as ls
+    from torchparams.measure.spectra import spectra as spectra
     from torchparams.measure.stats import Stats as Stats
     from torchparams.measure.stats import stats as stats
     from torchparams.measure.verify import Verification as Verification
@@ -152,6 +153,7 @@ _HOMES = {
     "rule": "torchparams.train.rules",
     "save": "torchparams.edit.save",
     "show": "torchparams.measure.describe",
+    "spectra": "torchparams.measure.spectra",
     "stats": "torchparams.measure.stats",
     "unfreeze": "torchparams.train.freeze",
     "verify": "torchparams.measure.verify",
