@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := src tests oracles bench scripts
 CHECKPOINT := demo/silero_vad_16k.safetensors
 
-.PHONY: demo demo-file test oracles check format bench fuzz docs clean help
+.PHONY: demo demo-file test oracles check format bench fuzz docs web web-check clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,13 @@ bench: $(VENV)/.developed  ## measure every claim; BENCH=bench/bench_x.py for on
 	@set -e; for file in $(or $(BENCH),$(sort $(wildcard bench/bench_*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file; done
 
+web: web/node_modules/.installed  ## bundle the page of the report from its source in web/; needs Node
+	cd web && npm run -s check && npm run -s build
+
+web-check: web/node_modules/.installed  ## fail where the page in the package is not what its source gives
+	cd web && npm run -s check && npm run -s build -- ../build/page.html
+	cmp build/page.html src/torchparams/page/page.html
+
 fuzz: $(VENV)/.developed  ## 100,000 broken inputs for each reader; FUZZ=1000 for fewer
 	@set -e; for file in $(sort $(wildcard tests/fuzz/fuzz_*.py)); do \
 		echo "== $$file"; PYTHONPATH=tests $(BIN)/python $$file $(or $(FUZZ),100000); done
@@ -71,6 +78,10 @@ $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torch
 $(VENV)/.oracles: $(VENV)/.developed
 	$(PIP) install -c constraints.txt -e '.[dev,oracles]'
 	@touch $@
+
+web/node_modules/.installed: web/package-lock.json
+	cd web && npm ci --silent
+	@mkdir -p build && touch $@
 
 # Out of the package that it is published in, which is downloaded and not installed.
 $(CHECKPOINT): | $(VENV)/bin/python

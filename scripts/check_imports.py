@@ -33,6 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"parameters", "sources", "module"},
             {"engines"},
             {"measure", "train", "lint", "edit"},
+            {"page"},
             {"cli", "__main__"},
         ),
     )

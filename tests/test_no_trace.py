@@ -81,6 +81,7 @@ READING: dict[str, Callable[[Any, Path], object]] = {
     "stats": lambda model, folder: str(tp.stats(model, buffers=True)),
     "spectra": lambda model, folder: str(tp.spectra(model)),
     "diff": lambda model, folder: str(tp.diff(model, net())),
+    "report": lambda model, folder: tp.report(model, folder / "r.html", other=net(), pictures="fc.*", buffers=True),
     "diff of values": lambda model, folder: str(tp.diff(model, net(), numeric=True)),
     "digest": lambda model, folder: str(tp.digest(model)),
     "duplicates": lambda model, folder: str(tp.duplicates(model, model.state_dict())),

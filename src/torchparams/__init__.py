@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from torchparams.module import Module as Module
     from torchparams.module import attach as attach
     from torchparams.module import detach as detach
+    from torchparams.page.report import report as report
+    from torchparams.page.result import Page as Page
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
     from torchparams.renames import Renames as Renames
@@ -110,6 +112,7 @@ _HOMES = {
     "Initialised": "torchparams.train.init",
     "Module": "torchparams.module",
     "OptimizerState": "torchparams.train.optimizer",
+    "Page": "torchparams.page.result",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Penalty": "torchparams.train.penalty",
@@ -150,6 +153,7 @@ _HOMES = {
     "optimizer_state": "torchparams.train.optimizer",
     "penalty": "torchparams.train.penalty",
     "repair_index": "torchparams.edit.index",
+    "report": "torchparams.page.report",
     "rule": "torchparams.train.rules",
     "save": "torchparams.edit.save",
     "show": "torchparams.measure.describe",

@@ -44,7 +44,7 @@ class DType(str):
         if isinstance(spelling, DType):
             return spelling
         text = spelling if isinstance(spelling, str) else getattr(spelling, "name", None) or str(spelling)
-        found = _BY_SPELLING.get(text) or _BY_SPELLING.get(text.removeprefix("torch.").lower())
+        found = BY_SPELLING.get(text) or BY_SPELLING.get(text.removeprefix("torch.").lower())
         if found is None:
             raise TorchParamsError(
                 f"no dtype is spelled {text!r}",
@@ -171,9 +171,10 @@ _NICKNAMES = {
     "fp8_e5m2": "float8_e5m2",
 }
 _BY_NAME: dict[str, DType] = {str(dtype): dtype for dtype in ALL}
-_BY_SPELLING: dict[str, DType] = {
+BY_SPELLING: dict[str, DType] = {
     **{code.lower(): dtype for code, dtype in BY_CODE.items()},
     **{nick: _BY_NAME[name] for nick, name in _NICKNAMES.items()},
     **BY_CODE,
     **_BY_NAME,
 }
+"""Every spelling → type."""

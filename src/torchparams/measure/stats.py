@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchparams.engines.base import Task, Unread, readable_jobs
-from torchparams.engines.distributed import engine_for
+from torchparams.engines.base import Task, Unread
 from torchparams.engines.sketches import SketchFold
 from torchparams.errors import TorchParamsError
 from torchparams.io.filebytes import paused_gc
@@ -14,19 +13,20 @@ from torchparams.measure.columns import Columns, Rows
 from torchparams.measure.flags import flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.numbers import sort_key
+from torchparams.measure.scan import records_of, scan
 from torchparams.measure.stats_report import ROWS_SHOWN as ROWS_SHOWN
 from torchparams.measure.stats_report import SORT_KEYS as SORT_KEYS
 from torchparams.measure.stats_report import Stats as Stats
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
-from torchparams.records import Records
 from torchparams.sketch import batch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Job, Progress
+    from torchparams.expressions.casts import Losses
     from torchparams.info import ParameterInfo
     from torchparams.measure.lost import Lost
     from torchparams.sketch import Sketch
@@ -92,17 +92,19 @@ def stats(
         params = params.select(selector, strict=strict)
     source = params.source
     with paused_gc():  # many objects, no cycles
-        # A live model is read once.
-        records = params.records() if source.live else Records(params.infos.values())
+        records = records_of(params)
         infos = dict(zip(records.names, records.infos, strict=True))
         grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
         members = None if grouped is None else grouped[1]
-        coded = source.coded(records if params.selector is None else None)
-        found = {name: Unread(name, each.reason) for name, each in coded.items() if name in infos and not each.numbers}
-        readable = [info for name, info in infos.items() if name not in found] if found else infos.values()
-        jobs, cannot = readable_jobs(source, readable, records.tensors)
-        found.update((each.name, each) for each in cannot)
-        rows, unread, groups, lost = _scan(infos, jobs, found, members, wanted, engine, progress)
+        found = scan(
+            source,
+            records,
+            StatsTask(wanted, keep=members is not None),
+            whole=params.selector is None,
+            engine=engine,
+            progress=progress,
+        )
+        rows, unread, groups, lost = _gathered(found, infos, members, wanted)
         flags = tuple(flags_of(rows))
     made = Stats(
         label=source.label,
@@ -146,14 +148,11 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
-def _scan(
+def _gathered(
+    results: Iterable[tuple[str, Any, Losses | None]],
     infos: Mapping[str, ParameterInfo],
-    jobs: Sequence[Job],
-    unreadable: Mapping[str, Unread],
     groups: Mapping[str, Sequence[str]] | None,
     quantiles: Sequence[float],
-    engine: Engine | None,
-    progress: Progress | None,
 ) -> tuple[Rows, list[Unread], list[TensorStats] | None, Lost]:
     """Rows of tensors, unread tensors, rows of groups, and losses of casts."""
 
@@ -164,11 +163,9 @@ def _scan(
         return derive(sketch, quantiles, name=name, numel=numel, dtype=dtype, tensors=len(members))
 
     sums = None if groups is None else GroupSums(groups, infos, of_group)
-    engine = engine or engine_for(jobs)
-    found: dict[str, TensorStats | tuple[Columns, int] | Unread] = dict(unreadable)
+    found: dict[str, TensorStats | tuple[Columns, int] | Unread] = {}
     lost: Lost = {}
-    for job, result, losses in engine.run(jobs, StatsTask(quantiles, keep=sums is not None), progress=progress):
-        name = job.key
+    for name, result, losses in results:
         if isinstance(result, _Row):
             found[name] = result.row
             if sums is not None:

@@ -278,7 +278,7 @@ class Sketch:
         """Count of values that are neither NaN nor infinite."""
         found: int | None = self._derived.get("finite")
         if found is None:
-            cumulative = self._ordered[1]
+            cumulative = self.ordered[1]
             found = self._derived["finite"] = int(cumulative[-1]) if len(cumulative) else 0
         return found
 
@@ -304,7 +304,7 @@ class Sketch:
 
         Of types wider than 16 bits it is a lower bound: how many codes occur.
         """
-        values, _ = self._ordered
+        values, _ = self.ordered
         changes = int(np.count_nonzero(values[1:] != values[:-1])) + min(len(values), 1)
         # A code of a wide float that holds infinities may hold NaN too.
         return changes + sum(n > 0 for n in (self.nan, self._posinf, self._neginf))
@@ -407,8 +407,11 @@ class Sketch:
     # --- the distribution ------------------------------------------------------------------
 
     @property
-    def _ordered(self) -> tuple[Array, Array]:
-        """The finite values that occur, ascending, as float64; and how many values are up to each."""
+    def ordered(self) -> tuple[Array, Array]:
+        """The finite values that occur, ascending, as float64; and how many values are up to each.
+
+        Of types wider than 16 bits they are the middles of codes, but never outside the minimum and maximum.
+        """
         found: tuple[Array, Array] | None = self._derived.get("ordered")
         if found is None:
             codes, counts = self._coding.ascending(self.codes, self.counts)
@@ -462,7 +465,7 @@ class Sketch:
 
     def _at(self, ranks: list[int]) -> list[float]:
         """The values at places, from 0, of the ascending order of the finite ones."""
-        values, cumulative = self._ordered
+        values, cumulative = self.ordered
         found: list[float] = values[cumulative.searchsorted(np.array(ranks, np.uint64), side="right")].tolist()
         # The extremes are known exactly of every type.
         ends = {0: float(self._min or 0), self.finite - 1: float(self._max or 0)}
@@ -502,7 +505,7 @@ class Sketch:
         share, rest = _shares(bins)
         edges = low * rest + high * share  # high - low may be more than a float64 holds
         edges = np.minimum(np.maximum(np.maximum.accumulate(edges), low), high)
-        values, cumulative = self._ordered
+        values, cumulative = self.ordered
         below = values.searchsorted(edges, side="left")
         below[-1] = values.searchsorted(high, side="right")
         if clip:

@@ -1,0 +1,86 @@
+"""`torchparams report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from torchparams.cli import options
+from torchparams.cli.app import show
+from torchparams.cli.complete import files
+from torchparams.cli.options import argument, command
+from torchparams.cli.targets import source_of
+
+
+@command
+@options.target
+@argument("other", metavar="[OTHER]", required=False, help="What it is compared with, named as everywhere.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    shell_complete=files,
+    help="The HTML file to write, replacing an earlier report.",
+)
+@click.option("--open", "browse", is_flag=True, help="Open it in a browser.")
+@options.select
+@click.option(
+    "--rename",
+    metavar="REGEX=TEXT",
+    multiple=True,
+    help="Rename OTHER's parameters before, as of diff; what is proposed unless given.",
+)
+@click.option(
+    "--pictures",
+    metavar="SELECTOR",
+    help="Show pictures of these tensors, which are read once more: '**.{q,k}_proj.*'.",
+)
+@click.option("--buffers", is_flag=True, help="Show a live model's buffers too.")
+@options.raw
+@options.as_json
+def report(
+    target: str,
+    other: str | None,
+    output: str,
+    browse: bool,
+    select: str | None,
+    rename: tuple[str, ...],
+    pictures: str | None,
+    buffers: bool,
+    raw: bool,
+    as_json: bool,
+) -> None:
+    """Write one HTML file that shows all parameters, and what is odd in them.
+
+    It opens from disk and asks nothing of any network: a heat map of layers and roles, modules by size, distributions,
+    every tensor, and the selector language. With OTHER it shows where the two differ.
+
+    \b
+    Examples:
+      torchparams report model.safetensors -o report.html --open
+      torchparams report mypackage.models:build -o report.html --buffers
+      torchparams report base/ tuned/ -o difference.html
+      torchparams report model.safetensors quantised/ -o error.html       the error of a quantisation, in dB
+      torchparams report model.safetensors -o report.html --pictures '**.layers.{-1}.**[ndim=2]'
+    """
+    from torchparams.page.report import report as report_of
+    from torchparams.render.progress import progress
+
+    with progress("reading") as tell:
+        found = report_of(
+            source_of(target, raw=raw),
+            output,
+            select,
+            other=None if other is None else source_of(other, raw=raw),
+            rename=rename or "auto",
+            pictures=pictures,
+            buffers=buffers,
+            progress=tell,
+        )
+    show(found, as_json)
+    if browse:
+        import webbrowser
+
+        webbrowser.open(Path(output).resolve().as_uri())

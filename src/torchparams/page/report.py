@@ -1,0 +1,198 @@
+"""The report: one HTML file that shows a checkpoint or a model, or how two of them differ."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import OptionError
+from torchparams.measure.beside import as_json
+from torchparams.page import findings as found_of
+from torchparams.page import payload
+from torchparams.page.measured import DETAILED
+from torchparams.page.measuring import measure, pictures_of
+from torchparams.page.result import Page, page_of
+from torchparams.parameters import of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torchparams.engines.base import Engine, Progress
+    from torchparams.info import ParameterInfo
+    from torchparams.measure.diff import Diff
+    from torchparams.page.measuring import Target
+    from torchparams.parameters import Parameters
+
+
+def report(
+    x: object,
+    path: str | os.PathLike[str] | None = None,
+    selector: object = None,
+    *,
+    other: object = None,
+    rename: object = "auto",
+    spectra: Mapping[str, Iterable[float]] | None = None,
+    pictures: object = None,
+    buffers: bool = False,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Page:
+    """Show all parameters in one HTML file that needs no network, or inline in a notebook.
+
+    Every value is read once, and once more where there is a second target. The numbers are those of `stats` and `diff`;
+    the page rounds them to float32. Of more than 5,000 tensors, histograms have 12 intervals in place of 64, the counts
+    by power of two are left out, and so is the kurtosis of small tensors.
+
+    Args:
+        x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
+        path: The file to write, which ends in `.html`; an earlier one is replaced. None for a report in memory, which
+            a notebook shows.
+        selector: Which tensors; None for all.
+        other: A second target: the same views of how its values differ from those of `x`.
+        rename: What the names of `other` are called in `x`, as of `diff`.
+        spectra: Name → singular values of the tensor as a matrix, for the view of a tensor and its stable rank.
+        pictures: A selector of tensors to show a picture of: minimum, maximum and root mean square of each tile. They
+            are read once more.
+        buffers: Show a live model's buffers too.
+        strict: Refuse selectors of which any union branch hits nothing.
+        engine: What runs it; a `ThreadEngine` that maps files unless given.
+        progress: Told bytes read and bytes in all.
+
+    Raises:
+        NoMatch: A selector's branch hits nothing.
+        OptionError: The path is not that of an HTML file.
+        SourceError: A source cannot be read.
+        UnknownName: `spectra` has a name that no tensor has.
+        WriteError: Writing failed; an earlier report is as it was.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> found = tp.report({"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)})
+    >>> found.tensors, found.path, found.html[:15]
+    (2, None, b'<!doctype html>')
+    """
+    target = None if path is None else _target(path)
+    params = _chosen(of(x, buffers=buffers), selector, strict)
+    a = measure(params, engine=engine, progress=progress)
+    compared = b = None
+    if other is not None:
+        compared, b = _compare(params, other, selector, rename, buffers, engine, progress)
+    form = _payload(a, b, compared, spectra or {}, pictures, strict=strict, engine=engine)
+    html = page_of(form)
+    notes: tuple[str, ...] = ()
+    if target is not None:
+        from torchparams.io.write import write_file
+
+        notes = write_file(target, html)
+    return Page(
+        label=params.source.label,
+        other=None if compared is None else compared.b,
+        tensors=len(form["table"]["names"]),
+        findings=sum(1 for each in form["findings"]),
+        path=target,
+        html=html,
+        notes=notes,
+    )
+
+
+def _target(path: str | os.PathLike[str]) -> str:
+    from torchparams.io.write import check_target
+
+    text = os.fspath(path)
+    if not text.lower().endswith((".html", ".htm")):
+        raise OptionError(f"a report is an HTML file, and {text!r} is not named as one", hint="end its name in .html")
+    check_target(text)
+    return text
+
+
+def _chosen(params: Parameters, selector: object, strict: bool) -> Parameters:
+    return params if selector is None else params.select(selector, strict=strict)
+
+
+def _compare(
+    params: Parameters,
+    other: object,
+    selector: object,
+    rename: object,
+    buffers: bool,
+    engine: Engine | None,
+    progress: Progress | None,
+) -> tuple[Diff, Target]:
+    from torchparams.measure.diff import diff
+
+    second = of(other, buffers=buffers)
+    # By values, so that a quantised model can be compared with its original.
+    compared = diff(params, second, selector, rename=rename, numeric=True, engine=engine, progress=progress)
+    names = {row.b.name for row in compared.rows if row.b is not None}
+    if len(names) < len(second):
+        second = second.select(sorted(names), strict=False)
+    detailed = max(len(params), len(second)) <= DETAILED
+    return compared, measure(second, detailed=detailed, engine=engine, progress=progress)
+
+
+def _payload(
+    a: Target,
+    b: Target | None,
+    compared: Diff | None,
+    spectra: Mapping[str, Iterable[float]],
+    pictures: object,
+    *,
+    strict: bool,
+    engine: Engine | None,
+) -> dict[str, Any]:
+    """All that the page gets."""
+    infos: Sequence[ParameterInfo] = list(a.infos.values())
+    mine: Sequence[str | None] = [info.name for info in infos]
+    form: dict[str, Any] = {"version": payload.VERSION, "source": _source(a), "dtypes": payload.dtypes()}
+    if b is not None and compared is not None:
+        infos = [row.info for row in compared.rows]
+        mine = [None if row.a is None else row.a.name for row in compared.rows]
+        yours = [None if row.b is None else row.b.name for row in compared.rows]
+        names = [row.name for row in compared.rows]
+        form |= {
+            "other": _source(b),
+            "b": payload.statistics(b, yours),
+            "difference": payload.difference(compared),
+            "rename": None if compared.rename is None else str(compared.rename),
+        }
+    else:
+        names = [info.name for info in infos]
+    places = {name: i for i, name in enumerate(names)}
+    table = payload.listing(infos)
+    table["names"] = names
+    for name in spectra:
+        a.params.info(name)  # refuses what is not there
+    audit = found_of.audit_of(a.params) if a.params.selector is None else None
+    form |= {
+        "table": table,
+        "a": payload.statistics(a, mine),
+        "unread": {str(places[name]): reason for name, reason in a.unread.items() if name in places},
+        "findings": [
+            *found_of.of_flags([flag for flag in a.flags if flag.name in places], places),
+            *([] if audit is None else found_of.of_audit(audit, places)),
+        ],
+        "singular": payload.singular({a.params.info(name).name: values for name, values in spectra.items()}, places),
+        "pictures": {}
+        if pictures is None
+        else payload.pictures(pictures_of(a.params, pictures, strict=strict, engine=engine), places),
+    }
+    form["findings"].sort(key=lambda finding: ("error", "warning", "note").index(finding["severity"]))
+    return form
+
+
+def _source(target: Target) -> dict[str, Any]:
+    params = target.params
+    return {
+        "label": params.source.label,
+        "format": params.source.format,
+        "selector": None if params.selector is None else str(params.selector),
+        "live": params.source.live,
+        "detailed": target.detailed,
+        "metadata": payload.metadata(as_json(dict(params.metadata))),
+        "tensors": len(target.infos),
+        "numel": sum(info.numel for info in target.infos.values()),
+        "nbytes": sum(info.nbytes for info in target.infos.values()),
+        "left_out": [each.to_json() for each in params.left_out],
+        "lost": len(target.lost),
+    }

@@ -1,0 +1,112 @@
+/** The statistics that views colour by and the table has columns of. */
+import { bytes, count, human, number, share } from './format'
+import type { Model } from './model'
+
+export type Scale = 'log' | 'linear' | 'diverging'
+
+export interface Statistic {
+  key: string
+  label: string
+  /** What it is, in a sentence, with its unit. */
+  about: string
+  scale: Scale
+  /** NaN where there is no such number. */
+  value(row: number): number
+  /** How the values of several tensors become that of a cell. */
+  together: 'mean' | 'max' | 'sum'
+  format(value: number): string
+  group: 'values' | 'size' | 'difference'
+}
+
+/** All statistics that a report has. */
+export function statisticsOf(model: Model): Statistic[] {
+  const found: Statistic[] = []
+  const { a, difference } = model
+  const add = (
+    key: string,
+    label: string,
+    about: string,
+    scale: Scale,
+    value: (row: number) => number,
+    format = number,
+    together: Statistic['together'] = 'mean',
+    group: Statistic['group'] = 'values',
+  ) => found.push({ key, label, about, scale, value, together, format, group })
+  const column = (key: string) => {
+    return (row: number) => (a.read(row) ? a.get(key)[row] : NaN)
+  }
+  const part = (...keys: string[]) => {
+    return (row: number) => {
+      if (!a.read(row)) return NaN
+      const values = a.get('values')[row]
+      return values ? keys.reduce((sum, key) => sum + a.get(key)[row], 0) / values : NaN
+    }
+  }
+  if (difference) {
+    const compared = (key: string) => (row: number) => difference.get(key)[row]
+    add('relative', 'relative L2', '‖B − A‖ / ‖A‖', 'log', compared('relative'), number, 'mean', 'difference')
+    add('share', 'share changed', 'share of the elements that differ', 'linear', compared('share'), share, 'mean', 'difference')
+    add('angle', '1 − cosine', '1 − cosine of the angle between A and B', 'log', (row) => 1 - difference.get('cosine')[row], number, 'mean', 'difference')
+    add('sqnr', 'SQNR', 'signal to noise of B as A quantised, in dB: 20·log₁₀(‖A‖ / ‖B − A‖)', 'linear', compared('sqnr'), (v) => `${number(v)}${Number.isFinite(v) ? ' dB' : ''}`, 'mean', 'difference')
+    add('maxdiff', 'max |B − A|', 'greatest difference of two elements', 'log', compared('max'), number, 'max', 'difference')
+  }
+  add('std', 'std', 'standard deviation of the finite values', 'log', column('std'))
+  add('mean', 'mean', 'mean of the finite values', 'diverging', column('mean'))
+  add('linf', 'max |x|', 'greatest magnitude of a finite value', 'log', column('linf'), number, 'max')
+  add('rms', 'RMS', 'root of the mean square of the finite values', 'log', (row) => {
+    const finite = a.get('values')[row] - a.get('nan')[row] - a.get('posinf')[row] - a.get('neginf')[row]
+    return a.read(row) && finite ? a.get('l2')[row] / Math.sqrt(finite) : NaN
+  })
+  add('l2', 'L2 norm', 'root of the sum of squares of the finite values', 'log', column('l2'))
+  add('kurtosis', 'excess kurtosis', 'weight of the tails: 0 of a normal distribution, above 0 with outliers', 'diverging', column('kurtosis'))
+  add('outlier', 'max |x| / std', 'greatest magnitude in standard deviations', 'log', (row) => {
+    const std = column('std')(row)
+    return std > 0 ? a.get('linf')[row] / std : NaN
+  }, number, 'max')
+  add('zeros', 'zeros', 'share of the values that are 0', 'linear', part('zeros'), share)
+  add('nonfinite', 'non-finite', 'count of NaN and ±Inf', 'linear', (row) =>
+    a.read(row) ? a.get('nan')[row] + a.get('posinf')[row] + a.get('neginf')[row] : NaN, count, 'sum')
+  add('entropy', 'entropy', 'Shannon entropy of the bit patterns, in bits per value', 'linear', column('entropy'), (v) => `${number(v)} bit`)
+  if (a.has('gradient')) add('gradient', 'gradient norm', 'L2 norm of the gradient', 'log', (row) => a.get('gradient')[row])
+  if (Object.keys(model.payload.singular).length) {
+    add('stable_rank', 'stable rank', '‖W‖² in Frobenius norm over the square of the greatest singular value', 'linear', (row) => stableRank(model, row))
+  }
+  add('bpw', 'bits per weight', 'bits that are stored for an element, scales included', 'linear', (row) =>
+    model.numel[row] ? (8 * model.nbytes[row]) / model.numel[row] : NaN, number, 'mean', 'size')
+  add('numel', 'elements', 'count of elements', 'log', (row) => model.numel[row], human, 'sum', 'size')
+  add('nbytes', 'bytes', 'bytes as stored', 'log', (row) => model.nbytes[row], bytes, 'sum', 'size')
+  return found
+}
+
+import { unpack } from './payload'
+
+/** Singular values of a tensor, descending; null where they were not asked for. */
+export function singularOf(model: Model, row: number): ArrayLike<number> | null {
+  const found = model.payload.singular[String(row)]
+  return found ? unpack(found) : null
+}
+
+export function stableRank(model: Model, row: number): number {
+  const values = singularOf(model, row)
+  if (!values || !values.length || !(values[0] > 0)) return NaN
+  let sum = 0
+  for (let i = 0; i < values.length; i++) sum += (values[i] / values[0]) ** 2
+  return sum
+}
+
+/** The value of several tensors together. */
+export function together(statistic: Statistic, rows: number[]): number {
+  if (rows.length === 1) return statistic.value(rows[0])
+  let sum = 0
+  let most = -Infinity
+  let n = 0
+  for (const row of rows) {
+    const value = statistic.value(row)
+    if (Number.isNaN(value)) continue
+    sum += value
+    most = Math.max(most, value)
+    n += 1
+  }
+  if (!n) return NaN
+  return statistic.together === 'max' ? most : statistic.together === 'sum' ? sum : sum / n
+}
