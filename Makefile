@@ -76,7 +76,7 @@ $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torch
 	@touch $@ $(VENV)/.torch $(VENV)/.installed
 
 $(VENV)/.oracles: $(VENV)/.developed
-	$(PIP) install -c constraints.txt -e '.[dev,oracles]'
+	$(PIP) install -c constraints.txt -e '.[dev,oracles,remote]'
 	@touch $@
 
 web/node_modules/.installed: web/package-lock.json

@@ -13,6 +13,7 @@
     │   │   └── SizeMismatch                two statements of one size disagree
     │   ├── LimitExceeded (ValueError)      legal, and beyond a limit of `torchparams.limits`
     │   ├── NotReadable (ValueError)        listed, but its values cannot be read here
+    │   ├── RemoteError (OSError)           a server or the connection to it failed; knows the status
     │   └── HalfBuilt (AttributeError)      a module whose __init__ has not called that of nn.Module
     ├── NameTaken (KeyError)                a module's parameter cannot have the name of its table
     ├── ReadOnlyTable (TypeError)           a table is looked at; what it shows is changed elsewhere
@@ -170,6 +171,27 @@ class LimitExceeded(SourceError, ValueError):
 
 class NotReadable(SourceError, ValueError):
     """A tensor that is listed, but whose values cannot be read here."""
+
+
+class RemoteError(SourceError, OSError):
+    """A server, or the connection to it, failed.
+
+    Args:
+        what, where, exists, hint: See `TorchParamsError`.
+        status: The HTTP status of the answer; None where there was none.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        exists: str | None = None,
+        hint: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(what, where=where, exists=exists, hint=hint)
+        self.status = status
 
 
 class HalfBuilt(SourceError, AttributeError):

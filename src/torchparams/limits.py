@@ -57,6 +57,15 @@ NAME_LENGTH = 4096
 NAME_CHARACTERS = 1 << 26
 """Most characters that all names in one file may have together, shared parts counted once for each path."""
 
+REMOTE_CACHE_BYTES = 64 << 20
+"""Most bytes of remote files that wait in memory, all files together; ranges that are waited for come beside that."""
+
+REMOTE_SECONDS = 30.0
+"""Most seconds to wait for a server to answer, and between two bytes of an answer."""
+
+REMOTE_WHOLE_BYTES = 64 << 20
+"""Largest remote file that is read as a whole: a plain pickle, which cannot be listed from a part of it."""
+
 REGEX_STEPS = 1 << 28
 """Most steps that Python's `re` may take on one name; beyond, an automaton that is linear in the name matches it."""
 

@@ -440,19 +440,17 @@ def test_the_crcs_of_shards(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
     path = store(tmp_path, ARRAYS)
 
-    class Failing(io.FileIO):
-        def readinto(self, memory: Any) -> int:
-            raise OSError(5, "Input/output error")
+    def failing(*arguments: Any) -> int:
+        raise OSError(5, "Input/output error")
 
     params = tp.of(path)
-    monkeypatch.setattr("builtins.open", lambda *args, **options: Failing(path))
+    monkeypatch.setattr(os, "preadv", failing)
     verification = tp.verify(params)
     monkeypatch.undo()
-    assert verification.checks[1] == Check("reading", "failed", f"{path}, byte 0: Input/output error")
+    expected = f"{path}, byte 0: it could not be read: Input/output error"
+    assert verification.checks[1] == Check("reading", "failed", expected)
 
 
 def test_json(tmp_path: Path) -> None:

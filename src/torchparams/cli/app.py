@@ -14,6 +14,7 @@ import click
 from torchparams import __version__
 from torchparams.cli import COMMANDS
 from torchparams.errors import TorchParamsError, nearest, printable
+from torchparams.io.paths import public
 
 _COMPLETE = "_TORCHPARAMS_COMPLETE"  # environment variable for shell completion
 FINE, EXIT_DIFFERENCE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
@@ -121,10 +122,13 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments  # also after the command, where people add it
     try:
-        with app.make_context("torchparams", [part for part in arguments if part != "--debug"]) as context:
+        # From here on, passwords and signatures in URLs are known to the connections alone.
+        with app.make_context("torchparams", [public(part) for part in arguments if part != "--debug"]) as context:
             status = app.invoke(context)
+        _tell_transfer()
         return status if isinstance(status, int) else FINE
     except click.exceptions.Exit as ended:
+        _tell_transfer()
         return ended.exit_code
     except BrokenPipeError:
         # The reader stopped, as in `torchparams ls … | head`.
@@ -132,6 +136,13 @@ def run(arguments: list[str]) -> int:
         return EXIT_PIPE
     except BaseException as error:
         return _status_of(error, debug)
+
+
+def _tell_transfer() -> None:
+    """Write to stderr how much came from servers, if anything did."""
+    module = sys.modules.get("torchparams.io.remote.transfer")
+    if module is not None and (line := module.transferred.summary()):
+        _tell(f"{line}\n")
 
 
 def main() -> NoReturn:

@@ -10,6 +10,7 @@ from torchparams.engines.base import Done, Engine, Job, Task, Unread, stored_bit
 from torchparams.errors import LimitExceeded, NotReadable
 from torchparams.expressions.base import Stored
 from torchparams.io.files import Files
+from torchparams.io.paths import is_url
 from torchparams.io.reader import MappingReader, Reader, SharedArray
 from torchparams.io.threads import Shared, Ticker, processors, results_of
 from torchparams.render.tree import human_bytes
@@ -108,6 +109,9 @@ class ThreadEngine(Engine):
         for source in sources.values():
             source.check_unchanged()
         run = _Run(self, task, listed, total)
+        if any(is_url(path) for source in sources.values() for path in source.files):
+            leaves = (leaf for job in listed for row in job.rows for leaf in row.leaves())
+            run.files.expect(leaf.place for leaf in leaves if leaf.place is not None)
         tick = Ticker(progress, total)
         if self.threads == 1 or total <= max(
             self.block_bytes if run.takes is None else _SHARED, _WORTHWHILE * run.small.count(False)
@@ -136,7 +140,8 @@ class _Run:
 
     def __init__(self, engine: ThreadEngine, task: Task[Any, Any], jobs: list[Job], total: int) -> None:
         self.engine, self.task, self.total = engine, task, total
-        self.files, self.stop = Files(), threading.Event()
+        self.stop = threading.Event()
+        self.files = Files(self.stop.is_set)
         self.heavy = threading.Lock()  # held for a row that keeps something large in memory: there is one at a time
         self.most = engine.memory // engine.threads // 2  # bytes that the blocks of a computed row may take
         # What a task takes many of at once, where it does.

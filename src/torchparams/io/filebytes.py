@@ -18,7 +18,7 @@ from torchparams.errors import LimitExceeded, NotReadable, SourceError, Truncate
 from torchparams.io.packing import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     import numpy as np
 
@@ -121,6 +121,18 @@ class FileBytes:
                     pass  # a process may have only so many mappings
         return bytearray(self.view(start, stop))
 
+    def guard(self, start: int, stop: int, header: int, check: Callable[[bytes], None]) -> None:
+        """Have bytes that say something of others checked before the others are used.
+
+        For remote files, of which they are read together; of a file that is here, they are read at once.
+
+        Args:
+            start, stop: The others.
+            header: Where the bytes begin that stand right before them.
+            check: Called with the bytes `[header, start)`; raises an error if they do not fit.
+        """
+        check(self.read(header, start))
+
     def check_unchanged(self) -> None:
         """Refuse the file if it was written to or replaced since this was made."""
         self._reopen().close()
@@ -179,6 +191,10 @@ class FilePart(FileBytes):
     def own(self, start: int, stop: int, alignment: int = 1) -> Any:
         """The bytes `[start, stop)` of the part in memory that is nobody else's."""
         return self._whole.own(self.base + start, self.base + stop, alignment)
+
+    def guard(self, start: int, stop: int, header: int, check: Callable[[bytes], None]) -> None:
+        """Have bytes of the part checked before others are used."""
+        self._whole.guard(self.base + start, self.base + stop, self.base + header, check)
 
     def check_unchanged(self) -> None:
         """Refuse the whole file if it was written to or replaced."""

@@ -6,9 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SourceError, TruncatedFile
+from torchparams.io.paths import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torchparams.info import Location
+    from torchparams.io.remote.ranges import Ranges
 
 OPEN_FILES = 64
 """Files that one thread keeps open."""
@@ -18,17 +22,36 @@ class Files:
     """The files of one run, and the state that each had when the run first opened it. Threads share it.
 
     A run that reads a file which somebody writes to meanwhile gets bytes of two states; `open` and `check` refuse that.
+
+    Args:
+        stopped: Says whether the run has been stopped: then nobody waits for a remote file any more.
     """
 
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, int, int]] = {}
+    def __init__(self, stopped: Callable[[], bool] | None = None) -> None:
+        self._seen: dict[str, Any] = {}
+        self._stopped = stopped
+        self._planned: dict[str, Ranges] = {}
+
+    def expect(self, places: Iterable[Location]) -> None:
+        """Say what the run will read of remote files, in any order: it is asked for in merged ranges, ahead."""
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for place in places:
+            if is_url(place.file):
+                wanted.setdefault(place.file, []).append((place.start, place.stop))
+        if wanted:
+            from torchparams.io.remote.file import remote
+
+            for path, ranges in wanted.items():
+                self._planned[path] = remote(path).plan(ranges)
 
     def open(self, path: str) -> Any:
-        """Open a file, unbuffered.
+        """Open a file, unbuffered; of a remote one, what `read_into` and `size_of` take in its place.
 
         Raises:
             SourceError: It cannot be opened, or is not the file that this run saw before.
         """
+        if is_url(path):
+            return self._open_remote(path)
         try:
             # O_NONBLOCK: opening a named pipe that took the file's place would wait for ever.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -41,6 +64,15 @@ class Files:
             raise _changed(path)
         return file
 
+    def _open_remote(self, path: str) -> Any:
+        from torchparams.io.remote.file import RemoteFile, remote
+        from torchparams.io.remote.ranges import Ranges
+
+        file = remote(path)
+        if self._seen.setdefault(path, file) is not file:
+            raise _changed(path)
+        return RemoteFile(file, self._planned.get(path) or Ranges(()), self._stopped)
+
     def check(self) -> None:
         """Refuse a file that somebody has written to since this run opened it.
 
@@ -48,6 +80,9 @@ class Files:
             SourceError: Somebody has.
         """
         for path, before in self._seen.items():
+            if is_url(path):
+                before.confirm()
+                continue
             try:
                 now = _state(os.stat(path))
             except OSError:
@@ -121,6 +156,10 @@ def read_into(file: Any, memories: Sequence[memoryview], start: int, path: str) 
     Raises:
         SourceError: The system cannot read it.
     """
+    fill = getattr(file, "fill", None)
+    if fill is not None:  # a remote one
+        count: int = fill(memories, start)
+        return count
     left = [memory for memory in memories if len(memory)]
     done = 0
     try:
@@ -140,6 +179,26 @@ def read_into(file: Any, memories: Sequence[memoryview], start: int, path: str) 
     except OSError as error:
         raise unreadable(error, path) from error
     return done
+
+
+def size_of(file: Any) -> int:
+    """The bytes of an open file."""
+    size: int = file.size if hasattr(file, "fill") else os.fstat(file.fileno()).st_size
+    return size
+
+
+def read_whole(path: str, most: int) -> bytes:
+    """The first bytes of a file, at most so many.
+
+    Raises:
+        SourceError: It cannot be read.
+    """
+    file = Files().open(path)
+    try:
+        memory = memoryview(bytearray(min(size_of(file), most)))
+        return bytes(memory[: read_into(file, [memory], 0, path)])
+    finally:
+        file.close()
 
 
 def unreadable(error: OSError, path: str) -> SourceError:

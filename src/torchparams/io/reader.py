@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torchparams.errors import SourceError, TruncatedFile
 from torchparams.io.blocks import Block
-from torchparams.io.files import read_into
+from torchparams.io.files import read_into, size_of
+from torchparams.io.paths import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ class Reader:
             self._read(first, max(last, min(ahead, first + self._nbytes)))
         begun, ended = self._held
         if ended < last:
-            size = os.fstat(self._file.fileno()).st_size
+            size = size_of(self._file)
             raise TruncatedFile(
                 f"the file ends at byte {size}, within the tensor {row.summary()!r}",
                 where=place.file,
@@ -140,6 +141,9 @@ class MappingReader(Reader):
     """
 
     def _read(self, first: int, last: int) -> None:
+        if is_url(self._path):  # which is in memory already
+            super()._read(first, last)
+            return
         self._memory, self._held = memoryview(b""), (0, 0)  # this unmaps what was mapped
         last = min(last, os.fstat(self._file.fileno()).st_size)
         if first >= last:

@@ -195,6 +195,7 @@ def show(x: object, name: str) -> Description | MetadataValue:
     values = unreadable = None
     try:
         values = _printed(params.numpy(info.name))
+        info = params.info(name)  # of a remote zip, where it lies is known once its values were read
     except NotReadable as error:
         unreadable = f"Cannot read the values: {error.what}."
     except SourceError as error:

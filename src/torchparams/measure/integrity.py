@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, SourceError, shorten
+from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, RemoteError, SourceError, shorten
+from torchparams.info import Location
+from torchparams.io.files import Files, read_into
 from torchparams.io.threads import Shared, Ticker, processors, results_of
 from torchparams.render.tree import Cell, Row, human_bytes, plural
 
@@ -100,7 +102,7 @@ def integrity(
     others = [part for part in parts if part.format != "torch zip"]
     if others and read:
         if everything:
-            ranges = [(path, 0, os.path.getsize(path)) for part in others for path in part.files]
+            ranges = [(path, 0, size) for part in others for path, size, _ in part.fingerprint()]
         else:
             inside = {path for part in others for path in part.files}
             places = [info.location for info in infos.values() if info.location is not None]
@@ -162,20 +164,23 @@ def _read(ranges: Iterable[tuple[str, int, int]], progress: Progress | None) -> 
     total = sum(stop - start for _, start, stop in listed)
     done = 0
     memory = memoryview(bytearray(_PIECE))
+    files = Files()
+    files.expect(Location(*each) for each in listed)
     for path, start, stop in listed:
         at = start
         try:
-            with open(path, "rb", buffering=0) as file:
-                file.seek(start)
+            with closing(files.open(path)) as file:
                 while at < stop:
-                    count = file.readinto(memory[: min(_PIECE, stop - at)])
+                    count = read_into(file, [memory[: min(_PIECE, stop - at)]], at, path)
                     if not count:
                         return Check("reading", FAILED, f"{path} ends at byte {at:,}; expected {stop:,}")
                     at += count
                     if progress is not None:
                         progress(done + at - start, total)
-        except OSError as error:
-            return Check("reading", FAILED, f"{path}, byte {at:,}: {error.strerror or error}")
+        except SourceError as error:
+            if not isinstance(error, RemoteError) and not isinstance(error.__cause__, OSError):
+                raise  # somebody writes to it
+            return Check("reading", FAILED, f"{path}, byte {at:,}: {error.what}")
         done += stop - start
     return Check("reading", OK, f"{human_bytes(total)} read")
 

@@ -19,8 +19,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.companions import coded
-from torchparams.errors import FileFormatError, SourceError, TruncatedFile, UnknownName, UnsupportedSource
+from torchparams.errors import (
+    FileFormatError,
+    RemoteError,
+    SourceError,
+    TruncatedFile,
+    UnknownName,
+    UnsupportedSource,
+)
 from torchparams.expressions.base import Stored
+from torchparams.io import paths
+from torchparams.io.files import Files, read_into, size_of
+from torchparams.io.folders import is_directory
 from torchparams.order import naturally
 from torchparams.records import Lone, Records
 
@@ -261,8 +271,7 @@ class Source(ABC):
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Path, size and modification time (ns) of every file: equal while nobody has written to them."""
-        stats = ((path, os.stat(path)) for path in self.files)
-        return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        return tuple((path, *_size_and_time(path)) for path in self.files)
 
     def check_unchanged(self) -> None:
         """Refuse files that were written to since they were listed: what is read by `span` alone would be anything.
@@ -443,18 +452,44 @@ def _unsupported_hint(x: object) -> str | None:
 
 def open_path(target: str) -> Source:
     """The source that reads the file or directory `target`, which may end in `#inner`."""
-    path, inner = split_target(target)
+    path, inner = split_target(paths.public(target))
     if not path:
         raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
-    if os.path.basename(path) == ".metadata":  # it describes the distributed checkpoint in its directory
-        path = os.path.dirname(path) or "."
+    if paths.name_of(path) == ".metadata":  # it describes the distributed checkpoint in its directory
+        path = f"{paths.folder_of(path)}/" if paths.is_url(path) else os.path.dirname(path) or "."
+    if paths.is_url(path):
+        return _open_url(path, inner)
     if os.path.isdir(path):
         return _opener("torchparams.sources.sharded:open_directory")(path, inner)
     return open_file(path, inner)
 
 
+def _open_url(url: str, inner: str | None) -> Source:
+    """The source that reads what a URL names, which is looked at anew: a file, else a directory."""
+    from torchparams.io.remote.file import forget
+    from torchparams.io.remote.listing import entries_if_listed
+
+    forget(url)
+    if url.startswith("hf://"):
+        from torchparams.io.remote.hub import cached_directory
+
+        if is_directory(url) and (folder := cached_directory(url)) is not None:
+            return open_path(folder if inner is None else f"{folder}#{inner}")
+    if not is_directory(url):
+        try:
+            return open_file(url, inner)
+        except RemoteError as error:
+            if error.status != 404 or not entries_if_listed(url):
+                raise
+    return _opener("torchparams.sources.sharded:open_directory")(url, inner)
+
+
 def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...] = FORMATS) -> Source:
     """The source that reads the file `path`, which is of one of `formats`."""
+    if path.startswith("hf://"):
+        from torchparams.io.remote.hub import cached
+
+        path = cached(path) or path
     try:
         return format_of(path, formats).open(path, inner)
     except TruncatedFile as error:
@@ -471,11 +506,11 @@ def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
     """
     try:
         # Opening a named pipe would wait for somebody to write to it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not paths.is_url(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise SourceError("not a regular file", where=path)
-        with open(path, "rb") as file:
-            head = file.read(512)
-            size = os.fstat(file.fileno()).st_size
+        head, size = _head(path)
+    except RemoteError:
+        raise
     except FileNotFoundError:
         raise SourceError("no such file or directory", where=path, hint=_neighbours(path)) from None
     except (OSError, ValueError) as error:  # ValueError: the path holds a null character
@@ -493,7 +528,7 @@ def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
         raise refused
     # Too damaged to be recognised: the format that its name claims says what is wrong.
     for fmt in formats:
-        if path.endswith(fmt.suffixes):
+        if paths.name_of(path).endswith(fmt.suffixes):
             return fmt
     raise FileFormatError(
         f"not a checkpoint that is known here: it starts with {head[:8]!r}",
@@ -502,13 +537,35 @@ def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
     )
 
 
+def _head(path: str) -> tuple[bytes, int]:
+    """The first 512 bytes of a file, and its size."""
+    file = Files().open(path)
+    try:
+        memory = memoryview(bytearray(512))
+        return bytes(memory[: read_into(file, [memory], 0, path)]), size_of(file)
+    finally:
+        file.close()
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    if paths.is_url(path):
+        from torchparams.io.remote.file import remote
+
+        return remote(path).size, remote(path).version
+    about = os.stat(path)
+    return about.st_size, about.st_mtime_ns
+
+
 def reopened(source: Source) -> tuple[Any, ...]:
     """What `__reduce__` gives for a source of files: a copy, also one in another process, opens them itself."""
-    return open_path, (source.label,)
+    label, mark, inner = source.label.partition("#") if paths.is_url(source.label) else (source.label, "", "")
+    return open_path, (paths.full(label) + mark + inner,)
 
 
 def split_target(target: str) -> tuple[str, str | None]:
     """A target's path and the text after `#`; a file whose own name holds `#` is found first."""
+    if paths.is_url(target):
+        return paths.split_inner(target)
     if "#" not in target or os.path.exists(target):
         return target, None
     path, _, inner = target.rpartition("#")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
+from torchparams.errors import SourceError
+from torchparams.io.files import read_whole
+from torchparams.io.paths import folder_of, join
 from torchparams.limits import HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -21,9 +23,8 @@ def config_beside(source: Source, name: str = "config.json") -> dict[str, Any]:
     if not source.files:
         return {}
     try:
-        with open(os.path.join(os.path.dirname(source.files[0]), name), "rb") as file:
-            config = json.loads(file.read(HEADER_BYTES))
-    except (OSError, ValueError, RecursionError):
+        config = json.loads(read_whole(join(folder_of(source.files[0]), name), HEADER_BYTES))
+    except (SourceError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

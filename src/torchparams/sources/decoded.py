@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.known import Found, find
+from torchparams.io.opened import bytes_of_file
 from torchparams.sources.base import Source
 from torchparams.sources.config import quantization_config
 
@@ -198,6 +199,4 @@ def small_bytes(source: Source, name: str) -> bytes:
     place = source.span(name)
     if place is None:
         return source.numpy(name).tobytes()
-    with open(place.file, "rb") as file:
-        file.seek(place.start)
-        return file.read(place.stop - place.start)
+    return bytes_of_file(place.file).read(place.start, place.stop)

@@ -28,7 +28,8 @@ from torchparams.errors import (
     TruncatedFile,
 )
 from torchparams.info import file_tensor
-from torchparams.io.filebytes import FileBytes, as_array, check_name_lengths, paused_gc
+from torchparams.io.filebytes import as_array, check_name_lengths, paused_gc
+from torchparams.io.opened import bytes_of_file
 from torchparams.io.packing import contiguous
 from torchparams.io.strict_json import as_object, describe, quoted, refuse_hollow, refuse_repeats, strict
 from torchparams.sources.base import NO_METADATA, Source, reopened
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from torchparams.info import Location, ParameterInfo
+    from torchparams.io.filebytes import FileBytes
 
 _MOST = (1 << 64) - 1  # sizes and offsets are unsigned 64-bit integers
 
@@ -78,7 +80,7 @@ class SafetensorsSource(Source):
 
     def __init__(self, path: str) -> None:
         self.label = path
-        self._file = FileBytes(path)
+        self._file = bytes_of_file(path)
         infos, metadata = _read_header(self._file)
         self._infos = MappingProxyType(infos)
         self._metadata = MappingProxyType(metadata) if metadata else NO_METADATA

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, SourceError
-from torchparams.io.filebytes import FileBytes
+from torchparams.io.folders import among, entries
+from torchparams.io.opened import bytes_of_file
+from torchparams.io.paths import folder_of, is_url, join, name_of
 from torchparams.io.strict_json import Pairs, as_object, describe, plain, quoted, strict
 from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
 from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
@@ -39,6 +41,7 @@ _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?
 # What a directory is searched for. Its other files, among them `.json` and `.pkl`, are seldom checkpoints.
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHARD_FORMATS = tuple(fmt for fmt in FORMATS if fmt.name != "sharded index")  # an index of indexes may be endless
+_SHARDS_AT_ONCE = 8  # remote shards whose headers are asked for at a time
 _SHOWN = 6  # names of files or tensors in one message
 
 
@@ -62,10 +65,10 @@ def open_index(path: str, inner: str | None = None, label: str | None = None) ->
             hint=f"leave #{inner} out, or name one of its shards",
         )
     weight_map, metadata = _read_index(path)
-    folder = os.path.dirname(path)
+    folder = folder_of(path)
     names = list(dict.fromkeys(weight_map.values()))
     _check_presence(path, folder, names)
-    shards = {name: open_file(os.path.join(folder, name), formats=_SHARD_FORMATS) for name in names}
+    shards = _open_each(folder, names)
     _check_agreement(path, weight_map, shards)
     order = ((shard, shards[shard].resolve(name)) for name, shard in weight_map.items())
     return ShardedSource(label or path, shards, order, index=path, metadata=metadata)
@@ -87,14 +90,16 @@ def open_directory(path: str, inner: str | None = None) -> Source:
         FileFormatError: The checkpoint is damaged, or a shard of it is not there.
     """
     try:
-        everything = os.listdir(path)
+        everything = entries(path)
     except OSError as error:
+        if isinstance(error, SourceError):
+            raise
         raise SourceError(error.strerror or str(error), where=path) from None
     there = sorted(name for name in everything if not name.startswith("."))
-    files = [name for name in there if os.path.isfile(os.path.join(path, name))]
+    files = [name for name in there if not everything[name]]
     indexes = [name for name in files if _INDEX.fullmatch(name)]
     if len(indexes) == 1:
-        return open_index(os.path.join(path, indexes[0]), inner, label=path)
+        return open_index(join(path, indexes[0]), inner, label=path)
     if indexes:
         raise SourceError(
             f"there are {len(indexes)} checkpoints in this directory",
@@ -102,12 +107,12 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             exists=_some(indexes),
             hint="name the index of one",
         )
-    training = training_directory(path, everything, inner)
+    training = training_directory(path, list(everything), inner)
     if training is not None:
         return training
     found = [name for name in files if name.endswith(_SUFFIXES)]
     weights = weights_among(found)
-    refused = foreign_directory(path, everything, weights)
+    refused = foreign_directory(path, list(everything), weights)
     if refused is not None:
         raise refused
     found = weights or found
@@ -119,11 +124,11 @@ def open_directory(path: str, inner: str | None = None) -> Source:
     single = [name for name in found if not _SHARD.fullmatch(name)]
     if len(sets) + len(single) == 1:
         if single:
-            return open_file(os.path.join(path, single[0]), inner, formats=_SHARD_FORMATS)
+            return open_file(join(path, single[0]), inner, formats=_SHARD_FORMATS)
         return _open_set(path, inner, *next(iter(sets.items())))
     if not found:
-        below = checkpoints_below(path, there, _SUFFIXES)
-        shown = [name + os.sep * os.path.isdir(os.path.join(path, name)) for name in there]
+        below = [] if is_url(path) else checkpoints_below(path, there, _SUFFIXES)
+        shown = [name + os.sep * everything[name] for name in there]
         raise SourceError(
             "there is no checkpoint in this directory",
             where=path,
@@ -283,11 +288,22 @@ class ShardedSource(Source):
         return self._holder[self.resolve(name)] if holder is None else holder
 
 
+def _open_each(folder: str, names: list[str]) -> dict[str, Source]:
+    """The sources of some files of a directory; remote ones are asked for several at a time."""
+    paths = [join(folder, name) for name in names]
+    if not is_url(folder):
+        return {name: open_file(path, formats=_SHARD_FORMATS) for name, path in zip(names, paths, strict=True)}
+    from torchparams.io.threads import each_of
+
+    opened = each_of(paths, lambda path: open_file(path, formats=_SHARD_FORMATS), _SHARDS_AT_ONCE)
+    return dict(zip(names, opened, strict=True))
+
+
 # --- the index -------------------------------------------------------------------------------
 
 
 def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
-    file = FileBytes(path)
+    file = bytes_of_file(path)
     if file.size > limits.INDEX_BYTES:
         raise LimitExceeded(
             f"the index has {file.size} bytes; the limit is {limits.INDEX_BYTES}",
@@ -325,7 +341,8 @@ def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _check_presence(path: str, folder: str, names: list[str]) -> None:
-    missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    present = set(among(folder, names))
+    missing = [name for name in names if name not in present]
     if missing:
         broken = [name for name in missing if os.path.islink(os.path.join(folder, name))]
         what = "file that is" if len(missing) == 1 else "files that are"
@@ -338,7 +355,7 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
     # A shard of the same numbered set that lies there unnamed: its tensors would silently not be listed.
     named = set(names)
     sets = {(m["stem"], m["count"], m["suffix"]) for m in map(_SHARD.fullmatch, names) if m}
-    for name in sorted(os.listdir(folder or ".")) if sets else ():
+    for name in sorted(_listed(folder)) if sets else ():
         match = _SHARD.fullmatch(name)
         if match and name not in named and (match["stem"], match["count"], match["suffix"]) in sets:
             raise FileFormatError(
@@ -348,6 +365,15 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
             )
 
 
+def _listed(folder: str) -> Iterable[str]:
+    """The names in a directory; none where a server does not list it."""
+    if not is_url(folder):
+        return os.listdir(folder or ".")
+    from torchparams.io.remote.listing import entries_if_listed
+
+    return entries_if_listed(folder) or ()
+
+
 def _repair(folder: str) -> str:
     """The command that writes an index anew from the shards that are there."""
     return f"torchparams convert --repair-index {shlex.quote(folder or '.')} writes it anew from the shards"
@@ -355,10 +381,10 @@ def _repair(folder: str) -> str:
 
 def _stale(path: str, folder: str, names: list[str]) -> str | None:
     """What to do about an index of which no shard is there: it may be left over beside the file that replaced them."""
-    single = re.sub(r"\.index(\.[^.]+)?\.json$", "", os.path.basename(path))
-    if single in names or not os.path.isfile(os.path.join(folder, single)):
+    single = re.sub(r"\.index(\.[^.]+)?\.json$", "", name_of(path))
+    if single in names or single not in among(folder, [single]):
         return None
-    return f"{os.path.join(folder, single)} is there, perhaps in place of them; {_repair(folder)}"
+    return f"{join(folder, single)} is there, perhaps in place of them; {_repair(folder)}"
 
 
 def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[str, Source]) -> None:
@@ -420,8 +446,8 @@ def _open_set(folder: str, inner: str | None, kind: tuple[str, str, str], names:
             hint=f"leave #{inner} out, or name one of its shards",
         )
     if len(names) == 1:
-        return open_file(os.path.join(folder, names[0]), inner, formats=_SHARD_FORMATS)
-    shards = {name: open_file(os.path.join(folder, name), formats=_SHARD_FORMATS) for name in names}
+        return open_file(join(folder, names[0]), inner, formats=_SHARD_FORMATS)
+    shards = _open_each(folder, names)
     order = [(file, name) for file, shard in shards.items() for name in shard.infos()]
     holders: dict[str, str] = {}
     for file, shard in shards.items():

@@ -14,14 +14,16 @@ from torchparams.edit.plan.written import CastLosses, Written
 from torchparams.edit.write._read_back import read_back
 from torchparams.edit.write.directory import Directory
 from torchparams.errors import PlanError, TorchParamsError, TruncatedFile, shorten
+from torchparams.info import Location
 from torchparams.io import system as _system
 from torchparams.io.files import OpenFiles, read_into, unreadable
+from torchparams.io.paths import is_url
 from torchparams.io.threads import Ticker, results_of
 from torchparams.io.write import OneFile, replace_file, telling, write_error
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torchparams.edit.plan.layout import FileLayout, Output
     from torchparams.edit.plan.plan import Plan
@@ -189,6 +191,15 @@ def _parts(number: int, output: Output, offset: int, most: int, whole: bool) -> 
         yield _Compute(number, output, offset + x.dtype.nbytes(start), start, stop)
 
 
+def _places(tasks: Iterable[_Task]) -> Iterator[Location]:
+    """What tasks read of files."""
+    for task in tasks:
+        if isinstance(task, _Copy):
+            yield Location(task.path, task.start, task.start + task.count)
+        else:
+            yield from (leaf.place for leaf in task.output.expression.leaves() if leaf.place is not None)
+
+
 class _Run:
     """State of a running plan.
 
@@ -203,10 +214,10 @@ class _Run:
 
         self.plan, self.target = plan, target
         self.most = plan.memory // threads
-        self.sources = Files()
+        self.stop = threading.Event()
+        self.sources = Files(self.stop.is_set)
         self.lock = threading.Lock()
         self.heavy = threading.Lock()  # held for a tensor that is in memory as a whole: one at a time
-        self.stop = threading.Event()
         self.crcs: dict[str, int] = {}
         by_name = {output.name: output for output in plan.outputs}
         self.files = plan.files
@@ -217,6 +228,8 @@ class _Run:
             tasks = list(_tasks(number, file, [by_name[name] for name in file.offsets], self.most))
             self._left.append(len(tasks))
             self._queue.extend(tasks)
+        if any(is_url(path) for source in plan.sources for path in source.files):
+            self.sources.expect(_places(self._queue))
         self.workers = [_Worker(self) for _ in range(threads)]
         self._works: list[Work] = []
         self._heavy_work: Work | None = None
@@ -324,6 +337,9 @@ class _Worker:
             self._files.close()
 
     def _copy(self, task: _Copy, fd: int) -> None:
+        if is_url(task.path):  # the kernel does not copy what it does not hold
+            self._copy_counting(task.path, task.start, fd, task.offset, task.count, 0)
+            return
         source, at = self._files.get(task.path).fileno(), 0
         while at < task.count and not self._run.stop.is_set():
             try:

@@ -43,12 +43,16 @@ class Region:
         nbytes: Their count, uncompressed.
         big_endian: Whether the most significant byte comes first.
         problem: Why they are not to be read, or None.
+        expected: Whether `start` is where they should be, which is seen once they are read: no record tells it.
     """
 
-    __slots__ = ("big_endian", "nbytes", "problem", "start")
+    __slots__ = ("big_endian", "expected", "nbytes", "problem", "start")
 
-    def __init__(self, start: int | None, nbytes: int, big_endian: bool, problem: str | None = None) -> None:
+    def __init__(
+        self, start: int | None, nbytes: int, big_endian: bool, problem: str | None = None, expected: bool = False
+    ) -> None:
         self.start, self.nbytes, self.big_endian, self.problem = start, nbytes, big_endian, problem
+        self.expected = expected
 
 
 class StorageRef:

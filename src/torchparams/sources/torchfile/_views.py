@@ -6,6 +6,7 @@ and this says what the views of it are.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from types import MappingProxyType
@@ -80,9 +81,11 @@ class PickledSource(Source):
         self._mappings = tuple(listing.mappings)
         self._imported = imported
         self._inline_keys: dict[int, str] = {}
+        self._expected: dict[str, Location] = {}  # of a remote zip, whose local headers are read with the values
         self._inflated: Any = None
         self._lock = Lock()
-        self._infos = MappingProxyType({name: self._describe(entry) for name, entry in self._entries.items()})
+        self._described = {name: self._describe(entry) for name, entry in self._entries.items()}
+        self._infos = MappingProxyType(self._described)
         file.close()  # it is mapped anew, and looked at whether it is still the same, when a value is wanted
 
     def _inflate(self, storage: StorageRef) -> bytearray:
@@ -205,7 +208,14 @@ class PickledSource(Source):
         nbytes = (numel * tensor.bits + 7) // 8 if tensor.nbytes is None else tensor.nbytes
         path = self._file.path
         known = entry.kind != "tensor" or tensor.requires_grad
-        if start is not None and stop is not None and not (known or entry.aliases or entry.module or tensor.layout):
+        hidden = storage is not None and storage.region is not None and storage.region.expected
+        if hidden and start is not None and stop is not None:
+            self._expected[name] = Location(path, start, stop)
+        if (
+            start is not None
+            and stop is not None
+            and not (hidden or known or entry.aliases or entry.module or tensor.layout)
+        ):
             made = file_tensor(name, shape or (), dtype, numel, nbytes, path, start, stop)
             object.__setattr__(made, "storage", memory)  # nobody has seen it yet
             return made
@@ -222,7 +232,7 @@ class PickledSource(Source):
             raw_name=name,
             aliases=tuple(entry.aliases),
             storage=memory,
-            location=None if start is None or stop is None else Location(path, start, stop),
+            location=None if hidden or start is None or stop is None else Location(path, start, stop),
             bases=(entry.module,) if entry.module else (),
             persistent=entry.persistent,
             layout=tensor.layout,
@@ -301,7 +311,8 @@ class PickledSource(Source):
         """The byte range that holds exactly this tensor's elements in C order, or None."""
         entry = self._names[name]
         tensor, info = entry.tensor, self._infos[entry.name]
-        if tensor.problem is not None or tensor.conj or tensor.neg or info.location is None:
+        location = info.location or self._expected.get(entry.name)
+        if tensor.problem is not None or tensor.conj or tensor.neg or location is None:
             return None
         self._refuse_damaged(tensor)
         self.check_size(name)
@@ -309,7 +320,7 @@ class PickledSource(Source):
         pairs = zip(shape, tensor.stride, contiguous(shape), strict=True)
         if info.numel and any(size > 1 and step != wanted for size, step, wanted in pairs):
             return None
-        return None if self._big_endian(tensor) else info.location
+        return None if self._big_endian(tensor) else location
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
         """The expression that the row is: of a conjugate or a negative, computed block by block of what is stored."""
@@ -356,6 +367,10 @@ class PickledSource(Source):
         if numel * dtype.itemsize >= 1 << 63:
             raise LimitExceeded("it is an expanded tensor of more bytes than an array can have", where=where)
         memory = self._memory(tensor, own=own and not swap)
+        expected = self._expected.get(self._names[name].name)
+        if expected is not None:  # and it is there
+            info = self._described[self._names[name].name]
+            self._described[info.name] = replace(info, location=expected)
         if swap and numel:
             import numpy as np
 

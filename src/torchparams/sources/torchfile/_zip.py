@@ -22,7 +22,7 @@ from torchparams.errors import (
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torchparams.io.filebytes import FileBytes
 
@@ -39,6 +39,7 @@ _VERSION = 63  # of the format that a member needs, times ten: nothing above 6.3
 # Encrypted, patched, strongly encrypted, masked headers: whatever says that the contents are not what they seem.
 _ODD_FLAGS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 13
 _PIECE = 1 << 20
+_ALIGNMENTS = tuple(64 << shift for shift in range(11))  # of contents; 64 unless torch.serialization is told otherwise
 _METHODS = {1: "shrunk", 6: "imploded", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 
 
@@ -209,8 +210,21 @@ class ZipDirectory:
             NotReadable: The member is encrypted, or compressed by something other than DEFLATE.
         """
         chosen = list(members)
+        self.refuse_unreadable(chosen)
+        # What `_check_room` found to be there: a header and the name.
+        ranges = ((member.header, member.header + _LOCAL.size + len(member.raw)) for member in chosen)
+        headers = self.file.read_each(ranges)
+        return {member.name: self._begin_of(member, header) for member, header in zip(chosen, headers, strict=True)}
+
+    def refuse_unreadable(self, members: Iterable[Member]) -> None:
+        """Refuse members that are encrypted, or compressed by something other than DEFLATE.
+
+        Raises:
+            NotReadable: One is.
+            SizeMismatch: One is stored as it is, in another number of bytes than it has.
+        """
         where = self.file.path
-        for member in chosen:
+        for member in members:
             if member.flags & 1:
                 raise NotReadable(f"{shorten(repr(member.name))} is encrypted", where=where)
             if member.method not in (_STORED, _DEFLATED):
@@ -222,39 +236,84 @@ class ZipDirectory:
                     f"and has {member.size:,}",
                     where=where,
                 )
-        found: dict[str, int] = {}
-        unpack, fixed = _LOCAL.unpack_from, _LOCAL.size
-        # What `_check_room` found to be there: a header and the name.
-        ranges = ((member.header, member.header + fixed + len(member.raw)) for member in chosen)
-        for member, header in zip(chosen, self.file.read_each(ranges), strict=True):
-            mark, flags, method, crc, stored, size, name_len, extra_len = unpack(header)
-            named = header[fixed:] == member.raw and name_len == len(member.raw)
-            if mark != b"PK\3\4" or method != member.method or not named:
-                raise FileFormatError(
-                    f"there is no {shorten(repr(member.name))} at byte {member.header}, "
-                    "where the zip's directory has it",
-                    where=where,
-                )
-            # Writers that did not know the sizes beforehand left zeros.
-            if (stored and stored not in (member.stored, _MAX32)) or (size and size not in (member.size, _MAX32)):
-                raise SizeMismatch(
-                    f"{shorten(repr(member.name))} has {size:,} bytes by its own header and {member.size:,} by the "
-                    "zip's directory",
-                    where=where,
-                )
-            begin = member.header + fixed + name_len + extra_len
-            if begin + member.stored > member.room:
-                raise FileFormatError(
-                    f"{shorten(repr(member.name))} takes bytes {begin} to {begin + member.stored}, and what follows it "
-                    f"begins at byte {member.room}",
-                    where=where,
-                )
-            if stored == _MAX32 or size == _MAX32:
+
+    def _begin_of(self, member: Member, header: bytes) -> int:
+        """Where the contents of a member begin, by its local header, which is held against the directory."""
+        where = self.file.path
+        fixed = _LOCAL.size
+        mark, flags, method, crc, stored, size, name_len, extra_len = _LOCAL.unpack_from(header)
+        named = header[fixed : fixed + len(member.raw)] == member.raw and name_len == len(member.raw)
+        if mark != b"PK\3\4" or method != member.method or not named:
+            raise FileFormatError(
+                f"there is no {shorten(repr(member.name))} at byte {member.header}, where the zip's directory has it",
+                where=where,
+            )
+        # Writers that did not know the sizes beforehand left zeros.
+        if (stored and stored not in (member.stored, _MAX32)) or (size and size not in (member.size, _MAX32)):
+            raise SizeMismatch(
+                f"{shorten(repr(member.name))} has {size:,} bytes by its own header and {member.size:,} by the "
+                "zip's directory",
+                where=where,
+            )
+        begin: int = member.header + fixed + name_len + extra_len
+        if begin + member.stored > member.room:
+            raise FileFormatError(
+                f"{shorten(repr(member.name))} takes bytes {begin} to {begin + member.stored}, and what follows it "
+                f"begins at byte {member.room}",
+                where=where,
+            )
+        if stored == _MAX32 or size == _MAX32:
+            extra = header[fixed + name_len : fixed + name_len + extra_len]
+            if len(extra) < extra_len:
                 extra = self.file.read(begin - extra_len, begin)
-                size, stored = _wide(extra, size, stored)
-            member.problem = _contradiction(member, flags, crc, stored, size)
-            found[member.name] = begin
-        return found
+            size, stored = _wide(extra, size, stored)
+        member.problem = _contradiction(member, flags, crc, stored, size)
+        return begin
+
+    def expected(self, members: Iterable[Member], read: Mapping[str, int]) -> dict[str, int] | None:
+        """Where the contents of members begin if one writer aligned them all as torch does; None if it did not.
+
+        For a file of which each local header would take a request. What is told of one here holds once `confirm` has
+        seen its header.
+
+        Args:
+            members: The members.
+            read: Where others begin, whose headers were read.
+
+        Raises:
+            NotReadable: A member is encrypted, or compressed by something other than DEFLATE.
+            SizeMismatch: One is stored as it is, in another number of bytes than it has.
+        """
+        chosen = list(members)
+        self.refuse_unreadable(chosen)
+        wide = [member for member in chosen if member.size >= _MAX32 or member.header >= _MAX32]
+        known = {**read, **self.starts(wide[-1:])}  # writers differ in what they note of these
+        fitting = (
+            size
+            for size in _ALIGNMENTS
+            if all(_aligned(self.members[name], size) == begin for name, begin in known.items())
+        )
+        alignment = next(fitting, None)
+        if alignment is None:
+            return None
+        found = {member.name: _aligned(member, alignment) for member in chosen}
+        fits = all(begin + self.members[name].stored <= self.members[name].room for name, begin in found.items())
+        return found if fits else None
+
+    def confirm(self, member: Member, begin: int, header: bytes) -> None:
+        """Hold the header of a member against where its contents are expected.
+
+        Raises:
+            FileFormatError: The header contradicts the directory, or the contents are elsewhere.
+        """
+        found = self._begin_of(member, header)
+        self.refuse(member)
+        if found != begin:
+            raise FileFormatError(
+                f"{shorten(repr(member.name))} begins at byte {found}, not at byte {begin}, as others are aligned",
+                where=self.file.path,
+                hint="download the file, and name it",
+            )
 
     def refuse(self, member: Member) -> None:
         """Refuse to read a member whose local header contradicts the directory.
@@ -315,6 +374,17 @@ class ZipDirectory:
             raise SizeMismatch(
                 f"it inflates to {count:,} bytes{more}, and the zip's directory says {member.size:,}", where=where
             )
+
+
+def _aligned(member: Member, alignment: int) -> int:
+    """Where torch puts the contents of a member: at a multiple of the alignment, behind a field that fills the room.
+
+    So `getPadding` of torch/csrc, caffe2/serialize/inline_container.cc.
+    """
+    begin = member.header + _LOCAL.size + len(member.raw) + 4
+    if member.size >= _MAX32 or member.header >= _MAX32:
+        begin += 4 + 16 * (member.size >= _MAX32) + 8 * (member.header >= _MAX32)
+    return -(-begin // alignment) * alignment
 
 
 def _contradiction(member: Member, flags: int, crc: int, stored: int, size: int) -> str | None:

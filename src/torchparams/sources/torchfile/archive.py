@@ -1,10 +1,12 @@
 """A zip that `torch.save` wrote: what its pickle holds, and where the bytes of each storage lie.
 
-Listing reads the zip's directory, the pickle and thirty bytes before each storage.
+Listing reads the zip's directory, the pickle and thirty bytes before each storage; of a remote file, those bytes are
+read with the storage.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torchparams import limits
@@ -16,6 +18,7 @@ from torchparams.errors import (
     TruncatedFile,
     shorten,
 )
+from torchparams.io.paths import is_url
 from torchparams.render.tree import plural
 from torchparams.sources.torchfile._pickle import Machine
 from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
@@ -67,7 +70,7 @@ class Archive:
         buffer, begin, stop = self._pickle_buffer(pickle, label)
         self.storages = Storages()
         # Positions in the pickle are those in the file where it lies there as it is.
-        in_file = not pickle.compressed and not file.base
+        in_file = not pickle.compressed and not file.base and not is_url(file.path)
         self.machine = Machine(buffer, stop, label, CONSTRUCTORS, self.storages, file.size, in_file=in_file)
         self.root, end = self.machine.load(begin)
         if end != stop:
@@ -108,6 +111,8 @@ class Archive:
         self.zip.refuse(pickle)
         begin = self._starts[pickle.name]
         if not pickle.compressed:
+            if is_url(file.path):  # of which nothing else is there
+                return file.view(begin, begin + pickle.size), 0, pickle.size
             return file.view(0, file.size), begin, begin + pickle.size
         most = min(limits.PICKLE_BYTES, _INFLATED_PICKLE + 2 * file.size)
         return bytes(self.zip.inflate(pickle, begin, most)), 0, pickle.size
@@ -128,7 +133,9 @@ class Archive:
     def _place_storages(self) -> None:
         """Find the member of each storage, and note its region."""
         placed = [(storage, self.member(storage)) for storage in self.storages]
-        starts = self.zip.starts(member for _, member in placed)
+        members = {member.name: member for _, member in placed}
+        expected = self.zip.expected(members.values(), self._starts) if is_url(self.file.path) else None
+        starts = self.zip.starts(members.values()) if expected is None else expected
         compressed = {member.name: member for _, member in placed if member.compressed}.values()
         self._deflated = sum(member.stored for member in compressed)
         self._inflates_to = sum(member.size for member in compressed)
@@ -141,8 +148,11 @@ class Archive:
                 )
             start = None if member.compressed else self.file.base + starts[member.name]
             problem = None if member.problem is None else f"{shorten(repr(member.name))} {member.problem}"
-            storage.region = Region(start, member.size, self._big_endian_file, problem)
+            storage.region = Region(start, member.size, self._big_endian_file, problem, expected is not None)
         self._starts |= starts
+        for name, begin in (expected or {}).items():
+            member = members[name]
+            self.file.guard(begin, begin + member.stored, member.header, partial(self.zip.confirm, member, begin))
 
     def inflates_too_far(self, storage: StorageRef) -> str | None:
         """Why a compressed storage is not to be inflated; None where it may be."""

@@ -10,10 +10,14 @@ writes as a legacy file within the pickle.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torchparams.errors import FileFormatError, SizeMismatch, TrailingBytes, TruncatedFile, shorten
-from torchparams.io.filebytes import FileBytes, paused_gc
+from torchparams import limits
+from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, TrailingBytes, TruncatedFile, shorten
+from torchparams.io.filebytes import paused_gc
+from torchparams.io.opened import bytes_of_file
+from torchparams.io.paths import is_url
 from torchparams.render.tree import plural
 from torchparams.sources.torchfile._describe import describe
 from torchparams.sources.torchfile._pickle import Machine
@@ -24,10 +28,12 @@ from torchparams.sources.torchfile._tree import Listing
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 
 if TYPE_CHECKING:
+    from torchparams.io.filebytes import FileBytes
     from torchparams.sources.torchfile._pickle_values import Buffer, Constructor, Global, Services
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_FIRST = 256 << 10  # bytes of a remote file in which its pickles are looked for first
 _COUNT = 8  # bytes of a storage's count of elements
 
 
@@ -45,7 +51,7 @@ def open_legacy(path: str, inner: str | None = None) -> LegacySource:
         UnknownName: There is no `inner` in it.
     """
     with paused_gc():
-        return LegacySource(FileBytes(path), inner)
+        return LegacySource(bytes_of_file(path), inner)
 
 
 def open_plain_pickle(path: str, inner: str | None = None) -> PlainPickleSource:
@@ -62,7 +68,7 @@ def open_plain_pickle(path: str, inner: str | None = None) -> PlainPickleSource:
         UnknownName: There is no `inner` in it.
     """
     with paused_gc():
-        return PlainPickleSource(FileBytes(path), inner)
+        return PlainPickleSource(bytes_of_file(path), inner)
 
 
 def refuse_tar(path: str, inner: str | None = None) -> NoReturn:
@@ -71,7 +77,8 @@ def refuse_tar(path: str, inner: str | None = None) -> NoReturn:
     Raises:
         FileFormatError: Always.
     """
-    head = FileBytes(path).read(0, min(FileBytes(path).size, 512))
+    file = bytes_of_file(path)
+    head = file.read(0, min(file.size, 512))
     if head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages", b"pickle"):
         raise FileFormatError(
             "a tar archive of torch 0.1, which is not read here",
@@ -92,11 +99,7 @@ class LegacySource(PickledSource):
     format = "torch legacy"
 
     def __init__(self, file: FileBytes, inner: str | None) -> None:
-        storages = Storages()
-        machine = Machine(
-            file.view(0, file.size), file.size, file.path, CONSTRUCTORS, storages, file.size, in_file=True
-        )
-        root, end = read_legacy(machine, storages, 0, file.size)
+        machine, root, end = _read_remote(file) if is_url(file.path) else _read(file)
         if end != file.size:
             raise TrailingBytes(
                 f"{plural(file.size - end, 'byte')} after the last storage, at byte {end}", where=file.path
@@ -117,6 +120,13 @@ class PlainPickleSource(PickledSource):
     format = "pickle"
 
     def __init__(self, file: FileBytes, inner: str | None) -> None:
+        if is_url(file.path) and file.size > limits.REMOTE_WHOLE_BYTES:
+            raise LimitExceeded(
+                f"a plain pickle of {file.size:,} bytes, which cannot be listed from a part of it",
+                where=file.path,
+                exists=f"the limit is {limits.REMOTE_WHOLE_BYTES:,}",
+                hint="download the file, or raise torchparams.limits.REMOTE_WHOLE_BYTES",
+            )
         embedded = _Embedded(file)
         constructors: dict[tuple[str, str], Constructor] = {
             **CONSTRUCTORS,
@@ -135,10 +145,42 @@ class PlainPickleSource(PickledSource):
         super().__init__(file, inner, listing, machine.imported)
 
 
-def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> tuple[Any, int]:
+def _read(file: FileBytes) -> tuple[Machine, Any, int]:
+    """The machine that has read a legacy file, what the file holds, and where it ends."""
+    storages = Storages()
+    machine = Machine(file.view(0, file.size), file.size, file.path, CONSTRUCTORS, storages, file.size, in_file=True)
+    return machine, *read_legacy(machine, storages, 0, file.size)
+
+
+def _read_remote(file: FileBytes) -> tuple[Machine, Any, int]:
+    """The same of a remote file, of which no more is read than its pickles: they come first.
+
+    What counts the elements of a storage is read with it.
+    """
+    size = min(file.size, _FIRST)
+    while True:
+        storages = Storages()
+        machine = Machine(file.view(0, size), size, file.path, CONSTRUCTORS, storages, file.size, in_file=True)
+        try:
+            return machine, *read_legacy(machine, storages, 0, file.size, file)
+        except TruncatedFile:
+            if size == file.size or size >= limits.PICKLE_BYTES:
+                raise
+            size = min(file.size, size * 4)
+
+
+def read_legacy(
+    machine: Machine, storages: Storages, begin: int, stop: int, file: FileBytes | None = None
+) -> tuple[Any, int]:
     """What the legacy file at `[begin, stop)` of the machine's buffer holds, and where it ends.
 
     Gives each of `storages` the place of its bytes.
+
+    Args:
+        machine: Runs the pickles.
+        storages: The storages that it meets.
+        begin, stop: Where the legacy file lies.
+        file: A remote file, whose counts of elements are looked at when the storages are read.
 
     Raises:
         TruncatedFile: It goes on beyond `stop`.
@@ -161,6 +203,7 @@ def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> 
 
     firsts = {storage.key: storage for storage in storages.by_key.values()}
     places: dict[str, Region] = {}
+    counts: list[tuple[int, int, int, partial[None]]] = []
     for key in keys:
         name = key if type(key) is str else str(key) if type(key) is int and abs(key) < 1 << 64 else None
         storage = firsts.get(name) if name is not None else None
@@ -176,13 +219,11 @@ def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> 
                 f"the file ends at byte {stop}, within the count of elements of the storage {shorten(repr(name))}",
                 where=where,
             )
-        count = int.from_bytes(machine.data[pos:start], "little", signed=True)
-        if count != storage.numel:
-            raise SizeMismatch(
-                f"the storage {shorten(repr(name))} has {count:,} elements by its own account and "
-                f"{storage.numel:,} by that of the pickle",
-                where=f"{where}, byte {pos}",
-            )
+        check = partial(_check_count, storage.numel, name, f"{where}, byte {pos}")
+        if file is None:
+            check(machine.data[pos:start])
+        else:
+            counts.append((start, start + storage.nbytes, pos, check))
         pos = start + storage.nbytes
         if pos > stop:
             raise TruncatedFile(
@@ -206,7 +247,21 @@ def read_legacy(machine: Machine, storages: Storages, begin: int, stop: int) -> 
                 where=where,
             )
         storage.region = region
+    if file is not None:
+        for each in counts:
+            file.guard(*each)
     return root, pos
+
+
+def _check_count(numel: int, name: str, where: str, data: bytes | memoryview) -> None:
+    """Hold the count of elements that stands before a storage against that of the pickle."""
+    count = int.from_bytes(data, "little", signed=True)
+    if count != numel:
+        raise SizeMismatch(
+            f"the storage {shorten(repr(name))} has {count:,} elements by its own account and "
+            f"{numel:,} by that of the pickle",
+            where=where,
+        )
 
 
 class _Embedded:

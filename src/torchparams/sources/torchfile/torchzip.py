@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchparams.errors import FileFormatError, LimitExceeded, shorten
 from torchparams.info import Location
-from torchparams.io.filebytes import FileBytes, paused_gc
+from torchparams.io.filebytes import paused_gc
+from torchparams.io.opened import bytes_of_file
 from torchparams.sources.torchfile._tree import Listing
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 from torchparams.sources.torchfile.archive import Archive
@@ -47,7 +48,7 @@ def open_torch_zip(path: str, inner: str | None = None) -> TorchZipSource:
         UnknownName: There is no `inner` in it.
     """
     with paused_gc():
-        return TorchZipSource(Archive(FileBytes(path)), inner)
+        return TorchZipSource(Archive(bytes_of_file(path)), inner)
 
 
 class TorchZipSource(PickledSource):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, SourceError, shorten
 from torchparams.expressions.tiling import Box, fault
-from torchparams.io.filebytes import FileBytes
+from torchparams.io.folders import entries
+from torchparams.io.opened import bytes_of_file
+from torchparams.io.paths import is_url, join
 from torchparams.render.tree import plural
 from torchparams.sources.torchfile.nodes import (
     DTYPES,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torchparams.dtypes import DType
+    from torchparams.io.filebytes import FileBytes
 
 METADATA = ".metadata"
 """The file that describes a checkpoint."""
@@ -84,8 +87,8 @@ class Described:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.path = os.path.join(folder, METADATA)
-        self.file = FileBytes(self.path)
+        self.path = join(folder, METADATA)
+        self.file = bytes_of_file(self.path)
         root, self.imported = self._unpickled()
         fields = self._fields(root, "Metadata")
         self.data: dict[str, FileBytes] = {}
@@ -116,8 +119,10 @@ class Described:
             )
         # An operation of this pickle takes two bytes. A small file may be that dense, and to the entries of a large one
         # belong chunks.
-        with os.scandir(self.folder) as there:
-            total = sum(each.stat().st_size for each in there if each.is_file())
+        total = 0
+        if not is_url(self.folder):
+            with os.scandir(self.folder) as there:
+                total = sum(each.stat().st_size for each in there if each.is_file())
         return unpickled(self.file.read(0, size), self.path, total + 16 * min(size, _DENSE_BYTES))
 
     def _error(self, what: str) -> FileFormatError:
@@ -185,9 +190,9 @@ class Described:
                 f"it puts {shorten(repr(name))} into {shorten(repr(file))}, which is not a file below its own directory"
             )
         try:
-            return FileBytes(os.path.join(self.folder, *parts))
+            return bytes_of_file(join(self.folder, file))
         except SourceError as error:
-            there = sum(each.endswith(".distcp") for each in os.listdir(self.folder))
+            there = sum(each.endswith(".distcp") for each in entries(self.folder))
             raise FileFormatError(
                 f"{shorten(file)}, which holds {shorten(repr(name))}, cannot be opened: {error.what}",
                 where=self.folder,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, NotReadable, shorten
 from torchparams.expressions.assembled import Assembled, Chunk
-from torchparams.io.filebytes import FileBytes, FilePart, check_name_lengths, paused_gc
+from torchparams.io.filebytes import FilePart, check_name_lengths, paused_gc
+from torchparams.io.opened import bytes_of_file
 from torchparams.render.tree import listed, plural
 from torchparams.sources.torchfile.archive import Archive
 from torchparams.sources.torchfile.nodes import TensorRef, describe, plain_copy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from torchparams.expressions.base import Expression
     from torchparams.expressions.tiling import Box
+    from torchparams.io.filebytes import FileBytes
     from torchparams.sources.base import Source
     from torchparams.sources.training._dcp_metadata import Item, Tensor
 
@@ -155,7 +157,7 @@ class ChunkSource(TorchZipSource):
 
 
 def _chunk_again(path: str, item: Item) -> Source:
-    file = FileBytes(path)
+    file = bytes_of_file(path)
     return ChunkSource(Archive(FilePart(file, item.start, item.stop)), file, item)
 
 

@@ -6,7 +6,6 @@ nothing says how large the tensors are, or how many files there should be. A ten
 
 from __future__ import annotations
 
-import os
 import re
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import FileFormatError, SourceError, shorten
 from torchparams.expressions.assembled import Assembled, Chunk
 from torchparams.expressions.tiling import Box, fault
-from torchparams.io.filebytes import FileBytes
+from torchparams.io.opened import bytes_of_file
+from torchparams.io.paths import join
 from torchparams.io.strict_json import Pairs, as_object, describe, quoted, strict
 from torchparams.render.tree import listed, plural
 from torchparams.sources.safetensors import SafetensorsSource
@@ -66,7 +66,7 @@ class ShardsSource(PartedSource):
     format = "distributed safetensors"
 
     def __init__(self, path: str, names: Sequence[str], inner: str | None) -> None:
-        self._shards = {name: SafetensorsSource(os.path.join(path, name)) for name in names}
+        self._shards = {name: SafetensorsSource(join(path, name)) for name in names}
         found: dict[str, list[tuple[Box, str]]] = {}
         for file, shard in self._shards.items():
             offsets = _offsets(shard)
@@ -91,7 +91,7 @@ class ShardsSource(PartedSource):
             infos.append(parted_info(short, shape, dtype, prod(shape)))
         self._long = {short: name for name, short in within(path, inner, list(found), ()).items()}
         label = f"{path}#{inner}" if inner else path
-        super().__init__(label, infos, [FileBytes(os.path.join(path, name)) for name in names])
+        super().__init__(label, infos, [bytes_of_file(join(path, name)) for name in names])
 
     def _build(self, name: str) -> Expression:
         info = self._infos[name]

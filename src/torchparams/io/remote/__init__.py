@@ -1,0 +1,1 @@
+"""Files behind a URL, read by ranges through fsspec, which is imported when the first one is opened."""

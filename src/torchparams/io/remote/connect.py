@@ -1,0 +1,36 @@
+"""What fetches ranges of one remote file: over HTTP, from S3, or from any other file system that fsspec has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchparams.io.remote.transfer import filesystem
+
+if TYPE_CHECKING:
+    from torchparams.io.remote.transfer import Connection
+
+
+def connect(name: str) -> Connection:
+    """The connection to a file.
+
+    Args:
+        name: Its public name.
+
+    Raises:
+        MissingDependency: fsspec, or the package that it needs for this kind of URL, is not installed.
+        RemoteError: fsspec does not know this kind of URL.
+    """
+    if name.startswith("hf://"):
+        from torchparams.io.remote.hub import hub_connection
+
+        return hub_connection(name)
+    fs, path = filesystem(name)
+    from fsspec.implementations.http import HTTPFileSystem
+
+    if isinstance(fs, HTTPFileSystem):
+        from torchparams.io.remote.http import HttpConnection
+
+        return HttpConnection(fs, path, name)
+    from torchparams.io.remote.stores import S3Connection, StoreConnection
+
+    return S3Connection(fs, path, name) if hasattr(fs, "_call_s3") else StoreConnection(fs, path, name)

@@ -1,0 +1,433 @@
+"""A remote file, as the readers of formats and the engines see it: its size, and the bytes of any range.
+
+Whatever a run says that it will read is asked for in merged ranges, several at a time, ahead of those who read. What
+has come and waits takes `limits.REMOTE_CACHE_BYTES` at most, for all files together; ranges that somebody waits for
+come beside that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from bisect import bisect_right, insort
+from collections import OrderedDict
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary, finalize
+
+from torchparams import limits
+from torchparams.errors import RemoteError, SourceError
+from torchparams.io.filebytes import FileBytes
+from torchparams.io.remote.connect import connect
+from torchparams.io.remote.ranges import GAP, Ranges
+from torchparams.io.remote.transfer import State, changed, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    Guard = Callable[[bytes], None]
+
+HEAD = 256 << 10
+"""Bytes that the first request for a file asks for: they hold most headers, and all of a small file."""
+
+TAIL = 256 << 10
+"""Bytes that are asked for at once where the end of a file is wanted: they hold the directory of most zips."""
+
+AHEAD = 8
+"""Requests ahead of each reader."""
+
+_NEAR = 64 << 10  # bytes that are asked for at once where a header is read that lies in the middle
+_KEPT = 8  # parts that are kept of each file
+_KEEP = 32  # files of which the first and last bytes are kept
+_WAIT = 0.2  # seconds between two looks at whether the run has been stopped
+
+
+class Remote:
+    """A remote file in the state that it had when it was first asked for. Threads share it.
+
+    Args:
+        name: Its public name.
+
+    Attributes:
+        name: Its public name.
+        size: Its bytes.
+        state: The state that every answer is held against.
+        number: One that no other file of this process has, or had.
+
+    Raises:
+        RemoteError: It is not there, may not be read, or has no ranges.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._connection = connect(name)
+        self._kept: list[tuple[int, memoryview]] = []
+        self._guards: list[tuple[int, int, int, Guard]] = []
+        self._lock = threading.Lock()
+        self.number = next(_numbers)
+        finalize(self, _window.forget, self.number)
+        data, self.state = self._start(0, HEAD, None).result()
+        self.size = self.state.size
+        self._keep(0, data)
+
+    def __repr__(self) -> str:
+        return f"<Remote {self.name}>"
+
+    # --- ranges ------------------------------------------------------------------------------------
+
+    def _start(self, start: int, stop: int, known: State | None) -> concurrent.futures.Future[tuple[Any, State]]:
+        return asyncio.run_coroutine_threadsafe(
+            fetch(self._connection, self.name, start, stop, known), self._connection.loop
+        )
+
+    def _keep(self, start: int, data: memoryview) -> None:
+        """Keep bytes that several parts of a reader look at, the latest first."""
+        self._kept = [(start, data), *self._kept[: _KEPT - 1]]
+        with _opening:
+            _keeping[self.number] = self
+            _keeping.move_to_end(self.number)
+            if len(_keeping) > _KEEP:
+                _keeping.popitem(last=False)[1].let_go()
+
+    def let_go(self) -> None:
+        """Forget what is kept."""
+        self._kept = []
+
+    def read(self, memory: memoryview, start: int, planned: Ranges, stopped: Callable[[], bool] | None = None) -> None:
+        """Fill memory with the bytes from `start` on, which are there.
+
+        Args:
+            memory: Writable, of bytes.
+            start: Offset of the first byte.
+            planned: What will be read of the file, this and more: the next of it is asked for ahead.
+            stopped: Says whether the run has been stopped.
+        """
+        self._check_guards(start, start + len(memory), planned, stopped)
+        self._read(memory, start, planned, stopped)
+
+    def _read(self, memory: memoryview, start: int, planned: Ranges, stopped: Callable[[], bool] | None = None) -> None:
+        at, stop = start, start + len(memory)
+        while at < stop:
+            kept = self._of_kept(at, stop)
+            if kept is not None:
+                memory[at - start : at - start + len(kept)] = kept
+                at += len(kept)
+                continue
+            number = planned.at(at)
+            if number is None:  # nobody has said that this would be read
+                after = planned.after(at)
+                end = stop if after is None else min(stop, after)
+                self._read(memory[at - start : end - start], at, Ranges([(at, end)]), stopped)
+                at = end
+                continue
+            begin, end = planned[number]
+            piece = _window.want(self, begin, end)
+            for following in range(number + 1, min(number + 1 + AHEAD, len(planned))):
+                if not _window.ahead(self, *planned[following]):
+                    break
+            data = _result(piece, stopped, self.name)
+            upto = min(end, stop)
+            memory[at - start : upto - start] = data[at - begin : upto - begin]
+            if upto == end:
+                _window.used(self, begin, end)
+            at = upto
+
+    def _of_kept(self, at: int, stop: int) -> memoryview | None:
+        for start, data in self._kept:
+            if start <= at < start + len(data):
+                return data[at - start : stop - start]
+        return None
+
+    def keep_near(self, start: int, stop: int) -> None:
+        """Ask for what is around a header too, and keep it: a reader looks at one part after the other."""
+        kept = self._of_kept(start, stop)
+        if kept is not None and len(kept) == stop - start:
+            return
+        tail = max(self.size - TAIL, 0)
+        begin, end = (tail, self.size) if start >= tail else (start, min(start + _NEAR, tail))
+        end = max(end, stop)
+        data = memoryview(bytearray(end - begin))
+        self._read(data, begin, Ranges([(begin, end)]))
+        self._keep(begin, data.toreadonly())
+
+    # --- guards --------------------------------------------------------------------------------------
+
+    def guard(self, start: int, stop: int, header: int, check: Guard) -> None:
+        """Have bytes that say something of others checked before the others are used.
+
+        Args:
+            start, stop: The others.
+            header: Where the bytes begin that stand right before them.
+            check: Called with the bytes `[header, start)`, once; raises an error if they do not fit.
+        """
+        with self._lock:
+            insort(self._guards, (start, stop, header, check), key=lambda guard: guard[0])
+
+    def plan(self, ranges: Iterable[tuple[int, int]]) -> Ranges:
+        """The requests for ranges that are wanted, without what is kept, and with what is checked before them."""
+        kept = [(start, start + len(data)) for start, data in self._kept]
+        return Ranges(part for each in self._with_guards(ranges) for part in _without(each, kept))
+
+    def _with_guards(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for start, stop in ranges:
+            number = bisect_right(self._guards, start, key=lambda guard: guard[0]) - 1
+            if number >= 0:
+                first, last, header, _ = self._guards[number]
+                if start < last and start - header <= GAP:
+                    yield header, stop
+                    continue
+                if start < last:
+                    yield header, first
+            yield start, stop
+
+    def _check_guards(self, start: int, stop: int, planned: Ranges, stopped: Callable[[], bool] | None) -> None:
+        while self._guards:
+            with self._lock:
+                number = max(bisect_right(self._guards, start, key=lambda guard: guard[0]) - 1, 0)
+                concerned = None
+                while number < len(self._guards) and self._guards[number][0] < stop:
+                    if self._guards[number][1] > start:
+                        concerned = self._guards[number]
+                        break
+                    number += 1
+            if concerned is None:
+                return
+            first, _, header, check = concerned
+            data = bytearray(first - header)
+            self._read(memoryview(data), header, planned, stopped)
+            check(bytes(data))
+            with self._lock:
+                if concerned in self._guards:
+                    self._guards.remove(concerned)
+
+    # --- state -----------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """A number made of its ETag or date, in place of the time of a file."""
+        from hashlib import blake2b
+
+        return int.from_bytes(blake2b((self.state.tag or "").encode(), digest_size=7).digest())
+
+    def confirm(self) -> None:
+        """Refuse the file if it is another by now, and no answer has said so.
+
+        Raises:
+            RemoteError: It is.
+        """
+        if not self._connection.confirm(self.state):
+            raise changed(self.name, None)
+
+
+def _without(wanted: tuple[int, int], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What is left at the beginning and the end of a range without some others."""
+    start, stop = wanted
+    for first, last in others:
+        if first <= start < last:
+            start = min(last, stop)
+        if first < stop <= last:
+            stop = max(first, start)
+    if start < stop:
+        yield start, stop
+
+
+_numbers = count()
+_keeping: OrderedDict[int, Remote] = OrderedDict()
+_open: WeakValueDictionary[str, Remote] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def remote(name: str) -> Remote:
+    """The remote file of a public name: the one that somebody has open, or else asked for now."""
+    found = _open.get(name)
+    if found is None:
+        found = Remote(name)
+        with _opening:
+            found = _open.setdefault(name, found)
+    return found
+
+
+def forget(name: str) -> None:
+    """Ask for a file, and for those below a directory, anew: somebody opens it once more."""
+    folder = name.rstrip("/") + "/"
+    with _opening:
+        for each in [each for each in _open if each == name or each.startswith(folder)]:
+            del _open[each]
+    if name.startswith("hf://"):
+        from torchparams.io.remote.hub import forget as forget_commit
+
+        forget_commit(name)
+
+
+def _result(piece: concurrent.futures.Future[Any], stopped: Callable[[], bool] | None, name: str) -> memoryview:
+    while True:
+        try:
+            data: memoryview = piece.result(None if stopped is None else _WAIT)[0]
+        except concurrent.futures.CancelledError:
+            raise RemoteError("the transfer was cancelled", where=name) from None
+        except TimeoutError:
+            if piece.done():
+                raise
+            if stopped is not None and stopped():
+                raise SourceError("the run was stopped", where=name) from None
+        else:
+            return data
+
+
+class _Window:
+    """The ranges that are on their way, or have come and wait: at most so many bytes of all files."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pieces: OrderedDict[tuple[int, int, int], concurrent.futures.Future[Any]] = OrderedDict()
+        self._used: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+        self._nbytes = 0
+
+    def want(self, file: Remote, start: int, stop: int) -> concurrent.futures.Future[Any]:
+        """A range that somebody waits for."""
+        key = file.number, start, stop
+        with self._lock:
+            found = self._pieces.get(key)
+            if found is not None:
+                self._pieces.move_to_end(key)
+                return found
+            self._make_room(stop - start, demanded=True)
+            return self._begin(file, key)
+
+    def ahead(self, file: Remote, start: int, stop: int) -> bool:
+        """Ask for a range that somebody will want; False where there is no room for it."""
+        key = file.number, start, stop
+        with self._lock:
+            if key in self._pieces:
+                return True
+            if not self._make_room(stop - start, demanded=False):
+                return False
+            self._begin(file, key)
+            return True
+
+    def used(self, file: Remote, start: int, stop: int) -> None:
+        """Note that a range has been read to its end: it is the first to go."""
+        with self._lock:
+            key = file.number, start, stop
+            if key in self._pieces:
+                self._used[key] = None
+
+    def forget(self, number: int) -> None:
+        """Drop all ranges of a file that nobody has open any more."""
+        with self._lock:
+            for key in [key for key in self._pieces if key[0] == number]:
+                self._drop(key)
+
+    def _begin(self, file: Remote, key: tuple[int, int, int]) -> concurrent.futures.Future[Any]:
+        _, start, stop = key
+        piece = file._start(start, stop, file.state)
+        self._pieces[key] = piece
+        self._nbytes += stop - start
+
+        def ended(piece: concurrent.futures.Future[Any], file: Remote = file) -> None:
+            # It holds the file until the range has come. One that failed is asked for again by the next who wants it.
+            if piece.cancelled() or piece.exception() is not None:
+                with self._lock:
+                    if self._pieces.get(key) is piece:
+                        self._drop(key)
+
+        piece.add_done_callback(ended)
+        return piece
+
+    def _make_room(self, nbytes: int, *, demanded: bool) -> bool:
+        most = limits.REMOTE_CACHE_BYTES
+        while self._used and self._nbytes + nbytes > most:
+            self._drop(next(iter(self._used)))
+        if self._nbytes + nbytes <= most:
+            return True
+        if demanded:  # what was asked for ahead and never read, by a run that ended early
+            for key in [key for key, piece in self._pieces.items() if piece.done()]:
+                if self._nbytes + nbytes <= 2 * most:
+                    break
+                self._drop(key)
+        return False
+
+    def _drop(self, key: tuple[int, int, int]) -> None:
+        self._used.pop(key, None)
+        if self._pieces.pop(key, None) is not None:
+            self._nbytes -= key[2] - key[1]
+
+
+_window = _Window()
+
+
+class RemoteFile:
+    """A remote file that one thread reads, in place of an open file.
+
+    Args:
+        file: The file.
+        planned: What the run will read of it.
+        stopped: Says whether the run has been stopped.
+
+    Attributes:
+        size: Bytes of the file.
+    """
+
+    def __init__(self, file: Remote, planned: Ranges, stopped: Callable[[], bool] | None = None) -> None:
+        self._file, self._planned, self._stopped = file, planned, stopped
+        self.size = file.size
+
+    def fill(self, memories: Sequence[memoryview], start: int) -> int:
+        """Fill memories, one after the other, from `start` on; gives how many bytes there were."""
+        at = start
+        for memory in memories:
+            count = min(len(memory), max(self.size - at, 0))
+            self._file.read(memory[:count], at, self._planned, self._stopped)
+            at += count
+        return at - start
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class RemoteBytes(FileBytes):
+    """A remote file's bytes, by range. See `FileBytes`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file = remote(path)
+        self.size = self.file.size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)`; they must lie within the file. Headers are read so, which lie together."""
+        if stop - start <= _NEAR or start >= self.size - TAIL:
+            self.file.keep_near(start, stop)
+        return bytes(self.view(start, stop))
+
+    def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each range, of which the next ones are asked for ahead."""
+        listed = list(ranges)
+        planned = self.file.plan(listed)
+        for start, stop in listed:
+            data = bytearray(stop - start)
+            self.file.read(memoryview(data), start, planned)
+            yield bytes(data)
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes `[start, stop)`, read-only."""
+        return memoryview(self.own(start, stop)).toreadonly()
+
+    def own(self, start: int, stop: int, alignment: int = 1) -> Any:
+        """The bytes `[start, stop)` in memory of their own."""
+        data = bytearray(stop - start)
+        self.file.read(memoryview(data), start, self.file.plan([(start, stop)]))
+        return data
+
+    def guard(self, start: int, stop: int, header: int, check: Guard) -> None:
+        """See `FileBytes.guard`: the check is made when the others are first read."""
+        if start < stop:
+            self.file.guard(start, stop, header, check)
+
+    def check_unchanged(self) -> None:
+        """Refuse the file if it was opened anew since, and is another now. The next answer tells the rest."""
+        if remote(self.path).state != self.file.state:
+            raise changed(self.path, None)
+
+    def close(self) -> None:
+        """Nothing is open."""

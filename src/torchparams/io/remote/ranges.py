@@ -1,0 +1,78 @@
+"""Ranges of a file that will be read: merged where they adjoin, and cut into requests of an even size."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Range = tuple[int, int]
+
+PIECE = 4 << 20
+"""Bytes that one request asks for at most. A merged range of 4 MiB or more is cut into requests of at least 2 MiB."""
+
+GAP = 32 << 10
+"""Bytes between two ranges that are transferred too, since a request of their own would take longer."""
+
+
+def merged(ranges: Iterable[Range], gap: int = GAP) -> list[Range]:
+    """The ranges `[start, stop)` in order, those that overlap or lie at most `gap` bytes apart joined.
+
+    >>> merged([(40, 50), (0, 10), (12, 20), (5, 6)], gap=2)
+    [(0, 20), (40, 50)]
+    """
+    found: list[Range] = []
+    for start, stop in sorted(ranges):
+        if start >= stop:
+            continue
+        if found and start - found[-1][1] <= gap:
+            found[-1] = found[-1][0], max(found[-1][1], stop)
+        else:
+            found.append((start, stop))
+    return found
+
+
+def cut(start: int, stop: int, most: int = PIECE) -> Iterator[Range]:
+    """A range in as few parts of at most `most` bytes as there may be, all of about one size.
+
+    >>> list(cut(0, 10, 4))
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    size = stop - start
+    count = -(-size // most)
+    for number in range(count):
+        yield start + size * number // count, start + size * (number + 1) // count
+
+
+class Ranges:
+    """The requests for everything that a run will read of a file, in the order of the file.
+
+    Args:
+        ranges: Byte ranges `[start, stop)` that will be read, in any order.
+
+    >>> planned = Ranges([(0, 100), (100, 300)])
+    >>> list(planned), planned.at(150), planned.at(300)
+    ([(0, 300)], 0, None)
+    """
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        self._pieces = [piece for start, stop in merged(ranges) for piece in cut(start, stop)]
+        self._starts = [start for start, _ in self._pieces]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, number: int) -> Range:
+        return self._pieces[number]
+
+    def at(self, offset: int) -> int | None:
+        """The number of the piece that holds a byte; None where none does."""
+        number = bisect_right(self._starts, offset) - 1
+        return number if number >= 0 and offset < self._pieces[number][1] else None
+
+    def after(self, offset: int) -> int | None:
+        """Where the first piece begins that lies behind a byte; None where there is none."""
+        number = bisect_right(self._starts, offset)
+        return self._starts[number] if number < len(self._starts) else None

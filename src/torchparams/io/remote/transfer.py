@@ -1,0 +1,267 @@
+"""A byte range on its way: what fetches it, what may go wrong, and what is tried again.
+
+A connection fills the memory of a `Transfer`. When it breaks off, what has come stays, and the next try goes on behind
+it. Credentials are fsspec's own: its configuration, the environment, or the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torchparams.errors import MissingDependency, RemoteError, TorchParamsError, shorten
+from torchparams.io.paths import full
+from torchparams.render.tree import human_bytes, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+TRIES = 4
+"""Tries in a row without a byte, after which a transfer is given up."""
+
+DELAYS = (0.2, 0.5, 1.0)
+"""Seconds before the second, third and fourth try, unless the server asks for more."""
+
+MOST_DELAY = 20.0
+"""Seconds that a server may ask to wait at most."""
+
+
+class State(NamedTuple):
+    """The state of a file, which each answer is held against.
+
+    Attributes:
+        size: Its bytes.
+        tag: Its ETag, version or date; None where the server gives none.
+    """
+
+    size: int
+    tag: str | None
+
+
+@dataclass
+class Transfer:
+    """A byte range on its way.
+
+    Attributes:
+        start, stop: The range; of the first one of a file, the end may lie beyond the file's.
+        known: The state of the file; None for the first one.
+        memory: As many bytes as the range has.
+        done: Bytes that have come.
+    """
+
+    start: int
+    stop: int
+    known: State | None
+    memory: bytearray = field(init=False)
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.memory = bytearray(self.stop - self.start)
+
+    def take(self, chunk: bytes, most: int) -> bool:
+        """Take bytes as they come; False if they are more than `most` of this range."""
+        if self.done + len(chunk) > most:
+            return False
+        self.memory[self.done : self.done + len(chunk)] = chunk
+        self.done += len(chunk)
+        transferred.nbytes += len(chunk)
+        return True
+
+
+@dataclass
+class Transferred:
+    """All that this process has transferred.
+
+    Attributes:
+        requests: Requests that were sent, redirected ones included.
+        nbytes: Bytes of files that came, without the headers of answers.
+        since: Time of the first request, on the clock of `time.perf_counter`.
+    """
+
+    requests: int = 0
+    nbytes: int = 0
+    since: float | None = None
+
+    def count(self, requests: int = 1) -> None:
+        """Count requests."""
+        if self.since is None:
+            self.since = time.perf_counter()
+        self.requests += requests
+
+    def summary(self) -> str:
+        """The figures since the last time, in one line; empty where nothing was asked for."""
+        if self.since is None:
+            return ""
+        seconds = time.perf_counter() - self.since
+        line = f"transferred {human_bytes(self.nbytes)} in {plural(self.requests, 'request')}, {seconds:.1f} s"
+        self.requests = self.nbytes = 0
+        self.since = None
+        return line
+
+
+transferred = Transferred()
+"""The figures of this process."""
+
+
+class Broken(Exception):
+    """A try that failed, and that another one may make good.
+
+    Args:
+        reason: Why, in words.
+        status: The status of the answer, where there was one.
+        wait: Seconds that the server asks to wait.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason, self.status, self.wait = reason, status, wait
+
+
+class Connection(Protocol):
+    """Fetches ranges of one file.
+
+    Attributes:
+        loop: The event loop that `fill` runs in.
+    """
+
+    loop: Any
+
+    def fill(self, transfer: Transfer) -> Awaitable[State]:
+        """Fetch what is left of a range, or a part of it, and give the state of the file.
+
+        Raises:
+            Broken: The try failed.
+            RemoteError: There is no use in another one.
+        """
+
+    def confirm(self, known: State) -> bool:
+        """Whether the file is still in a state, where `fill` does not notice by itself."""
+
+
+async def fetch(connection: Connection, name: str, start: int, stop: int, known: State | None) -> tuple[Any, State]:
+    """The bytes of a range as a read-only memoryview, and the state of the file.
+
+    Args:
+        connection: Fetches them.
+        name: The public name of the file.
+        start, stop: The range. Only where `known` is None may fewer bytes come: those up to the end of the file.
+        known: The state of the file.
+
+    Raises:
+        RemoteError: The server or the connection failed.
+    """
+    transfer = Transfer(start, stop, known)
+    failures = 0
+    while True:
+        before = transfer.done
+        try:
+            state = await connection.fill(transfer)
+        except Broken as broken:
+            failures = 1 if transfer.done > before else failures + 1
+            if failures >= TRIES:
+                raise _given_up(broken, name, transfer) from None
+            await asyncio.sleep(max(DELAYS[min(failures, len(DELAYS)) - 1], min(broken.wait, MOST_DELAY)))
+            continue
+        transfer.known = state
+        wanted = min(stop, state.size) - start
+        if transfer.done >= wanted:
+            return memoryview(transfer.memory)[: transfer.done].toreadonly(), state
+        failures = 1 if transfer.done > before else failures + 1
+        if failures >= TRIES:
+            raise RemoteError(f"the server sends {transfer.done:,} of {wanted:,} bytes, and no more", where=name)
+
+
+def _given_up(broken: Broken, name: str, transfer: Transfer) -> RemoteError:
+    at = f" at byte {transfer.start + transfer.done:,}" if transfer.done else ""
+    return RemoteError(f"{broken.reason}{at}, after {TRIES} tries", where=name, status=broken.status)
+
+
+def filesystem(name: str) -> tuple[Any, str]:
+    """fsspec's file system for a public name, and the path in it.
+
+    Raises:
+        MissingDependency: fsspec, or the package that it needs for this kind of URL, is not installed.
+        RemoteError: fsspec does not know this kind of URL.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ModuleNotFoundError:
+        raise MissingDependency(
+            "fsspec is needed to read a URL", where=name, hint="pip install 'torchparams[remote]'"
+        ) from None
+    try:
+        found: tuple[Any, str] = url_to_fs(full(name))
+    except ImportError as error:
+        raise MissingDependency(
+            f"a package is missing to read {name.partition('://')[0]}:// URLs: {cleaned(str(error))}",
+            where=name,
+            hint="pip install 'torchparams[remote]' for https, s3 and hf; pip install gcsfs for gs",
+        ) from None
+    except ValueError as error:
+        raise RemoteError(cleaned(str(error)), where=name, hint="it is the URL of a checkpoint") from None
+    return found
+
+
+def cleaned(text: str) -> str:
+    r"""The text of a foreign error on one line, without what may be a password or a signature.
+
+    >>> cleaned("cannot reach https://me:secret@host/a?X-Amz-Signature=1\nat all")
+    'cannot reach https://host/a?… at all'
+    """
+    text = " ".join(text.split())
+    return shorten(re.sub(r"\?[^\s'\")]+", "?…", re.sub(r"(?<=://)[^/\s@]*@", "", text)), 200)
+
+
+def failed(error: BaseException, name: str) -> Exception:
+    """What to raise for an error of a foreign library: a `Broken`, or one that is final."""
+    if isinstance(error, TorchParamsError | Broken):
+        return error
+    status = status_of(error)
+    text = cleaned(str(error)) or type(error).__name__
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return RemoteError("404 Not Found: no such file", where=name, status=404)
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return RemoteError(f"{status or 403} Forbidden: {text}", where=name, status=status or 403, hint=CREDENTIALS)
+    if status in (304, 412):
+        return changed(name, 412)
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return RemoteError(text, where=name, hint=CREDENTIALS)
+    connecting = type(error).__module__.partition(".")[0] in _CONNECTING and status is None
+    if connecting or isinstance(error, OSError | TimeoutError | asyncio.IncompleteReadError) or (status or 0) >= 429:
+        return Broken(f"{status}: {text}" if status else text, status)
+    return RemoteError(f"{type(error).__name__}: {text}", where=name, status=status)
+
+
+_CONNECTING = ("aiohttp", "aiobotocore", "botocore", "httpx", "httpx2", "requests", "urllib3")
+"""Libraries whose errors without a status are those of a connection."""
+
+CREDENTIALS = "credentials are those that fsspec finds: its configuration, the environment, or the URL"
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that a foreign error carries, if there is one."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):  # botocore
+            found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = getattr(answer, "status_code", None)
+        found = found or getattr(error, "status", None)
+        if isinstance(found, int):
+            return found
+        error = error.__cause__
+    return None
+
+
+def changed(name: str, status: int | None) -> RemoteError:
+    """The error for a file that is not the one that was listed."""
+    answered = "" if status is None else f" (status {status})"
+    return RemoteError(
+        f"the file was written to since it was listed{answered}",
+        where=name,
+        status=status,
+        hint="open it anew to see what it holds",
+    )
