@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
+import numpy as np
 import pytest
 import torch
 from bitsandbytes import functional
@@ -55,12 +56,37 @@ def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def test_a_layer_holds_codes_before_and_after_it_runs(net: nn.Module, dtype: torch.dtype) -> None:
+def test_a_live_layer_has_the_values_of_the_library_before_and_after_it_runs(
+    net: nn.Module, dtype: torch.dtype, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    encoding = ENCODINGS.get(request.node.callspec.params["net"], "nf4")
     for _ in range(2):
-        assert [each.name for each in tp.stats(net).unread] == ["l.weight"]
+        params = tp.of(net)
+        info = params.info("l.weight")
+        assert (info.encoding, info.shape, info.kind) == (encoding, (100, 192), "parameter")
+        assert info == params.infos["l.weight"]
+        assert set(info.raw_names) == {name for name in state_of(net) if name.startswith("l.") and name != "l.bias"}
+        assert np.array_equal(params.numpy("l.weight"), tp.of(state_of(net)).numpy("l.weight"))
+        assert params["l.weight"] is net.get_parameter("l.weight")
+        assert not params.left_out
+        assert not tp.stats(net).unread
+        assert params.select(f"[encoding={encoding}]").names == ["l.weight"]
+        assert set(tp.of(net, raw=True).names) == set(state_of(net))
+        assert tp.digest(net).digest == tp.digest(tp.of(state_of(net), raw=True)).digest
+        assert tp.diff(net, state_of(net)).same
         with pytest.raises(NotReadable, match=r"l\.weight.*Holds codes of an unknown encoding"):
             tp.apply_(net, None, lambda w: w * 2)
         net.get_submodule("l")(torch.ones(2, 192, dtype=dtype))
+    tp.save(net, tmp_path / "model.safetensors")
+    assert tp.diff(tp.of(net, raw=True), tp.of(tmp_path / "model.safetensors", raw=True)).same
+
+
+def test_a_layout_for_the_cpu_alone_is_refused(net: nn.Module) -> None:
+    state = getattr(net.get_parameter("l.weight"), "quant_state", None)
+    if state is not None:
+        state.packing_format_for_cpu = True
+        assert [each.name for each in tp.stats(net).unread] == ["l.weight"]
+        assert [each.name for each in tp.of(net).left_out] == ["l"]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

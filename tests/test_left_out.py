@@ -73,6 +73,14 @@ def dynamic(seed: int = 0) -> nn.Module:
     return quantised
 
 
+def recurrent() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantise: Any = torch.ao.quantization.quantize_dynamic
+        quantised: nn.Module = quantise(nn.Sequential(nn.LSTM(4, 4), nn.LSTM(4, 4)), {nn.LSTM})
+    return quantised
+
+
 # --- which modules -------------------------------------------------------------------------------
 
 
@@ -173,8 +181,8 @@ def test_models_that_differ_in_it_are_not_the_same() -> None:
 def test_a_digest_would_not_notice_it_and_is_refused() -> None:
     with pytest.raises(NotReadable, match=r"1 \(.*Packed\) writes state .* would have one digest"):
         tp.digest(net())
-    with pytest.raises(NotReadable, match="and so do 3 more"):
-        tp.digest(dynamic())
+    with pytest.raises(NotReadable, match="and so does 1 more"):
+        tp.digest(recurrent())
     assert tp.digest(net(), "0.*").left_out == ()
     assert tp.digest(net(1.0).state_dict()).digest != tp.digest(net(2.0).state_dict()).digest
 
@@ -199,7 +207,7 @@ def test_save_refuses_and_the_state_dict_is_saved_whole(suffix: str, tmp_path: P
     assert tp.save(net(3.0).state_dict(), path).tensors == 4
     assert tp.of(path).numpy("1.SCB") == 3.0
     refused: tuple[Callable[[], object], ...] = (
-        lambda: tp.convert(dynamic(), path),
+        lambda: tp.convert(recurrent(), path),
         lambda: tp.merge([net(), net()], path),
         lambda: tp.delta(net(), net(), tmp_path / "d.safetensors"),
     )

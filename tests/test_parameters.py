@@ -1133,7 +1133,7 @@ def test_selecting_and_reading_what_was_selected_makes_no_records(monkeypatch: p
 def test_a_selection_is_read_in_one_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
     model, readings = net(), []
     of = LiveRecords.of
-    monkeypatch.setattr(LiveRecords, "of", lambda *args: readings.append(1) or of(*args))  # type: ignore[func-returns-value]  # counts
+    monkeypatch.setattr(LiveRecords, "of", lambda *args, **options: readings.append(1) or of(*args, **options))  # type: ignore[func-returns-value]  # counts
     chosen = tp.of(model).select("**.weight")
     assert len(readings) == 1
     for use in (lambda: chosen.names, lambda: list(chosen.items()), lambda: chosen.infos, lambda: list(chosen())):

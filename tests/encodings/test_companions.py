@@ -134,9 +134,11 @@ def test_plain_tensors_stay_numbers(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # torch will let go of these types
 def test_quantised_types_of_torch_keep_their_scales_to_themselves() -> None:
     weight = torch.quantize_per_tensor(torch.ones(2, 2), 0.5, 0, torch.qint8)
-    weights = {"conv.weight": weight, "conv.scale": torch.tensor(0.1), "conv.zero_point": torch.tensor(3)}
-    assert not codes_of(weights)
-    assert [each.name for each in tp.stats(weights).unread] == ["conv.weight"]
+    other = torch.quantize_per_tensor(torch.ones(2, 2), 0.5, 0, torch.qint32)
+    weights = {"conv.weight": weight, "x": other, "conv.scale": torch.tensor(0.1), "conv.zero_point": torch.tensor(3)}
+    assert tp.of(weights).names == list(weights)
+    assert torch.equal(tp.of(weights)["conv.weight"], weight.dequantize())
+    assert [each.name for each in tp.stats(weights).unread] == ["x"]
 
 
 def test_an_alias_has_companions_too() -> None:

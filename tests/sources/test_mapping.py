@@ -272,7 +272,7 @@ def test_zero_dimensions() -> None:
 def test_tensors_without_values() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what it will drop; checkpoints will still hold it
-        quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+        quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint32)
     params = tp.of(
         {
             "meta": torch.empty(2, 3, device="meta"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.edit.plan.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
 from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
+from torchparams.encodings.flattened import described
 from torchparams.errors import PlanError
 from torchparams.left_out import STATE_DICT_HINT, in_words
 from torchparams.order import in_order
@@ -104,6 +105,7 @@ def convert(
     names = rules.apply(
         [name for _, info, _ in rows for name in (info.name, *info.aliases)], strict=strict, where=source.label
     )
+    _refuse_undescribed(source, rows, names, kind_of(path, format)[1])
     config = None
     if any(info.encoded is not None and name in cast for name, info in infos.items()) and path is not None:
         config = _plain_config(source, rows, kind_of(path, format)[0], notes)
@@ -146,6 +148,29 @@ def _rows(
     if kept:
         notes.append(f"copied as stored: {plural(kept, 'quantised parameter')}")
     return rows, notes
+
+
+def _refuse_undescribed(
+    source: Source,
+    rows: list[tuple[Source, ParameterInfo, DType]],
+    names: Mapping[str, str],
+    kind: str,
+) -> None:
+    """Refuse to copy the stored tensors of a class without the description of how they belong together.
+
+    Raises:
+        PlanError: What is written would not hold it.
+    """
+    kept = {info.name for holder, info, _ in rows if holder is not source}
+    for structure in source.stored.structures if kept and kind != VIEW else ():
+        parts = [part for part in structure.parts.values() if part in kept]
+        told = kind == SAFETENSORS and "tensor_names" in _metadata(source, kind)[0]
+        if parts and not (told and all(names[part] == part for part in parts)):
+            raise PlanError(
+                f"{structure.name!r} is of the class {structure.kind}, whose description is not written here",
+                where=source.label,
+                hint="pass a dtype, which writes the values; torch.save(model.state_dict()) writes such tensors whole",
+            )
 
 
 def _plain_config(
@@ -216,6 +241,8 @@ def plan_of(
     _, kind = kind_of(path, format)
     made = make(entries, kind, shared)
     kept, index, lost = _metadata(source, kind)
+    if "tensor_names" in kept and kind == SAFETENSORS:
+        kept = described(kept, {output.name for output in made.outputs})
     given = dict(metadata or {})
     clash = next((name for name in made.metadata if name in given), None)
     if clash is not None:

@@ -7,7 +7,7 @@ missing, of a wrong shape or of an unknown variant is a `Refused` that names it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
@@ -34,6 +34,7 @@ class Claim:
         build: Makes the expression from the rows of `operands`, in this order. It pickles.
         operands: The parts that hold elements; None for all.
         dtype: The type that the encoding records; None for float32.
+        aliases: Further names, where these are not those of the codes.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Claim:
     build: Callable[..., Expression]
     operands: tuple[str, ...] | None = None
     dtype: DType | None = None
+    aliases: tuple[str, ...] = ()
 
     def info(self, infos: Mapping[str, ParameterInfo]) -> ParameterInfo:
         """The record of the parameter.
@@ -65,7 +67,7 @@ class Claim:
             requires_grad=codes.requires_grad,
             module=codes.module,
             raw_name=codes.raw_name or codes.name,
-            aliases=codes.aliases if self.name == codes.name else (),
+            aliases=codes.aliases if self.name == codes.name else self.aliases,
             bases=codes.bases,
             encoded=Encoded(self.encoding, self.parts, self.dtype is not None),
         )
@@ -90,6 +92,39 @@ class Refused:
 
     parts: tuple[str, ...]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A parameter of a class that keeps its values in other tensors, as a source describes it.
+
+    Attributes:
+        name: The name of the parameter.
+        kind: The class, without its module: `Int8Tensor`.
+        parts: Attribute → name of the stored tensor, the codes first.
+        attributes: Attribute → value, of the attributes that are plain: numbers, texts, lists, names of types.
+        shape: The shape that the class shows; None where the source does not say it.
+        dtype: The element type that the class shows; None where the source does not say it.
+        aliases: Further names of the parameter.
+    """
+
+    name: str
+    kind: str
+    parts: Mapping[str, str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+    dtype: DType | None = None
+    aliases: tuple[str, ...] = ()
+
+
+def part_name(name: str, attribute: str) -> str:
+    """The name of a stored tensor of a parameter that has several: as torchao spells it in safetensors files.
+
+    >>> part_name("layers.0.weight", "qdata"), part_name("w", "scale")
+    ('layers.0._weight_qdata', '_w_scale')
+    """
+    module, dot, last = name.rpartition(".")
+    return f"{module}{dot}_{last}_{attribute}"
 
 
 class Tensors:

@@ -52,6 +52,7 @@ GROUPS: tuple[Group, ...] = (
     ("_data", ("_scale", "_shift"), ()),
     ("_data._data", ("_scale", "_shift"), ()),
     ("_qdata", _SCALES, _ZEROS),
+    ("_int_repr", _SCALES, _ZEROS),
     ("codes", ("scales",), ("codebooks",)),
     ("Qidxs", ("SU", "SV"), ("codebook_id",)),
     ("trellis", ("suh", "svh", "su", "sv"), ()),

@@ -15,8 +15,9 @@ from torchparams.encodings.companions import Coded, coded
 from torchparams.errors import NotReadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from torchparams.encodings.base import Structure
     from torchparams.info import ParameterInfo
     from torchparams.records import Records
 
@@ -51,13 +52,19 @@ class Found:
 NOTHING = Found()
 
 
-def find(records: Records, config: Callable[[], Mapping[str, Any]], read: Callable[[str], bytes]) -> Found:
+def find(
+    records: Records,
+    config: Callable[[], Mapping[str, Any]],
+    read: Callable[[str], bytes],
+    structures: Iterable[Structure] = (),
+) -> Found:
     """The parameters that encodings claim, and the codes that none does.
 
     Args:
         records: A reading of all stored tensors.
         config: Gives the `quantization_config` beside the checkpoint; empty where there is none.
         read: Gives the bytes of a small tensor.
+        structures: The parameters of classes that keep their values in other tensors.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -67,15 +74,24 @@ def find(records: Records, config: Callable[[], Mapping[str, Any]], read: Callab
     ['fp8-tensor']
     """
     unknown = coded(records)
-    if not unknown:
+    if not unknown and not structures:
         return NOTHING
     infos = {info.name: info for info in records.infos}
     tensors = Tensors(infos, config, read)
     claims: dict[str, Claim] = {}
     refused: dict[str, Coded] = {}
     taken: set[str] = set()
+    for structure in structures:
+        from torchparams.encodings.classes import structured
+
+        described = structured(structure, tensors)
+        if isinstance(described, Refused):
+            refused.update(_refused(described, infos))
+        elif taken.isdisjoint(described.parts) and described.name not in infos:
+            claims[described.parts[0]] = described
+            taken.update(described.parts)
     for name in [each.name for each in unknown.values() if each.codes]:
-        found = None if name in taken else _claimed(name, tensors)
+        found = None if name in taken or name in refused else _claimed(name, tensors)
         if isinstance(found, Claim):
             # A row has one name, and a stored tensor is a part of one row.
             if taken.isdisjoint(found.parts) and (found.name in found.parts or found.name not in infos):

@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.encodings.base import Structure
     from torchparams.encodings.companions import Coded
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
@@ -243,6 +244,11 @@ class Source(ABC):
     def stored(self) -> Source:
         """The source of the tensors as they are stored: itself, unless it decodes quantised parameters."""
         return self
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """The parameters of classes that keep their values in other tensors, which it lists by these tensors."""
+        return ()
 
     @property
     def metadata(self) -> Mapping[str, Any]:

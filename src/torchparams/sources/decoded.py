@@ -61,7 +61,7 @@ class DecodedSource(Source):
             return self._known
         base = self._base
         records = base.records()
-        found = find(records, lambda: quantization_config(base), lambda name: small_bytes(base, name))
+        found = find(records, lambda: quantization_config(base), lambda name: small_bytes(base, name), base.structures)
         infos = {info.name: info for info in records.infos}
         parts = found.parts
         made: dict[str, ParameterInfo] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.encodings.base import Structure
     from torchparams.encodings.companions import Coded
 
     Array = np.ndarray[Any, Any]
@@ -73,7 +75,7 @@ class MappingSource(Source):
 
     def keys(self) -> Mapping[str, Any]:
         """Canonical name → tensor or array; makes no records."""
-        tensors, aliases, _ = self._list()
+        tensors, aliases, *_ = self._list()
         others = {other for names in aliases.values() for other in names}
         return {name: tensor for name, tensor in tensors.items() if name not in others} if others else tensors
 
@@ -98,14 +100,14 @@ class MappingSource(Source):
         Raises:
             UnsupportedSource, SourceError: See `infos`.
         """
-        tensors, aliases, _ = self._list()
+        tensors, aliases, *_ = self._list()
         others = {other for names in aliases.values() for other in names}
         canonical = {name: tensor for name, tensor in tensors.items() if name not in others} if others else tensors
         return _Reading(canonical, aliases, _Maker(self.label))
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one entry; makes no others."""
-        tensors, aliases, _ = self._list()
+        tensors, aliases, *_ = self._list()
         return _Maker(self.label).make(name, tensors[name], tuple(aliases.get(name, ())))
 
     def alone(self, name: str) -> Lone | None:
@@ -119,8 +121,8 @@ class MappingSource(Source):
         """See `Source.coded`. Where no entry has a type that codes have, nothing but the types is looked at."""
         if known is None:
             dtype = _Maker(self.label).dtype
-            entries = _leaves(self.mapping, self.label)
-            if CODES.isdisjoint({dtype(name, value) for name, path, value in entries if path is not None}):
+            entries = [(name, value) for name, path, value in _leaves(self.mapping, self.label) if path is not None]
+            if CODES.isdisjoint({dtype(*entry) for entry in entries}) and not any(_have_parts(entries)):
                 return {}
         return super().coded(known)
 
@@ -128,6 +130,11 @@ class MappingSource(Source):
     def metadata(self) -> Mapping[str, Any]:
         """Everything that holds no tensor, as it stands there."""
         return self._list()[2]
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """The tensors of classes that keep their values in others, which are listed by these."""
+        return self._list()[3]
 
     # --- values ----------------------------------------------------------------------------
 
@@ -201,7 +208,7 @@ class MappingSource(Source):
 
     def find(self, name: str) -> str | None:
         """The canonical name for any name of a tensor."""
-        tensors, aliases, _ = self._list()
+        tensors, aliases, *_ = self._list()
         if name not in tensors:
             return None
         return next((canonical for canonical, others in aliases.items() if name in others), name)
@@ -218,10 +225,12 @@ class MappingSource(Source):
                 here = here[key]
             else:
                 return None
-        return here if _is_tensor(here) or _is_array(here) else None
+        if _is_array(here):
+            return here
+        return here if _is_tensor(here) and not any(_have_parts([(name, here)])) else None
 
-    def _list(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any]]:
-        """Every name → tensor or array; canonical name → its other names; metadata."""
+    def _list(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any], list[Structure]]:
+        """Every name → tensor or array; canonical name → its other names; metadata; tensors that are taken apart."""
         paths: dict[str, Path] = {}
         tensors: dict[str, Any] = {}
         metadata: list[tuple[str, Any]] = []
@@ -239,7 +248,49 @@ class MappingSource(Source):
             records.dtype(name, value)
             tensors[name], paths[name] = value, path
         self._paths = paths
-        return tensors, _aliases(tensors), dict(metadata)
+        entries = list(tensors.items())
+        apart = [name for (name, _), has_parts in zip(entries, _have_parts(entries), strict=True) if has_parts]
+        structures: list[Structure] = []
+        if apart:
+            tensors, structures = _taken_apart(tensors, apart, self.label)
+        return tensors, _aliases(tensors), dict(metadata), structures
+
+
+def _have_parts(entries: Iterable[tuple[str, Any]]) -> Iterator[bool]:
+    """Whether each tensor may be of a class that keeps its values in other tensors."""
+    kinds: dict[type, bool] = {}
+    for _, value in entries:
+        cls = type(value)
+        found = kinds.get(cls)
+        if found is None:
+            found = kinds[cls] = cls.__module__.startswith(("torchao.", "bitsandbytes."))
+        yield found or getattr(value, "is_quantized", False)
+
+
+def _taken_apart(
+    tensors: Mapping[str, Any], names: Iterable[str], label: str
+) -> tuple[dict[str, Any], list[Structure]]:
+    """The tensors, some of them by the tensors that they keep their values in; and how those belong together."""
+    from torchparams.sources.live.parts import take_apart
+
+    found = {name: parts for name in names if (parts := take_apart(name, tensors[name])) is not None}
+    listed: dict[str, Any] = {}
+    structures: dict[int, Structure] = {}
+    for name, value in tensors.items():
+        parts = found.get(name)
+        known = structures.get(id(value))
+        if parts is None:
+            listed[name] = value
+        elif known is not None:  # the same object under another name
+            structures[id(value)] = replace(known, aliases=(*known.aliases, name))
+        else:
+            if parts.structure is not None:
+                structures[id(value)] = parts.structure
+            clash = next((part for part in parts.tensors if part != name and part in tensors), None)
+            if clash is not None:
+                raise SourceError(f"{clash!r} is the name of a part of {name!r}, and of another tensor", where=label)
+            listed |= parts.tensors
+    return listed, list(structures.values())
 
 
 _Frame = tuple[str, Any, Iterator[tuple[Any, Any]], int, int]

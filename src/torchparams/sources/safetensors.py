@@ -13,6 +13,7 @@ than 40 characters or beyond any float.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.encodings.base import Structure
     from torchparams.info import Location, ParameterInfo
     from torchparams.io.filebytes import FileBytes
 
@@ -119,6 +121,15 @@ class SafetensorsSource(Source):
     def span(self, name: str) -> Location | None:
         """The tensor's bytes: the format stores every tensor contiguous."""
         return self._entry(name)[1]
+
+    @cached_property
+    def structures(self) -> Sequence[Structure]:
+        """The parameters of torchao's classes that the metadata describes."""
+        if "tensor_names" not in self._metadata:
+            return ()
+        from torchparams.encodings.flattened import structures_of
+
+        return tuple(structures_of(self._metadata, self._infos))
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -27,11 +27,12 @@ from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, re
 from torchparams.sources.training.recognise import training_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import torch
 
+    from torchparams.encodings.base import Structure
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.sources.torchfile.verdict import Verdict
@@ -221,6 +222,12 @@ class ShardedSource(Source):
     def shows_storage(self, name: str) -> bool:
         """What the shard says that holds it."""
         return self._holding(name).shows_storage(name)
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """Those of all shards; the parts of one may lie in several."""
+        found = {each.name: each for shard in self.shards.values() for each in shard.structures}
+        return tuple(found.values())
 
     @property
     def metadata(self) -> Mapping[str, Any]:

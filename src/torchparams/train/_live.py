@@ -70,11 +70,14 @@ def refuse_codes(source: ModuleSource, tensors: Mapping[str, Any], verb: str) ->
     """
     from torch.nn import Parameter
 
+    from torchparams.sources.live.tensors import LiveRecords, coded_in
+
     # Only narrow dtypes and tensor subclasses can hold codes. Without them the model need not be read.
     kinds = {(type(tensor), tensor.dtype) for tensor in tensors.values()}
     if any(cls is not Parameter or dtype.itemsize == 1 or not dtype.is_floating_point for cls, dtype in kinds):
         hint = f"Leave it out of the selection: {verb} would use its codes as values"
-        refuse(source.coded(), tensors, source.label, hint, numbers=True)
+        codes = coded_in(LiveRecords.of(source.module, True))  # also those that are understood: they are not written
+        refuse(codes, tensors, source.label, hint, numbers=True)
 
 
 def outside(source: Source, names: Iterable[str], *, whole: bool) -> tuple[LeftOut, ...]:
@@ -134,7 +137,7 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
         NoMatch: A part of the selector matches nothing.
     """
     source, params = live_table(x, verb)
-    records = within = source.records()
+    records = within = source.held_records()  # packed weights are given anew at each look: they cannot be changed
     if params.selector is not None:
         within = records.only(params.selector.names(records))
     names = within.names

@@ -121,7 +121,7 @@ class GradientSource(Source):
 
     def records(self) -> GradientRecords:
         """One reading; fields are looked up when needed."""
-        return GradientRecords.of_parameters(self.model.records())
+        return GradientRecords.of_parameters(self.model.held_records())
 
     def alone(self, name: str) -> Lone | None:
         """The gradient of the parameter `name`, found by visiting only the modules on its path."""

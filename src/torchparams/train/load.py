@@ -15,7 +15,7 @@ from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
 from torchparams.sources.live.module import ModuleSource
-from torchparams.sources.live.tensors import coded_in
+from torchparams.sources.live.tensors import LiveRecords, coded_in
 from torchparams.train._fit import (
     EXTRA_STATE,
     beside_tensors,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
     from torchparams.records import Records
-    from torchparams.sources.live.tensors import LiveRecords
 
 
 def load(
@@ -153,12 +152,12 @@ class _Matching:
             table = table.select(selector)
         self.module: nn.Module = source.module
         self.live = ModuleSource(source.module, buffers=True)
-        records = self.records = self.live.records()
+        records = self.records = LiveRecords.of(source.module, True)  # the tensors as they are held
         self.targets: Mapping[str, torch.Tensor] = records.tensors
         self.model_infos = InfosByName(records)
         self.saved = dict(zip(records.names, records.column("persistent"), strict=True))
         chosen = records.names if table == Parameters(self.live) else table.names
-        self.wanted = InfosByName(records, [name for name in chosen if self.saved[name]])
+        self.wanted = InfosByName(records, [name for name in chosen if self.saved.get(name)])
         given = _table_of(x)
         if self._live_coded:  # quantised layers accept the stored codes
             given = stored(given)

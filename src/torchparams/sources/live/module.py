@@ -10,7 +10,9 @@ from torchparams.names import wrapper_component
 from torchparams.records import INTRINSIC, Lone, Records
 from torchparams.sources.base import Source
 from torchparams.sources.live.flat import all_modules, refuse_part
-from torchparams.sources.live.state import state_outside
+from torchparams.sources.live.parts import may_have_parts
+from torchparams.sources.live.quantised import StoredModule, decoded_parts, quantised
+from torchparams.sources.live.state import state_outside, within_table
 from torchparams.sources.live.tensors import LiveRecords, class_names, coded_in
 from torchparams.sources.live.traverse import (
     attribute,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.encodings.companions import Coded
+    from torchparams.expressions.base import Expression
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
 
@@ -75,7 +78,7 @@ class ModuleSource(Source):
 
     def keys(self) -> Mapping[str, Any]:
         """Canonical name → tensor; makes no records."""
-        return list_tensors(self.module, self.buffers).tensors
+        return list_tensors(self.module, self.buffers, True).tensors
 
     def count(self) -> int:
         """How many tensors it lists; makes no names."""
@@ -93,7 +96,22 @@ class ModuleSource(Source):
 
     def records(self) -> LiveRecords:
         """One reading, of which as much is looked up as is asked for."""
-        return LiveRecords.of(self.module, self.buffers)
+        return LiveRecords.of(self.module, self.buffers, decode=quantised, packed=True)
+
+    def held_records(self) -> LiveRecords:
+        """The same of the tensors that modules hold, without what packed weights give."""
+        return LiveRecords.of(self.module, self.buffers, decode=quantised)
+
+    def _quantised(self, name: str) -> Source | None:
+        """The source of one quantised parameter, found without a look at the others; None of a plain one."""
+        spot = spot_of(self.module, name, self.buffers)
+        if spot is None:  # an alias of a spelling that no module has, or a name in packed weights
+            records = self.records()
+            packed: Source | None = records.quantised.get(name) if records.packed else None
+            return packed
+        if not may_have_parts(type(spot.tensor)):
+            return None
+        return decoded_parts(spot.name, spot.tensor, spot.modules[-1], self.label)
 
     def alone(self, name: str) -> Lone | None:
         """The tensor that `name` leads to, from the modules on the way alone."""
@@ -102,14 +120,17 @@ class ModuleSource(Source):
             return None
         # A tensor that is a parameter somewhere is one; a buffer may be a parameter elsewhere.
         certain = INTRINSIC | {"kind"} if spot.persistent is None else INTRINSIC
-        return Lone(LiveRecords.alone(self.module, spot), certain, (*spot.modules, spot.tensor))
+        return Lone(LiveRecords.alone(self.module, spot, quantised), certain, (*spot.modules, spot.tensor))
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
         # A scale may be a buffer.
         if isinstance(known, LiveRecords) and (self.buffers or not has_buffers(self.module)):
-            return coded_in(known)
-        return coded_in(LiveRecords.of(self.module, True))
+            records = known
+        else:
+            records = LiveRecords.of(self.module, True, decode=quantised)
+        found = coded_in(records)
+        return {name: each for name, each in found.items() if name not in records.quantised} if found else found
 
     def info(self, name: str) -> ParameterInfo:
         """The record of one tensor; makes no others."""
@@ -148,16 +169,40 @@ class ModuleSource(Source):
     def value(self, name: str) -> Any:
         """The very tensor, under any spelling of its name; looks at nothing but the modules on the way to it."""
         tensor = reach(self.module, name, self.buffers)
-        return list_tensors(self.module, self.buffers).tensors[self.resolve(name)] if tensor is None else tensor
+        return self.keys()[self.resolve(name)] if tensor is None else tensor
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor without its history; it shares the parameter's memory.
+        """The tensor without its history; it shares the parameter's memory. Of a quantised one, its values.
 
         Raises:
             NotReadable: It is lazy, and has no values yet.
         """
+        source = self._quantised(name)
+        if source is not None:
+            values: torch.Tensor = source.tensor(name)
+            return values
         detached: torch.Tensor = self._readable(name).detach()
         return detached
+
+    def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
+        """The expression of a row: of a quantised parameter, computed from what its class or its layer keeps."""
+        source = self._quantised(name) if info is None or info.encoded is not None else None
+        return super().row(name, info) if source is None else source.row(name)
+
+    def memory(self, info: ParameterInfo) -> tuple[int, Any] | None:
+        """See `Source.memory`; the elements of a quantised parameter lie nowhere."""
+        return None if info.encoded is not None else super().memory(info)
+
+    def shows_storage(self, name: str) -> bool:
+        """See `Source.shows_storage`."""
+        return self._quantised(name) is None and super().shows_storage(name)
+
+    @property
+    def stored(self) -> Source:
+        """The tensors that the network holds, a quantised parameter by those that it is stored in."""
+        if not self.records().quantised:
+            return self
+        return StoredModule(self, self.records)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """The values as a read-only array: a view of the parameter's own memory where that is on the CPU.
@@ -167,6 +212,9 @@ class ModuleSource(Source):
         """
         from torchparams.sources.totorch import to_numpy
 
+        source = self._quantised(name)
+        if source is not None:
+            return source.numpy(name)
         tensor = self._readable(name)
         if tensor.device.type == "meta":
             raise NotReadable(
@@ -226,7 +274,11 @@ class ModuleSource(Source):
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """The modules that keep state outside their parameters and buffers; no code of theirs is run."""
-        return state_outside(self.module)
+        found = state_outside(self.module)
+        if not found:
+            return found
+        records = LiveRecords.of(self.module, True, decode=quantised, packed=True)
+        return within_table(self.module, found, records)
 
     # --- names -----------------------------------------------------------------------------
 
@@ -239,7 +291,7 @@ class ModuleSource(Source):
 
         `layers[0].weight` is `layers.0.weight`. Attributes are followed where they are stored: no property runs.
         """
-        listing = list_tensors(self.module, self.buffers)
+        listing = list_tensors(self.module, self.buffers, True)
         if name in listing.tensors:
             return name
         tensor = reach(self.module, name, self.buffers)

@@ -6,10 +6,12 @@ that a module has state of its own, and how it writes it, not what the state is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut
+from torchparams.sources.live.packed import keeps_output_scale, packed_classes
 from torchparams.sources.live.tensors import class_names
 from torchparams.sources.live.traverse import wrapped_key
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+
+    from torchparams.sources.live.tensors import LiveRecords
 
 _WRITERS = {
     "_save_to_state_dict": "writes state of its own to the state dict",
@@ -51,6 +55,38 @@ def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
         for name, module in named_modules(root)
         if (how := _how(module, known))
     )
+
+
+def within_table(root: nn.Module, found: tuple[LeftOut, ...], records: LiveRecords) -> tuple[LeftOut, ...]:
+    """Of the modules with state of their own, those whose state is not what the table lists as quantised parameters.
+
+    Args:
+        root: The network.
+        found: What `state_outside` found in it.
+        records: A reading of all its tensors.
+    """
+    owners = {id(owner) for name, owner in zip(records.tensors, records.owners, strict=True)
+              if name in records.quantised or name in records.packed}  # fmt: skip
+    modules = dict(named_modules(root)) if owners else {}
+    covered = {name for name, module in modules.items() if id(module) in owners}
+    left: list[LeftOut] = []
+    for each in found:
+        module = modules.get(each.name)
+        parent = each.name.rpartition(".")[0]
+        if module is None or not _is_quantisers(module) or not (each.name in covered or parent in covered):
+            left.append(each)
+        elif each.name in covered and type(module) in packed_classes() and keeps_output_scale(module):
+            left.append(replace(each, reason="keeps the scale and the zero point of its output"))
+    return tuple(left)
+
+
+def _is_quantisers(module: nn.Module) -> bool:
+    """Whether what a module writes is written by the code of a library that quantises, and not changed by a hook."""
+    methods = (getattr(type(module), method, None) for method in _WRITERS)
+    return not _of_instance(module) and all(_is_harmless(method, (*_NOTHING_ELSE, *_QUANTISERS)) for method in methods)
+
+
+_QUANTISERS = ("bitsandbytes.nn.", "torch.ao.nn.")
 
 
 def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:

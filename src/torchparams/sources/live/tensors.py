@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from math import prod
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams.dtypes import DType
 from torchparams.encodings.companions import CODES, Coded, coded
@@ -15,6 +15,7 @@ from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
 from torchparams.records import Records
 from torchparams.sources.live.flat import all_modules, shardings
+from torchparams.sources.live.parts import may_have_parts
 from torchparams.sources.live.sharding import sharding_of
 from torchparams.sources.live.traverse import Listing, Spot, aliases_of, list_tensors
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo, Sharding, Storage
+
+
+Decode: TypeAlias = "Callable[[Iterable[tuple[str, Any, nn.Module]], str], Mapping[str, Any]]"
+"""Gives canonical name → source, of quantised parameters; see `quantised.py`."""
 
 
 def is_leaf(tensor: torch.Tensor) -> bool:
@@ -50,36 +55,57 @@ class LiveRecords(Records):
         listing: What the traversal found.
         aliases: Gives the other names of its tensors, by canonical name.
         root: The network.
+        decode: Gives the sources of quantised parameters, whose records are those of the values then, not those of the
+            codes: of name, tensor and owner of all tensors, and of the name of the network.
     """
 
     tensors: Mapping[str, Any]
 
-    def __init__(self, listing: Listing, aliases: Callable[[], Mapping[str, list[str]]], root: nn.Module) -> None:
+    def __init__(
+        self,
+        listing: Listing,
+        aliases: Callable[[], Mapping[str, list[str]]],
+        root: nn.Module,
+        decode: Decode | None = None,
+    ) -> None:
         super().__init__(())
         self.root = root
+        self.decode = decode
         self.tensors = listing.tensors
         self._listing = listing
         self._find_aliases = aliases
         self._owner_of: dict[str, nn.Module] | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, buffers: bool) -> LiveRecords:
-        """The reading of a network, with its buffers or without them."""
-        listing = list_tensors(module, buffers)
-        return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module)
+    def of(cls, module: nn.Module, buffers: bool, *, decode: Decode | None = None, packed: bool = False) -> LiveRecords:
+        """The reading of a network.
+
+        Args:
+            module: The network.
+            buffers: Buffers too.
+            decode: See the class.
+            packed: The tensors in packed weights too, which no module holds.
+        """
+        listing = list_tensors(module, buffers, packed)
+        return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module, decode)
 
     @classmethod
-    def alone(cls, module: nn.Module, spot: Spot) -> LiveRecords:
+    def alone(cls, module: nn.Module, spot: Spot, decode: Decode | None = None) -> LiveRecords:
         """The reading of one tensor at one spot, as if it had no further names."""
         name = spot.name
         raws = {} if spot.raw == name else {name: spot.raw}
         buffers = {} if spot.persistent is None else {name: spot.persistent}
-        return cls(Listing({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module)
+        return cls(Listing({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module, decode)
 
     @cached_property
     def names(self) -> list[str]:
         """The canonical names."""
         return list(self.tensors)
+
+    @property
+    def packed(self) -> frozenset[str]:
+        """The canonical names of tensors that no module holds, but that its packed weights give."""
+        return self._listing.packed
 
     @property
     def owners(self) -> Sequence[nn.Module]:
@@ -108,7 +134,7 @@ class LiveRecords(Records):
             self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
         listed = self._listing
         alone = replace(listed, tensors={name: self.tensors[name]}, owners=[self._owner_of[name]])
-        (info,) = LiveRecords(alone, lambda: self._tied, self.root).infos
+        (info,) = LiveRecords(alone, lambda: self._tied, self.root, self.decode).infos
         return info
 
     def only(self, names: Container[str]) -> LiveRecords:
@@ -120,13 +146,19 @@ class LiveRecords(Records):
             if name in names:
                 tensors[name] = tensor
                 owners.append(owner)
-        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root)
+        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root, self.decode)
 
     @property
     def infos(self) -> list[ParameterInfo]:
         """The records themselves, all of them."""
         if not self._made:
-            self._made = list(map(live_tensor, self.tensors, *map(self.column, _MADE_OF)))
+            rows = self.quantised
+            columns = map(self._held_column if rows else self.column, _MADE_OF)
+            made = list(map(live_tensor, self.tensors, *columns))
+            self._made = [rows[info.name].infos()[info.name] if info.name in rows else info for info in made]
+            for place, info in enumerate(made if rows else ()):
+                if info.name in rows:
+                    self._made[place] = _as_held(self._made[place], info)
         return self._made
 
     @property
@@ -134,7 +166,25 @@ class LiveRecords(Records):
         """The parameters and buffers that say how each tensor is sharded, in order."""
         return self.tensors.values()
 
+    @cached_property
+    def quantised(self) -> Mapping[str, Any]:
+        """Canonical name → source, of the quantised parameters that are understood; none unless they are decoded."""
+        kinds = set(map(type, self.tensors.values()))
+        if self.decode is None or not (self.packed or any(map(may_have_parts, kinds))):
+            return {}
+        rows = zip(self.tensors, self.tensors.values(), self.owners, strict=True)
+        return self.decode(rows, type(self.root).__name__)
+
     def _find(self, field: str) -> Sequence[Any]:
+        found = self._held_column(field)
+        if self.quantised and field in _OF_VALUES:
+            found = list(found)
+            for row, name in enumerate(self.tensors):
+                if name in self.quantised:
+                    found[row] = _of_values(self.quantised[name].infos()[name], field)
+        return found
+
+    def _held_column(self, field: str) -> Sequence[Any]:
         from torch._C import DisableTorchFunctionSubclass
 
         # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
@@ -279,6 +329,11 @@ def _nbytes(records: LiveRecords) -> Iterator[int]:
         yield dense[dtype, numel] if layout is None else stored_bytes(tensor, dtype, numel, layout)
 
 
+def _kinds(listing: Listing) -> Iterator[str]:
+    for name in listing.tensors:
+        yield "buffer" if name in listing.buffers else "tensor" if name in listing.packed else "parameter"
+
+
 def _nth(place: int) -> Callable[[LiveRecords], Iterator[Any]]:
     return lambda records: (size[place] for size in records.column("sizes"))
 
@@ -318,6 +373,33 @@ _MADE_OF = (
 )
 """The columns that `live_tensor` takes, behind the name."""
 
+_OF_VALUES = frozenset({
+    "shape", "numel", "ndim", "nbytes", "layout", "dense", "dtype", "storage", "encoded", "encoding", "bpw"
+})  # fmt: skip
+"""The columns that differ between the tensor that a network holds and the quantised parameter that it stands for."""
+
+
+def _of_values(info: ParameterInfo, field: str) -> Any:
+    if field == "dense":
+        return None  # it is computed
+    return info.ndim if field == "ndim" else getattr(info, field)
+
+
+def _as_held(row: ParameterInfo, held: ParameterInfo) -> ParameterInfo:
+    """The record of a quantised parameter, where the network holds it."""
+    return replace(
+        row,
+        kind=held.kind,
+        requires_grad=held.requires_grad,
+        module=held.module,
+        bases=held.bases,
+        raw_name=held.raw_name,
+        aliases=held.aliases,
+        persistent=held.persistent,
+        device=held.device,
+    )
+
+
 _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "name": lambda records: records.tensors,
     "sizes": _sizes,
@@ -334,7 +416,7 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
     "dtype": _each(attrgetter("dtype"), DType.of),
     "device": _each(attrgetter("device"), str),
     "requires_grad": _each(attrgetter("requires_grad")),
-    "kind": lambda records: ("buffer" if name in records._listing.buffers else "parameter" for name in records.tensors),
+    "kind": lambda records: _kinds(records._listing),
     "persistent": lambda records: (records._listing.buffers.get(name, True) for name in records.tensors),
     "owner": _owners,
     "module": lambda records: (owner[0] for owner in records.column("owner")),

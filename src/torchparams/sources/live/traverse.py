@@ -11,9 +11,10 @@ from torchparams import limits
 from torchparams.errors import HalfBuilt, SourceError, shorten
 from torchparams.names import wrapper_component
 from torchparams.sources.live.flat import KEY, add_parts, is_flat
+from torchparams.sources.live.packed import packed_classes, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from torch import nn
 
@@ -27,6 +28,7 @@ def holders(
     recurse: bool = True,
     every: bool = False,
     shared: list[tuple[str, nn.Module]] | None = None,
+    packed: Container[type] = (),
 ) -> Iterator[tuple[str, str | None, nn.Module]]:
     """The modules that hold tensors, in the order of `named_modules`: canonical prefix, raw prefix, module.
 
@@ -39,6 +41,7 @@ def holders(
         recurse: Look into submodules.
         every: Follow every path.
         shared: Collects the modules with submodules that are met again, with the canonical prefix that they have there.
+        packed: Classes of modules that come too, whatever they hold.
 
     Raises:
         HalfBuilt: A module on the way was never initialised.
@@ -46,7 +49,7 @@ def holders(
     # One loop with its own stack: nested generators would hand each item through as many frames as the network is deep,
     # and end at Python's recursion limit.
     try:
-        if root._parameters or (buffers and root._buffers):
+        if root._parameters or (buffers and root._buffers) or type(root) in packed:
             yield "", None, root
         if not recurse or not root._modules:
             return
@@ -62,7 +65,7 @@ def holders(
                     continue
                 below = child._modules
                 if not below:
-                    if child._parameters or (buffers and child._buffers):
+                    if child._parameters or (buffers and child._buffers) or type(child) in packed:
                         if raw is None:
                             yield f"{prefix}{key}.", None, child
                         else:
@@ -77,7 +80,7 @@ def holders(
                     continue
                 met.add(id(child))
                 there = None if raw is None else f"{raw}{key}."
-                if child._parameters or (buffers and child._buffers):
+                if child._parameters or (buffers and child._buffers) or type(child) in packed:
                     yield here, there, child
                 inside = None
                 if type(child) not in plain:
@@ -149,6 +152,7 @@ class Listing:
         tied: Whether some tensor has a further name.
         shared: Modules with submodules that were met again: their canonical prefix there, and the module.
         also: Canonical name → further names, of parameters within a flat parameter.
+        packed: Canonical names of tensors that no module holds, but that its packed weights give.
     """
 
     tensors: dict[str, Any]
@@ -158,10 +162,16 @@ class Listing:
     tied: bool
     shared: list[tuple[str, nn.Module]]
     also: dict[str, list[str]] = field(default_factory=dict)
+    packed: frozenset[str] = frozenset()
 
 
-def list_tensors(root: nn.Module, buffers: bool) -> Listing:
+def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listing:
     """All tensors of a network, in one traversal.
+
+    Args:
+        root: The network.
+        buffers: Buffers too.
+        packed: The tensors in packed weights too.
 
     Raises:
         HalfBuilt: A module was never initialised.
@@ -174,8 +184,19 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
     saved: dict[str, bool] = {}
     shared: list[tuple[str, nn.Module]] = []
     also: dict[str, list[str]] = {}
+    given: list[str] = []
+    classes = packed_classes() if packed else frozenset[type]()
     try:
-        for prefix, raw, owner in holders(root, buffers=buffers, shared=shared):
+        for prefix, raw, owner in holders(root, buffers=buffers, shared=shared, packed=classes):
+            if type(owner) in classes:
+                for key, tensor in unpacked(owner).items():
+                    given.append(prefix + key)
+                    names.append(prefix + key)
+                    tensors.append(tensor)
+                    owners.append(owner)
+                    if raw is not None:
+                        raws[prefix + key] = raw + key
+                continue
             for key, tensor in owner._parameters.items():
                 if tensor is not None:
                     if key == KEY and is_flat(tensor):
@@ -212,11 +233,11 @@ def list_tensors(root: nn.Module, buffers: bool) -> Listing:
             where=type(root).__name__,
             hint="a key of _modules, _parameters or _buffers holds a dot; register them through PyTorch's functions",
         )
-    return Listing(table, owners, raws, saved, tied or bool(shared or also), shared, also)
+    return Listing(table, owners, raws, saved, tied or bool(shared or also), shared, also, frozenset(given))
 
 
 def count_tensors(root: nn.Module, buffers: bool) -> int:
-    """How many tensors a network has, each counted once; faster than to name them.
+    """How many tensors a network has, those in packed weights too, each counted once; faster than to name them.
 
     Raises:
         HalfBuilt: A module was never initialised.
@@ -227,6 +248,8 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
     met = {id(root)}
     modules = [root]
     keys: set[Any] = set()
+    packed = packed_classes()
+    is_packed = type(root) in packed
     try:
         for key, tensor in _held(root, buffers):
             keys.add(key)
@@ -241,6 +264,8 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
                         continue
                     met.add(id(child))
                     modules.append(child)
+                if not child._parameters and type(child) in packed:
+                    is_packed = True
                 for key, parameter in child._parameters.items():
                     keys.add(key)
                     add(id(parameter))
@@ -252,9 +277,9 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
         raise _explained(error) from None
     except RuntimeError as error:
         raise changed(error, root) from None
-    # Names may not be what they should; and a flat parameter of FSDP is several.
-    if KEY in keys or any(type(key) is not str or "." in key for key in keys):
-        return len(list_tensors(root, buffers).tensors)
+    # Names may not be what they should; and a flat parameter of FSDP, or packed weights, are several.
+    if is_packed or KEY in keys or any(type(key) is not str or "." in key for key in keys):
+        return len(list_tensors(root, buffers, True).tensors)
     return len(found) - 1
 
 

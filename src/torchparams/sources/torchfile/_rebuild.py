@@ -149,6 +149,7 @@ def _wrapper(machine: Services, func: Global, args: Any) -> TensorRef:
     named = cls if type(cls) is Global else "subclass"
     tensor.problem = f"a {named}, which keeps its values in other tensors, and is not decoded here"
     tensor.layout = shorten(cls.name.rpartition(".")[2], 40) if type(cls) is Global else "wrapper"
+    tensor.wrapper = cls if type(cls) is Global else None
     return tensor
 
 

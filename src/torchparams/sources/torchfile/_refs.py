@@ -99,6 +99,7 @@ class TensorRef(Rebuilt):
         layout: How its values are kept, where it is no plain tensor; see `ParameterInfo.layout`.
         ragged: Its rows have different lengths: the shape is that of all of them in one.
         nbytes: Bytes that it takes; None for those of its elements.
+        wrapper: Of a tensor that keeps its values in others, which are in `state`: the name of its class.
     """
 
     # Attributes of the class, which an instance that needs another value has of its own: most have those below.
@@ -107,6 +108,7 @@ class TensorRef(Rebuilt):
     layout: str | None = None
     nbytes: int | None = None
     state: Any = None
+    wrapper: Global | None = None
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ a bound, and every path that is followed is counted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
@@ -25,11 +26,14 @@ from torchparams.left_out import LeftOut, state_of_layer
 from torchparams.names import script_class
 from torchparams.render.tree import plural
 from torchparams.sources.torchfile._describe import attributes_of, class_name, component_of, describe, plain_copy
+from torchparams.sources.torchfile._parts import take_apart
 from torchparams.sources.torchfile._pickle_values import Blob, Global, OddKey, Reduced
 from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torchparams.encodings.base import Structure
 
 _LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, Global, Blob, OddKey, NumpyType})
 _CONTAINERS = (dict, list, tuple)
@@ -78,6 +82,7 @@ class Listing:
         metadata: What is no tensor: plain values as they are, other objects described.
         left_out: Of these, the state of layers.
         mappings: The names of dicts with tensors in them, of the two outermost levels.
+        structures: The tensors that are listed by the tensors that they keep their values in.
 
     Args:
         root: What the pickle holds.
@@ -96,6 +101,8 @@ class Listing:
         self.label = label
         self.left_out: list[LeftOut] = []
         self.mappings: list[str] = []
+        self.structures: list[Structure] = []
+        self._structured: dict[int, tuple[int, TensorRef]] = {}
         self._declared = declared or (lambda name: None)
         self.names: dict[str, Entry] = {}
         self.metadata: dict[str, Any] = {}
@@ -177,6 +184,22 @@ class Listing:
         return name
 
     def _add(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
+        """List a tensor; one that keeps its values in others, by these where its class is known."""
+        if tensor.wrapper is not None and (described := take_apart(name, tensor)) is not None:
+            structure, parts = described
+            kind = kind or ("parameter" if tensor.is_parameter else "tensor")
+            first = self._structured.setdefault(id(tensor), (len(self.structures), tensor))[0]
+            if first < len(self.structures):  # a second place of the same tensor
+                known = self.structures[first]
+                self.structures[first] = replace(known, aliases=(*known.aliases, name))
+                return
+            self.structures.append(structure)
+            for part, inner in parts.items():
+                self._add_one(part, inner, kind, module)
+        else:
+            self._add_one(name, tensor, kind, module)
+
+    def _add_one(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
         if len(name) > limits.NAME_LENGTH:
             check_name_lengths((name,), self.label)
         storage = tensor.storage

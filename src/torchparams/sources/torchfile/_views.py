@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from torchparams.encodings.base import Structure
     from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
     from torchparams.sources.torchfile._pickle_values import Global, Services
@@ -79,6 +80,7 @@ class PickledSource(Source):
         self._metadata = MappingProxyType(listing.metadata)
         self._left_out = tuple(listing.left_out)
         self._mappings = tuple(listing.mappings)
+        self._structures = tuple(listing.structures)
         self._imported = imported
         self._inline_keys: dict[int, str] = {}
         self._expected: dict[str, Location] = {}  # of a remote zip, whose local headers are read with the values
@@ -157,6 +159,11 @@ class PickledSource(Source):
     def metadata(self) -> Mapping[str, Any]:
         """What the file holds beside tensors: plain values as they are, objects described."""
         return self._metadata
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """The tensors of torchao's classes, which are listed by the tensors that they keep their values in."""
+        return self._structures
 
     @property
     def mappings(self) -> tuple[str, ...]:

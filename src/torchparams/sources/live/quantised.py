@@ -1,0 +1,131 @@
+"""The quantised parameters of a live network, each decoded by the stored tensors that its class or its layer keeps."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torchparams.sources.decoded import DecodedSource
+from torchparams.sources.live.parts import may_have_parts, take_apart
+from torchparams.sources.mapping import MappingSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import nn
+
+    from torchparams.encodings.base import Structure
+    from torchparams.sources.base import Source
+    from torchparams.sources.live.parts import Parts
+    from torchparams.sources.live.tensors import LiveRecords
+
+
+class PartsSource(MappingSource):
+    """The stored tensors of one parameter of a live network.
+
+    Args:
+        parts: The tensors.
+        label: The network's.
+    """
+
+    def __init__(self, parts: Parts, label: str) -> None:
+        super().__init__(parts.tensors, label)
+        self._structure = parts.structure
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """How they belong together, where names do not tell it."""
+        return () if self._structure is None else (self._structure,)
+
+
+def decoded_parts(name: str, value: Any, owner: nn.Module, label: str) -> DecodedSource | None:
+    """A source of one quantised parameter; None of a plain one, and of one that is not understood.
+
+    Args:
+        name: Its canonical name.
+        value: The tensor.
+        owner: The module that holds it.
+        label: The network's.
+    """
+    parts = take_apart(name, value, owner)
+    if parts is None:
+        return None
+    source = DecodedSource(PartsSource(parts, label))
+    source.live = False  # it is made for one reading
+    info = source.infos().get(name)
+    return None if info is None or info.encoded is None else source
+
+
+def quantised(rows: Iterable[tuple[str, Any, nn.Module]], label: str) -> dict[str, DecodedSource]:
+    """Canonical name → source, of the quantised parameters that are understood.
+
+    Args:
+        rows: Canonical name, tensor and owner of all tensors.
+        label: The network's.
+    """
+    found: dict[str, DecodedSource] = {}
+    candidates: dict[type, bool] = {}
+    for name, value, owner in rows:
+        cls = type(value)
+        candidate = candidates.get(cls)
+        if candidate is None:
+            candidate = candidates[cls] = may_have_parts(cls)
+        if candidate or value.is_quantized:
+            source = decoded_parts(name, value, owner, label)
+            if source is not None:
+                found[name] = source
+    return found
+
+
+class StoredModule(MappingSource):
+    """The tensors of a live network, its quantised parameters by the tensors that they are stored in.
+
+    Args:
+        source: The network.
+        read: Gives a reading of it.
+    """
+
+    format = "module"
+
+    def __init__(self, source: Source, read: Callable[[], LiveRecords]) -> None:
+        self.source, self.read = source, read
+        super().__init__(_Entries(read), source.label)
+
+    def __eq__(self, other: object) -> bool:
+        return self.source == other.source if isinstance(other, StoredModule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((StoredModule, self.source))
+
+    @property
+    def structures(self) -> Sequence[Structure]:
+        """How the stored tensors belong together, where names do not tell it."""
+        return [each for parts in self.read().quantised.values() for each in parts.stored.structures]
+
+
+class _Entries(Mapping[str, Any]):
+    """Name → tensor, read anew at each use."""
+
+    def __init__(self, read: Callable[[], LiveRecords]) -> None:
+        self._read = read
+
+    def _now(self) -> dict[str, Any]:
+        records = self._read()
+        found: dict[str, Any] = {}
+        for name, tensor in records.tensors.items():
+            parts = records.quantised.get(name)
+            found |= {name: tensor} if parts is None else dict(parts.stored.items())
+        return found
+
+    def __getitem__(self, name: str) -> Any:
+        return self._now()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def items(self) -> ItemsView[str, Any]:
+        """All entries, of one reading."""
+        return self._now().items()
