@@ -189,10 +189,6 @@ class ModuleSource(Source):
         source = self._quantised(name) if info is None or info.encoded is not None else None
         return super().row(name, info) if source is None else source.row(name)
 
-    def memory(self, info: ParameterInfo) -> tuple[int, Any] | None:
-        """See `Source.memory`; the elements of a quantised parameter lie nowhere."""
-        return None if info.encoded is not None else super().memory(info)
-
     def shows_storage(self, name: str) -> bool:
         """See `Source.shows_storage`."""
         return self._quantised(name) is None and super().shows_storage(name)
