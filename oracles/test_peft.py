@@ -151,7 +151,7 @@ REFUSED = [
     (Variant("dora", {"target_modules": ["wide"], "use_dora": True}), "DoRA"),
     (Variant("dora of a convolution", {"target_modules": ["conv2"], "use_dora": True}), "DoRA"),
     (Variant("attention", {"target_modules": ["attention"]}), "'attention' is a MultiheadAttention"),
-    (Variant("groups", {"target_modules": ["grouped"], "r": 4}), "'grouped' is a convolution in 2 groups"),
+    (Variant("groups", {"target_modules": ["grouped"], "r": 4}), "'grouped' is a convolution with 2 groups"),
     (Variant("parameters", {"target_parameters": ["wide.weight"], "target_modules": []}), "target_parameters"),
     (Variant("tokens", {"target_modules": ["q"], "trainable_token_indices": {"embed": [1, 2]}}), "single rows"),
     (
@@ -174,7 +174,7 @@ REFUSED = [
             change=lambda model: model.resize_token_embeddings(21),
             options={"save_embedding_layers": True},
         ),
-        "resizes 'model.embed_tokens.weight' to 21 rows, and 'lm_head.weight' keeps 16",
+        "resizes 'model.embed_tokens.weight' to 21 rows, but 'lm_head.weight' keeps 16",
     ),
     (
         Variant("tied, its head", {"target_modules": ["lm_head"]}, model=gpt2),
@@ -183,7 +183,7 @@ REFUSED = [
     (
         Variant("tied, its embedding saved", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
                 model=lambda: llama(tied=True)),
-        "the adapter replaces 'model.embed_tokens.weight' alone",
+        "the adapter replaces only 'model.embed_tokens.weight'",
     ),
 ]  # fmt: skip
 
@@ -291,13 +291,13 @@ def test_a_variant_is_refused_with_its_reason(variant: Variant, reason: str, tmp
 @pytest.mark.parametrize("kind", OTHERS)
 def test_another_kind_of_adapter_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     get_peft_model(Small(), OTHERS[kind]).save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(NotReadable, match=f"it is an adapter of the kind '{kind}'"):
+    with pytest.raises(NotReadable, match=f"the adapter type '{kind}' is not supported"):
         tp.fold_lora(Small(), tmp_path / "adapter", tmp_path / "x.safetensors")
 
 
 def test_a_square_weight_whose_base_says_nothing_is_refused(tmp_path: Path) -> None:
     tuned, before = made(Variant("", {"target_modules": ["square", "turned_square", "wide"]}), tmp_path)
-    with pytest.raises(PlanError, match=r"nothing says whether 'square\.weight', 'turned_square\.weight' are stored"):
+    with pytest.raises(PlanError, match=r"cannot tell whether 'square\.weight', 'turned_square\.weight' are stored"):
         folded(base_of(tmp_path), tmp_path)
     check(folded(base_of(tmp_path), tmp_path, fan_in_fan_out=SQUARE), tuned.merge_and_unload(), before)
 

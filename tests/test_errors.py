@@ -46,21 +46,21 @@ def test_nothing_is_near() -> None:
 def test_a_module_is_no_parameter() -> None:
     names = ["layers.0.weight", "layers.0.bias", "layers.01.bias", "my layer.bias"]
     assert str(UnknownName.among("layers.0", names, "m.pt")) == (
-        "m.pt: no parameter is named 'layers.0'. it names a module, with 2 of them below it. "
-        "the selector `layers.0.**` takes them."
+        "m.pt: no parameter is named 'layers.0'. it is a module with 2 parameters. "
+        "the selector `layers.0.**` selects them."
     )
     assert str(UnknownName.among("my layer", names)) == (
-        "no parameter is named 'my layer'. it names a module, with 1 of them below it."
+        "no parameter is named 'my layer'. it is a module with 1 parameters."
     )
 
 
 @pytest.mark.parametrize("selector", ["**.bias", ":bias", "[ndim=2]", "{a,b}.weight", "/x/"])
 def test_a_selector_is_no_name(selector: str) -> None:
     assert str(UnknownName.among(selector, ["head", selector + "_"])).endswith(
-        f"did you mean '{selector}_'? this takes one name: a selector goes to select."
+        f"did you mean '{selector}_'? for a selector, use select."
     )
     assert str(UnknownName.among(selector, ["head", "tail"])) == (
-        f"no parameter is named {selector!r}. there are 2 names. this takes one name: a selector goes to select."
+        f"no parameter is named {selector!r}. there are 2 names. for a selector, use select."
     )
 
 

@@ -181,7 +181,7 @@ def test_models_that_differ_in_it_are_not_the_same() -> None:
 def test_a_digest_would_not_notice_it_and_is_refused() -> None:
     with pytest.raises(NotReadable, match=r"1 \(.*Packed\) writes state .* could have the same digest"):
         tp.digest(net())
-    with pytest.raises(NotReadable, match="and so does 1 more"):
+    with pytest.raises(NotReadable, match="as does 1 more"):
         tp.digest(recurrent())
     assert tp.digest(net(), "0.*").left_out == ()
     assert tp.digest(net(1.0).state_dict()).digest != tp.digest(net(2.0).state_dict()).digest
@@ -224,13 +224,13 @@ def test_extra_state_of_a_state_dict_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, saved(state))
     for x in (state, path):
         (found,) = tp.of(x).left_out
-        assert (found.name, found.reason) == ("1._extra_state", "is the extra state of a layer, and no tensor")
+        assert (found.name, found.reason) == ("1._extra_state", "is the extra state of a layer, not a tensor")
         assert not tp.diff(x, x).same
         assert "1._extra_state" in str(tp.digest(x))
         assert tp.digest(x).to_json()["left_out"] == [found.to_json()]
         assert ("other state", "not possible") in [(c.what, c.outcome) for c in tp.verify(x).checks]
     written_file = tp.save(state, tmp_path / "a.safetensors")
-    assert written_file.dropped == (("1._extra_state", "is the extra state of a layer, and no tensor"),)
+    assert written_file.dropped == (("1._extra_state", "is the extra state of a layer, not a tensor"),)
     assert tp.of({"step": 3, "w": np.ones(1)}).left_out == ()
 
 

@@ -182,9 +182,9 @@ def test_assignment_says_what_to_use(make: type[Any]) -> None:
         model.parameters["body.0.weight"] = torch.zeros(4, 4)
     assert isinstance(caught.value, ReadOnlyTable)
     assert str(caught.value) == (
-        f"{make.__name__}: 'body.0.weight' cannot be set through a table of parameters. for other values, "
-        "with torch.no_grad(): model.body[0].weight.copy_(…); for another parameter, "
-        "model.body[0].weight = torch.nn.Parameter(…)."
+        f"{make.__name__}: 'body.0.weight' cannot be set through a table of parameters. to change values: with "
+        "torch.no_grad(): model.body[0].weight.copy_(…); to replace the parameter: model.body[0].weight = "
+        "torch.nn.Parameter(…)."
     )
     with pytest.raises(TypeError) as caught:
         del model.parameters["fc.bias"]
@@ -706,6 +706,6 @@ def test_nothing_in_a_module_is_named_as_its_table() -> None:
             attempt()
         assert isinstance(caught.value, KeyError)  # as PyTorch has it
         assert str(caught.value) == (
-            f"Net: a {kind} cannot be named 'parameters': that is the table of them. give it another name."
+            f"Net: a {kind} cannot be named 'parameters', the name of the table. choose another name."
         )
     assert list(model.parameters) == list(dict(nn.Module.named_parameters(model)))

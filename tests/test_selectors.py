@@ -100,12 +100,12 @@ def test_a_model_is_no_selector() -> None:
 
         def __call__(self, x: object) -> None: ...
 
-    with pytest.raises(SelectorError, match=re.escape("a Net is a model, and a selector is text, names or a function")):
+    with pytest.raises(SelectorError, match=re.escape("a Net is a model, not a selector (text, names or a function")):
         Selector(Net())
 
 
 def test_tensors_in_a_list_are_no_names() -> None:
-    with pytest.raises(SelectorError, match="holds names, modules or parameters, and this one holds a float"):
+    with pytest.raises(SelectorError, match="must contain names, modules or parameters, not a float"):
         Selector([1.5, "a"])
 
 
@@ -306,7 +306,7 @@ def test_an_explanation_says_why_a_term_hits_nothing() -> None:
     shown = str(Selector("bias | [dtype=bf16] | head.** | ~** & nope").explain(MODEL))
     assert "nothing: did you mean `**.bias`?" in shown
     assert "nothing: dtype of the 28 parameters is float32" in shown
-    assert "nothing: a part of it hits nothing" in shown
+    assert "nothing: a part of it matches nothing" in shown
     assert "nothing: `**` matches all 28 parameters" in shown
 
 
@@ -340,7 +340,7 @@ def test_an_explanation_as_json() -> None:
                 "tensors": 0,
                 "numel": 0,
                 "names": [],
-                "note": "no name has the component 'nope'; the names begin with encoder, head, embeddings, decode_head",
+                "note": "no name has the component 'nope'; the names start with encoder, head, embeddings, decode_head",
             },
         ],
     }
@@ -381,7 +381,7 @@ def test_an_explanation_in_a_notebook() -> None:
 
 
 def test_an_explanation_asks_no_more_of_a_file_than_it_records() -> None:
-    with pytest.raises(SelectorError, match=r"m\.pt: `:norm` cannot be told"):
+    with pytest.raises(SelectorError, match=r"m\.pt: `:norm` cannot be evaluated"):
         Selector("**.bias | :norm").explain([stored("a.bias")], where="m.pt")
 
 
@@ -445,9 +445,9 @@ def test_layers_by_their_number() -> None:
     assert params.select("[layer>=11]").names == ["h.11.a.weight", "h.11.b.weight"]
     assert len(params.select("[layer!=0]")) == 23
     assert params.select("~[layer>=0]").names == ["head.weight"]
-    with pytest.raises(NoMatch, match="the first numbers in the names of the 25 parameters are 0 to 11"):
+    with pytest.raises(NoMatch, match="the first numbers in the names of the 25 parameters range from 0 to 11"):
         params.select("[layer>11]")
-    with pytest.raises(NoMatch, match="the name of none of them has a number"):
+    with pytest.raises(NoMatch, match="no name of them has a number"):
         params.select("head.*[layer=1]")
 
 
@@ -470,11 +470,11 @@ def test_names_may_be_the_words() -> None:
 
 
 def test_a_star_that_hits_few_is_remarked_on() -> None:
-    line = "`*.weight` hits 1 of the 25 parameters that `**.weight` hits"
+    line = "`*.weight` matches 1 of the 25 parameters that `**.weight` matches"
     chosen = tp.of(LAYERS).select("*.weight")
     assert chosen.narrow == line
     assert line in str(chosen) and line in str(tp.stats(chosen)) and line in str(tp.ls(LAYERS, "*.weight", tree=True))
     for text in ("h.*.a.weight", "**.weight", "head.*", "~*.weight"):
         assert tp.of(LAYERS).select(text).narrow is None
     model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(1, 1)) for _ in range(4)), torch.nn.Linear(1, 1))
-    assert "`*.weight` hits 1 of the 5 parameters that `**.weight` hits" in str(tp.freeze(model, "*.weight"))
+    assert "`*.weight` matches 1 of the 5 parameters that `**.weight` matches" in str(tp.freeze(model, "*.weight"))

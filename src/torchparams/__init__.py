@@ -1,6 +1,6 @@
-"""The parameter system for PyTorch networks.
+"""Read, select, compare and edit the named parameters of PyTorch networks.
 
-One table of named parameters, whether the network is an `nn.Module` in memory or a checkpoint on disk:
+A table of named parameters works the same for an `nn.Module` in memory and a checkpoint on disk:
 
 >>> import numpy as np
 >>> import torchparams as tp
@@ -10,8 +10,7 @@ One table of named parameters, whether the network is an `nn.Module` in memory o
 >>> params.select("**.bias").names
 ['fc.bias']
 
-Every public name is imported from its module when it is first used: `import torchparams` costs
-next to nothing, and never imports torch.
+Every public name is imported at first use: `import torchparams` is cheap, and never imports torch.
 """
 
 from __future__ import annotations
@@ -164,7 +163,7 @@ _HOMES = {
 }
 _MODULES = ("errors", "limits", "testing")
 
-__all__ = [  # built from the table above, which a test holds against the imports
+__all__ = [  # built from the table above; a test compares it with the imports
     *_HOMES,
     *_MODULES,
     "__version__",
@@ -184,7 +183,7 @@ def __getattr__(name: str) -> Any:
 def _imported(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:  # `Module` needs torch, and `testing` pytest
+    except ModuleNotFoundError as error:  # `Module` needs torch, and `testing` needs pytest
         if error.name is None or error.name.startswith(__name__):
             raise
         from torchparams.errors import MissingDependency

@@ -1,6 +1,6 @@
-"""Every element type that a checkpoint can hold, and its spellings.
+"""Dtypes of checkpoints, with their spellings in torch, NumPy and safetensors.
 
-One table; numpy, ml_dtypes and torch are imported only when one of their own types is asked for.
+NumPy, ml_dtypes and torch are imported only when one of their dtypes is requested.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class DType(str):
-    """An element type: a string, torch's spelling of it, that also knows its size.
+    """Dtype of elements: a string (torch's spelling) that also knows its size.
 
     Attributes:
-        bits: Size of one element, in bits.
-        kind: `float`, `int`, `uint`, `bool`, `complex` or `opaque` (quantised and packed types).
-        code: safetensors' spelling (`BF16`), or None where that format has no such type.
-        numpy_name: The type's name in numpy or ml_dtypes, or None where neither has it.
-        torch_name: The name in torch, or None where torch has no such type.
+        bits: Bits per element.
+        kind: `float`, `int`, `uint`, `bool`, `complex` or `opaque` (quantised and packed dtypes).
+        code: Spelling in safetensors (`BF16`), or None.
+        numpy_name: Name in NumPy or ml_dtypes, or None.
+        torch_name: Name in torch, or None.
 
     >>> DType.of("BF16"), DType.of("torch.bfloat16").bits, DType.of("bf16") == "bfloat16"
     ('bfloat16', 16, True)
@@ -36,10 +36,10 @@ class DType(str):
 
     @staticmethod
     def of(spelling: object) -> DType:
-        """The type that a torch, numpy or safetensors spelling, or one of their dtype objects, names.
+        """Dtype for a spelling of torch, NumPy or safetensors, or for one of their dtype objects.
 
         Raises:
-            TorchParamsError: No type is spelled so.
+            TorchParamsError: The spelling is unknown.
         """
         if isinstance(spelling, DType):
             return spelling
@@ -47,14 +47,15 @@ class DType(str):
         found = BY_SPELLING.get(text) or BY_SPELLING.get(text.removeprefix("torch.").lower())
         if found is None:
             raise TorchParamsError(
-                f"no dtype is spelled {text!r}",
-                hint="spell it as torch, numpy or safetensors do: bfloat16, bf16, float32, F32, float8_e4m3fn, int64",
+                f"unknown dtype {text!r}",
+                hint="use a spelling of torch, numpy or safetensors, such as bfloat16, bf16, float32, F32, "
+                "float8_e4m3fn, int64",
             )
         return found
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one element; 0 for types of less than a byte, whose elements are packed."""
+        """Bytes per element; 0 for sub-byte dtypes, whose elements are packed."""
         return self.bits // 8
 
     def nbytes(self, numel: int) -> int:
@@ -63,13 +64,13 @@ class DType(str):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy (or ml_dtypes) type.
+        """NumPy or ml_dtypes dtype.
 
         Raises:
-            NotReadable: Neither package has such a type.
+            NotReadable: Neither package has this dtype.
         """
         if self.numpy_name is None:
-            raise NotReadable(f"numpy and ml_dtypes have no type for {self}")
+            raise NotReadable(f"numpy and ml_dtypes have no dtype for {self}")
         import numpy as np
 
         if not hasattr(np, self.numpy_name):
@@ -81,23 +82,23 @@ class DType(str):
 
     @property
     def torch(self) -> torch.dtype:
-        """The torch type.
+        """torch dtype.
 
         Raises:
-            NotReadable: torch (this version of it) has no such type.
+            NotReadable: The installed torch has no such dtype.
         """
         import torch
 
         found = getattr(torch, self.torch_name or "", None)
         if not isinstance(found, torch.dtype):
-            raise NotReadable(f"torch {torch.__version__} has no type for {self}")
+            raise NotReadable(f"torch {torch.__version__} has no dtype for {self}")
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DType.of, (str(self),)
 
 
-_SAME = "="  # the torch name is the name; the numpy name is the torch name
+_SAME = "="  # same name as in torch
 
 
 def _make(name: str, bits: int, kind: str, code: str | None, numpy_name: str | None, torch_name: str | None) -> DType:
@@ -143,13 +144,13 @@ ALL: tuple[DType, ...] = tuple(_make(*row) for row in (
     ("quint2x4",             8, "opaque",  None,          None,             _SAME),
     *((f"bits{b}", max(b, 8), "opaque", None, None, _SAME) for b in (8, 16)),
     *((f"bits{p}", 8, "opaque", None, None, _SAME) for p in ("1x8", "2x4", "4x2")),
-    # torch stores its sub-byte integers a byte each
+    # torch stores each sub-byte integer in a byte
     *((f"{s}int{b}", 8, "opaque", None, None, _SAME) for s in ("", "u") for b in range(1, 8)),
 ))
 # fmt: on
 
 BY_CODE: dict[str, DType] = {dtype.code: dtype for dtype in ALL if dtype.code}
-"""safetensors' spelling → type."""
+"""Dtypes by their spelling in safetensors."""
 
 _NICKNAMES = {
     "half": "float16",

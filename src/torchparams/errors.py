@@ -1,32 +1,32 @@
-"""Every error of the library, in one tree.
+"""Exceptions of torchparams.
 
     TorchParamsError
     ├── SelectorError (ValueError)
-    │   ├── SelectorSyntaxError      the text is not a selector; knows the column
-    │   └── NoMatch (LookupError)    a part of the selector hits nothing
-    ├── UnknownName (KeyError)       a name that the table does not hold
+    │   ├── SelectorSyntaxError      the text is not a selector; has the column
+    │   └── NoMatch (LookupError)    a part of the selector matches nothing
+    ├── UnknownName (KeyError)       a name that is not in the table
     ├── SourceError
-    │   ├── UnsupportedSource (TypeError)   nothing here lists the parameters of such a thing
-    │   ├── FileFormatError (ValueError)    the file is not what its format says
-    │   │   ├── TruncatedFile               it ends before its own description does
-    │   │   ├── TrailingBytes               it goes on after its own description ends
-    │   │   └── SizeMismatch                two statements of one size disagree
-    │   ├── LimitExceeded (ValueError)      legal, and beyond a limit of `torchparams.limits`
-    │   ├── NotReadable (ValueError)        listed, but its values cannot be read here
-    │   ├── RemoteError (OSError)           a server or the connection to it failed; knows the status
-    │   └── HalfBuilt (AttributeError)      a module whose __init__ has not called that of nn.Module
-    ├── NameTaken (KeyError)                a module's parameter cannot have the name of its table
-    ├── ReadOnlyTable (TypeError)           a table is looked at; what it shows is changed elsewhere
-    ├── MissingDependency (ImportError)     an optional package is needed for this
-    ├── PlanError (ValueError)              what is to be written would collide, lose or not fit
-    ├── WriteError (OSError)                the disk said no; the target is as it was
-    ├── RenameError (ValueError)            what should rename parameters cannot
-    ├── OptionError (ValueError)            options that mean nothing, or not together
-    ├── RanksError (RuntimeError)           ranks of a process group did not make the same call
-    └── MismatchError (ValueError)          two sets of parameters do not fit each other
+    │   ├── UnsupportedSource (TypeError)   an object or file of an unsupported type
+    │   ├── FileFormatError (ValueError)    the file breaks the rules of its format
+    │   │   ├── TruncatedFile               it is shorter than its header says
+    │   │   ├── TrailingBytes               it is longer than its header says
+    │   │   └── SizeMismatch                two sizes in it disagree
+    │   ├── LimitExceeded (ValueError)      valid, but over a limit of `torchparams.limits`
+    │   ├── NotReadable (ValueError)        a listed tensor without readable values
+    │   ├── RemoteError (OSError)           a server or connection failed; has the status
+    │   └── HalfBuilt (AttributeError)      a module whose __init__ did not call super().__init__()
+    ├── NameTaken (KeyError)                a name that a module already uses
+    ├── ReadOnlyTable (TypeError)           an assignment to a read-only table
+    ├── MissingDependency (ImportError)     an optional package is not installed
+    ├── PlanError (ValueError)              a plan that cannot be carried out
+    ├── WriteError (OSError)                writing failed; the target is unchanged
+    ├── RenameError (ValueError)            an invalid rename
+    ├── OptionError (ValueError)            an invalid option, or invalid together
+    ├── RanksError (RuntimeError)           ranks of a process group made different calls
+    └── MismatchError (ValueError)          two sets of parameters that do not match
 
-A message says what is wrong, where, what exists instead, and what to do, in that order and in
-one line. Paths and names in it are escaped where they are not printable, so a terminal can show it.
+A message says what is wrong, where, what exists instead, and what to do, in that order, in one line. Unprintable
+characters in paths and names are escaped, so messages are safe to print in a terminal.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 class TorchParamsError(Exception):
-    """The root of the tree.
+    """Base class of all exceptions of torchparams.
 
     Args:
-        what: What is wrong, without a full stop.
-        where: The file, byte offset, tensor or column it is wrong at.
-        exists: What there is instead.
+        what: What is wrong, in lower case and without a full stop.
+        where: File, byte offset, tensor or column.
+        exists: What exists instead.
         hint: What to do.
     """
 
@@ -74,18 +74,18 @@ class TorchParamsError(Exception):
 
 
 class SelectorError(TorchParamsError, ValueError):
-    """A selector that cannot be used."""
+    """A selector cannot be used."""
 
 
 class SelectorSyntaxError(SelectorError):
-    """The text is not a selector; `column` (from 1) is where it stops being one.
+    """A text is not a selector; `column`, counted from 1, is the position of the error.
 
     Args:
         text: The whole selector.
-        column: Where it is wrong, from 1; one past its length where it ends too soon.
-        expected: What could stand there.
-        found: What stands there, where that is more than the one character.
-        hint: What to write.
+        column: Position of the error, from 1; length plus one if the text ends too early.
+        expected: Expected syntax.
+        found: Text found, if longer than one character.
+        hint: What to write instead.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class SelectorSyntaxError(SelectorError):
             hint=hint,
         )
         self.text, self.column, self.expected = text, column, expected
-        # The caret stands below its character: only the line that holds it is shown, and of a long one a window.
+        # The caret is below its character; only that line is shown, and a part of it if it is long.
         line = text.rfind("\n", 0, column - 1) + 1
         left = max(line, column - 60)
         shown = shorten(text[left : column + 60].partition("\n")[0], 120)
@@ -108,7 +108,7 @@ class SelectorSyntaxError(SelectorError):
 
 
 class NoMatch(SelectorError, LookupError):
-    """A branch of the selector hits nothing."""
+    """A branch of a selector matches nothing."""
 
 
 _PLAIN = re.compile(r"\w+(\.\w+)*")
@@ -116,61 +116,61 @@ _WILD = re.compile(r"[*?{|&~\[:]|^/")
 
 
 class UnknownName(TorchParamsError, KeyError):
-    """A name that the table does not hold."""
+    """A name is not in the table."""
 
     @classmethod
     def among(
         cls, name: str, names: Iterable[str], where: str | None = None, *, aliases: Iterable[str] = ()
     ) -> UnknownName:
-        """The error for `name`, with the nearest of `names` and of their `aliases`."""
+        """Create the error for `name`, with the nearest of `names` and `aliases`."""
         known = list(names)
         spellings = [*known, *aliases]
         what = f"no parameter is named {shorten(repr(name), 160)}"
         below = sum(other.startswith(name + ".") for other in spellings)
         if below:
-            hint = f"the selector `{name}.**` takes them" if _PLAIN.fullmatch(name) else None
-            return cls(what, where=where, exists=f"it names a module, with {below:,} of them below it", hint=hint)
+            hint = f"the selector `{name}.**` selects them" if _PLAIN.fullmatch(name) else None
+            return cls(what, where=where, exists=f"it is a module with {below:,} parameters", hint=hint)
         near = nearest(name, spellings)
         return cls(
             what,
             where=where,
             exists=f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(known)} names",
-            hint="this takes one name: a selector goes to select" if _WILD.search(name) else None,
+            hint="for a selector, use select" if _WILD.search(name) else None,
         )
 
-    __str__ = TorchParamsError.__str__  # KeyError would print the repr
+    __str__ = TorchParamsError.__str__  # KeyError prints the repr
 
 
 class SourceError(TorchParamsError):
-    """Something whose parameters cannot be listed or read."""
+    """Parameters cannot be listed or read."""
 
 
 class UnsupportedSource(SourceError, TypeError):
-    """Nothing here lists the parameters of such a thing."""
+    """The type of an object or file is not supported."""
 
 
 class FileFormatError(SourceError, ValueError):
-    """The file is not what its format says."""
+    """A file breaks the rules of its format."""
 
 
 class TruncatedFile(FileFormatError):
-    """The file ends before its own description does."""
+    """A file is shorter than its header says."""
 
 
 class TrailingBytes(FileFormatError):
-    """The file goes on after its own description ends."""
+    """A file is longer than its header says."""
 
 
 class SizeMismatch(FileFormatError):
-    """Two statements of one size disagree."""
+    """Two sizes in a file disagree."""
 
 
 class LimitExceeded(SourceError, ValueError):
-    """Legal, and beyond a limit of `torchparams.limits`."""
+    """A file is valid, but exceeds a limit of `torchparams.limits`."""
 
 
 class NotReadable(SourceError, ValueError):
-    """A tensor that is listed, but whose values cannot be read here."""
+    """A tensor is listed, but its values cannot be read."""
 
 
 class RemoteError(SourceError, OSError):
@@ -195,37 +195,37 @@ class RemoteError(SourceError, OSError):
 
 
 class HalfBuilt(SourceError, AttributeError):
-    """A module whose `__init__` has not called that of `nn.Module`, so that it cannot hold parameters yet."""
+    """A module cannot hold parameters yet, because its `__init__` did not call `super().__init__()`."""
 
 
 class NameTaken(TorchParamsError, KeyError):
-    """A name that is in use for something else, the attribute `parameters` above all."""
+    """A name of a module is already in use, such as the attribute `parameters`."""
 
-    __str__ = TorchParamsError.__str__  # KeyError would print the repr
+    __str__ = TorchParamsError.__str__  # KeyError prints the repr
 
 
 class ReadOnlyTable(TorchParamsError, TypeError):
-    """A table is looked at; what it shows is changed elsewhere."""
+    """A table is read-only; change the model or file instead."""
 
 
 class MissingDependency(TorchParamsError, ImportError):
-    """An optional package is needed for this."""
+    """An optional package is not installed."""
 
 
 class PlanError(TorchParamsError, ValueError):
-    """What is to be written would collide, lose something, or not fit."""
+    """A plan has colliding names, cannot store a tensor, or does not fit."""
 
 
 class WriteError(TorchParamsError, OSError):
-    """Writing failed; the target is as it was before."""
+    """Writing failed; the target is unchanged."""
 
 
 class RenameError(TorchParamsError, ValueError):
-    """What should rename parameters cannot: it is not a rename, or makes no names."""
+    """A rename is invalid, or produces invalid names."""
 
 
 class OptionError(TorchParamsError, ValueError):
-    """Options that mean nothing, or not together."""
+    """An option is invalid, or cannot be combined with another."""
 
 
 class RanksError(TorchParamsError, RuntimeError):
@@ -233,21 +233,21 @@ class RanksError(TorchParamsError, RuntimeError):
 
 
 class MismatchError(TorchParamsError, ValueError):
-    """Two sets of parameters do not fit each other."""
+    """Two sets of parameters do not match."""
 
 
 _COMPARED = 500
-"""How many names `nearest` compares letter by letter."""
+"""Maximum number of names that `nearest` compares in full."""
 
 
 def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
-    """The `count` names most like `name`, best first; empty when none is like it. Linear in the count of names.
+    """Names most similar to `name`, best first; empty if none is similar. Linear in the number of names.
 
     >>> nearest("bais", [f"layer{i}" for i in range(5000)] + ["bias"])
     ['bias']
     """
-    # difflib takes some tens of microseconds a name: of very many, those are compared that share the largest part of
-    # their letters and pairs of letters with what was asked for.
+    # difflib takes tens of microseconds per name. With many names, only those are compared that share most letters and
+    # pairs of letters with the requested name.
     if len(names) > 4 * _COMPARED:
         wanted = {*name, *pairwise(name)}
 
@@ -260,13 +260,13 @@ def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
 
 
 def shorten(text: str, width: int = 80) -> str:
-    """`text` in at most `width` characters and on one line, for a message."""
+    """Shorten a text to one line of at most `width` characters, for messages."""
     line = printable(text if len(text) <= width else text[:width])
     return line if len(line) <= width and len(text) <= width else line[: width - 1] + "…"
 
 
 def printable(text: str) -> str:
-    r"""`text` on one line and without control characters, so that a name cannot drive a terminal.
+    r"""Escape unprintable characters, so that a name cannot control a terminal.
 
     >>> printable("a\x1b[2J\nb")
     'a\\x1b[2J\\nb'

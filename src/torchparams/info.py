@@ -1,4 +1,4 @@
-"""What is known of one parameter without reading its values."""
+"""Descriptions of parameters without their values."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The memory that a tensor is a view of.
+    """Storage that a tensor is a view of.
 
     Attributes:
-        key: Equal for tensors that share memory, within one source.
-        offset: Where the tensor starts, in elements.
-        stride: Distance between neighbours along each dimension, in elements.
-        nbytes: Size of the whole storage, in bytes.
+        key: Identifier of the storage, equal for tensors of one source that share memory.
+        offset: Offset of the first element, in elements.
+        stride: Strides, in elements.
+        nbytes: Bytes of the whole storage.
     """
 
     key: str
@@ -28,9 +28,9 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a tensor's bytes lie: `[start, stop)` of `file`.
+    """Byte range `[start, stop)` of a tensor in a file.
 
-    For a view, the range is that of the view's first to last byte.
+    For a view, the range from its first to its last byte.
     """
 
     file: str
@@ -40,12 +40,12 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """How a quantised parameter is stored.
+    """Encoding of a quantised parameter.
 
     Attributes:
-        encoding: The name of the encoding: `fp8-block128`, `nf4`, `gptq-int4-g128`.
-        parts: Names of the stored tensors that it is computed from, the codes first.
-        recorded: Whether the encoding records the element type; else values are float32.
+        encoding: Name of the encoding, such as `fp8-block128`, `nf4` or `gptq-int4-g128`.
+        parts: Names of the stored tensors, codes first.
+        recorded: Whether the encoding records the dtype; otherwise values are float32.
     """
 
     encoding: str
@@ -98,31 +98,30 @@ class Sharding:
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """One row of the table: a named parameter, described without its values.
+    """Description of a named parameter: one row of a table, without values.
 
     Attributes:
-        name: The canonical name: of a live model, without the components that wrappers add.
-        shape: Sizes of the dimensions; None for a lazy parameter that has none yet, and for a nested tensor.
-        dtype: The element type; compares equal to torch's spelling, as in `dtype == "bfloat16"`.
-        numel: Count of elements.
-        nbytes: Bytes of the elements, laid out contiguously; of a sparse tensor, of its indices and values; of a
-            quantised parameter, of all tensors that it is stored in.
-        device: torch's spelling; `file` for a checkpoint, `meta` for a tensor without values.
-        kind: `parameter`, `buffer`, or `tensor` where the source does not tell them apart.
-        requires_grad: Whether autograd computes its gradient; None where nothing is recorded.
-        module: Qualified class name of the owner; None for files and mappings.
-        raw_name: The name as the source spells it.
+        name: Canonical name: for a live model, without the components of wrappers.
+        shape: Shape; None for a lazy parameter and for a nested tensor.
+        dtype: Dtype; equal to torch's spelling, as in `dtype == "bfloat16"`.
+        numel: Number of elements.
+        nbytes: Bytes of the elements if contiguous; for a sparse tensor, bytes of indices and values; for a quantised
+            parameter, bytes of all its stored tensors.
+        device: Device in torch's spelling; `file` for a checkpoint, `meta` for a tensor without values.
+        kind: `parameter`, `buffer`, or `tensor` if the source does not distinguish them.
+        requires_grad: Whether autograd computes its gradient; None if not recorded.
+        module: Qualified class name of the owning module; None for files and mappings.
+        raw_name: Name as spelled in the source.
         aliases: Other names of the same tensor.
-        storage: The memory it is a view of; None where every tensor owns its bytes.
-        location: Where its bytes lie in a file; None for live tensors.
-        bases: The owner's class and its base classes, for `[module=…]` and the words `:norm`
-            and `:embedding`.
-        persistent: Whether a state dict holds it; False for a buffer registered with `persistent=False`.
-        layout: None for a plain tensor. Else how its values are kept: `sparse_coo`, `sparse_csr` and the other sparse
-            layouts of torch, `nested`, `jagged`, `lazy`, `quantised`, or the class of a wrapper around other tensors.
-        encoded: How a quantised parameter is stored; None for a plain one. `encoding` and `raw_names` say it in short.
-        sharding: How the ranks of a process group keep it; None where this process has all of it. Shape, `numel` and
-            `nbytes` are those of the whole.
+        storage: Storage of a view; None if every tensor owns its bytes.
+        location: Byte range in a file; None for live tensors.
+        bases: Class of the owning module and its base classes, for `[module=…]`, `:norm` and `:embedding`.
+        persistent: Whether a state dict contains it; False for a buffer registered with `persistent=False`.
+        layout: None for a strided tensor; otherwise `sparse_coo`, `sparse_csr` and the other sparse layouts of torch,
+            `nested`, `jagged`, `lazy`, `quantised`, or the class of a wrapper around other tensors.
+        encoded: Encoding of a quantised parameter; None for others. See also `encoding` and `raw_names`.
+        sharding: Split over the ranks of a process group; None if this process has the whole tensor. Shape, `numel` and
+            `nbytes` are those of the whole tensor.
 
     >>> import torchparams as tp
     >>> import numpy as np
@@ -151,33 +150,33 @@ class ParameterInfo:
 
     @property
     def encoding(self) -> str | None:
-        """The name of the encoding of a quantised parameter; None for a plain one."""
+        """Name of the encoding of a quantised parameter; None for others."""
         return None if self.encoded is None else self.encoded.encoding
 
     @property
     def raw_names(self) -> tuple[str, ...]:
-        """Names of the stored tensors that it is made of."""
+        """Names of the stored tensors."""
         return (self.raw_name or self.name,) if self.encoded is None else self.encoded.parts
 
     @property
     def bpw(self) -> float | None:
-        """Bits that are stored for an element, scales included; None where there are no elements."""
+        """Stored bits per element, including scales; None without elements."""
         return 8 * self.nbytes / self.numel if self.numel else None
 
     @property
     def ndim(self) -> int | None:
-        """Count of dimensions; None for a lazy parameter and for a nested tensor."""
+        """Number of dimensions; None for a lazy parameter and for a nested tensor."""
         return None if self.shape is None else len(self.shape)
 
     @property
     def shapeless(self) -> str:
-        """Why it has no shape, in words that follow its name."""
+        """Reason why it has no shape, to follow its name in a sentence."""
         if self.layout in (None, "lazy"):
-            return "is lazy: it has no shape and no values yet"
+            return "is lazy: it has no shape or values yet"
         return f"is nested ({self.layout}): its rows have different lengths"
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON takes it: the rows of `torchparams ls --json`."""
+        """The info as JSON data: a row of `torchparams ls --json`."""
         row: dict[str, Any] = {
             "name": self.name,
             "shape": None if self.shape is None else list(self.shape),
@@ -211,7 +210,7 @@ class ParameterInfo:
 def file_tensor(
     name: str, shape: tuple[int, ...], dtype: DType, numel: int, nbytes: int, file: str, start: int, stop: int
 ) -> ParameterInfo:
-    """The record of a tensor that owns the bytes `[start, stop)` of `file`, three times as fast as by its class.
+    """Create the info of a tensor that owns the bytes `[start, stop)` of a file; three times as fast as the class.
 
     >>> from torchparams.dtypes import DType
     >>> file_tensor("w", (2,), DType.of("U8"), 2, 2, "a.safetensors", 80, 82).location
@@ -258,7 +257,7 @@ def live_tensor(
     layout: str | None = None,
     sharding: Sharding | None = None,
 ) -> ParameterInfo:
-    """The record of a tensor of a live model, as fast as `file_tensor`; `owner` is the class's name and its bases'.
+    """Create the info of a tensor of a live model, as fast as `file_tensor`; `owner` is the class name with its bases.
 
     >>> from torchparams.dtypes import DType
     >>> f32, net = DType.of("F32"), ("Net", ("Net",))
@@ -288,7 +287,7 @@ def live_tensor(
 
 
 def view_of(key: str, offset: int, stride: tuple[int, ...], nbytes: int) -> Storage:
-    """`Storage(key, offset, stride, nbytes)`, made as `file_tensor` makes a record.
+    """Create `Storage(key, offset, stride, nbytes)`, as fast as `file_tensor`.
 
     >>> view_of("cpu:0x10", 0, (3, 1), 24)
     Storage(key='cpu:0x10', offset=0, stride=(3, 1), nbytes=24)

@@ -1,7 +1,7 @@
-"""State that belongs to a source and is not in its table: which module or entry holds it, and why it is not listed.
+"""State of a source that its table does not list, such as packed weights.
 
-A layer may write state of its own to the state dict (`_save_to_state_dict`, `get_extra_state`, a hook): packed weights,
-scales of codes, counters. None of it is a parameter or a buffer. A source says so, and every result passes it on.
+A layer may write its own state to the state dict (`_save_to_state_dict`, `get_extra_state`, a hook): packed weights,
+scales, counters. None of it is a parameter or buffer. Sources report it, and every result passes it on.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from torchparams.selectors import Selector
 
 KINDS_SHOWN = 8
-"""Lines that name state outside the table at most, one for each class and reason."""
+"""Maximum number of report lines, one per class and reason."""
 
 
 STATE_DICT_HINT = "pass model.state_dict(), which holds that state as the modules write it"
-"""What to do about a live model with state outside its table."""
+"""Hint for a live model with state outside its table."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """State that belongs to a source and is not in its table.
+    """State of a source that its table does not list.
 
     Attributes:
-        name: The module or the entry that holds it; empty for the outermost module.
-        kind: Its class.
+        name: Module or entry that holds it; empty for the outermost module.
+        kind: Class of the module or entry.
         reason: Why the table does not list it.
-        live: Whether it belongs to a live model, whose state dict has it.
+        live: Whether it belongs to a live model, whose state dict contains it.
 
     >>> LeftOut("fc", "lib.Packed", "writes state of its own").to_json()
     {'name': 'fc', 'kind': 'lib.Packed', 'reason': 'writes state of its own'}
@@ -46,36 +46,37 @@ class LeftOut:
     live: bool = False
 
     def to_json(self) -> dict[str, str]:
-        """The name, the class and the reason."""
+        """The description as JSON data."""
         return {"name": self.name, "kind": self.kind, "reason": self.reason}
 
 
 def state_of_layer(name: str, kind: str) -> str | None:
-    """Why an entry of a state dict that is no tensor matters; None where it is only something beside the weights.
+    """Reason why a non-tensor entry of a state dict is state of a layer; None for other metadata.
 
     Args:
-        name: The entry's name.
-        kind: Its class.
+        name: Name of the entry.
+        kind: Class of the entry.
 
     >>> state_of_layer("fc._extra_state", "dict"), state_of_layer("epoch", "int")
-    ('is the extra state of a layer, and no tensor', None)
+    ('is the extra state of a layer, not a tensor', None)
     """
     if kind.rpartition(".")[2] == "ScriptObject":
-        return "is an object of compiled code, such as packed weights, and no tensor"
+        return "is an object of compiled code, such as packed weights, not a tensor"
     if name.rpartition(".")[2] == "_extra_state":
-        return "is the extra state of a layer, and no tensor"
+        return "is the extra state of a layer, not a tensor"
     return None
 
 
 def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]) -> tuple[LeftOut, ...]:
-    """The entries of `found` that a selection concerns.
+    """Left-out state that a selection concerns.
 
-    A module belongs to it if one of its own tensors is selected, or if the selector hits what is below the module.
+    State of a module belongs to a selection that has a tensor of the module, or whose selector matches below the
+    module.
 
     Args:
-        found: All of a source.
-        selector: The selector.
-        names: The names that it hits.
+        found: All left-out state of a source.
+        selector: Selector of the selection.
+        names: Names that it matches.
 
     >>> import torchparams as tp
     >>> found = [LeftOut("fc", "lib.Packed", "writes state of its own")]
@@ -86,7 +87,7 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
     from torchparams.info import ParameterInfo
 
     owners = {name.rpartition(".")[0] for name in names}
-    # The state has no name of its own; a selector is asked about one that PyTorch uses.
+    # The state has no name of its own; test the selector with a name that PyTorch uses.
     byte = DType.of("uint8")
     entries = {each: f"{each.name}._extra_state".removeprefix(".") for each in found}
     infos = (
@@ -95,9 +96,9 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
     )
     try:
         hits = None if selector.relative else selector.names(infos)
-    except SelectorError:  # modules and parameters are found in the live model alone
+    except SelectorError:  # modules and parameters need the live model
         hits = None
-    if hits is None:  # what lies between the names counts
+    if hits is None:  # compare with the common module of the names
         inside = common(owners)
         below = f"{inside}." if inside else ""
         hits = frozenset(name for name in entries.values() if name.startswith(below))
@@ -105,7 +106,7 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
 
 
 def left_out_lines(found: Sequence[LeftOut]) -> list[Text]:
-    """The lines that name state outside the table; none where there is none.
+    """Report lines for state outside the table; empty if there is none.
 
     >>> [line.text for line in left_out_lines([LeftOut("fc", "lib.Packed", "writes state of its own", live=True)])]
     ['not in the table: the state of 1 module', '  fc (lib.Packed): writes state of its own']
@@ -125,11 +126,11 @@ def left_out_lines(found: Sequence[LeftOut]) -> list[Text]:
 
 
 def in_words(found: Sequence[LeftOut]) -> str:
-    """The same in one sentence, for an error.
+    """One sentence on state outside the table, for an error.
 
     >>> in_words([LeftOut("fc", "lib.Packed", "writes state of its own", live=True)])
     'fc (lib.Packed) writes state of its own'
     """
     first = found[0]
-    more = f", and so {'does' if len(found) == 2 else 'do'} {len(found) - 1:,} more" if len(found) > 1 else ""
+    more = f", as {'does' if len(found) == 2 else 'do'} {len(found) - 1:,} more" if len(found) > 1 else ""
     return f"{first.name or 'the outermost module'} ({first.kind}) {first.reason}{more}"

@@ -1,61 +1,60 @@
-"""Every limit, in one place: what a file may ask of the reader before it is refused.
+"""Limits for reading untrusted files.
 
-A limit guards memory or time against a file that nobody vouches for. Each can be raised by
-assigning to the module's attribute.
+A limit protects memory or time against hostile files. To raise one, assign to the module attribute.
 """
 
 from __future__ import annotations
 
 HEADER_BYTES = 100_000_000
-"""Longest safetensors header, in bytes; the format's own limit."""
+"""Maximum length of a safetensors header, in bytes; also the limit of the format."""
 
 INDEX_BYTES = 100_000_000
-"""Longest index of a sharded checkpoint, in bytes."""
+"""Maximum length of the index of a sharded checkpoint, in bytes."""
 
 MANIFEST_BYTES = 100_000_000
-"""Longest manifest of digests, in bytes."""
+"""Maximum length of a manifest, in bytes."""
 
 PICKLE_BYTES = 256 << 20
-"""Longest `data.pkl`, in bytes, inflated where it is compressed."""
+"""Maximum length of `data.pkl`, in bytes, after decompression."""
 
 PICKLE_OPERATIONS = 2_000_000
-"""Most operations that the pickles of one file may run, beside one for every 32 bytes of the file.
+"""Maximum number of operations for the pickles of one file, plus one for every 32 bytes of the file.
 
-An operation takes about 150 bytes of memory at most, listing included; a tensor of a state dict takes about 40
+An operation takes at most about 150 bytes of memory, including the listing; a tensor of a state dict takes about 40
 operations.
 """
 
 NESTING = 1_000
-"""Deepest nesting of containers that is listed."""
+"""Maximum nesting of containers."""
 
 EXPANDED_ELEMENTS = 1 << 28
-"""Most elements that the tensors of one file may have together beyond eight for each that it stores.
+"""Maximum number of elements of all tensors of a file together, beyond eight for each stored element.
 
-A view may show elements many times over: it is expanded (a stride of zero), its rows overlap, or others show the same.
+Views can repeat elements: expanded tensors (stride zero), overlapping rows, several views of one storage.
 """
 
 INFLATED_BYTES = 1 << 32
-"""Most bytes that one compressed member of a zip may inflate to."""
+"""Maximum decompressed size of one zip member, in bytes."""
 
 INFLATED_RATIO = 64
-"""Most bytes that the compressed members of a zip may inflate to together, for each byte that they take in the file;
-64 MiB are allowed in any case. Weights inflate to twice their size at most, and DEFLATE can give a thousandfold."""
+"""Maximum decompressed size of all compressed members of a zip, relative to their compressed size; 64 MiB are always
+allowed. Weights expand at most twofold; DEFLATE can expand a thousandfold."""
 
 ALIASES = 100_000
-"""Most further names that are listed of the tied tensors of one network.
+"""Maximum number of listed aliases of the tied tensors of one network.
 
-Modules that are shared within shared modules give a tensor exponentially many. Beyond the limit each tied tensor lists
-some of its names, at least one; all of them are still accepted.
+Nested shared modules give a tensor exponentially many names. Beyond the limit, each tied tensor lists some of its
+names, at least one; all of them are still accepted.
 """
 
 SELECTOR_NESTING = 32
-"""Deepest nesting of parentheses, complements and braces in a selector."""
+"""Maximum nesting of parentheses, complements and braces in a selector."""
 
 NAME_LENGTH = 4096
-"""Longest name of a tensor in a file, in characters; longer ones are neither read nor written."""
+"""Maximum length of a tensor name in a file, in characters, for reading and writing."""
 
 NAME_CHARACTERS = 1 << 26
-"""Most characters that all names in one file may have together, shared parts counted once for each path."""
+"""Maximum total length of all names in a file, in characters; shared parts count once per path."""
 
 REMOTE_CACHE_BYTES = 64 << 20
 """Most bytes of remote files that wait in memory, all files together; ranges that are waited for come beside that."""
@@ -67,16 +66,16 @@ REMOTE_WHOLE_BYTES = 64 << 20
 """Largest remote file that is read as a whole: a plain pickle, which cannot be listed from a part of it."""
 
 REGEX_STEPS = 1 << 28
-"""Most steps that Python's `re` may take on one name; beyond, an automaton that is linear in the name matches it."""
+"""Maximum steps of Python's `re` on one name; beyond it, a linear-time automaton does the matching."""
 
 REGEX_SECONDS = 10.0
-"""Most seconds that one regular expression may take on all names together."""
+"""Maximum time of one regular expression on all names together, in seconds."""
 
 REGEX_STATES = 10_000
-"""Most states of the automaton of a regular expression."""
+"""Maximum number of states of the automaton of a regular expression."""
 
 REGEX_CHARACTERS = 1_000
-"""Longest regular expression in a file, such as the `rank_pattern` of an adapter."""
+"""Maximum length of a regular expression in a file, such as an adapter's `rank_pattern`, in characters."""
 
 RANKS_SECONDS = 300.0
-"""Longest time that a call on sharded tensors waits for the other ranks to make it too."""
+"""Maximum time that a call on sharded tensors waits for the other ranks, in seconds."""

@@ -1,4 +1,4 @@
-"""The attribute `model.parameters` as a table: `Module` has it built in, `attach` gives it to a module that exists."""
+"""The attribute `model.parameters` as a table: built into `Module`, or added to an existing model by `attach`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ModuleParameters(Parameters):
-    """What `model.parameters` is: the live table, and, called, PyTorch's own iterator.
+    """The value of `model.parameters`: a live table that can be called to get PyTorch's iterator.
 
     >>> import torch
     >>> import torchparams as tp
@@ -40,12 +40,12 @@ class ModuleParameters(Parameters):
     _source: ModuleSource
 
     def __call__(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """What `nn.Module.parameters` gives, by PyTorch's own code.
+        """Iterate over parameters as `nn.Module.parameters` does, by PyTorch's own code.
 
         Args:
-            recurse: Also the parameters of submodules.
+            recurse: Include the parameters of submodules.
         """
-        # Not the table's own walk: a class may override named_parameters, and torch.compile knows this function.
+        # PyTorch's own method, because classes override named_parameters, and torch.compile knows this function.
         return nn.Module.parameters(self._source.module, recurse)
 
     if TYPE_CHECKING:
@@ -54,29 +54,29 @@ class ModuleParameters(Parameters):
 
 
 class AttachedParameters(ModuleParameters):
-    """What `attach` sets: the live table, and, called, the method `parameters` of the module's class."""
+    """The table that `attach` sets: calling it calls the `parameters` method of the module's class."""
 
     __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Iterator[nn.Parameter]:
-        """What `parameters()` gave before `attach`."""
+        """Call the `parameters` method of the module's class."""
         module = self._source.module
         return type(module).parameters(module, *args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """The signature of that method, for what asks an object how to call it."""
+        """Signature of that method, for introspection."""
         return inspect.signature(functools.partial(type(self._source.module).parameters, self._source.module))
 
 
 class _ParametersAttribute:
-    """Gives each module its table when the attribute `parameters` is read.
+    """Descriptor that returns a module's table for the attribute `parameters`.
 
-    Not a property: that could not be replaced on one object, as a method can, and torch.jit would compile it.
+    A property could not be replaced on one instance, as a method can, and torch.jit would compile it.
     """
 
     def __init__(self) -> None:
-        # What asks a class for its methods (torch.jit, inspect) sees PyTorch's own.
+        # Introspection of the class (torch.jit, inspect) sees PyTorch's method.
         functools.update_wrapper(self, nn.Module.parameters, assigned=("__name__", "__qualname__"))
 
     @overload
@@ -87,21 +87,21 @@ class _ParametersAttribute:
         return self if module is None else ModuleParameters(ModuleSource(module))
 
     def __call__(self, module: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """`Net.parameters(model)`, which is `model.parameters()`."""
+        """Support `Net.parameters(model)`, which equals `model.parameters()`."""
         return nn.Module.parameters(module, recurse)
 
 
 class Module(nn.Module):
-    """An `nn.Module` whose `parameters` is the table of its parameters; called, it is PyTorch's iterator.
+    """An `nn.Module` whose `parameters` is also a table of its parameters; calling it gives PyTorch's iterator.
 
     Everything else is as in PyTorch: optimizers, `torch.compile`, `DistributedDataParallel`, copies, pickles and state
-    dicts see an ordinary module. Only the outermost module needs to be one. Beside another base class it comes first:
-    `class Net(tp.Module, nn.Sequential)`. A module that exists already gets the same by `torchparams.attach`.
+    dicts see an ordinary module. Only the outermost module needs this class. With other base classes, list it first:
+    `class Net(tp.Module, nn.Sequential)`. For an existing model, use `torchparams.attach`.
 
     Attributes:
-        parameters: The live table (see `Parameters`), an ordered mapping of names to parameters. `parameters()` gives
-            what `nn.Module.parameters()` gives; `parameters` without the call is no list of tensors, and an optimizer
-            refuses it.
+        parameters: Live table (see `Parameters`), an ordered mapping of names to parameters. `parameters()` returns the
+            same as `nn.Module.parameters()`. Without the call, `parameters` is not a list of tensors, and an optimizer
+            rejects it.
 
     >>> import torch
     >>> import torchparams as tp
@@ -127,7 +127,7 @@ class Module(nn.Module):
     parameters = _ParametersAttribute()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """See `nn.Module.register_parameter`.
+        """Register a parameter; see `nn.Module.register_parameter`.
 
         Raises:
             NameTaken: The name is `parameters`.
@@ -136,7 +136,7 @@ class Module(nn.Module):
         super().register_parameter(name, param)
 
     def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
-        """See `nn.Module.register_buffer`.
+        """Register a buffer; see `nn.Module.register_buffer`.
 
         Raises:
             NameTaken: The name is `parameters`.
@@ -145,7 +145,7 @@ class Module(nn.Module):
         super().register_buffer(name, tensor, persistent)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """See `nn.Module.add_module`.
+        """Add a submodule; see `nn.Module.add_module`.
 
         Raises:
             NameTaken: The name is `parameters`.
@@ -157,34 +157,35 @@ class Module(nn.Module):
 def _refuse_taken(module: nn.Module, name: str, kind: str) -> None:
     if name == "parameters":
         raise NameTaken(
-            f"a {kind} cannot be named 'parameters': that is the table of them",
+            f"a {kind} cannot be named 'parameters', the name of the table",
             where=type(module).__name__,
-            hint="give it another name",
+            hint="choose another name",
         )
 
 
 def attach(model: M, *, submodules: bool = False) -> M:
-    """Make `model.parameters` the table of its parameters; called, it is the method that it was.
+    """Make `model.parameters` a table of the parameters of an existing model.
 
-    For a model whose class you do not write: an `nn.Sequential`, a model of a library. Its class stays the same, and so
-    does everything else that PyTorch sees of it. Deep copies and pickles of the model have a table of their own;
-    reading such a pickle imports torchparams, a `state_dict` does not.
+    For models whose class you do not write, such as an `nn.Sequential` or a model of a library. Calling
+    `model.parameters()` works as before, and the class and everything else that PyTorch sees stay the same. Deep copies
+    and pickles of the model get their own table; loading such a pickle imports torchparams, loading a `state_dict` does
+    not.
 
-    The table is an attribute of the model and holds the model. So the memory of a model that you drop is freed when
-    Python's garbage collector runs, or at once after `detach`. Shallow copies (`copy.copy`, the replicas of
-    `nn.DataParallel`) keep the table of the original. Models that PyTorch builds anew, such as exported and scripted
-    ones and copies of an `fx.GraphModule`, come without one.
+    The table is an attribute of the model, and refers to it. So a dropped model is freed by Python's garbage collector,
+    or immediately after `detach`. Shallow copies (`copy.copy`, the replicas of `nn.DataParallel`) share the table of
+    the original. Models that PyTorch rebuilds, such as exported and scripted ones and copies of an `fx.GraphModule`,
+    have no table.
 
     Args:
-        model: The module, which is changed in place.
-        submodules: Do the same to every module in it.
+        model: Module to change in place.
+        submodules: Also attach tables to all submodules.
 
     Returns:
         The model itself.
 
     Raises:
         UnsupportedSource: `model` is not an `nn.Module`.
-        NameTaken: An object in it has an attribute `parameters` of its own. Nothing is attached then.
+        NameTaken: A module has its own attribute `parameters`. Nothing is attached then.
 
     >>> import torchparams as tp
     >>> from torch import nn
@@ -199,22 +200,22 @@ def attach(model: M, *, submodules: bool = False) -> M:
         own = vars(module).get("parameters")
         if own is not None and not isinstance(own, AttachedParameters):
             raise NameTaken(
-                f"this object has an attribute `parameters` of its own, a {type(own).__name__}",
+                f"this object already has its own attribute `parameters`, a {type(own).__name__}",
                 where=f"{type(model).__name__}: {path}" if path else type(model).__name__,
-                hint="delete that attribute first; `torchparams.of(model)` gives the table without attaching it",
+                hint="delete that attribute first; or use `torchparams.of(model)`, which attaches nothing",
             )
     for _, module in found:
-        if not isinstance(type(module).parameters, _ParametersAttribute):  # those of tp.Module have it already
-            # Past __setattr__, which a compiled model hands on to the model inside it.
+        if not isinstance(type(module).parameters, _ParametersAttribute):  # modules of class tp.Module already have it
+            # Bypasses __setattr__, which a compiled model forwards to its inner model.
             vars(module)["parameters"] = AttachedParameters(ModuleSource(module))
     return model
 
 
 def detach(model: M) -> M:
-    """Undo `attach`: `model.parameters` is the method again, and so it is of every module in the model.
+    """Undo `attach`: make `model.parameters` a method again, in the model and all its submodules.
 
     Args:
-        model: The module, which is changed in place. One without a table stays as it is.
+        model: Module to change in place. A model without a table is not changed.
 
     Returns:
         The model itself.
@@ -235,10 +236,10 @@ def detach(model: M) -> M:
 
 
 def _modules(model: object, verb: str, submodules: bool) -> list[tuple[str, nn.Module]]:
-    """Path and module: `model`, and all below it with `submodules`."""
+    """Path and module of `model`, and of all submodules if requested."""
     if isinstance(model, type) and issubclass(model, nn.Module):
         name = model.__name__
-        raise UnsupportedSource(f"{verb} takes a model, not the class {name}", hint=f"make a model first: {name}(…)")
+        raise UnsupportedSource(f"{verb} takes a model, not the class {name}", hint=f"create a model first: {name}(…)")
     if not isinstance(model, nn.Module):
         raise UnsupportedSource(f"{verb} takes an nn.Module, not {type(model).__name__}: {shorten(repr(model))}")
     return list(nn.Module.named_modules(model)) if submodules else [("", model)]

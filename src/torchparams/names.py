@@ -1,8 +1,8 @@
-"""Names without what wrappers add to them.
+"""Canonical names: names without the components that wrappers add.
 
-`DistributedDataParallel`, `torch.compile` and their like hold the network as a submodule, and so put a component into
-the name of everything below: `module.fc.weight`, `_orig_mod.fc.weight`. The **canonical** name has none of these.
-Of a live network they are known by the wrapper's type, so that a submodule which somebody called `module` stays.
+`DistributedDataParallel`, `torch.compile` and similar wrappers hold the network as a submodule, which adds a component
+to every name: `module.fc.weight`, `_orig_mod.fc.weight`. The **canonical** name has none of these. In a live network,
+wrappers are recognised by type, so a user's submodule called `module` keeps its name.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 WRAPPERS: tuple[tuple[str, str, str], ...] = (
-    # module that defines it, class, name of the submodule that it wraps
+    # defining module, class, attribute of the wrapped module
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel", "_fsdp_wrapped_module"),
     (
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
-        "ActivationWrapper",  # the base class of CheckpointWrapper and OffloadWrapper
+        "ActivationWrapper",  # base class of CheckpointWrapper and OffloadWrapper
         "_checkpoint_wrapped_module",
     ),
 )
-"""The wrappers, and the component that each adds to a name."""
+"""Wrapper classes, with the component that each adds to names."""
 
 _known: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
 def wrapper_component(cls: type) -> str | None:
-    """The component that a wrapper of this class adds to the names below it; None where it is no wrapper.
+    """Component that a wrapper class adds to names, or None for other classes.
 
     Args:
-        cls: A module's class.
+        cls: Class of a module.
 
     >>> from torch import nn
     >>> wrapper_component(nn.DataParallel), wrapper_component(nn.Sequential)
@@ -51,7 +51,7 @@ def wrapper_component(cls: type) -> str | None:
 
 
 def _loaded_wrappers() -> Iterator[tuple[type, str]]:
-    # A class that is not in sys.modules has no instances: nothing needs to be imported to ask.
+    # A class that is not in sys.modules has no instances, so nothing needs to be imported.
     for module, name, key in WRAPPERS:
         base = getattr(sys.modules.get(module), name, None)
         if isinstance(base, type):
@@ -59,14 +59,14 @@ def _loaded_wrappers() -> Iterator[tuple[type, str]]:
 
 
 def strip_wrappers(name: str) -> str:
-    """`name` without the components that wrappers usually add: what it was before the model was wrapped.
+    """Remove the components that wrappers usually add to a name.
 
-    A checkpoint does not say which components wrappers added, so this is a proposal. Names that begin with an
-    underscore are nobody else's, and go wherever they stand; `module` is a word that people use, and goes only from
-    the front. The last component always stays.
+    A checkpoint does not record wrappers, so the result is a guess. Wrapper components with a leading underscore are
+    unambiguous, and are removed anywhere; `module` is a common word, and is removed only at the front. The last
+    component always stays.
 
     Args:
-        name: The name of a tensor, as a checkpoint spells it.
+        name: Tensor name in a checkpoint.
 
     >>> strip_wrappers("module._orig_mod.encoder.module.weight")
     'encoder.module.weight'
@@ -80,7 +80,7 @@ def strip_wrappers(name: str) -> str:
 
 
 def common(paths: Iterable[str]) -> str:
-    """The path of the innermost module that all `paths` are in.
+    """Path of the innermost module that contains all `paths`.
 
     >>> common(["encoder.0.fc", "encoder.1.fc"])
     'encoder'
@@ -94,11 +94,11 @@ def common(paths: Iterable[str]) -> str:
 
 
 TOP = "(top level)"
-"""The group of the tensors whose names have no module in them."""
+"""Group of tensors whose names have no module."""
 
 
 def module_of(name: str) -> str:
-    """The name without its last component.
+    """Name without its last component.
 
     >>> module_of("layers.0.fc.weight"), module_of("weight")
     ('layers.0.fc', '(top level)')
@@ -107,7 +107,7 @@ def module_of(name: str) -> str:
 
 
 def layer_of(name: str) -> str:
-    """The name up to and including the first component that is a number; without one, the module.
+    """Name up to its first numeric component; without one, the module.
 
     >>> layer_of("model.layers.10.mlp.up.weight"), layer_of("lm_head.weight")
     ('model.layers.10', 'lm_head')
@@ -124,7 +124,7 @@ _MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
 
 
 def script_class(name: str) -> str:
-    """The name of a class without what TorchScript adds to it.
+    """Class name without the additions of TorchScript.
 
     >>> script_class("__torch__.torch.nn.modules.linear.___torch_mangle_13.Linear")
     'torch.nn.modules.linear.Linear'

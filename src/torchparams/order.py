@@ -1,4 +1,4 @@
-"""The natural order of names: numbers by value, so that `layers.2` comes before `layers.10`."""
+"""Natural order of names: numbers compare by value, so that `layers.2` comes before `layers.10`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def natural_key(name: str) -> str:
-    """A text that sorts as `name` does in an alphabet that knows numbers.
+    """Sort key that compares numbers in a name by value.
 
     >>> sorted(["layers.10.w", "layers.2.w", "layers-norm", "layers.w"], key=natural_key)
     ['layers.2.w', 'layers.10.w', 'layers.w', 'layers-norm']
@@ -22,16 +22,16 @@ def natural_key(name: str) -> str:
 
 
 def natural(names: Iterable[str]) -> list[str]:
-    """The names as a tree shows them: numbers by value, modules and tensors in the order in which they first occur.
+    """Sort names as in a tree: numbers by value, otherwise modules and tensors by first occurrence.
 
-    A file's own order is often that of an alphabet without numbers, or by dtype, and then the layers are 0, 1, 10, 2.
-    What is told apart by words alone keeps the file's order, which of a state dict is the model's.
+    File order is often alphabetical or by dtype, which gives layers 0, 1, 10, 2. Names that differ in words keep file
+    order, which for a state dict is the order of the model.
 
     >>> natural(["h.10.w", "h.9.w", "h.9.b", "h.10.b", "embed"])
     ['h.9.w', 'h.9.b', 'h.10.w', 'h.10.b', 'embed']
     """
     tree = _Tree()
-    # Names that begin alike, and equal layers, are most of a network: beginnings and endings are each read once.
+    # Equal beginnings and equal layers make up most of a network: each beginning and ending is parsed once.
     beginnings: dict[str, tuple[int, str, dict[str, str]]] = {}
     endings: dict[int, dict[str, str]] = {}
     keys = []
@@ -54,14 +54,14 @@ def natural(names: Iterable[str]) -> list[str]:
 
 
 class _Tree:
-    """The modules and tensors that names are of; layers that differ in their numbers alone are one node."""
+    """Tree of modules and tensors; layers that differ only in numbers share a node."""
 
     def __init__(self) -> None:
         self._children: list[dict[str, tuple[int, str]]] = [{}]
         self._components: dict[str, tuple[str, str]] = {}
 
     def key(self, node: int, path: str) -> tuple[int, str]:
-        """The node that a path leads to from another, and a text that sorts as the path does among those from there."""
+        """Node at the end of a path from another node, and a sort key of the path."""
         key = ""
         for component in path.split("."):
             known = self._components.get(component)
@@ -79,18 +79,18 @@ class _Tree:
 
 
 def naturally(found: Mapping[str, T]) -> Mapping[str, T]:
-    """A read-only mapping with the same items, its names in natural order.
+    """Read-only copy of a mapping with names in natural order.
 
     >>> list(naturally({"h.10": 1, "h.9": 2}))
     ['h.9', 'h.10']
     """
     names = natural(found)
-    same = names == list(found)  # mostly: the very texts are compared, which takes no time
+    same = names == list(found)  # usually the same string objects, which compare fast
     return MappingProxyType(found if same else {name: found[name] for name in names})
 
 
 def in_order(found: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
-    """The items of a mapping in the order of `names`, which has all of its names and may have more.
+    """Items of a mapping in the order of `names`, which may contain more.
 
     >>> in_order({"b": 1, "a": 2}, ["a", "b", "c"])
     {'a': 2, 'b': 1}
@@ -99,9 +99,9 @@ def in_order(found: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
 
 
 _NUMBER = re.compile("[0-9]+")
-_LONGEST = 1000  # digits that are told apart by their count
+_LONGEST = 1000  # numbers with more digits compare equal in length
 
 
 def _number_key(number: str) -> str:
     digits = number.lstrip("0") or "0"
-    return chr(ord("0") + min(len(digits), _LONGEST)) + digits  # the count of digits decides before the digits do
+    return chr(ord("0") + min(len(digits), _LONGEST)) + digits  # the number of digits decides before the digits

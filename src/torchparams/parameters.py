@@ -1,4 +1,4 @@
-"""The table: an ordered mapping of names to tensors, live or on disk."""
+"""Tables: ordered mappings of names to tensors, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 class Parameters(Result, Tabular, Mapping[str, Any]):
-    """Named parameters of one source: an ordered mapping, name → tensor.
+    """Named parameters of a source: an ordered mapping of names to tensors.
 
-    A table of a live model reads the model anew at every use, and so does a selection of one: it is never stale. It
-    keeps nothing of what it read, so threads may share it. A loop goes over the names or pairs that were there when it
-    began. Called, a table gives what `nn.Module.parameters()` gives, and `items()` what `named_parameters()` gives:
-    references to the tensors, never copies.
+    A table of a live model, or a selection of one, reads the model at every use, so it is never stale. It stores
+    nothing that it read, so threads may share it. A loop covers the names that existed when it began. Calling a table
+    gives the same as `nn.Module.parameters()`, and `items()` the same as `named_parameters()`: references to the
+    tensors, not copies.
 
-    One name is looked up on the way to its module alone. In a selection that is so where the parameter alone tells
-    whether it is selected: by names, patterns, shape, dtype, `:trainable` and the like. `~`, `-`, `:tied`, `:bias`,
-    `:norm`, `[module=…]` and functions need to know all names of the tensor, and each look-up reads the model. Many
-    look-ups there are made in `items()` or in a `snapshot()`.
+    Looking up one name only visits the modules on its path. The same holds in a selection by names, patterns, shape,
+    dtype, `:trainable` and similar. Selections with `~`, `-`, `:tied`, `:bias`, `:norm`, `[module=…]` or functions
+    depend on all names of a tensor, so each look-up reads the model. For many look-ups, use `items()` or a
+    `snapshot()`.
 
-    Made by `torchparams.of`; `select`, `|`, `&`, `-` and `~` make smaller ones of the same source.
+    Created by `torchparams.of`; `select`, `|`, `&`, `-` and `~` give selections of the same source.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -53,29 +53,29 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     def __init__(self, source: Source, selector: Selector | None = None) -> None:
         self._source = source
         self._selector = selector
-        # What is chosen from a file, which never changes; of a live source always None.
+        # cached for files, which do not change; None for live sources
         self._chosen: Mapping[str, ParameterInfo] | None = None
 
     # --- the table -------------------------------------------------------------------------
 
     @property
     def source(self) -> Source:
-        """Where the parameters live."""
+        """Source of the parameters."""
         return self._source
 
     @property
     def selector(self) -> Selector | None:
-        """What chose them from the source; None for all of it."""
+        """Selector of a selection; None for the whole source."""
         return self._selector
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the source says of itself beside its tensors."""
+        """Metadata of the source."""
         return self._source.metadata
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """State of the source that the table does not list; of a selection, only of the modules that it concerns."""
+        """State of the source that the table does not list; for a selection, only that of its modules."""
         found = self._source.left_out
         if not found or self._selector is None:
             return found
@@ -83,7 +83,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     @property
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Every parameter's record, by canonical name, in order."""
+        """Infos of all parameters by canonical name, in order."""
         if self._selector is None:
             return self._source.ordered()
         if self._chosen is not None:
@@ -96,7 +96,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     @property
     def narrow(self) -> str | None:
-        """One line about a `*` of the selector that hits a few parameters where `**` would hit many more, or None."""
+        """Note about a `*` of the selector that matches few parameters where `**` would match many more, or None."""
         if self._selector is None or "*" not in str(self._selector):
             return None
         source = self._source
@@ -105,21 +105,21 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         )
 
     def records(self) -> Records:
-        """One reading of the table, for something that asks several things of it; see `Records`."""
+        """Single reading of the table, to answer several questions; see `Records`."""
         if self._chosen is not None:
             return Records(self._chosen.values())
         records = self._source.records() if self._source.live else Records(self._source.ordered().values())
-        # The order is the source's, whatever the order of the selector's terms.
+        # The order is that of the source, whatever the order of terms in the selector.
         return (
             records if self._selector is None else records.only(self._selector.names(records, where=self._source.label))
         )
 
     def snapshot(self) -> Parameters:
-        """The table as it is now: no later change of a live model shows in it.
+        """Immutable reading of the table: later changes of a live model do not affect it.
 
-        For whoever asks many things at once, or of many names: each use of a live table reads the model, and a snapshot
-        never does. Names, records and selections stay as they are. The tensors are the model's own, not copies, so
-        their values are those of the moment at which they are read. A table of files is its own snapshot.
+        Use it for many look-ups: a live table reads the model at each use, a snapshot does not. Names, infos and
+        selections are fixed. The tensors are references to those of the model, so their values are current. A table of
+        a file is its own snapshot.
 
         >>> import numpy as np
         >>> import torchparams as tp
@@ -132,13 +132,12 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return Parameters(self._source.snapshot(self.records())) if self._source.live else self
 
     def info(self, name: str) -> ParameterInfo:
-        """The record of the parameter `name`, under any of its spellings.
+        """Info of a parameter by canonical or raw name.
 
-        A live model is read for it, since a record lists the other names of the tensor. Of many parameters, `infos`
-        makes all records at once.
+        For a live model, this reads the model to find the other names of the tensor. For many parameters, use `infos`.
 
         Raises:
-            UnknownName: No parameter of this table is named so.
+            UnknownName: The table has no such parameter.
         """
         if self._source.live and isinstance(name, str):
             records = self._source.records()
@@ -149,33 +148,33 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return self._source.info(self._name(name))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of `name` as a numpy array (bfloat16 and float8 as ml_dtypes' types); reads no other tensor.
+        """Values of a parameter as a NumPy array (bfloat16 and float8 with ml_dtypes); reads no other tensor.
 
-        Of a file or an array, a view without a copy where the bytes allow; such a view is read-only or private to this
-        process. Of a live tensor, a copy.
+        For a file or array, a view without a copy if possible; it is read-only, or private to this process. For a live
+        tensor, a copy.
 
         Raises:
-            UnknownName: No parameter of this table is named so.
-            NotReadable: Its values cannot be had.
+            UnknownName: The table has no such parameter.
+            NotReadable: The values cannot be read.
         """
         return self._source.array(self._taken(name))
 
     @property
     def names(self) -> list[str]:
-        """The canonical names, in order."""
+        """Canonical names, in order."""
         return list(self._keys())
 
     @property
     def numel(self) -> int:
-        """Count of elements of all parameters together; a tied tensor counts once."""
+        """Number of elements of all parameters; tied tensors count once."""
         return sum(info.numel for info in self.infos.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters together, each laid out contiguously; a tied tensor counts once."""
+        """Bytes of all parameters if contiguous; tied tensors count once."""
         return sum(info.nbytes for info in self.infos.values())
 
-    # --- a mapping -------------------------------------------------------------------------
+    # --- mapping ---------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
         return self._source.value(self._taken(name))
@@ -193,20 +192,20 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return taken and self._selects(name)
 
     def keys(self) -> KeysView[str]:
-        """The canonical names, in order: those of one reading, made when the view is first used."""
+        """Canonical names, in order. The view reads the model once, at first use."""
         return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
-        """Names and tensors, in order: those of one reading, made when the view is first used.
+        """Names and tensors, in order. The view reads the model once, at first use.
 
-        A file's tensors are read one by one.
+        Tensors of a file are read one by one.
         """
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        """The tensors, in order: those of one reading, made when the view is first used.
+        """Tensors, in order. The view reads the model once, at first use.
 
-        A file's tensors are read one by one.
+        Tensors of a file are read one by one.
         """
         return _Values(self)
 
@@ -218,14 +217,14 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     def _read_only(self, name: str, done: str) -> ReadOnlyTable:
         if self._source.files:
-            hint = "torchparams.convert writes another file"
+            hint = "write a new file with torchparams.convert"
         elif self._source.format != "module":
-            hint = "change the mapping that it was made from"
+            hint = "change the underlying mapping"
         else:
             code = "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in name.split("."))
             hint = (
-                f"for other values, with torch.no_grad(): {code}.copy_(…); "
-                f"for another parameter, {code} = torch.nn.Parameter(…)"
+                f"to change values: with torch.no_grad(): {code}.copy_(…); "
+                f"to replace the parameter: {code} = torch.nn.Parameter(…)"
                 if done == "set"
                 else f"del {code}"
             )
@@ -234,19 +233,19 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         )
 
     def __call__(self, recurse: bool = True) -> Iterator[Any]:
-        """PyTorch's iterator: the tensors, in the order of `nn.Module.parameters(recurse)`."""
+        """Iterate over the tensors, in the order of `nn.Module.parameters(recurse)`."""
         for _, tensor in self.named_parameters(recurse=recurse):
             yield tensor
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Any]]:
-        """Names and tensors, with the meaning of `nn.Module.named_parameters`; names are canonical.
+        """Iterate over names and tensors like `nn.Module.named_parameters`, with canonical names.
 
         Args:
-            prefix: Put before every name, with a dot.
-            recurse: Also those of submodules; False gives only the names without a dot.
-            remove_duplicate: A tied tensor once; False gives it under its aliases too.
+            prefix: Prefix for every name, joined by a dot.
+            recurse: Include parameters of submodules; False gives only names without a dot.
+            remove_duplicate: Yield a tied tensor once; False also yields its aliases.
         """
         dot = prefix + "." if prefix else ""
         chosen = None if self._selector is None else self._keys()
@@ -255,27 +254,27 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
                 yield dot + name, tensor
 
     def _keys(self) -> Mapping[str, Any]:
-        """A mapping with the names as its keys, the cheapest there is."""
+        """Cheapest available mapping with the names as keys."""
         if self._selector is None:
             return self._source.keys() if self._source.live else self._source.ordered()
         return self._tensors() if self._source.live else self.infos
 
     def _tensors(self) -> Mapping[str, Any]:
-        """Name → tensor, of one reading of a live source."""
+        """Tensors by name, from one reading of a live source."""
         if self._selector is None:
             return dict(self._source.items())
         records = self.records()
         return dict(self._source.items(records.names)) if records.tensors is None else records.tensors
 
     def _taken(self, name: str) -> str:
-        """A spelling of `name` under which the source gives the values; cheaper to have than the canonical one."""
+        """Spelling of a name that the source accepts for values; cheaper to find than the canonical one."""
         if isinstance(name, str) and self._source.takes(name) and self._selects(name):
             return name
         return self._name(name)
 
     def _name(self, name: str) -> str:
         if not isinstance(name, str):
-            raise TypeError(f"a parameter's name is a str, not {type(name).__name__}: {name!r}")
+            raise TypeError(f"a parameter name must be a str, not {type(name).__name__}: {name!r}")
         canonical = self._source.resolve(name)
         if not self._selects(canonical):
             raise self._unselected(name)
@@ -283,14 +282,14 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     def _unselected(self, name: str) -> UnknownName:
         return UnknownName(
-            f"{name!r} is not in this selection", where=self._source.label, exists=f"it is {self._selector}"
+            f"{name!r} is not in this selection", where=self._source.label, exists=f"the selector is {self._selector}"
         )
 
     def _selects(self, name: str) -> bool:
-        """Whether the selector hits the parameter `name`, which the source has."""
+        """Whether the selector matches a parameter of the source."""
         if self._selector is None:
             return True
-        # One parameter alone, where that is enough: reading all of them for each name would make a loop quadratic.
+        # Decide by the parameter alone if possible: reading all of them per name would make loops quadratic.
         lone = self._source.alone(name) if self._source.live else None
         alone = None if lone is None else self._selector.decides(lone)
         return self._source.find(name) in self._keys() if alone is None else alone
@@ -298,15 +297,15 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     # --- selections ------------------------------------------------------------------------
 
     def select(self, selector: object, *, strict: bool = True) -> Parameters:
-        """The parameters that `selector` hits, as a table of the same source.
+        """Select parameters; returns a table of the same source.
 
         Args:
-            selector: Text in the selector language, a `Selector`, or a callable on `ParameterInfo`.
-            strict: Refuse a selector of which any union branch hits nothing.
+            selector: Text in the selector language, a `Selector`, or a function of `ParameterInfo`.
+            strict: Raise if any branch of the selector matches nothing.
 
         Raises:
             SelectorSyntaxError: The text is not a selector.
-            NoMatch: A branch hits nothing.
+            NoMatch: A branch matches nothing.
         """
         from torchparams.selectors import Selector
 
@@ -316,21 +315,21 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return Parameters(self._source, chosen if self._selector is None else self._selector & chosen)
 
     def explain(self, selector: object) -> Explanation:
-        """Which term of `selector` hits which parameter, and how many each; it prints as a table."""
+        """Explain which term of a selector matches which parameters; prints as a table."""
         from torchparams.selectors import Selector
 
         return Selector.of(selector).explain(self.records(), where=self._source.label)
 
     def filter(self, keep: Callable[[ParameterInfo], bool]) -> Parameters:
-        """The parameters whose record `keep` accepts."""
+        """Select the parameters whose info `keep` accepts."""
         return self.select(keep, strict=False)
 
     def _combine(self, other: Parameters, how: Callable[[Selector, Selector], Selector]) -> Parameters:
         if other._source != self._source:
             raise SelectorError(
-                "these are selections of two sources",
+                "the selections belong to different sources",
                 where=f"{self._source.label} and {other._source.label}",
-                hint="combine selections that were made from one table; compare two sources with torchparams.diff",
+                hint="combine selections of the same table, or compare sources with torchparams.diff",
             )
         return Parameters(self._source, how(self._terms(), other._terms()))
 
@@ -339,7 +338,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
         return Selector.everything() if self._selector is None else self._selector
 
-    # Mapping has no set operators on itself (its views have), so nothing is overridden here.
+    # Mapping itself has no set operators (only its views do), so nothing is overridden here.
     def __or__(self, other: object) -> Parameters:
         return self._combine(other, lambda a, b: a | b) if isinstance(other, Parameters) else NotImplemented
 
@@ -352,7 +351,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     def __invert__(self) -> Parameters:
         return Parameters(self._source, ~self._terms())
 
-    # Two tables are equal when they are the same view of the same source: comparing values is `diff`.
+    # Tables are equal if source and selector are equal; `diff` compares values.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameters):
             return NotImplemented
@@ -361,26 +360,26 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
     def __hash__(self) -> int:
         return hash((self._source, self._selector))
 
-    # A copy or an unpickled table is one of a copy of the source.
+    # A copied or unpickled table refers to a copy of the source.
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._source, self._selector)
 
     # --- print -----------------------------------------------------------------------------
 
     def table_rows(self) -> list[ParameterInfo]:
-        """The records: the rows that pyarrow and duckdb get. polars takes a table for a mapping of columns.
+        """Infos, as rows for pyarrow and duckdb.
 
-        So it gets `torchparams.ls(params)`.
+        polars would treat a table as a mapping of columns; use `torchparams.ls(params)` there.
         """
         return list(self.infos.values())
 
     def report(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Report:
-        """The table as a report: what printing shows.
+        """The table as a report, as printed.
 
         Args:
-            limit: Most rows to show; None for all.
-            sort: A column to order by (`name`, `shape`, `dtype`, `numel`, `size`, `module`), `-` before it for
-                descending; `stored` for a file's own order; None for the table's order.
+            limit: Maximum number of rows; None for all.
+            sort: Column to sort by (`name`, `shape`, `dtype`, `numel`, `size`, `module`), with a leading `-` for
+                descending; `stored` for file order; None for the order of the table.
         """
         infos = list(self.infos.values())
         title = Text(printable(f"{self._source.label} ({self._source.format})"), "title")
@@ -413,7 +412,7 @@ class _Keys(KeysView[str]):
 
 
 class _Pairs:
-    """The reading that a view of tensors holds: the tensors of a live source; of any other the names."""
+    """Reading that a view of tensors holds: the tensors of a live source, or the names of any other."""
 
     _mapping: Parameters
 
@@ -443,7 +442,7 @@ class _Items(_Pairs, ItemsView[str, Any]):
         if name not in self._reading:
             return False
         if self._mapping._source.live:
-            return self._reading[name] is value  # as for values
+            return self._reading[name] is value  # identity, as for values
         return bool(self._mapping[name] == value)
 
 
@@ -452,23 +451,23 @@ class _Values(_Pairs, ValuesView[Any]):
         return iter(self._reading.values()) if self._mapping._source.live else (value for _, value in self._pairs())
 
     def __contains__(self, value: object) -> bool:
-        # `==` of two tensors is a tensor, and its truth an accident: a value is there when it is that very object.
+        # `==` of two tensors is a tensor, so membership means identity.
         return any(other is value for other in self)
 
 
 def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
-    """The table of anything that has parameters.
+    """Open the parameters of a model, checkpoint or mapping as a table.
 
     Args:
-        x: A live `nn.Module`; a mapping of names to tensors or arrays; the path of a checkpoint (safetensors,
-            torch zip, torch legacy), of a directory of shards or of its index; a path with `#inner` for a mapping
-            nested in a checkpoint; a `Source`; a `Parameters`, which is given back.
-        buffers: List the buffers of a live model too. Other sources list everything they hold.
-        raw: List the tensors of quantised parameters as they are stored, codes and scales apart.
+        x: A live `nn.Module`; a mapping of names to tensors or arrays; the path of a checkpoint (safetensors, torch
+            zip, legacy torch), of a directory of shards or of its index; a path with `#inner` for a mapping nested in a
+            checkpoint; a `Source`; or a `Parameters`, which is returned unchanged.
+        buffers: Include the buffers of a live model. Other sources list everything.
+        raw: List the stored tensors of quantised parameters, codes and scales separately.
 
     Raises:
-        UnsupportedSource: `x` is none of these.
-        SourceError: The file cannot be read, or is not what its format says.
+        UnsupportedSource: The type of `x` is not supported.
+        SourceError: The file cannot be read, or breaks the rules of its format.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -483,7 +482,7 @@ def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
 
 
 def stored(params: Parameters) -> Parameters:
-    """The table of the stored tensors that the parameters of a table are made of.
+    """Table of the stored tensors behind the parameters of a table.
 
     >>> import torchparams as tp
     >>> from torchparams.dtypes import DType

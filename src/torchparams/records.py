@@ -1,7 +1,7 @@
-"""One reading of a source: the names at once, and of the records as much as somebody asks for.
+"""Single reading of a source, with infos created on demand.
 
-A selector by name needs no records, and one by dimensions needs nothing but the dimensions. Making every record of a
-live model with tens of thousands of parameters takes longer than everything else that a verb does.
+Selecting by name needs no infos, and selecting by dimensions needs only the dimensions. Creating every info of a live
+model with tens of thousands of parameters would take longer than the rest of a verb.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class Records:
-    """The records of one reading, in the source's order: for the time of one call, and never kept.
+    """Infos of one reading in source order; valid for one call, and never stored.
 
-    A verb that asks several things of a model reads it once, with `Parameters.records`, and gives the reading to each
-    selector: all of them see the same state. Fields are looked up when they are first asked for.
+    A verb with several questions reads the model once, by `Parameters.records`, and passes the reading to each
+    selector, so that all see the same state. Fields are computed at first use.
 
     Args:
-        infos: The records, where they are there already.
+        infos: Infos, if they already exist.
 
     Attributes:
-        tensors: Canonical name → tensor, where the reading has the tensors themselves (of a live model); else None.
-        root: The model that was read, where it is a live one; else None.
+        tensors: Tensors by canonical name, if the reading has them (live models); otherwise None.
+        root: The live model that was read; otherwise None.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -46,25 +46,25 @@ class Records:
     def __init__(self, infos: Iterable[ParameterInfo]) -> None:
         self._made = list(infos)
         self._columns: dict[str, Sequence[Any]] = {}
-        self.applied: Any = None  # what a selector found out of this reading, for the next one
+        self.applied: Any = None  # results of a selector on this reading, cached for the next
 
     @cached_property
     def names(self) -> list[str]:
-        """The canonical names."""
+        """Canonical names."""
         return [info.name for info in self.infos]
 
     @property
     def held(self) -> Mapping[str, Any] | None:
-        """Canonical name → the parameter or buffer that the model holds; None where it is no live model."""
+        """Parameters and buffers of the model by canonical name; None for other sources."""
         return self.tensors
 
     @property
     def infos(self) -> list[ParameterInfo]:
-        """The records themselves, all of them."""
+        """All infos."""
         return self._made
 
     def column(self, field: str) -> Sequence[Any]:
-        """One field of every record: an attribute of `ParameterInfo`, `owner`, which is `(module, bases)`, or `dense`.
+        """One field of every info: an attribute of `ParameterInfo`, `owner` (module, bases), or `dense`.
 
         `dense` is the shape and the dtype where the values lie as an array in memory or in a file, and can be copied
         from there (of a live model, to there too); None where more has to be known.
@@ -76,7 +76,7 @@ class Records:
 
     def _find(self, field: str) -> Sequence[Any]:
         if field == "dense":
-            # Of a file, where one range has the values; of anything else, a record does not say it.
+            # For a file, `dense` means a single byte range; other infos do not record it.
             return [
                 (info.shape, info.dtype)
                 if info.location is not None and info.dtype.kind != "opaque" and info.device != "meta"
@@ -88,16 +88,16 @@ class Records:
 
     @property
     def raws(self) -> Iterable[tuple[int, str]]:
-        """Place and raw name of those whose raw name is not the canonical one."""
+        """Index and raw name of parameters whose raw name differs from the canonical one."""
         return [(row, info.raw_name) for row, info in enumerate(self.infos) if info.raw_name not in ("", info.name)]
 
     @property
     def aliases(self) -> Iterable[tuple[int, str]]:
-        """Place and alias, for every alias."""
+        """Index and name of every alias."""
         return [(row, alias) for row, info in enumerate(self.infos) if info.aliases for alias in info.aliases]
 
     def one(self, name: str) -> ParameterInfo:
-        """The record of the canonical name `name`."""
+        """Info of a canonical name."""
         return self._by_name[name]
 
     @cached_property
@@ -105,7 +105,7 @@ class Records:
         return {info.name: info for info in self.infos}
 
     def only(self, names: Container[str]) -> Records:
-        """Those of `names`, in the same order."""
+        """Records of the given names, in the same order."""
         part = Records(info for info in self.infos if info.name in names)
         if self.tensors is not None:
             part.tensors = {name: self.tensors[name] for name in part.names}
@@ -124,17 +124,17 @@ INTRINSIC = frozenset(
         "sharding",
     )
 )
-"""The fields that are the same under every name that a tensor has."""
+"""Fields that are the same for every name of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lone:
-    """One parameter, found by its name without a look at the others: whether it has further names is not known.
+    """One parameter, found by name without reading the others; it may have further names.
 
     Attributes:
-        records: The parameter alone, under the name that leads to it.
-        certain: The fields of its record that a look at the others would not change.
-        passed: The modules that lead to it, and what is held there.
+        records: Reading with this parameter alone, under the name it was found by.
+        certain: Fields that do not depend on other parameters.
+        passed: Modules on the path to it, and the object at the end.
     """
 
     records: Records
@@ -143,11 +143,11 @@ class Lone:
 
 
 class InfosByName(Mapping[str, "ParameterInfo"]):
-    """The records of a reading by canonical name; none is made before the first is asked for, and then all are.
+    """Infos of a reading by canonical name; the first access creates all of them.
 
     Args:
-        records: The reading.
-        names: The names to give, where these are not all.
+        records: Reading of a source.
+        names: Names to include; by default, all.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -179,12 +179,12 @@ class InfosByName(Mapping[str, "ParameterInfo"]):
 
 
 class FieldFunction:
-    """A function of a record that looks at some fields only; as a selector, no more than these is looked up.
+    """Function of some fields of an info; as a selector, it reads only these.
 
     Args:
-        name: What a selector of it prints.
-        fields: The fields, as `Records.column` knows them.
-        function: What is asked of their values, in this order.
+        name: Name in printed selectors.
+        fields: Fields, as in `Records.column`.
+        function: Function of the values, in this order.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -199,9 +199,9 @@ class FieldFunction:
         self.function = function
 
     def __call__(self, info: ParameterInfo) -> bool:
-        """Whether it holds for one record."""
+        """Result for one info."""
         return self.over(Records([info]))[0]
 
     def over(self, records: Records) -> list[bool]:
-        """Whether it holds, for every record of a reading."""
+        """Result for every info of a reading."""
         return [bool(self.function(*values)) for values in zip(*map(records.column, self.fields), strict=True)]

@@ -1,18 +1,17 @@
-r"""Names that differ between two sets of parameters: what is renamed to what, said once for every verb.
+r"""Renames: rules that map names of one set of parameters to another.
 
-A **rename** is given as one of these, and the verbs that rename (`diff`, `load`, `convert`) take all of them:
+A **rename** has one of these forms; all verbs that rename (`diff`, `load`, `convert`) accept them:
 
-| given | every name |
+| form | effect on each name |
 |---|---|
-| `{"old.name": "new.name"}` | that is a key becomes its value; every key must be a name |
-| `r"^model\.=encoder."` | goes through `re.sub`, the text before the **last** `=` being the pattern |
-| `(r"^model\.", "encoder.")` | the same as a pair, which may hold `=` anywhere |
-| a function | becomes what the function makes of it |
-| `Renames.strip_prefix("model.")` | that begins so loses it |
-| a list of these | goes through them one after the other |
+| `{"old.name": "new.name"}` | a key becomes its value; every key must exist |
+| `r"^model\.=encoder."` | `re.sub`; the pattern is the text before the **last** `=` |
+| `(r"^model\.", "encoder.")` | `re.sub`; a pair may contain `=` anywhere |
+| a function | becomes the result of the function |
+| `Renames.strip_prefix("model.")` | loses the prefix, if it has it |
+| a list of these | goes through all, in order |
 
-A pattern, a prefix or a key that hits nothing is an error, and so are two names that become one. Where the text has no
-`=`, nothing is guessed.
+A pattern, prefix or key without a match is an error, and so is a collision of two names. Text without `=` is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     Infos = Mapping[str, ParameterInfo]
 
 SPELLINGS = "a mapping old → new, 'regex=replacement', a pair of these, a function of a name, or a list of them"
-"""What a rename can be, for messages."""
+"""Forms of a rename, for messages."""
 
 
 class _Rule(Protocol):
@@ -43,9 +42,9 @@ class _Rule(Protocol):
 
 
 class Renames:
-    r"""What names become: immutable, printable, and applied to a whole list of names at once.
+    r"""Renaming rules: immutable, printable, and applied to a whole list of names at once.
 
-    Made by `Renames.of`, `strip_prefix`, `add_prefix`, and `propose`.
+    Created by `Renames.of`, `strip_prefix`, `add_prefix` and `propose`.
 
     >>> renames = Renames.of([r"^model\.=", ("weight$", "kernel")])
     >>> renames.apply(["model.fc.weight", "model.fc.bias"])
@@ -61,10 +60,10 @@ class Renames:
 
     @classmethod
     def of(cls, spec: object) -> Renames:
-        """`spec` as a rename: None changes nothing; the other spellings are those at the top of this module.
+        """Create renames from any form above; None changes nothing.
 
         Raises:
-            RenameError: It is none of these, or a pattern is not a regular expression.
+            RenameError: The form is unknown, or a pattern is not a regular expression.
 
         >>> Renames.of({"a": "b"}).apply(["a", "c"])
         {'a': 'b', 'c': 'c'}
@@ -93,7 +92,7 @@ class Renames:
 
     @classmethod
     def strip_prefix(cls, prefix: str) -> Renames:
-        """Takes `prefix` off the names that begin with it, and leaves the others.
+        """Remove a prefix from the names that have it.
 
         >>> Renames.strip_prefix("model.").apply(["model.fc.weight", "epoch"])
         {'model.fc.weight': 'fc.weight', 'epoch': 'epoch'}
@@ -102,7 +101,7 @@ class Renames:
 
     @classmethod
     def add_prefix(cls, prefix: str) -> Renames:
-        """Puts `prefix` before every name.
+        """Add a prefix to every name.
 
         >>> Renames.add_prefix("model.").apply(["fc.weight"])
         {'fc.weight': 'model.fc.weight'}
@@ -110,18 +109,19 @@ class Renames:
         return cls(_Prefix("", prefix))
 
     def apply(self, names: Iterable[str], *, strict: bool = True, where: str | None = None) -> dict[str, str]:
-        """Old → new for every one of `names`, in their order; linear in their count.
+        """Map each old name to its new name, in order; linear in the number of names.
 
         Args:
-            names: All names of a source, or those that are wanted of it.
-            strict: Refuse a pattern, a prefix or a key that hits none of them.
-            where: What an error calls the source.
+            names: Names to rename.
+            strict: Raise if a pattern, prefix or key matches nothing.
+            where: Label of the source, for errors.
 
         Raises:
-            MismatchError: Two names become one; the message has both.
-            NoMatch: With `strict`, a pattern or a prefix hits nothing.
-            UnknownName: With `strict`, a key of a mapping is no name.
-            RenameError: A name becomes empty, a function gives something else than a name, or a pattern takes too long.
+            MismatchError: Two names become one; the message names both.
+            NoMatch: With `strict`, a pattern or prefix matches nothing.
+            UnknownName: With `strict`, a key of a mapping is not a name.
+            RenameError: A name becomes empty, a function returns something other than a name, or a pattern takes too
+                long.
         """
         old = list(names)
         new = old
@@ -136,7 +136,7 @@ class Renames:
         return dict(zip(old, new, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """The rename as JSON takes it: its text, and its rules."""
+        """The rename as JSON data: text and rules."""
         return {"text": str(self), "rules": [rule.to_json() for rule in self._rules]}
 
     def __bool__(self) -> bool:
@@ -153,7 +153,7 @@ def _refused(spec: object) -> RenameError:
     return RenameError(f"{shorten(repr(spec))} is not a rename", exists=f"a rename is {SPELLINGS}")
 
 
-# --- the kinds of rules ---------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class _Exact:
     def of(names: Mapping[Any, Any]) -> _Exact:
         for old, new in names.items():
             if not (isinstance(old, str) and isinstance(new, str)):
-                raise RenameError(f"a mapping that renames is of names to names, and this one holds {old!r}: {new!r}")
+                raise RenameError(f"a mapping for renaming must map names to names, but contains {old!r}: {new!r}")
         return _Exact(dict(names))
 
     def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
@@ -214,7 +214,7 @@ class _Regex:
         except re.error as error:
             raise RenameError(f"{shorten(repr(pattern))} is not a regular expression: {error}") from None
         try:
-            bounded.compiled.sub(replacement, "")  # parses the replacement, whether or not it is used
+            bounded.compiled.sub(replacement, "")  # also parses an unused replacement
         except (re.error, IndexError) as error:
             raise RenameError(f"{shorten(repr(replacement))} cannot replace {pattern!r}: {error}") from None
         return _Regex(bounded, replacement)
@@ -226,7 +226,7 @@ class _Regex:
             what = f"the pattern {shorten(repr(self.pattern.pattern))} of a rename {error}"
             raise RenameError(what, where=where, hint=SIMPLER) from None
         if strict and names and not any(count for _, count in found):
-            raise NoMatch(f"the pattern {self.pattern.pattern!r} of a rename hits no name", where=where)
+            raise NoMatch(f"the rename pattern {self.pattern.pattern!r} matches no name", where=where)
         return [name for name, _ in found]
 
     def to_json(self) -> Any:
@@ -244,7 +244,7 @@ class _Prefix:
     def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]:
         found = [self.new + name[len(self.old) :] if name.startswith(self.old) else name for name in names]
         if strict and names and not any(name.startswith(self.old) for name in names):
-            raise NoMatch(f"no name begins with {self.old!r}, which a rename would strip", where=where)
+            raise NoMatch(f"no name starts with the prefix {self.old!r} to strip", where=where)
         return found
 
     def to_json(self) -> Any:
@@ -263,7 +263,9 @@ class _Function:
         for name in names:
             new = self.function(name)
             if not isinstance(new, str):
-                raise RenameError(f"a rename made {shorten(repr(new))} of {name!r}, which is not a name", where=where)
+                raise RenameError(
+                    f"a rename function returned {shorten(repr(new))} for {name!r}, which is not a name", where=where
+                )
             found.append(new)
         return found
 
@@ -275,7 +277,7 @@ class _Function:
 
 
 def renamed(names: Mapping[str, str], text: str) -> Renames:
-    """The rename of some names, under a text of its own; the others stay.
+    """Rename of some names, with a custom text; other names stay.
 
     >>> print(renamed({"model.a": "a"}, "strip 'model.'"))
     strip 'model.'
@@ -286,26 +288,26 @@ def renamed(names: Mapping[str, str], text: str) -> Renames:
 # --- proposals ------------------------------------------------------------------------------------
 
 _DEEPEST = 8
-"""Components that a prefix may have, or the ending that two names share."""
+"""Maximum number of components of a prefix, or of a common ending."""
 
 _WRAPPER_COMPONENTS = frozenset(component for _, _, component in WRAPPERS)
-_LAYER_COMPONENTS = _WRAPPER_COMPONENTS | {"base_layer"}  # PEFT's, around a layer with an adapter
+_LAYER_COMPONENTS = _WRAPPER_COMPONENTS | {"base_layer"}  # PEFT's name for a layer with an adapter
 
 
 def propose(have: Infos, want: Infos) -> Renames | None:
-    """The rename of `have` under which most of its names meet a name of `want` with the same shape.
+    """Propose the rename of `have` that matches most names and shapes in `want`.
 
-    Tried are the components that wrappers add (see `torchparams.names`), and PEFT's `base_layer`, wherever they stand
-    in the names of either side; weight and spectral norm in the older names of PyTorch and in the newer ones; a prefix
-    of either side, such as `model.`; and these together. Linear in the count of names.
+    Candidates are the components of wrappers (see `torchparams.names`) and PEFT's `base_layer`, anywhere in the names
+    of either side; the old and new names of weight norm and spectral norm; a prefix of either side, such as `model.`;
+    and combinations. Linear in the number of names.
 
     Args:
-        have: The records of one side, by name.
-        want: Those of the other.
+        have: Infos of one side, by name.
+        want: Infos of the other side, by name.
 
     Returns:
-        A rename without collisions, of just the names that meet one by it; its text says what it does. None where
-        nothing is better than no rename.
+        A rename without collisions that only contains names with a match; its text describes it. None if no rename is
+        better than none.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -327,7 +329,7 @@ def propose(have: Infos, want: Infos) -> Renames | None:
             continue
         for prefix_words, names in _by_prefix(have, want, ours, theirs):
             found = _meeting(have, want, names)
-            if found > most:  # of two that are as good, the first is the simpler
+            if found > most:  # on a tie, the first and simpler one wins
                 most = found
                 text = ", ".join([*words, *prefix_words])
                 preposition = {"add": "to", "respell": "in"}.get(text.partition(" ")[0], "from")
@@ -337,7 +339,7 @@ def propose(have: Infos, want: Infos) -> Renames | None:
 
 
 def _meeting(have: Infos, want: Infos, names: Mapping[str, str]) -> int:
-    """How many names of `have` meet one of `want` with their shape."""
+    """Number of names in `have` that match a name and shape in `want`."""
     met = 0
     for name, info in have.items():
         other = want.get(names.get(name, name))
@@ -363,7 +365,7 @@ _SUFFIX = {"0": "_g", "1": "_v", "": "_orig"}
 
 
 def _older(name: str) -> str:
-    """The name of a parametrised tensor before PyTorch 2: `weight_g`, `weight_v`, `weight_orig`."""
+    """Old name of a parametrised tensor, before PyTorch 2: `weight_g`, `weight_v`, `weight_orig`."""
     found = _PARAMETRIZED.fullmatch(name)
     return f"{found['path']}{found['name']}{_SUFFIX[found['which']]}" if found else name
 
@@ -386,7 +388,7 @@ def _wrapper_words(have: Infos, want: Infos) -> list[str]:
 
 
 def _component_words(have: Infos, want: Infos, known: frozenset[str]) -> list[str]:
-    """What it takes in words to get from the components of one side to those of the other."""
+    """Description of the change from the components of one side to those of the other."""
     found = []
     for verb, names in (("strip", have), ("add", want)):
         components = {c for name in names for c in name.split(".")[:-1] if c in known}
@@ -402,15 +404,15 @@ _READINGS: tuple[tuple[Callable[[str], str], Callable[[Infos, Infos], list[str]]
     (_strip_layers, _layer_words),
     (_older, _older_words),
 )
-"""How names may be read so that those of both sides agree, the simplest first; and what that takes in words."""
+"""Ways to normalise names of both sides, simplest first, each with its description."""
 
 
 def _by_prefix(
     have: Infos, want: Infos, ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """What could be done about prefixes, nothing first: in words, and the names that change.
+    """Candidate prefix changes, starting with none: description, and changed names.
 
-    `ours` are the names of `have` without wrappers, `theirs` those of `want` so, with their names in full.
+    `ours` maps names of `have` to normalised names; `theirs` maps normalised names to names of `want`.
     """
     yield [], _meet(ours, theirs, ours)
     back = {new: old for old, new in ours.items()}
@@ -427,7 +429,7 @@ def _by_prefix(
     for verb, votes in (("strip", strips), ("add", adds)):
         if not votes:
             continue
-        # As many names may meet by a longer prefix, where parts of a network repeat.
+        # In repetitive networks, a longer prefix may match as many names.
         prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)))
         words = [f"{verb} {prefix!r}"]
         change = {
@@ -443,7 +445,7 @@ def _by_prefix(
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """A name cut in two at each of its first dots, which stay with the prefix."""
+    """Split a name at each of its first dots; the dot stays with the prefix."""
     at = 0
     for _ in range(_DEEPEST):
         at = name.find(".", at) + 1
@@ -453,7 +455,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _meet(ours: Mapping[str, str], theirs: Mapping[str, str], change: Mapping[str, str]) -> dict[str, str]:
-    """The names that change when those that meet nothing yet are changed, where they meet something by it."""
+    """Names to change so that they match, applying `change` only to names without a match."""
     names = {old: theirs[new] for old, new in ours.items() if new in theirs}
     taken = {names.get(old, old) for old in ours}
     for old, new in change.items():
@@ -464,12 +466,12 @@ def _meet(ours: Mapping[str, str], theirs: Mapping[str, str], change: Mapping[st
     return {old: new for old, new in names.items() if old != new}
 
 
-# --- the best match -------------------------------------------------------------------------------
+# --- best match -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Two names that are taken for one parameter, and why."""
+    """Two names that are taken for the same parameter, with the reason."""
 
     have: str
     want: str
@@ -483,15 +485,15 @@ _ROLES = {
     "running_var": ("running_var", "moving_variance", "moving_var"),
     "num_batches_tracked": ("num_batches_tracked",),
 }
-"""What a layer's tensors are called in torch, and what other libraries call them."""
+"""Names of a layer's tensors in torch, with their names in other libraries."""
 
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 
 
 def distinct(a: str, b: str) -> bool:
-    """Whether two names cannot be of one parameter: one ends as a weight does, the other as a bias, say.
+    """Whether two names cannot mean the same parameter, such as a weight and a bias.
 
-    A bias and a running mean may have one shape, and be the only ones left of it.
+    A bias and a running mean may be the only ones left of the same shape.
 
     >>> distinct("norm.gamma", "ln.bias"), distinct("norm.gamma", "ln.weight"), distinct("norm.gamma", "ln.table")
     (True, False, False)
@@ -501,7 +503,7 @@ def distinct(a: str, b: str) -> bool:
 
 
 def _may_be_transposed(a: str, b: str, have: Infos) -> bool:
-    """Whether one name alone says `kernel`, as in libraries with transposed weights, and the shape does not tell."""
+    """Whether only one name is `kernel`, as in libraries with transposed weights, and the shape does not decide."""
     if (a.rpartition(".")[2] == "kernel") == (b.rpartition(".")[2] == "kernel"):
         return False
     shape = have[a].shape or ()
@@ -509,21 +511,20 @@ def _may_be_transposed(a: str, b: str, have: Infos) -> bool:
 
 
 def best_match(have: Infos, want: Infos) -> list[Match]:
-    """Which names of `have` and of `want` go together, judged by shape, by how they end, and by number.
+    """Match the names of two sides by shape, ending and number.
 
-    Names that differ only in numbers, such as those of one matrix in every layer, go together as one series. A series
-    of `have` meets one of `want` of the same shape and length when no other of that shape and length ends as they do,
-    the longest common ending first; at last, when both are the only ones left. The last component counts as torch calls
-    it: `gamma` is a `weight`, and `beta` a `bias`. Within a series, names go together in the order of their numbers.
-    Where two could be meant, neither is taken; nor is a square `kernel` for a `weight`, which may be its transpose.
-    Linear in the count of names.
+    Names that differ only in numbers, such as one matrix in every layer, form a series. A series of `have` matches one
+    of `want` with the same shape and length if no other has the same ending; longer common endings come first. At last,
+    two series match if they are the only ones left. Other libraries' names count as torch's: `gamma` as `weight`,
+    `beta` as `bias`. Within a series, names match in the order of their numbers. Ambiguous names are not matched, nor
+    is a square `kernel` with a `weight`, which may be its transpose. Linear in the number of names.
 
     Args:
-        have: The records of one side that nothing was found for.
-        want: Those of the other.
+        have: Infos of one side without a match so far.
+        want: Infos of the other side.
 
     Returns:
-        Pairs, in the order of `have`. No name is in two of them.
+        Pairs in the order of `have`; each name occurs at most once.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -559,15 +560,15 @@ Template = tuple[str, ...]
 
 
 def _series(infos: Infos) -> dict[tuple[str, int], dict[Template, list[str]]]:
-    """Names that differ only in numbers, in the order of these; by shape and count, then by what they share."""
-    # Shapes as text: a file could choose numbers of which Python's hashes collide.
+    """Names that differ only in numbers, sorted by these; grouped by shape and count, then by their common template."""
+    # Shapes as text: a hostile file could choose numbers whose hashes collide.
     by: dict[tuple[str, Template], list[tuple[list[tuple[int, str]], str]]] = defaultdict(list)
     for name, info in infos.items():
         if info.shape is None:
             continue
         parts = name.split(".")
         template = tuple("#" if part.isdecimal() else part for part in parts)
-        digits = [part.lstrip("0") for part in parts if part.isdecimal()]  # of any length, which int() does not take
+        digits = [part.lstrip("0") for part in parts if part.isdecimal()]  # of any length; int() has a limit
         by[str(list(info.shape)), template].append(([(len(each), each) for each in digits], name))
     found: dict[tuple[str, int], dict[Template, list[str]]] = defaultdict(dict)
     for (shape, template), names in by.items():
@@ -578,7 +579,7 @@ def _series(infos: Infos) -> dict[tuple[str, int], dict[Template, list[str]]]:
 def _alone(
     left: Mapping[Template, object], right: Mapping[Template, object], depth: int
 ) -> dict[Template, tuple[Template, Template]]:
-    """The endings of `depth` components that exactly one of each side has."""
+    """Endings of `depth` components that exactly one series of each side has."""
     endings: list[dict[Template, list[Template]]] = []
     for side in (left, right):
         by: dict[Template, list[Template]] = defaultdict(list)

@@ -1,8 +1,8 @@
-r"""The selector language: text that means a set of parameters.
+r"""The selector language: text that selects parameters.
 
-A **selector** is a function from parameters to a set of their names. It is written as text, as a function of
-`ParameterInfo`, or as a list of names; for a live model also as a module, a class of modules, or a parameter. These
-combine with `|`, `&`, `-` and `~`.
+A **selector** is a function from parameters to a set of their names. It can be text, a function of `ParameterInfo`, or
+a list of names; for a live model also a module, a class of modules, or a parameter. Selectors combine with `|`, `&`,
+`-` and `~`.
 
     encoder.**                  everything below encoder, and encoder itself
     **.bias                     every bias, also a top-level one
@@ -13,25 +13,25 @@ combine with `|`, `&`, `-` and `~`.
     :trainable & ~:bias         what is trained, the biases left out
     /.*\.(weight|scale)/         a regular expression
 
-**Terms.** A term is a glob or a regular expression between slashes, then conditions in brackets and words after
-colons, all without blanks between them; all of its parts hold together. Each of them may be absent, but not all.
-Terms combine by `|` (union), `&` (intersection, which binds tighter), `~` (complement, tighter still) and parentheses.
+**Terms.** A term is a glob, or a regular expression between slashes, followed by conditions in brackets and words after
+colons, without spaces; all parts must hold. Each part is optional, but a term needs at least one. Terms combine by `|`
+(union), `&` (intersection, binds tighter), `~` (complement, binds tightest) and parentheses.
 
-**Names.** A glob or a regular expression matches a *whole* name: `bias` is the top-level bias, `head` never hits
-`decode_head`. A glob has components, joined by dots as the name's. In a component, `*` is any characters, `?` one
-character, `{a,b}` one of some alternatives (each a pattern again, possibly empty), `{0..11}` a whole number in that
-range, written without leading zeros; `{00..11}` one of exactly two digits; `{-2..-1}`, `{-1}` and `{6..-1}` count from
-the end of the numbers that occur in the same module, and are a whole component. The component `**` is any count of
-components, also none. Case counts. A name with characters that mean something here is quoted, in part or whole, or has
-a backslash before them: `"my layer".weight`, `my\ layer.weight`; an empty component is `""`. Inside a regular
-expression, a slash is written `\/`.
+**Names.** A glob or regular expression matches the *whole* name: `bias` is the top-level bias, and `head` never matches
+`decode_head`. A glob has components separated by dots, like a name. In a component, `*` matches any characters, `?` one
+character, `{a,b}` one of the alternatives (each a pattern, possibly empty), and `{0..11}` a whole number in that range
+without leading zeros (`{00..11}`: exactly two digits). `{-2..-1}`, `{-1}` and `{6..-1}` count from the end of the
+numbers that occur in the same module, and must be a whole component. The component `**` matches any number of
+components, including none. Matching is case-sensitive. Quote a name with special characters, or put a backslash before
+them: `"my layer".weight`, `my\ layer.weight`; an empty component is `""`. In a regular expression, write a slash as
+`\/`.
 
-An alias of a tied tensor is as good as its name. The name as the source spells it (`module.fc.weight` under
-DistributedDataParallel) is tried for a name without wildcards, and for a pattern that spells the wrapper's component,
-such as `module.**`. A selection always holds canonical names.
+Aliases of tied tensors match like names. A raw name (`module.fc.weight` under DistributedDataParallel) matches a name
+without wildcards, or a pattern that spells the wrapper's component, such as `module.**`. A selection always holds
+canonical names.
 
-**Conditions.** `[field op value]`, where `=` and `!=` go with every field and `<`, `<=`, `>`, `>=` with `ndim`,
-`numel`, `nbytes`, `bpw` and `layer`. `!=` is exactly the complement of `=`.
+**Conditions.** `[field op value]`. `=` and `!=` work for every field; `<`, `<=`, `>` and `>=` for `ndim`, `numel`,
+`nbytes`, `bpw` and `layer`. `!=` is the complement of `=`.
 
 | field | value |
 |---|---|
@@ -41,33 +41,33 @@ such as `module.**`. A selection always holds canonical names.
 | `numel`, `nbytes` | a size: `1500000`, `1.5M` (K, M, G, T: powers of 1000), `64KiB` (KiB, MiB, GiB, TiB: of 1024) |
 | `dtype` | as torch, numpy or safetensors spell it: `bfloat16`, `bf16`, `BF16` |
 | `device` | `cpu`, `meta`, `cuda` (any of them), `cuda:0`; `file` for a checkpoint |
-| `kind` | `parameter`, `buffer`, or `tensor` where they are not told apart |
+| `kind` | `parameter`, `buffer`, or `tensor` if the source does not distinguish them |
 | `module` | a glob for the owner's class or a base class: `Linear`, `torch.nn.Linear`, `*Norm`, `torch.nn.**` |
-| `layer` | a whole number: the first component of the name that is one |
-| `encoding` | that of quantised parameters, with `*` for any characters: `nf4`, `fp8-*` |
-| `bpw` | bits that are stored for an element, scales included: `4.5` |
+| `layer` | a whole number: the first numeric component of the name |
+| `encoding` | the encoding of quantised parameters, with `*` for any characters: `nf4`, `fp8-*` |
+| `bpw` | stored bits per element, including scales: `4.5` |
 
 **Words.**
 
 | word | parameters that |
 |---|---|
 | `:trainable` | have `requires_grad` |
-| `:frozen` | do not have it, buffers left out |
-| `:tied` | stand under several names |
+| `:frozen` | have no `requires_grad`, except buffers |
+| `:tied` | have several names |
 | `:buffer` | are buffers |
 | `:matrix` | have two dimensions or more |
 | `:meta` | are on the meta device |
-| `:quantized` | have an encoding: codes and scales are stored |
-| `:sharded` | are kept in parts by the ranks of a process group |
+| `:quantized` | have an encoding: stored as codes with scales |
+| `:sharded` | are split over the ranks of a process group |
 | `:bias` | have `bias`, `biases`, `bias_…`, `…_bias` or `…_biases` as the last component, parametrised or not |
-| `:norm` | belong to a layer whose class or base class is called `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
-| `:embedding` | belong to a layer whose class or base class is called `…Embedding` or `…EmbeddingBag` |
+| `:norm` | belong to a layer whose class or base class is named `…Norm`, `…Norm1d`, `…2d`, `…3d` or `…NormBase` |
+| `:embedding` | belong to a layer whose class or base class is named `…Embedding` or `…EmbeddingBag` |
 
-The classes in `torch.nn.utils` are no layers for the last two. A file does not record owners, `requires_grad` or what
-is a buffer: to ask it for them is a `SelectorError`, never an empty selection.
+The last two ignore the classes in `torch.nn.utils`, which are not layers. A file records neither owners nor
+`requires_grad` nor the kind: selecting by these raises a `SelectorError`, never an empty selection.
 
-**Strictness.** A selection is strict unless one asks otherwise: every term must hit something, every intersection must
-leave something, and a complement must both exclude and leave something. `NoMatch` names the part that does not.
+**Strictness.** By default, a selection is strict: every term and every intersection must match something, and a
+complement must both exclude and leave something. Otherwise, `NoMatch` names the part.
 """
 
 from __future__ import annotations
@@ -109,23 +109,23 @@ if TYPE_CHECKING:
     from torchparams.records import Lone
 
 ROWS_SHOWN = 40
-"""Parameters that printing an explanation lists at most."""
+"""Default number of parameters listed by a printed explanation."""
 
 
 class Selector:
-    """A function from parameters to a set of their names: immutable, hashable, and printable as text.
+    """A function from parameters to a set of their names: immutable, hashable, and printable.
 
     Args:
-        what: Text in the selector language; a `Selector`; an iterable of exact names (a list, a set, a `Parameters`,
-            a state dict); a function of `ParameterInfo` that is true for what is selected; or, of a live model, a
-            module (all its parameters, submodules included), a class of modules (those of all such modules, also of
-            a subclass), a parameter, or an iterable of these.
+        what: Text in the selector language; a `Selector`; an iterable of exact names (a list, a set, a `Parameters`, a
+            state dict); a function of `ParameterInfo`; or, for a live model, a module (all its parameters, including
+            submodules), a class of modules (parameters of all instances, including subclasses), a parameter, or an
+            iterable of these.
 
     Raises:
-        SelectorSyntaxError: The text is not a selector; the error knows the column.
-        SelectorError: It is none of these.
+        SelectorSyntaxError: The text is not a selector; the error has the column.
+        SelectorError: The type of `what` is not supported.
 
-    Two selectors are equal when they say the same in the same order: `[dtype=bf16]` and `[dtype=bfloat16]` are.
+    Selectors are equal if they mean the same in the same order: `[dtype=bf16]` equals `[dtype=bfloat16]`.
 
     >>> from torchparams import Selector
     >>> Selector("**.bias") | Selector("[ndim < 2]")
@@ -145,7 +145,7 @@ class Selector:
 
     @classmethod
     def of(cls, what: object) -> Selector:
-        """`what` as a selector: itself where it is one, else `Selector(what)`.
+        """Convert to a selector; a `Selector` is returned unchanged.
 
         >>> Selector.of(["fc.weight", "fc.bias"])
         Selector('fc.bias | fc.weight')
@@ -163,7 +163,7 @@ class Selector:
 
     @property
     def branches(self) -> tuple[Selector, ...]:
-        """The terms of its outermost union; itself alone where it is none.
+        """Terms of the outermost union; the selector itself if it is not a union.
 
         >>> Selector("**.bias | a.** & b.**").branches
         (Selector('**.bias'), Selector('a.** & b.**'))
@@ -173,7 +173,7 @@ class Selector:
 
     @property
     def relative(self) -> bool:
-        """Whether it counts layers from the end, so that a hit depends on which other parameters there are.
+        """Whether it counts layers from the end, so that matches depend on other parameters.
 
         >>> Selector("layers.{-1}.**").relative, Selector("layers.1.**").relative
         (True, False)
@@ -183,18 +183,18 @@ class Selector:
     # --- apply -----------------------------------------------------------------------------
 
     def names(self, infos: Iterable[ParameterInfo], strict: bool = False, where: str | None = None) -> frozenset[str]:
-        """The canonical names of the parameters that it hits.
+        """Canonical names of the parameters that the selector matches.
 
-        Linear in the count of parameters.
+        Linear in the number of parameters.
 
         Args:
-            infos: The records of all parameters of a source.
-            strict: Refuse a selector of which any part hits nothing.
-            where: What an error calls the source.
+            infos: Infos of all parameters of a source.
+            strict: Raise if any part of the selector matches nothing.
+            where: Label of the source, for errors.
 
         Raises:
-            NoMatch: With `strict`, a part hits nothing; the message names it, and what was perhaps meant.
-            SelectorError: It asks for what the source does not record, such as `:trainable` of a file.
+            NoMatch: With `strict`, a part matches nothing; the message names it, and suggests a correction.
+            SelectorError: The source does not record a property, such as `:trainable` for a file.
 
         >>> import numpy as np
         >>> import torchparams as tp
@@ -209,38 +209,38 @@ class Selector:
         return frozenset(map(table.names.__getitem__, rows))
 
     def decides(self, lone: Lone) -> bool | None:
-        """Whether it hits a parameter that was found alone; None where that takes a look at all of them.
+        """Whether it matches a single parameter, or None if that depends on other parameters.
 
-        Names, patterns that match, conditions on the tensor itself (shape, dtype, `:trainable`, …), modules and
-        parameters decide alone. `:tied`, a pattern that does not match, its complement, and what depends on the first
-        name of a tied tensor (`:bias`, `:norm`, `[module=…]`, a function), or counts from the end, do not.
+        Names, matching patterns, conditions on the tensor (shape, dtype, `:trainable`, …), modules and parameters
+        decide alone. These do not: `:tied`, patterns that do not match, their complements, conditions on the first name
+        of a tied tensor (`:bias`, `:norm`, `[module=…]`, functions), and numbers from the end.
         """
         return None if self.relative else Table.decides(self._node, lone)
 
     def narrow(self, infos: Iterable[ParameterInfo], where: str | None = None) -> str | None:
-        """One line about a `*` that hits a few parameters where `**` would hit many more; None where there is none.
+        """Note about a `*` that matches few parameters where `**` would match many more, or None.
 
         Args:
-            infos: The records of all parameters of a source.
-            where: The name of the source in errors.
+            infos: Infos of all parameters of a source.
+            where: Label of the source, for errors.
 
         >>> import numpy as np
         >>> import torchparams as tp
         >>> layers = {f"h.{i}.weight": np.zeros(1) for i in range(6)}
         >>> tp.Selector("*.weight").narrow(tp.of({"head.weight": np.zeros(1), **layers}).infos.values())
-        '`*.weight` hits 1 of the 7 parameters that `**.weight` hits'
+        '`*.weight` matches 1 of the 7 parameters that `**.weight` matches'
         """
         return narrow(_table_of(infos, where), self._node)
 
     def explain(self, infos: Iterable[ParameterInfo], where: str | None = None) -> Explanation:
-        """Which term hits which parameter, and how many each. A term that hits nothing is shown with what was meant.
+        """Explain which term matches which parameters. A term without a match is shown with a suggestion.
 
         Args:
-            infos: The records of all parameters of a source.
-            where: What an error calls the source.
+            infos: Infos of all parameters of a source.
+            where: Label of the source, for errors.
 
         Raises:
-            SelectorError: It asks for what the source does not record.
+            SelectorError: The source does not record a property.
 
         >>> import numpy as np
         >>> import torchparams as tp
@@ -250,7 +250,7 @@ class Selector:
         term            tensors  parameters  hits
         **.bias | head        1           2  fc.bias
           **.bias             1           2  fc.bias
-          head                0           0  nothing: no name has the component 'head'; the names begin with fc
+          head                0           0  nothing: no name has the component 'head'; the names start with fc
         1 of 2 tensors
         """
         table = _table_of(infos, where)
@@ -342,7 +342,7 @@ def _node_of(what: object) -> Node:
         return what._node
     if _is_object(what):
         return Objects((Same(what),))
-    # Before functions: a Parameters is a mapping that can be called.
+    # Before the test for functions: a Parameters is a callable mapping.
     if isinstance(what, Iterable) and not isinstance(what, bytes | type):
         listed = list(what)
         names = frozenset(each for each in listed if isinstance(each, str))
@@ -351,18 +351,18 @@ def _node_of(what: object) -> Node:
             if not (isinstance(each, str) or _is_object(each)):
                 kind = type(each).__name__
                 raise SelectorError(
-                    f"a list that selects holds names, modules or parameters, and this one holds a {kind}",
-                    hint="other selectors are joined with |",
+                    f"a selector list must contain names, modules or parameters, not a {kind}",
+                    hint="join other selectors with |",
                 )
         if not objects:
             return Names(names)
-        # Very many parameters are one term, so that the table is looked through once.
+        # Many parameters become one term, so that the table is scanned once.
         tensors = tuple(each for each in objects if not _is_module(each.object))
         modules = (Objects((each,)) for each in objects if _is_module(each.object))
         return union(*[Names(names)] * bool(names), *modules, *[Objects(tensors)] * bool(tensors))
     if hasattr(what, "named_parameters"):
         raise SelectorError(
-            f"a {type(what).__name__} is a model, and a selector is text, names or a function of ParameterInfo",
+            f"a {type(what).__name__} is a model, not a selector (text, names or a function of ParameterInfo)",
             hint="select from it: torchparams.of(model).select(…)",
         )
     if callable(what) and not isinstance(what, type):
@@ -393,13 +393,13 @@ def _is_module(what: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a part of a selector hits, by itself.
+    """Matches of one part of a selector.
 
     Attributes:
-        text: The part, as it prints.
-        depth: How deep it stands in the selector: 0 is all of it.
-        hits: The records of the parameters, in the table's order.
-        note: Where it hits nothing, what was perhaps meant; else empty.
+        text: Text of the part.
+        depth: Depth in the selector, 0 for the whole.
+        hits: Infos of the matching parameters, in table order.
+        note: Suggestion if it matches nothing; otherwise empty.
     """
 
     text: str
@@ -409,25 +409,25 @@ class Term:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The canonical names of what it hits, in the table's order."""
+        """Canonical names of the matches, in table order."""
         return tuple(info.name for info in self.hits)
 
     @property
     def numel(self) -> int:
-        """Count of elements of all of them."""
+        """Number of elements of all matches."""
         return sum(info.numel for info in self.hits)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation(Result):
-    """Which part of a selector hits which parameters; it prints as a table.
+    """Which part of a selector matches which parameters; prints as a table.
 
     Attributes:
-        selector: What is explained.
-        terms: It and its parts, each before the parts of it, from the left.
-        by: Name → the terms that it is hit by, for all that the selector hits, in the table's order. Of an intersection
-            these are all its terms; a complement is one term.
-        table: How many parameters were asked about.
+        selector: Explained selector.
+        terms: The selector and its parts, each before its own parts, from the left.
+        by: Terms that match each selected parameter, by name in table order. For an intersection these are all its
+            terms; a complement is one term.
+        table: Number of parameters in the table.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -443,14 +443,14 @@ class Explanation(Result):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The canonical names of all that the selector hits, in the table's order."""
+        """Canonical names of all matches, in table order."""
         return self.terms[0].names
 
     def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """The explanation as a report: the terms, and the parameters with what hits each where that is not the same.
+        """Report of the terms, and of the parameters with the terms that match each, if these differ.
 
         Args:
-            limit: Most parameters to list; None for all.
+            limit: Maximum number of parameters; None for all.
         """
         total = self.terms[0]
         columns = (
@@ -475,7 +475,7 @@ class Explanation(Result):
         return Report(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The explanation as JSON takes it."""
+        """The explanation as JSON data."""
         return {
             "selector": str(self.selector),
             "tensors": self.table,
@@ -517,7 +517,7 @@ def _terms(table: Table, node: Node, depth: int) -> Iterator[Term]:
 
 
 def _reasons(table: Table, node: Node, rows: Rows) -> Iterator[tuple[str, Rows]]:
-    """The terms that hit `rows`, all of which the node hits, and which of them each hits."""
+    """Terms that match `rows`, with the rows of each. The node matches all `rows`."""
     if isinstance(node, Union):
         for term in node.terms:
             yield from _reasons(table, term, rows & table.hits(term))

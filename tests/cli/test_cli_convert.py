@@ -78,13 +78,13 @@ def test_in_shards_and_joined(model: str, capsys: Captured) -> None:
         ),
         (
             ["x.safetensors", "--dtype", "step=i8", "--dtype", "f17"],
-            "no dtype is spelled 'f17'. spell it as torch, numpy or safetensors do: bfloat16, bf16, float32, F32, "
+            "unknown dtype 'f17'. use a spelling of torch, numpy or safetensors, such as bfloat16, bf16, float32, F32, "
             "float8_e4m3fn, int64.",
         ),
         (
             ["x.safetensors", "-s", "norm.**"],
-            "model.safetensors: `norm.**` matches nothing. a glob matches whole names, and those of 1 parameter end "
-            "so. did you mean `**.norm.**`?",
+            "model.safetensors: `norm.**` matches nothing. a glob matches whole names; this is only the end of "
+            "1 parameter. did you mean `**.norm.**`?",
         ),
         (
             ["x.gguf"],

@@ -210,9 +210,9 @@ def test_names(tmp_path: Path) -> None:
     assert refusal(MismatchError, arrays, path, rename=r"\.[ab]\.=.") == (
         "dict: 'model.a.gamma' and 'model.b.gamma' would both be named 'model.gamma'"
     )
-    assert refusal(NoMatch, arrays, path, rename="beta=bias") == "dict: the pattern 'beta' of a rename hits no name"
+    assert refusal(NoMatch, arrays, path, rename="beta=bias") == "dict: the rename pattern 'beta' matches no name"
     assert refusal(NoMatch, arrays, path, strip_prefix="net.") == (
-        "dict: no name begins with 'net.', which a rename would strip"
+        "dict: no name starts with the prefix 'net.' to strip"
     )
     refusal(UnknownName, arrays, path, rename={"nothing": "something"})
     with pytest.raises(NoMatch):
@@ -288,7 +288,7 @@ def test_types_that_make_no_sense(tmp_path: Path) -> None:
         "dict: 'a.weight': cannot cast float32 to int8. cast floats to floats, and integers to integers."
     )
     assert refusal(PlanError, SOME, path, dtype="f8_e8m0") == "a.weight: float32 cannot be cast to float8_e8m0fnu"
-    assert refusal(PlanError, SOME, path, dtype="bf17").startswith("no dtype is spelled 'bf17'")
+    assert refusal(PlanError, SOME, path, dtype="bf17").startswith("unknown dtype 'bf17'")
     with pytest.raises(NoMatch):
         tp.convert(SOME, path, dtype={"nothing": "bf16"})
 

@@ -154,7 +154,7 @@ def test_it_is_stated_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
         same({name: table.numpy(name) for name in table.names}, expected({"h.0.attn.c_attn", *turned}))
     both = command(capsys, "lora", "fold", base, path, target, "--fan-in-fan-out", "**", "--no-fan-in-fan-out")
     assert both.status == 2
-    assert "--fan-in-fan-out and --no-fan-in-fan-out exclude each other" in both.err
+    assert "--fan-in-fan-out and --no-fan-in-fan-out cannot be used together" in both.err
 
 
 def test_the_classes_of_a_live_base_decide(tmp_path: Path) -> None:

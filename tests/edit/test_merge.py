@@ -432,9 +432,7 @@ def test_names_of_others_are_renamed(tmp_path: Path) -> None:
     )
     made = written(tmp_path, [a, a, b], rename=r"^model\.=", weights=[0, 0.5, 0.5])
     assert {name: x.tolist() for name, x in made.items()} == {"w": [1], "v": [3]}
-    assert refusal(NoMatch, [a, a], rename=r"^module\.=") == (
-        "dict: the pattern '^module\\\\.' of a rename hits no name"
-    )
+    assert refusal(NoMatch, [a, a], rename=r"^module\.=") == ("dict: the rename pattern '^module\\\\.' matches no name")
 
 
 def test_names_of_one_tensor_stay_one_where_all_tie_them(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_a_lazy_tensor_has_nothing_to_read() -> None:
 
     model = torch.nn.LazyLinear(3)
     assert message(NotReadable, lambda: Stored(open_source(model), "weight")) == (
-        "LazyLinear: 'weight' is lazy: it has no shape and no values yet"
+        "LazyLinear: 'weight' is lazy: it has no shape or values yet"
     )
 
 

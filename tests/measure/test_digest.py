@@ -382,7 +382,7 @@ def test_what_has_no_values_is_named() -> None:
         assert str(error.value) == message
     with pytest.raises(NotReadable) as error:
         tp.digest(nn.LazyLinear(2))
-    assert str(error.value) == "LazyLinear: 'weight' is lazy: it has no shape and no values yet"
+    assert str(error.value) == "LazyLinear: 'weight' is lazy: it has no shape or values yet"
 
 
 def test_a_view_of_more_elements_than_there_are_bytes_is_refused(

@@ -212,7 +212,7 @@ def test_what_cannot_be_read_is_listed_with_the_reason() -> None:
         ("sparse", "a sparse tensor (torch.sparse_coo) has no array; pass tensor.to_dense()"),
         (
             "quantised",
-            "the bits of qint8 are not numbers by themselves; unpack or dequantise the tensor first",
+            "the bits of qint8 are not numbers; unpack or dequantise the tensor first",
         ),
     ]
     assert "not read: 3 tensors\n  meta: a tensor on the meta device has a shape and no values\n" in str(found)
@@ -223,7 +223,7 @@ def test_a_lazy_parameter_is_listed_too() -> None:
     found = tp.stats(torch.nn.LazyLinear(3))
     assert found.rows == ()
     assert [each.name for each in found.unread] == ["weight", "bias"]
-    assert found.unread[0].reason == "'weight' is lazy: it has no shape and no values yet"
+    assert found.unread[0].reason == "'weight' is lazy: it has no shape or values yet"
 
 
 def test_a_large_unread_tensor_costs_nothing() -> None:

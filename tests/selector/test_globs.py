@@ -191,13 +191,13 @@ def test_only_a_glob_without_wildcards_is_one_name() -> None:
         (
             "{a,**}",
             4,
-            "`*`, any characters of one component, found `**`. `**` stands outside of braces, between dots.",
+            "`*` for any characters of one component, found `**`. `**` cannot be inside braces.",
         ),
         ("{5..0}", 2, "expected a range that goes up, found `5..0`. did you mean {0..5}?"),
         (
             "{00..5}",
             2,
-            "found `00..5`. leading zeros are in both bounds or in none: {00..05} or {0..5}.",
+            "found `00..5`. use leading zeros in both bounds or in neither: {00..05} or {0..5}.",
         ),
         ("{5..}", 3, "expected whole numbers on both sides of `..`, found `..`. a range is written {0..5}."),
         ("{a..c}", 3, "expected whole numbers on both sides of `..`"),
@@ -218,7 +218,7 @@ def test_only_a_glob_without_wildcards_is_one_name() -> None:
         (
             "{a.b,c}",
             3,
-            "without a dot: braces stand within one component, found a dot. a union is written `a.b.** | c.**`.",
+            "without a dot: braces belong to one component, found a dot. a union is written `a.b.** | c.**`.",
         ),
         ('{"a.b",c}', 2, "expected alternatives without a dot"),
         ('"abc', 5, 'expected a closing ", found the end. the quote at column 1 is not closed.'),

@@ -41,23 +41,25 @@ def refusal(text: str) -> str:
         ),
         (
             "bias",
-            "BertModel: `bias` matches nothing. a glob matches whole names, and those of 49 parameters end so. "
+            "BertModel: `bias` matches nothing. a glob matches whole names; this is only the end of 49 parameters. "
             "did you mean `**.bias`?",
         ),
         (
             "attn",
-            "BertModel: `attn` matches nothing. a glob matches whole names, and those of 72 parameters hold it further "
-            "in. did you mean `**.attn.**`?",
+            "BertModel: `attn` matches nothing. a glob matches whole names; this is only a part of 72 "
+            "parameters. did you "
+            "mean `**.attn.**`?",
         ),
         (
             "layer.0.**",
-            "BertModel: `layer.0.**` matches nothing. a glob matches whole names, and those of 8 parameters end so. "
+            "BertModel: `layer.0.**` matches nothing. a glob matches whole names; this is only the end of 8 "
+            "parameters. "
             "did you mean `**.layer.0.**`?",
         ),
         (
             "encoder.*.weight",
-            "BertModel: `encoder.*.weight` matches nothing. `*` is exactly one component, and 48 parameters "
-            "would match with `**`. did you mean `encoder.**.weight`?",
+            "BertModel: `encoder.*.weight` matches nothing. `*` is exactly one component; with `**`, 48 "
+            "parameters would match. did you mean `encoder.**.weight`?",
         ),
         # misspelt
         (
@@ -83,13 +85,13 @@ def refusal(text: str) -> str:
         # nothing like it
         (
             "foo.**",
-            "BertModel: `foo.**` matches nothing. no name has the component 'foo'; the names begin with encoder, head, "
+            "BertModel: `foo.**` matches nothing. no name has the component 'foo'; the names start with encoder, head, "
             "embeddings, decode_head.",
         ),
         ("encoder.head", "BertModel: `encoder.head` matches nothing. the nearest names are 'decode_head.weight'."),
         (
             "^encoder",
-            "a glob knows only the wildcards * ** ? {}. a regular expression stands between slashes: /.*bias/.",
+            "the wildcards of a glob are * ** ? {}. write a regular expression between slashes: /.*bias/.",
         ),
         # a branch, wherever it stands
         (
@@ -106,13 +108,13 @@ def refusal(text: str) -> str:
         # intersections and complements
         (
             "**.weight & **.bias",
-            "BertModel: `**.weight & **.bias` matches nothing. `**.weight` matches 51 and `**.bias` matches 49, but "
-            "they share none.",
+            "BertModel: `**.weight & **.bias` matches nothing. `**.weight` matches 51 and `**.bias` matches "
+            "49, but no parameter matches both.",
         ),
         (
             "head.** & **.weight & [ndim=1]",
             "`head.** & **.weight & [ndim=1]` matches nothing. `head.** & **.weight` matches 1 and `[ndim=1]` matches "
-            "61, but they share none.",
+            "61, but no parameter matches both.",
         ),
         ("head & **.weight", "BertModel: `head` matches nothing, in `head & **.weight`. it names a module"),
         ("**.weight & head", "BertModel: `head` matches nothing, in `**.weight & head`. it names a module"),
@@ -137,39 +139,41 @@ def refusal(text: str) -> str:
             "`**[ndim=1][dtype=bf16]` matches nothing. `**[ndim=1]` alone matches 61; dtype of them is float32.",
         ),
         ("[dtype=bf16]", "BertModel: `[dtype=bf16]` matches nothing. dtype of the 100 parameters is float32."),
-        ("[numel>1G]", "`[numel>1G]` matches nothing. numel of the 100 parameters is 2 to 1,600."),
-        ("[nbytes<1]", "nbytes of the 100 parameters is 8 to 6,400."),
+        ("[numel>1G]", "`[numel>1G]` matches nothing. numel of the 100 parameters ranges from 2 to 1,600."),
+        ("[nbytes<1]", "nbytes of the 100 parameters ranges from 8 to 6,400."),
         ("[shape=7]", "shapes of the 100 parameters are [16], [16, 16], [2, 16], [100, 16] and 1 other."),
         ("[device=cuda]", "device of the 100 parameters is cpu."),
         ("[kind=buffer]", "kind of the 100 parameters is parameter."),
         (
             "[module=LayerNrm]",
-            "the owners of the 100 parameters are Linear, LayerNorm, Embedding. did you mean `[module=LayerNorm]`?",
+            "the owner classes of the 100 parameters are Linear, LayerNorm, Embedding. did you mean "
+            "`[module=LayerNorm]`?",
         ),
         (
             "[name=bias]",
-            "`[name=bias]` matches nothing. a glob matches whole names, and those of 49 parameters end so.",
+            "`[name=bias]` matches nothing. a glob matches whole names; this is only the end of 49 parameters.",
         ),
-        ("head.**[name=encoder.**]", "`head.**` alone matches 2; the name of none of them is so."),
-        ("[name!=**]", "`[name!=**]` matches nothing. the name of none of the 100 parameters is so."),
+        ("head.**[name=encoder.**]", "`head.**` alone matches 2; no name of them matches."),
+        ("[name!=**]", "`[name!=**]` matches nothing. no name of the 100 parameters matches."),
         (
             ":buffer",
-            "BertModel: `:buffer` matches nothing. `:buffer` means: a buffer of a module; none of the 100 parameters "
-            "is so. the buffers of a live model are listed by torchparams.of(model, buffers=True).",
+            "BertModel: `:buffer` matches nothing. `:buffer` means: a buffer of a module; this holds for none "
+            "of the 100 parameters. the buffers of a live model are listed by torchparams.of(model, buffers=True).",
         ),
         (
             "head.**:frozen",
-            "`head.**` alone matches 2; `:frozen` means: requires_grad is False, buffers left out; none of",
+            "`head.**` alone matches 2; `:frozen` means: requires_grad is False, buffers left out; this holds "
+            "for none of",
         ),
         # regular expressions
         (
             "/weight/",
-            "BertModel: `/weight/` matches nothing. a regular expression matches the whole name; 51 names only contain "
-            "a match. did you mean `/.*weight.*/`?",
+            "BertModel: `/weight/` matches nothing. a regular expression matches the whole name; 51 names "
+            "contain a match. did you mean `/.*weight.*/`?",
         ),
-        ("/weight|bias/", "100 names only contain a match. did you mean `/.*(?:weight|bias).*/`?"),
-        ("/(?i)WEIGHT/", "51 names only contain a match. begin and end it with .*."),
-        ("/nope/", "`/nope/` matches nothing. the names begin with encoder, head, embeddings, decode_head."),
+        ("/weight|bias/", "100 names contain a match. did you mean `/.*(?:weight|bias).*/`?"),
+        ("/(?i)WEIGHT/", "51 names contain a match. begin and end it with .*."),
+        ("/nope/", "`/nope/` matches nothing. the names start with encoder, head, embeddings, decode_head."),
     ],
 )
 def test_a_part_that_hits_nothing_is_named_with_what_was_meant(text: str, message: str) -> None:
@@ -216,16 +220,14 @@ def test_a_missing_name_of_a_list_is_named() -> None:
     ):
         Selector(["head.wieght", "head.bias"]).names(MODEL, strict=True, where="m")
     with pytest.raises(
-        NoMatch, match=re.escape("is named 'a.b' (nor are 2 others of the 4 names). the names begin with")
+        NoMatch, match=re.escape("is named 'a.b' (and 2 others of the 4 names are missing). the names start with")
     ):
         Selector(["x", "y", "a.b", "head.bias"]).names(MODEL, strict=True)
 
 
 def test_a_list_of_no_names_selects_nothing_and_not_everything() -> None:
     assert Selector([]).names(MODEL) == frozenset()
-    with pytest.raises(
-        NoMatch, match=re.escape("no names are given, so nothing is selected. every parameter is `**`.")
-    ):
+    with pytest.raises(NoMatch, match=re.escape("the list of names is empty. use `**` to select every parameter.")):
         Selector([]).names(MODEL, strict=True)
 
 

@@ -112,10 +112,10 @@ def test_the_verbs_take_them() -> None:
 def test_what_is_not_in_the_model_is_refused() -> None:
     model: Any = Net()
     for what, why in (
-        (nn.Conv2d, "`<class Conv2d>` matches nothing. modules of this model are Linear, Sequential"),
+        (nn.Conv2d, "`<class Conv2d>` matches nothing. the modules of this model are Linear, Sequential"),
         (nn.Linear(2, 2), "`<module Linear>` matches nothing. the module is not in this model"),
-        (model.blocks[0][1], "`<module ReLU>` matches nothing. the table holds no parameter of it"),
-        ([model.stem.weight, torch.ones(2)], r"the tensor of shape \[2\] is not in this table"),
+        (model.blocks[0][1], "`<module ReLU>` matches nothing. the table has no parameter of it"),
+        ([model.stem.weight, torch.ones(2)], r"the tensor of shape \[2\] is not among the 9 tensors of this table"),
     ):
         with pytest.raises(NoMatch, match=why):
             names(model, what)
@@ -123,7 +123,7 @@ def test_what_is_not_in_the_model_is_refused() -> None:
 
 
 def test_records_alone_cannot_tell() -> None:
-    with pytest.raises(SelectorError, match="can only be found in the live model itself"):
+    with pytest.raises(SelectorError, match="needs the live model"):
         tp.of(Net().state_dict()).select(nn.Linear)
 
 

@@ -255,17 +255,23 @@ FILE = [stored("norm.weight"), stored("norm.bias")]
     [
         (
             ":norm",
-            "m.safetensors: `:norm` cannot be told, because the class of the owner is not recorded. a file and a "
-            "mapping of arrays record name, shape and dtype. select by name or shape, as in **.bias or [ndim<2], or "
-            "ask the live model.",
+            "m.safetensors: `:norm` cannot be evaluated, because the class of the owner is not recorded. files "
+            "and mappings of arrays record name, shape and dtype. select by name or shape, as in **.bias or "
+            "[ndim<2], or use the live model.",
         ),
-        (":embedding", "`:embedding` cannot be told, because the class of the owner is not recorded."),
-        ("**[module!=Linear]", "`[module!=Linear]` cannot be told, because the class of the owner is not recorded."),
-        (":trainable", "`:trainable` cannot be told, because requires_grad is not recorded."),
-        ("~:frozen", "select by name, as in encoder.**, or ask the live model."),
-        (":buffer", "`:buffer` cannot be told, because what is a parameter and what a buffer is not recorded."),
-        ("nothing & :norm", "`:norm` cannot be told"),
-        ("nothing:norm", "`:norm` cannot be told"),
+        (":embedding", "`:embedding` cannot be evaluated, because the class of the owner is not recorded."),
+        (
+            "**[module!=Linear]",
+            "`[module!=Linear]` cannot be evaluated, because the class of the owner is not recorded.",
+        ),
+        (":trainable", "`:trainable` cannot be evaluated, because requires_grad is not recorded."),
+        ("~:frozen", "select by name, as in encoder.**, or use the live model."),
+        (
+            ":buffer",
+            "`:buffer` cannot be evaluated, because the distinction of parameters and buffers is not recorded.",
+        ),
+        ("nothing & :norm", "`:norm` cannot be evaluated"),
+        ("nothing:norm", "`:norm` cannot be evaluated"),
     ],
 )
 def test_what_is_not_recorded_is_an_error_and_not_an_empty_selection(text: str, message: str) -> None:

@@ -103,6 +103,6 @@ def test_types_without_a_numeric_meaning_are_refused(name: str) -> None:
     with pytest.raises(NotReadable) as caught:
         Coding.of(name)
     assert str(caught.value) == (
-        f"the bits of {name} are not numbers by themselves. quantised values have a scale, packed ones an order, "
-        "that stand elsewhere. unpack or dequantise the tensor first."
+        f"the bits of {name} are not numbers. quantised and packed values need a scale or layout stored "
+        "elsewhere. unpack or dequantise the tensor first."
     )

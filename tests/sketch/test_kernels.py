@@ -223,7 +223,7 @@ def test_c_refuses_half_an_element() -> None:
 
 
 def test_a_vector_unit_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="no vector unit 'abacus' here, only "):
+    with pytest.raises(ValueError, match="vector unit 'abacus' is not available; available are "):
         kernels.use_vector_unit("abacus")
 
 
@@ -258,7 +258,7 @@ def test_the_environment_can_ask_for_numpy(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(native, "BUILT", True)
     monkeypatch.setattr(native, "WANTED", "numpy")
     assert isinstance(tally("f32"), NumpyTally)
-    assert kernels.implementation() == "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
+    assert kernels.implementation() == "NumPy, several times slower: selected by TORCHPARAMS_KERNELS"
 
 
 def run(code: str, **environment: str) -> str:

@@ -524,7 +524,7 @@ def test_lazy_parameters() -> None:
         with pytest.raises(NotReadable) as caught:
             read("0.weight")
         assert str(caught.value) == (
-            "Sequential: 0.weight is lazy: it has no shape and no values yet. run the model once to set its shape."
+            "Sequential: 0.weight is lazy: it has no shape or values yet. run the model once to set its shape."
         )
     model(torch.ones(2, 5))
     assert params.info("0.weight").shape == (3, 5)

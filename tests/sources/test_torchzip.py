@@ -156,7 +156,7 @@ def test_every_dtype_reads_as_torch_loads_it(tmp_path: Path, dtype: str) -> None
         if dtype in ML_OR_NUMPY:
             assert source.numpy(name).tobytes() == bits(theirs[name])
         else:
-            with pytest.raises(NotReadable, match=f"{name}.*: numpy and ml_dtypes have no type for {dtype}"):
+            with pytest.raises(NotReadable, match=f"{name}.*: numpy and ml_dtypes have no dtype for {dtype}"):
                 source.numpy(name)
 
 

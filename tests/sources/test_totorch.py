@@ -93,9 +93,9 @@ def test_an_expanded_array_is_copied_within_the_limit(monkeypatch: pytest.Monkey
 
 def test_types_that_torch_lacks() -> None:
     for dtype in ("float4_e2m1fn", "float6_e2m3fn"):
-        with pytest.raises(NotReadable, match=rf"'w': torch .* has no type for {dtype}"):
+        with pytest.raises(NotReadable, match=rf"'w': torch .* has no dtype for {dtype}"):
             from_numpy(sample(dtype, (4,)), info_of(dtype))
-        with pytest.raises(NotReadable, match=rf"'w': torch .* has no type for {dtype}"):
+        with pytest.raises(NotReadable, match=rf"'w': torch .* has no dtype for {dtype}"):
             from_bytes(bytearray(4), info_of(dtype), (4,), (1,))
 
 
@@ -126,7 +126,7 @@ def test_lazy_conjugates_and_negatives() -> None:
         (lambda: torch.eye(2).to_sparse_csr(), "a sparse tensor (torch.sparse_csr) has no array"),
         (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a quantised tensor (torch.qint8)"),
         (lambda: torch.empty(2, device="meta"), "a tensor on the meta device has a shape and no values"),
-        (lambda: torch.empty(2, dtype=torch.bits8), "numpy and ml_dtypes have no type for bits8"),
+        (lambda: torch.empty(2, dtype=torch.bits8), "numpy and ml_dtypes have no dtype for bits8"),
         (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor has rows of different"),
     ],
 )

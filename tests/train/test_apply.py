@@ -153,7 +153,7 @@ def test_no_values_to_change() -> None:
     with pytest.raises(NotReadable) as caught:
         tp.apply_(model, "{0,2}.weight", nn.init.zeros_)
     assert str(caught.value) == (
-        "Sequential: 2.weight is lazy: it has no shape and no values yet. run the model once to set its shape."
+        "Sequential: 2.weight is lazy: it has no shape or values yet. run the model once to set its shape."
     )
     assert torch.equal(model[0].weight, before)
 

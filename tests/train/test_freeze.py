@@ -780,7 +780,7 @@ def test_an_empty_selection_is_not_everything(nothing: Any) -> None:
     for use in uses:
         with pytest.raises(NoMatch) as error:
             use()
-        assert str(error.value) == "Net: no names are given, so nothing is selected. every parameter is `**`."
+        assert str(error.value) == "Net: the list of names is empty. use `**` to select every parameter."
     assert digest(model) == before
     assert all(parameter.requires_grad for parameter in model.parameters())
     none = tp.of(model).select("head.9.*", strict=False)

@@ -1,1 +1,1 @@
-"""The parts of the selector language: globs, the tree of a selector, its parser, and what it hits in a table."""
+"""Implementation of the selector language: globs, parser, syntax tree, and evaluation."""

@@ -1,11 +1,11 @@
-"""Regular expressions that match in bounded time.
+"""Regular expressions with bounded matching time.
 
-Python's `re` goes back on its choices, cannot be interrupted, and takes for ever on `(a+)+$`. Here the choices that a
-pattern can make on a text of some length are counted first. Where they are few, `re` does the work. Where they are
-many, the pattern becomes a nondeterministic automaton, which reads each character once for all choices together
-(Thompson 1968, doi:10.1145/363347.363387): linear in the text, whatever the pattern.
+Python's `re` backtracks, cannot be interrupted, and needs exponential time for `(a+)+$`. This module first counts the
+choices that a pattern can make on a text of some length. If there are few, `re` does the matching. If there are many,
+the pattern becomes a nondeterministic automaton that reads each character once for all choices together (Thompson 1968,
+doi:10.1145/363347.363387): linear in the text for every pattern.
 
-The pattern's tree comes from `re`'s own parser, so both ways read a pattern alike.
+The pattern is parsed by `re`'s own parser, so both ways agree on its meaning.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ if TYPE_CHECKING:
 
 _parser: Any = import_module("re._parser")
 
-_CACHE = 4096  # lengths, and steps of an automaton, that are remembered
-_TOGETHER = 256  # texts, or characters for an automaton, between two looks at the clock
+_CACHE = 4096  # cached lengths, and cached steps of an automaton
+_TOGETHER = 256  # texts, or characters for an automaton, between two checks of the clock
 
 
-SIMPLER = "repeat nothing that holds repeats or alternatives itself"
-"""What to do about a pattern that takes too long, for messages."""
+SIMPLER = "avoid repeating a part that contains repeats or alternatives"
+"""Hint for slow patterns."""
 
 
 class TooSlow(Exception):
-    """A pattern whose time on a text has no bound within the limits, or that has run out of time."""
+    """A pattern exceeds the limits on a text, or runs out of time."""
 
 
 class _NoAutomatonError(Exception):
-    """A pattern that no automaton of ours stands for."""
+    """A pattern cannot be compiled to an automaton."""
 
 
 class Bounded:
-    r"""A regular expression in bounded time.
+    r"""A regular expression with bounded matching time.
 
     Args:
-        pattern: The expression, as `re` takes it.
-        steps: Most steps of `re` on one text; `limits.REGEX_STEPS` unless given.
+        pattern: Regular expression in the syntax of `re`.
+        steps: Maximum steps of `re` per text; `limits.REGEX_STEPS` by default.
 
     Raises:
-        re.error: It is not a regular expression. `ValueError`, `OverflowError` and `RecursionError` as of `re.compile`.
+        re.error: The pattern is not a regular expression. `ValueError`, `OverflowError` and `RecursionError` as in
+        `re.compile`.
 
     >>> Bounded(r"(a+)+$").matches("a" * 5000 + "b")
     False
@@ -59,46 +60,46 @@ class Bounded:
         self.compiled = re.compile(pattern)
         self._tree = _parser.parse(pattern)
         self._steps = steps
-        self._known: dict[tuple[int, bool], float] = {}  # length of texts, anywhere → most steps of `re`
+        self._known: dict[tuple[int, bool], float] = {}  # length of texts, anywhere → maximum steps of `re`
         self._automaton: _Automaton | None = None
 
     def matches(self, text: str) -> bool:
-        """Whether it matches the whole text.
+        """Whether the pattern matches the whole text.
 
         Raises:
-            TooSlow: It has too many choices on such a text, and parts that an automaton cannot have.
+            TooSlow: The pattern has too many choices on such a text, and cannot be compiled to an automaton.
         """
         return self._is_in(text, anywhere=False)
 
     def occurs(self, text: str) -> bool:
-        """Whether it matches somewhere in the text.
+        """Whether the pattern matches somewhere in the text.
 
         Raises:
-            TooSlow: As of `matches`.
+            TooSlow: As in `matches`.
         """
         return self._is_in(text, anywhere=True)
 
     def which(self, texts: Sequence[str]) -> list[int]:
-        """The places of the texts that it matches as a whole.
+        """Indices of the texts that the pattern matches as a whole.
 
         Raises:
-            TooSlow: As of `matches`; or all of them take longer than `limits.REGEX_SECONDS`.
+            TooSlow: As in `matches`; or all texts together take longer than `limits.REGEX_SECONDS`.
         """
         return self._among(texts, anywhere=False)
 
     def count(self, texts: Sequence[str]) -> int:
-        """How many texts it matches somewhere.
+        """Number of texts with a match anywhere.
 
         Raises:
-            TooSlow: As of `which`.
+            TooSlow: As in `which`.
         """
         return len(self._among(texts, anywhere=True))
 
     def replace(self, texts: Sequence[str], replacement: str) -> list[tuple[str, int]]:
-        """Each text with what matches replaced, and how often it matched, as of `re.subn`.
+        """Replace all matches in each text; returns the new texts with the number of matches, as `re.subn`.
 
         Raises:
-            TooSlow: It has too many choices on a text, as an automaton replaces nothing; or it takes too long.
+            TooSlow: The pattern has too many choices on a text (an automaton cannot replace), or takes too long.
         """
         found: list[tuple[str, int]] = []
         deadline = Deadline()
@@ -137,12 +138,12 @@ class Bounded:
         return found is not None
 
     def _check(self, text: str, anywhere: bool) -> None:
-        """Refuse a text on which `re` could take too many steps."""
+        """Raise if `re` could take too many steps on a text."""
         if not self._is_safe_up_to(len(text), anywhere) and self._steps_on(text, anywhere) > self._most:
             raise TooSlow(f"could take too long on a name of {len(text):,} characters")
 
     def _is_safe_up_to(self, length: int, anywhere: bool, times: int = 1) -> bool:
-        """Whether `re` takes few steps on every text up to a length, or on so many of them."""
+        """Whether `re` takes few steps on any text up to a length, `times` times."""
         if (length, anywhere) not in self._known:
             if len(self._known) >= _CACHE:
                 self._known.clear()
@@ -166,13 +167,13 @@ class Bounded:
 
 
 class Deadline:
-    """The time that a pattern may take on many texts together: `limits.REGEX_SECONDS`, from now on."""
+    """Time limit of a pattern on many texts together: `limits.REGEX_SECONDS` from now."""
 
     def __init__(self) -> None:
         self._end = monotonic() + limits.REGEX_SECONDS
 
     def check(self) -> None:
-        """Go on.
+        """Raise if the time is over.
 
         Raises:
             TooSlow: The time is over.
@@ -181,14 +182,14 @@ class Deadline:
             raise TooSlow(f"took more than {limits.REGEX_SECONDS:g} seconds")
 
 
-# --- how many choices there are --------------------------------------------------------------------
+# --- counting choices ------------------------------------------------------------------------------
 
 
 class _Choices:
     """Counts the sequences of choices that `re` can make.
 
     Args:
-        text: The text, or the length of the longest one.
+        text: The text, or the maximum length of a text.
     """
 
     def __init__(self, text: str | int) -> None:
@@ -196,12 +197,12 @@ class _Choices:
         self._length = text if isinstance(text, int) else len(text)
 
     def of(self, tree: Sequence[Any], flags: int, after: str | None = None) -> tuple[float, float]:
-        """Most sequences of choices, and the factor of what is looked at aside in each step.
+        """Maximum number of choice sequences, and the factor for lookaround in each step.
 
         Args:
-            tree: The parts of a pattern.
-            flags: The flags that hold there.
-            after: The character that has to follow them, where it is known.
+            tree: Parts of a pattern.
+            flags: Active flags.
+            after: The next character, if known.
         """
         total, inner = 1.0, 1.0
         for op, value in reversed(tree):
@@ -217,7 +218,7 @@ class _Choices:
             return self.of(value[3], (flags | value[1]) & ~value[2], after)
         if op in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
             more, aside = self._repeat(value[0], value[1], value[2], flags, after)
-            # A possessive repeat is not entered again, as little as what is looked at aside.
+            # A possessive repeat is not re-entered, like lookaround.
             return (1.0, max(aside, more)) if op == "POSSESSIVE_REPEAT" else (more, aside)
         if op in ("ASSERT", "ASSERT_NOT", "ATOMIC_GROUP"):
             more, aside = self.of(value if op == "ATOMIC_GROUP" else value[1], flags)
@@ -234,12 +235,12 @@ class _Choices:
         if more > 1:
             return (inf if most * log(more) > 60 else more**most * counts), aside
         if after is not None and isinstance(self._text, str) and len(body) == 1 and str(body[0][0]) in _SINGLE:
-            # It can only end where that character is.
+            # The repeat can only end before that character.
             counts = min(counts, max(self._text.count(after), 1))
         return float(counts), aside
 
 
-_SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # parts that are one character each
+_SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # parts that match one character
 
 
 def _either(found: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -251,7 +252,7 @@ def _either(found: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 
 class _State(NamedTuple):
-    """A state: it takes a character; or it stands at a position; or it goes on to several others as it is."""
+    """State that consumes a character, asserts a position, or has empty transitions."""
 
     takes: Callable[[str], bool] | None
     at: str
@@ -259,11 +260,11 @@ class _State(NamedTuple):
 
 
 _MATCH = 0
-_FOUND, _ANYWHERE = -1, -2  # a part has matched; a match may begin at any character
+_FOUND, _ANYWHERE = -1, -2  # a part has matched; a match may start at any character
 
 
 class _Set(dict[Any, "_Set"]):
-    """States that are reached together: a character, or one and its position → those that are reached then."""
+    """Set of simultaneous states; maps a character, or a character with its position, to the next set."""
 
     def __init__(self, states: frozenset[int]) -> None:
         super().__init__()
@@ -271,10 +272,10 @@ class _Set(dict[Any, "_Set"]):
 
 
 class _Automaton:
-    """The states of a pattern, built from its end.
+    """States of a pattern, built from its end.
 
     Raises:
-        _NoAutomatonError: The pattern has parts that an automaton cannot have, or is too large.
+        _NoAutomatonError: The pattern has unsupported parts, or is too large.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -308,7 +309,7 @@ class _Automaton:
             return self._add(None, _at(str(value), flags), [to])
         takes = _takes(op, value, flags)
         if takes is None:
-            raise _NoAutomatonError  # what has to remember, or to look ahead; or a character of either case
+            raise _NoAutomatonError  # backreference, lookaround, or case-insensitive character
         return self._add(takes, "", [to])
 
     def _repeat(self, least: int, most: int, body: Any, to: int, flags: int) -> int:
@@ -324,14 +325,14 @@ class _Automaton:
             before = len(self._states)
             to = self._sequence(body, to, flags)
             if len(self._states) == before:
-                break  # an empty body, however often
+                break  # an empty body
         return to
 
     def accepts(self, text: str, *, anywhere: bool) -> bool:
         """Whether the pattern matches the whole text, or with `anywhere` a part of it.
 
         Raises:
-            TooSlow: It takes longer than `limits.REGEX_SECONDS`.
+            TooSlow: The time limit is exceeded.
         """
         here = self._set_of(frozenset([self._start, _ANYWHERE]) if anywhere else frozenset([self._start]))
         deadline = Deadline()
@@ -349,7 +350,7 @@ class _Automaton:
         return _MATCH in self._reached(here.states, _position(text, len(text)) if self._anchored else ())
 
     def _step(self, here: _Set, sign: Any) -> _Set:
-        """The states after a character, remembered."""
+        """Next set of states after a character, cached."""
         char, position = sign if self._anchored else (sign, ())
         if _FOUND in here.states:
             states = here.states
@@ -377,7 +378,7 @@ class _Automaton:
         return known
 
     def _reached(self, states: frozenset[int], position: tuple[bool, ...]) -> set[int]:
-        """The states that can be gone on to without a character."""
+        """States that are reachable without consuming a character."""
         found: set[int] = set()
         rest = [state for state in states if state >= 0]
         while rest:
@@ -404,7 +405,7 @@ _POSITIONS = (
 )
 
 
-_NONE_IN_EMPTY = re.fullmatch(r"\B", "") is not None  # so only from Python 3.14 on
+_NONE_IN_EMPTY = re.fullmatch(r"\B", "") is not None  # changed in Python 3.14
 
 
 def _at(name: str, flags: int) -> str:
@@ -420,7 +421,7 @@ def _positions(text: str, start: int, count: int) -> Iterator[tuple[bool, ...]]:
 
 
 def _position(text: str, i: int) -> tuple[bool, ...]:
-    """Which of `_POSITIONS` a place in a text is."""
+    """Truth of each of `_POSITIONS` at an index of a text."""
     before, after = text[i - 1 : i] if i else "", text[i : i + 1]
     edge = _word(before) != _word(after)
     ascii_edge = (before.isascii() and _word(before)) != (after.isascii() and _word(after))
@@ -455,7 +456,7 @@ _ASCII_CATEGORIES: dict[str, Callable[[str], bool]] = {
 
 
 def _takes(op: str, value: Any, flags: int) -> Callable[[str], bool] | None:
-    """What a character has to be; None where that is not a question of one character, or has no case."""
+    """Predicate for one character; None if the part is not a single character, or ignores case."""
     if op == "ANY":
         return (lambda char: True) if flags & re.DOTALL else (lambda char: char != "\n")
     if flags & re.IGNORECASE:

@@ -1,7 +1,7 @@
-"""Globs as regular expressions: the fast way to match them.
+"""Compile globs to regular expressions, for fast matching.
 
-The expressions never go back on a choice that cannot have been wrong, so that matching takes time linear in the name.
-Where braces would make one too long, `globs.matches`, which defines what a glob means, does it.
+The expressions never backtrack into a choice that cannot have been wrong, so matching is linear in the name. If braces
+would make an expression too long, `globs.matches`, which defines the meaning of globs, is used instead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPANSIONS = 256
-"""Most sequences that the braces of one component are written out as."""
+"""Maximum number of sequences that the braces of one component may expand to."""
 
 
 @lru_cache(maxsize=1024)
 def matcher(glob: Glob) -> Callable[[str], object]:
-    """A function of a name, true where `glob` matches the whole of it."""
-    assert not glob.from_end  # which takes the other names to tell
+    """Function from a name to a true value if `glob` matches the whole name."""
+    assert not glob.from_end  # such globs depend on the other names
     try:
         pattern = to_regex(glob)
     except _TooManyError:
@@ -33,15 +33,15 @@ def matcher(glob: Glob) -> Callable[[str], object]:
 
 
 class _TooManyError(Exception):
-    """The braces of a component would be written out as more than `EXPANSIONS` sequences."""
+    """The braces of a component would expand to more than `EXPANSIONS` sequences."""
 
 
 def to_regex(glob: Glob) -> str:
-    """A regular expression that, matched with `fullmatch`, does as `glob` does, in time linear in the name.
+    """Regular expression for `fullmatch` that is equivalent to `glob`, and linear in the name.
 
-    Between two `**`, components are matched where they first fit: their number is fixed, so a later place can only
-    leave less of the name for what follows. The same holds for the text between two `*` of a component as long as
-    its length is fixed. Both are therefore atomic groups, `(?>…)`, which are not entered again.
+    Between two `**`, components are matched at the first position that fits: their number is fixed, so a later position
+    only leaves less of the name for the rest. The same holds for text between two `*` in a component if its length is
+    fixed. Both are therefore atomic groups, `(?>…)`, without backtracking.
     """
     segments: list[list[str]] = [[]]
     for component in glob.components:
@@ -49,7 +49,7 @@ def to_regex(glob: Glob) -> str:
             segments[-1].append(_component_regex(component))
         elif segments[-1] or len(segments) == 1:
             segments.append([])
-    # Now segments[0] is what stands before the first `**`, and segments[-1] what stands after the last.
+    # segments[0] is the part before the first `**`, and segments[-1] the part after the last.
     head, *middle = segments
     if not middle:
         return r"\.".join(head)
@@ -57,7 +57,7 @@ def to_regex(glob: Glob) -> str:
     pattern = ""
     ends = [r"\."] * (1 + len(middle))
     if not tail:
-        ends[-1] = r"(?:\.|\Z)"  # the `**` at the end may be no component at all
+        ends[-1] = r"(?:\.|\Z)"  # a trailing `**` may match no component
     if head:
         pattern += r"\.".join(head) + ends[0]
     elif not middle and not tail:
@@ -108,7 +108,7 @@ def _piece_regex(piece: Piece) -> str:
         return re.escape(piece)
     if isinstance(piece, Range):
         numbers = "|".join(_numbers_regex(piece.of_width(width), width) for width in piece.widths)
-        # Where no digit can follow, it takes all the digits there are: one way to match, as if its length were fixed.
+        # Where no digit can follow, all digits are consumed: a single way to match, as with fixed length.
         return f"(?>(?:{numbers})(?![0-9]))" if len(piece.widths) > 1 else f"(?>{numbers})"
     if isinstance(piece, Alternatives):
         return f"(?>{'|'.join(map(_chunk_regex, piece.items))})"
@@ -120,7 +120,7 @@ def _numbers_regex(piece: Range, width: int) -> str:
 
 
 def _between(first: str, last: str) -> str:
-    """A regular expression for the digit strings from `first` to `last`, which are equally long."""
+    """Regular expression for the digit strings from `first` to `last`, which have equal length."""
     if not first:
         return ""
     rest = len(first) - 1
@@ -140,7 +140,7 @@ def _between(first: str, last: str) -> str:
 
 
 def _expanded(component: Sequence) -> list[Sequence]:
-    """The sequences that the component is the alternative of, with only such braces left as have a fixed length."""
+    """Sequences equivalent to the component, in which all remaining braces have a fixed length."""
     expanded: list[Sequence] = []
     for written_out in _alternatives_expanded(component):
         choices: list[list[Piece]] = []
@@ -169,12 +169,12 @@ def _alternatives_expanded(sequence: Sequence) -> list[Sequence]:
 
 
 def _ends_digits(following: Sequence) -> bool:
-    """Whether what follows a number cannot begin with a digit."""
+    """Whether the part after a number cannot start with a digit."""
     return not following or (isinstance(following[0], str) and following[0][0] not in "0123456789")
 
 
 def _length(piece: Piece) -> int | None:
-    """How many characters a piece matches, where that is the same for all it matches."""
+    """Number of characters that a piece matches, if fixed; otherwise None."""
     if isinstance(piece, str):
         return len(piece)
     if isinstance(piece, Range):

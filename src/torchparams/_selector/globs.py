@@ -1,9 +1,9 @@
-"""Globs: patterns of whole dotted names.
+"""Globs: patterns for whole dotted names.
 
-A glob is a sequence of **components** joined by dots, as a name is. `**` stands for any number of components, also
-none; every other component is a sequence of pieces: text, `*`, `?`, `{a,b}` and `{0..5}`.
+A glob is a sequence of **components** separated by dots, like a name. `**` matches any number of components, including
+none. Every other component is a sequence of pieces: text, `*`, `?`, `{a,b}` and `{0..5}`.
 
-`matches` defines what a glob means. `glob_regex` does the same faster.
+`matches` defines the meaning of a glob; `glob_regex` is the fast implementation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Wild(Enum):
-    """The wildcards: one character, any characters of a component, any number of components."""
+    """Wildcards: one character, any characters of a component, any number of components."""
 
     CHARACTER = "?"
     CHARACTERS = "*"
@@ -30,10 +30,10 @@ class Wild(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The whole numbers from `first` to `last`, both included.
+    """Integers from `first` to `last`, inclusive.
 
-    They are written without leading zeros, or, where `width` is not 0, with zeros up to that many digits. A bound below
-    zero counts from the end of the numbers that occur in the same module: -1 is the last of them.
+    Numbers have no leading zeros; if `width` is not 0, they are padded with zeros to that width. A negative bound
+    counts from the end of the numbers that occur in the same module: -1 is the last.
     """
 
     first: int
@@ -51,10 +51,10 @@ class Range:
         return self.first < 0 or self.last < 0
 
     def among(self, numbers: list[int]) -> Range | None:
-        """The same with bounds that count from the start; None where it has no number.
+        """Range with bounds counted from the start, or None if it is empty.
 
         Args:
-            numbers: The numbers that occur, sorted.
+            numbers: Occurring numbers, sorted.
         """
         first, last = self.first, self.last
         if first < 0:
@@ -65,13 +65,13 @@ class Range:
 
     @property
     def widths(self) -> range:
-        """How many digits its numbers can have."""
+        """Possible numbers of digits."""
         if self.width:
             return range(self.width, self.width + 1)
         return range(len(str(self.first)), len(str(self.last)) + 1)
 
     def of_width(self, width: int) -> Range:
-        """The part of it that is written with `width` digits."""
+        """Part of the range with numbers of `width` digits."""
         if self.width:
             return self
         return Range(max(self.first, 10 ** (width - 1) if width > 1 else 0), min(self.last, 10**width - 1))
@@ -79,7 +79,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Alternatives:
-    """Sequences of pieces, one of which stands here."""
+    """Alternative sequences of pieces."""
 
     items: tuple[Sequence, ...]
 
@@ -91,12 +91,12 @@ ANY_DEPTH: Sequence = (Wild.COMPONENTS,)
 """The component `**`."""
 
 RANGE_DIGITS = 18
-"""Most digits of a bound of a range: numbers of 64 bits."""
+"""Maximum number of digits of a range bound, for 64-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A parsed glob: its components, each a sequence of pieces; that of `**` is `ANY_DEPTH`."""
+    """Parsed glob: a sequence of components, each a sequence of pieces; `**` is `ANY_DEPTH`."""
 
     components: tuple[Sequence, ...]
 
@@ -104,23 +104,23 @@ class Glob:
         text = ".".join(map(_write, self.components))
         if not text.startswith("/"):
             return text
-        first = str(self.components[0][0])  # bare in front, its slash would begin a regular expression
+        first = str(self.components[0][0])  # an unquoted leading slash would start a regular expression
         return _quote(first) + text[len(first) :]
 
     @property
     def literal(self) -> str | None:
-        """The one name that it matches, where it has no wildcards."""
+        """The only name that it matches, if it has no wildcards."""
         if all(isinstance(piece, str) for component in self.components for piece in component):
             return ".".join("".join(map(str, component)) for component in self.components)
         return None
 
     @property
     def from_end(self) -> bool:
-        """Whether some of its numbers count from the end, so that what it matches depends on the other names."""
+        """Whether a number counts from the end, so that matches depend on other names."""
         return any(map(counts_from_end, self.components))
 
     def of_any_number(self) -> Glob:
-        """The same with any number where one counts from the end."""
+        """Copy in which numbers from the end match any number."""
         return Glob(tuple(_replaced(component, lambda found: _ANY_NUMBER) or () for component in self.components))
 
     def spells(self, component: str) -> bool:
@@ -129,7 +129,7 @@ class Glob:
 
 
 def counts_from_end(sequence: Sequence) -> bool:
-    """Whether some number in a sequence counts from the end."""
+    """Whether a number in the sequence counts from the end."""
     return any(
         (isinstance(piece, Range) and piece.from_end)
         or (isinstance(piece, Alternatives) and any(map(counts_from_end, piece.items)))
@@ -138,7 +138,7 @@ def counts_from_end(sequence: Sequence) -> bool:
 
 
 def _replaced(sequence: Sequence, change: Callable[[Range], Range | None]) -> Sequence | None:
-    """A sequence with other ranges for those that count from the end; None where nothing is left to match."""
+    """Copy of a sequence with ranges from the end replaced; None if a replacement is empty."""
     found: list[Piece] = []
     for piece in sequence:
         if isinstance(piece, Range) and piece.from_end:
@@ -162,12 +162,12 @@ _RESERVED = frozenset("|&~()[]:,;!=<>\"'`\\{}*?")
 
 
 def is_bare(char: str) -> bool:
-    """Whether a character stands for itself in a glob, without quotes."""
+    """Whether a character needs no quotes in a glob."""
     return char not in _RESERVED and char.isprintable() and not char.isspace()
 
 
 def starts_glob(char: str) -> bool:
-    """Whether a glob can begin with this character."""
+    """Whether a glob can start with this character."""
     return char != "/" and _in_component(char)
 
 
@@ -176,7 +176,7 @@ def _in_component(char: str) -> bool:
 
 
 def quote(name: str) -> str:
-    """The glob that matches exactly `name`, whatever characters it has.
+    """Glob that matches exactly `name`, with quotes if needed.
 
     >>> quote("encoder.layer.0.weight"), quote("my layer.weight")
     ('encoder.layer.0.weight', '"my layer".weight')
@@ -185,15 +185,15 @@ def quote(name: str) -> str:
 
 
 def literal_glob(name: str) -> Glob:
-    """The parsed glob that matches exactly `name`."""
+    """Parsed glob that matches exactly `name`."""
     return Glob(tuple((component,) if component else () for component in name.split(".")))
 
 
 def read_glob(text: str, start: int) -> tuple[Glob, int]:
-    """The glob that begins at `text[start]`, and where it ends: at a character that no glob has, or at the end.
+    """Parse a glob at `text[start]`; returns the glob and its end.
 
     Raises:
-        SelectorSyntaxError: There is no glob, or it is broken.
+        SelectorSyntaxError: There is no glob, or it is malformed.
     """
     reader = _Reader(text, start)
     return reader.glob(), reader.at
@@ -214,7 +214,7 @@ class _Reader:
     def glob(self) -> Glob:
         components: list[Sequence] = []
         pieces: list[Piece] = []
-        written = False  # a component may be empty only where quotes say so
+        written = False  # a component may be empty only in quotes
         while True:
             char = self.peek()
             if char == "*" and self.peek(1) == "*":
@@ -265,7 +265,7 @@ class _Reader:
         self.fail("a component of a name", 'components are joined by single dots; an empty one is written ""')
 
     def literal(self) -> str:
-        """Text that stands for itself: bare up to a dot, or quoted, or one character behind a backslash."""
+        """Literal text: unquoted up to a dot, quoted, or a character after a backslash."""
         opening = self.peek()
         if opening == "\\":
             if not self.peek(1):
@@ -315,7 +315,7 @@ class _Reader:
             self.fail("`,` or `..` in the braces", "alternatives are written {a,b}, a range {0..5}")
 
     def _item(self, depth: int, opening: int) -> Sequence:
-        """One alternative, up to its `,` or `}`; blanks around it do not count."""
+        """One alternative, up to its `,` or `}`; surrounding spaces are ignored."""
         self._blanks()
         if (found := self._range()) is not None:
             self._blanks()
@@ -326,9 +326,7 @@ class _Reader:
         while True:
             char = self.peek()
             if char == "*" and self.peek(1) == "*":
-                self.fail(
-                    "`*`, any characters of one component", "`**` stands outside of braces, between dots", found="`**`"
-                )
+                self.fail("`*` for any characters of one component", "`**` cannot be inside braces", found="`**`")
             if char in ("*", "?"):
                 pieces.append(Wild(char))
                 self.at += 1
@@ -371,7 +369,7 @@ class _Reader:
                 most = max(width, len(last))
                 self.fail(
                     "bounds of one width",
-                    f"leading zeros are in both bounds or in none: {{{first:0>{most}}..{last:0>{most}}}} or "
+                    f"use leading zeros in both bounds or in neither: {{{first:0>{most}}..{last:0>{most}}}} or "
                     f"{{{int(first)}..{int(last)}}}",
                     found=f"`{first}..{last}`",
                 )
@@ -386,7 +384,7 @@ class _Reader:
 
     def _dot(self, at: int | None = None) -> None:
         self.fail(
-            "alternatives without a dot: braces stand within one component",
+            "alternatives without a dot: braces belong to one component",
             "a union is written `a.b.** | c.**`",
             at=at,
             found="a dot",
@@ -403,7 +401,7 @@ _ANY_NUMBER = Range(0, 10**RANGE_DIGITS - 1)
 
 
 def _misplaced(component: Sequence) -> bool:
-    """Whether a number that counts from the end has something beside it."""
+    """Whether a number from the end is not a whole component."""
     if len(component) == 1:
         (piece,) = component
         return isinstance(piece, Alternatives) and any(map(_misplaced, piece.items))
@@ -411,7 +409,7 @@ def _misplaced(component: Sequence) -> bool:
 
 
 def merged(pieces: list[Piece]) -> Sequence:
-    """The pieces with neighbouring texts as one, empty texts gone, and `*` never beside `*`."""
+    """Copy with adjacent texts joined, empty texts removed, and repeated `*` reduced to one."""
     found: list[Piece] = []
     for piece in pieces:
         if piece == "":
@@ -445,7 +443,7 @@ def _write_item(item: Sequence) -> str:
     if len(item) == 1 and isinstance(item[0], Range):
         return str(item[0])
     if len(item) == 1 and isinstance(item[0], str) and re.fullmatch("-[1-9][0-9]*", item[0]):
-        return _quote(item[0])  # bare, it would count from the end
+        return _quote(item[0])  # unquoted, it would count from the end
     return "".join(map(_write_piece, item))
 
 
@@ -453,16 +451,16 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-# --- what a glob means ---------------------------------------------------------------------------
+# --- meaning of globs ----------------------------------------------------------------------------
 
 
 def matches(glob: Glob, name: str, numbers: Callable[[str], list[int]] | None = None) -> bool:
-    """Whether `glob` matches the whole of `name`: the definition that the fast matcher is held against.
+    """Whether `glob` matches the whole `name`. This is the reference for the fast matcher.
 
     Args:
-        glob: The glob.
-        name: The name.
-        numbers: The numbers that occur in a module, sorted; only for a glob that counts from the end.
+        glob: Glob to match.
+        name: Name to match.
+        numbers: Function from a module to the numbers that occur in it, sorted; for globs with numbers from the end.
     """
     parts = name.split(".")
     reached = {0}
@@ -488,7 +486,7 @@ def _fits(component: Sequence, part: str) -> bool:
 
 
 def _ends(sequence: Sequence, part: str, starts: set[int]) -> set[int]:
-    """Where `sequence` can end in `part`, begun at any of `starts`: sets, so that no choice is made twice."""
+    """Possible ends of `sequence` in `part`, from any of `starts`. Sets avoid exponential backtracking."""
     for piece in sequence:
         if not starts:
             break

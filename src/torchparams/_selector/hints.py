@@ -1,6 +1,6 @@
-"""Why a selector hits nothing, and what was perhaps meant.
+"""Explain why a selector matches nothing, and suggest what was meant.
 
-Everything here is on the way to an error or an explanation. It is linear in the count of names, like selecting.
+This code only runs for errors and explanations. It is linear in the number of names, like selecting.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 SHOWN = 4
-"""How many values or names a message shows."""
+"""Maximum number of values or names in a message."""
 
 
 def refuse_empty(table: Table, node: Node) -> None:
-    """Raise where a part of the selector hits nothing: a term, an intersection, a complement or what it excludes.
+    """Raise if a part of the selector (term, intersection, complement, or its operand) matches nothing.
 
     Raises:
-        NoMatch: Some part hits nothing; the first of them, from the left, is named.
+        NoMatch: A part matches nothing; the leftmost is named.
     """
     if not table.names:
         raise NoMatch(f"`{_text(node)}` matches nothing", where=table.where, exists="there are no parameters")
@@ -61,10 +61,12 @@ def _refuse(table: Table, node: Node, whole: Node) -> None:
 
 def _refuse_names(table: Table, node: Names) -> None:
     if not node.names:
-        raise NoMatch("no names are given, so nothing is selected", where=table.where, hint="every parameter is `**`")
+        raise NoMatch("the list of names is empty", where=table.where, hint="use `**` to select every parameter")
     missing = [name for name in sorted(node.names) if name not in table.places]
     if missing:
-        others = f" (nor are {len(missing) - 1} others of the {len(node.names)} names)" if len(missing) > 1 else ""
+        others = (
+            f" (and {len(missing) - 1} others of the {len(node.names)} names are missing)" if len(missing) > 1 else ""
+        )
         exists, hint = _computed(table, literal_glob(missing[0])) or _nearest_names(table, missing[0])
         raise NoMatch(
             f"no parameter is named {shorten(missing[0])!r}{others}", where=table.where, exists=exists, hint=hint
@@ -76,7 +78,7 @@ def _text(node: Node | Glob | Regex) -> str:
 
 
 def why(table: Table, node: Node) -> tuple[str, str | None]:
-    """Why the node, of which nothing below hits nothing, hits nothing itself; and what to write instead."""
+    """Reason why a node matches nothing although its parts do, and a suggestion."""
     if isinstance(node, Compound):
         return _why_compound(table, node)
     if isinstance(node, Complement):
@@ -98,14 +100,17 @@ def _why_objects(table: Table, node: Objects) -> tuple[str, str | None]:
     for same in node.objects:
         if isinstance(same.object, type):
             if not any(isinstance(module, same.object) for module in modules):
-                return f"modules of this model are {_some(Counter(type(module).__name__ for module in modules))}", None
+                return (
+                    f"the modules of this model are {_some(Counter(type(module).__name__ for module in modules))}",
+                    None,
+                )
         elif hasattr(same.object, "_modules"):
             if all(module is not same.object for module in modules):
                 return "the module is not in this model", None
         elif id(same.object) not in held:
             shape = human_shape(tuple(same.object.shape))
-            return f"the tensor of shape {shape} is not in this table: it holds {plural(len(held), 'other')}", None
-    return "the table holds no parameter of it", None
+            return f"the tensor of shape {shape} is not among the {plural(len(held), 'tensor')} of this table", None
+    return "the table has no parameter of it", None
 
 
 def _why_intersection(table: Table, node: Intersection) -> str:
@@ -116,7 +121,7 @@ def _why_intersection(table: Table, node: Intersection) -> str:
             before = intersection(*node.terms[:count])
             return (
                 f"`{_text(before)}` matches {len(rows):,} and `{_text(term)}` matches {len(table.hits(term)):,}, "
-                "but they share none"
+                "but no parameter matches both"
             )
         rows = both
     raise AssertionError("an empty intersection has a term that makes it so")
@@ -151,24 +156,24 @@ def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tup
         hint = None
         if condition.word == "buffer":
             hint = "the buffers of a live model are listed by torchparams.of(model, buffers=True)"
-        return f"`{condition}` means: {WORDS[condition.word]}; none of {among} is so", hint
+        return f"`{condition}` means: {WORDS[condition.word]}; this holds for none of {among}", hint
     field, op = condition.field, condition.op
     if field == "name" and isinstance(condition.value, Glob):
         if op == "=" and not table.named(condition.value):
             return _why_pattern(table, condition.value)
-        return f"the name of none of {among} is so", None
+        return f"no name of {among} matches", None
     if field == "module":
         return _why_module(condition, Counter(info.module for info in infos if info.module), among)
     if field in ("numel", "nbytes"):
         sizes = [getattr(info, field) for info in infos]
-        return f"{field} of {among} is {min(sizes):,} to {max(sizes):,}", None
+        return f"{field} of {among} ranges from {min(sizes):,} to {max(sizes):,}", None
     if field == "shape":
         return f"shapes of {among} are {_some(Counter(human_shape(info.shape) for info in infos))}", None
     if field == "layer":
         layers = [layer for info in infos if (layer := layer_of(info.name)) is not None]
         if not layers:
-            return f"the name of none of {among} has a number", None
-        return f"the first numbers in the names of {among} are {min(layers)} to {max(layers)}", None
+            return f"no name of {among} has a number", None
+        return f"the first numbers in the names of {among} range from {min(layers)} to {max(layers)}", None
     values = Counter("lazy" if (value := getattr(info, field)) is None else str(value) for info in infos)
     return f"{field} of {among} is {_some(values)}", None
 
@@ -179,11 +184,11 @@ def _why_module(condition: Condition, owners: Counter[str], among: str) -> tuple
         shorts[class_spellings(owner)[1]] += count
     near = nearest(condition.text.rpartition(".")[2].strip("*"), list(shorts), count=1)
     hint = f"did you mean `[module{condition.op}{near[0]}]`?" if near and condition.op == "=" else None
-    return f"the owners of {among} are {_some(shorts)}", hint
+    return f"the owner classes of {among} are {_some(shorts)}", hint
 
 
 def _some(values: Counter[str]) -> str:
-    """The most frequent values, and how many others there are."""
+    """Most frequent values, and the count of the others."""
     shown = [value for value, _ in values.most_common(SHOWN)]
     more = len(values) - len(shown)
     return ", ".join(map(shorten, shown)) + (f" and {plural(more, 'other')}" if more else "")
@@ -205,24 +210,24 @@ def _why_regex(table: Table, pattern: Regex) -> tuple[str, str | None]:
         found = 0
     if not found:
         return _range_of_names(table), None
-    exists = f"a regular expression matches the whole name; {plural(found, 'name')} only contain a match"
+    exists = f"a regular expression matches the whole name; {plural(found, 'name')} contain a match"
     inner = pattern.pattern if re.fullmatch(r"[\w.\\-]+", pattern.pattern) else f"(?:{pattern.pattern})"
     text = f"/.*{inner}.*/"
     try:
         parse(text)
-    except SelectorSyntaxError:  # flags in front, which may only stand there
+    except SelectorSyntaxError:  # leading flags may only be at the start
         return exists, "begin and end it with .*"
     return exists, f"did you mean `{text}`?"
 
 
 def _computed(table: Table, glob: Glob) -> tuple[str, str] | None:
-    """What a parametrised tensor is computed from, where the glob names one."""
+    """For a parametrised tensor: the tensors that it is computed from, and a selector of these."""
     last = glob.components[-1]
     if len(last) != 1 or not isinstance(last[0], str):
         return None
     *above, _ = glob.components
     inside = Glob((*above, ("parametrizations",), last, (Wild.CHARACTERS,)))
-    beside = Glob((*above, (last[0], Alternatives((("_g",), ("_v",), ("_orig",))))))  # of torch.nn.utils' older ones
+    beside = Glob((*above, (last[0], Alternatives((("_g",), ("_v",), ("_orig",))))))  # older torch.nn.utils
     for meant in (inside, beside):
         if rows := table.named(meant):
             return f"it is computed from {_listed(table, rows)}", f"select `{_text(meant)}`"
@@ -242,7 +247,7 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
         if count := len(table.named(meant)):
             return reason.format(plural(count, "parameter")), f"did you mean `{_text(meant)}`?"
     if "^" in str(glob) or "$" in str(glob):
-        return "a glob knows only the wildcards * ** ? {}", "a regular expression stands between slashes: /.*bias/"
+        return "the wildcards of a glob are * ** ? {}", "write a regular expression between slashes: /.*bias/"
     vocabulary = {component for name in _spellings(table) for component in name.split(".")}
     unknown = _unknown(glob, vocabulary)
     exists = f"no name has the component {' or '.join(repr(shorten(word)) for word in unknown)}"
@@ -250,7 +255,7 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
     for meant in () if corrected is None else (corrected, *(wider for _, wider in _meant(corrected))):
         if count := len(table.named(meant)):
             return exists, f"did you mean `{_text(meant)}` ({plural(count, 'parameter')})?"
-    # Its first component may be that of a wrapper, which is not there.
+    # The first component may be that of a wrapper that is not present.
     shorter = Glob(glob.components[1:])
     wrapped = glob.components[0] == tuple(unknown[:1]) and set(shorter.components) - {ANY_DEPTH}
     if wrapped and (count := len(table.named(shorter))):
@@ -260,21 +265,21 @@ def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
 
 
 def _meant(glob: Glob) -> Iterator[tuple[str, Glob]]:
-    """Globs that are easily meant by one that is too narrow, the likeliest first, and what to say of what they hit."""
+    """Wider globs that a too narrow one may mean, likeliest first, with the reason to show."""
     components = glob.components
     starts, ends = components[0] == ANY_DEPTH, components[-1] == ANY_DEPTH
     if not ends:
         yield "it names a module, with {} below it", Glob((*components, ANY_DEPTH))
     if not starts:
-        yield "a glob matches whole names, and those of {} end so", Glob((ANY_DEPTH, *components))
+        yield "a glob matches whole names; this is only the end of {}", Glob((ANY_DEPTH, *components))
     if not starts and not ends:
         yield (
-            "a glob matches whole names, and those of {} hold it further in",
+            "a glob matches whole names; this is only a part of {}",
             Glob((ANY_DEPTH, *components, ANY_DEPTH)),
         )
     if (Wild.CHARACTERS,) in components:
         deeper = tuple(ANY_DEPTH if component == (Wild.CHARACTERS,) else component for component in components)
-        yield "`*` is exactly one component, and {} would match with `**`", Glob(deeper)
+        yield "`*` is exactly one component; with `**`, {} would match", Glob(deeper)
 
 
 def _unknown(glob: Glob, vocabulary: Collection[str]) -> list[str]:
@@ -283,7 +288,7 @@ def _unknown(glob: Glob, vocabulary: Collection[str]) -> list[str]:
 
 
 def _corrected(glob: Glob, vocabulary: Collection[str]) -> Glob | None:
-    """The glob with each component that no name has replaced by the nearest that one has."""
+    """Glob with each unknown component replaced by the nearest known one."""
     nearby: dict[str, str] = {}
     for word in _unknown(glob, vocabulary):
         near = _nearest_word(word, vocabulary)
@@ -308,7 +313,7 @@ def _nearest_word(word: str, vocabulary: Collection[str]) -> str | None:
 
 
 def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
-    # A name of absurd length is like none; comparing with it would be quadratic in that length.
+    # Skip the comparison for absurdly long names, because it is quadratic in the length.
     near = nearest(name, _spellings(table), count=3) if len(name) <= 1_000 else []
     if not near:
         return _range_of_names(table), None
@@ -316,22 +321,22 @@ def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
 
 
 def _spellings(table: Table) -> list[str]:
-    """The names and the aliases: each is as good in a selector."""
+    """Names and aliases; selectors accept both."""
     return [*table.names, *(alias for _, alias in table.records.aliases)]
 
 
 def _range_of_names(table: Table) -> str:
-    """What the names begin with."""
+    """First components of the names."""
     firsts = Counter(name.partition(".")[0] for name in table.names)
-    return f"the names begin with {_some(firsts)}"
+    return f"the names start with {_some(firsts)}"
 
 
 FEW = 4
-"""How many times as many parameters a glob with `**` hits at least, for one with `*` to be remarked on."""
+"""Minimum factor between the matches of `**` and of `*` for a remark."""
 
 
 def narrow(table: Table, node: Node) -> str | None:
-    """Of a selector that hits something with `*` where `**` would hit many more: that, in one line; else None."""
+    """Remark about a `*` that matches few parameters where `**` would match many more, or None."""
     for child in children(node):
         if not isinstance(node, Complement) and (found := narrow(table, child)):
             return found
@@ -344,12 +349,12 @@ def narrow(table: Table, node: Node) -> str | None:
     few, many = len(table.hits(node)), len(table.hits(deeper))
     if not few or many < FEW * few:
         return None
-    return f"`{_text(node)}` hits {few:,} of the {many:,} parameters that `{_text(deeper)}` hits"
+    return f"`{_text(node)}` matches {few:,} of the {many:,} parameters that `{_text(deeper)}` matches"
 
 
 def suggestion(table: Table, node: Node) -> str:
-    """Why a term hits nothing and what was perhaps meant, in one line, for an explanation."""
+    """One-line reason or suggestion for a term without matches."""
     if any(not table.hits(child) for child in children(node)):
-        return "a part of it hits nothing"
+        return "a part of it matches nothing"
     exists, hint = why(table, node)
     return hint or exists

@@ -1,11 +1,11 @@
-"""The parser: text → tree.
+"""Parser of the selector language.
 
     selector := inter ( "|" inter )*            union
     inter    := unary ( "&" unary )*            intersection
     unary    := "~" unary | "(" selector ")" | compound
     compound := ( glob | "/" regex "/" )? ( "[" field op value "]" | ":" word )*      at least one part
 
-What the parts mean is told in `torchparams.selectors`; globs are read by `globs`.
+`torchparams.selectors` describes the meaning; `globs` parses globs.
 """
 
 from __future__ import annotations
@@ -37,50 +37,50 @@ if TYPE_CHECKING:
 WORDS: dict[str, str] = {
     "trainable": "requires_grad is True",
     "frozen": "requires_grad is False, buffers left out",
-    "tied": "stands under several names",
+    "tied": "has several names",
     "buffer": "a buffer of a module",
-    "bias": "its last component is bias, biases, bias_…, …_bias or …_biases",
-    "norm": "its owner is a normalisation layer",
-    "embedding": "its owner is an embedding",
+    "bias": "the last component is bias, biases, bias_…, …_bias or …_biases",
+    "norm": "the owner is a normalisation layer",
+    "embedding": "the owner is an embedding",
     "matrix": "has at least two dimensions",
-    "meta": "on the meta device: without values",
-    "quantized": "has an encoding: it is stored as codes with scales",
-    "sharded": "different ranks of a process group keep different parts of it",
+    "meta": "on the meta device, without values",
+    "quantized": "has an encoding: stored as codes with scales",
+    "sharded": "split over the ranks of a process group",
 }
-"""The words, and what each says of a parameter."""
+"""Words of the language, with their meaning."""
 
 ORDERED = ("ndim", "numel", "nbytes", "bpw", "layer")
-"""The fields with an order, for `<`, `<=`, `>` and `>=`."""
+"""Fields that support `<`, `<=`, `>` and `>=`."""
 
 FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module", "layer", "encoding", "bpw")
-"""The fields of a condition."""
+"""Fields of conditions."""
 
 KINDS = ("parameter", "buffer", "tensor")
-"""What `kind` can be."""
+"""Values of `kind`."""
 
 UNITS = {"": 1}
 UNITS |= {unit: 1000**power for power, unit in enumerate("KMGT", 1)}
 UNITS |= {f"{unit}iB": 1024**power for power, unit in enumerate("KMGT", 1)}
-"""What a size can end in."""
+"""Units of sizes."""
 
 _FIELD_HINTS = {
-    "size": "[numel>1M] counts elements, [nbytes>1MiB] bytes, [shape=64x3] compares sizes",
-    "type": "[dtype=bf16] is the element type, [module=Linear] the owner's class, [kind=buffer] its role",
+    "size": "use [numel>1M] for elements, [nbytes>1MiB] for bytes, [shape=64x3] for the shape",
+    "type": "use [dtype=bf16], [module=Linear] for the owner's class, or [kind=buffer]",
     "class": "the owner's class is [module=Linear]",
     "cls": "the owner's class is [module=Linear]",
     "owner": "the owner's class is [module=Linear]",
     "requires_grad": "write :trainable or :frozen",
-    "dim": "the count of dimensions is [ndim=2]",
-    "dims": "the count of dimensions is [ndim=2]",
-    "rank": "the count of dimensions is [ndim=2]",
+    "dim": "the number of dimensions is [ndim=2]",
+    "dims": "the number of dimensions is [ndim=2]",
+    "rank": "the number of dimensions is [ndim=2]",
     "bytes": "write [nbytes>1MiB]",
     "params": "write [numel>1M]",
     "parameters": "write [numel>1M]",
 }
 _WORD_HINTS = {
     "not": "the complement is written `~`",
-    "weight": "the parameters named weight are **.weight",
-    "weights": "the parameters named weight are **.weight",
+    "weight": "write **.weight",
+    "weights": "write **.weight",
     "parameter": "write [kind=parameter]",
     "parameters": "write [kind=parameter]",
     "requires_grad": "write :trainable or :frozen",
@@ -102,18 +102,18 @@ _JOIN_HINTS = {
     "-": "a difference is written `a & ~b`",
     "!": "a complement is written `~a`, a difference `a & ~b`",
     "~": "a difference is written `a & ~b`",
-    "=": "a condition stands in brackets: [dtype=bf16]",
-    "<": "a condition stands in brackets: [ndim<2]",
-    ">": "a condition stands in brackets: [ndim>2]",
+    "=": "write a condition in brackets: [dtype=bf16]",
+    "<": "write a condition in brackets: [ndim<2]",
+    ">": "write a condition in brackets: [ndim>2]",
 }
 
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Node:
-    """The tree of a selector's text.
+    """Parse a selector.
 
     Raises:
-        SelectorSyntaxError: It is not a selector; the error knows the column, and says what was expected there.
+        SelectorSyntaxError: The text is not a selector; the error has the column, and the expected syntax.
     """
     return _Parser(text).whole()
 
@@ -125,13 +125,13 @@ _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)(\.[0-9]+)? *([A-Za-z]*)")
 _DEVICE = re.compile(r"[A-Za-z_]\w*(:[0-9]+)?")
 _OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 _OPERATOR_HINTS = {
-    "==": "equality is one `=`",
-    "===": "equality is one `=`",
+    "==": "write a single `=`",
+    "===": "write a single `=`",
     "=<": "write <=",
     "=>": "write >=",
     "<>": "write !=",
-    "=~": "a regular expression is a term of its own: /.*bias/",
-    "~=": "a regular expression is a term of its own: /.*bias/",
+    "=~": "write a regular expression as a term: /.*bias/",
+    "~=": "write a regular expression as a term: /.*bias/",
     "^=": "name and module take wildcards: [name=encoder.**]",
     "$=": "name and module take wildcards: [name=**.bias]",
     "*=": "name and module take wildcards: [module=*Norm]",
@@ -147,7 +147,7 @@ class _Parser:
         return self.text[self.at : self.at + 1]
 
     def blanks(self) -> str:
-        """Go over white space, and give the character behind it."""
+        """Skip white space, and return the next character."""
         while self.peek().isspace():
             self.at += 1
         return self.peek()
@@ -159,13 +159,13 @@ class _Parser:
 
     def whole(self) -> Node:
         if not self.blanks():
-            self.fail("a selector", "every parameter is `**`", at=0, found="nothing")
+            self.fail("a selector", "use `**` to select every parameter", at=0, found="nothing")
         node = self.union(0)
         if self.peek():
             self.stray("`|`, `&` or the end")
         return node
 
-    # Each of these leaves the reader behind the blanks that follow it.
+    # Each of these methods also skips the white space after its part.
 
     def union(self, depth: int) -> Node:
         terms = [self.intersection(depth)]
@@ -185,7 +185,7 @@ class _Parser:
         self.at += 1
         if self.peek() == sign:
             kind = "union" if sign == "|" else "intersection"
-            self.fail("a selector", f"one `{sign}` is enough: the {kind} is `a {sign} b`")
+            self.fail("a selector", f"use a single `{sign}` for the {kind}: `a {sign} b`")
 
     def unary(self, depth: int) -> Node:
         complements = 0
@@ -210,7 +210,7 @@ class _Parser:
         self.shallow(depth)
         self.at += 1
         if self.blanks() == ")":
-            self.fail("a selector", "every parameter is `**`")
+            self.fail("a selector", "use `**` to select every parameter")
         node = self.union(depth)
         if not self.peek():
             self.fail("`)`", f"the parenthesis at column {opening + 1} is not closed")
@@ -242,17 +242,17 @@ class _Parser:
         char = self.peek()
         hint = _JOIN_HINTS.get(char)
         if char == ")":
-            hint = "no parenthesis is open here"
+            hint = "there is no open parenthesis"
         elif char == "]":
-            hint = "no bracket is open here"
+            hint = "there is no open bracket"
         elif char and char in "|&":
-            hint = f"`{char}` stands between two selectors"
+            hint = f"`{char}` needs a selector on both sides"
         elif char == "}":
-            hint = "no brace is open here"
+            hint = "there is no open brace"
         self.fail("a selector", hint)
 
     def stray(self, expected: str) -> NoReturn:
-        """Something stands where a term has ended."""
+        """Raise for text after the end of a term."""
         char = self.peek()
         word = _WORD.match(self.text, self.at)
         before = re.split(r"[\s(|&~]+", self.text[: self.at].rstrip())[-1]
@@ -264,20 +264,20 @@ class _Parser:
         elif before in ("not", "and", "or"):
             hint = _JOIN_HINTS[before]
         elif char == ")":
-            hint = "no parenthesis is open here"
+            hint = "there is no open parenthesis"
         elif char in "]}":
-            hint = f"no {'bracket' if char == ']' else 'brace'} is open here"
+            hint = f"there is no open {'bracket' if char == ']' else 'brace'}"
         elif char in _JOIN_HINTS:
             hint = _JOIN_HINTS[char]
         elif self.text[self.at - 1].isspace():
             hint = (
-                "the parts of a term stand together, as in **.weight:trainable; two terms are joined by `|` or `&`; "
-                'a name with a blank in it is quoted: "my layer".weight'
+                "write the parts of a term without spaces, as in **.weight:trainable; join two terms by `|` or `&`; "
+                'quote a name with a space: "my layer".weight'
             )
         elif char == "(":
-            hint = "two terms are joined by `|` or `&`"
+            hint = "join two terms by `|` or `&`"
         elif char == "`":
-            hint = 'a name with such a character in it is quoted: "a`b".weight'
+            hint = 'quote a name with this character: "a`b".weight'
         self.fail(expected, hint, found=repr(word[0]) if word else None)
 
     def regex(self) -> Regex:
@@ -289,12 +289,12 @@ class _Parser:
             self.at = min(self.at + (2 if char == "\\" else 1), len(self.text))
         pattern = self.text[opening + 1 : self.at]
         if not pattern:
-            self.fail("a regular expression", 'the empty name is ""')
+            self.fail("a regular expression", 'write "" for the empty name')
         self.at += 1
         compile_regex(pattern, self.text, opening + 1)
         if flag := _WORD.match(self.text, self.at):
             self.fail(
-                "`[`, `:`, `|`, `&` or the end", f"flags stand inside: /(?{flag[0]}){pattern}/", found=repr(flag[0])
+                "`[`, `:`, `|`, `&` or the end", f"write flags inside: /(?{flag[0]}){pattern}/", found=repr(flag[0])
             )
         return Regex(pattern)
 
@@ -302,7 +302,7 @@ class _Parser:
         self.at += 1
         found = _WORD.match(self.text, self.at)
         if found is None:
-            self.fail(f"a word: {', '.join(WORDS)}", 'a name with a colon in it is quoted: "a:b"')
+            self.fail(f"a word: {', '.join(WORDS)}", 'quote a name with a colon: "a:b"')
         word = found[0]
         if word not in WORDS:
             near = nearest(word.lower(), list(WORDS))
@@ -333,7 +333,7 @@ class _Parser:
         if found is None:
             hint = None
             if self.peek() and self.peek() in "0123456789":
-                hint = "an index is a component of its own, after a dot: layer.0"
+                hint = "write an index as a component, after a dot: layer.0"
             self.fail(f"a field: {', '.join(FIELDS)}", hint)
         field = found[0]
         if field not in FIELDS:
@@ -351,26 +351,26 @@ class _Parser:
         allowed = _OPERATORS if field in ORDERED else _OPERATORS[:2]
         op = found[0] if found else ""
         if field in ("name", "module", "shape") and op.rstrip("*") in allowed:
-            op = op.rstrip("*")  # the stars begin the value
+            op = op.rstrip("*")  # the stars belong to the value
         if op not in allowed:
             hint = _OPERATOR_HINTS.get(op)
             if op in _OPERATORS:
-                hint = f"{field} has no order; {', '.join(ORDERED)} have one"
+                hint = f"{field} has no order; use it with {', '.join(ORDERED)}"
             self.fail(f"one of {' '.join(allowed)}", hint, found=f"`{op}`" if op else None)
         self.at += len(op)
         return op
 
     def value(self, field: str, op: str, opening: int) -> tuple[Value, str]:
-        """The value that begins here, and its text."""
+        """Parse a value; returns the value and its text."""
         if field in ("name", "module"):
             if self.peek() == "/":
-                self.fail("a glob", "a regular expression is a term of its own: /.*bias/")
+                self.fail("a glob", "write a regular expression as a term: /.*bias/")
             if self.peek() in ("", "]"):
                 self.fail("a glob", "[name=**.bias]" if field == "name" else "[module=*Norm]")
             start = self.at
             glob, self.at = read_glob(self.text, self.at)
             if field == "module" and glob.from_end:
-                self.fail("a glob for a class", "numbers count from the end in names alone", at=start)
+                self.fail("a glob for a class", "numbers from the end are for names only", at=start)
             return glob, str(glob)
         start = self.at
         text = self.raw_value(opening)
@@ -404,7 +404,7 @@ class _Parser:
             text = self.text[self.at + 1 : stop]
             self.at = stop + 1
             return text.strip()
-        # A shape may be written as the table prints it, with brackets of its own.
+        # A shape may contain brackets, as printed in tables.
         inner = self.text.find("]", self.at) + 1 if quote_ == "[" else self.at
         stop = self.text.find("]", inner)
         if stop < 0 or (quote_ == "[" and not inner):
@@ -440,7 +440,7 @@ _SIGNS = {"and": "& ", "or": "| ", "not": "~"}
 
 
 def _respelled(text: str) -> str | None:
-    """The text with signs for the words `and`, `or` and `not`, where that makes a selector of it."""
+    """Text with `and`, `or` and `not` replaced by operators, if that is a valid selector; otherwise None."""
     meant = _SPELLED.sub(lambda found: _SIGNS[found[1].lower()], text)
     if meant == text:
         return None
@@ -463,7 +463,7 @@ def _shape(text: str) -> tuple[tuple[int | None, ...] | None, str]:
         return (), "()"
     sizes = [size.strip() for size in re.split("[,x×]", inner)]
     if listed and len(sizes) > 1 and not sizes[-1]:
-        sizes.pop()  # (64,) as Python writes it
+        sizes.pop()  # trailing comma of a Python tuple, such as (64,)
     if not all(size == "*" or re.fullmatch("[0-9]{1,18}", size) for size in sizes):
         raise _ValueProblemError("a shape", _EXAMPLES["shape"])
     value = tuple(None if size == "*" else int(size) for size in sizes)
@@ -503,13 +503,13 @@ def _number(text: str, field: str) -> int:
     value, rest = divmod(int(whole.replace("_", "") + decimals) * UNITS[unit], int("1" + "0" * len(decimals)))
     if rest:
         raise _ValueProblemError(
-            expected, f"{text} is no whole number of {'bytes' if field == 'nbytes' else 'elements'}"
+            expected, f"{text} is not a whole number of {'bytes' if field == 'nbytes' else 'elements'}"
         )
     return value
 
 
 def compile_regex(pattern: str, text: str, start: int) -> None:
-    """Refuse what `re` cannot compile, at its place in the selector's text."""
+    """Check a regular expression; an error has its position in the selector."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -518,7 +518,7 @@ def compile_regex(pattern: str, text: str, start: int) -> None:
         at, message = start, str(error)
     except RecursionError:
         at, message = start, "nested too deeply"
-    except Warning as warning:  # re has doubts about the pattern, and warnings are errors here
+    except Warning as warning:  # re may emit warnings about the pattern, which are treated as errors
         at, message = start, str(warning)
     else:
         return

@@ -1,4 +1,4 @@
-"""What a selector's tree hits in a table of parameters."""
+"""Evaluate selectors on a table of parameters."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
     from torchparams.records import Lone
 
 Rows: TypeAlias = "set[int]"
-"""Parameters, by their places in the table."""
+"""Row indices of parameters."""
 
 
 class Table:
-    """The parameters that selectors are applied to; what a node hits is found out once.
+    """Parameters to evaluate selectors on. Results are cached per node.
 
     Args:
-        infos: The records, in order, or one reading of a source: of that, nothing is looked up that is not asked for.
-        where: What messages call the table.
+        infos: Infos in order, or `Records`, of which only the requested fields are computed.
+        where: Label of the table, for messages.
     """
 
     def __init__(self, infos: Iterable[ParameterInfo], where: str | None = None) -> None:
         self.records = infos if isinstance(infos, Records) else Records(infos)
         self.names = self.records.names
         self.where = where
-        self._known: dict[int, tuple[Node, Rows]] = {}  # the node is kept, so that its id stays its own
+        self._known: dict[int, tuple[Node, Rows]] = {}  # the node is stored too, so that its id is not reused
 
     @property
     def infos(self) -> list[ParameterInfo]:
-        """The records; of a live model they are made for this."""
+        """Infos of all parameters; for a live model they are created now."""
         return self.records.infos
 
     def hits(self, node: Node) -> Rows:
-        """The parameters that the node hits.
+        """Rows that a node matches.
 
         Raises:
-            SelectorError: It asks for what this table does not record.
+            SelectorError: The node needs a property that this table does not record.
         """
         known = self._known.get(id(node))
         if known is None:
@@ -70,7 +70,7 @@ class Table:
         if isinstance(node, Union):
             return set().union(*map(self.hits, node.terms))
         if isinstance(node, Intersection):
-            # Every term is looked at, also behind an empty one: whether it can be told must not hang on the others.
+            # Evaluate every term, even after an empty one, so that errors do not depend on the other terms.
             found = [self.hits(term) for term in node.terms]
             return set.intersection(*sorted(found, key=len))
         if isinstance(node, Complement):
@@ -94,10 +94,10 @@ class Table:
 
     @classmethod
     def decides(cls, node: Node, lone: Lone) -> bool | None:
-        """Whether the node hits a parameter that was found alone; None where a look at the others is needed.
+        """Whether a node matches a single parameter, or None if that depends on other parameters.
 
-        A tied tensor is hit under any of its names, and only one of them is known. So a pattern that matches decides,
-        and one that does not match leaves it open. What depends on the first name, such as the owner, is open too.
+        Any name of a tied tensor can match, and only one of its names is known here. So a matching pattern decides, and
+        one that does not match gives None. Conditions on the first name, such as its owner, give None too.
         """
         return cls(lone.records)._decide(node, lone)
 
@@ -130,7 +130,7 @@ class Table:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Every spelling of every name: canonical before raw before alias."""
+        """Row of every spelling: canonical names take precedence over raw names, and these over aliases."""
         places = dict(zip(self.names, range(len(self.names)), strict=True))
         for row, raw in self.records.raws:
             places.setdefault(raw, row)
@@ -144,7 +144,7 @@ class Table:
 
     @cached_property
     def _raws(self) -> dict[frozenset[str], list[tuple[int, str]]]:
-        """The raw names that are not the canonical ones, by the components that wrappers added to them."""
+        """Raw names that differ from the canonical ones, grouped by the components that wrappers added."""
         raws: dict[frozenset[str], list[tuple[int, str]]] = {}
         prefixes: dict[str, frozenset[str]] = {}
         for row, raw in self.records.raws:
@@ -160,10 +160,10 @@ class Table:
         return raws
 
     def named(self, pattern: Glob | Regex) -> Rows:
-        """The parameters with a name that the pattern matches.
+        """Rows with a name that the pattern matches.
 
-        A raw name counts only for a pattern that spells a wrapper's component. Otherwise `*.bias` would hit a
-        top-level `bias` as soon as somebody wraps the model, through `module.bias`.
+        A raw name only counts if the pattern spells a component of a wrapper. Otherwise `*.bias` would match a
+        top-level `bias` as soon as the model is wrapped, through `module.bias`.
 
         Raises:
             SelectorError: A regular expression takes too long.
@@ -194,7 +194,7 @@ class Table:
 
     @cached_property
     def _numbers(self) -> dict[str, list[int]]:
-        """Module → the numbers that its children are called by, sorted; under every spelling."""
+        """Numbers among the children of each module, sorted, for every spelling of names."""
         found: dict[str, set[int]] = {}
         for name in self.places:
             parts = name.split(".")
@@ -212,10 +212,10 @@ class Table:
     # --- conditions ------------------------------------------------------------------------
 
     def narrowed(self, rows: Rows, condition: Condition | Word) -> Rows:
-        """Those of `rows` for which the condition holds.
+        """Rows for which a condition holds.
 
         Raises:
-            SelectorError: It asks for what this table does not record.
+            SelectorError: The condition needs a property that this table does not record.
         """
         if isinstance(condition, Condition) and condition.field == "name" and isinstance(condition.value, Glob):
             named = self.named(condition.value)
@@ -231,10 +231,10 @@ class Table:
         if unrecorded is not None:
             what, instead = unrecorded
             raise SelectorError(
-                f"`{condition}` cannot be told, because {what} is not recorded",
+                f"`{condition}` cannot be evaluated, because {what} is not recorded",
                 where=self.where,
-                exists="a file and a mapping of arrays record name, shape and dtype",
-                hint=f"{instead}, or ask the live model",
+                exists="files and mappings of arrays record name, shape and dtype",
+                hint=f"{instead}, or use the live model",
             )
 
     def _unrecorded(self, condition: Condition | Word) -> tuple[str, str] | None:
@@ -252,7 +252,7 @@ class Table:
             try:
                 if node.function(info):
                     rows.add(row)
-            except Exception as error:  # the function is the user's: the error stays theirs, and says where it was
+            except Exception as error:  # keep the user's error, and add its origin
                 error.add_note(f"    raised by the selector {node} for the parameter {info.name!r}")
                 raise
         return rows
@@ -261,9 +261,9 @@ class Table:
         held, root = self.records.held, self.records.root
         if held is None or root is None:
             raise SelectorError(
-                f"`{shorten(str(node))}` can only be found in the live model itself",
+                f"`{shorten(str(node))}` needs the live model",
                 where=self.where,
-                exists="this is a table of names and shapes",
+                exists="this table only has names and shapes",
                 hint="select by name, as in encoder.**, or beforehand: torchparams.of(model).select(…)",
             )
         wanted: set[int] = set()
@@ -293,15 +293,15 @@ def _among(node: Objects, lone: Lone) -> bool | None:
     for each in objects:
         if any(isinstance(step, each) for step in lone.passed) if isinstance(each, type) else id(each) in passed:
             return True
-    # A module, and a class of modules, may hold it at another spot.
+    # Modules and classes of modules may hold the tensor elsewhere.
     return None if any(isinstance(each, type) or hasattr(each, "_modules") for each in objects) else False
 
 
 def modules_below(root: Any) -> list[Any]:
-    """A module and all below it, each once."""
+    """A module and all its submodules, each once."""
     found = {id(root): root}
     todo = [root]
-    for module in todo:  # grows as it is read
+    for module in todo:  # the list grows during the loop
         for child in module._modules.values():
             if child is not None and id(child) not in found:
                 found[id(child)] = child
@@ -310,14 +310,14 @@ def modules_below(root: Any) -> list[Any]:
 
 
 def tensors_below(root: Any) -> Iterator[int]:
-    """Identities of the parameters and buffers of a module and all below it."""
+    """Ids of the parameters and buffers of a module and all its submodules."""
     for module in modules_below(root):
         yield from map(id, module._parameters.values())
         yield from map(id, module._buffers.values())
 
 
 def _added(raw: list[str], name: list[str]) -> Iterator[str]:
-    """The components of `raw` that `name`, which is part of it in order, does not have."""
+    """Components of `raw` that are not in `name`, which is a subsequence of it."""
     at = 0
     for component in raw:
         if at < len(name) and component == name[at]:
@@ -329,14 +329,14 @@ def _added(raw: list[str], name: list[str]) -> Iterator[str]:
 _BY_SHAPE = "select by name or shape, as in **.bias or [ndim<2]"
 _OWNED = ("module", None, "the class of the owner", _BY_SHAPE)
 _GRADED = ("requires_grad", None, "requires_grad", "select by name, as in encoder.**")
-# What a word or a condition asks for: the field, its value where nothing is recorded, and what a message says of it.
+# For words and conditions: required field, its value if nothing is recorded, description and alternative for messages.
 _RECORDED: dict[str, tuple[str, str | None, str, str]] = {
     "norm": _OWNED,
     "embedding": _OWNED,
     "module": _OWNED,
     "trainable": _GRADED,
     "frozen": _GRADED,
-    "buffer": ("kind", "tensor", "what is a parameter and what a buffer", "select by name, as in **.running_*"),
+    "buffer": ("kind", "tensor", "the distinction of parameters and buffers", "select by name, as in **.running_*"),
 }
 
 
@@ -352,15 +352,15 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 
 Holds: TypeAlias = "tuple[str, Callable[[Any], object]]"
-"""A field, and whether a condition holds for the value of it."""
+"""A field with the predicate of a condition on its value."""
 
 
 def _comparison(condition: Condition) -> Holds:
     field, value = condition.field, condition.value
     if isinstance(value, int | float) and field in ("ndim", "numel", "nbytes", "bpw", "layer"):
         compare = _OPERATORS[condition.op]
-        # A lazy parameter has no dimensions to count, and a name perhaps no number: only `!=` holds, as the complement
-        # of `=`.
+        # A lazy parameter has no dimensions, and a name may have no number. Only `!=` then holds, as the complement of
+        # `=`.
         return field, lambda size: condition.op == "!=" if size is None else compare(size, value)
     field, equal = _equality(condition)
     return field, equal if condition.op == "=" else lambda found: not equal(found)
@@ -388,13 +388,13 @@ def _shape_fits(shape: tuple[int, ...] | None, wanted: tuple[int | None, ...]) -
 
 
 def is_number(component: str) -> bool:
-    """Whether a component is a number as globs write it: without zeros in front, and of 64 bits."""
+    """Whether a component is a number as in globs: 64 bits, without leading zeros."""
     digits = component.isdecimal() and component.isascii() and len(component) <= RANGE_DIGITS
     return digits and (component == "0" or component[0] != "0")
 
 
 def layer_of(name: str) -> int | None:
-    """The first component of a name that is a number; None where none is.
+    """First number among the components of a name, or None.
 
     >>> layer_of("h.11.mlp.2.weight"), layer_of("head.weight")
     (11, None)
@@ -405,7 +405,7 @@ def layer_of(name: str) -> int | None:
 def is_bias(name: str) -> bool:
     """Whether the last component of a name is `bias`, `biases`, `bias_…`, `…_bias` or `…_biases`.
 
-    Of a parametrised tensor, `fc.parametrizations.bias.original`, the component before the last counts.
+    For a parametrised tensor, such as `fc.parametrizations.bias.original`, the component before the last counts.
     """
     head, _, last = name.rpartition(".")
     if last.startswith("original"):
@@ -416,7 +416,7 @@ def is_bias(name: str) -> bool:
 
 
 def class_spellings(qualified: str) -> tuple[str, ...]:
-    """What a class answers to: its qualified name, its own name, and for torch's layers `torch.nn.…`."""
+    """Spellings of a class: its qualified name, its own name, and `torch.nn.…` for layers of torch."""
     short = qualified.rpartition(".")[2]
     if qualified.startswith("torch.nn.modules."):
         return qualified, short, f"torch.nn.{short}"
@@ -424,13 +424,13 @@ def class_spellings(qualified: str) -> tuple[str, ...]:
 
 
 def is_norm(owner: tuple[str | None, tuple[str, ...]]) -> bool:
-    """Whether a class, or one of its bases, is called as a normalisation is: what `:norm` asks of `(module, bases)`."""
+    """Whether a class `(module, bases)` is a normalisation layer, by its name or that of a base; implements `:norm`."""
     module, bases = owner
     return any(map(_CLASSES["norm"], bases if module is None else (module, *bases)))
 
 
 def _of_class(matches: Callable[[str], object]) -> Holds:
-    """Whether the qualified name of the owner's class or of one of its bases matches, found out once for each class."""
+    """Predicate on the owner's class or its bases, cached per class."""
     known: dict[tuple[str | None, tuple[str, ...]], bool] = {}
 
     def holds(owner: tuple[str | None, tuple[str, ...]]) -> bool:
@@ -442,7 +442,7 @@ def _of_class(matches: Callable[[str], object]) -> Holds:
     return "owner", holds
 
 
-# The classes in torch.nn.utils parametrise a tensor, as _SpectralNorm does: they are no layers.
+# The classes in torch.nn.utils, such as _SpectralNorm, parametrise tensors, and are not layers.
 _NO_LAYER = r"(?!torch\.nn\.utils\.)(?s:.*)"
 _CLASSES: dict[str, Callable[[str], object]] = {
     "norm": re.compile(_NO_LAYER + r"Norm(?:Base|[123]d)?").fullmatch,

@@ -1,4 +1,4 @@
-"""The tree that a selector's text is parsed to, and that prints back to text."""
+"""Syntax tree of selectors, which prints back as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """A regular expression for the whole name, as it stands between the slashes."""
+    """Regular expression for whole names, written between slashes."""
 
     pattern: str
 
@@ -27,7 +27,7 @@ class Regex:
         return f"/{self.pattern}/"
 
     def spells(self, component: str) -> bool:
-        """Whether its text holds this one."""
+        """Whether its text contains a component."""
         return component in self.pattern
 
 
@@ -39,10 +39,10 @@ class Condition:
     """`[field op value]`.
 
     Attributes:
-        field: A key of `FIELDS`.
+        field: One of `FIELDS`.
         op: One of `=`, `!=`, `<`, `<=`, `>`, `>=`.
-        value: What the field is compared with: a number, a dtype, a glob, a shape with None for `*`; None for `lazy`.
-        text: The value as it was written. Two spellings of one value are equal.
+        value: Value to compare with: a number, a dtype, a glob, or a shape with None for `*`; None for `lazy`.
+        text: Value as written. Different spellings of the same value are equal.
     """
 
     field: str
@@ -66,7 +66,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Compound:
-    """Parts that hold together: a pattern of the name, or none, then conditions."""
+    """Parts that must all hold: an optional pattern of the name, then conditions."""
 
     pattern: Glob | Regex | None
     conditions: tuple[Condition | Word, ...] = ()
@@ -77,7 +77,7 @@ class Compound:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Exactly these names; it prints as the union of them."""
+    """Set of exact names; prints as their union."""
 
     names: frozenset[str]
 
@@ -87,7 +87,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """The parameters that a function accepts; the one node that has no text in the language."""
+    """Parameters that a function accepts; the only node without text in the language."""
 
     function: Callable[[ParameterInfo], object]
 
@@ -97,7 +97,7 @@ class Predicate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Same:
-    """An object that is equal to itself alone: comparing two tensors would compare their values."""
+    """Wrapper with identity comparison: `==` on tensors would compare their values."""
 
     object: Any
 
@@ -116,7 +116,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The tensors of a live model that are these, or belong to these modules or to modules of these classes."""
+    """Tensors of a live model: these, or those of modules, or of all modules of a class."""
 
     objects: tuple[Same, ...]
 
@@ -126,7 +126,7 @@ class Objects:
 
 @dataclass(frozen=True, slots=True)
 class Union:
-    """What any of the terms hits; none of them is a union."""
+    """Union of terms; none of them is a union."""
 
     terms: tuple[Node, ...]
 
@@ -136,7 +136,7 @@ class Union:
 
 @dataclass(frozen=True, slots=True)
 class Intersection:
-    """What all of the terms hit; none of them is an intersection."""
+    """Intersection of terms; none of them is an intersection."""
 
     terms: tuple[Node, ...]
 
@@ -146,7 +146,7 @@ class Intersection:
 
 @dataclass(frozen=True, slots=True)
 class Complement:
-    """What the term does not hit."""
+    """Complement of a term."""
 
     term: Node
 
@@ -166,31 +166,31 @@ def _as_term(node: Node) -> str:
 
 
 def union(*nodes: Node) -> Node:
-    """The union, flat."""
+    """Flat union."""
     terms = tuple(term for node in nodes for term in (node.terms if isinstance(node, Union) else (node,)))
     return _not_too_deep(Union(terms)) if len(terms) > 1 else terms[0]
 
 
 def intersection(*nodes: Node) -> Node:
-    """The intersection, flat."""
+    """Flat intersection."""
     terms = tuple(term for node in nodes for term in (node.terms if isinstance(node, Intersection) else (node,)))
     return _not_too_deep(Intersection(terms)) if len(terms) > 1 else terms[0]
 
 
 def complement(node: Node) -> Node:
-    """The complement."""
+    """Complement of a node."""
     return _not_too_deep(Complement(node))
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The nodes directly below."""
+    """Child nodes."""
     if isinstance(node, Union | Intersection):
         return node.terms
     return (node.term,) if isinstance(node, Complement) else ()
 
 
 def _not_too_deep(node: Node) -> Node:
-    # Level by level: how deep a tree is must not be found out by recursion.
+    # Level by level: a recursive test could itself exceed the recursion limit.
     level: list[Node] = [node]
     for _ in range(2 * limits.SELECTOR_NESTING + 4):
         level = [child for parent in level for child in children(parent)]
@@ -198,5 +198,5 @@ def _not_too_deep(node: Node) -> Node:
             return node
     raise SelectorError(
         f"the selector is nested more than {2 * limits.SELECTOR_NESTING} deep",
-        hint="torchparams.limits.SELECTOR_NESTING bounds it",
+        hint="the limit is torchparams.limits.SELECTOR_NESTING",
     )

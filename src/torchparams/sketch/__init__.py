@@ -1,6 +1,6 @@
-"""The sketch: counts of bit patterns, from which everything elementwise follows.
+"""Sketches: counts of bit patterns, which determine every elementwise statistic.
 
-Its two names come with their first use: whether two tensors are equal is told without numpy, which they need.
+Both names are imported at first use, because they need NumPy; the equality test does not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-/* Statistics of many small tensors in one call, a row of numbers for each.
+/* Statistics of many small tensors in one call, with a row of numbers for each tensor.
  *
- * What every number is, is defined by Sketch and by measure.tensor_stats.derive, in NumPy and in Python's integers;
+ * Sketch and measure.tensor_stats.derive define every number, in NumPy and in Python's integers;
  * nothing here may give another bit. Sums are exact integers, and mean, norms and deviation are rounded once.
  *
  *   measure(state, data, starts, counts, form, table, quantiles, reals, integers, extremes)
@@ -37,7 +37,7 @@ enum order { ASCENDING, SIGNED, FLOATING };
 static const size_t item_size[KINDS] = {1, 2, 4, 8, 4, 4, 8, 8};
 
 enum {
-    MOST = 1 << 16, /* values of a tensor: so many squares of 106 bits fit in 128 */
+    MOST = 1 << 16, /* maximum values of a tensor: so many squares of 106 bits fit in 128 */
     CODES = 1 << 19,
     NEAR = 28, /* exponents whose 2^16 squares of 48 bits fit in 128 bits together */
     LIMBS = 72, /* the square of a sum of float64 takes 68 */
@@ -50,14 +50,14 @@ enum {
 /* How values are counted. */
 typedef struct {
     int kind, order, boolean, exact;
-    double largest; /* the greatest finite value, where values there are counted as saturated; else NaN */
+    double largest; /* the largest finite value, if values there count as saturated; otherwise NaN */
 } form;
 
 typedef struct {
     u128 sum[2], square; /* of mantissas: of positive, of negative values */
 } bin;
 
-/* What is known of a tensor before its codes are looked at; of an exact kind, nothing. */
+/* Facts about a tensor before its codes are read; none for an exact kind. */
 typedef struct {
     uint64_t zeros, posinf, neginf, finite;
     double min, max; /* of finite values; a zero is +0.0 */
@@ -211,7 +211,7 @@ static double rounded(u128 v, int more, int exponent)
     return from_bits(((uint64_t)(exponent + drop + 1074) << 52) + m);
 }
 
-/* a / divisor as its first 128 bits, of which the first is set, times 2^exponent; and whether there is more. */
+/* The leading 128 bits of a / divisor, times 2^exponent; and whether more bits follow. */
 static u128 quotient(const natural *a, uint64_t divisor, int *exponent, int *more)
 {
     natural q;
@@ -285,7 +285,7 @@ INLINE void count(state *t, uint32_t code)
     t->used[code >> 6] |= (uint64_t)1 << (code & 63);
 }
 
-/* Adds `n` values of one double to the sums. */
+/* Adds the same double `n` times to the sums. */
 INLINE void add_double(state *t, uint64_t bits, uint64_t n)
 {
     unsigned e = bits >> 52 & 2047;
@@ -384,7 +384,7 @@ static void scan_f32(state *t, const uint8_t *data, size_t n, seen *s)
         uint64_t *plus = t->near[e], *minus = t->near[e + 256];
         if (!(plus[0] | minus[0]))
             continue;
-        if (e < 255) { /* NaN and infinities are in no sum */
+        if (e < 255) { /* NaN and infinities are excluded from sums */
             t->bins[e].sum[0] = plus[0];
             t->bins[e].sum[1] = minus[0];
             t->bins[e].square = (u128)plus[1] + minus[1];
@@ -468,7 +468,7 @@ DEFINE_SCAN(scan_u32, uint32_t, 0)
 DEFINE_SCAN(scan_i64, int64_t, 1)
 DEFINE_SCAN(scan_u64, uint64_t, 0)
 
-/* --- numbers from what was counted --------------------------------------------------------------- */
+/* --- numbers from counts --------------------------------------------------------------- */
 
 /* Sum, sum of magnitudes and of squares, in units of 2^*unit (squared); whether the sum is negative. Clears them. */
 static int take_sums(state *t, int kind, natural *sum, natural *abs, natural *squares, int *unit)
@@ -537,7 +537,7 @@ static double middle_of_f32(uint32_t code)
     return value_of_f32(code << 16 | (top ? 0x8000 : 0));
 }
 
-/* The first of `n` ascending values that is not below `edge`; without a branch, which would be guessed wrong. */
+/* Index of the first of `n` ascending values not below `edge`; branchless, because a branch would be mispredicted. */
 static size_t first_from(const double *values, size_t n, double edge)
 {
     size_t low = 0;
@@ -549,7 +549,7 @@ static size_t first_from(const double *values, size_t n, double edge)
     return low;
 }
 
-/* The place of the value at a rank, from 0, of the ascending order. */
+/* Index of the value at a rank, from 0, in ascending order. */
 static size_t place_of(const state *t, size_t n, uint64_t rank)
 {
     size_t low = 0;
@@ -561,14 +561,14 @@ static size_t place_of(const state *t, size_t n, uint64_t rank)
     return low;
 }
 
-/* Of the codes that have been looked at. */
+/* Results for the codes read so far. */
 typedef struct {
     size_t n; /* values, ascending, with how many there are up to each */
     uint64_t saturated, distinct, upto;
     uint32_t most; /* the greatest count of a code */
 } looked;
 
-/* Looks at a code that occurs; codes come in the ascending order of their values. */
+/* Reads a code that occurs; codes come in ascending order of their values. */
 INLINE void look_at(state *t, const form *f, seen *s, looked *l, uint32_t code, const double *table, const int kind)
 {
     const int exact = kind == P8 || kind == P16;
@@ -605,7 +605,7 @@ INLINE void look_at(state *t, const form *f, seen *s, looked *l, uint32_t code, 
     t->upto[l->n++] = (uint32_t)l->upto;
 }
 
-/* Looks at the codes of one word, with their values ascending. */
+/* Reads the codes of one word, with ascending values. */
 INLINE void look_up(state *t, const form *f, seen *s, looked *l, size_t w, const double *table, const int kind)
 {
     for (uint64_t left = t->used[w]; left; left &= left - 1)
@@ -613,7 +613,7 @@ INLINE void look_up(state *t, const form *f, seen *s, looked *l, size_t w, const
     t->used[w] = 0;
 }
 
-/* The same where the values descend. */
+/* The same, with descending values. */
 INLINE void look_down(state *t, const form *f, seen *s, looked *l, size_t w, const double *table, const int kind)
 {
     for (uint64_t left = t->used[w]; left;) {
@@ -624,7 +624,7 @@ INLINE void look_down(state *t, const form *f, seen *s, looked *l, size_t w, con
     t->used[w] = 0;
 }
 
-/* Looks at all codes that occur, in the order of their values, and forgets them. */
+/* Reads all codes that occur, in the order of their values, and clears them. */
 INLINE looked look(state *t, const form *f, seen *s, const double *table, const int kind)
 {
     const size_t words = (kind == P8 ? 256 : kind == F64 ? CODES : 1 << 16) / 64, half = words / 2;
@@ -685,7 +685,7 @@ static void histogram(const state *t, size_t n, const seen *s, double mean, doub
     }
 }
 
-/* All numbers of a tensor of `total` values that have been counted; clears what was. */
+/* All numbers of a tensor of `total` counted values; clears the counters. */
 static void derive(state *t, const form *f, seen s, size_t total, const double *table, const double *quantiles,
                    size_t wanted, double *reals, int64_t *integers, uint64_t *extremes)
 {

@@ -1,14 +1,14 @@
-/* The kernel of comparisons: what two runs of values of one type have in common.
+/* Kernel of comparisons of two sequences of values of one type.
  *
- * What it computes is defined in compare.py, in NumPy; nothing here may give another result. Sums are exact,
- * so neither the width of the vectors nor the way a tensor is cut into blocks can show.
+ * compare.py defines the results, in NumPy; nothing here may give another result. Sums are exact,
+ * so results depend neither on the width of vectors nor on the cuts between blocks.
  *
- * A comparison is one block of memory that the caller owns (`size()` bytes, zeros to begin with):
+ * A comparison is a block of memory owned by the caller (`size()` bytes, zeros to begin with):
  *
  *   update(state, kind, unit, table, a, b)   compares; the global interpreter lock is released
- *   finish(state)                            gives the result and leaves the state as it was at the start
+ *   finish(state)                            returns the result, and resets the state
  *
- * and before there is a difference, `equal(a, b)` says that there is none in a block.
+ * `equal(a, b)` is a fast test for blocks without a difference.
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -58,7 +58,7 @@ enum {
 };
 
 typedef struct {
-    uint64_t changed;      /* units whose bytes differ */
+    uint64_t changed;      /* number of units whose bytes differ */
     uint64_t nan_a, nan_b; /* NaN in one only */
     uint64_t infinite;     /* infinite in one only, or of the other sign; none is NaN */
     uint64_t max_integer;  /* greatest |b - a| of 64-bit integers */
@@ -82,7 +82,7 @@ INLINE void add_bits(int64_t *limbs, int position, uint64_t value, int64_t sign)
     limbs[k + 2] += sign * (int64_t)(high >> 32);
 }
 
-/* The mantissa of a finite double, with the position of its last bit above 2^-1074. */
+/* Mantissa of a finite double, and the position of its last bit above 2^-1074. */
 INLINE uint64_t mantissa_of(double x, int *position)
 {
     uint64_t bits;
@@ -103,7 +103,7 @@ static void carry(int64_t *limbs)
 {
     for (int i = 0; i + 1 < LIMBS; i++) {
         uint64_t low = (uint64_t)limbs[i] & 0xffffffff;
-        /* exact: what is left is a multiple of 2^32 */
+        /* exact: the rest is a multiple of 2^32 */
         limbs[i + 1] += (limbs[i] - (int64_t)low) / 4294967296;
         limbs[i] = (int64_t)low;
     }
@@ -214,7 +214,7 @@ INLINE double above(int exponent)
     return x;
 }
 
-/* sum += x; gives what is cut off. */
+/* sum += x; returns the rounding error. */
 INLINE vector into(vector *sum, vector x)
 {
     vector before = *sum;
@@ -230,7 +230,7 @@ INLINE vector fused_add(vector x, vector y, vector z)
     return z;
 }
 
-/* sum += x·y, a double; gives what is cut off. `fused`: the processor multiplies and adds in one step. */
+/* sum += x·y, a double; returns the rounding error. `fused`: the processor multiplies and adds in one step. */
 INLINE vector product_into(const int fused, vector *sum, vector x, vector y)
 {
     if (!fused)
@@ -240,7 +240,7 @@ INLINE vector product_into(const int fused, vector *sum, vector x, vector y)
     return fused_add(x, y, SUB(before, *sum));
 }
 
-/* What rounding cut off from p = x·y. */
+/* Rounding error of p = x·y. */
 INLINE vector cut_off(const int fused, vector x, vector y, vector p)
 {
     if (fused)
@@ -356,7 +356,7 @@ INLINE void add_group(const int fused, int64_t *aa, int64_t *bb, int64_t *ab, co
     }
 }
 
-/* The greatest |b - a| of finite values, or `max` where that is greater. */
+/* Maximum |b - a| of finite values, or `max` if that is greater. */
 INLINE double greatest(const double *a, const double *b, double max)
 {
     int64_t most; /* magnitudes are ordered as their bits are */
@@ -456,7 +456,7 @@ static double magnitude_of(double x)
     return x < 0 ? -x : x;
 }
 
-/* Counts what is not finite in one or in both, and puts zeros there. */
+/* Counts values that are not finite in one or both, and replaces them by zeros. */
 static void leave_out(comparison *s, double *a, double *b)
 {
     for (int i = 0; i < GROUP; i++) {
@@ -584,7 +584,7 @@ DEFINE_INTEGERS(uint32_t, uint64_t)
 DEFINE_INTEGERS(int64_t, int64_t)
 DEFINE_INTEGERS(uint64_t, uint64_t)
 
-/* --- numbers of changes --------------------------------------------------------------------------- */
+/* --- counts of changes --------------------------------------------------------------------------- */
 
 #define COUNT(TYPE)                                                                                                    \
     {                                                                                                                  \
@@ -598,7 +598,7 @@ DEFINE_INTEGERS(uint64_t, uint64_t)
         return changed;                                                                                                \
     }
 
-/* Units that differ, of as many bytes as a value has, or of twice as many. */
+/* Number of units that differ; a unit is one value, or two. */
 INLINE unsigned count_changed(const uint8_t *a, const uint8_t *b, const size_t nbytes, size_t unit)
 {
     switch (unit) {
@@ -655,7 +655,7 @@ INLINE void compare(comparison *s, const int kind, const int fused, size_t unit,
         of_table = range_of_table(table);
     for (size_t i = 0; i < n; i += GROUP, pa += GROUP * size, pb += GROUP * size) {
         size_t m = n - i < GROUP ? n - i : GROUP;
-        if (m < GROUP) { /* what is missing is equal in both */
+        if (m < GROUP) { /* missing values are equal in both */
             memset(last_a, 0, sizeof last_a);
             memset(last_b, 0, sizeof last_b);
             memcpy(last_a, pa, m * size);
@@ -736,7 +736,7 @@ static void compare_block(comparison *s, int kind, size_t unit, const double *ta
                           const uint8_t *b, size_t n)
 {
 #if X86
-    /* A process may be set to take subnormal numbers for zero, and to round otherwise than to nearest. */
+    /* The processor may be set to flush subnormal numbers to zero, and to another rounding mode. */
     unsigned control = _mm_getcsr();
     _mm_setcsr(0x1f80);
 #endif
@@ -789,7 +789,7 @@ static PyObject *py_update(PyObject *self, PyObject *args)
         } else {
             size_t n = (size_t)a.len / item_size[kind];
             if (a.len < 1 << 13) {
-                /* shorter than handing the lock over */
+                /* shorter than a handover of the lock */
                 compare_block(s, kind, (size_t)unit, table.buf, a.buf, b.buf, n);
             } else {
                 Py_BEGIN_ALLOW_THREADS

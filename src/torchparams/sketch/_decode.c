@@ -1,7 +1,7 @@
-/* The kernels of quantised weights: codes in packed words, and codes with their scales.
+/* Kernels of quantised weights: unpack codes, and multiply them by scales.
  *
- * What they compute is defined in decode.py, in NumPy; nothing here may give another result, but for which of several
- * NaN a NaN is. A difference and a product are each rounded to float32: they may not be fused. The global interpreter
+ * decode.py defines the results, in NumPy; nothing here may give another result, except for the bits of NaN.
+ * A difference and a product are each rounded to float32, so they must not be fused. The global interpreter
  * lock is released.
  *
  *   scaled(codes, table, scales, zeros, index, columns, height, width, lines, start, out)

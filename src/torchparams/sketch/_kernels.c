@@ -1,13 +1,13 @@
-/* The kernels of the sketch: counting bit patterns, and exact sums of wide values.
+/* Kernels of the sketch: counts of bit patterns, and exact sums of wide values.
  *
- * What every function computes is defined in kernels.py, in NumPy; nothing here may give another
+ * kernels.py defines the results, in NumPy; nothing here may give another
  * result. Every sum is exact, so the order of the additions, the width of the vectors and the way
- * a tensor is cut into blocks cannot show.
+ * a tensor is cut into blocks do not matter.
  *
- * A tally is one block of memory that the caller owns (`size()` bytes, zeros to begin with):
+ * A tally is a block of memory owned by the caller (`size()` bytes, zeros to begin with):
  *
  *   update(tally, kind, data, mark)   counts `data`; the global interpreter lock is released
- *   finish(tally, kind)               gives the result and leaves the tally as it was at the start
+ *   finish(tally, kind)               returns the result, and resets the tally
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -160,7 +160,7 @@ INLINE int all_equal(const uint8_t *data, size_t nbytes, size_t size)
     return nbytes > 64 * size && memcmp(data, data + size, nbytes - size) == 0;
 }
 
-/* Whether of `n` codes, one every `size` bytes, 64 samples lie in many different places. They are taken where the data
+/* Whether 64 samples of `n` codes, one every `size` bytes, are widely spread. They are taken where the data
  * is in the cache already: from the first AHEAD bytes. */
 static int spread_out(const uint8_t *data, size_t n, size_t size)
 {
@@ -273,7 +273,7 @@ static void carry(int64_t *limbs, int n)
 {
     for (int i = 0; i + 1 < n; i++) {
         uint64_t low = (uint64_t)limbs[i] & 0xffffffff;
-        /* exact: what is left is a multiple of 2^32 */
+        /* exact: the rest is a multiple of 2^32 */
         limbs[i + 1] += (limbs[i] - (int64_t)low) / 4294967296;
         limbs[i] = (int64_t)low;
     }
@@ -337,7 +337,7 @@ INLINE double power_of_two(int e)
     return d;
 }
 
-/* A sum as an integer. Of values that were not in their range it may be anything, and is not used. */
+/* A sum as an integer. It is arbitrary, and not used, if values were outside their range. */
 INLINE int64_t whole(double sum)
 {
     return sum >= -0x1p53 && sum <= 0x1p53 ? (int64_t)sum : 0;
@@ -445,7 +445,7 @@ DEFINE_SUMS_F32(sums_f32_32, AVX2, 4, WIDEN_256, LEAST_256, MOST_256, LEAST_UNSI
 DEFINE_SUMS_F32(sums_f32_64, AVX512, 8, WIDEN_512, LEAST_512, MOST_512, LEAST_UNSIGNED_512)
 #endif
 
-/* Known where it is called, so that it is part of the function that it is passed to. */
+/* Known at compile time, so that it is inlined into the function that it is passed to. */
 typedef sums32 (*sums_function)(tally *, const uint8_t *, size_t, int, int, const int, range32 *);
 
 static void add_sums32(tally *t, sums32 sums, int low, int high)
@@ -510,7 +510,7 @@ INLINE void see_range32(tally *t, range32 r)
         see_finite(t, (uint32_t)r.min ^ 0x80000000, (uint32_t)r.max ^ 0x80000000);
 }
 
-/* What is seen of a block: the range of its finite values, its zeros and infinities. */
+/* Survey of a block: range of its finite values, zeros and infinities. */
 typedef struct {
     range32 range;
     uint32_t posinf, neginf, others; /* others: all that is not finite */
@@ -548,7 +548,7 @@ static void see_survey(tally *t, const survey32 *s)
     t->neginf += s->neginf;
 }
 
-/* Any block of at most HOLD32 elements. One that is `spread` is surveyed on the way. */
+/* Sums of any block of at most HOLD32 elements; surveys a block that is `spread`. */
 INLINE void sums_f32_by_exponent(tally *t, const uint8_t *data, size_t n, const int spread)
 {
     pair terms[512];
@@ -612,7 +612,7 @@ INLINE void block_f32(tally *t, const uint8_t *data, size_t n, sums_function sum
     range32 r;
     int counted = t->top32 && n % 32 == 0;
     if (counted) {
-        /* In the hope that the exponents are those of the block before. */
+        /* Speculates that the exponents are in the range of the previous block. */
         int high = (int)t->top32 - 127, low = high - SPAN32 < -126 ? -126 : high - SPAN32;
         sums32 sums = sums_f32(t, data, n, low, high, 1, &r);
         int least = (int)((r.smallest + 1) >> 23) - 127, most = (int)(greatest32(r) >> 23) - 127;
@@ -850,7 +850,7 @@ INLINE unsigned code_of_integer(double value, uint64_t magnitude, uint64_t sign)
 #define FLOAT_I32(v, magnitude) ((double)(v))
 /* Signed integers are what vector units convert. */
 #define FLOAT_U32(v, magnitude) ((double)(int32_t)((v) ^ 0x80000000) + 2147483648.0)
-/* Without the bits that would be rounded, and the sign. */
+/* The magnitude without the bits that would be rounded. */
 #define FLOAT_64(v, magnitude)                                                                                         \
     ((magnitude) >> 53 ? (double)(int64_t)((magnitude) >> 11) * 2048 : (double)(int64_t)(magnitude))
 
@@ -1002,7 +1002,7 @@ static PyObject *py_update(PyObject *self, PyObject *args)
     } else if (t) {
         size_t n = (size_t)data.len / (size_t)item_size[kind];
         if (data.len < 1 << 14) {
-            /* shorter than handing the lock over */
+            /* shorter than a handover of the lock */
             update_tally(t, kind, data.buf, n, mark);
         } else {
             Py_BEGIN_ALLOW_THREADS

@@ -1,10 +1,10 @@
-/* The kernel of weighted sums: of tensors in bfloat16 or float32, in float32, rounded once.
+/* Kernel of weighted sums of bfloat16 or float32 tensors, in float32, rounded once.
  *
- * What it computes is defined in sums.py, in NumPy; nothing here may give another result, but for which of several NaN
- * a NaN is. Each product and each sum is rounded to float32, in the order of the tensors: none may be fused.
+ * sums.py defines the results, in NumPy; nothing here may give another result, except for the bits of NaN.
+ * Each product and each sum is rounded to float32, in the order of the tensors: none may be fused.
  *
  *   weighted(out, kind, parts)   parts is a tuple of (buffer, kind, weight); the global interpreter lock is released.
- *                                Gives how many results are finite, and too large for the type they are rounded to.
+ *                                Returns the number of finite results that overflow when rounded.
  */
 
 #define Py_LIMITED_API 0x030B0000

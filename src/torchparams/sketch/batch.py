@@ -1,7 +1,7 @@
-"""Statistics of many small tensors of one element type in one call of a kernel, in columns.
+"""Compute the statistics of many small tensors of one dtype in a single kernel call, as columns.
 
-What the kernel computes is defined by `Sketch`: each number here is that of the sketch of the tensor, bit for bit.
-Where the kernels in C are not there, or not wanted, `takes` says so, and the sketches themselves are made.
+`Sketch` defines the results: every number here equals that of the tensor's sketch, bit for bit. Without the C kernels,
+or if they are disabled, `takes` is False, and callers make sketches instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ try:
     from torchparams.sketch import _batch
 
     _BUILT = True
-except ImportError:  # built without a compiler, or by one that lacks integers of 128 bits
+except ImportError:  # built without a compiler, or without 128-bit integers
     _BUILT = False
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from torchparams.sketch.kernels import Array
 
 MOST = 1 << 15
-"""Values of a tensor that the kernel takes. To count the codes of more costs more than it spares."""
+"""Maximum number of values per tensor; for larger ones, a sketch is as fast."""
 
 _ASCENDING, _SIGNED, _FLOATING = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Numbers of many tensors, a row for each.
+    """Statistics of many tensors, one row each.
 
     Attributes:
-        coding: How the values were counted.
-        counts: Values of each tensor.
-        reals: float64: mean, std, l1, l2, entropy, the ends of the histogram, then the quantiles.
+        coding: Coding of the values.
+        counts: Number of values of each tensor.
+        reals: float64: mean, std, l1, l2, entropy, ends of the histogram, then the quantiles.
         integers: int64: zeros, NaN, +Inf, -Inf, distinct, saturated, then the histogram.
-        extremes: uint64: minimum, maximum, greatest magnitude, as `coding` has them: see `extreme`.
+        extremes: uint64 bits of minimum, maximum and greatest magnitude, by `coding`; see `extreme`.
     """
 
     coding: Coding
@@ -57,7 +57,7 @@ class Measured:
     extremes: Array
 
     def extreme(self, column: int) -> Array:
-        """The minimum (0), the maximum (1), or the greatest magnitude (2); integers where the type is one."""
+        """Minimum (0), maximum (1) or greatest magnitude (2); as integers for integer dtypes."""
         bits = self.extremes[:, column]
         kind = self.coding.kind
         if kind[0] == "u" or (kind[0] == "i" and column == 2):
@@ -68,7 +68,7 @@ class Measured:
 
 
 def takes(dtype: DType, numel: int) -> bool:
-    """Whether `measure` takes a tensor of a type and so many elements.
+    """Whether `measure` supports a tensor of this dtype and size.
 
     >>> from torchparams.dtypes import DType
     >>> takes(DType.of("float32"), MOST + 1), takes(DType.of("float4_e2m1fn"), 2)
@@ -79,7 +79,7 @@ def takes(dtype: DType, numel: int) -> bool:
 
 @functools.cache
 def _parts(dtype: DType) -> int:
-    """Values in an element; more than are taken where the type is not."""
+    """Values per element; more than `MOST` for unsupported dtypes."""
     try:
         coding = Coding.of(dtype)
     except NotReadable:
@@ -90,14 +90,14 @@ def _parts(dtype: DType) -> int:
 def measure(
     dtype: DType, data: Any, starts: Sequence[int], numels: Sequence[int], quantiles: Sequence[float]
 ) -> Measured:
-    """Measure tensors of one type, which `takes` has said yes to.
+    """Measure tensors of one dtype, for which `takes` is True.
 
     Args:
-        dtype: Their element type.
-        data: A buffer that they lie in; None where `starts` are addresses.
-        starts: The offset of each in bytes, or its address. Whoever calls keeps the memory alive.
-        numels: The elements of each.
-        quantiles: Which to take, from 0 to 1.
+        dtype: Dtype of the tensors.
+        data: Buffer that holds them; None if `starts` are addresses.
+        starts: Byte offset or address of each tensor. The caller keeps the memory alive.
+        numels: Number of elements of each tensor.
+        quantiles: Quantiles to compute, from 0 to 1.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -132,7 +132,7 @@ def measure(
 
 
 class _State(threading.local):
-    """What the kernel counts with, on this thread: zeros from call to call."""
+    """Counters of the kernel for this thread; all zeros between calls."""
 
     def __init__(self) -> None:
         self.memory: Array = np.zeros(_batch.sizes()[0] // 8 if _BUILT else 0, np.uint64)
@@ -143,7 +143,7 @@ _STATE = _State()
 
 @functools.cache
 def _form(coding: Coding) -> tuple[int, int, int, float]:
-    """Kind, order of the codes, whether any byte but 0 is true, and the value that counts as saturated."""
+    """Kind, order of the codes, whether any nonzero byte is true, and the saturated value."""
     dtype = coding.dtype
     order = _ASCENDING if coding.ascends else _FLOATING if coding.is_float else _SIGNED
     return KINDS.index(coding.kind), order, dtype == "bool", math.nan if coding.largest is None else coding.largest
@@ -151,7 +151,7 @@ def _form(coding: Coding) -> tuple[int, int, int, float]:
 
 @functools.cache
 def _table(coding: Coding) -> Array | None:
-    """The value of every code; None of wide floats, where the kernel makes it from the code."""
+    """Value of every code; None for wide floats, where the kernel computes it."""
     if coding.kind in ("f32", "f64"):
         return None
     if not coding.exact:

@@ -1,4 +1,4 @@
-"""Arrays and packed bytes as blocks of contiguous bytes."""
+"""Split arrays and packed bytes into contiguous blocks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from torchparams.sketch.kernels import Array
 
 BLOCK_BYTES = 1 << 20
-"""Bytes that stay in the second-level cache while they are counted."""
+"""Bytes per block: small enough to stay in the L2 cache."""
 
 
 def byte_blocks(array: Array, nbytes: int = BLOCK_BYTES) -> Iterator[Array]:
-    """The elements of `array` in C order, as one-dimensional uint8 arrays of whole elements.
+    """Elements of an array in C order, as one-dimensional uint8 blocks of whole elements.
 
-    A block is a view where the elements lie so; other arrays are copied block by block, along their
-    leading dimensions. In memory of the other byte order the bytes are turned round.
+    A block is a view if possible; other arrays are copied block by block along their leading dimensions. Bytes in the
+    other byte order are swapped.
 
     Args:
-        array: Any array.
-        nbytes: Bytes in a block at most, but one element at least.
+        array: Array of any layout.
+        nbytes: Maximum bytes per block; at least one element.
 
     >>> a = np.arange(6, dtype=np.uint8).reshape(2, 3)
     >>> [block.tolist() for block in byte_blocks(a.T, 4)]
@@ -46,7 +46,7 @@ def byte_blocks(array: Array, nbytes: int = BLOCK_BYTES) -> Iterator[Array]:
 
 
 def unpack6(data: Array) -> Array:
-    """Elements of 6 bits from four in three bytes, the first in the lowest bits, to one in a byte.
+    """Unpack 6-bit elements, four in three bytes with the first in the lowest bits, to one per byte.
 
     >>> unpack6(np.array([0x41, 0x20, 0x0C], np.uint8)).tolist()
     [1, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Sketches of elements that come block by block."""
+"""Build sketches from blocks of elements."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torchparams.sketch.sketch import Sketch
 
 
 class Builder:
-    """A sketch in the making: takes the elements of one type block by block.
+    """Builds a sketch from blocks of elements of one dtype.
 
-    It belongs to one thread. Several of them over parts of one tensor, and their sketches added, are
+    A builder belongs to one thread. Several builders may each process a part of a tensor: the sum of their sketches is
     the sketch of the tensor.
 
     Args:
-        dtype: The element type.
-        packed: Whether elements of less than a byte come packed, as in files; else one in a byte.
+        dtype: Dtype of the elements.
+        packed: Whether sub-byte elements are packed, as in files, instead of one per byte.
 
     Raises:
-        NotReadable: The type is packed or quantised, not of numbers.
+        NotReadable: The dtype is packed or quantised, so its bits are not numbers.
 
     >>> import numpy as np
     >>> builder = Builder("float16")
@@ -36,11 +36,11 @@ class Builder:
         """Count the elements of a contiguous little-endian buffer.
 
         Args:
-            data: Whole elements; of packed ones of 6 bits, whole groups of three bytes unless it is the last block.
-            numel: How many elements; needed only where the last byte of packed ones is not full.
+            data: Whole elements; for packed 6-bit elements, whole groups of three bytes, except in the last block.
+            numel: Number of elements; only needed if the last byte of packed elements is not full.
         """
         self._counter.update(data, numel)
 
     def finish(self) -> Sketch:
-        """The sketch of all that came. The builder cannot be used again."""
+        """Return the sketch. The builder cannot be used again."""
         return Sketch(self._counter.dtype, self._counter.finish())

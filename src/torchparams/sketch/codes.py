@@ -1,7 +1,7 @@
-"""What the codes of each element type stand for.
+"""Meaning of the codes that sketches count, for each dtype.
 
-`Coding.of` says how an element type is counted: which kind of kernel, and whether a code is a value
-(types of at most 16 bits) or an interval of values (wider ones: 7 bits of mantissa).
+`Coding.of` tells how a dtype is counted: by which kind of kernel, and whether a code is a value (dtypes of at most 16
+bits) or an interval of values (wider dtypes, with 7 bits of mantissa).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _KIND_OF_WIDE = {
 }
 _COMPONENT = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 
-# A mantissa of 11 bits is the longest of the exact floats (float16).
+# float16 has the longest mantissa of the exact floats, 11 bits.
 _MANTISSA = 11
-# Integers below it, and sums of them, are exact in float64.
+# Integers below this limit, and sums of them, are exact in float64.
 _EXACT = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How the values of one element type are counted.
+    """How the values of a dtype are counted.
 
     Attributes:
-        dtype: The type of one value; of a complex type, that of its real part.
-        kind: The kind of kernel, one of `kernels.KINDS`.
-        parts: Values in one element: 2 for complex types.
+        dtype: Dtype of a value; for a complex dtype, that of its real part.
+        kind: Kind of kernel, one of `kernels.KINDS`.
+        parts: Values per element: 2 for complex dtypes, otherwise 1.
     """
 
     dtype: DType
@@ -47,10 +47,10 @@ class Coding:
 
     @staticmethod
     def of(dtype: object) -> Coding:
-        """The coding of an element type.
+        """Coding of a dtype.
 
         Raises:
-            NotReadable: It is a packed or quantised type, whose bits alone are not numbers.
+            NotReadable: The dtype is packed or quantised, so its bits are not numbers.
 
         >>> Coding.of("bfloat16").kind, Coding.of("complex64").parts
         ('p16', 2)
@@ -59,24 +59,24 @@ class Coding:
 
     @property
     def exact(self) -> bool:
-        """Whether every value has a code of its own."""
+        """Whether every value has its own code."""
         return self.kind[0] == "p"
 
     @property
     def is_float(self) -> bool:
-        """Whether there are fractions, and in most types NaN and infinities."""
+        """Whether the dtype is floating-point."""
         return self.dtype.kind == "float"
 
     @property
     def unit(self) -> int:
-        """Exponent of the power of two in which exact sums count."""
+        """Exponent of the power of two that is the unit of exact sums."""
         return _parts_of(self.dtype)[2] if self.exact else UNIT[self.kind]
 
     def values(self, codes: Array) -> Array:
-        """The value of each code as float64: of an interval, its middle; NaN for codes of NaN.
+        """Value of each code as float64: the middle of an interval; NaN for codes of NaN.
 
-        The middle is within a relative 2^-8 of every value of its interval. Intervals of subnormal
-        numbers all have the width 2^-133 (float32) or 2^-1029 (float64); the one at zero stands for 0.
+        The middle is within a relative 2^-8 of every value of the interval. Subnormal intervals have the width 2^-133
+        (float32) or 2^-1029 (float64); the one at zero stands for 0.
         """
         if self.kind == "f64":
             return _middles("f64", codes)
@@ -85,22 +85,22 @@ class Coding:
 
     @property
     def ascends(self) -> bool:
-        """Whether ascending codes stand for ascending values."""
+        """Whether the order of codes is the order of values."""
         return self.kind[0] in "iu" or self.dtype.kind in ("uint", "bool") or self.dtype == "float8_e8m0fnu"
 
     def ascending(self, codes: Array, counts: Array) -> tuple[Array, Array]:
-        """Ascending codes and their counts, in the ascending order of what they stand for; those of NaN anywhere."""
+        """Sort codes and counts by value; the position of NaN codes is arbitrary."""
         if self.ascends:
             return codes, counts
-        first = int(codes.searchsorted(self.size // 2))  # of those with a sign
-        # Of floats, the magnitudes of negative ones ascend; integers are in two's complement.
+        first = int(codes.searchsorted(self.size // 2))  # the first code with a sign
+        # Magnitudes of negative floats ascend with the code; integers are in two's complement.
         step = -1 if self.is_float else 1
         return tuple(np.concatenate([a[first:][::step], a[:first]]) for a in (codes, counts))  # type: ignore[return-value]  # two
 
     def sums(self, codes: Array, counts: Array) -> tuple[int, int, int]:
-        """Sum of the finite values, of their magnitudes, of their squares: exact, in `unit`s (squared).
+        """Exact sums of the finite values, of their magnitudes and of their squares, in `unit` (squared).
 
-        Only of exact codings: an interval does not say what was in it.
+        Only for exact codings: an interval does not determine its values.
         """
         magnitude, place, _, greatest = _parts_of(self.dtype)
         m, p = magnitude[codes], place[codes]
@@ -108,7 +108,7 @@ class Coding:
         if total * greatest**2 < _EXACT:
             weights = m * counts
             sums, squares = _by_place(weights, p), _by_place(weights * m, p >> 1)
-        else:  # integers of 16 bits, or more values than there are in one tensor
+        else:  # 16-bit integers, or more values than in any single tensor
             weights = m.astype(np.int64).astype(object) * counts.astype(object)
             sums, squares = _by_place(weights, p), _by_place(weights * m.astype(np.int64), p >> 1)
         positive = negative = 0
@@ -121,12 +121,12 @@ class Coding:
 
     @property
     def largest(self) -> float | None:
-        """The greatest finite value of an exact float, None of other types."""
+        """Largest finite value of an exact float; None for other dtypes."""
         return _largest(self.dtype) if self.exact and self.is_float else None
 
     @property
     def size(self) -> int:
-        """How many codes there are; they are the integers below it."""
+        """Number of codes; codes are the integers below it."""
         if self.exact:
             return len(values_of(self.dtype))
         return 1 << (19 if self.kind == "f64" else 16)
@@ -144,8 +144,8 @@ def _coding(dtype: DType) -> Coding:
         dtype, parts = DType.of(_COMPONENT[dtype]), 2
     if dtype.kind == "opaque":
         raise NotReadable(
-            f"the bits of {dtype} are not numbers by themselves",
-            exists="quantised values have a scale, packed ones an order, that stand elsewhere",
+            f"the bits of {dtype} are not numbers",
+            exists="quantised and packed values need a scale or layout stored elsewhere",
             hint="unpack or dequantise the tensor first",
         )
     kind = _KIND_OF_WIDE.get(dtype) or ("p8" if dtype.bits <= 8 else "p16")
@@ -154,7 +154,7 @@ def _coding(dtype: DType) -> Coding:
 
 @functools.cache
 def values_of(dtype: DType) -> Array:
-    """The value of every pattern of an exact type, float64."""
+    """Value of every pattern of an exact dtype, as float64."""
     if dtype == "bool":
         table = np.array([0.0, 1.0])
     else:
@@ -173,10 +173,10 @@ def _largest(dtype: DType) -> float:
 
 @functools.cache
 def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
-    """Of every pattern, the mantissa of its magnitude, and twice the exponent plus the sign; unit and top mantissa.
+    """Magnitude mantissa of every pattern, and twice the exponent plus the sign; unit and largest mantissa.
 
-    The magnitude is mantissa·2^(exponent + unit), the mantissa a float64 that is an integer of at most 16 bits.
-    NaN and infinities are 0.
+    A magnitude is mantissa·2^(exponent + unit); the mantissa is a float64 integer of at most 16 bits. NaN and
+    infinities are 0.
     """
     table = values_of(dtype)
     finite = np.where(np.isfinite(table), table, 0.0)
@@ -193,7 +193,7 @@ def _parts_of(dtype: DType) -> tuple[Array, Array, int, float]:
 
 @functools.cache
 def middles_of(kind: str) -> Array:
-    """Of every code of a wide kind that has 2^16 of them."""
+    """Middle of every code of a wide kind with 2^16 codes."""
     table = _middles(kind, np.arange(1 << 16, dtype=np.uint32))
     table.flags.writeable = False
     return table
@@ -202,7 +202,7 @@ def middles_of(kind: str) -> Array:
 def _middles(kind: str, codes: Array) -> Array:
     c = codes.astype(np.uint64)
     if kind == "f32":
-        # The middle goes through float64, where float32's subnormal numbers are normal.
+        # float64 represents float32's subnormal values as normal numbers.
         middle = np.where(c & np.uint64(0x7FFF), (c << np.uint64(16)) | np.uint64(0x8000), c << np.uint64(16))
         with np.errstate(invalid="ignore"):  # signalling NaN
             wide = middle.astype(np.uint32).view(np.float32).astype(np.float64)
@@ -220,7 +220,7 @@ def _middles(kind: str, codes: Array) -> Array:
 
 
 def _by_place(values: Array, places: Array) -> list[tuple[int, int]]:
-    """Places, and the sum of the values at each, as Python integers; without those whose sum is 0."""
+    """Nonzero sums of the values at each place, as Python integers."""
     if values.dtype == object:
         sums = np.zeros(int(places.max(initial=0)) + 1, object)
         np.add.at(sums, places, values)
@@ -231,7 +231,7 @@ def _by_place(values: Array, places: Array) -> list[tuple[int, int]]:
 
 
 def _clean(values: Array, codes: Array, infinity: int, mask: int) -> Array:
-    """`values` with Inf in place of every value whose code holds infinities (and maybe NaN), and NaN beyond it."""
+    """Replace values by Inf where the code holds infinities (and perhaps NaN), and by NaN beyond."""
     top = codes & np.uint64(mask)
     values = np.where(top > infinity, np.nan, values)
     signed = np.where(codes > mask, -np.inf, np.inf)

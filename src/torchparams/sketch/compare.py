@@ -1,19 +1,19 @@
-"""What two runs of values have in common: in NumPy, and the choice between that and the same in C.
+"""Compare two tensors of values: the NumPy definition, and the choice of the C kernel.
 
-A **comparison** takes the values of two tensors, block by block in step:
+A **comparison** reads the values of two tensors block by block, in step:
 
     comparison = compare.comparison(Values.of("bfloat16"))
-    comparison.update(a, b)             # contiguous little-endian buffers of as many whole elements
-    compared = comparison.finish()      # the result; the comparison is empty again
+    comparison.update(a, b)             # contiguous little-endian buffers with equally many elements
+    compared = comparison.finish()      # returns the result, and resets the comparison
 
-Of values of one type, bits decide what has changed: -0.0 is not 0.0, and two NaN of the same bits are equal. Values of
-two types are compared as numbers. The greatest difference is rounded once, to float64; of 64-bit integers it is an
-integer. Sums are over the values that are finite in both, and **exact**: a value is an integer times a power of two,
-and so is a product. So neither the blocks that values come in nor their order can show in a result.
+Values of one dtype are compared by bits: -0.0 differs from 0.0, and NaN of equal bits are equal. Values of two dtypes
+are compared as numbers. The maximum difference is rounded once, to float64; for 64-bit integers it is an integer. Sums
+cover the values that are finite in both, and are **exact**, because a value is an integer times a power of two, and so
+is a product. So results depend neither on blocks nor on order.
 
-`NumpyComparison` (the definition) and `CComparison` (the fast path) give equal results for equal data. C is used where
-the package was built with a compiler, unless the environment variable `TORCHPARAMS_KERNELS` is `numpy`. It knows values
-of one type; 64-bit integers beside numbers of another type are left to the definition.
+`NumpyComparison` (the definition) and `CComparison` (the fast path) give equal results. C is used if the package was
+built with a compiler and the environment variable `TORCHPARAMS_KERNELS` is not `numpy`. It supports values of a single
+dtype; 64-bit integers against another dtype use the definition.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("p8", "bf16", "f16", "f32", "f64", "i16", "u16", "i32", "u32", "i64", "u64")
-"""Kinds of values, in the order of the numbers that `_compare.c` gives them."""
+"""Kinds of values, in the numbering of `_compare.c`."""
 
 _KIND_OF = {
     "bfloat16": "bf16",
@@ -52,12 +52,12 @@ _PART_OF = {"complex32": "float16", "complex64": "float32", "complex128": "float
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """How the elements of one type are compared.
+    """How the elements of a dtype are compared.
 
     Attributes:
-        kind: One of `KINDS`; `p8` are values of at most 8 bits, one in a byte.
-        parts: Values in an element: 2 for complex types.
-        table: Of `p8`, the value of every byte.
+        kind: One of `KINDS`; `p8` means values of at most 8 bits, one per byte.
+        parts: Values per element: 2 for complex dtypes.
+        table: For `p8`, the value of every byte.
     """
 
     kind: str
@@ -66,10 +66,10 @@ class Values:
 
     @staticmethod
     def of(dtype: object) -> Values:
-        """How elements of `dtype` are compared; those of less than a byte come one in a byte.
+        """How elements of `dtype` are compared; sub-byte elements take one byte each.
 
         Raises:
-            NotReadable: It is a packed or quantised type, whose bits alone are not numbers.
+            NotReadable: The dtype is packed or quantised, so its bits are not numbers.
 
         >>> Values.of("complex64").kind, Values.of("complex64").parts
         ('f32', 2)
@@ -84,22 +84,22 @@ def _values(dtype: DType) -> Values:
         return Values(_KIND_OF[part], parts)
     coding = Coding.of(dtype)
     codes = np.arange(256)
-    # Of sub-byte values the bits above them are of no meaning, and of a truth value all bits but whether one is set.
+    # Bits above a sub-byte value are ignored; a bool is true if any bit is set.
     table = coding.values(np.minimum(codes, 1) if dtype == "bool" else codes % coding.size)
     return Values("p8", parts, np.ascontiguousarray(table))
 
 
 class Comparison(Protocol):
-    """Compares two runs of values; see the module's text."""
+    """Compares two sequences of values; see the module's docstring."""
 
     def update(self, a: Any, b: Any) -> None:
-        """Compare the elements of two contiguous little-endian buffers, of whole elements and as many."""
+        """Compare the elements of two contiguous little-endian buffers with equally many whole elements."""
 
     def finish(self) -> Compared:
-        """The result. The comparison is as it was made."""
+        """Return the result, and reset the comparison."""
 
 
-# --- the definition ------------------------------------------------------------------------------
+# --- definition ----------------------------------------------------------------------------------
 
 _NUMPY_OF = {
     "f16": "<f2",
@@ -113,24 +113,24 @@ _NUMPY_OF = {
     "u64": "<u8",
 }
 _ITEMSIZE = {kind: int(name[2]) for kind, name in _NUMPY_OF.items()} | {"p8": 1, "bf16": 2}
-_BITS = {"p8": 8, "bf16": 8, "f16": 11, "f32": 24, "f64": 53}  # of the mantissas of floats
-_CHUNK = 1 << 16  # elements at once: what they become stays in the cache, and sums of 32 bits each fit into float64
+_BITS = {"p8": 8, "bf16": 8, "f16": 11, "f32": 24, "f64": 53}  # mantissa bits of floats
+_CHUNK = 1 << 16  # elements per step: intermediate arrays stay in the cache, and sums of 32-bit parts fit into float64
 _WORD = np.uint64(32)
 _MASK = np.uint64((1 << 32) - 1)
 
 
 class _Numbers(NamedTuple):
-    """Values as numbers: `high + low`, and `mantissa`·2^`exponent` with the sign apart."""
+    """Values as numbers: `high + low`, and `mantissa`·2^`exponent` with a separate sign."""
 
     high: Array  # the nearest float64
-    low: Array  # what is left of 64-bit integers
+    low: Array  # remainder for 64-bit integers
     negative: Array
-    mantissa: Array  # uint64, of `bits` bits at most
+    mantissa: Array  # uint64, of at most `bits` bits
     exponent: Array
     bits: int
 
     def times(self, other: _Numbers) -> int:
-        """The exact sum of the products, in units of 2^UNIT."""
+        """Exact sum of the products, in units of 2^UNIT."""
         place = self.exponent + other.exponent - UNIT
         first = int(place.min(initial=0))
         place = place - first
@@ -152,16 +152,16 @@ class _Numbers(NamedTuple):
             add((x & _MASK) * (y >> _WORD), 32)
             add((x >> _WORD) * (y & _MASK), 32)
             add((x >> _WORD) * (y >> _WORD), 64)
-        # Subnormal numbers have zeros at the end of their mantissa, which shifting to the right takes away.
+        # Mantissas of subnormal numbers end in zeros, which the right shift drops.
         return sum(v << i + first if i + first >= 0 else v >> -(i + first) for i, v in found.items())
 
 
 class NumpyComparison:
-    """The definition: every result of `CComparison` is this one's.
+    """NumPy definition; `CComparison` gives the same results.
 
     Args:
-        values: The values of the first tensor.
-        others: Those of the second; of the same type unless given. They have as many parts.
+        values: Values of the first tensor.
+        others: Values of the second tensor, with equally many parts; by default, the same dtype.
     """
 
     def __init__(self, values: Values, others: Values | None = None) -> None:
@@ -170,7 +170,7 @@ class NumpyComparison:
         self._so_far = self._nothing = Compared(max=0 if self._integers else 0.0)
 
     def update(self, a: Any, b: Any) -> None:
-        """Compare the elements of two contiguous little-endian buffers, of whole elements and as many."""
+        """Compare the elements of two contiguous little-endian buffers with equally many whole elements."""
         parts = self._values.parts
         x, y = np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)
         unit, other = (_ITEMSIZE[each.kind] * parts for each in (self._values, self._others))
@@ -203,13 +203,13 @@ class NumpyComparison:
             )
 
     def finish(self) -> Compared:
-        """The result. The comparison is as it was made."""
+        """Return the result, and reset the comparison."""
         found, self._so_far = self._so_far, self._nothing
         return found
 
 
 def _decoded(values: Values, data: Array) -> Array:
-    """The nearest float64 of each value."""
+    """Nearest float64 of each value."""
     if values.table is not None:
         decoded: Array = values.table[data]
     elif values.kind == "bf16":
@@ -220,7 +220,7 @@ def _decoded(values: Values, data: Array) -> Array:
 
 
 def _numbers(values: Values, data: Array, high: Array, finite: Array) -> _Numbers:
-    """The values; 0 where they are not `finite`."""
+    """Values as numbers; 0 where not `finite`."""
     high = np.where(finite, high, 0.0)
     low = np.zeros(len(high))
     negative = high < 0
@@ -235,13 +235,13 @@ def _numbers(values: Values, data: Array, high: Array, finite: Array) -> _Number
         upper = (whole >> whole.dtype.type(32)).astype(np.float64) * 2.0**32
         lower = (whole & whole.dtype.type((1 << 32) - 1)).astype(np.float64)
         low = np.where(finite, lower - (high - upper), 0.0)
-    mantissa = whole.astype(np.uint64)  # of negative ones, what is missing to 2^64
+    mantissa = whole.astype(np.uint64)  # two's complement of negative values
     mantissa = np.where(finite, np.where(negative, np.uint64(0) - mantissa, mantissa), np.uint64(0))
     return _Numbers(high, low, negative, mantissa, np.zeros(len(high), np.int64), bits)
 
 
 def _greatest_of_integers(a: _Numbers, b: _Numbers) -> int:
-    """The greatest |b - a|, of up to 65 bits."""
+    """Maximum |b - a|, of up to 65 bits."""
     x, y = a.mantissa, b.mantissa
     apart = a.negative != b.negative
     distance = np.where(apart, x + y, np.maximum(x, y) - np.minimum(x, y))
@@ -252,11 +252,11 @@ def _greatest_of_integers(a: _Numbers, b: _Numbers) -> int:
 
 
 def _greatest(a: _Numbers, b: _Numbers) -> float:
-    """The greatest |b - a|, rounded once; one of the two has no `low`."""
+    """Maximum |b - a|, rounded once; one of the two has no `low`."""
     d = b.high - a.high
     low = b.low - a.low
     if low.any():
-        # Boldo & Melquiond 2008: the sum of three, where the rest is rounded to odd before it is added.
+        # Boldo & Melquiond 2008: sum of three, with the rest rounded to odd before it is added.
         high, rest = _two_sum(b.high, -a.high)
         middle, last = _two_sum(rest, low)
         first, second = _two_sum(high, middle)
@@ -265,26 +265,26 @@ def _greatest(a: _Numbers, b: _Numbers) -> float:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Their rounded sum, and what rounding cut off (Knuth 1969)."""
+    """Rounded sum, and the rounding error (Knuth 1969)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def _odd(a: Array, b: Array) -> Array:
-    """Their sum, rounded to the neighbour whose last bit is 1 where it is not exact."""
+    """Sum rounded to odd: if inexact, to the neighbour whose last bit is 1."""
     s, rest = _two_sum(a, b)
     even = (s.view(np.int64) & 1) == 0
     return np.where(even & (rest != 0), np.nextafter(s, np.where(rest > 0, np.inf, -np.inf)), s)
 
 
-# --- the fast path -------------------------------------------------------------------------------
+# --- C kernel ------------------------------------------------------------------------------------
 
 _NO_TABLE = np.zeros(0)
 
 
 class CComparison:
-    """The same in C, many times as fast, with the global interpreter lock released."""
+    """C kernel: many times faster, and releases the GIL."""
 
     def __init__(self, values: Values) -> None:
         self._kind = KINDS.index(values.kind)
@@ -295,11 +295,11 @@ class CComparison:
         self._state = np.zeros(_compare.size() // 8, np.uint64)
 
     def update(self, a: Any, b: Any) -> None:
-        """Compare the elements of two contiguous little-endian buffers of one size."""
+        """Compare the elements of two contiguous little-endian buffers of equal size."""
         _compare.update(self._state, self._kind, self._unit, self._table, a, b)
 
     def finish(self) -> Compared:
-        """The result. The comparison is as it was made."""
+        """Return the result, and reset the comparison."""
         changed, nan_a, nan_b, infinite, max_integer, greatest, *sums = _compare.finish(self._state)
         same, aa, bb, ab = (int.from_bytes(limbs, "little", signed=True) for limbs in sums)
         most = self._most(max_integer if self._integers else greatest)
@@ -307,12 +307,12 @@ class CComparison:
 
 
 def comparison(values: Values, implementation: str | None = None, *, others: Values | None = None) -> Comparison:
-    """A new comparison.
+    """Create a comparison.
 
     Args:
-        values: The values of the first tensor.
+        values: Values of the first tensor.
         implementation: `c` or `numpy`; None chooses.
-        others: The values of the second, where they are of another type and compared as numbers.
+        others: Values of the second tensor, if it has another dtype and values are compared as numbers.
 
     >>> c = comparison(Values.of("float32"))
     >>> c.update(np.array([3.0, 4.0], np.float32), np.array([3.0, 3.0], np.float32))

@@ -1,4 +1,4 @@
-"""What a comparison finds: sums that add, and what follows from them. It needs no numpy, and neither does equality."""
+"""Results of comparisons: sums that add up, and the numbers derived from them. Works without NumPy."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 UNIT = -2 * 1074
-"""Exponent of the power of two that sums count in: the square of the least float64."""
+"""Exponent of the unit of sums: the square of the smallest float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How the values `b` differ from the values `a`.
+    """Difference between the values `b` and the values `a`.
 
-    Of several parts of a tensor, or several tensors, they add. All of it is exact, so that addition is associative and
-    commutative, and the parts may be any.
+    Results of parts of a tensor, or of several tensors, can be added. All numbers are exact, so addition is associative
+    and commutative, and any partition gives the same result.
 
     Attributes:
-        changed: Elements that differ.
-        nan_a: Values that are NaN in `a` only.
-        nan_b: Values that are NaN in `b` only.
-        infinite: Values that are infinite in one only, or of the other sign, and NaN in none.
-        max: Greatest |b - a| of the values that are finite in both: an integer of 64-bit integers, else float64,
-            rounded once; infinite where it is beyond float64.
-        aa: Sum of a², in units of 2^`UNIT`, of the values that are finite in both.
+        changed: Number of elements that differ.
+        nan_a: Number of values that are NaN only in `a`.
+        nan_b: Number of values that are NaN only in `b`.
+        infinite: Number of values, without NaN, that are infinite on one side only, or with different signs.
+        max: Maximum |b - a| over values that are finite in both: an integer for 64-bit integers, otherwise float64,
+            rounded once; infinite if it overflows float64.
+        aa: Sum of a² over values that are finite in both, in units of 2^`UNIT`.
         bb: Sum of b².
         ab: Sum of a·b.
 
@@ -64,26 +64,27 @@ class Compared:
 
     @staticmethod
     def total(parts: Iterable[Compared]) -> Compared:
-        """The sum of any number of them."""
+        """Sum of any number of results."""
         return sum(parts, Compared())
 
     @property
     def dd(self) -> int:
-        """Sum of (b - a)², in units of 2^`UNIT`, of the values that are finite in both."""
+        """Sum of (b - a)² over values that are finite in both, in units of 2^`UNIT`."""
         return self.aa + self.bb - 2 * self.ab
 
     @property
     def greatest(self) -> float | int:
-        """Greatest |b - a|: NaN where a NaN came or went, else infinite where an infinity came, went or turned."""
+        """Maximum |b - a|; NaN if a NaN appeared or disappeared, infinite if an infinity did or changed sign."""
         if self.nan_a or self.nan_b:
             return math.nan
         return math.inf if self.infinite else self.max
 
     @property
     def relative(self) -> float:
-        """‖b - a‖ / ‖a‖ in L2; 0 where nothing differs, infinite where `a` is all zeros.
+        """Relative difference ‖b - a‖ / ‖a‖ in L2; 0 if nothing differs, infinite if `a` is all zeros.
 
-        NaN or infinite where `greatest` is so by a NaN or an infinity in one only; others are left out.
+        NaN or infinite if `greatest` is, because of a NaN or infinity on one side; values non-finite in both are
+        excluded.
         """
         if self.nan_a or self.nan_b or self.infinite:
             return float(self.greatest)
@@ -94,9 +95,9 @@ class Compared:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between `a` and `b`.
+        """Cosine similarity of `a` and `b`.
 
-        NaN where one is all zeros, and where a NaN or an infinity is in one only; others are left out.
+        NaN if one is all zeros, or if a NaN or infinity is on one side only; values non-finite in both are excluded.
         """
         if self.nan_a or self.nan_b or self.infinite or not self.aa or not self.bb:
             return math.nan
@@ -107,22 +108,22 @@ class Compared:
 
     @property
     def distance(self) -> float:
-        """‖b - a‖ in L2, of the values that are finite in both."""
+        """L2 norm ‖b - a‖ over values that are finite in both."""
         return _root(self.dd)
 
     @property
     def norm(self) -> float:
-        """‖a‖ in L2, of the values that are finite in both."""
+        """L2 norm ‖a‖ over values that are finite in both."""
         return _root(self.aa)
 
 
 def _by_value(value: float) -> tuple[float, bool]:
-    return value, isinstance(value, int)  # of equal ones the integer, whichever comes first
+    return value, isinstance(value, int)  # on a tie, the integer wins, in any order
 
 
 def _root_of_ratio(a: int, b: int) -> float:
-    """√(a/b), correct to one unit in the last place or so."""
-    # A quotient of 118 bits or more, so that its root has more than float64 holds.
+    """√(a/b), correct to about one unit in the last place."""
+    # The quotient gets at least 118 bits, so that its root has more bits than a float64.
     shift = max(118 - a.bit_length() + b.bit_length(), 0)
     shift += shift % 2
     try:
@@ -142,7 +143,7 @@ def _root(n: int) -> float:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two contiguous buffers have the same bytes.
+    """Whether two contiguous buffers have equal bytes.
 
     >>> equal(b"ab", b"ab"), equal(b"ab", b"ac"), equal(b"ab", b"a")
     (True, False, False)

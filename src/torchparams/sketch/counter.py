@@ -1,4 +1,4 @@
-"""From the bytes of a tensor to its counts: packed elements, spare bits, tallies that are used again."""
+"""Count the values of a tensor from its bytes: packed elements, unused bits, reusable tallies."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Counter:
-    """Counts the elements of one type, block by block; a `Builder` without the sketch.
+    """Counts the elements of one dtype, block by block; the core of a `Builder`.
 
     Args:
-        dtype: The element type.
-        packed: Whether elements of less than a byte come packed, as in files; else one in a byte.
+        dtype: Dtype of the elements.
+        packed: Whether sub-byte elements are packed, as in files, instead of one per byte.
 
     Raises:
-        NotReadable: The type is packed or quantised, not of numbers.
+        NotReadable: The dtype is packed or quantised, so its bits are not numbers.
 
     >>> counter = Counter("bool")
     >>> counter.update(bytes([1, 0, 1]))
@@ -35,20 +35,20 @@ class Counter:
         self.dtype = DType.of(dtype)
         self._coding = Coding.of(self.dtype)
         self._bits = self._coding.dtype.bits if packed and self._coding.dtype.bits < 8 else 8
-        self._lone: list[int] = []  # packed elements whose byte is not full
+        self._lone: list[int] = []  # packed elements of a partial byte
         self._tally: Tally | None = borrow_tally(self._coding.kind)
 
     def update(self, data: Any, numel: int | None = None) -> None:
         """Count the elements of a contiguous little-endian buffer.
 
         Args:
-            data: Whole elements; of packed ones of 6 bits, whole groups of three bytes unless it is the last block.
-            numel: How many elements; needed only where the last byte of packed ones is not full.
+            data: Whole elements; for packed 6-bit elements, whole groups of three bytes, except in the last block.
+            numel: Number of elements; only needed if the last byte of packed elements is not full.
         """
         if self._tally is None:
             raise RuntimeError("this counter is finished")
         if isinstance(data, np.ndarray):
-            data = data.reshape(-1).view(np.uint8)  # the types of ml_dtypes are no buffers
+            data = data.reshape(-1).view(np.uint8)  # arrays of ml_dtypes do not support the buffer protocol
         if self._bits == 8:
             self._tally.update(data)
             return
@@ -62,7 +62,7 @@ class Counter:
                 self._lone.append(int(whole[count // 2]) & 15)
 
     def finish(self) -> Counted:
-        """What was counted, in the codes of `Coding.of(dtype)`. The counter cannot be used again."""
+        """Return the counts, in the codes of `Coding.of(dtype)`. The counter cannot be used again."""
         if self._tally is None:
             raise RuntimeError("this counter is finished")
         counted = self._tally.finish()
@@ -75,7 +75,7 @@ class Counter:
             counts = np.concatenate([counts, counts, np.ones(len(lone), np.uint64)])
             counted = Counted(*group_counts(codes, counts))
         elif self._coding.dtype == "bool":
-            counted = Counted(*group_counts((codes != 0).astype(np.uint32), counts))  # any byte but 0 is true
+            counted = Counted(*group_counts((codes != 0).astype(np.uint32), counts))  # any nonzero byte is true
         elif self._coding.dtype.bits < 8:
             counted = Counted(*group_counts(codes & np.uint32(self._coding.size - 1), counts))
         return counted

@@ -1,7 +1,7 @@
-"""Codes of quantised weights to values, and codes of a few bits out of packed words: in NumPy, and the same in C.
+"""Decode quantised weights: unpack codes from words, and turn codes into values.
 
-Each function picks the kernel of `_decode.c` where the package was built with a compiler, unless the environment
-variable `TORCHPARAMS_KERNELS` is `numpy`; `numpy_scaled` and `numpy_unpack` are the definitions.
+Each function uses the C kernel of `_decode.c` if the package was built with a compiler and the environment variable
+`TORCHPARAMS_KERNELS` is not `numpy`. `numpy_scaled` and `numpy_unpack` are the definitions.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Array: TypeAlias = "NDArray[Any]"
 
 
 def uses_c() -> bool:
-    """Whether the kernels in use are those in C."""
+    """Whether the C kernels are in use."""
     return BUILT and native.WANTED != "numpy"
 
 
 PIECE = 1 << 16
-"""Elements that the definition works on at once: each takes a few places and numbers on the way."""
+"""Elements per step of the definition, to limit its intermediate arrays."""
 
 Blocks: TypeAlias = "tuple[int, int]"
 
@@ -47,18 +47,18 @@ def scaled(
     start: int,
     out: Array,
 ) -> None:
-    """Values of a matrix of codes: `(table[code] - zero) * scale`, each step rounded to float32.
+    """Values of a matrix of codes: `(table[code] - zero) * scale`, with each step rounded to float32.
 
     Args:
         codes: Elements `[start, start + n)` of the matrix in C order, uint8.
-        table: The value of each of the 256 codes, float32.
-        scales: A float32 for each block, two-dimensional.
-        zeros: A float32 for each block; None for zero.
-        index: The block of each column, int32, which takes the place of the blocks' width; None where it decides.
-        columns: Columns of the matrix.
-        block: Height and width of a block; those at the end may be smaller.
-        start: Place of the first code.
-        out: Where the values go, float32.
+        table: Value of each of the 256 codes, float32.
+        scales: Scale of each block, float32, two-dimensional.
+        zeros: Zero point of each block, float32; None for zero.
+        index: Block of each column, int32; None to derive it from the width of the blocks.
+        columns: Number of columns of the matrix.
+        block: Height and width of a block; blocks at the end may be smaller.
+        start: Index of the first code.
+        out: Array for the values, float32.
 
     >>> out = np.empty(3, np.float32)
     >>> codes, table = np.array([1, 2, 3], np.uint8), np.arange(256, dtype=np.float32)
@@ -76,7 +76,7 @@ def scaled(
 
 
 def _plain(array: Array | None) -> Array | None:
-    """The array, or a copy of it that is contiguous and aligned."""
+    """The array, or a contiguous and aligned copy."""
     return array if array is None or (array.flags.c_contiguous and array.flags.aligned) else np.array(array, order="C")
 
 
@@ -91,7 +91,7 @@ def numpy_scaled(
     start: int,
     out: Array,
 ) -> None:
-    """The definition of `scaled`."""
+    """NumPy definition of `scaled`."""
     for at in range(0, len(codes), PIECE):
         part = codes[at : at + PIECE]
         row, column = np.divmod(np.arange(start + at, start + at + len(part)), columns)
@@ -105,15 +105,15 @@ def numpy_scaled(
 
 
 def unpack(words: Array, bits: int, count: int, axis: int, out: Array, order: bytes | None = None) -> None:
-    """Codes of a few bits out of words of 32, the lowest bits first; codes may lie across two words.
+    """Unpack codes from 32-bit words, lowest bits first; a code may span two words.
 
     Args:
-        words: The words, uint32, two-dimensional.
-        bits: Bits of a code, 1 to 8.
-        count: Codes along the axis that is packed.
-        axis: The axis along which codes follow each other within words.
-        out: Where they go, uint8, of the shape of the words but for that axis, which has `count`.
-        order: Which code of a word each field of it holds; None for one after the other.
+        words: Words, uint32, two-dimensional.
+        bits: Bits per code, 1 to 8.
+        count: Number of codes along the packed axis.
+        axis: Axis along which codes are packed.
+        out: Array for the codes, uint8, with the shape of the words, except `count` along that axis.
+        order: Code held by each field of a word; None for consecutive codes.
 
     >>> out = np.empty((1, 4), np.uint8)
     >>> unpack(np.array([[0x4321]], np.uint32), 4, 4, 1, out)
@@ -132,15 +132,15 @@ def unpack(words: Array, bits: int, count: int, axis: int, out: Array, order: by
 
 
 def _flat(out: Array) -> Array:
-    """The memory of an array that is contiguous in one of the two orders."""
+    """Memory of an array that is contiguous in C or Fortran order."""
     return (out if out.flags.c_contiguous else out.T).reshape(-1)
 
 
 def numpy_unpack(words: Array, bits: int, count: int, axis: int, out: Array, order: bytes | None = None) -> None:
-    """The definition of `unpack`."""
+    """NumPy definition of `unpack`."""
     fields = 32 // bits
     for code in range(count):
-        if order is not None:  # the field of its word that holds it
+        if order is not None:  # the field of the word that holds the code
             field = code // fields * fields + order.index(code % fields)
         else:
             field = code

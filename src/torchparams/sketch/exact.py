@@ -1,4 +1,4 @@
-"""Quotients and roots of exact integers, as floats."""
+"""Quotients and roots of exact integers, rounded to floats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def ratio(numerator: int, denominator: int, exponent: int) -> float:
-    """numerator / denominator · 2^exponent, rounded once; NaN where the denominator is 0.
+    """Compute numerator / denominator · 2^exponent, rounded once; NaN if the denominator is 0.
 
     >>> ratio(1, 3, -1) == 1 / 6
     True
@@ -18,18 +18,18 @@ def ratio(numerator: int, denominator: int, exponent: int) -> float:
     else:
         numerator <<= exponent
     try:
-        return numerator / denominator  # of integers, Python rounds the exact quotient
+        return numerator / denominator  # Python rounds quotients of integers correctly
     except OverflowError:
         return math.inf if numerator > 0 else -math.inf
 
 
 def root(numerator: int, denominator: int, exponent: int) -> float:
-    """sqrt(numerator / denominator) · 2^exponent, rounded once.
+    """Compute sqrt(numerator / denominator) · 2^exponent, rounded once.
 
     >>> root(2, 1, 0) == 2**0.5
     True
     """
-    # 128 bits of quotient leave 64 of root, more than a float64 has; one more says that the root goes on.
+    # A 128-bit quotient gives a 64-bit root, more than a float64 holds; one extra bit marks an inexact root.
     shift = max(128 + denominator.bit_length() - numerator.bit_length(), 0)
     shift += shift & 1
     quotient, rest = divmod(numerator << shift, denominator)

@@ -1,22 +1,20 @@
-"""What the kernels compute, in NumPy; and the choice between that and the same in C.
+"""Count values and compute exact sums: the NumPy definition, and the choice of the C kernel.
 
-A **tally** counts the values of one kind as they come, block by block:
+A **tally** counts the values of one kind, block by block:
 
     tally = kernels.tally("f32")
     tally.update(data)          # any contiguous little-endian buffer of whole elements
-    counted = tally.finish()    # the result; the tally is empty again
+    counted = tally.finish()    # returns the result, and resets the tally
 
-Every value has a **code**. Of an 8 or 16-bit value it is the bit pattern itself (`p8`, `p16`). Of a
-wider float it is the sign, the exponent and 7 bits of mantissa: the top 16 bits of `f32`, the top 19
-of `f64`. Of a wider integer (`i32`, `u32`, `i64`, `u64`) it is built the same way from the
-magnitude: `magnitude_codes`.
+Every value has a **code**. For 8-bit and 16-bit values (`p8`, `p16`) it is the bit pattern itself. For wider floats it
+is the sign, the exponent and 7 bits of mantissa: the top 16 bits of `f32`, the top 19 of `f64`. For wider integers
+(`i32`, `u32`, `i64`, `u64`) it is built the same way from the magnitude; see `magnitude_codes`.
 
-Sums of wide values are exact, as integers in units of the least subnormal (`UNIT`; its square for
-squares): so neither the order of the values nor the cuts between blocks can show in a result.
+Sums of wide values are exact integers in units of the smallest subnormal (`UNIT`; its square for squares). So results
+depend neither on the order of values nor on blocks.
 
-The classes `NumpyTally` (the definition) and `CTally` (the fast path) give equal results for equal
-data. C is used where the package was built with a compiler, unless the environment variable
-`TORCHPARAMS_KERNELS` is `numpy`.
+`NumpyTally` (the definition) and `CTally` (the fast path) give equal results. C is used if the package was built with a
+compiler and the environment variable `TORCHPARAMS_KERNELS` is not `numpy`.
 """
 
 from __future__ import annotations
@@ -41,38 +39,38 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("p8", "p16", "f32", "f64", "i32", "u32", "i64", "u64")
-"""Kinds of values, in the order of the numbers that `_kernels.c` gives them."""
+"""Kinds of values, in the numbering of `_kernels.c`."""
 
 ITEMSIZE = {"p8": 1, "p16": 2, "f32": 4, "f64": 8, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
-"""Bytes of one value."""
+"""Bytes per value."""
 
 UNIT = {"f32": -149, "f64": -1074, "i32": 0, "u32": 0, "i64": 0, "u64": 0}
-"""Exponent of the power of two that sums of a kind count in."""
+"""Exponent of the unit of sums."""
 
 SIGN_CODE = 1 << 15
-"""The code of the integer 0; codes of negative values lie below it."""
+"""Code of the integer 0; negative values have lower codes."""
 
 FEW = 1 << 16
-"""A tally that never holds more values than this is emptied in time proportional to them."""
+"""A tally with at most this many values is cleared in time proportional to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a tally has counted.
+    """Counts of a tally.
 
     Attributes:
-        codes: The codes that occur, uint32, ascending.
-        counts: How many values have each, uint64.
-        zeros: Count of zeros, of either sign.
-        posinf: Count of +Inf.
-        neginf: Count of -Inf.
-        min: The least finite value (a zero is +0.0), None without one.
-        max: The greatest.
-        sum: Sum of the finite values, exact, in units of 2^`UNIT[kind]`.
-        abs: Sum of their magnitudes.
-        square: Sum of their squares, in units of 2^(2·`UNIT[kind]`).
+        codes: Codes that occur, uint32, ascending.
+        counts: Number of values of each code, uint64.
+        zeros: Number of zeros, of either sign.
+        posinf: Number of +Inf.
+        neginf: Number of -Inf.
+        min: Smallest finite value (zero as +0.0), or None.
+        max: Largest finite value, or None.
+        sum: Exact sum of the finite values, in units of 2^`UNIT[kind]`.
+        abs: Exact sum of their magnitudes.
+        square: Exact sum of their squares, in units of 2^(2·`UNIT[kind]`).
 
-    Of `p8` and `p16`, codes and counts say everything, and the rest stays 0 and None.
+    For `p8` and `p16`, codes and counts contain everything; the other attributes stay 0 and None.
     """
 
     codes: Array
@@ -88,7 +86,7 @@ class Counted:
 
 
 class Tally(Protocol):
-    """Counts values of one kind; see the module's text."""
+    """Counts values of one kind; see the module's docstring."""
 
     kind: str
 
@@ -96,35 +94,35 @@ class Tally(Protocol):
         """Count the values of a contiguous buffer of little-endian elements."""
 
     def finish(self) -> Counted:
-        """The result. The tally is as it was made."""
+        """Return the result, and reset the tally."""
 
 
-# --- the definition ------------------------------------------------------------------------------
+# --- definition ----------------------------------------------------------------------------------
 
-_CHUNK = 1 << 20  # so that partial sums of 24 bits each are exact in float64
+_CHUNK = 1 << 20  # partial sums of 24-bit parts stay exact in float64
 _LIMB = 24
 _MANY = 1 << 14
-_FIELDS = {"f32": (23, 8), "f64": (52, 11)}  # bits of mantissa and of exponent
+_FIELDS = {"f32": (23, 8), "f64": (52, 11)}  # bits of mantissa and exponent
 
 
 def magnitude_codes(magnitude: Array) -> Array:
-    """The code of each magnitude (uint64): itself below 256, else its exponent and 7 more bits.
+    """Code of each magnitude (uint64): the magnitude itself below 256, otherwise its exponent and 7 more bits.
 
-    For 2^e <= v < 2^(e+1), e >= 7, it is (e - 7)·128 + floor(v / 2^(e-7)): continuous at 2^8, ascending,
-    and two values of one code differ by less than 2^-7 of either.
+    For 2^e <= v < 2^(e+1), e >= 7, the code is (e - 7)·128 + floor(v / 2^(e-7)). Codes ascend, are continuous at 2^8,
+    and values of the same code differ by less than a relative 2^-7.
 
     >>> magnitude_codes(np.array([0, 255, 256, 257, 258, 2**64 - 1], np.uint64))
     array([   0,  255,  256,  256,  257, 7423], dtype=uint32)
     """
     v = magnitude.astype(np.uint64)
-    # The exponent without a logarithm: count how many powers of two from 2^8 on are reached.
+    # Exponent without a logarithm: count the powers of two from 2^8 that are reached.
     powers = np.left_shift(np.uint64(1), np.arange(8, 64, dtype=np.uint64))
     shift = np.searchsorted(powers, v, side="right").astype(np.uint64)
     return (shift * np.uint64(128) + (v >> shift)).astype(np.uint32)
 
 
 def codes_of(kind: str, bits: Array) -> Array:
-    """The code of each value, given as the unsigned integer of its bits.
+    """Code of each value, given its bits as an unsigned integer.
 
     >>> [hex(c) for c in codes_of("f32", np.array([1.0, -2.0], np.float32).view(np.uint32))]
     ['0x3f80', '0xc000']
@@ -150,9 +148,8 @@ def _sign_and_magnitude(kind: str, bits: Array) -> tuple[Array, Array]:
 
 
 def _sums(magnitude: Array, position: Array, negative: Array) -> tuple[int, int, int]:
-    """Sums of ±magnitude·2^position, of magnitude·2^position and of their squares."""
-    # Values of one position and sign are added together, in limbs of 24 bits: float64 holds
-    # 2^20 of them exactly.
+    """Sums of ±magnitude·2^position, of magnitude·2^position, and of their squares."""
+    # Values of equal position and sign are added in limbs of 24 bits: float64 holds 2^20 of them exactly.
     bins = position.astype(np.int64) * 2 + negative
     count = int(bins.max(initial=0)) + 1
 
@@ -176,7 +173,7 @@ def _sums(magnitude: Array, position: Array, negative: Array) -> tuple[int, int,
 
 
 class NumpyTally:
-    """The definition: every result of `CTally` is this one's."""
+    """NumPy definition; `CTally` gives the same results."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -238,7 +235,7 @@ class NumpyTally:
         self._max = high if self._max is None else max(self._max, high)
 
     def finish(self) -> Counted:
-        """The result. The tally is as it was made."""
+        """Return the result, and reset the tally."""
         low, high = self._min, self._max
         counted = Counted(
             codes=self._codes,
@@ -257,8 +254,8 @@ class NumpyTally:
 
 
 def _value(kind: str, key: int) -> float | int:
-    """The value with the key: of a float, its magnitude's bits with the sign before them."""
-    # A process may be set to take subnormal numbers for zero; no arithmetic here meets one.
+    """Value for a key: for floats, the bits of the magnitude, with the sign."""
+    # The processor may be set to flush subnormal numbers to zero: avoid arithmetic on them.
     if kind == "f64":
         (value,) = struct.unpack("<d", abs(key).to_bytes(8, "little"))
     elif kind == "f32":
@@ -270,7 +267,7 @@ def _value(kind: str, key: int) -> float | int:
 
 
 def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Codes and counts of several lists of them together; each list has a code once, and they ascend."""
+    """Merge sorted lists of unique codes with counts."""
     parts = [part for part in parts if len(part[0])]
     if len(parts) == 1:
         return parts[0]
@@ -278,7 +275,7 @@ def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
         return np.zeros(0, np.uint32), np.zeros(0, np.uint64)
     total, highest = sum(len(codes) for codes, _ in parts), max(int(codes[-1]) for codes, _ in parts)
     if total > _MANY and total > highest // 4:
-        # A table that gets well filled is cheaper than sorting.
+        # A table that is well filled is cheaper than sorting.
         table = np.zeros(highest + 1, np.uint64)
         for codes, counts in parts:
             table[codes] += counts
@@ -288,27 +285,27 @@ def merge_counts(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def group_counts(codes: Array, counts: Array) -> tuple[Array, Array]:
-    """Each code once, ascending, with the sum of its counts (uint64).
+    """Unique codes, ascending, with the sum of their counts (uint64).
 
     >>> group_counts(np.array([7, 3, 7]), np.array([1, 1, 5]))
     (array([3, 7]), array([1, 6], dtype=uint64))
     """
-    order = np.argsort(codes, kind="stable")  # of lists that are sorted each, this is a merge
+    order = np.argsort(codes, kind="stable")  # for sorted lists, a stable sort is a merge
     codes = codes[order]
     first = np.flatnonzero(np.concatenate([np.ones(min(len(codes), 1), bool), codes[1:] != codes[:-1]]))
     return codes[first], np.add.reduceat(counts[order].astype(np.uint64), first) if len(first) else counts
 
 
-# --- the fast path -------------------------------------------------------------------------------
+# --- C kernel ------------------------------------------------------------------------------------
 
 
 class CTally:
-    """The same in C, many times as fast, with the global interpreter lock released."""
+    """C kernel: many times faster, and releases the GIL."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._number = KINDS.index(kind)
-        # Zeros are not touched before they are used: of these megabytes, those in use are few.
+        # Untouched zero pages take no memory, and most of these megabytes stay untouched.
         self._state = np.zeros(_kernels.size() // 8, np.uint64)
         self._seen = 0
 
@@ -318,7 +315,7 @@ class CTally:
         _kernels.update(self._state, self._number, data, self._seen <= FEW)
 
     def finish(self) -> Counted:
-        """The result. The tally is as it was made."""
+        """Return the result, and reset the tally."""
         self._seen = 0
         codes, counts, zeros, posinf, neginf, finite, low, high, *sums = _kernels.finish(self._state, self._number)
         integers = [int.from_bytes(limbs, "little", signed=True) for limbs in sums]
@@ -334,7 +331,7 @@ class CTally:
         )
 
     def _key(self, ordered: int) -> int:
-        """The key of the definition, from that of C: ascending as an unsigned integer."""
+        """Key of the definition, from the unsigned ascending key of the C kernel."""
         if self.kind[0] == "u":
             return ordered
         if self.kind[0] == "i":
@@ -344,10 +341,10 @@ class CTally:
 
 
 def tally(kind: str, implementation: str | None = None) -> Tally:
-    """A new tally of one of `KINDS`.
+    """Create a tally.
 
     Args:
-        kind: What its values are.
+        kind: Kind of values, one of `KINDS`.
         implementation: `c` or `numpy`; None chooses.
 
     >>> counted = tally("f32").finish()
@@ -359,7 +356,7 @@ def tally(kind: str, implementation: str | None = None) -> Tally:
 
 
 class _Idle(threading.local):
-    """Tallies of this thread that nobody uses: a new one has its first pages to fault in."""
+    """Unused tallies of this thread, kept because the pages of a new one would have to be faulted in."""
 
     def __init__(self) -> None:
         self.tallies: dict[tuple[str, bool], list[Tally]] = {}
@@ -369,20 +366,20 @@ _IDLE = _Idle()
 
 
 def borrow_tally(kind: str) -> Tally:
-    """An empty tally, perhaps one that `return_tally` was given."""
+    """Get an empty tally, perhaps one passed to `return_tally`."""
     kept = _IDLE.tallies.get((kind, uses_c()))
     return kept.pop() if kept else tally(kind)
 
 
 def return_tally(mine: Tally) -> None:
-    """Keep a tally that is finished, for the next one of this thread to borrow."""
+    """Keep a finished tally for the next `borrow_tally` of this thread."""
     kept = _IDLE.tallies.setdefault((mine.kind, isinstance(mine, CTally)), [])
     if len(kept) < 2:
         kept.append(mine)
 
 
 def vector_units() -> list[str]:
-    """The vector units that the kernels in C can use on this machine, the best last; none without C.
+    """Vector units of this machine that the C kernels support, best last; empty without C.
 
     >>> len(vector_units()) > 0 or not uses_c()
     True
@@ -391,19 +388,19 @@ def vector_units() -> list[str]:
 
 
 def use_vector_unit(name: str) -> None:
-    """Use another one of `vector_units` from now on, in every thread: for tests and measurements.
+    """Select a vector unit for all threads, for tests and measurements.
 
     Raises:
-        ValueError: It is not one of them.
+        ValueError: The unit is not in `vector_units`.
     """
     units = vector_units()
     if name not in units:
-        raise ValueError(f"no vector unit {name!r} here, only {units}")
+        raise ValueError(f"vector unit {name!r} is not available; available are {units}")
     _kernels.use(units.index(name))
 
 
 def implementation() -> str:
-    """Which kernels are in use, for people: `C, AVX-512`, or `NumPy` and why.
+    """Description of the kernels in use: `C, AVX-512`, or `NumPy` with the reason.
 
     >>> implementation().split(",")[0] in ("C", "NumPy")
     True
@@ -412,4 +409,4 @@ def implementation() -> str:
         return f"C, {vector_units()[-1]}"
     if not native.BUILT:
         return "NumPy, several times slower: the package was built without a C compiler"
-    return "NumPy, several times slower: TORCHPARAMS_KERNELS asks for it"
+    return "NumPy, several times slower: selected by TORCHPARAMS_KERNELS"

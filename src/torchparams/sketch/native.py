@@ -1,4 +1,4 @@
-"""Whether the kernels in C are there, and wanted; otherwise their definitions in NumPy run."""
+"""Availability of the C kernels; without them, the NumPy definitions run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ except ImportError:  # built without a compiler
     BUILT = False
 
 WANTED = os.environ.get("TORCHPARAMS_KERNELS", "").lower()
-"""The environment's word: `numpy` for the definitions."""
+"""Value of the environment variable TORCHPARAMS_KERNELS; `numpy` selects the definitions."""
 
 
 def uses_c() -> bool:
-    """Whether the kernels in use are those in C."""
+    """Whether the C kernels are in use."""
     return BUILT and WANTED != "numpy"

@@ -1,4 +1,4 @@
-"""The sketch: everything elementwise that is to be known of a tensor, in an object that adds."""
+"""Sketches: all elementwise statistics of a tensor, in an object that supports addition."""
 
 from __future__ import annotations
 
@@ -20,35 +20,33 @@ from torchparams.sketch.kernels import UNIT, Array, Counted, merge_counts
 _NOTHING = np.zeros(1, np.uint64)
 
 VERSION = 1
-"""Number of the form that `Sketch.to_json` gives."""
+"""Version of the format of `Sketch.to_json`."""
 
 
 class Sketch:
-    """Counts of the values of a tensor, or of many, as bit patterns.
+    """Counts of the values of one or more tensors, by bit pattern.
 
-    Sketches of one element type **add**: `a + b` is the sketch of the elements of both. Adding is
-    associative and commutative, `Sketch.empty(dtype)` is its identity, and all of it is exact: two
-    sketches of the same elements are equal, however the elements were cut, ordered, merged or spread
-    over threads.
+    Sketches of one dtype **add**: `a + b` is the sketch of the elements of both. Addition is associative and
+    commutative, `Sketch.empty(dtype)` is its identity, and everything is exact. Two sketches of the same elements are
+    equal, however the elements were split, ordered, merged or distributed over threads.
 
-    Types of at most 16 bits have so few patterns that their counts say everything: all below is
-    exact. Of wider types the counts are of *codes*: sign, exponent and 7 bits of mantissa (of float32
-    the top 16 bits; integers below 256 have a code each). Beside them stand, exactly: minimum,
-    maximum, the counts of zeros, NaN and ±Inf, and the sums of the values, magnitudes and squares.
-    So only `quantile`, `histogram`, `entropy` and `distinct` are approximate; each says how far.
+    For dtypes of at most 16 bits, all statistics are exact, because every pattern is counted. For wider dtypes, *codes*
+    are counted: sign, exponent and 7 bits of mantissa (for float32, the top 16 bits; integers below 256 have their own
+    code). Minimum, maximum, the counts of zeros, NaN and ±Inf, and the sums of values, magnitudes and squares are exact
+    for every dtype. So only `quantile`, `histogram`, `entropy` and `distinct` can be approximate; their docstrings give
+    the error.
 
-    Means, sums, norms, quantiles and histograms are over the **finite** values; `min` and `max` are
-    over all but NaN. What is taken of nothing is NaN. -0.0 is a zero.
+    Means, sums, norms, quantiles and histograms cover the **finite** values; `min` and `max` cover all but NaN.
+    Statistics of nothing are NaN. -0.0 counts as zero.
 
-    A complex element counts as two values, its real and its imaginary part: there is no order and
-    no sign to a complex number.
+    A complex element counts as two values, its real and imaginary part, because complex numbers have no order or sign.
 
-    Make one with `Sketch.of`, `Sketch.of_bytes`, or a `Builder`.
+    Create one with `Sketch.of`, `Sketch.of_bytes`, or a `Builder`.
 
     Attributes:
-        dtype: The element type.
-        codes: The codes that occur, ascending: uint16, of float64 uint32.
-        counts: How many values have each code: uint32, uint64 where one does not fit.
+        dtype: Dtype of the elements.
+        codes: Codes that occur, ascending: uint16, for float64 uint32.
+        counts: Number of values of each code: uint32, or uint64 if needed.
 
     >>> import numpy as np
     >>> a, b = Sketch.of(np.array([1, 2], np.float16)), Sketch.of(np.array([3, np.inf], np.float16))
@@ -80,7 +78,7 @@ class Sketch:
         self.dtype = DType.of(dtype)
         self._coding = Coding.of(self.dtype)
         self.codes = _frozen(counted.codes, np.uint32 if self._coding.kind == "f64" else np.uint16)
-        self._total = int(counted.counts.sum(dtype=np.uint64))  # of values: two for a complex element
+        self._total = int(counted.counts.sum(dtype=np.uint64))  # number of values: two per complex element
         small = self._total < 1 << 32 or int(counted.counts.max()) < 1 << 32
         self.counts = _frozen(counted.counts, np.uint32 if small else np.uint64)
         self._zeros, self._posinf, self._neginf = counted.zeros, counted.posinf, counted.neginf
@@ -91,9 +89,9 @@ class Sketch:
             self._derive()
 
     def _derive(self) -> None:
-        """Sets what an exact coding's counts say, beside them."""
+        """Derive the other statistics of an exact coding from its counts."""
         values = self._coding.values(self.codes)
-        self._sums = None  # many sketches are only ever added
+        self._sums = None  # computed on demand: many sketches are only added
         self._zeros = self._count(values == 0)
         finite = values
         if not (is_finite := np.isfinite(values)).all():
@@ -102,7 +100,7 @@ class Sketch:
         if not len(finite):
             self._min = self._max = None
         elif self._coding.is_float:
-            # adding 0.0 makes the zero positive
+            # adding 0.0 turns -0.0 into 0.0
             self._min, self._max = float(finite.min()) + 0.0, float(finite.max()) + 0.0
         else:
             self._min, self._max = int(finite.min()), int(finite.max())
@@ -110,14 +108,14 @@ class Sketch:
     def _count(self, which: Array) -> int:
         return int(self.counts[which].sum(dtype=np.uint64)) if which.any() else 0
 
-    # --- making one ------------------------------------------------------------------------
+    # --- constructors ----------------------------------------------------------------------
 
     @classmethod
     def empty(cls, dtype: object) -> Sketch:
-        """The sketch of no elements: the identity of `+`.
+        """The sketch of no elements, the identity of `+`.
 
         Raises:
-            NotReadable: The type is packed or quantised, not of numbers.
+            NotReadable: The dtype is packed or quantised, so its bits are not numbers.
 
         >>> Sketch.empty("bfloat16").numel
         0
@@ -126,14 +124,14 @@ class Sketch:
 
     @classmethod
     def of(cls, array: Array) -> Sketch:
-        """The sketch of an array of any shape and layout; it is read in blocks, never copied as a whole.
+        """The sketch of an array of any shape and layout. It is read in blocks, never copied as a whole.
 
         Args:
-            array: A numpy array, of a type of numpy's or ml_dtypes' own.
+            array: NumPy array, of a dtype of NumPy or ml_dtypes.
 
         Raises:
-            NotReadable: The type is packed or quantised, not of numbers.
-            TorchParamsError: There is no such type here.
+            NotReadable: The dtype is packed or quantised, so its bits are not numbers.
+            TorchParamsError: The dtype is unknown.
 
         >>> Sketch.of(np.arange(6, dtype=np.int64).reshape(2, 3).T).std()
         1.8708286933869707
@@ -145,13 +143,13 @@ class Sketch:
 
     @classmethod
     def of_bytes(cls, data: Any, dtype: object, numel: int | None = None) -> Sketch:
-        """The sketch of contiguous little-endian elements, as they lie in a file.
+        """The sketch of contiguous little-endian elements, as stored in a file.
 
         Args:
-            data: Any buffer of bytes.
-            dtype: The element type. Elements of less than a byte are packed: of 4 bits the first in
-                the low half of a byte, of 6 bits four in three bytes, the first in the lowest bits.
-            numel: How many elements; needed only where the last byte of packed ones is not full.
+            data: Buffer of bytes.
+            dtype: Dtype of the elements. Sub-byte elements are packed: the first of two 4-bit elements in the low half
+                of a byte; four 6-bit elements in three bytes, the first in the lowest bits.
+            numel: Number of elements; only needed if the last byte of packed elements is not full.
 
         >>> Sketch.of_bytes(bytes([0x21]), "float4_e2m1fn").max  # patterns 1 and 2: 0.5 and 1.0
         1.0
@@ -162,14 +160,14 @@ class Sketch:
 
     @classmethod
     def merge(cls, sketches: Iterable[Sketch], dtype: object | None = None) -> Sketch:
-        """The sum of many sketches, sooner than by adding them one after the other.
+        """Sum of many sketches, faster than repeated addition.
 
         Args:
-            sketches: Sketches of one element type, or of several when `dtype` is given.
-            dtype: The element type of the sum. `float64` takes any: see `widen`.
+            sketches: Sketches of one dtype, or of several if `dtype` is given.
+            dtype: Dtype of the sum. `float64` accepts all dtypes; see `widen`.
 
         Raises:
-            MismatchError: The sketches are of different types; or there are none, and no `dtype`.
+            MismatchError: The sketches have different dtypes; or there are none, and no `dtype`.
 
         >>> Sketch.merge([Sketch.of(np.ones(2, np.float16)), Sketch.of(np.ones(3, np.float32))], "float64").l1
         5.0
@@ -177,7 +175,7 @@ class Sketch:
         parts = list(sketches)
         if dtype is None:
             if not parts:
-                raise MismatchError("no sketches to merge", hint="pass dtype= for the sketch of nothing")
+                raise MismatchError("no sketches to merge", hint="pass dtype= for an empty sketch")
             dtype = parts[0].dtype
         wanted = DType.of(dtype)
         if wanted == "float64":
@@ -185,7 +183,7 @@ class Sketch:
         for part in parts:
             if part.dtype != wanted:
                 raise MismatchError(
-                    f"a sketch of {part.dtype} does not add to one of {wanted}",
+                    f"cannot add a sketch of {part.dtype} to one of {wanted}",
                     hint='merge them as Sketch.merge(sketches, "float64")',
                 )
         if not parts:
@@ -216,11 +214,10 @@ class Sketch:
         return Sketch.merge([self, other])
 
     def widen(self) -> Sketch:
-        """The same values as a sketch of float64, which adds to any other widened one.
+        """Convert to a sketch of float64, which can be added to any other widened sketch.
 
-        Counts, sums, minimum and maximum stay exact (64-bit integers' minimum and maximum are
-        rounded to float64). The codes of a float64 keep 7 bits of mantissa, so quantiles of what was
-        an exact type become approximate.
+        Counts, sums, minimum and maximum stay exact (64-bit integer extremes are rounded to float64). Codes of float64
+        keep 7 bits of mantissa, so quantiles of exact dtypes become approximate.
 
         >>> Sketch.of(np.array([1, 2, 4], np.int8)).widen().mean == 7 / 3
         True
@@ -250,32 +247,32 @@ class Sketch:
 
     @property
     def numel(self) -> int:
-        """Count of elements."""
+        """Number of elements."""
         return self._total // self._coding.parts
 
     @property
     def zeros(self) -> int:
-        """Count of zeros, of either sign."""
+        """Number of zeros, of either sign."""
         return self._zeros
 
     @property
     def nan(self) -> int:
-        """Count of NaN, whatever their bits."""
+        """Number of NaN."""
         return self._total - self.finite - self._posinf - self._neginf
 
     @property
     def posinf(self) -> int:
-        """Count of +Inf."""
+        """Number of +Inf."""
         return self._posinf
 
     @property
     def neginf(self) -> int:
-        """Count of -Inf."""
+        """Number of -Inf."""
         return self._neginf
 
     @property
     def finite(self) -> int:
-        """Count of values that are neither NaN nor infinite."""
+        """Number of finite values."""
         found: int | None = self._derived.get("finite")
         if found is None:
             cumulative = self.ordered[1]
@@ -284,14 +281,14 @@ class Sketch:
 
     @property
     def exact(self) -> bool:
-        """Whether every value has a code of its own, so that nothing here is approximate."""
+        """Whether every value has its own code, so that all statistics are exact."""
         return self._coding.exact
 
     @property
     def saturated(self) -> int | None:
-        """Count of values at the greatest finite magnitude of a float of at most 16 bits; None of other types.
+        """Number of values at the largest finite magnitude, for floats of at most 16 bits; None for other dtypes.
 
-        Casts that saturate put there what was too large.
+        Saturating casts put values there that were too large.
         """
         largest = self._coding.largest
         if largest is None or self.linf < largest:
@@ -300,31 +297,31 @@ class Sketch:
 
     @property
     def distinct(self) -> int:
-        """How many values are different: all NaN count as one, both zeros as one.
+        """Number of different values; all NaN count as one, and so do both zeros.
 
-        Of types wider than 16 bits it is a lower bound: how many codes occur.
+        A lower bound (the number of codes) for dtypes wider than 16 bits.
         """
         values, _ = self.ordered
         changes = int(np.count_nonzero(values[1:] != values[:-1])) + min(len(values), 1)
-        # A code of a wide float that holds infinities may hold NaN too.
+        # A code of a wide float that holds infinities may also hold NaN.
         return changes + sum(n > 0 for n in (self.nan, self._posinf, self._neginf))
 
     @property
     def constant(self) -> bool:
-        """Whether there are elements, none of them NaN, and all are equal."""
+        """Whether there are elements, all equal, without NaN."""
         total = self._total
         same = self.finite == total and self._min == self._max
         return total > 0 and (same or total in (self._posinf, self._neginf))
 
     @property
     def entropy(self) -> float:
-        """Shannon entropy of the bit patterns, in bits per value: Σ p·log2(1/p). 0 of nothing.
+        """Shannon entropy of the bit patterns, Σ p·log2(1/p), in bits per value; 0 without values.
 
-        Of types wider than 16 bits it is that of the codes, which is never more.
+        For dtypes wider than 16 bits, the entropy of the codes, which is a lower bound.
 
-        Patterns that occur equally often are one term, m·n/N · log2(N/n) for m patterns that occur n times each among N
-        values; the terms are added in float64, those of the least n first. So it does not depend on which patterns
-        they are, and a constant tensor has exactly 0.
+        Patterns with equal counts form one term: m·n/N · log2(N/n) for m patterns of n values each, among N values.
+        Terms are added in float64 in ascending order of n. So the result does not depend on the patterns themselves,
+        and is exactly 0 for a constant tensor.
         """
         found = 0.0
         for n, m in zip(*(each.tolist() for each in np.unique(self.counts, return_counts=True)), strict=True):
@@ -335,28 +332,28 @@ class Sketch:
 
     @property
     def min(self) -> float | int:
-        """The least value that is not NaN; NaN when there is none."""
+        """Minimum, ignoring NaN; NaN if there are no other values."""
         if self._neginf:
             return -math.inf
         return self._min if self._min is not None else math.inf if self._posinf else math.nan
 
     @property
     def max(self) -> float | int:
-        """The greatest value that is not NaN; NaN when there is none."""
+        """Maximum, ignoring NaN; NaN if there are no other values."""
         if self._posinf:
             return math.inf
         return self._max if self._max is not None else -math.inf if self._neginf else math.nan
 
     @property
     def finite_range(self) -> tuple[float | int, float | int] | None:
-        """The least and the greatest finite value; None when there is none."""
+        """Minimum and maximum of the finite values, or None."""
         return None if self._min is None or self._max is None else (self._min, self._max)
 
     @property
     def sums(self) -> tuple[int, int, int]:
-        """Sum of the finite values, sum of their magnitudes, sum of their squares: exact.
+        """Exact sums of the finite values, of their magnitudes and of their squares.
 
-        They are integers, in units of 2^`unit` (squares of 2^(2·`unit`)).
+        The sums are integers in units of 2^`unit` (for squares, 2^(2·`unit`)).
 
         >>> sketch = Sketch.of(np.array([0.5, -1.5], np.float32))
         >>> [s * 2.0**sketch.unit for s in sketch.sums[:2]], sketch.sums[2] * 2.0**sketch.unit * 2.0**sketch.unit
@@ -368,7 +365,7 @@ class Sketch:
 
     @property
     def unit(self) -> int:
-        """Exponent of the power of two in which `sums` counts: that of the type's least subnormal, 0 of integers."""
+        """Exponent of the unit of `sums`: that of the smallest subnormal, 0 for integers."""
         return self._coding.unit
 
     @property
@@ -379,10 +376,10 @@ class Sketch:
     def std(self, correction: int = 1) -> float:
         """Standard deviation of the finite values, rounded once.
 
-        sqrt((n·Σx² - (Σx)²) / (n·(n - correction))), in integers up to the root: nothing cancels.
+        Computed as sqrt((n·Σx² - (Σx)²) / (n·(n - correction))), in integers up to the root, without cancellation.
 
         Args:
-            correction: 1 for the unbiased variance, torch's default; 0 for that of the population.
+            correction: 1 for the sample variance, torch's default; 0 for the population variance.
         """
         n, (total, _, squares) = self.finite, self.sums
         if n <= max(correction, 0):
@@ -401,16 +398,16 @@ class Sketch:
 
     @property
     def linf(self) -> float | int:
-        """The greatest magnitude of a finite value; 0 when there is none."""
+        """Largest magnitude of the finite values; 0 without any."""
         return 0.0 if self._min is None or self._max is None else max(abs(self._min), abs(self._max))
 
-    # --- the distribution ------------------------------------------------------------------
+    # --- distribution ----------------------------------------------------------------------
 
     @property
     def ordered(self) -> tuple[Array, Array]:
-        """The finite values that occur, ascending, as float64; and how many values are up to each.
+        """Finite values that occur, ascending, as float64, with cumulative counts.
 
-        Of types wider than 16 bits they are the middles of codes, but never outside the minimum and maximum.
+        For dtypes wider than 16 bits, these are the middles of codes, limited to the minimum and maximum.
         """
         found: tuple[Array, Array] | None = self._derived.get("ordered")
         if found is None:
@@ -429,18 +426,18 @@ class Sketch:
     @overload
     def quantile(self, q: Sequence[float]) -> list[float]: ...
     def quantile(self, q: float | Sequence[float]) -> float | list[float]:
-        """Quantiles of the finite values, linear between neighbours as `torch.quantile` takes them.
+        """Quantiles of the finite values, interpolated linearly as by `torch.quantile`.
 
-        The quantile q of n values is at the place q·(n - 1) of their ascending order. Of types of at
-        most 16 bits both neighbours are exact. Of wider ones each is within a relative 2^-8 of the true
-        one (below the least normal number: within 2^-133 of float32, 2^-1029 of float64), and never
-        outside the minimum and maximum; integers below 256 in magnitude are exact.
+        The quantile q of n values is at position q·(n - 1) of the sorted values. For dtypes of at most 16 bits, both
+        neighbours are exact. For wider dtypes, each is within a relative 2^-8 of the true value (for subnormal values,
+        within 2^-133 for float32 and 2^-1029 for float64), and never outside minimum and maximum; integers of magnitude
+        below 256 are exact.
 
         Args:
-            q: A number from 0 to 1, or several.
+            q: One or more numbers from 0 to 1.
 
         Raises:
-            ValueError: One is not from 0 to 1.
+            ValueError: A number is not between 0 and 1.
 
         >>> Sketch.of(np.array([1, 2, 10], np.int8)).quantile([0.25, 0.5, 1])
         [1.5, 2.0, 10.0]
@@ -448,12 +445,12 @@ class Sketch:
         several = isinstance(q, Sequence)
         wanted = list(map(float, q)) if several else [float(q)]  # type: ignore[arg-type]  # it is one of the two
         if not all(0 <= each <= 1 for each in wanted):
-            raise ValueError(f"a quantile is from 0 to 1, not {q}")
+            raise ValueError(f"a quantile must be between 0 and 1, not {q}")
         last = self.finite - 1
         if last < 0:
             found = [math.nan] * len(wanted)
         else:
-            # Of a few numbers, Python's own arithmetic is the faster one.
+            # For a few numbers, Python is faster than NumPy.
             places = [each * last for each in wanted]
             ranks = [min(int(place), last) for place in places]
             ends = self._at(ranks + [min(rank + 1, last) for rank in ranks])
@@ -464,32 +461,31 @@ class Sketch:
         return found if several else found[0]
 
     def _at(self, ranks: list[int]) -> list[float]:
-        """The values at places, from 0, of the ascending order of the finite ones."""
+        """Finite values at ranks, counted from 0."""
         values, cumulative = self.ordered
         found: list[float] = values[cumulative.searchsorted(np.array(ranks, np.uint64), side="right")].tolist()
-        # The extremes are known exactly of every type.
+        # The extremes are exact for every dtype.
         ends = {0: float(self._min or 0), self.finite - 1: float(self._max or 0)}
         return [ends.get(rank, value) for rank, value in zip(ranks, found, strict=True)]
 
     def histogram(
         self, bins: int = 100, range: tuple[float, float] | None = None, *, clip: bool = False
     ) -> tuple[Array, Array]:
-        """Counts of the finite values in intervals of equal width, as `numpy.histogram` makes them.
+        """Counts of the finite values in intervals of equal width, like `numpy.histogram`.
 
-        Each interval holds its lower edge, the last also its upper one; values outside `range` are not
-        counted. Of types wider than 16 bits a value stands for its code: one that is within a relative
-        2^-7 of an edge may be counted on its other side.
+        Each interval includes its lower edge, the last one also its upper edge. Values outside `range` are not counted.
+        For dtypes wider than 16 bits, a value within a relative 2^-7 of an edge may be counted on its other side.
 
         Args:
-            bins: How many intervals.
-            range: Lowest and highest edge; from the least to the greatest finite value by default.
+            bins: Number of intervals.
+            range: Lowest and highest edge; by default, the minimum and maximum of the finite values.
             clip: Count finite values outside `range` in the outermost intervals.
 
         Returns:
             The counts, uint64 of shape (bins,), and the edges, float64 of shape (bins + 1,).
 
         Raises:
-            ValueError: `bins` is less than 1, or the range is not of two finite ascending numbers.
+            ValueError: `bins` is less than 1, or the range is not finite and ascending.
 
         >>> counts, edges = Sketch.of(np.array([0, 1, 1, 4], np.float32)).histogram(4)
         >>> counts.tolist(), edges.tolist()
@@ -498,12 +494,12 @@ class Sketch:
         low, high = map(float, range or self.finite_range or (0.0, 1.0))
         if bins < 1 or not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise ValueError(
-                f"a histogram has at least one bin and finite, ascending edges, not {bins} from {low} to {high}"
+                f"a histogram needs at least one bin and finite, ascending edges, not {bins} bins from {low} to {high}"
             )
         if low == high:
             low, high = low - 0.5, high + 0.5
         share, rest = _shares(bins)
-        edges = low * rest + high * share  # high - low may be more than a float64 holds
+        edges = low * rest + high * share  # high - low may overflow float64
         edges = np.minimum(np.maximum(np.maximum.accumulate(edges), low), high)
         values, cumulative = self.ordered
         below = values.searchsorted(edges, side="left")
@@ -513,7 +509,7 @@ class Sketch:
         upto = np.concatenate([_NOTHING, cumulative])[below]
         return upto[1:] - upto[:-1], edges
 
-    # --- as a value ------------------------------------------------------------------------
+    # --- comparison and serialisation ------------------------------------------------------
 
     def _state(self) -> tuple[Any, ...]:
         return (
@@ -546,9 +542,9 @@ class Sketch:
         return Sketch.from_json, (self.to_json(),)
 
     def to_json(self) -> dict[str, Any]:
-        """The sketch as JSON takes it, all of it: `from_json` gives an equal one, which adds on another machine.
+        """The complete sketch as JSON data; `from_json` restores it, also on another machine.
 
-        Large integers are hexadecimal text, since not every reader of JSON keeps more than 53 bits.
+        Large integers are hexadecimal text, because some JSON readers keep only 53 bits.
 
         >>> Sketch.of(np.array([True, False, True])).to_json()
         {'sketch': 1, 'dtype': 'bool', 'codes': [0, 1], 'counts': [1, 2]}
@@ -572,33 +568,34 @@ class Sketch:
 
     @staticmethod
     def from_json(form: Mapping[str, Any]) -> Sketch:
-        """The sketch that `to_json` gave, before or after it went through JSON.
+        """Restore a sketch from the result of `to_json`.
 
         Raises:
-            FileFormatError: It is not one.
+            FileFormatError: The data is not a sketch.
 
         >>> Sketch.from_json({"sketch": 1, "dtype": "int8", "codes": [0, 255], "counts": [1, 1]}).mean
         -0.5
         """
         if not isinstance(form, Mapping) or form.get("sketch") != VERSION:
             raise FileFormatError(
-                f"not a sketch of version {VERSION}", hint="it is an object with the key 'sketch', from Sketch.to_json"
+                f"not a sketch of version {VERSION}",
+                hint="pass the result of Sketch.to_json, an object with the key 'sketch'",
             )
         try:
             return _from_json(form)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise FileFormatError(f"not a sketch that can be read: {type(error).__name__}: {error}") from None
+            raise FileFormatError(f"cannot read the sketch: {type(error).__name__}: {error}") from None
 
 
 def _from_json(form: Mapping[str, Any]) -> Sketch:
     coding = Coding.of(form["dtype"])
     codes, counts = np.array(form["codes"], np.uint32), np.array(form["counts"], np.uint64)
     if codes.ndim != 1 or codes.shape != counts.shape:
-        raise ValueError("every code has a count")
+        raise ValueError("every code needs a count")
     if not counts.all() or (codes[1:] <= codes[:-1]).any():
-        raise ValueError("codes ascend, and counts are not zero")
+        raise ValueError("codes must ascend, and counts must not be zero")
     if len(codes) and codes[-1] >= coding.size:
-        raise ValueError(f"{codes[-1]} is no code of {coding.dtype}")
+        raise ValueError(f"{codes[-1]} is not a code of {coding.dtype}")
     if coding.exact:
         return Sketch(form["dtype"], Counted(codes, counts))
     number = float if coding.is_float else int
@@ -618,6 +615,6 @@ def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
 
 @functools.lru_cache(4)
 def _shares(bins: int) -> tuple[Array, Array]:
-    """Of every edge, how far it is from the lower end, and how far from the upper one: from 0 to 1."""
+    """Relative position of every edge from the lower and from the upper end, from 0 to 1."""
     share = np.arange(bins + 1) / bins
     return share, 1 - share

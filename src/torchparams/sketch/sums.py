@@ -1,8 +1,7 @@
-"""Weighted sums of tensors, in float32 and rounded once: in NumPy, and the choice between that and the same in C.
+"""Weighted sums in float32, rounded once: the NumPy definition, and the choice of the C kernel.
 
-`NumpySum` (the definition) and `CSum` (the fast path) give equal results for equal data, but for which of several NaN a
-NaN is. C is used where the package was built with a compiler, unless the environment variable `TORCHPARAMS_KERNELS` is
-`numpy`.
+`NumpySum` (the definition) and `CSum` (the fast path) give equal results, except for the bits of NaN. C is used if the
+package was built with a compiler and the environment variable `TORCHPARAMS_KERNELS` is not `numpy`.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("bfloat16", "float32")
-"""Types of tensors and results, in the order of the numbers that `_sums.c` gives them."""
+"""Dtypes of tensors and results, in the numbering of `_sums.c`."""
 
 MOST = 64
-"""Tensors of one sum."""
+"""Maximum number of tensors in a sum."""
 
 
 def takes(dtypes: Sequence[DType], dtype: DType) -> bool:
-    """Whether the kernel sums tensors of these types to one of that.
+    """Whether the kernel supports these dtypes of tensors and result.
 
     >>> from torchparams.dtypes import DType
     >>> takes([DType.of("BF16"), DType.of("F32")], DType.of("BF16")), takes([DType.of("I8")], DType.of("BF16"))
@@ -43,12 +42,12 @@ def takes(dtypes: Sequence[DType], dtype: DType) -> bool:
 
 
 class NumpySum:
-    """The definition.
+    """NumPy definition.
 
     Args:
-        dtypes: The tensors' types, of `KINDS`.
-        weights: A number for each, which is rounded to float32.
-        dtype: The result's type, of `KINDS`.
+        dtypes: Dtypes of the tensors, from `KINDS`.
+        weights: Weight of each tensor, rounded to float32.
+        dtype: Dtype of the result, from `KINDS`.
 
     >>> from torchparams.dtypes import DType
     >>> f32, bf16 = DType.of("F32"), DType.of("BF16")
@@ -65,11 +64,11 @@ class NumpySum:
         """Sum elements, in the order of the tensors.
 
         Args:
-            parts: Of each tensor, as many elements, contiguous.
-            out: Where the results go.
+            parts: Contiguous elements of each tensor, equally many.
+            out: Array for the results.
 
         Returns:
-            How many results are finite in float32 and not in the result's type.
+            Number of results that are finite in float32, but not in the dtype of the result.
         """
         with np.errstate(all="ignore"):
             total = parts[0].astype(np.float32) * self._weights[0]
@@ -80,7 +79,7 @@ class NumpySum:
 
 
 class CSum(NumpySum):
-    """The same in C, several times as fast, with the global interpreter lock released."""
+    """C kernel: several times faster, and releases the GIL."""
 
     def __init__(self, dtypes: Sequence[DType], weights: Iterable[float], dtype: DType) -> None:
         super().__init__(dtypes, weights, dtype)
@@ -88,7 +87,7 @@ class CSum(NumpySum):
         self._kinds = [KINDS.index(each) for each in dtypes]
 
     def __call__(self, parts: Sequence[Array], out: Array) -> int:
-        """As that of the definition."""
+        """Sum elements; see `NumpySum`."""
         given = tuple(
             ((part if part.flags.aligned else part.copy()).view(np.uint8), kind, float(weight))
             for part, kind, weight in zip(parts, self._kinds, self._weights, strict=True)
@@ -97,5 +96,5 @@ class CSum(NumpySum):
 
 
 def weighted_sum(dtypes: Sequence[DType], weights: Iterable[float], dtype: DType) -> NumpySum:
-    """What sums, in C where that is in use."""
+    """Create a weighted sum, in C if available."""
     return (CSum if native.uses_c() else NumpySum)(dtypes, weights, dtype)

@@ -1,15 +1,15 @@
-"""Conformance suites for those who add a source or an engine, and the references they are held against.
+"""Conformance test suites for new sources and engines, and their references.
 
-This is the one part that imports pytest. A source's tests subclass `SourceTests`, say in data what the source can
-hold, and write one method that makes a source from arrays; everything that `torchparams.sources.base.Source` promises
-is then tested.
+Only this package imports pytest. Tests of a source subclass `SourceTests`, declare what the source supports, and write
+one method that makes a source from arrays. The suite then tests the whole contract of
+`torchparams.sources.base.Source`.
 """
 
 from __future__ import annotations
 
 import pytest
 
-# Before the import: an assertion that fails in a suite then shows its values, as one in a test does.
+# Must precede the import, so that failing assertions in the suites show their values.
 _PARTS = ("_engines", "_files", "_inputs", "_reference", "_sources")
 pytest.register_assert_rewrite(*(f"torchparams.testing.{part}" for part in _PARTS))
 

@@ -1,4 +1,4 @@
-"""The contract of an engine, as tests."""
+"""Contract of engines, as tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LARGE = 3 << 20  # bytes of a tensor that every engine reads in several blocks
 
 
 class Seen(NamedTuple):
-    """A block, as a `Recorder` saw it."""
+    """Block as seen by a `Recorder`."""
 
     start: int
     stop: int
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 
 class Recorder:
-    """A fold that remembers its blocks; `each` is called with every one."""
+    """Fold that records its blocks, and calls `each` for every one."""
 
     def __init__(self, each: Callable[[], object] = lambda: None) -> None:
         self.seen: list[tuple[Seen, ...]] = []
@@ -62,12 +62,12 @@ class Recorder:
 
 
 def keep(job: Job, parts: Sequence[Any]) -> list[Any]:
-    """Combines by keeping the parts apart."""
+    """Combine parts by listing them."""
     return list(parts)
 
 
 class Slow(MemorySource):
-    """Counts how many times each array is asked for."""
+    """Source that counts how often each array is requested."""
 
     def __init__(self, tensors: dict[str, Array]) -> None:
         super().__init__(tensors)
@@ -81,7 +81,7 @@ class Slow(MemorySource):
 
 
 class Sums(Task["float", "float"]):
-    """Sums of float32 values, of at most four at once; remembers which jobs came so."""
+    """Task that sums float32 values, several jobs at once; records those jobs."""
 
     def __init__(self) -> None:
         self.at_once: list[str] = []
@@ -119,9 +119,9 @@ class _Sum:
 
 
 class EngineTests:
-    """The contract of `torchparams.engines.Engine`, as tests.
+    """Contract of `torchparams.engines.Engine`, as tests.
 
-    Subclass it in a test module under a name that starts with `Test`, and write `make`.
+    Subclass it in a test module, under a name that starts with `Test`, and write `make`.
 
     >>> from torchparams.engines import ThreadEngine
     >>> from torchparams.testing import EngineTests
@@ -135,7 +135,7 @@ class EngineTests:
         raise NotImplementedError
 
     def _read(self, source: Source, names: Sequence[str] | None = None, **options: Any) -> dict[str, list[Seen]]:
-        """Every block of every tensor, in order."""
+        """All blocks of every tensor, in order."""
         found = self.make().map(jobs_of(source, names), Folding(lambda job: Recorder(), keep), **options)
         return {name: [seen for part in parts for (seen,) in part] for name, parts in found.items()}
 
@@ -149,22 +149,22 @@ class EngineTests:
                 np.concatenate([seen.values for seen in found]), np.ascontiguousarray(expected).reshape(-1)
             )
 
-    # --- what is read ----------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------
 
     def test_every_type_of_a_source_in_memory(self) -> None:
-        """Blocks hold the elements of an array, of every type."""
+        """Blocks hold the elements of an array, for every dtype."""
         arrays = {name: sample(name, (3, 41)) for name in NUMPY_DTYPES}
         for name, found in self._read(MemorySource(arrays)).items():
             self._holds(found, arrays[name])
 
     def test_every_type_of_a_file(self, tmp_path: Path) -> None:
-        """Blocks hold the elements that lie in a file, packed ones too, at any offset."""
+        """Blocks hold the elements of a file, including packed ones, at any offset."""
         arrays = {f"{name} {n}": sample(name, (n,)) for name in SAFETENSORS_DTYPES for n in (24, 8, 120)}
         for name, found in self._read(_file(tmp_path, arrays)).items():
             self._holds(found, arrays[name])
 
     def test_small_jobs_that_a_task_takes_at_once(self, tmp_path: Path) -> None:
-        """Results are those of the folds, whichever way an engine takes: of files, of memory, of any layout."""
+        """Batched results equal those of folds, for files, memory and any layout."""
         arrays: dict[str, Array] = {f"{i}.w": np.full(i % 7, i, np.float32) for i in range(300)}
         arrays |= {
             "large": np.ones(LARGE // 4, np.float32),
@@ -180,7 +180,7 @@ class EngineTests:
             assert len(set(task.at_once)) == len(task.at_once)
 
     def test_every_layout(self) -> None:
-        """The order is C order, whatever the strides."""
+        """The order is C order for every stride."""
         base = sample("float32", (6, 8, 10))
         arrays = {
             "plain": base,
@@ -201,7 +201,7 @@ class EngineTests:
             self._holds(found, arrays[name].astype(arrays[name].dtype.newbyteorder("=")))
 
     def test_large_tensors(self, tmp_path: Path) -> None:
-        """A tensor of many blocks is read once, without a gap; its parts are combined in their order."""
+        """A tensor of many blocks is read once, without gaps, and its parts are combined in order."""
         arrays = {name: sample(name, (LARGE // 2 + 77,)) for name in ("int8", "bfloat16", "float4_e2m1fn")}
         arrays["float4_e2m1fn"] = arrays["float4_e2m1fn"][:-1]
         for source in (MemorySource(arrays), _file(tmp_path, arrays)):
@@ -209,7 +209,7 @@ class EngineTests:
                 self._holds(found, arrays[name])
 
     def test_cuts_are_the_same_every_time(self) -> None:
-        """Folds that round give the same numbers, whatever thread is faster."""
+        """Folds that round give the same numbers in every run."""
         source = MemorySource({"large": sample("float32", (LARGE,)), "small": sample("float32", (3,))})
         cuts = []
         for _ in range(3):
@@ -218,14 +218,14 @@ class EngineTests:
         assert cuts[0] == cuts[1] == cuts[2]
 
     def test_a_fold_may_see_all_of_a_tensor(self) -> None:
-        """With the order `stream`, one fold gets a tensor from its first element to its last."""
+        """With the order `stream`, one fold gets a whole tensor in order."""
         source = MemorySource({"large": sample("float64", (LARGE,)), "small": sample("int8", (3,))})
         found = self.make().map(jobs_of(source), Folding(lambda job: Recorder(), keep, "stream"))
         assert {name: len(parts) for name, parts in found.items()} == {"large": 1, "small": 1}
         self._holds([seen for (seen,) in found["large"][0]], sample("float64", (LARGE,)))
 
     def test_many_small_tensors(self, tmp_path: Path) -> None:
-        """Every tensor has its result, in the order of the jobs; names may be chosen."""
+        """Every tensor has a result, in the order of the jobs; names can be chosen."""
         arrays = {f"layer.{i}": sample("float32", (i % 7, 3), seed=i) for i in range(1500)}
         for source in (MemorySource(arrays), _file(tmp_path, arrays)):
             found = self._read(source)
@@ -241,7 +241,7 @@ class EngineTests:
         assert found == {"e": [[]]}
 
     def test_tensors_in_step(self, tmp_path: Path) -> None:
-        """Several tensors are read together: the same elements of each, of any types and layouts."""
+        """Several tensors are read in step: the same elements of each, for any dtypes and layouts."""
         a, b, c = sample("bfloat16", (900, 1100)), sample("float64", (1100, 900)).T, sample("int8", (900, 1100))
         folders = [tmp_path / name for name in "ac"]
         sources = [_file(folders[0], {"x": a}), MemorySource({"y": b}), _file(folders[1], {"pad": c[:1], "z": c})]
@@ -255,7 +255,7 @@ class EngineTests:
             self._holds(list(column), array)
 
     def test_arrays_are_got_from_the_source_once(self) -> None:
-        """A source that makes its arrays is asked for each of them once, however many parts it has."""
+        """A source is asked for each array once, whatever the number of parts."""
         source = Slow(
             {"a": sample("float32", (LARGE,)), "b": sample("float32", (5,)), "c": sample("int8", (LARGE, 2)).T}
         )
@@ -263,7 +263,7 @@ class EngineTests:
         assert sorted(source.asked) == ["a", "b", "c"]
 
     def test_sketches_are_those_of_the_arrays(self, tmp_path: Path) -> None:
-        """What the sketch of a tensor is does not depend on who read it."""
+        """The sketch of a tensor does not depend on the engine."""
         arrays = {name: sample(name, (2, 3, 57)) for name in SAFETENSORS_DTYPES}
         arrays["large"] = sample("float16", (LARGE // 2,))
         arrays["empty"] = sample("int32", (0,))
@@ -277,7 +277,7 @@ class EngineTests:
     # --- progress --------------------------------------------------------------------------
 
     def test_progress(self) -> None:
-        """It ascends, in the caller's thread, to the bytes of all tensors."""
+        """Progress ascends to the total bytes, in the caller's thread."""
         told: list[tuple[int, int]] = []
 
         def progress(done: int, total: int) -> None:
@@ -290,12 +290,12 @@ class EngineTests:
         assert told[-1] == (4 * LARGE + 3, 4 * LARGE + 3)
         assert told == sorted(told) and {total for _, total in told} == {4 * LARGE + 3}
 
-    # --- what goes wrong -------------------------------------------------------------------
+    # --- errors ----------------------------------------------------------------------------
 
     @pytest.mark.parametrize("where", ["begin", "update", "finish", "combine"])
     @pytest.mark.parametrize("size", [3, LARGE])
     def test_an_exception_surfaces_and_stops_the_work(self, where: str, size: int) -> None:
-        """The very exception is raised; when it is, nothing runs any more."""
+        """An exception is raised unchanged, after all work has stopped."""
         error = ZeroDivisionError("mine")
 
         class Failing(Recorder):
@@ -326,7 +326,7 @@ class EngineTests:
         assert set(threading.enumerate()) <= before
 
     def test_a_tensor_that_cannot_be_read(self) -> None:
-        """It is a result among the others, with the source's own error; `map` raises that."""
+        """An unreadable tensor is a result with the source's error; `map` raises that error."""
         source = Slow({"a": sample("float32", (LARGE,)), "unreadable": sample("int8", (LARGE,))})
         with pytest.raises(NotReadable, match="there are no values here"):
             self._read(source)
@@ -335,10 +335,10 @@ class EngineTests:
         found = {done.job.key: done for done in self.make().run(jobs, Folding(lambda job: Recorder(), keep))}
         assert found["unreadable"].result == Unread("unreadable", "there are no values here")
         assert not isinstance(found["a"].result, Unread)
-        assert sorted(source.asked) == ["a", "unreadable"]  # once each, however many parts there are
+        assert sorted(source.asked) == ["a", "unreadable"]  # once each, whatever the number of parts
 
     def test_leaving_early_stops_the_work(self) -> None:
-        """Whoever takes no more results gets no more work done."""
+        """Leaving the iterator early stops the work."""
         source = MemorySource({str(i): sample("uint8", (LARGE // 4,)) for i in range(400)})
         begun: set[str] = set()
 
@@ -356,7 +356,7 @@ class EngineTests:
 
     @pytest.mark.parametrize("size", [1000, LARGE])
     def test_ctrl_c_ends_the_work(self, size: int) -> None:
-        """KeyboardInterrupt comes up in the caller, and no thread is left behind."""
+        """KeyboardInterrupt is raised in the caller, after all threads ended."""
         source = MemorySource({str(i): sample("uint8", (size,)) for i in range(50)})
         blocks: list[int] = []
 
@@ -367,13 +367,13 @@ class EngineTests:
 
         before = set(threading.enumerate())
         with pytest.raises(KeyboardInterrupt):
-            # A signal is handled when the caller's thread runs next: more work than can be done until then.
+            # A signal is handled when the caller's thread runs next: give it enough work until then.
             for _ in range(1000):
                 self.make().map(jobs_of(source), Folding(lambda job: Recorder(each), keep))
         assert set(threading.enumerate()) <= before
 
     def test_a_file_that_was_cut(self, tmp_path: Path) -> None:
-        """A file that is shorter than when it was listed is not read, not even what is left of it."""
+        """A file that became shorter is not read at all."""
         source = _file(tmp_path, {"a": sample("int8", (LARGE,)), "b": sample("int8", (100,))})
         size = os.path.getsize(source.files[0])
         for cut in (50, LARGE):
@@ -385,7 +385,7 @@ class EngineTests:
             )
 
     def test_a_file_that_is_written_to_meanwhile(self, tmp_path: Path) -> None:
-        """What was read before and after somebody wrote to the file does not belong together."""
+        """A file that changed during the run is an error."""
         source = _file(tmp_path, {name: sample("int8", (LARGE,)) for name in "abc"})
 
         def touch() -> None:
@@ -396,7 +396,7 @@ class EngineTests:
         assert str(caught.value).startswith(source.files[0])
 
     def test_a_file_that_is_gone(self, tmp_path: Path) -> None:
-        """A file that cannot be opened any more is a clear error."""
+        """A deleted file is a clear error."""
         source = _file(tmp_path, {"a": sample("int8", (5,))})
         os.unlink(source.files[0])
         with pytest.raises(SourceError, match="No such file or directory"):

@@ -1,4 +1,4 @@
-"""The part of the contract of sources that speaks of files: where the bytes lie, and that nothing ever changes them."""
+"""Contract of sources for files: byte ranges are right, and files never change."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class FileTests:
-    """What `SourceTests` says of files; of a source in memory most of it is true at once.
+    """Tests of `SourceTests` for files; most hold trivially for a source in memory.
 
     Attributes:
         spans: Whether `span` knows the bytes of a contiguous tensor.
-        located: Whether records know them too; a source that looks for them when values are wanted says no.
+        located: Whether infos know them too; False for sources that find them only when values are read.
     """
 
     spans: bool = False
     located: bool = True
 
     def make(self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Source:
-        """A source of `tensors`, in their order."""
+        """Make a source from `tensors`, in order."""
         raise NotImplementedError
 
     def test_spans(self, tmp_path: Path, dtype: str) -> None:
-        """`span` is exactly the bytes of the elements, and they lie in a file that `files` names."""
+        """`span` is exactly the bytes of the elements, in a file that `files` lists."""
         tensors = {"a": sample(dtype, (8,), 1), "b": sample(dtype, (4, 6), 2), "none": sample(dtype, (0, 3), 3)}
         source = self.make(tmp_path, tensors)
         for name, array in tensors.items():
@@ -63,7 +63,7 @@ class FileTests:
             assert location.start <= span.start <= span.stop <= location.stop
 
     def test_locations(self, tmp_path: Path) -> None:
-        """Every location lies within its file."""
+        """Every location is inside its file."""
         source = self.make(tmp_path, few())
         for info in source.infos().values():
             if info.location is not None:
@@ -71,7 +71,7 @@ class FileTests:
                 assert 0 <= info.location.start <= info.location.stop <= os.path.getsize(info.location.file)
 
     def test_fingerprint(self, tmp_path: Path) -> None:
-        """Writing to a file changes the fingerprint, and nothing else does."""
+        """The fingerprint changes if a file changes, and only then."""
         source = self.make(tmp_path, few())
         before = source.fingerprint()
         assert before == source.fingerprint()
@@ -87,7 +87,7 @@ class FileTests:
             assert source.fingerprint() != before
 
     def test_files_that_were_written_to_since_they_were_listed(self, tmp_path: Path) -> None:
-        """Whoever reads bytes by `span` asks first whether they are still those that were listed."""
+        """A file that changed since listing is detected before its bytes are read."""
         source = self.make(tmp_path, few())
         source.check_unchanged()
         for path in source.files:
@@ -100,7 +100,7 @@ class FileTests:
         source.check_unchanged()
 
     def test_writing_to_values_changes_no_file(self, tmp_path: Path) -> None:
-        """Values may be written to or refuse it: the file and the next reading stay as they were."""
+        """Writing to values is either refused, or changes neither the file nor later readings."""
         tensors = few()
         source = self.make(tmp_path, tensors)
         if not source.files:
@@ -119,7 +119,7 @@ class FileTests:
             assert tensor_bytes(source.tensor(name)) == array.tobytes()
 
     def test_closing(self, tmp_path: Path) -> None:
-        """Arrays outlive `close`; the source may be closed twice, and then reads again or says why not."""
+        """Arrays outlive `close`. A source may be closed twice; it then reads again, or raises a clear error."""
         tensors = few()
         source = self.make(tmp_path, tensors)
         values = {name: source.numpy(name) for name in source.infos()}

@@ -1,4 +1,4 @@
-"""What the suites try a source with, and how they see that it does no more than it was asked for."""
+"""Inputs of the test suites, and a check that sources do no more than requested."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BIG = 1 << 20
-"""Bytes of a tensor that may not be read by accident."""
+"""Bytes of a tensor that must not be read by accident."""
 
 SLACK = 1 << 18
-"""Bytes that listing, reading something small, or printing may read or allocate."""
+"""Maximum bytes read or allocated for listing, printing, or reading a small tensor."""
 
 
 def few() -> dict[str, Array]:
-    """Tensors of a few kinds, under names with and without dots."""
+    """Tensors of a few kinds, with and without dots in their names."""
     return {
         "fc.weight": sample("float32", (4, 3), 1),
         "fc.bias": sample("float32", (4,), 2),
@@ -49,10 +49,10 @@ def folder(parent: Path, name: str) -> Path:
 
 @contextmanager
 def limited(nbytes: int = SLACK) -> Iterator[None]:
-    """Fail when the block reads or allocates more than `nbytes`.
+    """Fail if the block reads or allocates more than `nbytes`.
 
-    Reads are those that the process made through system calls, as Linux counts them; a page of a mapped file that
-    is touched is in neither count, and touching is the caller's own doing.
+    Reads are those through system calls, as counted by Linux. Touching a page of a mapped file is not counted: the
+    caller does that.
     """
     before = _bytes_read()
     tracemalloc.start()
@@ -69,5 +69,5 @@ def _bytes_read() -> int:
     try:
         with open("/proc/self/io", encoding="ascii") as file:
             return int(file.readline().split()[1])
-    except OSError:  # not Linux: what is allocated is still limited
+    except OSError:  # not Linux: only allocations are limited
         return 0

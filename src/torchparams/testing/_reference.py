@@ -1,4 +1,4 @@
-"""What the suites hold others against: a source in memory, arrays of every kind, files written in the plainest way."""
+"""References of the test suites: a source in memory, sample arrays, and minimal files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 NUMPY_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name)
-"""Every element type that numpy or ml_dtypes has."""
+"""Dtypes of NumPy or ml_dtypes."""
 
 TORCH_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.numpy_name and dtype.torch_name)
-"""Every element type that both numpy (or ml_dtypes) and torch have."""
+"""Dtypes of NumPy (or ml_dtypes) and torch."""
 
 SAFETENSORS_DTYPES = tuple(str(dtype) for dtype in ALL if dtype.code)
-"""Every element type of the safetensors format."""
+"""Dtypes of the safetensors format."""
 
 
 class MemorySource(Source):
-    """Arrays in memory: the simplest source there is, and the reference for the others.
+    """Arrays in memory: the simplest source, and the reference for others.
 
     Args:
-        tensors: Name → array. An array that stands under several names is one entry with aliases.
-        metadata: What `metadata` gives.
-        label: What tables and messages call it.
+        tensors: Arrays by name. An array under several names is one entry with aliases.
+        metadata: Metadata of the source.
+        label: Label for tables and messages.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -82,7 +82,7 @@ class MemorySource(Source):
         return MemorySource, (tensors, dict(self._metadata), self.label)
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records, in the order of the mapping."""
+        """Infos, in the order of the mapping."""
         return self._infos
 
     def numpy(self, name: str) -> Array:
@@ -90,22 +90,22 @@ class MemorySource(Source):
         return self._arrays[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor with a copy of the values."""
+        """Tensor with a copy of the values."""
         return to_torch(self._arrays[name])
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the source was made with."""
+        """Metadata that the source was created with."""
         return self._metadata
 
 
 def sample(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
-    """An array with every kind of bit pattern that `dtype` has: NaN, infinities, zeros of both signs, subnormals.
+    """Array with all kinds of bit patterns of a dtype: NaN, infinities, zeros of both signs, subnormals.
 
     Args:
-        dtype: An element type that numpy or ml_dtypes has, in any spelling.
-        shape: The array's shape.
-        seed: Arrays of different seeds differ.
+        dtype: Dtype of NumPy or ml_dtypes, in any spelling.
+        shape: Shape of the array.
+        seed: Seed; different seeds give different arrays.
 
     >>> from torchparams.testing import sample
     >>> sample("bfloat16", (2, 3)).dtype.name
@@ -122,10 +122,10 @@ def sample(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
 
 
 def element_bytes(array: Array) -> bytes:
-    r"""The elements in C order, little-endian, packed without gaps: what a safetensors file holds of them.
+    r"""Elements in C order, little-endian and packed, as in a safetensors file.
 
-    Elements of less than a byte follow each other from the lowest bit of the first byte on, so that the first of
-    two 4-bit elements is in the low half of their byte.
+    Sub-byte elements start at the lowest bit of the first byte, so the first of two 4-bit elements is in the low half
+    of its byte.
 
     >>> import numpy as np
     >>> from torchparams.testing import element_bytes
@@ -142,10 +142,10 @@ def element_bytes(array: Array) -> bytes:
 
 
 def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    r"""A safetensors file of `tensors`, in their order, written in the plainest way.
+    r"""Minimal safetensors file of tensors, in order.
 
     Raises:
-        KeyError: The format has no such element type.
+        KeyError: The format has no such dtype.
 
     >>> import numpy as np
     >>> from torchparams.testing import safetensors_bytes
@@ -170,10 +170,10 @@ def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] 
 
 
 def to_torch(array: Array) -> torch.Tensor:
-    """A torch tensor with the array's values and strides, of a copy of the memory they lie in.
+    """Torch tensor with the values and strides of an array, over a copy of its memory.
 
     Raises:
-        NotReadable: torch has no such element type.
+        NotReadable: torch has no such dtype.
 
     >>> import numpy as np
     >>> from torchparams.testing import to_torch
@@ -188,7 +188,7 @@ def to_torch(array: Array) -> torch.Tensor:
     if array.size == 0:
         return torch.empty(array.shape, dtype=wanted)
     extent = 1 + sum((size - 1) * step for size, step in zip(array.shape, strides, strict=True))
-    # as_strided does not understand every type of ml_dtypes; it does understand bytes.
+    # as_strided does not support every dtype of ml_dtypes, but supports bytes.
     raw = array.view(f"V{array.itemsize}")
     flat = np.lib.stride_tricks.as_strided(raw, (extent,), (array.itemsize,))
     memory = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8).view(wanted)
@@ -196,7 +196,7 @@ def to_torch(array: Array) -> torch.Tensor:
 
 
 def assert_identical(array: Array, expected: Array, what: str = "") -> None:
-    """Fail unless both have one dtype, one shape and the same bits."""
+    """Fail unless both arrays have equal dtype, shape and bits."""
     assert isinstance(array, np.ndarray), what
     assert array.dtype == expected.dtype, what
     assert array.shape == expected.shape, what
@@ -204,7 +204,7 @@ def assert_identical(array: Array, expected: Array, what: str = "") -> None:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The elements of a torch tensor in C order, as its memory holds them.
+    """Elements of a torch tensor in C order, as bytes.
 
     >>> import torch
     >>> from torchparams.testing import tensor_bytes

@@ -1,4 +1,4 @@
-"""The contract of a source, as tests."""
+"""Contract of sources, as tests."""
 
 from __future__ import annotations
 
@@ -36,23 +36,22 @@ if TYPE_CHECKING:
 
 
 class SourceTests(FileTests):
-    """The contract of `torchparams.sources.base.Source`, as tests.
+    """Contract of `torchparams.sources.base.Source`, as tests.
 
-    Subclass it in a test module under a name that starts with `Test`, write `make`, and set the attributes that
-    differ. Nothing here may be turned off; an attribute says what the source can hold, and both answers are tested.
+    Subclass it in a test module, under a name that starts with `Test`, write `make`, and set the attributes that
+    differ. No test can be turned off: an attribute declares what the source supports, and both answers are tested.
 
     Attributes:
-        dtypes: The element types that it holds, in torch's spelling.
-        torch_dtypes: Those that `Source.tensor` gives.
-        names: Names that it can hold, besides plain ones.
-        order: Whether the listing has the order of the mapping that the source was made from; if not, only the
-            set of the names is compared.
-        ties: Whether one array under two names is one entry with an alias. If not, it is two entries.
-        strides: Whether the record's `storage` keeps an array's strides and the memory it shares.
+        dtypes: Supported dtypes, in torch's spelling.
+        torch_dtypes: Dtypes that `Source.tensor` supports.
+        names: Supported names, besides plain ones.
+        order: Whether the listing keeps the order of the mapping. If not, only the set of names is compared.
+        ties: Whether one array under two names is one entry with an alias, instead of two entries.
+        strides: Whether the `storage` of infos keeps strides and shared memory.
         spans: Whether `span` knows the bytes of a contiguous tensor.
-        located: Whether records know them too; a source that looks for them when values are wanted says no.
-        metadata: Whether `make` can store metadata, texts under names.
-        kind, device, requires_grad: What the records say.
+        located: Whether infos know them too; False for sources that find them only when values are read.
+        metadata: Whether `make` can store metadata (text by name).
+        kind, device, requires_grad: Expected values in the infos.
 
     >>> from torchparams.testing import MemorySource, SourceTests
     >>> class TestMemory(SourceTests):
@@ -76,19 +75,19 @@ class SourceTests(FileTests):
     requires_grad: bool | None = None
 
     def make(self, folder: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Source:
-        """A source of `tensors`, in their order.
+        """Make a source from `tensors`, in order.
 
         Args:
-            folder: An empty directory for files.
-            tensors: Name → array; ml_dtypes' types where numpy has none. An array may be strided, and may stand
-                under two names. `to_torch` makes the torch tensor for one.
-            metadata: Texts to store beside the tensors; given only where the attribute `metadata` is set.
+            folder: Empty directory for files.
+            tensors: Arrays by name, with ml_dtypes if NumPy lacks a dtype. An array may be strided, and may occur under
+                two names. `to_torch` converts one to a torch tensor.
+            metadata: Text metadata to store; only passed if the attribute `metadata` is set.
         """
         raise NotImplementedError
 
-    # A class may take part in parametrisation; an attribute of a subclass can be used in no other way.
+    # This hook is the only way to parametrise tests by an attribute of a subclass.
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run the tests that ask for a dtype or a name once for each that the source holds."""
+        """Parametrise tests by the supported dtypes and names."""
         for argument, values in (("dtype", self.dtypes), ("torch_dtype", self.torch_dtypes), ("odd_name", self.names)):
             if argument in metafunc.fixturenames:
                 metafunc.parametrize(argument, values, ids=[ascii(value) for value in values])
@@ -105,7 +104,7 @@ class SourceTests(FileTests):
             assert list(source.infos()) == list(tensors)
 
     def test_records_agree_with_the_arrays(self, tmp_path: Path) -> None:
-        """Every record says of its tensor what the array says of itself."""
+        """Every info agrees with its array."""
         tensors = few()
         source = self.make(tmp_path, tensors)
         for name, info in source.infos().items():
@@ -125,35 +124,35 @@ class SourceTests(FileTests):
             json.dumps(info.to_json())
 
     def test_records_are_frozen(self, tmp_path: Path) -> None:
-        """No attribute of a record can be set."""
+        """Attributes of infos cannot be set."""
         source = self.make(tmp_path, few())
         for info in source.infos().values():
             with pytest.raises(dataclasses.FrozenInstanceError):
                 info.name = "other"  # type: ignore[misc]  # this is what is tested
 
     def test_records_know_the_dtype(self, tmp_path: Path, dtype: str) -> None:
-        """Every element type is listed by torch's name, with its size."""
+        """Every dtype is listed by torch's name, with its size."""
         array = sample(dtype, (4, 2))
         info = self.make(tmp_path, {"a": array}).infos()["a"]
         assert info.dtype == dtype
         assert info.nbytes == 8 * DType.of(dtype).bits // 8
 
     def test_a_table_of_nothing(self, tmp_path: Path) -> None:
-        """A source without tensors is a source."""
+        """A source may have no tensors."""
         source = self.make(tmp_path, {})
         assert len(source.infos()) == 0
         assert list(source.walk()) == []
         assert len(tp.of(source)) == tp.of(source).numel == 0
 
     def test_listing_again(self, tmp_path: Path) -> None:
-        """Listing twice gives the same, and one mapping where the source is not live."""
+        """Listing twice gives equal results, and the same mapping unless the source is live."""
         source = self.make(tmp_path, few())
         assert dict(source.infos()) == dict(source.infos())
         if not source.live:
             assert source.infos() is source.infos()
 
     def test_looking_up_one_name(self, tmp_path: Path) -> None:
-        """`info`, `items`, `takes` and `find` say of one name what the listing says of all."""
+        """`info`, `items`, `takes` and `find` agree with the listing."""
         source = self.make(tmp_path, few())
         infos = source.infos()
         for name in infos:
@@ -175,7 +174,7 @@ class SourceTests(FileTests):
         ]
 
     def test_any_name(self, tmp_path: Path, odd_name: str) -> None:
-        """Whatever text names a tensor, it is listed, found, read and printed."""
+        """A tensor with any name is listed, found, read and printed."""
         arrays = {odd_name: sample("float32", (2, 3), 1), "other": sample("float32", (3,), 2)}
         source = self.make(tmp_path, arrays)
         assert set(source.infos()) == set(arrays)
@@ -185,7 +184,7 @@ class SourceTests(FileTests):
         repr(tp.of(source))
 
     def test_metadata(self, tmp_path: Path) -> None:
-        """Metadata come back as they were stored."""
+        """Metadata is returned as stored."""
         if self.metadata:
             stored = {"format": "pt", "note": "ü\n", "": ""}
             assert dict(self.make(tmp_path, few(), stored).metadata) == stored
@@ -195,10 +194,10 @@ class SourceTests(FileTests):
     # --- values ----------------------------------------------------------------------------
 
     def test_values(self, tmp_path: Path, dtype: str) -> None:
-        """Values come back bit for bit, with their type and shape."""
+        """Values are read bit for bit, with dtype and shape."""
         bits = DType.of(dtype).bits
         shapes: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (8,), (3, 5), (4, 2, 1), (0,), (2, 0, 3), (16, 9))
-        # A file pads nothing: elements of less than a byte come in numbers that fill whole ones.
+        # Files have no padding: use counts of sub-byte elements that fill whole bytes.
         fit = [shape for shape in shapes if math.prod(shape) * bits % 8 == 0]
         tensors = {f"t{i}": sample(dtype, shape, i) for i, shape in enumerate(fit)}
         source = self.make(tmp_path, tensors)
@@ -206,7 +205,7 @@ class SourceTests(FileTests):
             assert_identical(source.numpy(name), array, f"{dtype} {array.shape}")
 
     def test_not_a_number_and_infinity(self, tmp_path: Path) -> None:
-        """Payloads of NaN, infinities, the negative zero and subnormals survive."""
+        """NaN payloads, infinities, negative zero and subnormal values survive."""
         bits = np.array([0x7FC00000, 0xFFC00001, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 1], np.uint32)
         source = self.make(tmp_path, {"a": bits.view(np.float32)})
         assert source.numpy("a").view(np.uint32).tolist() == bits.tolist()
@@ -229,7 +228,7 @@ class SourceTests(FileTests):
             assert tensor_bytes(tensor) == array.tobytes()
 
     def test_dtypes_that_torch_lacks(self, tmp_path: Path) -> None:
-        """`tensor` refuses what torch has no type for, by name."""
+        """`tensor` raises for dtypes that torch lacks, and names them."""
         for dtype in (DType.of(dtype) for dtype in self.dtypes):
             if dtype.torch_name is None:
                 source = self.make(folder(tmp_path, dtype), {"a": sample(dtype, (8,))})
@@ -237,7 +236,7 @@ class SourceTests(FileTests):
                     source.tensor("a")
 
     def test_walking(self, tmp_path: Path) -> None:
-        """`walk` has the order of the listing and the meaning of `named_parameters`."""
+        """`walk` has the order of the listing, and the semantics of `named_parameters`."""
         tensors = few()
         source = self.make(tmp_path, tensors)
         walked = [(name, canonical) for name, canonical, _ in source.walk()]
@@ -248,7 +247,7 @@ class SourceTests(FileTests):
             assert tuple(value.shape) == tensors[name].shape
 
     def test_arrays_in_any_layout(self, tmp_path: Path) -> None:
-        """Arrays that are not contiguous come back with their own values in their own places."""
+        """Values of non-contiguous arrays are read correctly."""
         base = sample("float32", (6, 8))
         tensors = {
             "transposed": base.T,
@@ -271,13 +270,13 @@ class SourceTests(FileTests):
                 assert span.stop - span.start == array.nbytes, name
 
     def test_a_big_tensor(self, tmp_path: Path) -> None:
-        """A tensor of many pages comes back whole."""
+        """A tensor of many pages is read completely."""
         big = sample("float32", (1 << 10, 1 << 9))
         source = self.make(tmp_path, {"before": sample("int64", (3,)), "big": big, "after": sample("int64", (3,))})
         assert_identical(source.numpy("big"), big)
 
     def test_one_array_under_two_names(self, tmp_path: Path) -> None:
-        """A tied tensor is one entry with an alias, or two entries; an equal one is never tied."""
+        """A tied tensor is one entry with an alias, or two entries; an equal copy is never tied."""
         array = sample("float32", (4, 3))
         equal = array.copy()
         source = self.make(tmp_path, {"a.w": array, "other": equal, "b.w": array})
@@ -302,10 +301,10 @@ class SourceTests(FileTests):
         given = [(name, canonical) for name, canonical, _ in source.walk(remove_duplicate=False)]
         assert sorted(given) == [("a.w", "a.w"), ("b.w", "a.w"), ("other", "other")]
 
-    # --- reading no more than was asked for --------------------------------------------------
+    # --- reading no more than requested ------------------------------------------------------
 
     def test_listing_reads_no_values(self, tmp_path: Path) -> None:
-        """Listing and printing read and allocate a small part of what the values take."""
+        """Listing and printing read and allocate a small part of the size of the values."""
 
         def look(source: Source) -> None:
             assert len(source.infos()) == len(source.keys())
@@ -313,13 +312,13 @@ class SourceTests(FileTests):
             tp.of(source)._repr_html_()
             assert tp.of(source).numel > 0
 
-        look(self.make(folder(tmp_path, "imports"), few()))  # what is imported on the way is not counted
+        look(self.make(folder(tmp_path, "imports"), few()))  # excludes imports from the count
         source = self.make(folder(tmp_path, "counted"), big_between())
         with limited():
             look(source)
 
     def test_printing_never_asks_for_values(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Printing works where reading a value raises."""
+        """Printing works even if reading values raises."""
         source = self.make(tmp_path, few())
 
         def never(*args: object) -> Any:
@@ -334,7 +333,7 @@ class SourceTests(FileTests):
         """Reading a small tensor between big ones reads and allocates little."""
         tensors = big_between()
         for _, _, value in self.make(folder(tmp_path, "imports"), few()).walk():
-            del value  # what is imported on the way is not counted
+            del value  # excludes imports from the count
         source = self.make(folder(tmp_path, "counted"), tensors)
         source.infos()
         with limited():
@@ -344,10 +343,10 @@ class SourceTests(FileTests):
             tensor = source.value("small")
         assert tuple(tensor.shape) == tensors["small"].shape
 
-    # --- names that are not there ------------------------------------------------------------
+    # --- unknown names -----------------------------------------------------------------------
 
     def test_unknown_names(self, tmp_path: Path) -> None:
-        """A name that is not there is an error that tells the nearest."""
+        """An unknown name raises an error with the nearest names."""
         source = self.make(tmp_path, {"encoder.weight": sample("float32", (2,)), "head": sample("float32", (2,))})
         assert source.resolve("head") == "head"
         with pytest.raises(UnknownName) as caught:
@@ -363,7 +362,7 @@ class SourceTests(FileTests):
     # --- threads -----------------------------------------------------------------------------
 
     def test_threads(self, tmp_path: Path) -> None:
-        """Threads that list and read at once all see the same."""
+        """Threads that list and read at the same time get the same results."""
         tensors = {f"t{i}": sample("float32", (i % 7, 3), i) for i in range(24)}
         source = self.make(tmp_path, tensors)
         failures: list[BaseException] = []
@@ -377,7 +376,7 @@ class SourceTests(FileTests):
                     assert_identical(source.numpy(name), tensors[name])
                     assert source.span(name) == source.span(name)
                     assert tuple(source.value(name).shape) == tensors[name].shape
-            except BaseException as failure:  # a thread has nowhere else to leave it
+            except BaseException as failure:  # a thread cannot raise in the caller
                 failures.append(failure)
 
         threads = [threading.Thread(target=read, args=(4 * i,)) for i in range(6)]
@@ -387,10 +386,10 @@ class SourceTests(FileTests):
             thread.join()
         assert failures == []
 
-    # --- the table on top --------------------------------------------------------------------
+    # --- tables ------------------------------------------------------------------------------
 
     def test_the_table(self, tmp_path: Path) -> None:
-        """`torchparams.of` gives a mapping that agrees with the source in everything."""
+        """`torchparams.of` gives a mapping that agrees with the source."""
         tensors = few()
         source = self.make(tmp_path, tensors)
         params = tp.of(source)
@@ -416,19 +415,19 @@ class SourceTests(FileTests):
         assert all(name in text for name in tensors)
 
     def test_copies(self, tmp_path: Path) -> None:
-        """A table can be copied and pickled, for another process; the copy reads the same."""
+        """Tables can be copied and pickled, for other processes; the copy reads the same."""
         tensors = few()
         params = tp.of(self.make(tmp_path, tensors))
         for table in (params, params.select("**.weight")):
             for again in (copy.copy(table), copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
                 assert again.names == table.names
                 assert (again.source.label, again.source.format) == (params.source.label, params.source.format)
-                assert again.infos == table.infos or self.device != "file"  # addresses are those of the copy
+                assert again.infos == table.infos or self.device != "file"  # addresses belong to the copy
                 for name in again:
                     assert_identical(again.numpy(name), tensors[name])
 
     def test_selecting(self, tmp_path: Path) -> None:
-        """Selections of the table are tables, and combine as sets do."""
+        """Selections are tables, and combine like sets."""
         tensors = few()
         params = tp.of(self.make(tmp_path, tensors))
         matrices = params.filter(lambda info: info.ndim == 2)
