@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.fsdp import ShardedStateDictConfig, StateDictType
+from torch.distributed.fsdp import ShardedStateDictConfig, StateDictType, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def write(rank: int, world: int, out: str) -> None:
             },
             checkpoint_id=f"{out}/square",
         )
+        write_grid(rank, out)
     write_ranks(rank, world, out)
 
 
@@ -100,6 +101,28 @@ def write_ranks(rank: int, world: int, out: str) -> None:
             model, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(_use_dtensor=kind == "dtensor")
         ):
             torch.save(model.state_dict(), f"{out}/{kind}-{world}/model_world_size_{world}_rank_{rank}.pt")
+
+
+def write_grid(rank: int, out: str) -> None:
+    """State dicts of DTensors on a mesh of two dimensions, a file for each rank."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    weights = full()
+    layer = torch.nn.Linear(7, 13, bias=False)
+    layer.weight = torch.nn.Parameter(distribute_tensor(weights["layers.0.weight"], mesh["tp"], [Shard(0)]))
+    fully_shard(layer, mesh=mesh["dp"])
+    strided: Any = layer.weight
+    assert type(strided.placements[0]).__name__ == "_StridedShard"
+    model = {
+        "strided": layer.state_dict()["weight"],
+        "layers.0.weight": distribute_tensor(weights["layers.0.weight"], mesh, [Shard(0), Shard(1)]),
+        "layers.1.weight": distribute_tensor(weights["layers.1.weight"], mesh, [Replicate(), Shard(0)]),
+        "turned": distribute_tensor(weights["turned"], mesh, [Shard(1), Shard(1)]),
+        "bias": distribute_tensor(weights["bias"], mesh["tp"], [Shard(0)]),
+        "scale": weights["scale"],
+    }
+    os.makedirs(f"{out}/grid-4", exist_ok=True)
+    torch.save({"model": model, "epoch": 3}, f"{out}/grid-4/model_world_size_4_rank_{rank}.pt")
+    torch.save({"state": {"bias": model["bias"]}}, f"{out}/grid-4/optim_world_size_4_rank_{rank}.pt")
 
 
 def process(rank: int, world: int, out: str, job: Callable[[int, int, str], None]) -> None:

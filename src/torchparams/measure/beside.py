@@ -23,7 +23,9 @@ def beside_lines(source: Source) -> Iterator[Text]:
     """Lines of a listing for non-tensor content; none if there is none."""
     parts = outermost(source)
     if parts:
-        shown = [f"{target_of(source, part)} ({plural(count, 'tensor')})" for part, count in parts.items()]
+        # A part in files of its own is not counted: they were not opened.
+        counts = {part: f" ({plural(count, 'tensor')})" if count else "" for part, count in parts.items()}
+        shown = [f"{target_of(source, part)}{count}" for part, count in counts.items()]
         yield Text(printable(f"parts that can be listed separately: {listed(shown)}"), "dim")
     said = {each.name for each in source.left_out}
     entries = [(name, value) for name, value in source.metadata.items() if name not in said]

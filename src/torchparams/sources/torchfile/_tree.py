@@ -31,7 +31,7 @@ from torchparams.sources.torchfile._pickle_values import Blob, Global, OddKey, R
 from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torchparams.encodings.base import Structure
 
@@ -72,6 +72,20 @@ class Entry:
         self.persistent = kind != _UNSAVED
         self.name, self.tensor, self.kind, self.module = name, tensor, kind if self.persistent else "buffer", module
         self.aliases: list[str] = []
+
+
+class Chosen:
+    """Tensors under names of the caller's, in place of a `Listing`.
+
+    Args:
+        tensors: Name → tensor.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorRef]) -> None:
+        self.names = {name: Entry(name, tensor, "tensor", None) for name, tensor in tensors.items()}
+        self.metadata: dict[str, Any] = {}
+        self.left_out: list[LeftOut] = []
+        self.mappings: list[str] = []
 
 
 class Listing:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
     from torchparams.sources.torchfile._pickle_values import Global, Services
-    from torchparams.sources.torchfile._tree import Entry, Listing
+    from torchparams.sources.torchfile._tree import Chosen, Entry, Listing
     from torchparams.sources.torchfile.verdict import Verdict
 
 
@@ -72,7 +72,9 @@ class PickledSource(Source):
         imported: The globals that it names.
     """
 
-    def __init__(self, file: FileBytes, inner: str | None, listing: Listing, imported: Sequence[Global]) -> None:
+    def __init__(
+        self, file: FileBytes, inner: str | None, listing: Listing | Chosen, imported: Sequence[Global]
+    ) -> None:
         self.label = f"{file.path}#{inner}" if inner else file.path
         self._file = file
         self._names = listing.names

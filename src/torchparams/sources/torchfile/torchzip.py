@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.errors import FileFormatError, LimitExceeded, shorten
 from torchparams.info import Location
 from torchparams.io.filebytes import paused_gc
 from torchparams.io.opened import bytes_of_file
-from torchparams.sources.torchfile._tree import Listing
+from torchparams.sources.torchfile._tree import Chosen, Listing
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 from torchparams.sources.torchfile.archive import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from torchparams.sources.torchfile._refs import StorageRef
+    from torchparams.sources.base import Source
+    from torchparams.sources.torchfile._refs import StorageRef, TensorRef
 
 
 class StoredCrc(NamedTuple):
@@ -51,26 +52,19 @@ def open_torch_zip(path: str, inner: str | None = None) -> TorchZipSource:
         return TorchZipSource(Archive(bytes_of_file(path)), inner)
 
 
-class TorchZipSource(PickledSource):
-    """A checkpoint in torch's zip format.
+class ArchiveSource(PickledSource):
+    """Tensors in a zip of torch.
 
     Args:
         archive: The zip.
-        inner: The dotted path of what to list, or None for everything.
+        inner: The dotted path of what is listed, or None for everything.
+        listing: What is listed.
     """
 
     format = "torch zip"
 
-    def __init__(self, archive: Archive, inner: str | None) -> None:
+    def __init__(self, archive: Archive, inner: str | None, listing: Listing | Chosen) -> None:
         self._archive = archive
-        path = archive.file.path
-        listing = Listing(archive.root, inner, path, archive.script)
-        if archive.is_script:
-            listing.metadata["(torchscript)"] = (
-                "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
-                "constants of its code are not, and its code is not run"
-            )
-        refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
         super().__init__(archive.file.whole, inner, listing, archive.machine.imported)
 
     def check_size(self, name: str) -> None:
@@ -91,6 +85,45 @@ class TorchZipSource(PickledSource):
 
     def _inflate(self, storage: StorageRef) -> bytearray:
         return self._archive.inflate(storage)
+
+
+class ChosenSource(ArchiveSource):
+    """Tensors in a zip of torch, under names of the caller's.
+
+    Args:
+        archive: The zip.
+        tensors: Name → tensor of the zip.
+        again: A function that makes the source once more, and its arguments: a copy in another process calls it.
+    """
+
+    def __init__(
+        self, archive: Archive, tensors: Mapping[str, TensorRef], again: tuple[Callable[..., Source], tuple[Any, ...]]
+    ) -> None:
+        super().__init__(archive, None, Chosen(tensors))
+        self._again = again
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again
+
+
+class TorchZipSource(ArchiveSource):
+    """A checkpoint in torch's zip format.
+
+    Args:
+        archive: The zip.
+        inner: The dotted path of what to list, or None for everything.
+    """
+
+    def __init__(self, archive: Archive, inner: str | None) -> None:
+        path = archive.file.path
+        listing = Listing(archive.root, inner, path, archive.script)
+        if archive.is_script:
+            listing.metadata["(torchscript)"] = (
+                "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
+                "constants of its code are not, and its code is not run"
+            )
+        refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
+        super().__init__(archive, inner, listing)
 
     # --- for verifying ---------------------------------------------------------------------------
 

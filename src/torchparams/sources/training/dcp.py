@@ -17,7 +17,7 @@ from torchparams.io.opened import bytes_of_file
 from torchparams.render.tree import listed, plural
 from torchparams.sources.torchfile.archive import Archive
 from torchparams.sources.torchfile.nodes import TensorRef, describe, plain_copy
-from torchparams.sources.torchfile.torchzip import TorchZipSource
+from torchparams.sources.torchfile.torchzip import ChosenSource
 from torchparams.sources.training._dcp_metadata import Described
 from torchparams.sources.training._parted import PartedSource, part_at, parted_info, within
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.expressions.tiling import Box
     from torchparams.io.filebytes import FileBytes
-    from torchparams.sources.base import Source
     from torchparams.sources.training._dcp_metadata import Item, Tensor
 
 ENTRIES_READ = 1000
@@ -109,8 +108,7 @@ class DcpSource(PartedSource):
                 where=file.path,
             )
         part = part_at(self, found, called, file.path)
-        # Of another layout than C order, or compressed: its own source reads it.
-        return ChunkSource(archive, file, item).row("tensor") if part is None else part
+        return _chunk(file, item, archive).row("chunk") if part is None else part
 
     def _entries(self) -> Mapping[str, Any]:
         budget = [10 * _ENTRY_NODES]
@@ -139,26 +137,14 @@ class DcpSource(PartedSource):
         return copied if left[0] >= 0 else describe(archive.root)
 
 
-class ChunkSource(TorchZipSource):
-    """A chunk whose elements do not lie in C order.
-
-    Args:
-        archive: The zip that it is.
-        file: The file that it lies in.
-        item: Where it lies there.
-    """
-
-    def __init__(self, archive: Archive, file: FileBytes, item: Item) -> None:
-        super().__init__(archive, None)
-        self._args = file.path, item
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _chunk_again, self._args
+def _chunk(file: FileBytes, item: Item, archive: Archive | None = None) -> ChosenSource:
+    """A source with one chunk, of a layout that is not C order or compressed."""
+    archive = archive or Archive(FilePart(file, item.start, item.stop))
+    return ChosenSource(archive, {"chunk": archive.root}, (_chunk_again, (file.path, item)))
 
 
-def _chunk_again(path: str, item: Item) -> Source:
-    file = bytes_of_file(path)
-    return ChunkSource(Archive(FilePart(file, item.start, item.stop)), file, item)
+def _chunk_again(path: str, item: Item) -> ChosenSource:
+    return _chunk(bytes_of_file(path), item)
 
 
 def _refuse_transforms(item: Item, where: str) -> None:

@@ -28,4 +28,10 @@ def training_directory(path: str, there: Sequence[str], inner: str | None) -> So
         shards = shards_among(there)
         if shards:
             return open_shards(path, shards, inner)
+    if any("_world_size_" in name for name in there):
+        from torchparams.sources.training.ranks import open_ranks, ranks_among
+
+        ranks = ranks_among(there)
+        if ranks:
+            return open_ranks(path, ranks, inner)
     return None
