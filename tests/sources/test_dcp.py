@@ -95,7 +95,7 @@ optimizer.state.last.exp_avg             [2, 4, 6, 6]  float32     288  1.12 KiB
 optimizer.state.none.exp_avg             [0, 3]        float32       0       0 B
 optimizer.state.scale.exp_avg            []            float32       1       4 B
 16 tensors · 1.14 K parameters · 4.05 KiB
-parts that can be named alone: dcp-4#model (8 tensors), dcp-4#optimizer (8 tensors)
+parts that can be listed separately: dcp-4#model (8 tensors), dcp-4#optimizer (8 tensors)
 beside the tensors: 4 entries
   optimizer.lr = 0.1
   step = 7
