@@ -86,6 +86,7 @@ class Chosen:
         self.metadata: dict[str, Any] = {}
         self.left_out: list[LeftOut] = []
         self.mappings: list[str] = []
+        self.structures: list[Structure] = []
 
 
 class Listing:

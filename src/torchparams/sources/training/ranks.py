@@ -6,7 +6,6 @@ every rank holds whole is that of the first rank, which is also what FSDP's full
 
 from __future__ import annotations
 
-import os
 import re
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from torchparams.expressions.operations import Slice
 from torchparams.expressions.tiling import Box, fault
 from torchparams.io.filebytes import paused_gc
 from torchparams.io.opened import bytes_of_file
+from torchparams.io.paths import join
 from torchparams.render.tree import listed, plural
 from torchparams.sources.torchfile.archive import Archive
 from torchparams.sources.torchfile.nodes import TensorRef, component_of, describe, plain_copy
@@ -158,7 +158,7 @@ class RanksSource(PartedSource):
         files, imported = [], []
         tables: list[_Rank] = []
         for rank, name in enumerate(names):
-            file = bytes_of_file(os.path.join(path, name))
+            file = bytes_of_file(join(path, name))
             table = _Rank(file, rank, len(names))
             files.append(file)
             imported += table.archive.machine.imported
