@@ -144,8 +144,8 @@ def _work(rank: int, world: int, port: int, end: Connection, path: list[str]) ->
 
     logging.getLogger("torch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    limits.RANKS_SECONDS = 30.0
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
+    limits.RANKS_SECONDS = 10.0
     while True:
         try:
             module, name = end.recv()

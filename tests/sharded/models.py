@@ -42,6 +42,12 @@ def columns(model: nn.Module) -> nn.Module:
     )
 
 
+def even() -> nn.Sequential:
+    """A model whose sizes every number of processes divides, as tensor parallelism needs it."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4, bias=False), nn.LayerNorm(4))
+
+
 def _module(model: Any) -> nn.Module:
     assert isinstance(model, nn.Module)
     return model
@@ -53,15 +59,19 @@ def _even(parameter: torch.Tensor) -> bool:
 
 def tensor_parallel(model: Any) -> nn.Module:
     """Linear layers by columns and by rows; norms stay plain, the same on every rank."""
-    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-    parallelize_module(model, init_device_mesh("cpu", (world(),)), plan)
+    parallelize_module(model, init_device_mesh("cpu", (world(),)), _plan())
     return _module(model)
+
+
+def _plan() -> dict[str, Any]:
+    whole = Replicate()  # the norm in between takes the whole
+    return {"0": ColwiseParallel(output_layouts=whole), "2": RowwiseParallel(input_layouts=whole)}
 
 
 def two_dimensional(model: nn.Module) -> nn.Module:
     """FSDP of what tensor parallelism has sharded: the mesh of some parameters is a part of the world."""
     mesh = init_device_mesh("cpu", (2, world() // 2), mesh_dim_names=("dp", "tp"))
-    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    parallelize_module(model, mesh["tp"], _plan())
     return _module(fully_shard(model, mesh=mesh["dp"]))
 
 

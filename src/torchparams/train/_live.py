@@ -10,6 +10,7 @@ from torchparams.encodings.companions import refuse
 from torchparams.errors import UnsupportedSource
 from torchparams.parameters import Parameters, of
 from torchparams.selectors import Selector
+from torchparams.train._shards import refuse_copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -135,6 +136,7 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
     Raises:
         UnsupportedSource: `x` is not a live model.
         NoMatch: A part of the selector matches nothing.
+        NotReadable: A tensor is a copy that FSDP gathered for a forward pass.
     """
     source, params = live_table(x, verb)
     records = within = source.held_records()  # packed weights are given anew at each look: they cannot be changed
@@ -147,4 +149,5 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
         hits = wanted.names(within, strict=True, where=source.label)
         names = [name for name in names if name in hits]
         narrow = wanted.narrow(within, source.label)
+    refuse_copies(records, names, source.label)
     return Chosen(source, records, tuple(names), narrow)

@@ -12,12 +12,16 @@ from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import Column, Report, Row, Table, Text, cut, filled, human_shape, plural
 from torchparams.selectors import Selector
+from torchparams.sources.live.sharding import is_dtensor
 from torchparams.train._live import choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, putting_back
+from torchparams.train._shards import Together, refuse_copies, refuse_flat
 from torchparams.train.gradients import GradientSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torchparams.records import Records
 
 
 def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> Applied:
@@ -27,6 +31,11 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
     `lambda w: w * 0.5` does; returned values are copied into the tensor. The parameters stay the same objects in the
     same memory, and autograd notices the change. A tied tensor is changed once. If the function raises, every
     parameter is restored; the old values are kept in memory until the end of the call. Then there is no undo.
+
+    Of a sharded parameter (a DTensor), the function gets the whole as a plain tensor, on every rank, and each rank
+    keeps its part of the result. All ranks of its mesh make the call: they meet, gather one parameter after the other
+    (a collective each), and compare the results at the end. Parameters in FSDP1's flat parameter are refused outside of
+    `summon_full_params`.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one (with `buffers=True`, buffers can be selected too). Pass the
@@ -43,6 +52,8 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
             of an unknown encoding with separate scales. Nothing is changed.
         OptionError: `function` is not callable, or did not return a tensor. Nothing is changed.
         MismatchError: The function returned a tensor of a different shape. Nothing is changed.
+        RanksError: A rank does not make the call; or the function gives other values there, as one that draws random
+            numbers does. Nothing is changed.
 
     >>> import torch
     >>> import torchparams as tp
@@ -60,23 +71,40 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
             hint="call torchparams.apply_(model, selector, function)",
         )
     every: Mapping[str, Any] = {}
+    records: Records
     left_out: tuple[LeftOut, ...] = ()
     if isinstance(model, Parameters) and isinstance(model.source, GradientSource):
         label = model.source.label
         tensors = _gradients(model, selector)
         refuse_without_values(tensors, label)
+        records = model.source.records()
     else:
         chosen = choose(model, selector, "torchparams.apply_")
         label, every, left_out = chosen.source.label, chosen.tensors, chosen.left_out
         tensors = {name: every[name] for name in chosen.names}
         refuse_without_values(tensors, label)
         refuse_codes(chosen.source, tensors, "apply_")
+        records = chosen.records
+    refuse_copies(records, tensors, label)
+    refuse_flat(records, tensors, label)
     import torch
 
+    together = Together(records, tensors, label)
+    together.meet(f"apply_ {function_name(function)}")
+    failed: Exception | None = None
     with torch.no_grad(), all_or_nothing() as undo:
         for name, tensor in tensors.items():
+            whole = together.gather(tensor) if is_dtensor(tensor) else tensor
+            if failed is not None:  # the other ranks still gather what is left
+                continue
             undo.append(putting_back(tensor))
-            call_in_place(function, tensor, name, "apply_")
+            try:
+                call_in_place(function, whole, name, "apply_")
+                if whole is not tensor:
+                    together.put(name, tensor, whole)
+            except Exception as error:
+                failed = error
+        together.agree(failed)
         notes = [NOTHING_PASSES] if every and _all_zero(every, tensors) else []
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Applied(label, function_name(function), shapes, left_out, tuple(notes))
@@ -107,6 +135,8 @@ def _gradients(table: Parameters, selector: object) -> dict[str, Any]:
 
 def _all_zero(every: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
     """True if the model has at least two matrices and a change made all of them zero."""
+    if any(map(is_dtensor, changed.values())):
+        return False  # no rank has all of their values
     matrices = [name for name, tensor in every.items() if tensor.ndim >= 2 and tensor.numel()]
     if len(matrices) < 2 or not all(name in changed for name in matrices):
         return False

@@ -28,6 +28,7 @@ from torchparams.render.tree import Table, Text, listed, plural
 from torchparams.sources.live.tensors import is_leaf
 from torchparams.train._change import Change, Steps, shown, which
 from torchparams.train._live import Chosen, choose
+from torchparams.train._shards import refuse_views
 from torchparams.train._statistics import Layers, hold_on
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
     24
     """
     chosen = choose(model, selector, "torchparams.unfreeze")
+    refuse_views(chosen.parameters(), chosen.source.label, "unfreeze")
     steps = Steps(requires_grad=True)
     changed, cannot = [], []
     try:
@@ -128,6 +130,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
 
 def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     """Freeze, and stop the statistics of the named layers; None: of all layers whose parameters are all frozen."""
+    refuse_views(chosen.parameters(), chosen.source.label, "freeze")
     for name, parameter in chosen.parameters().items():
         if not is_leaf(parameter):
             raise TorchParamsError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import replace
 from functools import cached_property
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchparams.errors import NotReadable, OptionError, UnknownName
+from torchparams.errors import OptionError, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.names import layer_of
 from torchparams.parameters import Parameters, of
@@ -29,10 +28,13 @@ from torchparams.render.tree import (
 )
 from torchparams.selectors import Selector
 from torchparams.sources.base import Source
+from torchparams.sources.live.sharding import is_dtensor
 from torchparams.sources.live.tensors import LiveRecords
 from torchparams.sources.live.traverse import Listing
 from torchparams.sources.snapshot import SnapshotSource
 from torchparams.train._live import live_table, refuse_path
+from torchparams.train._norms import combined, norms_of, norms_of_shards, settle
+from torchparams.train._shards import shardings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Mapping, Sequence
@@ -41,11 +43,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.info import ParameterInfo
+    from torchparams.info import ParameterInfo, Sharding
     from torchparams.records import Lone, Records
     from torchparams.sources.live.module import ModuleSource
-
-    _Alike: TypeAlias = dict[tuple[torch.device, torch.dtype], Sequence[int]]
 
 
 def gradients(model: object) -> Parameters:
@@ -107,6 +107,8 @@ class GradientSource(Source):
 
     def keys(self) -> Mapping[str, Any]:
         """Canonical name → gradient; makes no infos."""
+        if "torch.distributed.fsdp" in sys.modules:
+            return self.records().tensors
         return {name: grad for name, p in self.model.keys().items() if (grad := p.grad) is not None}
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -160,6 +162,8 @@ class GradientSource(Source):
         """
         grad = self.model.value(name).grad
         if grad is None:
+            grad = self.keys().get(self.model.resolve(name))
+        if grad is None:
             raise self._without(name)
         return grad
 
@@ -208,7 +212,7 @@ class GradientSource(Source):
             UnknownName: There is no such parameter, or it has no gradient.
         """
         found = self.model.resolve(name)
-        if self.model.value(found).grad is None:
+        if self.model.value(found).grad is None and found not in self.keys():
             raise self._without(name)
         return found
 
@@ -253,8 +257,11 @@ class GradientRecords(LiveRecords):
         """Gradients of the parameters in a reading of the model."""
         grads: dict[str, Any] = {}
         owners = []
-        for (name, parameter), owner in zip(records.tensors.items(), records.owners, strict=True):
+        columns = records.tensors.items(), records.owners, records.column("sharding")
+        for (name, parameter), owner, sharding in zip(*columns, strict=True):
             grad = parameter.grad
+            if grad is None and sharding is not None and sharding.part is not None:
+                grad = sharding.part.gradient(parameter)
             if grad is not None:
                 grads[name] = grad
                 owners.append(owner)
@@ -274,7 +281,8 @@ class GradientRecords(LiveRecords):
 
     def one(self, name: str) -> ParameterInfo:
         """The info of one canonical name; makes no others."""
-        return replace(super().one(name), requires_grad=self._parameters[name].requires_grad)
+        (info,) = self.only({name}).infos
+        return info
 
     def only(self, names: Container[str]) -> GradientRecords:
         """The reading limited to `names`, in the same order."""
@@ -296,6 +304,11 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     Half-precision gradients are summed in float32. The norms of groups and of all gradients are combined from those of
     the parameters in float64 as `(Σ normᵖ)^(1/p)`, as in `torch.nn.utils.get_total_norm`. A gradient whose powers
     overflow or underflow in its dtype is first scaled by its largest element.
+
+    Of sharded gradients (DTensors, or parts of FSDP1's flat gradient), each rank takes the norms of its parts. All of
+    their ranks make the call: they meet, and gather once (two collectives of torch, for any number of parameters), and
+    every rank gets the norms of the whole. Gradients of which ranks keep summands (`Partial`) take one collective more
+    for each mesh and dtype.
 
     Args:
         model: A live `nn.Module`, a `Parameters` of one, or a table from `gradients`.
@@ -334,18 +347,29 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
         raise OptionError(f"p must be a positive number or math.inf, not {p!r}")
     names, grads, without = [], [], []
     source, parameters = _read(model)
+    kept = _flat(source, list(parameters))
     for name, parameter in parameters.items():
         grad = parameter.grad
+        if grad is None and name in kept and kept[name].part is not None:
+            grad = kept[name].part.gradient(parameter)
         if grad is not None:
             names.append(name)
             grads.append(grad)
         elif parameter.requires_grad:
             without.append(name)
-    values = _norms(names, grads, float(p), source.label)
-    nonfinite = _settle(values, grads, float(p))
+    if kept or any(map(is_dtensor, grads)):
+        values, nonfinite = norms_of_shards(names, grads, float(p), source.label, kept)
+    else:
+        values = norms_of(names, grads, float(p), source.label)
+        nonfinite = settle(values, grads, float(p))
     norms = dict(zip(names, values, strict=True))
     members = {} if by is None else _members(source, parameters, norms, by)
     return GradNorms(source.label, norms, float(p), members, tuple(without), tuple(names[i] for i in nonfinite))
+
+
+def _flat(source: ModuleSource, names: Sequence[str]) -> Mapping[str, Sharding]:
+    """How parameters are kept that FSDP has wrapped."""
+    return shardings(source.records(), names) if "torch.distributed.fsdp" in sys.modules else {}
 
 
 def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
@@ -398,157 +422,6 @@ def _members(
             wanted[f"{selector} ({alike + 1})" if alike else str(selector)] = selector
     found = {label: what.names(records, strict=True, where=source.label) for label, what in wanted.items()}
     return {label: tuple(name for name in norms if name in hits) for label, hits in found.items()}
-
-
-def _norms(names: Sequence[str], grads: list[Any], p: float, where: str) -> list[float]:
-    """The norm of each gradient."""
-    import torch
-
-    if not grads:
-        return []
-    kinds = set(map(attrgetter("dtype"), grads)), set(map(attrgetter("device"), grads)), set(map(type, grads))
-    plain = all(len(kind) == 1 for kind in kinds) and type(grads[0]) is torch.Tensor
-    with torch.no_grad():
-        if plain and p != math.inf and set(map(attrgetter("layout"), grads)) == {torch.strided}:
-            groups: _Alike = {(grads[0].device, grads[0].dtype): range(len(grads))}
-        else:
-            grads = [_dense(name, grad, p, where) for name, grad in zip(names, grads, strict=True)]
-            groups = _alike(grads)
-        stacks = []
-        for (device, dtype), places in groups.items():
-            if device.type == "meta":
-                raise NotReadable(
-                    f"the gradient of {names[places[0]]} is on the meta device, which holds no values", where=where
-                )
-            # Squares of half-precision values overflow and underflow in their own dtype.
-            wide = torch.float32 if dtype.itemsize < 4 else None
-            stacks.append(torch.stack(torch._foreach_norm([grads[place] for place in places], p, dtype=wide)))
-        if len(stacks) == 1:
-            return list(stacks[0].tolist())
-        widest = torch.float64 if any(stack.dtype == torch.float64 for stack in stacks) else torch.float32
-        values: list[float] = torch.cat([stack.to(stacks[0].device, widest) for stack in stacks]).tolist()
-    ordered = [0.0] * len(grads)
-    for place, value in zip((place for places in groups.values() for place in places), values, strict=True):
-        ordered[place] = value
-    return ordered
-
-
-def _settle(norms: list[float], grads: Sequence[Any], p: float) -> list[int]:
-    """Recompute norms whose powers overflowed or underflowed. Returns the indices of gradients that are not finite."""
-    import torch
-
-    # Ordinary norms need no further check: a tensor that breaks this bound would not fit into memory.
-    low = (1e15 * torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps) ** (1 / p)
-    doubtful = [
-        place for place, norm in enumerate(norms) if not low < norm < math.inf and not _settled(norm, grads[place], p)
-    ]
-    nonfinite = []
-    with torch.no_grad():
-        for place, peak in zip(doubtful, _peaks([grads[place] for place in doubtful]), strict=True):
-            if not math.isfinite(peak):
-                nonfinite.append(place)
-            elif peak == 0:
-                norms[place] = 0.0
-            elif p != math.inf or not math.isfinite(norms[place]):
-                norms[place] = _scaled_norm(grads[place], p, peak)
-    return nonfinite
-
-
-def _settled(norm: float, grad: Any, p: float) -> bool:
-    """True if the sum of powers did not overflow, and its underflow is below the rounding of the dtype."""
-    import torch
-
-    if p == math.inf or not math.isfinite(norm):
-        return math.isfinite(norm)
-    kind = torch.finfo(torch.float64 if grad.dtype in (torch.float64, torch.complex128) else torch.float32)
-    # Each power loses at most `tiny`.
-    lost = grad.numel() * kind.tiny / kind.eps
-    return bool(norm > lost ** (1 / p))
-
-
-def _peaks(grads: Sequence[Any]) -> list[float]:
-    """Largest absolute value in each gradient; for complex gradients, the largest component."""
-    import torch
-
-    found = [0.0] * len(grads)
-    plain = []
-    for grad in grads:
-        values = _values(grad)
-        plain.append(torch.view_as_real(values) if values.is_complex() else values)
-    for places in _alike(plain).values():
-        alike = [plain[place] for place in places]
-        if all(not hasattr(grad, "full_tensor") for grad in alike):
-            norms = list(torch._foreach_norm(alike, math.inf))
-        else:
-            norms = [_full(torch.linalg.vector_norm(grad, math.inf)) for grad in alike]
-        for place, peak in zip(places, torch.stack(norms).tolist(), strict=True):
-            found[place] = peak
-    return found
-
-
-def _scaled_norm(grad: Any, p: float, peak: float) -> float:
-    import torch
-
-    values = _values(grad)
-    if values.device.type != "mps":  # which has no float64
-        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
-    # A power of two changes no digit. It is applied as two factors, because their product may overflow the dtype.
-    _, exponent = math.frexp(peak)
-    first = exponent // 2
-    second = exponent - first
-    norm = _full(torch.linalg.vector_norm(values * 2.0**-first * 2.0**-second, p))
-    return float(norm) * 2.0**first * 2.0**second
-
-
-def _full(norm: Any) -> Any:
-    """A DTensor's norm, combined over all its shards."""
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def _alike(grads: Sequence[Any]) -> _Alike:
-    groups: dict[tuple[torch.device, torch.dtype], Any] = {}
-    for place, grad in enumerate(grads):
-        groups.setdefault((grad.device, grad.dtype), []).append(place)
-    return groups
-
-
-def _dense(name: str, grad: Any, p: float, where: str) -> Any:
-    """A plain tensor with the norm of `grad`."""
-    import torch
-
-    if hasattr(grad, "full_tensor"):
-        return _full(torch.linalg.vector_norm(grad, p))
-    return _values(grad)
-
-
-def _values(grad: Any) -> Any:
-    """A strided tensor of all elements that are not zero."""
-    import torch
-
-    if grad.layout != torch.strided:
-        # Only stored values count. An index may be stored several times; its values add up.
-        grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
-    return grad if grad.numel() else grad.new_zeros(1)  # an empty tensor has no largest element
-
-
-def combined(norms: Iterable[float], p: float) -> float:
-    """p-norm of a whole, from the norms of its parts.
-
-    >>> combined([3.0, 4.0], 2), combined([], 2)
-    (5.0, 0.0)
-    """
-    parts = list(norms)
-    largest = 0.0
-    for part in parts:
-        if math.isnan(part):
-            return math.nan
-        largest = max(largest, part)
-    if p == math.inf or largest in (0.0, math.inf):
-        return largest
-    if p == 2:
-        return math.hypot(*parts)
-    # Scaled, so that no power overflows.
-    return float(largest * math.fsum((part / largest) ** p for part in parts) ** (1 / p))
 
 
 class NormRow(NamedTuple):

@@ -10,6 +10,7 @@ from torchparams.render.tree import plural
 from torchparams.train._groups_report import Groups as Groups
 from torchparams.train._groups_report import Origin as Origin
 from torchparams.train._live import refuse_path
+from torchparams.train._shards import refuse_copies, refuse_views
 from torchparams.train.depth import depths
 from torchparams.train.rules import Rule, refuse_wrong, rule_of
 
@@ -67,6 +68,8 @@ def groups(
     records = _parameters(params.records())
     tensors = _tensors(params, records)
     where = params.source.label
+    refuse_copies(records, records.names, where)
+    refuse_views(tensors, where, "groups")
     masks, hits = _masks(parsed, records, where)
     deep: Iterable[int | None] = [None] * len(records)
     deepest = 0

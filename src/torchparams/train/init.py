@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
@@ -29,9 +30,11 @@ from torchparams.render.tree import (
     listed,
     plural,
 )
+from torchparams.sources.live.sharding import is_dtensor
 from torchparams.sources.live.traverse import list_tensors
 from torchparams.train._live import Chosen, choose, refuse_codes
 from torchparams.train._memory import all_or_nothing, give_memory, putting_back
+from torchparams.train._shards import put_whole, refuse_flat
 from torchparams.train.apply import call_in_place, function_name, refuse_without_values
 from torchparams.train.rules import rule_of
 
@@ -61,6 +64,11 @@ def init(
     references in an optimizer remain valid. When the parameters of a normalisation layer have memory, its buffers get
     memory and are reset, if the layer has a reset method. Other buffers stay on the meta device and are listed, because
     their values are unknown. (To initialise them, select them from `torchparams.of(model, buffers=True)` with a rule.)
+
+    Sharded parameters (DTensors) get the values that they would have in the unsharded model: each rank draws the whole,
+    one parameter at a time, and keeps its part. Nothing is communicated, so all ranks have to make the call, with the
+    same seed; the function has to set every value. Parameters in FSDP1's flat parameter are refused outside of
+    `summon_full_params`.
 
     Either all rules are applied or none: if a function raises, every tensor is restored, and tensors of the meta device
     return to it. The old values are kept in memory until the end of the call.
@@ -107,6 +115,13 @@ def init(
             hint="pass rules, as in torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)",
         )
     if seed is None:
+        sharded = next((name for name in chosen.names if is_dtensor(chosen.tensors[name])), None)
+        if sharded is not None:
+            raise OptionError(
+                f"init of sharded parameters needs a seed, and {sharded} is one",
+                where=chosen.source.label,
+                hint="pass the same seed= on every rank",
+            )
         seed = int(torch.randint(2**63 - 1, ()).item())
     elif not isinstance(seed, int) or isinstance(seed, bool):
         raise OptionError(f"seed must be a whole number, not {seed!r}")
@@ -118,11 +133,12 @@ def init(
     reached = {name: chosen.tensors[name] for name in chosen.names if name in of_name}
     refuse_without_values(reached, chosen.source.label, meta=True)
     refuse_codes(chosen.source, reached, "init")
+    refuse_flat(chosen.records, reached, chosen.source.label)
     materialised = {name: tensor for name, tensor in reached.items() if tensor.device.type == "meta"}
     with all_or_nothing() as undo:
         undo.append(give_memory(materialised, device, where=chosen.source.label))
         undo += [putting_back(tensor) for name, tensor in reached.items() if name not in materialised]
-        _run(reached, {name: parsed[place][1] for name, place in of_name.items()}, seed)
+        _run(reached, {name: parsed[place][1] for name, place in of_name.items()}, seed, chosen.source.label)
         reset, without = _buffers_of_meta(chosen, device, undo) if materialised else ([], [])
     without = [n for n in chosen.names if n not in of_name and chosen.tensors[n].device.type == "meta"] + without
     return Initialised(
@@ -158,7 +174,7 @@ def _rule(given: object) -> tuple[Selector, Callable[..., Any], bool]:
     return parsed.selector, parsed.function, parsed.strict
 
 
-def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]], seed: int) -> None:
+def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]], seed: int, where: str) -> None:
     import torch
 
     takes = {id(function): _takes_generator(function) for function in functions.values()}
@@ -166,15 +182,63 @@ def _run(tensors: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
     cuda = sorted({tensor.device.index or 0 for tensor in tensors.values() if tensor.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices=cuda):
         for name, tensor in tensors.items():
-            function, start, device = functions[name], stream_seed(seed, name), tensor.device
-            if not takes[id(function)]:
-                # Seeding every device is slow, and a function of a CPU tensor draws on the CPU.
-                (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(start)
-                _call(function, tensor, name)
-                continue
-            if device not in generators:
+            function, device = functions[name], tensor.device
+            if takes[id(function)] and device not in generators:
                 generators[device] = torch.Generator(device)
-            _call(function, tensor, name, generator=generators[device].manual_seed(start))
+            generator = generators[device] if takes[id(function)] else None
+            draw = functools.partial(_draw, function, name, stream_seed(seed, name), generator)
+            if is_dtensor(tensor):
+                _draw_whole(draw, tensor, name, where)
+            else:
+                draw(tensor)
+
+
+def _draw(
+    function: Callable[..., Any], name: str, start: int, generator: torch.Generator | None, tensor: torch.Tensor
+) -> None:
+    """Initialise one tensor with its own random stream."""
+    import torch
+
+    if generator is not None:
+        _call(function, tensor, name, generator=generator.manual_seed(start))
+        return
+    # Seeding every device is slow, and a function of a CPU tensor draws on the CPU.
+    (torch.default_generator.manual_seed if tensor.device.type == "cpu" else torch.manual_seed)(start)
+    _call(function, tensor, name)
+
+
+def _draw_whole(draw: Callable[[Any], None], tensor: Any, name: str, where: str) -> None:
+    """Initialise a DTensor: every rank makes the whole, as for a plain tensor, and keeps its part of it."""
+    import torch
+
+    fills = (math.nan, math.nan) if tensor.dtype.is_floating_point or tensor.dtype.is_complex else (0, 1)
+    whole = _filled(tensor, fills[0])
+    draw(whole)
+    if whole.dtype.is_floating_point or whole.dtype.is_complex:
+        kept = bool((whole.float() if whole.element_size() == 1 else whole).isnan().any())
+    else:
+        other = _filled(tensor, fills[1])
+        draw(other)
+        kept = not torch.equal(whole, other)
+    if kept:
+        raise OptionError(
+            f"the function for {name} leaves some of its old values, or computes with them; no rank has all of them",
+            where=where,
+            hint="initialise with a function that sets every value, or call torchparams.apply_, which gathers them",
+        )
+    put_whole(tensor, whole.detach(), name, where)
+
+
+def _filled(tensor: Any, value: Any) -> Any:
+    """A plain parameter or tensor with the shape and the attributes of a DTensor."""
+    import torch
+
+    made = torch.full(tuple(tensor.shape), value, dtype=tensor.dtype, device=tensor.device)
+    if isinstance(tensor, torch.nn.Parameter):
+        made = torch.nn.Parameter(made, tensor.requires_grad)
+    own = {key: kept for key, kept in vars(tensor).items() if key not in ("_spec", "_local_tensor")}
+    vars(made).update(own)
+    return made
 
 
 def _call(function: Callable[..., Any], tensor: Any, name: str, **options: Any) -> None:

@@ -6,13 +6,17 @@ Networks", ICML 2018: fine-tuning with `α/2 ‖w − w⁰‖²` on the pretrain
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NotReadable, OptionError, UnknownName, nearest
 from torchparams.parameters import of
 from torchparams.render.tree import human_shape, listed, plural, printable
+from torchparams.sources.live.sharded import local_of
+from torchparams.sources.live.sharding import is_dtensor
 from torchparams.train._live import choose, refuse_codes
+from torchparams.train._shards import part_in, refuse_copies, refuse_flat, summed_over_ranks
 from torchparams.train.apply import refuse_without_values
 
 if TYPE_CHECKING:
@@ -32,6 +36,10 @@ def penalty(model: object, selector: object = None, p: int = 2, toward: object =
 
 
     Each call applies the selector and reads `toward`. In a training loop, make a `Penalty` once and call it.
+
+    Of sharded parameters (DTensors), each rank sums up its part: all of their ranks make the call, which meets and
+    gathers once (two collectives of torch), and every rank gets the penalty of the whole. With FSDP2, call it before
+    the forward pass: the parameters in between are copies, and refused.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
@@ -107,6 +115,7 @@ class Penalty:
         self._source = chosen.source
         self._bases: list[torch.Tensor] | None = None
         refuse_codes(self._source, selected, "penalty")
+        refuse_flat(chosen.records, selected, self._source.label)
         _refuse_unusable(selected, self._source.label)
         if toward is not None:
             table = of(toward)
@@ -127,9 +136,39 @@ class Penalty:
         except KeyError as missing:
             raise UnknownName.among(str(missing.args[0]), tensors, self._source.label) from None
         _refuse_unusable(dict(zip(self.names, parameters, strict=True)), self._source.label)
+        self._refuse_gathered()
+        sharded = [place for place, parameter in enumerate(parameters) if is_dtensor(parameter)]
+        if sharded:
+            return self._total_of_shards(parameters, sharded)
         if self._bases is not None:
             self._settle(parameters)
         return _total(parameters, self._bases, self.p)
+
+    def _total_of_shards(self, parameters: Sequence[Any], sharded: Sequence[int]) -> torch.Tensor:
+        """The penalty where some parameters are DTensors: of this rank's parts, added up over the ranks."""
+        import torch
+
+        where = self._source.label
+        dtensors = {self.names[place]: parameters[place] for place in sharded}
+        here = [each.to_local() if is_dtensor(each) else each for each in parameters]
+        if self._bases is not None:
+            self._settle(here)  # the targets are parts too
+        sums = [
+            _total([part], None if self._bases is None else [self._bases[place]], self.p)
+            for place, part in enumerate(here)
+        ]
+        total: torch.Tensor = summed_over_ranks(torch.stack([sums[place] for place in sharded]), dtensors, where)
+        for place, part in enumerate(sums):
+            if place not in sharded:
+                total = total + part.to(total.device, total.dtype)
+        return total
+
+    def _refuse_gathered(self) -> None:
+        """Refuse parameters in the middle of a step of FSDP: copies, and parts."""
+        if "torch.distributed.fsdp" in sys.modules:
+            records = self._source.records()
+            refuse_copies(records, self.names, self._source.label)
+            refuse_flat(records, self.names, self._source.label)
 
     def _settle(self, parameters: Sequence[Any]) -> None:
         """Move the targets to the devices of the parameters."""
@@ -207,7 +246,7 @@ def _matched(names: Sequence[str], chosen: Chosen, table: Parameters) -> dict[st
     return found
 
 
-def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: bool) -> torch.Tensor:
+def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: bool) -> Any:
     """Target tensor of a parameter, with its shape checked."""
     from torch.nn.parameter import is_lazy
 
@@ -219,10 +258,23 @@ def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: boo
         shape = tuple(value.shape)
     if tuple(shape) != tuple(parameter.shape):
         raise _other_shape(name, parameter, shape, table.source.label)
-    base = table.source.tensor(there).detach()
+    base: Any = table.source.tensor(there).detach()
+    if is_dtensor(parameter) or is_dtensor(base):
+        if is_dtensor(base) and (not is_dtensor(parameter) or not _alike(base, parameter)):
+            base = base.full_tensor()
+        if is_dtensor(base):
+            base = local_of(base)
+        elif is_dtensor(parameter):
+            base = part_in(parameter, base, name, table.source.label)
+        return base.clone()
     if base.device.type == "meta":
         raise NotReadable(f"{there} is on the meta device, which holds no values", where=table.source.label)
     return base.clone() if copy else base
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two DTensors are sharded alike."""
+    return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
 
 
 def _other_shape(name: str, parameter: Any, shape: Sequence[int], where: str | None) -> MismatchError:

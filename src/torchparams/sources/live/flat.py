@@ -95,6 +95,20 @@ class FlatPart:
         found = flat._shard_param_infos[self._place]
         return (found.offset_in_shard, found.offset_in_shard + found.numel_in_shard) if found.in_shard else (0, 0)
 
+    def gradient(self, parameter: Any) -> Any:
+        """The part of its gradient that this rank has, which may be empty; None where no rank has a gradient.
+
+        Args:
+            parameter: The parameter that a module holds for it.
+        """
+        if parameter.grad is not None:
+            return parameter.grad
+        flat = self._handle.flat_param
+        unused = getattr(flat, "_is_grad_none_mask", None)
+        if flat.grad is None or (unused is not None and unused[self._place]):
+            return None
+        return flat.grad.reshape(-1)[:0]
+
     def view(self) -> Any:
         """A parameter that shows this rank's part of it, for models whose modules hold none."""
         import torch
@@ -139,6 +153,11 @@ def add_parts(
             if other.prim_module is info.module and other.prim_param_name == info.param_name
         )
         yield [names[-1], *(prefix + strip_wrappers(path) for path in tied)]
+
+
+def is_view(tensor: Any) -> bool:
+    """Whether a parameter was made to show a part of a flat parameter: no module holds it."""
+    return getattr(tensor, _PART, None) is not None
 
 
 def is_flat(tensor: Any) -> bool:

@@ -1,0 +1,203 @@
+"""Sharded parameters of a live model: which a change refuses, and how a whole tensor becomes this rank's part."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.ranks import Ranks, described, fingerprint
+from torchparams.errors import NotReadable, RanksError, UnsupportedSource
+from torchparams.io.live import memory_of
+from torchparams.sources.live.flat import RESHARD, flat_part, is_view, unsharded
+from torchparams.sources.live.sharded import layout_of, local_of
+from torchparams.sources.live.sharding import is_dtensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torchparams.info import Sharding
+    from torchparams.records import Records
+
+
+def shardings(records: Records, names: Iterable[str]) -> dict[str, Sharding]:
+    """Name → sharding, for the sharded tensors among `names`."""
+    wanted = frozenset(names)
+    columns = zip(records.names, records.column("sharding"), strict=True)
+    return {name: sharding for name, sharding in columns if sharding is not None and name in wanted}
+
+
+def refuse_copies(records: Records, names: Iterable[str], where: str) -> None:
+    """Refuse copies that FSDP gathered for a forward pass: what changes them is lost.
+
+    Raises:
+        NotReadable: There is one among `names`.
+    """
+    for name, sharding in shardings(records, names).items():
+        if sharding.kind == "unsharded":
+            raise NotReadable(unsharded(name), where=where, hint=RESHARD)
+
+
+def refuse_flat(records: Records, names: Iterable[str], where: str) -> None:
+    """Refuse parameters of which this rank has a run of elements, in FSDP1's flat parameter.
+
+    Raises:
+        NotReadable: There is one among `names`.
+    """
+    for name, sharding in shardings(records, names).items():
+        if sharding.kind == "FSDP1":
+            raise NotReadable(flat_part(name), where=where, hint=RESHARD)
+
+
+def refuse_views(tensors: Mapping[str, Any], where: str, verb: str) -> None:
+    """Refuse parameters that exist only within FSDP1's flat parameter: they have no flags and no gradient of their own.
+
+    Raises:
+        UnsupportedSource: There is one.
+    """
+    for name, tensor in tensors.items():
+        if is_view(tensor):
+            raise UnsupportedSource(
+                f"{verb} cannot treat {name} apart from the other parameters in its flat parameter",
+                where=where,
+                hint="pass use_orig_params=True to FullyShardedDataParallel, or shard with fully_shard",
+            )
+
+
+def part_in(tensor: Any, whole: Any, name: str, where: str) -> Any:
+    """The view of a whole tensor that is this rank's part of a DTensor.
+
+    Args:
+        tensor: The DTensor.
+        whole: A plain tensor of its shape.
+        name, where: Name and model, for errors.
+    """
+    import torch.distributed as dist
+
+    box = layout_of(tensor, name, where).boxes[dist.get_rank()]
+    return whole[tuple(slice(offset, offset + size) for offset, size in zip(*box, strict=True))]
+
+
+def put_whole(tensor: Any, whole: Any, name: str, where: str) -> None:
+    """Copy this rank's part of a whole tensor into a DTensor, or all of it into a plain tensor."""
+    if is_dtensor(tensor):
+        local_of(tensor).copy_(part_in(tensor, whole, name, where))
+    else:
+        tensor.copy_(whole)
+
+
+def whole_of(tensor: Any) -> Any:
+    """All elements of a tensor as a plain one; of a DTensor by a collective that all ranks of its mesh enter."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def sharded_like(tensor: Any, whole: Any, name: str, where: str) -> Any:
+    """A DTensor with the elements of `whole`, sharded as `tensor` is; nothing is communicated."""
+    from torch.distributed.tensor import DTensor
+
+    part = part_in(tensor, whole, name, where).clone().contiguous()
+    return DTensor.from_local(
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def summed_over_ranks(parts: Any, tensors: Mapping[str, Any], where: str) -> Any:
+    """The sum over all ranks of numbers that each made of its parts; replicas count once.
+
+    All ranks of the tensors call it: they meet, and gather once. The derivative by each number is 1.
+
+    Args:
+        parts: One-dimensional tensor, a number for each DTensor.
+        tensors: Name → DTensor.
+        where: Label of the model.
+    """
+    layouts = [layout_of(tensor, name, where) for name, tensor in tensors.items()]
+    team = Ranks(rank for layout in layouts for rank in layout.ranks)
+    common = (name for name, layout in zip(tensors, layouts, strict=True) if layout.ranks == team.members)
+    team.meet(f"penalty ({fingerprint(common)})")
+    heard = dict(zip(team.members, team.gather(parts.detach().double().cpu().tolist()), strict=True))
+    total = math.fsum(heard[rank][place] for place, layout in enumerate(layouts) for rank in layout.owners())
+    # The value of the whole, and the derivative of this rank's part.
+    own = parts.sum()
+    return own - own.detach() + own.detach().new_tensor(total)
+
+
+class Together:
+    """A change of DTensors that all of their ranks make: each gathers the wholes, and keeps its parts of the results.
+
+    Args:
+        records: The reading of the model.
+        tensors: Name → tensor, sharded or not, for the tensors to change.
+        where: Label of the model.
+    """
+
+    def __init__(self, records: Records, tensors: Mapping[str, Any], where: str) -> None:
+        self._where = where
+        self._shardings = shardings(records, (name for name, tensor in tensors.items() if is_dtensor(tensor)))
+        self._team: Ranks | None = None
+        self._made: dict[str, str] = {}
+
+    def meet(self, what: str) -> None:
+        """Wait for the other ranks, if there is a sharded tensor.
+
+        Raises:
+            RanksError: A rank does not make the call.
+        """
+        if self._shardings:
+            self._team = team = Ranks(rank for each in self._shardings.values() for rank in each.ranks)
+            common = (name for name, each in self._shardings.items() if tuple(sorted(each.ranks)) == team.members)
+            team.meet(f"{what} ({fingerprint(common)})")
+
+    def gather(self, tensor: Any) -> Any:
+        """The whole of a DTensor as a plain parameter or tensor."""
+        import torch
+
+        whole = tensor.detach().full_tensor().clone()
+        if isinstance(tensor, torch.nn.Parameter):
+            whole = torch.nn.Parameter(whole, tensor.requires_grad)
+        return whole
+
+    def put(self, name: str, tensor: Any, whole: Any) -> None:
+        """Keep this rank's part of a changed whole.
+
+        Raises:
+            NotReadable: Ranks keep summands of the tensor.
+        """
+        import torch
+        from blake3 import blake3
+
+        if any(type(placement).__name__ == "Partial" for placement in tensor.placements):
+            raise NotReadable(
+                f"ranks keep summands of {name}, which add up to its values",
+                where=self._where,
+                hint="redistribute it first",
+            )
+        flat = whole.detach().cpu().contiguous().reshape(-1)
+        self._made[name] = blake3(memory_of(flat.view(torch.uint8)).data).hexdigest()
+        put_whole(tensor, whole.detach(), name, self._where)
+
+    def agree(self, failed: Exception | None) -> None:
+        """Raise on all ranks if one failed, or if the ranks made different wholes.
+
+        Args:
+            failed: The error of this rank.
+
+        Raises:
+            RanksError: Another rank failed, or has other values.
+        """
+        if self._team is None:
+            if failed is not None:
+                raise failed
+            return
+        heard = self._team.gather((described(failed), self._made))
+        if failed is not None:
+            raise failed
+        self._team.refuse([error for error, _ in heard])
+        for rank, (_, made) in zip(self._team.members, heard, strict=True):
+            other = next((name for name, digest in self._made.items() if made.get(name, digest) != digest), None)
+            if other is not None:
+                raise RanksError(
+                    f"the function gives {other} other values on rank {rank} than on rank {self._team.here}",
+                    where=self._where,
+                    exists="nothing was changed",
+                    hint="seed the random generators alike on all ranks, or call torchparams.init",
+                )
