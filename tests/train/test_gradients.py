@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 import torchparams as tp
 from torchparams.errors import NoMatch, NotReadable, OptionError, ReadOnlyTable, UnknownName, UnsupportedSource
 from torchparams.sources.live.module import ModuleSource
-from torchparams.train.gradients import combined
+from torchparams.train._norms import combined
 
 
 def net() -> Any:
