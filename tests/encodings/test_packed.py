@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 import torchparams as tp
+import torchparams.encodings.scaled as scaled_module
 from torchparams.dtypes import DType
-from torchparams.encodings.scaled import FP4
+from torchparams.encodings.packed import Unpacked
+from torchparams.encodings.scaled import FP4, BlockScaled
+from torchparams.expressions.work import Work, evaluate
+from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +99,42 @@ def test_gptq_in_several_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(packed, "_PIECES", 3)
     assert np.array_equal(sole(path)[0], expected)
     assert tp.stats(path)["l.weight"].max == expected.max()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("order", ["plain", "act"])
+def test_the_stored_order_has_the_same_elements(bits: int, order: str, tmp_path: Path) -> None:
+    weights, expected = gptq(bits, order=order)
+    row = tp.of(directory(tmp_path, weights, {"quant_method": "gptq", "bits": bits})).source.row("l.weight")
+    stored = row.unordered()
+    assert stored is not row
+    assert np.array_equal(evaluate(stored), expected.T)
+    with Work() as work:
+        work.begin(stored)
+        for start, stop in ((0, 1), (63, 65), (5, 700), (stored.numel - 3, stored.numel)):
+            assert np.array_equal(stored.compute(start, stop, work), expected.T.reshape(-1)[start:stop])
+
+
+def test_statistics_read_packed_words_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, expected = gptq(4, 256, 64, 2)
+    path = directory(tmp_path, weights, {"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(Unpacked, "columns_of", lambda *_: pytest.fail("columns were read"))
+    found = tp.stats(path).rows[0]
+    plain = tp.stats({"l.weight": expected}).rows[0]
+    assert (found.mean, found.std, found.min, found.max) == (plain.mean, plain.std, plain.min, plain.max)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 18])
+def test_scales_are_kept_or_read_for_each_part(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaled_module, "KEPT", kept)
+    codes, scales = rng().integers(-9, 9, (1, 1000)).astype(np.int8), rng().random((1, 34)).astype(np.float32)
+    source = MemorySource({"c": codes, "s": scales})
+    row = BlockScaled(source.row("c"), source.row("s"), (1, 1000), (1, 30))
+    expected = (codes * np.repeat(scales, 30, axis=1)[:, :1000]).reshape(-1)
+    with Work() as work:
+        work.begin(row)
+        for start, stop in ((0, 1000), (29, 31), (30, 60), (61, 299), (990, 1000)):
+            assert np.array_equal(row.compute(start, stop, work), expected[start:stop])
 
 
 def test_gptq_without_a_configuration_is_refused() -> None:

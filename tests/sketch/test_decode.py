@@ -19,6 +19,19 @@ KERNELS: list[Any] = [importlib.import_module("torchparams.sketch._decode")] if 
 ORDERS = [None, bytes([0, 2, 4, 6, 1, 3, 5, 7])]
 
 
+NUMBERS = np.arange(256, dtype=np.float32)
+TABLES = {
+    "any": np.where(NUMBERS == 7, np.nan, np.random.default_rng(0).standard_normal(256)).astype(np.float32),
+    "counted": NUMBERS,
+    "counted from -8": NUMBERS - 8,
+    "signed": np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32),
+    "nearly counted": np.where(NUMBERS == 200, 3, NUMBERS),
+    "negative zero": np.where(NUMBERS == 8, np.float32(-0.0), NUMBERS - 8),
+    "halves": NUMBERS + np.float32(0.5),
+    "infinite": NUMBERS + np.float32(np.inf),
+}
+
+
 @given(st.data())
 def test_scaled_is_the_definition(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
@@ -26,8 +39,7 @@ def test_scaled_is_the_definition(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, rows * columns - 1))
     count = data.draw(st.integers(1, rows * columns - start))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
-    table = rng.standard_normal(256).astype(np.float32)
-    table[7] = np.nan
+    table = TABLES[data.draw(st.sampled_from(list(TABLES)))]
     lines, across = -(-rows // block[0]), -(-columns // block[1])
     scales, zeros = (rng.standard_normal((lines, across)).astype(np.float32) for _ in range(2))
     index = rng.integers(0, across, columns).astype(np.int32)

@@ -96,7 +96,7 @@ def _build(
         scale,
         shape,
         (1, group),
-        table=tuple(float(code - half) for code in range(1 << bits)),
+        table=tuple(float(code - half) for code in range(256)),
         zeros=Unpacked(others[0], bits, (shape[0], scale.shape[1]), 0) if has_zeros else None,
         index=others[-1] if has_order else None,
     )

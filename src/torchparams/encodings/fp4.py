@@ -119,4 +119,5 @@ def _turned(codes: Expression, scale: Expression, *, shape: tuple[int, int, int]
     """Experts with inputs before outputs, as the layer multiplies."""
     _, outputs, inputs = shape
     turned = Transposed(Nibbles(codes, shape))
-    return BlockScaled(turned, Transposed(_powers(scale)), (inputs, outputs), (32, 1), table=FP4)
+    stored = BlockScaled(Nibbles(codes, shape), _powers(scale), (outputs, inputs), (1, 32), table=FP4)
+    return BlockScaled(turned, Transposed(_powers(scale)), (inputs, outputs), (32, 1), table=FP4, stored=stored)

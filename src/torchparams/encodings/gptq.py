@@ -7,11 +7,11 @@ order or (act-order) with the group of each in `g_idx`; AWQ packs them along the
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
 from torchparams.encodings.packed import Transposed, Unpacked
-from torchparams.encodings.scaled import BlockScaled
+from torchparams.encodings.scaled import COUNTED, BlockScaled
 
 if TYPE_CHECKING:
     from torchparams.encodings.base import Tensors
@@ -122,16 +122,26 @@ def _build_gptq(
 ) -> Expression:
     outputs, inputs = shape
     # The one zero point that programs do not read alike is the largest, which is stored where zero was meant.
+    common: dict[str, Any] = {
+        "table": COUNTED, "above": above, "limit": (1 << bits) - 1 - above, "index": index
+    }  # fmt: skip
+    stored = BlockScaled(
+        Unpacked(codes, bits, (inputs, outputs), 0),
+        scales,
+        (inputs, outputs),
+        (group, 1),
+        zeros=Unpacked(zeros, bits, (zeros.shape[0], outputs), 1),
+        rows_by_index=True,
+        **common,
+    )
     return BlockScaled(
         Unpacked(codes, bits, (outputs, inputs), 0, turned=True),
         Transposed(scales),
         (outputs, inputs),
         (1, group),
-        table=tuple(map(float, range(1 << bits))),
         zeros=Unpacked(zeros, bits, (outputs, zeros.shape[0]), 1, turned=True),
-        above=above,
-        limit=(1 << bits) - 1 - above,
-        index=index,
+        stored=stored,
+        **common,
     )
 
 
@@ -158,12 +168,22 @@ def _awq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused
 def _build_awq(
     codes: Expression, scales: Expression, zeros: Expression, *, shape: tuple[int, int], group: int
 ) -> Expression:
-    outputs = shape[0]
+    outputs, inputs = shape
+    groups = zeros.shape[0]
+    stored = BlockScaled(
+        Unpacked(codes, 4, (inputs, outputs), 1, order=AWQ_ORDER),
+        scales,
+        (inputs, outputs),
+        (group, 1),
+        table=COUNTED,
+        zeros=Unpacked(zeros, 4, (groups, outputs), 1, order=AWQ_ORDER),
+    )
     return BlockScaled(
         Unpacked(codes, 4, shape, 1, turned=True, order=AWQ_ORDER),
         Transposed(scales),
         shape,
         (1, group),
-        table=tuple(map(float, range(16))),
-        zeros=Unpacked(zeros, 4, (outputs, zeros.shape[0]), 1, turned=True, order=AWQ_ORDER),
+        table=COUNTED,
+        zeros=Unpacked(zeros, 4, (outputs, groups), 1, turned=True, order=AWQ_ORDER),
+        stored=stored,
     )

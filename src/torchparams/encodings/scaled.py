@@ -27,6 +27,13 @@ FP4: Table = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2
 """The values of float4_e2m1fn, by code."""
 
 
+KEPT = 1 << 18
+"""Scales of a matrix that are kept for the blocks that follow; more are read again for each block."""
+
+COUNTED: Table = tuple(map(float, range(256)))
+"""Codes that are their own values."""
+
+
 class BlockScaled(Expression):
     """Values of codes: that of the table, less a zero point, times the scale of the block.
 
@@ -39,7 +46,10 @@ class BlockScaled(Expression):
         zeros: The zero point of each block; None for zero.
         above: Added to zero points, as a format may store them less one.
         limit: The largest zero point that is stored; a larger one is refused.
-        index: The column of blocks of each column of codes; None where the blocks' width decides.
+        index: The block of each column of codes, or with `rows_by_index` of each row; None where the blocks' width or
+            height decides.
+        rows_by_index: Whether the index is of rows.
+        stored: The same elements as they lie in the file, where that is the other way round.
         shape: The shape; that of the codes unless given.
         dtype: The type that values are rounded to.
         offset: Added to every scale.
@@ -65,6 +75,8 @@ class BlockScaled(Expression):
         above: int = 0,
         limit: int = 255,
         index: Expression | None = None,
+        rows_by_index: bool = False,
+        stored: Expression | None = None,
         shape: Sequence[int] | None = None,
         dtype: DType = F32,
         offset: float = 0.0,
@@ -74,27 +86,37 @@ class BlockScaled(Expression):
         super().__init__(codes.shape if shape is None else shape, dtype, (codes, scales, *further))
         self.codes, self.scales, self.zeros, self.index, self.table = codes, scales, zeros, index, table
         self.matrix, self.block = matrix, block
+        self.rows_by_index, self._stored = rows_by_index, stored
         self.above, self.limit, self.offset, self.factor = above, limit, offset, factor
         rows, columns = matrix
-        # Rows and columns of blocks; with an index, as many columns as there are scales for.
-        self.lines = -(-rows // block[0])
+        # Rows and columns of blocks; with an index, as many as there are scales for.
         matrices = codes.numel // max(rows * columns, 1)
-        self.across = scales.numel // (matrices * self.lines) if index is not None else -(-columns // block[1])
+        self.lines, self.across = -(-rows // block[0]), -(-columns // block[1])
+        if index is not None and rows_by_index:
+            self.lines = scales.numel // (matrices * self.across)
+        elif index is not None:
+            self.across = scales.numel // (matrices * self.lines)
         assert self.numel == codes.numel == matrices * rows * columns
         assert scales.numel == matrices * self.lines * self.across
         assert zeros is None or zeros.numel == scales.numel
         self.granule = columns if columns <= 1 << 16 else 1
 
+    def unordered(self) -> Expression:
+        """The elements as they are stored, where that is the other way round."""
+        return self if self._stored is None else self._stored
+
     def prepare(self, work: Work) -> Any:
-        """The column of blocks of each column, where it is not what the blocks' width says."""
+        """The block of each column, or of each row, where it is not what the size of the blocks says."""
         import numpy as np
 
         if self.index is None:
             return None
-        found = np.array(self.index.compute(0, self.matrix[1], work)).astype(np.int64)
-        if len(found) and (found.min() < 0 or found.max() >= self.across):
-            raise NotReadable(f"A group in {self.index.summary()!r} is out of range: there are {self.across}")
-        plain = np.arange(len(found)) // self.block[1]
+        along = 0 if self.rows_by_index else 1
+        groups = (self.lines, self.across)[along]
+        found = np.array(self.index.compute(0, self.matrix[along], work)).astype(np.int64)
+        if len(found) and (found.min() < 0 or found.max() >= groups):
+            raise NotReadable(f"A group in {self.index.summary()!r} is out of range: there are {groups}")
+        plain = np.arange(len(found)) // self.block[along]
         return None if np.array_equal(found, plain) else found.astype(np.int32)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
@@ -112,11 +134,16 @@ class BlockScaled(Expression):
         while at < stop:  # one matrix after the other: the blocks of the next begin anew
             number, begin = divmod(at, size)
             count = min(size - begin, stop - at)
+            if index is not None and self.rows_by_index:
+                rows = index[begin // columns : (begin + count - 1) // columns + 1]
+                self._by_row(found[at - start : at - start + count], table, number, rows, begin % columns,
+                             out[at - start : at - start + count], work)  # fmt: skip
+                at += count
+                continue
             first, last = begin // columns // high, (begin + count - 1) // columns // high + 1
-            lines = (number * self.lines + first) * self.across, (number * self.lines + last) * self.across
             self._scale(
-                found[at - start : at - start + count], table, lines, index, begin - first * high * columns,
-                out[at - start : at - start + count], work,
+                found[at - start : at - start + count], table, number, (first, last), index,
+                begin - first * high * columns, out[at - start : at - start + count], work,
             )  # fmt: skip
             at += count
         if self.factor != 1:
@@ -128,30 +155,66 @@ class BlockScaled(Expression):
             np.copyto(rounded, out, casting="unsafe")
         return rounded
 
+    def _by_row(self, codes: Array, table: Array, number: int, rows: Array, start: int, out: Array, work: Work) -> None:
+        """Rows of which each has blocks of its own, wherever their scales are."""
+        from torchparams.sketch.decode import scaled
+
+        scales, *zeros = self._kept(number, work)[:, rows]
+        scaled(codes, table, scales, zeros[0] if zeros else None, None, self.matrix[1], (1, self.block[1]), start, out)
+
     def _scale(
         self,
         codes: Array,
         table: Array,
+        number: int,
         lines: tuple[int, int],
         index: Array | None,
         start: int,
         out: Array,
         work: Work,
     ) -> None:
-        import numpy as np
-
         from torchparams.sketch.decode import scaled
 
-        scales = widen(self.scales.compute(*lines, work), self.scales.dtype)
+        columns, wide = self.matrix[1], self.block[1]
+        first = (number * self.lines + lines[0]) * self.across
+        if self.lines * self.across <= KEPT:
+            scales, *zeros = self._kept(number, work)[:, lines[0] : lines[1]]
+        elif index is None and start % columns + len(codes) <= columns:
+            # Of one row, which may be a whole tensor, the scales of this part alone.
+            begin, end = start % columns // wide, -(-(start % columns + len(codes)) // wide)
+            scales, *zeros = (each.reshape(1, -1) for each in self._factors(first + begin, first + end, work))
+            columns, start = (end - begin) * wide, start % columns - begin * wide
+        else:
+            stop = (number * self.lines + lines[1]) * self.across
+            scales, *zeros = (each.reshape(-1, self.across) for each in self._factors(first, stop, work))
+        scaled(codes, table, scales, zeros[0] if zeros else None, index, columns, self.block, start, out)
+
+    def _kept(self, number: int, work: Work) -> Array:
+        """The scales of a matrix and its zero points, which the blocks after this one need too."""
+        import numpy as np
+
+        size = self.lines * self.across
+
+        def read() -> Array:
+            found = self._factors(number * size, (number + 1) * size, work)
+            return np.stack([each.reshape(-1, self.across) for each in found])
+
+        return work.latest(self, number, read)
+
+    def _factors(self, start: int, stop: int, work: Work) -> list[Array]:
+        """Some scales and, where there are any, zero points, in float32."""
+        import numpy as np
+
+        scales = widen(self.scales.compute(start, stop, work), self.scales.dtype)
         if self.offset:
             scales = scales + np.float32(self.offset)
-        zeros = None
+        found = [scales]
         if self.zeros is not None:
-            stored = self.zeros.compute(*lines, work)
+            stored = self.zeros.compute(start, stop, work)
             if self.limit < 255 and stored.max() > self.limit:
                 raise NotReadable(f"A zero point in {self.zeros.summary()!r} is larger than {self.limit}")
-            zeros = (stored.astype(np.float32) + np.float32(self.above)).reshape(-1, self.across)
-        scaled(codes, table, scales.reshape(-1, self.across), zeros, index, self.matrix[1], self.block, start, out)
+            found.append(stored.astype(np.float32) + np.float32(self.above))
+        return found
 
     def _table(self, work: Work) -> Array:
         if self.table is None:

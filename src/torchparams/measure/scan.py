@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from torchparams.engines.base import Unread, readable_jobs
+from torchparams.engines.base import Job, Unread, readable_jobs
 from torchparams.engines.distributed import engine_for
+from torchparams.expressions.base import Stored
 from torchparams.records import Records
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def scan(
     task: Task[Part, Result],
     *,
     whole: bool,
+    ordered: bool = True,
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Result | Unread, Losses | None]]:
@@ -43,6 +45,7 @@ def scan(
         records: One reading of it: the tensors to read.
         task: What is done with each.
         whole: Whether these are all tensors of the source.
+        ordered: Whether the task's result depends on the order of the elements.
         engine: What runs it; a `ThreadEngine` that maps files unless given.
         progress: Told bytes read and bytes in all.
 
@@ -57,6 +60,8 @@ def scan(
     jobs, cannot = readable_jobs(source, readable, records.tensors)
     for each in cannot:
         yield each.name, each, None
+    if not ordered:
+        jobs = [job if type(job.rows[0]) is Stored else Job(job.key, (job.rows[0].unordered(),)) for job in jobs]
     engine = engine or engine_for(jobs)
     for job, result, losses in engine.run(jobs, task, progress=progress):
         yield job.key, result, losses

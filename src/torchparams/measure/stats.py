@@ -101,6 +101,7 @@ def stats(
             records,
             StatsTask(wanted, keep=members is not None),
             whole=params.selector is None,
+            ordered=False,
             engine=engine,
             progress=progress,
         )

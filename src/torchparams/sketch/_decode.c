@@ -53,41 +53,96 @@ typedef struct {
     size_t columns, height, width, lines, start, n;
 } job;
 
-typedef void (*run_of)(const uint8_t *, const float *, float, float, size_t, float *);
+/* How the table gives the value of a code: by a look-up, or as the code itself, or the code with a sign, plus a number.
+ * The last two need no look-up, which takes several times as long. */
+enum { LOOKED_UP, COUNTED, SIGNED };
 
-static void run_base(const uint8_t *codes, const float *table, float zero, float scale, size_t n, float *out)
+typedef void (*run_of)(int, const uint8_t *, const float *, const float *, const float *, size_t, size_t, float *);
+
+/* Neighbours with one zero and scale (a step of 0), or one each (a step of 1). */
+static void run_base(int kind, const uint8_t *codes, const float *table, const float *zeros, const float *scales,
+                     size_t step, size_t n, float *out)
 {
+    (void)kind;
     for (size_t i = 0; i < n; i++)
-        out[i] = (table[codes[i]] - zero) * scale;
+        out[i] = (table[codes[i]] - (zeros ? zeros[i * step] : 0)) * scales[i * step];
 }
 
 #if X86
-AVX2 static void run_avx2(const uint8_t *codes, const float *table, float zero, float scale, size_t n, float *out)
+AVX2 INLINE __m256 eight_values(int kind, const uint8_t *codes, const float *table, __m256 base)
 {
-    __m256 zeros = _mm256_set1_ps(zero), scales = _mm256_set1_ps(scale);
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)codes);
+    if (kind == LOOKED_UP)
+        return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(bytes), 4);
+    __m256i numbers = kind == SIGNED ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+    return _mm256_add_ps(_mm256_cvtepi32_ps(numbers), base);
+}
+
+AVX2 INLINE void run_kind(int kind, const uint8_t *codes, const float *table, const float *zeros, const float *scales,
+                          size_t step, size_t n, float *out)
+{
+    __m256 base = _mm256_set1_ps(table[0]);
     size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + i)));
-        __m256 values = _mm256_sub_ps(_mm256_i32gather_ps(table, at, 4), zeros);
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(values, scales));
-    }
-    for (; i < n; i++)
-        out[i] = (table[codes[i]] - zero) * scale;
+    if (step == 0 && n >= 8) {
+        __m256 zero = _mm256_set1_ps(zeros ? *zeros : 0), scale = _mm256_set1_ps(*scales);
+        for (; i + 8 <= n; i += 8) {
+            __m256 values = _mm256_sub_ps(eight_values(kind, codes + i, table, base), zero);
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(values, scale));
+        }
+    } else if (step == 1)
+        for (; i + 8 <= n; i += 8) {
+            __m256 zero = zeros ? _mm256_loadu_ps(zeros + i) : _mm256_setzero_ps();
+            __m256 values = _mm256_sub_ps(eight_values(kind, codes + i, table, base), zero);
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(values, _mm256_loadu_ps(scales + i)));
+        }
+    run_base(kind, codes + i, table, zeros ? zeros + i * step : NULL, scales + i * step, step, n - i, out + i);
+}
+
+AVX2 static void run_avx2(int kind, const uint8_t *codes, const float *table, const float *zeros, const float *scales,
+                          size_t step, size_t n, float *out)
+{
+    if (kind == COUNTED)
+        run_kind(COUNTED, codes, table, zeros, scales, step, n, out);
+    else if (kind == SIGNED)
+        run_kind(SIGNED, codes, table, zeros, scales, step, n, out);
+    else
+        run_kind(LOOKED_UP, codes, table, zeros, scales, step, n, out);
 }
 #endif
+
+static int is_bits(float a, float b) /* -0 is another value than 0 here, and NaN is none */
+{
+    return memcmp(&a, &b, sizeof a) == 0;
+}
+
+static int kind_of(const float *table)
+{
+    int counted = 1, with_sign = 1;
+    if (!(table[0] >= -VALUES && table[0] <= VALUES) || table[0] != (float)(int)table[0])
+        return LOOKED_UP;
+    for (int i = 0; i < VALUES; i++) { /* sums of small whole numbers are exact */
+        counted &= is_bits(table[i], table[0] + (float)i);
+        with_sign &= is_bits(table[i], table[0] + (float)(i < VALUES / 2 ? i : i - VALUES));
+    }
+    return counted ? COUNTED : with_sign ? SIGNED : LOOKED_UP;
+}
 
 static run_of run_best = run_base;
 
 static void scale_all(const job *j, float *out)
 {
     size_t row = j->start / j->columns, column = j->start % j->columns, at = 0;
+    int kind = kind_of(j->table);
     while (at < j->n) {
         const float *scales = j->scales + row / j->height * j->lines;
         const float *zeros = j->zeros ? j->zeros + row / j->height * j->lines : NULL;
         size_t end = j->columns - column < j->n - at ? at + j->columns - column : j->n;
-        if (j->index || j->width == 1) {
+        if (j->width == 1 && !j->index) {
+            run_best(kind, j->codes + at, j->table, zeros ? zeros + column : NULL, scales + column, 1, end - at, out + at);
+            at = end;
+        } else if (j->index) {
             for (; at < end; at++, column++) {
-                size_t group = j->index ? (size_t)j->index[column] : column;
+                size_t group = (size_t)j->index[column];
                 out[at] = (j->table[j->codes[at]] - (zeros ? zeros[group] : 0)) * scales[group];
             }
         }
@@ -95,7 +150,7 @@ static void scale_all(const job *j, float *out)
             size_t group = column / j->width, n = j->width - column % j->width;
             if (n > end - at)
                 n = end - at;
-            run_best(j->codes + at, j->table, zeros ? zeros[group] : 0, scales[group], n, out + at);
+            run_best(kind, j->codes + at, j->table, zeros ? zeros + group : NULL, scales + group, 0, n, out + at);
             at += n;
             column += n;
         }
@@ -225,12 +280,29 @@ INLINE void whole_words(const packing *p, size_t bits, int dense)
     }
 }
 
-static int is_dense(const packing *p)
+/* Words side by side whose codes belong into rows, each of them contiguous: of four bits, of which most files are. */
+static void rows_of4(const packing *p)
+{
+    for (size_t code = 0; code < p->codes; code++) {
+        const uint32_t *words = p->words + code / 8 * p->word_step;
+        uint8_t *out = p->out + code * p->code_out;
+        const unsigned shift = (unsigned)(code % 8 * 4);
+        for (size_t lane = 0; lane < p->lanes; lane++)
+            out[lane] = (uint8_t)(words[lane] >> shift & 15);
+    }
+}
+
+static int is_natural(const packing *p)
 {
     for (uint8_t i = 0; i < 8; i++)
         if (p->order[i] != i)
             return 0;
-    return p->code_out == 1;
+    return 1;
+}
+
+static int is_dense(const packing *p)
+{
+    return is_natural(p) && p->code_out == 1;
 }
 
 static void any_bits(const packing *p)
@@ -261,7 +333,9 @@ static void unpack_all(const packing *p)
         whole_words(p, 2, 0);
         break;
     case 4:
-        if (is_dense(p))
+        if (p->lane_step == 1 && p->lane_out == 1 && is_natural(p))
+            rows_of4(p);
+        else if (is_dense(p))
             whole_words(p, 4, 1);
         else
             whole_words(p, 4, 0);
