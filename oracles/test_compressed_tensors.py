@@ -24,6 +24,10 @@ INTEGERS: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "int4-g32": ({"num_bits": 4, "strategy": "group", "group_size": 32}, grouped(7, 32)),
     "int8-channel": ({"num_bits": 8, "strategy": "channel"}, grouped(127, 128)),
     "int4-channel": ({"num_bits": 4, "strategy": "channel"}, grouped(7, 128)),
+    "int3-g32": ({"num_bits": 3, "strategy": "group", "group_size": 32}, grouped(3, 32)),
+    "int5-g64": ({"num_bits": 5, "strategy": "group", "group_size": 64}, grouped(15, 64)),
+    "int6-channel": ({"num_bits": 6, "strategy": "channel"}, grouped(31, 128)),
+    "int7-g64": ({"num_bits": 7, "strategy": "group", "group_size": 64}, grouped(63, 64)),
     "int2-g16": ({"num_bits": 2, "strategy": "group", "group_size": 16}, grouped(1, 16)),
 }
 
@@ -64,3 +68,27 @@ def test_nvfp4_of_compressed_tensors() -> None:
     assert params.info("l.weight").encoding == "nvfp4"
     # The library rounds scales and products to bfloat16; values here are float32.
     assert torch.allclose(params["l.weight"], expected, rtol=2.0**-7, atol=0)
+
+
+MX = {
+    "mxfp4": ("mxfp4-pack-quantized", 4, 6.0),
+    "mxfp6": ("mxfp6-pack-quantized", 6, 7.5),
+    "mxfp8": ("mxfp8-quantized", 8, 448.0),
+}
+
+
+@pytest.mark.parametrize("encoding", MX)
+def test_floats_with_powers_of_two(encoding: str) -> None:
+    name, bits, most = MX[encoding]
+    arguments: dict[str, Any] = {
+        "num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True,
+        "scale_dtype": torch.uint8,
+    }  # fmt: skip
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**arguments))
+    compressor: Any = BaseCompressor.get_value_from_registry(name)
+    scale = torch.exp2(torch.ceil(torch.log2(grouped(most, 32)))).bfloat16()
+    stored = compressor.compress({"weight": WEIGHT, "weight_scale": scale}, scheme)
+    expected = compressor.decompress(dict(stored), scheme)["weight"].float()
+    params = tp.of({f"l.{key}": value for key, value in stored.items()})
+    assert params.info("l.weight").encoding == encoding
+    assert torch.equal(params["l.weight"], expected)  # these products are exact in bfloat16

@@ -312,7 +312,7 @@ def packed(bits: int, zeros: bool, columns: int = 64, groups: int = 2) -> tuple[
     return weights, (codes - points[:, group]).astype(np.float32) * scales.astype(np.float32)[:, group]
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("columns", [64, 62])
 def test_pack_quantized(bits: int, zeros: bool, columns: int) -> None:
@@ -358,3 +358,54 @@ def test_int8_with_scales_needs_a_configuration(tmp_path: Path) -> None:
     values, info = sole(directory(tmp_path / "m", weights, {"quant_method": "compressed-tensors"}))
     assert info.encoding == "int8-channel"
     assert np.array_equal(values, weights["l.weight"] * np.float32(0.5))
+
+
+def test_six_bits_and_eight_with_powers_of_two() -> None:
+    codes = rng().integers(0, 64, (4, 64))
+    word = sum(codes.reshape(4, 16, 4)[..., i] << 6 * i for i in range(4))
+    packed = np.stack([word >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8).reshape(4, 48)
+    scale = rng().integers(120, 130, (4, 2)).astype(np.uint8)
+    factor = np.repeat(np.exp2(scale.astype(np.float32) - 127), 32, axis=1)
+    values, info = sole({"l.weight_packed": packed, "l.weight_scale": scale})
+    magnitude = np.where(codes & 24, (1 + (codes & 7) / 8) * 2.0 ** ((codes >> 3 & 3) - 1), (codes & 7) / 8)
+    assert (info.encoding, info.shape, info.bpw) == ("mxfp6", (4, 64), 6.25)
+    assert np.array_equal(values, np.where(codes & 32, -magnitude, magnitude) * factor)
+    eight = rng().integers(0, 120, (4, 64)).astype(np.uint8).view(F8)
+    values, info = sole({"l.weight": eight, "l.weight_scale": scale})
+    assert (info.encoding, info.bpw) == ("mxfp8", 8.25)
+    assert np.array_equal(values, eight.astype(np.float32) * factor)
+
+
+def test_zero_points_of_floats_are_refused() -> None:
+    weights = {
+        "l.weight_packed": np.zeros((4, 32), np.uint8), "l.weight_scale": np.zeros((4, 2), np.uint8),
+        "l.weight_zero_point": np.zeros((4, 2), np.uint8),
+    }  # fmt: skip
+    assert "'l.weight_zero_point'" in tp.stats(weights).unread[0].reason
+
+
+EXCLUDED: list[tuple[dict[str, Any], str | None]] = [
+    ({"modules_to_not_convert": ["lm_head"]}, "lm_head"),
+    ({"modules_to_not_convert": ["model.layers.0"]}, "model.layers.0"),
+    ({"ignore": ["layers.0.fc"]}, "layers.0.fc"),
+    ({"exclude_modules": ["model.layers.*.fc"]}, "model.layers.*.fc"),
+    ({"ignored_layers": ["fc"]}, "fc"),
+    ({"modules_to_not_convert": ["model.layers.00", "ayers.0.fc", "re:.*fc", "c", "layers", 3, None, ""]}, None),
+    ({"modules_to_not_convert": "fc"}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("config", "module"), EXCLUDED)
+def test_modules_that_are_not_converted_hold_no_codes(
+    config: dict[str, Any], module: str | None, tmp_path: Path
+) -> None:
+    names = ["lm_head.weight"] if module == "lm_head" else ["model.layers.0.fc.weight"]
+    weights: dict[str, Array] = {name: np.ones((4, 4), F8) for name in names}
+    weights |= {f"{name}_scale": np.ones((), np.float32) for name in names}
+    path = directory(tmp_path / "m", weights, {"quant_method": "fp8", **config})
+    unread = [each.reason for each in tp.stats(path).unread]
+    if module is None:
+        assert not unread
+    else:
+        assert f"the configuration says that '{module}' is not quantised" in unread[0]

@@ -8,6 +8,7 @@ missing, of a wrong shape or of an unknown variant is a `Refused` that names it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
@@ -146,6 +147,7 @@ class Tensors:
         self._config = config
         self._read = read
         self._found: Mapping[str, Any] | None = None
+        self._excluded: tuple[set[str], list[str]] | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -159,6 +161,31 @@ class Tensors:
         """The name of the method in the configuration, in lower case; empty where there is none."""
         found = self.config.get("quant_method") or self.config.get("quantization", {})
         return found.lower() if isinstance(found, str) else ""
+
+    def unconverted(self, name: str) -> str | None:
+        """What a configuration calls the module of a parameter, if it says that the module is not quantised.
+
+        A module is named from its first component, from one in the middle to the last, or with `*` for any.
+        """
+        if self._excluded is None:
+            stated = (self.config.get(key) for key in _EXCLUDED)
+            texts = [each for given in stated if isinstance(given, list) for each in given if isinstance(each, str)]
+            exact = {text for text in texts if text and not set(text) & set("*?[(^$|\\")}
+            self._excluded = exact, [text for text in texts if "*" in text and not set(text) & set("[(^$|\\:")]
+        exact, patterns = self._excluded
+        if not exact and not patterns:
+            return None
+        path = name.split(".")
+        # The parameter of a module is `module.weight`; fused experts are a parameter themselves.
+        for parts in (path[:-1], path):
+            spans = [parts[:end] for end in range(1, len(parts) + 1)] + [
+                parts[start:] for start in range(1, len(parts))
+            ]
+            found = next((text for span in spans if (text := ".".join(span)) in exact), None)
+            found = found or next((text for text in patterns if _matches(text.split("."), parts)), None)
+            if found is not None:
+                return found
+        return None
 
     def __contains__(self, name: str) -> bool:
         return name in self.infos
@@ -186,6 +213,19 @@ class Tensors:
                 f"{quoted(name)} has {self.infos[name].nbytes:,} bytes, more than the {most:,} it may have"
             )
         return self._read(name)
+
+
+_EXCLUDED = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
+"""Where configurations list modules that are not quantised: transformers, compressed-tensors, ModelOpt, vLLM."""
+
+
+def _matches(pattern: list[str], path: list[str]) -> bool:
+    """Whether a path begins as a pattern says, whose components may hold `*`; a `*` at its end stands for any rest.
+
+    >>> _matches(["layers", "*", "attn"], ["layers", "3", "attn", "q"]), _matches(["a*"], ["b"])
+    (True, False)
+    """
+    return len(pattern) <= len(path) and all(map(fnmatchcase, path, pattern))
 
 
 def quoted(name: str) -> str:

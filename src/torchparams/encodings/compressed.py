@@ -1,10 +1,10 @@
-"""compressed-tensors: integers packed in words with a scale for each group (`pack-quantized`), int8, and fp4."""
+"""compressed-tensors: integers packed in words with a scale for each group (`pack-quantized`), int8, and floats."""
 
 from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
 from torchparams.encodings.fp4 import mxfp4, nvfp4
@@ -13,10 +13,12 @@ from torchparams.encodings.packed import Unpacked
 from torchparams.encodings.scaled import BlockScaled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torchparams.encodings.base import Tensors
     from torchparams.expressions.base import Expression
 
-_BITS = (2, 4, 8)
+_BITS = range(1, 9)
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
@@ -40,6 +42,11 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     if scale not in tensors:
         return Refused((codes, *tensors.present(whole, name + "_shape")), f"{quoted(scale)} is missing")
     if tensors.dtype(codes) == "uint8":
+        if name + "_zero_point" in tensors:
+            return Refused(
+                (codes, scale, name + "_zero_point"),
+                f"Zero points of floats ({quoted(name + '_zero_point')}) are unknown",
+            )
         if whole in tensors:
             return nvfp4(name, codes, scale, whole, tensors, divide=True)
         return mxfp4(name, codes, scale, tensors)
@@ -54,8 +61,10 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     rows, columns = struct.unpack("<2q" if tensors.dtype(size) == "int64" else "<2i", tensors.bytes_of(size, 16))
     high, words = tensors.shape(codes)
     bits = [bits for bits in _BITS if (rows, -(-columns * bits // 32)) == (high, words)]
+    if len(bits) > 1:  # a few columns fill as many words with codes of several widths
+        bits = [each for each in bits if each in _stated(tensors.config)]
     if len(bits) != 1 or columns < 1:
-        return Refused(parts, f"{shaped(tensors, codes)} does not hold {rows} x {columns} codes of 2, 4 or 8 bits")
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold {rows} x {columns} codes of 1 to 8 bits")
     width = bits[0]
     lines, groups = (*tensors.shape(scale), 0, 0)[:2]
     if len(tensors.shape(scale)) != 2 or lines != rows or not groups or tensors.dtype(scale).kind != "float":
@@ -77,6 +86,14 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     )
     called = "channel" if groups == 1 else f"g{group}"
     return Claim(name, (rows, columns), f"int{width}-{called}", parts, build, tuple(operands))
+
+
+def _stated(config: Mapping[str, Any]) -> set[int]:
+    """The widths of weights that a configuration names."""
+    groups = config.get("config_groups")
+    schemes = groups.values() if isinstance(groups, dict) else ()
+    weights = (each.get("weights") for each in schemes if isinstance(each, dict))
+    return {each["num_bits"] for each in weights if isinstance(each, dict) and type(each.get("num_bits")) is int}
 
 
 def _build(

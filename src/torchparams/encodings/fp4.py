@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from torchparams.dtypes import DType
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
-from torchparams.encodings.packed import Bytes, Nibbles, Rescaled, Transposed
-from torchparams.encodings.scaled import FP4, BlockScaled
+from torchparams.encodings.packed import Bytes, Nibbles, Rescaled, Sixes, Transposed
+from torchparams.encodings.scaled import FP4, FP6, BlockScaled
 
 if TYPE_CHECKING:
     from torchparams.encodings.base import Tensors
@@ -60,16 +60,19 @@ def nvfp4(name: str, codes: str, scale: str, whole: str, tensors: Tensors, *, di
 
 
 def mxfp4(name: str, codes: str, scale: str, tensors: Tensors) -> Claim | Refused:
-    """The claim of MXFP4 codes, and a power of two for each 32 of a row."""
+    """The claim of MXFP4 or MXFP6 codes, and a power of two for each 32 of a row."""
     parts = (codes, scale)
-    problem = _misfit(codes, scale, tensors, "mxfp4")
-    if problem:
-        return Refused(parts, problem)
+    shape, given = tensors.shape(codes), tensors.shape(scale)
+    if shape[:-1] == given[:-1] and shape[-1] == 24 * given[-1] and len(shape) > 1 and 0 not in shape:
+        kind, shape = "mxfp6", (*shape[:-1], shape[-1] // 3 * 4)  # of six bits, E2M3
+    else:
+        kind, shape = "mxfp4", (*shape[:-1], 2 * shape[-1])
+        problem = _misfit(codes, scale, tensors, "mxfp4")
+        if problem:
+            return Refused(parts, problem)
     if tensors.dtype(scale) not in ("uint8", POWERS):
         return Refused(parts, f"The scales {shaped(tensors, scale)} are no powers of two")
-    *batch, rows, half = tensors.shape(codes)
-    shape = (*batch, rows, 2 * half)
-    return Claim(name, shape, "mxfp4", parts, partial(_mxfp4, shape=shape))
+    return Claim(name, shape, kind, parts, partial(_mx, kind=kind, shape=shape))
 
 
 def _misfit(codes: str, scale: str, tensors: Tensors, kind: str) -> str:
@@ -92,13 +95,15 @@ def _nvfp4(
     return BlockScaled(Nibbles(codes, shape), scales, matrix, (1, _GROUP["nvfp4"]), table=FP4)
 
 
-def _powers(scale: Expression) -> Expression:
+def powers(scale: Expression) -> Expression:
+    """Scales that are stored as the exponents of two."""
     return scale if scale.dtype == POWERS else Bytes(scale, POWERS, scale.shape)
 
 
-def _mxfp4(codes: Expression, scale: Expression, *, shape: tuple[int, ...]) -> Expression:
+def _mx(codes: Expression, scale: Expression, *, kind: str, shape: tuple[int, ...]) -> Expression:
     matrix = (prod(shape[:-1]), shape[-1])
-    return BlockScaled(Nibbles(codes, shape), _powers(scale), matrix, (1, _GROUP["mxfp4"]), table=FP4)
+    unpacked, table = (Nibbles(codes, shape), FP4) if kind == "mxfp4" else (Sixes(codes, shape), FP6)
+    return BlockScaled(unpacked, powers(scale), matrix, (1, 32), table=table)
 
 
 def _gpt_oss(codes: str, tensors: Tensors) -> Claim | Refused:
@@ -119,5 +124,5 @@ def _turned(codes: Expression, scale: Expression, *, shape: tuple[int, int, int]
     """Experts with inputs before outputs, as the layer multiplies."""
     _, outputs, inputs = shape
     turned = Transposed(Nibbles(codes, shape))
-    stored = BlockScaled(Nibbles(codes, shape), _powers(scale), (outputs, inputs), (1, 32), table=FP4)
-    return BlockScaled(turned, Transposed(_powers(scale)), (inputs, outputs), (32, 1), table=FP4, stored=stored)
+    stored = BlockScaled(Nibbles(codes, shape), powers(scale), (outputs, inputs), (1, 32), table=FP4)
+    return BlockScaled(turned, Transposed(powers(scale)), (inputs, outputs), (32, 1), table=FP4, stored=stored)

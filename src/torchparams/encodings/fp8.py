@@ -10,10 +10,12 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
+from torchparams.encodings.fp4 import POWERS, powers
 from torchparams.encodings.scaled import BlockScaled
 
 if TYPE_CHECKING:
     from torchparams.encodings.base import Tensors
+    from torchparams.expressions.base import Expression
 
 SCALES = ("_scale_inv", "_scale")
 USUAL = 128
@@ -52,6 +54,13 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
     parts = (codes, scale)
     shape = tensors.shape(codes)
     kind = tensors.dtype(scale)
+    if (
+        family == "fp8"
+        and kind in ("uint8", POWERS)
+        and shape
+        and tensors.shape(scale) == (*shape[:-1], shape[-1] / 32)
+    ):
+        return Claim(codes, shape, "mxfp8", parts, partial(_mxfp8, matrix=(prod(shape[:-1]), shape[-1])))
     if kind.kind != "float" or kind.bits < 8:
         return Refused(parts, f"The scales {shaped(tensors, scale)} are no floating-point numbers")
     matrix, given = _geometry(shape, tensors.shape(scale))
@@ -80,6 +89,10 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         codes, shape, f"{family}-{_called(matrix, given, (high, wide))}", parts,
         partial(BlockScaled, matrix=matrix, block=(min(high, matrix[0]), min(wide, matrix[1]))),
     )  # fmt: skip
+
+
+def _mxfp8(codes: Expression, scale: Expression, *, matrix: Pair) -> Expression:
+    return BlockScaled(codes, powers(scale), matrix, (1, 32))
 
 
 def is_pair(stated: object) -> bool:

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torchparams.encodings.base import Claim, Refused, Tensors
+from torchparams.encodings.base import Claim, Refused, Tensors, quoted
 from torchparams.encodings.companions import Coded, coded
 from torchparams.errors import NotReadable
 
@@ -109,6 +109,9 @@ def _claimed(name: str, tensors: Tensors) -> Claim | Refused | None:
             found = claim(name, tensors)
         except NotReadable as error:
             return Refused((name,), error.what)
+        if isinstance(found, Claim) and (module := tensors.unconverted(found.name)) is not None:
+            # Then it is either no code, or the configuration is that of another checkpoint.
+            return Refused(found.parts, f"The configuration says that {quoted(module)} is not quantised")
         if found is not None:
             return found
     return None

@@ -263,6 +263,53 @@ class Nibbles(Expression):
         return f"{self.operands[0].summary()} unpacked"
 
 
+class Sixes(Expression):
+    """Codes of six bits, a byte each; three bytes hold four of them, the lowest bits first.
+
+    Args:
+        x: The bytes.
+        shape: The shape of the codes, a multiple of four.
+
+    >>> import numpy as np
+    >>> from torchparams.expressions.work import evaluate
+    >>> from torchparams.testing import MemorySource
+    >>> x = MemorySource({"w": np.array([0x81, 0x30, 0x10], np.uint8)}).row("w")
+    >>> evaluate(Sixes(x, (4,))).tolist()
+    [1, 2, 3, 4]
+    """
+
+    granule = 4
+
+    def __init__(self, x: Expression, shape: Sequence[int]) -> None:
+        super().__init__(shape, U8, (x,))
+        assert self.numel * 3 == x.nbytes * 4
+
+    def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+        """The four codes of each three bytes."""
+        import numpy as np
+
+        (x,) = self.operands
+        first, last = start // 4, -(-stop // 4)
+        low, middle, high = x.compute(3 * first, 3 * last, work).view(np.uint8).reshape(-1, 3).T
+        out = work.scratch(self, 0, 4 * (last - first), np.dtype(np.uint8))
+        codes = out.reshape(-1, 4)
+        codes[:, 0] = low
+        codes[:, 1] = low >> 6 | middle << 2
+        codes[:, 2] = middle >> 4 | high << 4
+        codes[:, 3] = high >> 2
+        np.bitwise_and(out, 63, out=out)
+        return out[start - 4 * first : stop - 4 * first]
+
+    @property
+    def footprint(self) -> int:
+        """The bytes, and the codes."""
+        return 2
+
+    def summary(self) -> str:
+        """The bytes, unpacked."""
+        return f"{self.operands[0].summary()} unpacked"
+
+
 class Rescaled(Expression):
     """Numbers times one number, or divided by it, in float32: scales that have a scale.
 

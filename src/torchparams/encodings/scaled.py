@@ -27,6 +27,11 @@ FP4: Table = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2
 """The values of float4_e2m1fn, by code."""
 
 
+_E2M3 = (*(m / 8 for m in range(8)), *((1 + m / 8) * 2**e for e in range(3) for m in range(8)))
+
+FP6: Table = (*_E2M3, *(-value for value in _E2M3))
+"""The values of float6_e2m3fn, by code."""
+
 KEPT = 1 << 18
 """Scales of a matrix that are kept for the blocks that follow; more are read again for each block."""
 

@@ -110,6 +110,13 @@ class Expression(ABC):
         """Compute facts about whole tensors that `compute` needs; called once per tensor."""
         return None
 
+    def unordered(self) -> Expression:
+        """Return the same elements in the order that is cheapest to compute, in any shape.
+
+        It is for results that do not depend on the order: a matrix that is stored transposed need not be turned.
+        """
+        return self
+
     def spans(self) -> list[Location] | None:
         """File ranges that hold exactly the elements, in order; None if there are none.
 
