@@ -20,8 +20,9 @@ demo-file: $(VENV)/.installed $(CHECKPOINT)  ## show the parameters of a pretrai
 
 test: $(VENV)/.developed $(CHECKPOINT)  ## run all tests, the examples of the documentation among them
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	@echo 'Left out, and run by make oracles: the page of the report in Chromium$(if $(shell command -v chromium),,, which is not installed here); other libraries.'
 
-oracles: $(VENV)/.oracles  ## compare with the libraries that make the files and layers: PEFT, transformers, timm, bitsandbytes
+oracles: $(VENV)/.oracles  ## compare with the libraries that make the files and layers: PEFT, transformers, timm, bitsandbytes; test the page in Chromium
 	$(BIN)/python -m pytest -q -n auto --dist loadfile oracles
 
 check: $(VENV)/.developed  ## lint, types, import rules, generated documentation

@@ -16,7 +16,7 @@ import torchparams as tp
 from command import command
 from torchparams.dtypes import DType
 from torchparams.engines.threads import ThreadEngine
-from torchparams.errors import NoMatch, OptionError, UnknownName
+from torchparams.errors import NoMatch, OptionError
 from torchparams.page import measured
 from torchparams.page.measuring import measure
 from torchparams.page.result import Page, page_of
@@ -227,12 +227,17 @@ def test_a_selector_of_pictures_is_strict() -> None:
         tp.report(network(), pictures="nothing.*")
 
 
-def test_singular_values_come_as_they_are_given() -> None:
+def test_singular_values_are_those_of_spectra() -> None:
     x = network("float32")
-    form = data_of(tp.report(x, spectra={"layers.1.attn.q.weight": [1.0, 3.0, 2.0]}))["singular"]
-    assert {key: numbers(value).tolist() for key, value in form.items()} == {"4": [3.0, 2.0, 1.0]}
-    with pytest.raises(UnknownName):
-        tp.report(x, spectra={"nope": [1.0]})
+    form = data_of(tp.report(x, spectra="**.q.weight"))["spectra"]
+    rows = tp.spectra(x, "**.q.weight")
+    assert form == data_of(tp.report(x, spectra=rows))["spectra"]
+    assert list(form) == [str(list(x).index(row.name)) for row in rows]
+    for found, row in zip(form.values(), rows, strict=True):
+        np.testing.assert_array_equal(numbers(found["values"]), np.array(row.singular_values, np.float32))
+        assert (found["stable_rank"], found["edge"]) == (row.stable_rank, row.edge)
+    with pytest.raises(NoMatch):
+        tp.report(x, spectra="nothing")
 
 
 def test_a_selection() -> None:

@@ -12,7 +12,7 @@ export interface Frame {
   height: number
 }
 
-const MARGIN = { top: 10, right: 14, bottom: 36, left: 52 }
+const MARGIN = { top: 24, right: 14, bottom: 36, left: 56 }
 
 /** An empty chart with a name for those who do not see it. */
 export function frame(width: number, height: number, label: string): Frame {
@@ -42,7 +42,6 @@ export function axes(
   select(left).call(set(axisLeft(y), formats.y, formats.yTicks ?? 4, formats.yValues))
   plot.append(
     s('text', { class: 'axis-title', x: width, y: height + 31, 'text-anchor': 'end' }, titles.x),
-    s('text', { class: 'axis-title', x: -MARGIN.left + 4, y: 2 }, ''),
-    s('text', { class: 'axis-title', transform: `translate(${-MARGIN.left + 11},${height / 2}) rotate(-90)`, 'text-anchor': 'middle' }, titles.y),
+    s('text', { class: 'axis-title', x: -8, y: -11, 'text-anchor': 'start' }, titles.y),
   )
 }

@@ -65,7 +65,8 @@ export function coloursOf(statistic: Statistic, log: boolean, values: Iterable<n
   if (log && high > 0 && Number.isFinite(positive)) {
     const from = positive === high ? positive / 2 : positive
     const scale = scaleSequentialLog<string>([from, high], ramp)
-    return Object.assign((value: number) => (Number.isNaN(value) ? null : scale(Math.max(from, Math.min(high, value)))), {
+    // 0 and less have no place on a logarithmic scale.
+    return Object.assign((value: number) => (value > 0 ? scale(Math.max(from, Math.min(high, value))) : null), {
       domain: [from, high] as [number, number],
       kind: 'log' as const,
     })

@@ -60,6 +60,16 @@ export function fill(element: Element, ...children: Child[]): void {
   add(element, children)
 }
 
+/** Calls a function whenever an element has become wider or narrower. */
+export function onWidth(element: Element, changed: () => void): void {
+  let width = element.clientWidth
+  new ResizeObserver(() => {
+    if (Math.abs(element.clientWidth - width) <= 2) return
+    width = element.clientWidth
+    changed()
+  }).observe(element)
+}
+
 /** A group of buttons of which one is pressed. */
 export function choice<T extends string>(
   label: string,

@@ -58,7 +58,8 @@ export function share(value: number): string {
   if (value === 0) return '0 %'
   if (value === 1) return '100 %'
   const percent = 100 * value
-  if (percent < 0.01) return `${percent.toExponential(0).replace('e-', 'e−')} %`
+  if (percent < 1e-6) return '< 0.000001 %'
+  if (percent < 0.01) return `${Number(percent.toPrecision(1))} %`
   if (percent > 99.99) return '> 99.99 %'
   return `${percent < 1 ? percent.toFixed(2) : percent < 99 ? percent.toFixed(1) : percent.toFixed(2)} %`
 }

@@ -45,8 +45,15 @@ export class Columns {
     const { bins } = this.form.histogram
     if (!this.read(row)) return null
     const low = this.get('histogram.low')[row]
-    const counts = this.get('histogram.counts').subarray(row * bins, (row + 1) * bins)
+    let counts = this.get('histogram.counts').subarray(row * bins, (row + 1) * bins)
     if (Number.isNaN(low)) return null
+    // Few values in many intervals are a comb: neighbours are put together.
+    const wanted = Math.max(8, 2 * Math.sqrt(this.get('values')[row]))
+    while (counts.length > wanted && counts.length % 2 === 0) {
+      const halved = new Float64Array(counts.length / 2)
+      for (let i = 0; i < halved.length; i++) halved[i] = counts[2 * i] + counts[2 * i + 1]
+      counts = halved
+    }
     return {
       low,
       high: this.get('histogram.high')[row],
@@ -118,6 +125,7 @@ export class Model {
   readonly module: Words<string | null>
   readonly bases: Words<string[]>
   readonly file: Words<string | null>
+  readonly sharded: Numbers
   readonly layout: Words<string | null>
   readonly aliases: [number, string][]
   readonly raws: [number, string][]
@@ -149,6 +157,7 @@ export class Model {
     this.module = Words.from(table.module)
     this.bases = Words.from(table.bases)
     this.file = Words.from(table.file)
+    this.sharded = unpack(table.sharded)
     this.layout = Words.from(table.layout)
     this.aliases = Object.entries(table.aliases).flatMap(([row, names]) =>
       names.map((name): [number, string] => [Number(row), name]),

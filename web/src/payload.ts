@@ -63,6 +63,22 @@ export interface Picture {
   rms: Packed
   nonfinite: Packed
 }
+export interface Spectrum {
+  /** Singular values, descending; null where they are estimated. */
+  values: Packed | null
+  spectral_norm: number | null
+  nuclear_norm: number | null
+  stable_rank: number | null
+  effective_rank: number | null
+  rank: number | null
+  condition: number | null
+  is_bound: boolean
+  tail_exponent: number | null
+  tail_distance: number | null
+  edge: number | null
+  spikes: number | null
+  errors: Record<string, number | null>
+}
 export interface Payload {
   version: number
   source: Source
@@ -83,6 +99,7 @@ export interface Payload {
     bases: PackedWords
     layout: PackedWords
     file: PackedWords
+    sharded: Packed
     aliases: Record<string, string[]>
     raw: Record<string, string>
   }
@@ -91,7 +108,7 @@ export interface Payload {
   difference?: Record<string, unknown> & { reasons: Record<string, string> }
   unread: Record<string, string>
   findings: Finding[]
-  singular: Record<string, Packed>
+  spectra: Record<string, Spectrum>
   pictures: Record<string, Picture>
 }
 

@@ -68,30 +68,21 @@ export function statisticsOf(model: Model): Statistic[] {
     a.read(row) ? a.get('nan')[row] + a.get('posinf')[row] + a.get('neginf')[row] : NaN, count, 'sum')
   add('entropy', 'entropy', 'Shannon entropy of the bit patterns, in bits per value', 'linear', column('entropy'), (v) => `${number(v)} bit`)
   if (a.has('gradient')) add('gradient', 'gradient norm', 'L2 norm of the gradient', 'log', (row) => a.get('gradient')[row])
-  if (Object.keys(model.payload.singular).length) {
-    add('stable_rank', 'stable rank', '‖W‖² in Frobenius norm over the square of the greatest singular value', 'linear', (row) => stableRank(model, row))
+  const { spectra } = model.payload
+  if (Object.keys(spectra).length) {
+    const figure = (key: 'stable_rank' | 'effective_rank' | 'spectral_norm' | 'tail_exponent' | 'spikes') => (row: number) =>
+      spectra[String(row)]?.[key] ?? NaN
+    add('stable_rank', 'stable rank', 'Σσ² / σ₁²: how many directions carry the matrix', 'linear', figure('stable_rank'))
+    add('effective_rank', 'effective rank', 'exp of the entropy of σ / Σσ', 'linear', figure('effective_rank'))
+    add('spectral_norm', 'spectral norm', 'σ₁, the greatest singular value', 'log', figure('spectral_norm'), number, 'max')
+    add('tail_exponent', 'tail exponent', 'exponent of a power law fitted to the tail of the eigenvalues σ²', 'linear', figure('tail_exponent'))
+    add('spikes', 'spikes', 'singular values above the Marchenko–Pastur edge', 'linear', figure('spikes'), count)
   }
   add('bpw', 'bits per weight', 'bits that are stored for an element, scales included', 'linear', (row) =>
     model.numel[row] ? (8 * model.nbytes[row]) / model.numel[row] : NaN, number, 'mean', 'size')
   add('numel', 'elements', 'count of elements', 'log', (row) => model.numel[row], human, 'sum', 'size')
   add('nbytes', 'bytes', 'bytes as stored', 'log', (row) => model.nbytes[row], bytes, 'sum', 'size')
   return found
-}
-
-import { unpack } from './payload'
-
-/** Singular values of a tensor, descending; null where they were not asked for. */
-export function singularOf(model: Model, row: number): ArrayLike<number> | null {
-  const found = model.payload.singular[String(row)]
-  return found ? unpack(found) : null
-}
-
-export function stableRank(model: Model, row: number): number {
-  const values = singularOf(model, row)
-  if (!values || !values.length || !(values[0] > 0)) return NaN
-  let sum = 0
-  for (let i = 0; i < values.length; i++) sum += (values[i] / values[0]) ** 2
-  return sum
 }
 
 /** The value of several tensors together. */

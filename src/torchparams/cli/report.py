@@ -33,6 +33,9 @@ from torchparams.cli.targets import source_of
     help="Rename OTHER's parameters before, as of diff; what is proposed unless given.",
 )
 @click.option(
+    "--spectra", metavar="SELECTOR", help="Compute the singular values of these matrices: '**.attn.**[ndim=2]'."
+)
+@click.option(
     "--pictures",
     metavar="SELECTOR",
     help="Show pictures of these tensors, which are read once more: '**.{q,k}_proj.*'.",
@@ -47,6 +50,7 @@ def report(
     browse: bool,
     select: str | None,
     rename: tuple[str, ...],
+    spectra: str | None,
     pictures: str | None,
     buffers: bool,
     raw: bool,
@@ -75,6 +79,7 @@ def report(
             select,
             other=None if other is None else source_of(other, raw=raw),
             rename=rename or "auto",
+            spectra=spectra,
             pictures=pictures,
             buffers=buffers,
             progress=tell,

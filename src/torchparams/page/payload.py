@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
     from torchparams.measure.diff import Diff
+    from torchparams.measure.spectra_report import Spectrum
     from torchparams.page.measuring import Target
     from torchparams.page.pictures import Picture
 
@@ -46,6 +47,7 @@ def listing(infos: Sequence[ParameterInfo]) -> dict[str, Any]:
         "module": words([info.module for info in infos]),
         "bases": words([info.bases for info in infos]),
         "layout": words([info.layout for info in infos]),
+        "sharded": counts([info.sharding is not None and info.sharding.is_split for info in infos]),
         "file": words([info.location.file if info.location else None for info in infos]),
         "aliases": {str(i): list(info.aliases) for i, info in enumerate(infos) if info.aliases},
         "raw": {str(i): info.raw_name for i, info in enumerate(infos) if info.raw_name and info.raw_name != info.name},
@@ -147,12 +149,29 @@ def pictures(found: Mapping[str, Picture], places: Mapping[str, int]) -> dict[st
     }
 
 
-def singular(found: Mapping[str, Iterable[float]], places: Mapping[str, int]) -> dict[str, Any]:
-    """Singular values, descending, by the place of their tensor."""
+def spectra(found: Iterable[Spectrum], places: Mapping[str, int]) -> dict[str, Any]:
+    """Singular values and their figures, by the place of the tensor; of matrices of stacks, none."""
     return {
-        str(places[name]): reals(sorted((float(value) for value in values), reverse=True))
-        for name, values in found.items()
+        str(places[row.name]): {
+            "values": None if row.singular_values is None else reals(row.singular_values),
+            **{key: _number(getattr(row, key)) for key in _FIGURES},
+            "is_bound": row.is_bound,
+            "errors": {key: _number(error) for key, error in row.errors.items()},
+        }
+        for row in found
+        if row.name in places
     }
+
+
+_FIGURES = (
+    *("spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "rank", "condition"),
+    *("tail_exponent", "tail_distance", "edge", "spikes"),
+)
+
+
+def _number(value: float | None) -> float | None:
+    """A number as JSON takes it: None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def dtypes() -> dict[str, str]:

@@ -15,11 +15,12 @@ from torchparams.page.result import Page, page_of
 from torchparams.parameters import of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
     from torchparams.measure.diff import Diff
+    from torchparams.measure.spectra_report import Spectrum
     from torchparams.page.measuring import Target
     from torchparams.parameters import Parameters
 
@@ -31,7 +32,7 @@ def report(
     *,
     other: object = None,
     rename: object = "auto",
-    spectra: Mapping[str, Iterable[float]] | None = None,
+    spectra: object = None,
     pictures: object = None,
     buffers: bool = False,
     strict: bool = True,
@@ -51,7 +52,8 @@ def report(
         selector: Which tensors; None for all.
         other: A second target: the same views of how its values differ from those of `x`.
         rename: What the names of `other` are called in `x`, as of `diff`.
-        spectra: Name → singular values of the tensor as a matrix, for the view of a tensor and its stable rank.
+        spectra: A selector of matrices to compute the singular values of, or what `tp.spectra` gave; see there for the
+            time that it takes.
         pictures: A selector of tensors to show a picture of: minimum, maximum and root mean square of each tile. They
             are read once more.
         buffers: Show a live model's buffers too.
@@ -63,7 +65,6 @@ def report(
         NoMatch: A selector's branch hits nothing.
         OptionError: The path is not that of an HTML file.
         SourceError: A source cannot be read.
-        UnknownName: `spectra` has a name that no tensor has.
         WriteError: Writing failed; an earlier report is as it was.
 
     >>> import numpy as np
@@ -78,7 +79,7 @@ def report(
     compared = b = None
     if other is not None:
         compared, b = _compare(params, other, selector, rename, buffers, engine, progress)
-    form = _payload(a, b, compared, spectra or {}, pictures, strict=strict, engine=engine)
+    form = _payload(a, b, compared, spectra, pictures, strict=strict, engine=engine)
     html = page_of(form)
     notes: tuple[str, ...] = ()
     if target is not None:
@@ -135,7 +136,7 @@ def _payload(
     a: Target,
     b: Target | None,
     compared: Diff | None,
-    spectra: Mapping[str, Iterable[float]],
+    spectra: object,
     pictures: object,
     *,
     strict: bool,
@@ -161,8 +162,6 @@ def _payload(
     places = {name: i for i, name in enumerate(names)}
     table = payload.listing(infos)
     table["names"] = names
-    for name in spectra:
-        a.params.info(name)  # refuses what is not there
     audit = found_of.audit_of(a.params) if a.params.selector is None else None
     form |= {
         "table": table,
@@ -172,13 +171,22 @@ def _payload(
             *found_of.of_flags([flag for flag in a.flags if flag.name in places], places),
             *([] if audit is None else found_of.of_audit(audit, places)),
         ],
-        "singular": payload.singular({a.params.info(name).name: values for name, values in spectra.items()}, places),
+        "spectra": payload.spectra(_spectra(a.params, spectra, strict=strict, engine=engine), places),
         "pictures": {}
         if pictures is None
         else payload.pictures(pictures_of(a.params, pictures, strict=strict, engine=engine), places),
     }
     form["findings"].sort(key=lambda finding: ("error", "warning", "note").index(finding["severity"]))
     return form
+
+
+def _spectra(params: Parameters, wanted: object, *, strict: bool, engine: Engine | None) -> Iterable[Spectrum]:
+    if wanted is None:
+        return ()
+    from torchparams.measure.spectra import spectra
+    from torchparams.measure.spectra_report import Spectra
+
+    return wanted if isinstance(wanted, Spectra) else spectra(params, wanted, strict=strict, engine=engine)
 
 
 def _source(target: Target) -> dict[str, Any]:

@@ -28,6 +28,7 @@ export type Node = Compound | { kind: 'union' | 'intersection'; terms: Node[] } 
 
 export const WORDS = [
   'trainable', 'frozen', 'tied', 'buffer', 'bias', 'norm', 'embedding', 'matrix', 'meta', 'quantized',
+  'sharded',
 ]
 export const ORDERED = ['ndim', 'numel', 'nbytes', 'bpw', 'layer']
 export const FIELDS = [

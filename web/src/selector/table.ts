@@ -311,6 +311,8 @@ function wordTest(model: Model, word: string): Holds {
       return (row) => model.device.at(row) === 'meta'
     case 'quantized':
       return (row) => model.encodingOf(row) !== null
+    case 'sharded':
+      return (row) => model.sharded[row] === 1
     case 'norm':
       return ofClass(model, (cls) => isLayer(cls) && /Norm(?:Base|[123]d)?$/.test(cls))
     default:

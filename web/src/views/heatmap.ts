@@ -1,7 +1,7 @@
 /** Layers down, roles across, a statistic as colour. Cells are drawn on a canvas, labels are text. */
 import { coloursOf, type Colours, inkOn } from '../colour'
-import { fill, h } from '../dom'
-import { plural } from '../format'
+import { fill, h, onWidth } from '../dom'
+import { number, plural } from '../format'
 import type { Stack } from '../model'
 import type { State } from '../state'
 import { together } from '../statistics'
@@ -28,13 +28,7 @@ export class HeatMap {
     readonly root: HTMLElement,
   ) {
     this.build()
-    let width = root.clientWidth
-    new ResizeObserver(() => {
-      if (Math.abs(root.clientWidth - width) > 24) {
-        width = root.clientWidth
-        this.build()
-      }
-    }).observe(root)
+    onWidth(root, () => this.build())
     state.listen((change) => {
       if (change === 'tensor') this.mark()
       else this.draw()
@@ -109,7 +103,7 @@ export class HeatMap {
         stack.numbered ? h('code', {}, stack.title || '(top level)') : stacksTitle(this.state),
         h('span', { class: 'dim' }, stack.numbered ? `${plural(stack.layers.length, 'layer')} × ${plural(stack.roles.length, 'role')}` : plural([...stack.cells.values()].reduce((sum, rows) => sum + rows.length, 0), 'tensor')),
       ),
-      h('div', { class: 'scroll' }, roles, h('div', { class: 'grid' }, layers, frame)),
+      h('div', { class: 'scroll' }, roles, h('div', { class: 'lattice' }, layers, frame)),
     )
   }
 
@@ -149,7 +143,7 @@ export class HeatMap {
           if (numbers) {
             context.fillStyle = colour ? inkOn(colour) : style.getPropertyValue('--dim')
             context.globalAlpha *= 0.85
-            context.fillText(short(state.statistic.format(values[row]), cellWidth), x + (cellWidth - gap) / 2, y + cellHeight / 2)
+            context.fillText(short(inCell(state, values[row]), cellWidth), x + (cellWidth - gap) / 2, y + cellHeight / 2)
           }
           const flagged = rows.some((each) => state.model.flagged.has(each))
           if (flagged) {
@@ -274,11 +268,26 @@ export class HeatMap {
 function rolePieces(role: string): HTMLElement[] {
   const parts = role.split('.')
   const lines = parts.length > 3 ? [parts.slice(0, -2).join('.'), ...parts.slice(-2)] : parts
-  return lines.map((line, i) => h('b', { class: i === lines.length - 1 ? 'leaf' : i === lines.length - 2 ? 'stem' : 'branch' }, line))
+  return lines.map((line, i) =>
+    h('b', { class: i === lines.length - 1 ? 'leaf' : i === lines.length - 2 ? 'stem' : 'branch' }, ...breakable(line)),
+  )
+}
+
+/** A text that may go on in the next line after each underscore. */
+function breakable(text: string): (string | HTMLElement)[] {
+  return text.split(/(?<=_)/).flatMap((piece, i) => (i ? [h('wbr'), piece] : [piece]))
 }
 
 function stacksTitle(state: State): string {
   return state.model.stacks.length > 1 ? 'Outside the layers' : 'Modules'
+}
+
+/** A value in three digits, so that those of a column stand below each other. */
+function inCell({ statistic }: State, value: number): string {
+  if (statistic.format !== number || !Number.isFinite(value) || value === 0) return statistic.format(value)
+  const size = Math.abs(value)
+  const text = size >= 1e-3 && size < 1e4 ? size.toPrecision(3) : size.toExponential(1)
+  return (value < 0 ? '−' : '') + (size >= 1000 && size < 1e4 ? size.toFixed(0) : text)
 }
 
 /** A number where a cell has room for it. */

@@ -1,7 +1,7 @@
 /** The modules as an icicle: as high as their bytes or elements, coloured by the statistic. A click goes in. */
 import { hierarchy, type HierarchyRectangularNode, partition } from 'd3-hierarchy'
 import { inkOn } from '../colour'
-import { choice, fill, h, s, visible } from '../dom'
+import { choice, fill, h, onWidth, s, visible } from '../dom'
 import { bytes, human, plural } from '../format'
 import { naturally } from '../model'
 import type { State } from '../state'
@@ -17,7 +17,7 @@ interface Part {
 }
 type Place = HierarchyRectangularNode<Part>
 
-const HEIGHT = 560
+const [MOST, FLAT] = [620, 150] // pixels of height at most, and at least
 const LEAST = 0.7 // pixels below which nothing is drawn
 
 export class Icicle {
@@ -39,7 +39,7 @@ export class Icicle {
     fill(root, h('div', { class: 'view-tools' }, this.#crumbs, by), this.#svg as unknown as HTMLElement)
     this.measure('')
     this.draw()
-    new ResizeObserver(() => this.draw()).observe(root)
+    onWidth(root, () => this.draw())
     state.listen((change) => change !== 'tensor' && this.draw())
   }
 
@@ -66,10 +66,11 @@ export class Icicle {
     const focus = this.#focus
     const deepest = focus.height + 1
     const column = width / Math.min(deepest, Math.max(3, Math.floor(width / 110)))
-    const scale = HEIGHT / (focus.x1 - focus.x0)
-    this.#svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`)
+    const tall = Math.max(FLAT, Math.min(MOST, 26 * focus.leaves().length))
+    const scale = tall / (focus.x1 - focus.x0)
+    this.#svg.setAttribute('viewBox', `0 0 ${width} ${tall}`)
     this.#svg.setAttribute('width', String(width))
-    this.#svg.setAttribute('height', String(HEIGHT))
+    this.#svg.setAttribute('height', String(tall))
     const parts: SVGElement[] = []
     const visit = (node: Place) => {
       const y = (node.x0 - focus.x0) * scale

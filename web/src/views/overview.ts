@@ -107,7 +107,7 @@ function types(state: State): HTMLElement {
         ` ${bytes(nbytes)} · ${share(nbytes / total)} · ${plural(tensors, 'tensor')} · ${number(numel ? (8 * nbytes) / numel : NaN)} bits per weight`)),
     )
   })
-  return h('div', { class: 'types' }, bar, legend)
+  return h('div', { class: 'types' }, sorted.length > 1 ? bar : null, legend)
 }
 
 function findings(state: State): HTMLElement {

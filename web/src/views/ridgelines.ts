@@ -3,8 +3,8 @@ import { scaleLinear } from 'd3-scale'
 import { area, curveBasis } from 'd3-shape'
 import { axisBottom } from 'd3-axis'
 import { select } from 'd3-selection'
-import { fill, h, s, visible } from '../dom'
-import { plural, tick } from '../format'
+import { fill, h, onWidth, s, visible } from '../dom'
+import { count, plural, tick } from '../format'
 import type { Stack } from '../model'
 import type { State } from '../state'
 import { hideTip, tensorTip } from '../tip'
@@ -44,7 +44,7 @@ export class Ridgelines {
       this.#figure,
     )
     this.draw()
-    new ResizeObserver(() => this.draw()).observe(root)
+    onWidth(root, () => this.draw())
     state.listen((change) => {
       if (change !== 'tensor') this.draw()
       else this.mark()
@@ -83,7 +83,9 @@ export class Ridgelines {
     const { model } = state
     const { stack, role, label } = this.#roles[this.#current]
     const all = this.rowsOf(stack, role)
-    const rows = all.slice(0, MOST)
+    // Of several in a cell (experts) the first stands for its layer, where there is no room for all.
+    const first = new Map(all.map((row) => [model.spots[row].layer, row] as const).reverse())
+    const rows = (all.length > MOST ? all.filter((row) => first.get(model.spots[row].layer) === row) : all).slice(0, MOST)
     const width = Math.max(this.root.clientWidth, 300)
     const [left, top, right] = [64, 46, 16]
     const step = rows.length > 60 ? 11 : rows.length > 30 ? 16 : 22
@@ -123,7 +125,11 @@ export class Ridgelines {
           role: 'button',
           'aria-label': model.names[row],
           click: () => state.show(row),
-          keydown: (event: KeyboardEvent) => event.key === 'Enter' && state.show(row),
+          keydown: (event: KeyboardEvent) => {
+            if (event.key !== 'Enter') return
+            event.preventDefault() // or it would press the button that gets the focus
+            state.show(row)
+          },
           mousemove: (event: MouseEvent) => tensorTip(state, row, event.clientX, event.clientY),
           mouseleave: hideTip,
         },
@@ -140,7 +146,7 @@ export class Ridgelines {
       this.#figure,
       svg as unknown as HTMLElement,
       cut ? h('p', { class: 'note' }, `${plural(cut, 'layer')} reach beyond this axis.`) : null,
-      all.length > rows.length ? h('p', { class: 'note' }, `The first ${plural(rows.length, 'tensor')} of ${all.length} are drawn.`) : null,
+      all.length > rows.length ? h('p', { class: 'note' }, `${count(rows.length)} of ${plural(all.length, 'tensor')} are drawn: the first of each layer.`) : null,
     )
     this.#figure.dataset.drawn = label
   }

@@ -5,6 +5,7 @@ import { naturally } from '../model'
 import type { State } from '../state'
 
 const ROW = 30
+const HEAD = 54 // pixels of the head, the border, and a bar to scroll by
 const AROUND = 12 // rows that are drawn above and below those in sight
 const MOST_PIXELS = 15_000_000 // browsers lose precision beyond; then the bar stands for more than its pixels
 
@@ -65,7 +66,7 @@ export class TensorTable {
       text: (row) => (a.read(row) ? number(a.get(key)[row]) : '–'),
     })
     const found: Column[] = [
-      { key: 'name', label: 'name', about: 'name of the tensor', width: 'minmax(260px, 1fr)', left: true, value: (row) => model.names[row], text: (row) => this.name(row) },
+      { key: 'name', label: 'name', about: 'name of the tensor', width: 'minmax(340px, 1fr)', left: true, value: (row) => model.names[row], text: (row) => this.name(row) },
       { key: 'shape', label: 'shape', about: 'sizes of the dimensions', width: '132px', value: (row) => model.shapeOf(row)?.reduce((x, y) => x * y, 1) ?? -1, text: (row) => shape(model.shapeOf(row)) },
       { key: 'type', label: 'type', about: 'dtype, or how a quantised tensor is stored', width: '112px', left: true, value: (row) => model.typeOf(row), text: (row) => model.typeOf(row) },
       { key: 'nbytes', label: 'size', about: 'bytes as stored', width: '84px', value: (row) => model.nbytes[row], text: (row) => bytes(model.nbytes[row]) },
@@ -135,6 +136,7 @@ export class TensorTable {
     this.header()
     const pixels = Math.min(rows.length * ROW, MOST_PIXELS)
     this.#body.style.height = `${pixels}px`
+    this.#scroll.style.height = `min(74vh, 760px, ${pixels + HEAD}px)`
     this.#scroll.setAttribute('aria-rowcount', String(rows.length + 1))
     let numel = 0
     let nbytes = 0

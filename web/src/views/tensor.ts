@@ -9,7 +9,6 @@ import type { Columns, Histogram } from '../model'
 import { type Picture, unpack } from '../payload'
 import { quoteName } from '../selector/globs'
 import type { State } from '../state'
-import { singularOf, stableRank } from '../statistics'
 import { hideTip } from '../tip'
 
 const WIDTH = 560
@@ -129,8 +128,6 @@ export class TensorSheet {
       pick('entropy', (columns) => `${approximate ? '≥ ' : ''}${number(columns.get('entropy')[row])} bit`)
       if (a.get('saturated')[row]) pick('saturated', (columns) => count(columns.get('saturated')[row]))
       if (a.has('gradient')) numbers.push(['gradient norm', number(a.get('gradient')[row]), undefined])
-      const values = singularOf(model, row)
-      if (values) numbers.push(['stable rank', number(stableRank(model, row)), undefined])
     }
     const compared: [string, string][] = []
     if (difference && model.status) {
@@ -266,9 +263,9 @@ export class TensorSheet {
       )
     })
     const every = Math.ceil(n / 12)
-    axes(chart, x as never, y, { x: 'magnitude, power of two', y: 'share of values' }, {
+    axes(chart, x as never, y, { x: 'magnitude, exponent of two', y: 'share of values' }, {
       xValues: exponents.filter((_, i) => i % every === 0),
-      x: (value) => `2${superscript(value)}`,
+      x: (value) => String(value).replace('-', '−'),
       y: (value) => share(value).replace(' %', '%'),
     })
     const limits: Record<string, [number, number]> = { float16: [-24, 16], float8_e4m3fn: [-9, 9], float8_e5m2: [-16, 16] }
@@ -284,22 +281,44 @@ export class TensorSheet {
   }
 
   private singular(row: number): HTMLElement | null {
-    const found = singularOf(this.state.model, row)
-    if (!found || !found.length) return null
-    const chart = frame(WIDTH, 220, 'Singular values')
-    const values = Array.from(found)
+    const found = this.state.model.payload.spectra[String(row)]
+    if (!found) return null
+    const figure = (label: string, key: 'spectral_norm' | 'nuclear_norm' | 'stable_rank' | 'effective_rank' | 'tail_exponent', format = number): [string, string] => {
+      const error = found.errors[key]
+      return [label, found[key] === null ? '–' : `${format(found[key])}${error ? ` ± ${number(error)}` : ''}`]
+    }
+    const facts: [string, string][] = [
+      figure('spectral norm σ₁', 'spectral_norm'),
+      figure('nuclear norm Σσ', 'nuclear_norm'),
+      figure('stable rank', 'stable_rank'),
+      figure('effective rank', 'effective_rank'),
+      ['rank', found.rank === null ? '–' : count(found.rank)],
+      ['condition σ₁/σₙ', found.condition === null ? '–' : `${found.is_bound ? '≥ ' : ''}${number(found.condition)}`],
+      figure('tail exponent', 'tail_exponent'),
+      ['above the edge', found.spikes === null ? '–' : count(found.spikes)],
+    ]
+    const list = h('dl', { class: 'facts grid' }, ...facts.flatMap(([label, value]) => [h('dt', {}, label), h('dd', {}, value)]))
+    const values = found.values ? Array.from(unpack(found.values)) : []
     const positive = values.filter((value) => value > 0)
+    if (!positive.length) return this.block('Singular values', values.length ? 'All are 0.' : 'Estimated: the matrix is large.', list)
+    const chart = frame(WIDTH, 230, 'Singular values')
     const x = scaleLinear([1, Math.max(values.length, 2)], [0, chart.width])
-    const low = positive.at(-1) ?? 1
-    const y = scaleLog([Math.min(low, (values[0] || 1) * 0.99), values[0] || 1], [chart.height, 0]).nice()
+    // What lies below a millionth of the greatest is rounding.
+    const low = Math.max(positive.at(-1)!, values[0] * 1e-6)
+    const y = scaleLog([Math.min(low, values[0] * 0.7), values[0]], [chart.height, 0]).nice().clamp(true)
     const points = positive.map((value, i): [number, number] => [i + 1, value])
+    if (found.edge !== null && found.edge > y.domain()[0] && found.edge < y.domain()[1]) {
+      chart.plot.append(
+        s('line', { class: 'reference', x1: 0, x2: chart.width, y1: y(found.edge), y2: y(found.edge) }),
+        s('text', { class: 'axis-title', x: chart.width, y: y(found.edge) - 5, 'text-anchor': 'end' }, 'Marchenko–Pastur edge'),
+      )
+    }
     chart.plot.append(s('path', { class: 'curve', d: line<[number, number]>(([i]) => x(i), ([, v]) => y(v))(points) ?? '' }))
-    points.filter((_, i) => i % Math.ceil(points.length / 200) === 0).forEach(([i, v]) => {
-      chart.plot.append(s('circle', { class: 'point', cx: x(i), cy: y(v), r: 2 }, s('title', {}, `σ${i} = ${number(v)}`)))
+    points.filter((_, i) => i < 40 || i % Math.ceil(points.length / 160) === 0).forEach(([i, v]) => {
+      chart.plot.append(s('circle', { class: 'point', cx: x(i), cy: y(v), r: 2.2 }, s('title', {}, `σ${i} = ${number(v)}`)))
     })
     axes(chart, x, y, { x: 'rank', y: 'singular value' }, { yValues: powers(...(y.domain() as [number, number])) })
-    const zero = values.length - positive.length
-    return this.block('Singular values', `${plural(values.length, 'value')}, greatest ${number(values[0])}; stable rank ${number(stableRank(this.state.model, row))}.${zero ? ` ${count(zero)} are 0.` : ''}`, chart.svg)
+    return this.block('Singular values', `${plural(values.length, 'value')}. Above the edge: more than independent entries would have.`, chart.svg, list)
   }
 
   private picture(row: number): HTMLElement | null {
@@ -375,10 +394,6 @@ function powers(low: number, high: number): number[] {
   const step = Math.ceil((last - first + 1) / 6)
   for (let power = first; power <= last; power += step) found.push(10 ** power)
   return found
-}
-
-function superscript(value: number): string {
-  return String(value).replace(/./g, (char) => '⁰¹²³⁴⁵⁶⁷⁸⁹'[Number(char)] ?? '⁻')
 }
 
 /** The value below which a share of a normal distribution lies (Acklam's approximation, relative error 1.2e-9). */
