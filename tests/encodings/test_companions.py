@@ -81,6 +81,7 @@ ENCODINGS: dict[str, tuple[dict[str, torch.dtype], set[str]]] = {
     "EXL2": ({"l.q_weight": torch.int32, "l.q_scale": torch.int32, "l.q_scale_max": torch.float16}, {"l.q_weight"}),
     "HQQ": ({"l.W_q": torch.uint8, "l.scale": torch.float16, "l.zero": torch.float16}, {"l.W_q"}),
     "AQLM": ({"l.codes": torch.int8, "l.codebooks": torch.float16, "l.scales": torch.float16}, {"l.codes"}),
+    "sparse": ({"l.bitmask": torch.uint8, "l.compressed": torch.float32, "l.shape": torch.int64}, {"l.bitmask"}),
     "quanto": ({"l.weight._data": torch.int8, "l.weight._scale": torch.float32}, {"l.weight._data"}),
     "MLX": ({"l.weight": torch.uint32, "l.scales": torch.float16, "l.biases": torch.float16}, {"l.weight"}),
     "the state of an 8-bit optimizer": (

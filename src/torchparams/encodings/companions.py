@@ -18,7 +18,7 @@ from torchparams.errors import NotReadable, shorten
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.records import Records
@@ -60,6 +60,7 @@ GROUPS: tuple[Group, ...] = (
     ("state1", ("absmax1", "qmap1"), ("max1", "new_max1")),
     ("state2", ("absmax2", "qmap2"), ("max2", "new_max2")),
     ("B", ("s",), ()),
+    ("bitmask", ("compressed",), ("shape", "row_offsets")),
 )  # fmt: skip
 """How a name ends that may hold codes; how the names of companions end that make it so, and of further ones."""
 
@@ -117,17 +118,23 @@ def coded(records: Records) -> dict[str, Coded]:
     dtypes: Sequence[DType] = records.column("dtype")
     if CODES.isdisjoint(dict.fromkeys(dtypes)):
         return {}
-    names = records.names
-    rows = dict(zip(names, range(len(names)), strict=True))
-    for row, alias in records.aliases:
-        rows.setdefault(alias, row)
-    suspects = [name for name, row in rows.items() if dtypes[row] in CODES]
-    states = [name for name in rows if name.endswith(_BNB)]  # codes of four bits may stand in a tensor of any type
+    names, aliases = records.names, list(records.aliases)
+    suspects = [name for name, dtype in zip(names, dtypes, strict=True) if dtype in CODES]
+    suspects += [alias for row, alias in aliases if dtypes[row] in CODES]
+    # Codes of four bits may stand in a tensor of any type.
+    states = [name for name in (*names, *(alias for _, alias in aliases)) if name.endswith(_BNB)]
     owners = (name.removesuffix(end) for name in states for end in _BNB if name.endswith(end))
-    suspects += dict.fromkeys(owner for owner in owners if owner in rows and not owner.endswith(_BNB))
-    # Counters and positions are few, and not worth a look at the ends of all names.
+    suspects += dict.fromkeys(owner for owner in owners if not owner.endswith(_BNB))
+    # Counters and positions are few: then only the names that matter to them are looked for.
     few = len(suspects) <= _FEW
-    groups = _Groups(None if few else {name[name.rfind(".") + 1 :] for name in rows})
+    spelled = () if few else (*names, *(alias for _, alias in aliases))
+    groups = _Groups(None if few else {name[name.rfind(".") + 1 :] for name in spelled})
+    wanted = {other for name in suspects for other in _wanted(name, groups)} if few else ()
+    rows = {name: row for row, name in enumerate(names) if not few or name in wanted}
+    for row, alias in aliases:
+        if not few or alias in wanted:
+            rows.setdefault(alias, row)
+    suspects = [name for name in suspects if name in rows]
     found: dict[str, Coded] = {}
     members: dict[str, Coded] = {}
     for name in suspects:
@@ -164,6 +171,15 @@ class _Groups(dict[str, tuple[Group, ...]]):
 
     def _possible(self, stem: str | None, end: str) -> bool:
         return stem is None or self._lasts is None or (stem + end).rpartition(".")[2] in self._lasts
+
+
+def _wanted(name: str, groups: _Groups) -> Iterator[str]:
+    """A name, and all names that its companions may have."""
+    yield name
+    for ending, telling, further in groups[name[name.rfind(".") + 1 :]]:
+        if name.endswith(ending):
+            stem = name[: len(name) - len(ending)]
+            yield from (stem + end for end in (*telling, *further))
 
 
 def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str]:
