@@ -95,11 +95,11 @@ DIRECTORIES = {
     "dcp without its metadata": (("__0_0.distcp",), "a distributed checkpoint (DCP) without its .metadata"),
     "zero": (
         ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
-        "a ZeRO checkpoint of DeepSpeed, which is not read here. run python",
+        "which is not in the directory. there are global_step5. name one: ",
     ),
     "within zero": (
         ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
-        "a ZeRO checkpoint of DeepSpeed, which is not read here. run python",
+        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt: its optimizer_state_dict is None, not a dict",
     ),
     "several": (("a.pt", "b.pt", "c.pth"), "there are 3 checkpoints in this directory. a.pt, b.pt, c.pth. name one"),
     "runs": (

@@ -82,7 +82,10 @@ class Strided(Expression):
 
     def spans(self) -> list[Location] | None:
         """File range of the run, if the base is a single file range."""
-        place = self.operands[0].place
+        (x,) = self.operands
+        if self._is_run and self.numel == x.numel:
+            return x.spans()
+        place = x.place
         if not self._is_run or place is None or not self.numel:
             return [] if not self.numel else None
         begin = place.start + self.offset * self.dtype.itemsize

@@ -71,7 +71,6 @@ _WORDS = r"[A-Za-z]{2,}:? +[A-Za-z]{2,}"
 # ONNX is a protobuf message: first its ir_version, a small number, then one of the fields that a model has.
 _ONNX = rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]"
 _DCP_PART = r"__\d+_\d+\.distcp"
-_ZERO_PART = r"(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt"
 _BESIDE = (
     r"(?:optimizer|scheduler|scaler)(?:_\d+)?\.(?:pt|bin)|sampler(?:_\d+)?\.bin|rng_state(?:_\d+)?\.pth|"
     r"training_args\.bin|random_states_\d+\.pkl|dl_state_dict(?:_\d+)?\.bin|custom_checkpoint_\d+\.pkl"
@@ -141,27 +140,17 @@ def _text(path: str, head: bytes, size: int) -> FileFormatError | None:
     return FileFormatError(f"a text, not a checkpoint: {shorten(repr(line), 90)}", where=path, hint=AGAIN)
 
 
-def foreign_directory(path: str, there: Sequence[str], weights: Sequence[str]) -> SourceError | None:
+def foreign_directory(path: str, there: Sequence[str]) -> SourceError | None:
     """The error that names a directory with a checkpoint that is not read here; None where none is recognised.
 
     Args:
         path: The directory.
         there: The names in it.
-        weights: Those of files that may hold a model; DeepSpeed's trainers may save a whole one beside its parts.
     """
     if any(re.fullmatch(_DCP_PART, name) for name in there):
         return FileFormatError(
             "a distributed checkpoint (DCP) without its .metadata: it was not written to its end, or not copied whole",
             where=path,
-        )
-    zero = any(re.fullmatch(_ZERO_PART, name) for name in there)
-    if zero or ("zero_to_fp32.py" in there and "latest" in there and not weights):
-        root = (os.path.dirname(os.path.abspath(path)) or path) if zero and "zero_to_fp32.py" not in there else path
-        script = os.path.join(root, "zero_to_fp32.py")
-        return FileFormatError(
-            "a ZeRO checkpoint of DeepSpeed, which is not read here",
-            where=path,
-            hint=f"run python {script} {root} OUT, and name OUT",
         )
     return None
 
@@ -190,6 +179,6 @@ def checkpoints_below(path: str, there: Sequence[str], suffixes: tuple[str, ...]
             inside = os.listdir(below) if os.path.isdir(below) else []
         except OSError:
             continue
-        if any(each.endswith((*suffixes, ".distcp")) for each in inside):
+        if any(each.endswith((*suffixes, ".distcp")) or each == "latest" for each in inside):
             found.append(name)
     return sorted(found, key=lambda name: [int(part) if part.isdecimal() else -1 for part in re.split(r"(\d+)", name)])

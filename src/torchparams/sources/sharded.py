@@ -98,7 +98,12 @@ def open_directory(path: str, inner: str | None = None) -> Source:
         raise SourceError(error.strerror or str(error), where=path) from None
     there = sorted(name for name in everything if not name.startswith("."))
     files = [name for name in there if not everything[name]]
+    found = [name for name in files if name.endswith(_SUFFIXES)]
+    weights = weights_among(found)
     indexes = [name for name in files if _INDEX.fullmatch(name)]
+    training = training_directory(path, everything, [*weights, *indexes], inner)
+    if training is not None:
+        return training
     if len(indexes) == 1:
         return open_index(join(path, indexes[0]), inner, label=path)
     if indexes:
@@ -108,12 +113,7 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             exists=_some(indexes),
             hint="name the index of one",
         )
-    training = training_directory(path, list(everything), inner)
-    if training is not None:
-        return training
-    found = [name for name in files if name.endswith(_SUFFIXES)]
-    weights = weights_among(found)
-    refused = foreign_directory(path, list(everything), weights)
+    refused = foreign_directory(path, list(everything))
     if refused is not None:
         raise refused
     found = weights or found

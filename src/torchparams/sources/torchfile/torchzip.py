@@ -35,12 +35,13 @@ class StoredCrc(NamedTuple):
     compressed: bool
 
 
-def open_torch_zip(path: str, inner: str | None = None) -> TorchZipSource:
+def open_torch_zip(path: str, inner: str | None = None, *, tensorless: bool = False) -> TorchZipSource:
     """The source that reads what `torch.save` or `torch.jit.save` wrote.
 
     Args:
         path: The file, whatever its name.
         inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
+        tensorless: Take a file that holds no tensors too.
 
     Raises:
         SourceError: The file cannot be read.
@@ -49,7 +50,7 @@ def open_torch_zip(path: str, inner: str | None = None) -> TorchZipSource:
         UnknownName: There is no `inner` in it.
     """
     with paused_gc():
-        return TorchZipSource(Archive(bytes_of_file(path)), inner)
+        return TorchZipSource(Archive(bytes_of_file(path)), inner, tensorless=tensorless)
 
 
 class ArchiveSource(PickledSource):
@@ -112,9 +113,10 @@ class TorchZipSource(ArchiveSource):
     Args:
         archive: The zip.
         inner: The dotted path of what to list, or None for everything.
+        tensorless: Take one that holds no tensors too.
     """
 
-    def __init__(self, archive: Archive, inner: str | None) -> None:
+    def __init__(self, archive: Archive, inner: str | None, *, tensorless: bool = False) -> None:
         path = archive.file.path
         listing = Listing(archive.root, inner, path, archive.script)
         if archive.is_script:
@@ -122,7 +124,8 @@ class TorchZipSource(ArchiveSource):
                 "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
                 "constants of its code are not, and its code is not run"
             )
-        refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
+        if not tensorless:
+            refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
         super().__init__(archive, inner, listing)
 
     # --- for verifying ---------------------------------------------------------------------------

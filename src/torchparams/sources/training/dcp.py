@@ -36,12 +36,13 @@ _ENTRY_BYTES = 1 << 20  # a longer entry is described by its size
 _ENTRY_DEPTH, _ENTRY_NODES = 8, 10_000
 
 
-def open_dcp(path: str, inner: str | None = None) -> DcpSource:
+def open_dcp(path: str, inner: str | None = None, label: str | None = None) -> DcpSource:
     """The source that reads the DCP directory `path`.
 
     Args:
         path: The directory.
         inner: Only what lies below this name, which is taken off: `model`, `optimizer`.
+        label: What tables and messages call it: the path and `inner` unless given.
 
     Raises:
         SourceError: A file cannot be read.
@@ -50,7 +51,7 @@ def open_dcp(path: str, inner: str | None = None) -> DcpSource:
         UnknownName: Nothing lies below `inner`.
     """
     with paused_gc():
-        return DcpSource(path, inner)
+        return DcpSource(path, inner, label)
 
 
 class DcpSource(PartedSource):
@@ -58,12 +59,12 @@ class DcpSource(PartedSource):
 
     Args:
         path: The directory.
-        inner: See `open_dcp`.
+        inner, label: See `open_dcp`.
     """
 
     format = "distributed checkpoint"
 
-    def __init__(self, path: str, inner: str | None) -> None:
+    def __init__(self, path: str, inner: str | None, label: str | None = None) -> None:
         described = Described(path)
         names = within(path, inner, list(described.tensors), described.entries)
         self._tensors = {short: described.tensors[name] for name, short in names.items()}
@@ -73,7 +74,7 @@ class DcpSource(PartedSource):
         }
         self._data = described.data
         super().__init__(
-            f"{path}#{inner}" if inner else path,
+            label or (f"{path}#{inner}" if inner else path),
             (parted_info(name, each.shape, each.dtype, prod(each.shape)) for name, each in self._tensors.items()),
             (described.file, *described.data.values()),
             imported=described.imported,
