@@ -25,6 +25,7 @@ setup(
             ("_sums", [*FLAGS, *UNFUSED]),
             ("_decode", [*FLAGS, *UNFUSED]),
             ("_batch", [*FLAGS, *UNFUSED]),
+            ("_moments", FLAGS),
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

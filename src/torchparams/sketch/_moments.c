@@ -1,0 +1,508 @@
+/* Sums of many tensors that lie in memory, a row of numbers for each: what a record of a training step is made of.
+ *
+ * What is computed is defined in moments.py, in NumPy. Counts and maxima are the same there. Sums are float64, added up
+ * in another order: the last bits may differ.
+ *
+ *   measure(kind, addresses, counts, sums, integers, exponents)
+ *   distance(kind, addresses, others, counts, sums)
+ *
+ * Both release the global interpreter lock. Whoever calls keeps the memory alive.
+ */
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "exponents are read from the upper half of little-endian values: other machines use the NumPy definition"
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static __forceinline
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define X86 1
+#define AVX2 __attribute__((target("avx2,fma")))
+#else
+#define X86 0
+#endif
+
+enum kind { F32, F64, BF16, F16, KINDS };
+
+static const size_t item_size[KINDS] = {4, 8, 2, 2};
+
+enum {
+    CHUNK = 2048,    /* values that stay in the first-level cache, as float64 */
+    LANES = 16,      /* partial sums */
+    EXPONENTS = 256, /* of float32; those of float64 beyond them count at the ends */
+    SUMS = 3,        /* sum, sum of squares, greatest magnitude: of finite values */
+    INTEGERS = 2,    /* zeros, values that are not finite */
+};
+
+typedef struct {
+    double sum[LANES], squares[LANES], most;
+    int64_t zeros, odd;
+    int64_t *exponents; /* NULL where they are not wanted */
+} row;
+
+/* --- values as float32 or float64 ------------------------------------------------------------------ */
+
+INLINE float half(uint16_t bits)
+{
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023, out;
+    float value;
+    if (exponent == 0) { /* zero, or a fraction of 2^-14 */
+        value = (float)fraction * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    out = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+    memcpy(&value, &out, 4);
+    return value;
+}
+
+INLINE void widen(int kind, const uint8_t *data, size_t n, float *out)
+{
+    if (kind == BF16) {
+        for (size_t i = 0; i < n; i++) {
+            uint16_t bits;
+            memcpy(&bits, data + 2 * i, 2);
+            uint32_t wide = (uint32_t)bits << 16;
+            memcpy(out + i, &wide, 4);
+        }
+    } else if (kind == F16) {
+        for (size_t i = 0; i < n; i++) {
+            uint16_t bits;
+            memcpy(&bits, data + 2 * i, 2);
+            out[i] = half(bits);
+        }
+    } else {
+        memcpy(out, data, 4 * n);
+    }
+}
+
+/* --- a chunk ---------------------------------------------------------------------------------------- */
+
+/* Sums of finite values; they are kept in registers, for memory might be that of the values. */
+#define ADD(NAME, TYPE)                                                                                                \
+    INLINE void NAME(row *to, const TYPE *x, size_t n)                                                                 \
+    {                                                                                                                  \
+        double sum[LANES], squares[LANES];                                                                             \
+        memcpy(sum, to->sum, sizeof sum);                                                                              \
+        memcpy(squares, to->squares, sizeof squares);                                                                  \
+        size_t i = 0;                                                                                                  \
+        for (; i + LANES <= n; i += LANES)                                                                             \
+            for (size_t l = 0; l < LANES; l++) {                                                                       \
+                double value = x[i + l];                                                                               \
+                sum[l] += value;                                                                                       \
+                squares[l] += value * value;                                                                           \
+            }                                                                                                          \
+        for (; i < n; i++) {                                                                                           \
+            double value = x[i];                                                                                       \
+            sum[0] += value;                                                                                           \
+            squares[0] += value * value;                                                                               \
+        }                                                                                                              \
+        memcpy(to->sum, sum, sizeof sum);                                                                              \
+        memcpy(to->squares, squares, sizeof squares);                                                                  \
+    }
+
+ADD(add_f32, float)
+ADD(add_f64, double)
+
+typedef union {
+    float value[CHUNK];
+    int32_t bits[CHUNK];
+} chunk;
+
+INLINE void chunk_f32(row *to, chunk *x, size_t n)
+{
+    int32_t most = 0, zeros = 0, odd = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits = x->bits[i] & 0x7fffffff;
+        int32_t finite = bits < 0x7f800000 ? bits : 0;
+        most = finite > most ? finite : most;
+        zeros += bits == 0;
+        odd += bits >= 0x7f800000;
+    }
+    if (to->exponents && n < CHUNK / 4) {
+        for (size_t i = 0; i < n; i++)
+            to->exponents[x->bits[i] >> 23 & 255]++;
+    } else if (to->exponents) {
+        uint32_t counts[4][EXPONENTS] = {{0}}; /* four, since equal neighbours would wait for each other */
+        size_t i = 0;
+        for (; i + 4 <= n; i += 4)
+            for (int l = 0; l < 4; l++)
+                counts[l][x->bits[i + l] >> 23 & 255]++;
+        for (; i < n; i++)
+            counts[0][x->bits[i] >> 23 & 255]++;
+        for (int e = 0; e < EXPONENTS; e++)
+            to->exponents[e] += counts[0][e] + counts[1][e] + counts[2][e] + counts[3][e];
+    }
+    if (odd)
+        for (size_t i = 0; i < n; i++)
+            x->bits[i] = (x->bits[i] & 0x7fffffff) < 0x7f800000 ? x->bits[i] : 0;
+    add_f32(to, x->value, n);
+    float value;
+    memcpy(&value, &most, 4);
+    to->most = value > to->most ? value : to->most;
+    to->zeros += zeros;
+    to->odd += odd;
+}
+
+INLINE void chunk_f64(row *to, const double *x, size_t n)
+{
+    uint64_t most = 0;
+    int64_t zeros = 0, odd = 0;
+    double wide[CHUNK];
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits;
+        memcpy(&bits, x + i, 8);
+        bits &= 0x7fffffffffffffffull;
+        uint64_t finite = bits < 0x7ff0000000000000ull ? bits : 0;
+        most = finite > most ? finite : most;
+        zeros += bits == 0;
+        odd += bits >= 0x7ff0000000000000ull;
+        wide[i] = bits < 0x7ff0000000000000ull ? x[i] : 0;
+        if (to->exponents) {
+            int64_t e = (int64_t)(bits >> 52) - 1023 + 127;
+            to->exponents[bits == 0 ? 0 : bits >= 0x7ff0000000000000ull ? 255 : e < 0 ? 0 : e > 254 ? 254 : e]++;
+        }
+    }
+    add_f64(to, wide, n);
+    double value;
+    memcpy(&value, &most, 8);
+    to->most = value > to->most ? value : to->most;
+    to->zeros += zeros;
+    to->odd += odd;
+}
+
+INLINE void body(row *to, int kind, const uint8_t *data, size_t n)
+{
+    chunk values;
+    double wide[CHUNK];
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t count = n - at < CHUNK ? n - at : CHUNK;
+        const uint8_t *here = data + at * item_size[kind];
+        if (kind == F64) {
+            memcpy(wide, here, 8 * count);
+            chunk_f64(to, wide, count);
+        } else {
+            widen(kind, here, count, values.value);
+            chunk_f32(to, &values, count);
+        }
+    }
+}
+
+/* The sum of squares of a difference, in float64; not finite where an element is not. */
+INLINE double apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n)
+{
+    float x[CHUNK], y[CHUNK];
+    double sum[LANES] = {0}, all = 0;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t count = n - at < CHUNK ? n - at : CHUNK, i = 0, from = at * item_size[kind];
+        double d[CHUNK];
+        if (kind == F64) {
+            double u[CHUNK], v[CHUNK];
+            memcpy(u, a + from, 8 * count);
+            memcpy(v, b + from, 8 * count);
+            for (i = 0; i < count; i++)
+                d[i] = u[i] - v[i];
+        } else {
+            widen(kind, a + from, count, x);
+            widen(kind, b + from, count, y);
+            for (i = 0; i < count; i++)
+                d[i] = (double)x[i] - (double)y[i];
+        }
+        for (i = 0; i + LANES <= count; i += LANES)
+            for (size_t l = 0; l < LANES; l++)
+                sum[l] += d[i + l] * d[i + l];
+        for (; i < count; i++)
+            sum[0] += d[i] * d[i];
+    }
+    for (int l = 0; l < LANES; l++)
+        all += sum[l];
+    return all;
+}
+
+INLINE int64_t odd_body(int kind, const uint8_t *data, size_t n)
+{
+    int64_t odd = 0;
+    if (kind == F64) {
+        for (size_t i = 0; i < n; i++) {
+            uint64_t bits;
+            memcpy(&bits, data + 8 * i, 8);
+            odd += (bits & 0x7fffffffffffffffull) >= 0x7ff0000000000000ull;
+        }
+    } else if (kind == F32) {
+        for (size_t at = 0; at < n; at += 1 << 20) {
+            size_t stop = n - at < 1 << 20 ? n : at + (1 << 20);
+            uint32_t some = 0;
+            for (size_t i = at; i < stop; i++) {
+                uint32_t bits;
+                memcpy(&bits, data + 4 * i, 4);
+                some += (bits & 0x7fffffffu) >= 0x7f800000u;
+            }
+            odd += some;
+        }
+    } else {
+        uint16_t mask = 0x7fff, least = kind == BF16 ? 0x7f80 : 0x7c00;
+        for (size_t at = 0; at < n; at += 1 << 15) {
+            size_t stop = n - at < 1 << 15 ? n : at + (1 << 15);
+            uint16_t some = 0;
+            for (size_t i = at; i < stop; i++) {
+                uint16_t bits;
+                memcpy(&bits, data + 2 * i, 2);
+                some += (bits & mask) >= least;
+            }
+            odd += some;
+        }
+    }
+    return odd;
+}
+
+/* Each body with constants for its kind, so that the loops are vectorised. */
+#define SWITCH(call)                                                                                                   \
+    switch (kind) {                                                                                                    \
+    case F32: {                                                                                                        \
+        enum { K = F32 };                                                                                              \
+        call;                                                                                                          \
+    }                                                                                                                  \
+    case F64: {                                                                                                        \
+        enum { K = F64 };                                                                                              \
+        call;                                                                                                          \
+    }                                                                                                                  \
+    case BF16: {                                                                                                       \
+        enum { K = BF16 };                                                                                             \
+        call;                                                                                                          \
+    }                                                                                                                  \
+    default: {                                                                                                         \
+        enum { K = F16 };                                                                                              \
+        call;                                                                                                          \
+    }                                                                                                                  \
+    }
+
+#define VERSIONS(NAME, TARGET)                                                                                         \
+    TARGET static void run_##NAME(row *to, int kind, const uint8_t *data, size_t n)                                    \
+    {                                                                                                                  \
+        SWITCH(body(to, K, data, n); return)                                                                           \
+    }                                                                                                                  \
+    TARGET static double apart_##NAME(int kind, const uint8_t *a, const uint8_t *b, size_t n)                          \
+    {                                                                                                                  \
+        SWITCH(return apart_body(K, a, b, n))                                                                          \
+    }                                                                                                                  \
+    TARGET static int64_t odd_##NAME(int kind, const uint8_t *data, size_t n)                                          \
+    {                                                                                                                  \
+        SWITCH(return odd_body(K, data, n))                                                                            \
+    }
+
+VERSIONS(base, )
+static void (*run_best)(row *, int, const uint8_t *, size_t) = run_base;
+static double (*apart_best)(int, const uint8_t *, const uint8_t *, size_t) = apart_base;
+static int64_t (*odd_best)(int, const uint8_t *, size_t) = odd_base;
+#if X86
+VERSIONS(avx2, AVX2)
+#endif
+
+/* --- for Python ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Py_buffer view;
+    int held;
+} held;
+
+static int hold(held *to, PyObject *object, Py_ssize_t nbytes, int writable)
+{
+    if (PyObject_GetBuffer(object, &to->view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+        return -1;
+    to->held = 1;
+    if (nbytes >= 0 && to->view.len != nbytes) {
+        PyErr_SetString(PyExc_ValueError, "a buffer has another size than the tensors need");
+        return -1;
+    }
+    return 0;
+}
+
+static void release(held *all, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (all[i].held)
+            PyBuffer_Release(&all[i].view);
+}
+
+static PyObject *py_measure(PyObject *self, PyObject *args)
+{
+    int kind;
+    PyObject *objects[5], *result = NULL;
+    held all[5] = {{.held = 0}};
+    (void)self;
+    if (!PyArg_ParseTuple(
+            args, "iOOOOO", &kind, &objects[0], &objects[1], &objects[2], &objects[3], &objects[4]))
+        return NULL;
+    if (kind < 0 || kind >= KINDS) {
+        PyErr_SetString(PyExc_ValueError, "no such kind");
+        return NULL;
+    }
+    if (hold(&all[0], objects[0], -1, 0) < 0)
+        goto done;
+    Py_ssize_t count = all[0].view.len / 8;
+    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * SUMS * count, 1) < 0
+        || hold(&all[3], objects[3], 8 * INTEGERS * count, 1) < 0)
+        goto done;
+    if (objects[4] != Py_None && hold(&all[4], objects[4], 8 * EXPONENTS * count, 1) < 0)
+        goto done;
+    const uint64_t *addresses = all[0].view.buf, *counts = all[1].view.buf;
+    double *sums = all[2].view.buf;
+    int64_t *integers = all[3].view.buf, *exponents = all[4].held ? all[4].view.buf : NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        row to = {.most = 0};
+        if (exponents) {
+            to.exponents = exponents + i * EXPONENTS;
+            memset(to.exponents, 0, 8 * EXPONENTS);
+        }
+        run_best(&to, kind, (const uint8_t *)(uintptr_t)addresses[i], counts[i]);
+        double sum = 0, squares = 0;
+        for (int l = 0; l < LANES; l++) {
+            sum += to.sum[l];
+            squares += to.squares[l];
+        }
+        sums[SUMS * i] = sum;
+        sums[SUMS * i + 1] = squares;
+        sums[SUMS * i + 2] = to.most;
+        integers[INTEGERS * i] = to.zeros;
+        integers[INTEGERS * i + 1] = to.odd;
+    }
+    Py_END_ALLOW_THREADS
+    result = Py_None;
+    Py_INCREF(result);
+done:
+    release(all, 5);
+    return result;
+}
+
+static PyObject *py_distance(PyObject *self, PyObject *args)
+{
+    int kind;
+    PyObject *objects[4], *result = NULL;
+    held all[4] = {{.held = 0}};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iOOOO", &kind, &objects[0], &objects[1], &objects[2], &objects[3]))
+        return NULL;
+    if (kind < 0 || kind >= KINDS) {
+        PyErr_SetString(PyExc_ValueError, "no such kind");
+        return NULL;
+    }
+    if (hold(&all[0], objects[0], -1, 0) < 0)
+        goto done;
+    Py_ssize_t count = all[0].view.len / 8;
+    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * count, 0) < 0
+        || hold(&all[3], objects[3], 8 * count, 1) < 0)
+        goto done;
+    const uint64_t *a = all[0].view.buf, *b = all[1].view.buf, *counts = all[2].view.buf;
+    double *sums = all[3].view.buf;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++)
+        sums[i] = apart_best(
+            kind, (const uint8_t *)(uintptr_t)a[i], (const uint8_t *)(uintptr_t)b[i], counts[i]);
+    Py_END_ALLOW_THREADS
+    result = Py_None;
+    Py_INCREF(result);
+done:
+    release(all, 4);
+    return result;
+}
+
+static PyObject *py_nonfinite(PyObject *self, PyObject *args)
+{
+    int kind;
+    PyObject *objects[3], *result = NULL;
+    held all[3] = {{.held = 0}};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iOOO", &kind, &objects[0], &objects[1], &objects[2]))
+        return NULL;
+    if (kind < 0 || kind >= KINDS) {
+        PyErr_SetString(PyExc_ValueError, "no such kind");
+        return NULL;
+    }
+    if (hold(&all[0], objects[0], -1, 0) < 0)
+        goto done;
+    Py_ssize_t count = all[0].view.len / 8;
+    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * count, 1) < 0)
+        goto done;
+    const uint64_t *addresses = all[0].view.buf, *counts = all[1].view.buf;
+    int64_t *found = all[2].view.buf;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++)
+        found[i] = odd_best(kind, (const uint8_t *)(uintptr_t)addresses[i], counts[i]);
+    Py_END_ALLOW_THREADS
+    result = Py_None;
+    Py_INCREF(result);
+done:
+    release(all, 3);
+    return result;
+}
+
+static PyObject *py_levels(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+#if X86
+    __builtin_cpu_init();
+    return PyLong_FromLong(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 2 : 1);
+#else
+    return PyLong_FromLong(1);
+#endif
+}
+
+static void use(int wanted)
+{
+    run_best = run_base;
+    apart_best = apart_base;
+    odd_best = odd_base;
+#if X86
+    __builtin_cpu_init();
+    if (wanted > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        run_best = run_avx2;
+        apart_best = apart_avx2;
+        odd_best = odd_avx2;
+    }
+#else
+    (void)wanted;
+#endif
+}
+
+static PyObject *py_use(PyObject *self, PyObject *args)
+{
+    int wanted;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &wanted))
+        return NULL;
+    use(wanted);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyMethodDef methods[] = {
+    {"measure", py_measure, METH_VARARGS, "measure(kind, addresses, counts, sums, integers, exponents)"},
+    {"distance", py_distance, METH_VARARGS, "distance(kind, addresses, others, counts, sums)"},
+    {"nonfinite", py_nonfinite, METH_VARARGS, "nonfinite(kind, addresses, counts, found)"},
+    {"levels", py_levels, METH_NOARGS, "How many vector units can be used here."},
+    {"use", py_use, METH_VARARGS, "use(i): use another vector unit from now on, the last being the best."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_moments", "Sums of many tensors in memory; defined in moments.py.", -1, methods,
+    NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__moments(void)
+{
+    use(1);
+    return PyModule_Create(&module);
+}
