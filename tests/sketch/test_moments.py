@@ -91,10 +91,11 @@ def test_distance(kind: str) -> None:
     got = found.distance(at, to)
     for i in range(len(numels)):
         apart = a[i].astype(np.float64) - b[i].astype(np.float64)
-        np.testing.assert_allclose(got[i], np.square(apart).sum(), rtol=1e-12)
-    assert found.distance(at, at).tolist() == [0.0] * len(numels)
+        np.testing.assert_allclose(got[i, 0], np.square(apart).sum(), rtol=1e-12)
+        np.testing.assert_allclose(got[i, 1], np.square(b[i].astype(np.float64)).sum(), rtol=1e-12)
+    assert found.distance(at, at)[:, 0].tolist() == [0.0] * len(numels)
     b[2][50] = np.nan
-    assert np.isnan(found.distance(at, to)[2])
+    assert np.isnan(found.distance(at, to)[2]).all()
 
 
 @given(

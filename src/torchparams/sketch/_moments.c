@@ -198,16 +198,16 @@ INLINE void body(row *to, int kind, const uint8_t *data, size_t n)
     }
 }
 
-/* The sum of squares of a difference, in float64; not finite where an element is not. */
-INLINE double apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n)
+/* The sums of squares of a difference and of its second term, in float64; not finite where an element is not. */
+INLINE void apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n, double *all)
 {
     float x[CHUNK], y[CHUNK];
-    double sum[LANES] = {0}, all = 0;
+    double sum[LANES] = {0}, base[LANES] = {0};
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t count = n - at < CHUNK ? n - at : CHUNK, i = 0, from = at * item_size[kind];
-        double d[CHUNK];
+        double d[CHUNK], v[CHUNK];
         if (kind == F64) {
-            double u[CHUNK], v[CHUNK];
+            double u[CHUNK];
             memcpy(u, a + from, 8 * count);
             memcpy(v, b + from, 8 * count);
             for (i = 0; i < count; i++)
@@ -215,18 +215,26 @@ INLINE double apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n)
         } else {
             widen(kind, a + from, count, x);
             widen(kind, b + from, count, y);
-            for (i = 0; i < count; i++)
-                d[i] = (double)x[i] - (double)y[i];
+            for (i = 0; i < count; i++) {
+                v[i] = y[i];
+                d[i] = (double)x[i] - v[i];
+            }
         }
         for (i = 0; i + LANES <= count; i += LANES)
-            for (size_t l = 0; l < LANES; l++)
+            for (size_t l = 0; l < LANES; l++) {
                 sum[l] += d[i + l] * d[i + l];
-        for (; i < count; i++)
+                base[l] += v[i + l] * v[i + l];
+            }
+        for (; i < count; i++) {
             sum[0] += d[i] * d[i];
+            base[0] += v[i] * v[i];
+        }
     }
-    for (int l = 0; l < LANES; l++)
-        all += sum[l];
-    return all;
+    all[0] = all[1] = 0;
+    for (int l = 0; l < LANES; l++) {
+        all[0] += sum[l];
+        all[1] += base[l];
+    }
 }
 
 INLINE int64_t odd_body(int kind, const uint8_t *data, size_t n)
@@ -291,9 +299,9 @@ INLINE int64_t odd_body(int kind, const uint8_t *data, size_t n)
     {                                                                                                                  \
         SWITCH(body(to, K, data, n); return)                                                                           \
     }                                                                                                                  \
-    TARGET static double apart_##NAME(int kind, const uint8_t *a, const uint8_t *b, size_t n)                          \
+    TARGET static void apart_##NAME(int kind, const uint8_t *a, const uint8_t *b, size_t n, double *all)               \
     {                                                                                                                  \
-        SWITCH(return apart_body(K, a, b, n))                                                                          \
+        SWITCH(apart_body(K, a, b, n, all); return)                                                                    \
     }                                                                                                                  \
     TARGET static int64_t odd_##NAME(int kind, const uint8_t *data, size_t n)                                          \
     {                                                                                                                  \
@@ -302,7 +310,7 @@ INLINE int64_t odd_body(int kind, const uint8_t *data, size_t n)
 
 VERSIONS(base, )
 static void (*run_best)(row *, int, const uint8_t *, size_t) = run_base;
-static double (*apart_best)(int, const uint8_t *, const uint8_t *, size_t) = apart_base;
+static void (*apart_best)(int, const uint8_t *, const uint8_t *, size_t, double *) = apart_base;
 static int64_t (*odd_best)(int, const uint8_t *, size_t) = odd_base;
 #if X86
 VERSIONS(avx2, AVX2)
@@ -401,14 +409,14 @@ static PyObject *py_distance(PyObject *self, PyObject *args)
         goto done;
     Py_ssize_t count = all[0].view.len / 8;
     if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * count, 0) < 0
-        || hold(&all[3], objects[3], 8 * count, 1) < 0)
+        || hold(&all[3], objects[3], 16 * count, 1) < 0)
         goto done;
     const uint64_t *a = all[0].view.buf, *b = all[1].view.buf, *counts = all[2].view.buf;
     double *sums = all[3].view.buf;
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++)
-        sums[i] = apart_best(
-            kind, (const uint8_t *)(uintptr_t)a[i], (const uint8_t *)(uintptr_t)b[i], counts[i]);
+        apart_best(
+            kind, (const uint8_t *)(uintptr_t)a[i], (const uint8_t *)(uintptr_t)b[i], counts[i], sums + 2 * i);
     Py_END_ALLOW_THREADS
     result = Py_None;
     Py_INCREF(result);

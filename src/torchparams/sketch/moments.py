@@ -130,9 +130,12 @@ class Layout:
         )
 
     def distance(self, addresses: Sequence[int], others: Sequence[int]) -> Array:
-        """Sums of squared differences to as many other tensors, float64; not finite where an element is not."""
+        """Sums of squares of the differences to other tensors, and of these; float64, shape (n, 2).
+
+        They are not finite where an element is not.
+        """
         at, to = self._places(addresses), self._places(others)
-        sums = np.empty(len(self.owner))
+        sums = np.empty((len(self.owner), 2))
         distance = _moments.distance if uses_c() else numpy_distance
         self._run(lambda part: distance(self.kind, at[part], to[part], self._counts[part], sums[part]))
         return self._added(sums)
@@ -150,7 +153,9 @@ class Layout:
         return places
 
     def _added(self, column: Array) -> Array:
-        found: Array = np.add.reduceat(column, self._first, axis=0) if len(column) else column
+        if len(self._first) == len(column):  # a piece each
+            return column
+        found: Array = np.add.reduceat(column, self._first, axis=0)
         return found
 
     def _run(self, call: Callable[[slice], object]) -> None:
@@ -187,11 +192,12 @@ def numpy_measure(
 
 
 def numpy_distance(kind: int, addresses: Array, others: Array, counts: Array, sums: Array) -> None:
-    """Fill in the sums of squared differences."""
+    """Fill the rows: the sum of squares of the difference, and of its second term."""
     pairs = zip(_values(kind, addresses, counts), _values(kind, others, counts), strict=True)
     with np.errstate(all="ignore"):
         for i, (a, b) in enumerate(pairs):
-            sums[i] = np.square(a.astype(np.float64) - b.astype(np.float64)).sum()
+            wide = b.astype(np.float64)
+            sums[i] = np.square(a.astype(np.float64) - wide).sum(), np.square(wide).sum()
 
 
 def numpy_nonfinite(kind: int, addresses: Array, counts: Array, found: Array) -> None:

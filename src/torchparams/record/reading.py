@@ -1,0 +1,116 @@
+"""What is recorded of a model: its parameters, resolved once, and again when the model changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.parameters import Parameters
+from torchparams.selectors import Selector
+from torchparams.train._live import live_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from torchparams.info import ParameterInfo
+
+
+class Reading:
+    """The parameters of a model, and buffers of its frozen modules.
+
+    A frozen module is one whose parameters are all frozen: its running statistics are not meant to move either.
+
+    Args:
+        model: A live `nn.Module`.
+        rows: Selects weights whose dead rows are counted; None for none.
+
+    Attributes:
+        label: Name of the model.
+        names: Names of the tensors.
+        tensors: The tensors.
+        local: The same, without autograd; of a DTensor this rank's part.
+        trainable: Whether each has `requires_grad`.
+        infos: Name → info.
+
+    Raises:
+        UnsupportedSource: `model` is not a live model.
+    """
+
+    def __init__(self, model: Any, rows: object = None) -> None:
+        self.source, _ = live_table(model, "torchparams.Recorder")
+        self.label = self.source.label
+        self._rows = None if rows is None else Selector.of(rows)
+        self.names: list[str] = []
+        self.tensors: list[torch.Tensor] = []
+        self.trainable: list[bool] = []
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the model again; whether its tensors are others than before."""
+        tensors = {**self.source.keys(), **self._frozen_buffers()}
+        trainable = [tensor.requires_grad for tensor in tensors.values()]
+        same = len(tensors) == len(self.tensors) and all(
+            a is b for a, b in zip(tensors.values(), self.tensors, strict=True)
+        )
+        if same and trainable == self.trainable:
+            return False
+        self.names, self.tensors, self.trainable = list(tensors), list(tensors.values()), trainable
+        self.local = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in self.tensors]
+        table = Parameters(type(self.source)(self.source.module, buffers=True))
+        infos = table.infos
+        self.names = [table.source.resolve(name) for name in self.names]
+        self.infos: dict[str, ParameterInfo] = {name: infos[name] for name in self.names}
+        if self._rows is None:
+            self._chosen: list[bool] = [False] * len(self.names)
+        else:
+            hits = self._rows.names(self.infos.values(), strict=True, where=self.label)
+            self._chosen = [name in hits and tensor.dim() > 1 for name, tensor in zip(self.names, self.tensors, strict=True)]
+        return True
+
+    def _frozen_buffers(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for path, module in self.source.module.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.is_floating_point():
+                        found[f"{path}.{name}" if path else name] = buffer
+        return found
+
+    def gradients(self) -> list[torch.Tensor | None]:
+        """The current gradients."""
+        return [tensor.grad for tensor in self.tensors]
+
+    def dead_rows(self, grads: Sequence[torch.Tensor | None]) -> list[int | None]:
+        """Count of rows whose gradient is zero throughout, of the weights that were selected."""
+        found: list[int | None] = []
+        for grad, chosen in zip(grads, self._chosen, strict=True):
+            if not chosen or grad is None or grad.layout is not _strided():
+                found.append(None)
+            else:
+                local = getattr(grad, "_local_tensor", grad)
+                found.append(int((local.flatten(1) == 0).all(dim=1).sum()))
+        return found
+
+    def head(self) -> dict[str, Any]:
+        """What `record.json` says of the model."""
+        return {
+            "model": self.label,
+            "parameters": [
+                {
+                    "name": info.name,
+                    "shape": None if info.shape is None else list(info.shape),
+                    "dtype": str(info.dtype),
+                    "numel": info.numel,
+                    "requires_grad": info.requires_grad,
+                }
+                for info in self.infos.values()
+            ],
+        }
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided

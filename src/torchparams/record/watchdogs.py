@@ -1,0 +1,216 @@
+"""Watchdogs: what a recorder looks out for, as data with an example each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Array = np.ndarray[Any, Any]
+
+EXPLODING = 0.3
+"""Update-to-weight ratio of a step above which a parameter explodes."""
+
+TIMES = 100.0
+"""A ratio this many times the median of the parameter's earlier ones explodes or, divided by it, vanishes."""
+
+HISTORY = 5
+"""Earlier ratios that a median needs."""
+
+
+YOUNG = 20
+"""Steps for which a parameter that was zero at first may change by a large part of its norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFinding:
+    """What a watchdog found.
+
+    Attributes:
+        step: The step.
+        rule: The watchdog's name.
+        name: The parameter.
+        value: The number that it is about.
+        message: One sentence.
+    """
+
+    step: int
+    rule: str
+    name: str
+    value: float
+    message: str
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.name}: {self.message}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as JSON takes it."""
+        return {
+            "step": self.step,
+            "rule": self.rule,
+            "name": self.name,
+            "value": self.value if np.isfinite(self.value) else str(self.value),
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a watchdog looks at: the numbers of one record, by column, a row for each parameter.
+
+    Attributes:
+        step: The step.
+        names: The parameters.
+        trainable: Whether each has `requires_grad`.
+        columns: Column of the record → values; see `store.TABLES`. Some may be missing.
+        before: The same of the record before; empty at the first.
+        ratios: Earlier update-to-weight ratios of each parameter, oldest first.
+        young: Whether each was zero less than `YOUNG` steps ago.
+    """
+
+    step: int
+    names: Sequence[str]
+    trainable: Array
+    columns: Mapping[str, Array]
+    before: Mapping[str, Array]
+    ratios: Sequence[Sequence[float]]
+    young: Array
+
+    def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
+        """A finding for each place."""
+        for i in np.flatnonzero(places):
+            number = float(value[i])
+            yield RecordFinding(self.step, rule, self.names[i], number, message(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """Something to look out for.
+
+    Attributes:
+        name: Its name.
+        about: What it finds, and why that matters.
+        look: Gives the findings of one record; each parameter is reported once.
+        example: Columns of two records of one parameter, of which the second is found.
+    """
+
+    name: str
+    about: str
+    look: Callable[[Seen], Iterator[RecordFinding]]
+    example: tuple[Mapping[str, float], Mapping[str, float]]
+
+
+def _column(seen: Seen, name: str) -> Array:
+    found = seen.columns.get(name)
+    return np.zeros(len(seen.names)) if found is None else np.nan_to_num(np.asarray(found, np.float64), nan=0.0)
+
+
+def _gradients(seen: Seen) -> Iterator[RecordFinding]:
+    odd = _column(seen, "grad_nonfinite")
+    yield from seen.found(
+        "nonfinite-gradient", odd > 0, odd, lambda count: f"the gradient has {count:,.0f} elements that are not finite"
+    )
+
+
+def _weights(seen: Seen) -> Iterator[RecordFinding]:
+    odd = _column(seen, "nonfinite")
+    yield from seen.found(
+        "nonfinite-weight", odd > 0, odd, lambda count: f"{count:,.0f} elements are not finite"
+    )
+
+
+def _medians(seen: Seen) -> Array:
+    return np.array([np.median(ratios) if len(ratios) >= HISTORY else np.nan for ratios in seen.ratios])
+
+
+def _exploding(seen: Seen) -> Iterator[RecordFinding]:
+    ratio, usual = _column(seen, "update_ratio"), _medians(seen)
+    with np.errstate(invalid="ignore"):
+        # What begins at zero, as biases do, changes by its whole norm at first.
+        jumped = (ratio > TIMES * usual) & (ratio > EXPLODING / 10)
+        places = seen.trainable & (((ratio > EXPLODING) & ~seen.young) | jumped)
+    yield from seen.found(
+        "exploding-update", places, ratio, lambda value: f"one step changed the parameter by {value:.3g} of its norm"
+    )
+
+
+def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
+    ratio = _column(seen, "update_ratio")
+    with np.errstate(invalid="ignore"):
+        usual = _medians(seen)
+        places = seen.trainable & (_column(seen, "weight_norm") > 0) & (ratio < usual / TIMES) & (usual > 0)
+    yield from seen.found(
+        "vanishing-update",
+        places,
+        ratio,
+        lambda value: f"a step changes the parameter by {value:.3g} of its norm, a hundredth of before or less",
+    )
+
+
+def _dead(seen: Seen) -> Iterator[RecordFinding]:
+    dead, before = _column(seen, "dead_rows"), seen.before.get("dead_rows")
+    grown = dead > (0 if before is None else np.nan_to_num(np.asarray(before, np.float64)))
+    yield from seen.found(
+        "dead-rows", seen.trainable & grown, dead, lambda count: f"{count:,.0f} rows have a gradient of zero: dead units"
+    )
+
+
+def _moving(seen: Seen) -> Iterator[RecordFinding]:
+    if not seen.before:
+        return
+    moved = np.zeros(len(seen.names), bool)
+    for key in ("weight_norm", "mean", "max_abs", "zeros"):
+        if key in seen.before:
+            moved |= _column(seen, key) != np.nan_to_num(np.asarray(seen.before[key], np.float64), nan=0.0)
+    norm = _column(seen, "weight_norm")
+    yield from seen.found(
+        "frozen-moves", moved & ~seen.trainable, norm, lambda _: "frozen, but its values changed since the record before"
+    )
+
+
+WATCHDOGS: tuple[Watchdog, ...] = (
+    Watchdog(
+        "nonfinite-gradient",
+        "A gradient has NaN or infinite elements. With mixed precision a few such steps are usual: the scaler skips them.",
+        _gradients,
+        ({"grad_nonfinite": 0}, {"grad_nonfinite": 3}),
+    ),
+    Watchdog(
+        "nonfinite-weight",
+        "A parameter has NaN or infinite elements: all that follows is lost.",
+        _weights,
+        ({"nonfinite": 0}, {"nonfinite": 2}),
+    ),
+    Watchdog(
+        "exploding-update",
+        f"One step changed a parameter by more than {EXPLODING:.0%} of its norm, or {TIMES:.0f} times as much as "
+        "before: the learning rate is too high.",
+        _exploding,
+        ({"update_ratio": 0.001, "weight_norm": 1}, {"update_ratio": 2, "weight_norm": 1}),
+    ),
+    Watchdog(
+        "vanishing-update",
+        f"A step changes a parameter {TIMES:.0f} times less than before: its gradient vanished, or its learning rate.",
+        _vanishing,
+        ({"update_ratio": 0.001, "weight_norm": 1}, {"update_ratio": 1e-9, "weight_norm": 1}),
+    ),
+    Watchdog(
+        "dead-rows",
+        "Rows of a weight (output units) have a gradient of exactly zero, and more of them than before: units behind a "
+        "ReLU that no input reaches any more.",
+        _dead,
+        ({"dead_rows": 0}, {"dead_rows": 12}),
+    ),
+    Watchdog(
+        "frozen-moves",
+        "A parameter without `requires_grad`, or a buffer that is frozen, changed: weight decay, momentum, a running "
+        "statistic, or an optimizer that was made before the freeze.",
+        _moving,
+        ({"weight_norm": 1, "trainable": 0}, {"weight_norm": 2, "trainable": 0}),
+    ),
+)
+"""All of them, in the order in which they are asked."""

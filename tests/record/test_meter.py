@@ -1,0 +1,127 @@
+"""Numbers of many tensors at once: by the kernel and by torch, against torch's own operations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from torchparams.record.meter import Measured, Meter, plain, together
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int32]
+
+
+@pytest.fixture(params=[False, True], ids=["kernel", "torch"])
+def meter(request: pytest.FixtureRequest) -> Meter:
+    return Meter(by_torch=request.param)
+
+
+def tensors() -> list[torch.Tensor | None]:
+    torch.manual_seed(0)
+    found: list[Any] = [torch.randn(7, 9).mul(3).to(dtype) for dtype in DTYPES]
+    odd = torch.randn(300)
+    odd[::7], odd[5], odd[6] = 0, math.nan, -math.inf
+    strided = torch.randn(6, 8)[::2, ::3]
+    return [
+        *found,
+        None,
+        odd,
+        torch.randn(5, 4, 3, 2).to(memory_format=torch.channels_last),
+        torch.randn(6, 8).T,
+        strided,
+        torch.zeros(0),
+        torch.tensor(2.5),
+        torch.randn(4, dtype=torch.complex64),
+        torch.sparse_coo_tensor(torch.tensor([[0, 3, 0]]), torch.tensor([1.0, 2.0, 4.0]), (5,), check_invariants=True),
+    ]
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.double().reshape(-1)
+
+
+def test_every_number_is_that_of_torch(meter: Meter) -> None:
+    given = tensors()
+    found = meter.measure(given, exponents=True)
+    assert found.exponents is not None
+    for i, tensor in enumerate(given):
+        if tensor is None:
+            assert (found.counts[i], found.norms[i], found.exponents[i].sum()) == (0, 0, 0)
+            continue
+        values = wide(tensor)
+        finite = values[torch.isfinite(values)]
+        assert found.counts[i] == values.numel()
+        assert found.zeros[i] == (values == 0).sum()
+        assert found.nonfinite[i] == values.numel() - finite.numel()
+        assert found.most[i] == (finite.abs().max() if finite.numel() else 0)
+        assert found.norms[i] == pytest.approx(float(finite.norm()), rel=1e-6)
+        assert found.sums[i] == pytest.approx(float(finite.sum()), rel=1e-5, abs=1e-5)
+        _, exponent = torch.frexp(finite[finite != 0])
+        counts = torch.bincount(exponent + 126, minlength=256).tolist()
+        counts[0] += int((finite == 0).sum())
+        counts[255] += int(found.nonfinite[i])
+        assert found.exponents[i].tolist() == counts
+
+
+def test_flags_are_where_nothing_is_finite(meter: Meter) -> None:
+    given = tensors()
+    assert meter.nonfinite(given).places() == [given.index(None) + 1]
+    assert meter.nonfinite([torch.ones(3), torch.tensor([math.inf])]).places() == [1]
+    assert meter.nonfinite([None]).places() == []
+
+
+def test_distance(meter: Meter) -> None:
+    torch.manual_seed(0)
+    a = [tensor for tensor in tensors() if tensor is not None and not tensor.is_sparse and tensor.numel()]
+    b = [tensor.clone() for tensor in a]
+    assert meter.distance(a, b)[0, 0] == 0
+    b[0] += 1
+    b[7].mul_(2)
+    found = meter.distance(a, b)
+    assert found[0, 0] == pytest.approx(math.sqrt(63), rel=1e-6)
+    assert found[7].tolist() == pytest.approx([float(wide(a[7]).norm()), float(wide(b[7]).norm())], rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 5e-324])
+def test_norms_of_float64_neither_overflow_nor_vanish(scale: float) -> None:
+    found = Meter().measure([torch.full((4,), scale, dtype=torch.float64)])
+    assert found.norms[0] == pytest.approx(2 * scale)
+
+
+def test_nothing_is_copied_where_elements_are_dense() -> None:
+    for tensor in (torch.randn(4, 5), torch.randn(4, 5).T, torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+        assert plain(tensor).data_ptr() == tensor.data_ptr()
+    strided = torch.randn(4, 6)[:, ::2]
+    assert plain(strided).data_ptr() != strided.data_ptr()
+
+
+def test_parts_of_ranks_add_up() -> None:
+    torch.manual_seed(0)
+    whole = [torch.randn(10, 4), torch.randn(8)]
+    halves = [[whole[0][:6], whole[1]], [whole[0][6:], whole[1]]]
+    measured = [Meter().measure(half, exponents=True) for half in halves]
+    packed = [each.packed() for each in measured]
+    packed[1][1] = 0  # the second tensor is a replica, which counts once
+    found = Measured.unpacked(np.stack(packed))
+    expected = Meter().measure(whole, exponents=True)
+    for key in ("counts", "zeros", "nonfinite", "most", "exponents"):
+        assert (getattr(found, key) == getattr(expected, key)).all(), key
+    np.testing.assert_allclose(found.norms, expected.norms)
+    np.testing.assert_allclose(found.sums, expected.sums)
+    assert found.means.tolist() == pytest.approx([float(tensor.mean()) for tensor in whole])
+    assert found.deviations.tolist() == pytest.approx([float(tensor.std()) for tensor in whole])
+    together_ = found.grouped([[0, 1]])
+    every = torch.cat([tensor.flatten() for tensor in whole])
+    assert (together_.counts[0], together_.norms[0]) == (48, pytest.approx(float(every.norm())))
+    assert together_.deviations[0] == pytest.approx(float(every.std()))
+
+
+def test_norms_of_parts() -> None:
+    assert together(np.array([[3e200, 0.0], [4e200, 0.0]])).tolist() == pytest.approx([5e200, 0.0])
