@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"encodings"},
             {"parameters", "sources", "module"},
             {"engines"},
-            {"measure", "train", "lint", "edit"},
+            {"measure", "train", "lint", "edit", "record"},
             {"page"},
             {"cli", "__main__"},
         ),
@@ -45,6 +45,7 @@ BESIDE = {
     ("edit", "train"),
     ("lint", "train"),
     ("lint", "measure"),
+    ("record", "measure"),
 }
 """Of the verbs, which package may import which."""
 

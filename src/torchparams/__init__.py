@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from torchparams.page.result import Page as Page
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
+    from torchparams.record.diagnose import diagnose as diagnose
+    from torchparams.record.history import history as history
+    from torchparams.record.recorder import Recorder as Recorder
     from torchparams.renames import Renames as Renames
     from torchparams.selectors import Selector as Selector
     from torchparams.train.apply import Applied as Applied
@@ -116,6 +119,7 @@ _HOMES = {
     "Parameters": "torchparams.parameters",
     "Penalty": "torchparams.train.penalty",
     "Plan": "torchparams.edit.plan.plan",
+    "Recorder": "torchparams.record.recorder",
     "Renames": "torchparams.renames",
     "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
@@ -132,6 +136,7 @@ _HOMES = {
     "coverage": "torchparams.train.load",
     "delta": "torchparams.edit.save",
     "detach": "torchparams.module",
+    "diagnose": "torchparams.record.diagnose",
     "diff": "torchparams.measure.diff",
     "digest": "torchparams.measure.digest",
     "duplicates": "torchparams.measure.digest",
@@ -142,6 +147,7 @@ _HOMES = {
     "grad_norms": "torchparams.train.gradients",
     "gradients": "torchparams.train.gradients",
     "groups": "torchparams.train.groups",
+    "history": "torchparams.record.history",
     "init": "torchparams.train.init",
     "load": "torchparams.train.load",
     "load_optimizer_state": "torchparams.train.optimizer_load",

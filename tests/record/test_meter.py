@@ -96,7 +96,11 @@ def test_norms_of_float64_neither_overflow_nor_vanish(scale: float) -> None:
 
 
 def test_nothing_is_copied_where_elements_are_dense() -> None:
-    for tensor in (torch.randn(4, 5), torch.randn(4, 5).T, torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+    for tensor in (
+        torch.randn(4, 5),
+        torch.randn(4, 5).T,
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    ):
         assert plain(tensor).data_ptr() == tensor.data_ptr()
     strided = torch.randn(4, 6)[:, ::2]
     assert plain(strided).data_ptr() != strided.data_ptr()

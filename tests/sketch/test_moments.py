@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchparams.dtypes import DType
-from torchparams.sketch import moments
+from torchparams.sketch import _moments, moments
 from torchparams.sketch.moments import EXPONENTS, KINDS, PIECE, Layout
 
 if TYPE_CHECKING:
@@ -109,14 +109,14 @@ def test_the_kernel_is_its_definition(kind: str, numels: list[int], seed: int, e
     found, at = layout(kind, arrays)
     places, counts = found._places(at), found._counts
     rows = len(places)
-    ours = np.empty((rows, 3)), np.empty((rows, 2), np.int64), np.empty((rows, EXPONENTS), np.int64)
-    theirs = tuple(np.empty_like(each) for each in ours)
-    moments._moments.use(int(best))
+    ours = [np.empty((rows, 3)), np.empty((rows, 2), np.int64), np.empty((rows, EXPONENTS), np.int64)]
+    theirs = [np.empty_like(each) for each in ours]
+    _moments.use(int(best))
     try:
-        moments._moments.measure(found.kind, places, counts, *ours[:2], ours[2] if exponents else None)
+        _moments.measure(found.kind, places, counts, ours[0], ours[1], ours[2] if exponents else None)
     finally:
-        moments._moments.use(1)
-    moments.numpy_measure(found.kind, places, counts, *theirs[:2], theirs[2])
+        _moments.use(1)
+    moments.numpy_measure(found.kind, places, counts, theirs[0], theirs[1], theirs[2])
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-9, atol=1e-300 + 1e-9 * np.abs(theirs[0]).max(initial=0))
     assert (ours[0][:, 2] == theirs[0][:, 2]).all()
     assert (ours[1] == theirs[1]).all()

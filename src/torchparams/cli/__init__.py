@@ -2,7 +2,7 @@
 
 COMMANDS = (
     *("ls", "show", "explain", "stats", "spectra", "diff", "report", "digest", "verify", "audit"),
-    *("convert", "delta", "apply", "merge", "lora"),
+    *("history", "diagnose", "convert", "delta", "apply", "merge", "lora"),
 )
 """Command modules, in the order of `--help`."""
 

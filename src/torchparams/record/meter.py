@@ -46,7 +46,7 @@ class Measured:
         """Rows of zeros."""
         integers, reals = np.zeros((3, count), np.int64), np.zeros((3, count))
         histogram = np.zeros((count, EXPONENTS), np.int64) if exponents else None
-        return cls(integers[0], *reals, integers[1], integers[2], histogram)
+        return cls(integers[0], reals[0], reals[1], reals[2], integers[1], integers[2], histogram)
 
     @property
     def means(self) -> Array:
@@ -251,7 +251,8 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_contiguous():
         return tensor
     # Any order of the elements will do, if there is none between them.
-    dense = tensor.permute(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d])))
+    strides, shape = tuple(tensor.stride()), tuple(tensor.shape)
+    dense = tensor.permute(sorted(range(tensor.dim()), key=lambda d: (-strides[d], -shape[d])))
     return dense if dense.is_contiguous() else tensor.contiguous()
 
 
@@ -316,7 +317,7 @@ def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Arra
     with np.errstate(invalid="ignore"):
         norms: Array = np.sqrt(squares)
     lost = np.isinf(squares) | ((squares < 1e-280) & (most > 0))
-    for i in np.flatnonzero(lost):
+    for i in np.flatnonzero(lost).tolist():
         values = tensors[i].double().cpu().numpy().reshape(-1)
         norms[i] = most[i] * np.linalg.norm(values[np.isfinite(values)] / most[i])
     return norms

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Team:
-    """This rank among all ranks.
+    """The ranks of a training, seen from one of them.
 
     Args:
         tensors: The parameters.
@@ -69,9 +69,7 @@ class Team:
         place = tensor.device_mesh.get_coordinate()
         if place is None:
             return False
-        return all(
-            at == 0 for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate()
-        )
+        return all(at == 0 for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate())
 
     def _gather(self, array: Array) -> list[Array]:
         import torch

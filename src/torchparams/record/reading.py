@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchparams.parameters import Parameters
+from torchparams.errors import UnsupportedSource
+from torchparams.parameters import Parameters, of
 from torchparams.selectors import Selector
-from torchparams.train._live import live_table
+from torchparams.sources.live.module import ModuleSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,6 @@ class Reading:
         label: Name of the model.
         names: Names of the tensors.
         tensors: The tensors.
-        local: The same, without autograd; of a DTensor this rank's part.
         trainable: Whether each has `requires_grad`.
         infos: Name → info.
 
@@ -38,7 +38,10 @@ class Reading:
     """
 
     def __init__(self, model: Any, rows: object = None) -> None:
-        self.source, _ = live_table(model, "torchparams.Recorder")
+        source = of(model).source
+        if not isinstance(source, ModuleSource):
+            raise UnsupportedSource(f"a recorder needs a live nn.Module, not {source.label} ({source.format})")
+        self.source = source
         self.label = self.source.label
         self._rows = None if rows is None else Selector.of(rows)
         self.names: list[str] = []
@@ -56,8 +59,7 @@ class Reading:
         if same and trainable == self.trainable:
             return False
         self.names, self.tensors, self.trainable = list(tensors), list(tensors.values()), trainable
-        self.local = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in self.tensors]
-        table = Parameters(type(self.source)(self.source.module, buffers=True))
+        table = Parameters(ModuleSource(self.source.module, buffers=True))
         infos = table.infos
         self.names = [table.source.resolve(name) for name in self.names]
         self.infos: dict[str, ParameterInfo] = {name: infos[name] for name in self.names}
@@ -65,7 +67,9 @@ class Reading:
             self._chosen: list[bool] = [False] * len(self.names)
         else:
             hits = self._rows.names(self.infos.values(), strict=True, where=self.label)
-            self._chosen = [name in hits and tensor.dim() > 1 for name, tensor in zip(self.names, self.tensors, strict=True)]
+            self._chosen = [
+                name in hits and tensor.dim() > 1 for name, tensor in zip(self.names, self.tensors, strict=True)
+            ]
         return True
 
     def _frozen_buffers(self) -> dict[str, torch.Tensor]:
@@ -77,6 +81,10 @@ class Reading:
                     if buffer.is_floating_point():
                         found[f"{path}.{name}" if path else name] = buffer
         return found
+
+    def local(self) -> list[torch.Tensor]:
+        """The tensors without autograd, as they are now; of a DTensor this rank's part."""
+        return [getattr(tensor, "_local_tensor", tensor).detach() for tensor in self.tensors]
 
     def gradients(self) -> list[torch.Tensor | None]:
         """The current gradients."""

@@ -252,6 +252,7 @@ class Recorder(Result):
     def _before(self, *_: object) -> None:
         begun = time.perf_counter()
         if "updates" in self._due_at(self._next) and not self._has_old:
+            self._refresh()
             self._copy()
         self._spend(begun)
 
@@ -262,8 +263,8 @@ class Recorder(Result):
         import torch
 
         with torch.no_grad():
-            tensors = self._reading.local
-            if self._old is None or len(self._old) != len(tensors):
+            tensors = self._reading.local()
+            if self._old is None:
                 self._old = [torch.empty_like(tensor, memory_format=torch.preserve_format) for tensor in tensors]
             torch._foreach_copy_(self._old, tensors)
         self._has_old = True
@@ -290,27 +291,33 @@ class Recorder(Result):
             self._interval = LONGEST  # clocks differ between ranks, and all must enter the collective
         self._due = step + self._interval
 
+    def _refresh(self) -> bool:
+        """Read the model again; whether a layer was replaced, frozen or thawed."""
+        if not self._reading.refresh():
+            return False
+        self._forget()
+        self._old, self._has_old = None, False
+        return True
+
     def _record(self, step: int, due: frozenset[str], grads: Sequence[Any]) -> None:
         reading = self._reading
-        if reading.refresh():  # a layer was replaced
-            self._forget()
+        if self._refresh():
             grads = reading.gradients()
-            self._has_old = False
         weights = bool(due & {"weights", "histograms"})
         none = [None] * len(grads)
         parts = [
-            self._meter.measure(reading.local if weights else none, exponents="histograms" in due),
+            self._meter.measure(reading.local() if weights else none, exponents="histograms" in due),
             self._meter.measure(grads if "gradients" in due else none),
         ]
         apart = None
         if "updates" in due and self._has_old and self._old is not None:
-            apart = self._meter.distance(reading.local, self._old)
+            apart = self._meter.distance(reading.local(), self._old)
         (found, gradient), apart, first = self._team.collect(parts, apart, self._first_odd())
         dead = reading.dead_rows(grads) if "gradients" in due and self._rows is not None else None
         columns = _columns(found, gradient, apart, due, reading, dead)
         if self._writer is not None:
             count = len(reading.names)
-            head = {"step": [step] * count, "kind": ["parameter"] * count, "name": reading.names}
+            head: dict[str, Any] = {"step": [step] * count, "kind": ["parameter"] * count, "name": reading.names}
             self._writer.add("parameters", {**head, **columns, **_histograms(found, due)})
             if self._by is not None:
                 self._groups(step, found, gradient, apart, due)
@@ -320,9 +327,7 @@ class Recorder(Result):
         self._watch(step, columns, apart)
         self._records += 1
 
-    def _groups(
-        self, step: int, found: Measured, gradient: Measured, apart: Array | None, due: frozenset[str]
-    ) -> None:
+    def _groups(self, step: int, found: Measured, gradient: Measured, apart: Array | None, due: frozenset[str]) -> None:
         assert self._writer is not None
         reading = self._reading
         _, groups = groups_of(reading.infos, self._by, strict=False)
@@ -331,7 +336,7 @@ class Recorder(Result):
         total, slope = found.grouped(members), gradient.grouped(members)
         distances = None if apart is None else np.array([together(apart[m]) for m in members])
         columns = _columns(total, slope, distances, due, None, None)
-        head = {"step": [step] * len(groups), "kind": ["group"] * len(groups), "name": list(groups)}
+        head: dict[str, Any] = {"step": [step] * len(groups), "kind": ["group"] * len(groups), "name": list(groups)}
         self._writer.add("parameters", {**head, **columns, **_histograms(total, due)})
 
     def _sink(self, step: int, columns: Mapping[str, Any]) -> None:
@@ -370,10 +375,10 @@ class Recorder(Result):
             self._ask(int(at), {"grad_nonfinite": (first == at).astype(float)})
 
     def _check_weights(self, step: int) -> None:
-        flags = self._meter.nonfinite(self._reading.local)
+        flags = self._meter.nonfinite(self._reading.local())
         if places := flags.places():
             odd = np.zeros(len(self._reading.names))
-            odd[places] = self._meter.measure(self._reading.local).nonfinite[places]
+            odd[places] = self._meter.measure(self._reading.local()).nonfinite[places]
             self._ask(step, {"nonfinite": odd})
 
     def _watch(self, step: int, columns: Mapping[str, Any], apart: Array | None) -> None:
@@ -484,9 +489,7 @@ def _columns(
     if "gradients" in due:
         none = gradient.counts == 0
         columns["grad_norm"] = [None if gone else float(v) for gone, v in zip(none, gradient.norms, strict=True)]
-        columns["grad_nonfinite"] = [
-            None if gone else int(v) for gone, v in zip(none, gradient.nonfinite, strict=True)
-        ]
+        columns["grad_nonfinite"] = [None if gone else int(v) for gone, v in zip(none, gradient.nonfinite, strict=True)]
     if apart is not None:
         with np.errstate(all="ignore"):
             ratios = np.where(apart[:, 1] > 0, apart[:, 0] / apart[:, 1], np.nan)

@@ -8,8 +8,8 @@
 | `findings-*.parquet` | a row for each finding of a watchdog |
 
 Each flush writes new files, under a temporary name that is then changed; none is ever written to again. So a process
-that is killed loses what it had not flushed, and nothing else. A training that is resumed writes a new *session*: rows of
-earlier sessions at its first step or later are overwritten, but remain.
+that is killed loses what it had not flushed, and nothing else. A training that is resumed writes a new *session*: rows
+of earlier sessions at its first step or later are overwritten, but remain.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Seen:
 
     def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
         """A finding for each place."""
-        for i in np.flatnonzero(places):
+        for i in np.flatnonzero(places).tolist():
             number = float(value[i])
             yield RecordFinding(self.step, rule, self.names[i], number, message(number))
 
@@ -118,9 +118,7 @@ def _gradients(seen: Seen) -> Iterator[RecordFinding]:
 
 def _weights(seen: Seen) -> Iterator[RecordFinding]:
     odd = _column(seen, "nonfinite")
-    yield from seen.found(
-        "nonfinite-weight", odd > 0, odd, lambda count: f"{count:,.0f} elements are not finite"
-    )
+    yield from seen.found("nonfinite-weight", odd > 0, odd, lambda count: f"{count:,.0f} elements are not finite")
 
 
 def _medians(seen: Seen) -> Array:
@@ -140,14 +138,19 @@ def _exploding(seen: Seen) -> Iterator[RecordFinding]:
 
 def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
     ratio = _column(seen, "update_ratio")
+    # One small step is an accident: three in a row are not.
+    usual, lately = np.full((2, len(ratio)), np.nan)
+    for i, ratios in enumerate(map(list, seen.ratios)):
+        if len(ratios) >= HISTORY + 2:
+            usual[i], lately[i] = np.median(ratios[:-2]), max(ratios[-2:])
     with np.errstate(invalid="ignore"):
-        usual = _medians(seen)
-        places = seen.trainable & (_column(seen, "weight_norm") > 0) & (ratio < usual / TIMES) & (usual > 0)
+        small = np.fmax(ratio, lately) < usual / TIMES
+        places = seen.trainable & (_column(seen, "weight_norm") > 0) & small
     yield from seen.found(
         "vanishing-update",
         places,
         ratio,
-        lambda value: f"a step changes the parameter by {value:.3g} of its norm, a hundredth of before or less",
+        lambda value: f"steps change the parameter by {value:.3g} of its norm, a hundredth of before or less",
     )
 
 
@@ -155,7 +158,10 @@ def _dead(seen: Seen) -> Iterator[RecordFinding]:
     dead, before = _column(seen, "dead_rows"), seen.before.get("dead_rows")
     grown = dead > (0 if before is None else np.nan_to_num(np.asarray(before, np.float64)))
     yield from seen.found(
-        "dead-rows", seen.trainable & grown, dead, lambda count: f"{count:,.0f} rows have a gradient of zero: dead units"
+        "dead-rows",
+        seen.trainable & grown,
+        dead,
+        lambda count: f"{count:,.0f} rows have no gradient: dead units",
     )
 
 
@@ -168,14 +174,18 @@ def _moving(seen: Seen) -> Iterator[RecordFinding]:
             moved |= _column(seen, key) != np.nan_to_num(np.asarray(seen.before[key], np.float64), nan=0.0)
     norm = _column(seen, "weight_norm")
     yield from seen.found(
-        "frozen-moves", moved & ~seen.trainable, norm, lambda _: "frozen, but its values changed since the record before"
+        "frozen-moves",
+        moved & ~seen.trainable,
+        norm,
+        lambda _: "frozen, but its values changed since the record before",
     )
 
 
 WATCHDOGS: tuple[Watchdog, ...] = (
     Watchdog(
         "nonfinite-gradient",
-        "A gradient has NaN or infinite elements. With mixed precision a few such steps are usual: the scaler skips them.",
+        "A gradient has NaN or infinite elements. With mixed precision a few such steps are usual: the scaler skips "
+        "them.",
         _gradients,
         ({"grad_nonfinite": 0}, {"grad_nonfinite": 3}),
     ),
@@ -194,7 +204,8 @@ WATCHDOGS: tuple[Watchdog, ...] = (
     ),
     Watchdog(
         "vanishing-update",
-        f"A step changes a parameter {TIMES:.0f} times less than before: its gradient vanished, or its learning rate.",
+        f"Three records in a row change a parameter {TIMES:.0f} times less than before: its gradient vanished, or its "
+        "learning rate.",
         _vanishing,
         ({"update_ratio": 0.001, "weight_norm": 1}, {"update_ratio": 1e-9, "weight_norm": 1}),
     ),

@@ -1,4 +1,4 @@
-from collections.abc import Buffer
+from typing import Any as Buffer
 
 def measure(
     kind: int, addresses: Buffer, counts: Buffer, sums: Buffer, integers: Buffer, exponents: Buffer | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -36,8 +37,10 @@ KINDS = ("float32", "float64", "bfloat16", "float16")
 """The types that are measured, in the kernel's order."""
 
 EXPONENTS = 256
-"""Bins of a histogram: bin e counts magnitudes from 2^(e-127) to below 2^(e-126). Bin 0 counts zeros and what is smaller
-than 2^-126, bin 254 also what is greater, bin 255 NaN and infinities."""
+"""Bins of a histogram: bin e counts magnitudes from 2^(e-127) to below 2^(e-126).
+
+Bin 0 counts zeros and all that is smaller, bin 254 all that is greater, bin 255 NaN and infinities.
+"""
 
 PIECE = 1 << 18
 """Elements that one thread takes at once."""
@@ -94,7 +97,7 @@ class Layout:
         parts = max(min(processors(), total // ALONE), 1)
         ends = np.searchsorted(np.cumsum(self._counts), np.arange(1, parts) * (total // parts)).tolist()
         bounds = [0, *ends, len(pieces)]
-        self._parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+        self._parts = [slice(a, b) for a, b in pairwise(bounds) if b > a]
 
     def measure(self, addresses: Sequence[int], *, exponents: bool = False) -> Moments:
         """Measure the tensors.

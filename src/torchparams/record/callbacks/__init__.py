@@ -1,0 +1,1 @@
+"""Callbacks that run a recorder inside the trainers of other libraries."""

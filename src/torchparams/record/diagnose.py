@@ -1,0 +1,207 @@
+"""What went wrong first in a training, and where."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchparams.measure.stats_report import number
+from torchparams.record.history import history
+from torchparams.record.history_report import History
+from torchparams.record.watchdogs import WATCHDOGS, YOUNG, RecordFinding, Seen
+from torchparams.render.result import Result
+from torchparams.render.tree import Column, Report, Row, Table, Text, plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torchparams.record.watchdogs import Watchdog
+
+BEFORE = 5
+"""Records shown before the first finding."""
+
+OTHERS = 5
+"""Parameters shown that moved most then."""
+
+WATCHED = (
+    *("weight_norm", "mean", "max_abs", "zeros", "nonfinite"),
+    *("grad_nonfinite", "update_ratio", "dead_rows"),
+)
+"""Columns that watchdogs look at."""
+
+SHOWN = ("weight_norm", "grad_norm", "update_ratio", "max_abs")
+"""Columns shown of the parameter that went wrong."""
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
+    """What went wrong first.
+
+    Attributes:
+        label: The record.
+        steps: First and last step; None without steps.
+        first: The first finding; None if nothing was found.
+        findings: All findings, by step.
+        before: Rows of the parameter up to the first finding: (step, column → value), oldest first.
+        moved: Parameters whose update-to-weight ratio at that record is furthest from its median until then: name →
+            ratio and median.
+    """
+
+    label: str
+    steps: tuple[int, int] | None
+    first: RecordFinding | None
+    findings: tuple[RecordFinding, ...]
+    before: tuple[tuple[int, dict[str, float]], ...]
+    moved: dict[str, tuple[float, float]]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return self.first is None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return {
+            "source": self.label,
+            "steps": None if self.steps is None else list(self.steps),
+            "ok": self.ok,
+            "first": None if self.first is None else self.first.to_json(),
+            "findings": [finding.to_json() for finding in self.findings],
+            "before": [
+                {"step": step, **{key: None if math.isnan(v) else v for key, v in values.items()}}
+                for step, values in self.before
+            ],
+            "moved": {name: {"ratio": ratio, "median": usual} for name, (ratio, usual) in self.moved.items()},
+        }
+
+    def report(self) -> Report:
+        """The first finding, the steps before it, what else moved, and the other findings."""
+        parts: list[Text | Table] = [Text(printable(self.label), "title")]
+        if self.steps is not None:
+            parts.append(Text(f"steps {self.steps[0]:,} to {self.steps[1]:,}", "dim"))
+        if self.first is None:
+            parts.append(Text("no findings", "good"))
+            return Report(tuple(parts))
+        parts.append(Text(printable(f"first: {self.first}"), "error"))
+        if self.before:
+            columns = (Column("step", right=True), *(Column(key.replace("_", " "), right=True) for key in SHOWN))
+            rows = [Row((f"{step:,}", *(number(values[key]) for key in SHOWN))) for step, values in self.before]
+            parts.append(Table(columns, tuple(rows)))
+        if self.moved:
+            parts.append(Text("what else moved then", "dim"))
+            columns = (Column("name", style="name", shrink=True), Column("update ratio", right=True),
+                       Column("median before", right=True))  # fmt: skip
+            rows = [Row((name, number(ratio), number(usual))) for name, (ratio, usual) in self.moved.items()]
+            parts.append(Table(columns, tuple(rows)))
+        rest = self.findings[1:]
+        if rest:
+            parts.append(Text(f"and {plural(len(rest), 'more finding')}", "warn"))
+            parts += [Text(printable(f"  {finding}")) for finding in rest[:10]]
+            if len(rest) > 10:
+                parts.append(Text(f"  … {len(rest) - 10:,} more …", "dim"))
+        return Report(tuple(parts))
+
+
+def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnosis:
+    """Find what went wrong first in a training, and where.
+
+    The watchdogs look at every record again; of a record by `tp.Recorder`, its own findings count too, for it looks at
+    gradients at every step.
+
+    Args:
+        x: The directory of a record, checkpoints (see `tp.history`), or a `History`.
+        watchdogs: What is looked for.
+
+    Raises:
+        SourceError: There is no record and no checkpoint, or a file cannot be read.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> found = tp.diagnose([{"w": np.ones(3)}, {"w": np.array([1, 1, np.nan])}])
+    >>> print(found.first)
+    step 1: w: 1 elements are not finite
+    """
+    found = x if isinstance(x, History) else history(x)
+    known = {(each.rule, each.name): each for each in _watched(found, tuple(watchdogs))}
+    for finding in found.findings:
+        earlier = known.get((finding.rule, finding.name))
+        if earlier is None or finding.step <= earlier.step:
+            known[finding.rule, finding.name] = finding
+    order = {watchdog.name: i for i, watchdog in enumerate(WATCHDOGS)}
+    findings = sorted(known.values(), key=lambda each: (each.step, order.get(each.rule, -1)))
+    first = findings[0] if findings else None
+    steps = found.steps
+    return Diagnosis(
+        label=found.label,
+        steps=(steps[0], steps[-1]) if steps else None,
+        first=first,
+        findings=tuple(findings),
+        before=_before(found, first),
+        moved=_moved(found, first),
+    )
+
+
+def _watched(found: History, watchdogs: tuple[Watchdog, ...]) -> list[RecordFinding]:
+    """What the watchdogs find in the rows of parameters, each once."""
+    names = [name for name in found.names if name in found.infos]
+    place = {name: i for i, name in enumerate(names)}
+    trainable = np.array([found.infos[name].requires_grad is not False for name in names], bool)
+    ratios: list[deque[float]] = [deque(maxlen=9) for _ in names]
+    since = np.full(len(names), -YOUNG)
+    before: dict[str, Any] = {}
+    known: dict[tuple[str, str], RecordFinding] = {}
+    data = found.data
+    rows_of: dict[int, list[int]] = {}
+    for i in np.flatnonzero(~data["overwritten"]):
+        rows_of.setdefault(int(data["step"][i]), []).append(int(i))
+    for step in sorted(rows_of):
+        columns: dict[str, Any] = {}
+        rows = [i for i in rows_of[step] if found.names[found.codes[i]] in place]
+        at = [place[found.names[found.codes[i]]] for i in rows]
+        for key in WATCHED:
+            column = np.full(len(names), np.nan)
+            column[at] = data[key][rows]
+            columns[key] = column
+        if not before:
+            # What is zero at first may change by a large part of its norm.
+            since[~(columns["update_ratio"] > 0)] = step
+        seen = Seen(step, names, trainable, columns, before, ratios, step - since < YOUNG)
+        for watchdog in watchdogs:
+            for finding in watchdog.look(seen):
+                known.setdefault((finding.rule, finding.name), finding)
+        for kept, ratio in zip(ratios, columns["update_ratio"].tolist(), strict=True):
+            if math.isfinite(ratio):
+                kept.append(ratio)
+        before = {key: np.where(np.isnan(column), before.get(key, column), column) for key, column in columns.items()}
+    return list(known.values())
+
+
+def _before(found: History, first: RecordFinding | None) -> tuple[tuple[int, dict[str, float]], ...]:
+    if first is None or first.name not in found.names:
+        return ()
+    rows = found[first.name]
+    which = np.flatnonzero(rows["step"] <= first.step)[-BEFORE - 1 :]
+    return tuple((int(rows["step"][i]), {key: float(rows[key][i]) for key in SHOWN}) for i in which)
+
+
+def _moved(found: History, first: RecordFinding | None) -> dict[str, tuple[float, float]]:
+    """The other parameters whose ratio changed most at the first record from the finding on."""
+    if first is None:
+        return {}
+    far: list[tuple[float, str, float, float]] = []
+    for name in found.names:
+        if name == first.name or name not in found.infos:
+            continue
+        rows = found[name]
+        ratios = rows["update_ratio"]
+        known = np.isfinite(ratios) & (ratios > 0)
+        earlier, later = known & (rows["step"] < first.step), known & (rows["step"] >= first.step)
+        if earlier.any() and later.any():
+            usual, now = float(np.median(ratios[earlier])), float(ratios[later][0])
+            far.append((abs(math.log(now / usual)), name, now, usual))
+    far.sort(reverse=True)
+    return {name: (now, usual) for _, name, now, usual in far[:OTHERS]}

@@ -1,0 +1,268 @@
+"""What parameters did over the steps of a training: from a record, or from its checkpoints."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchparams.dtypes import DType
+from torchparams.errors import OptionError, SourceError
+from torchparams.info import ParameterInfo
+from torchparams.order import natural
+from torchparams.record.history_report import COLUMNS, NUMBERS, History
+from torchparams.record.store import is_record, read_head, read_table
+from torchparams.record.watchdogs import RecordFinding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torchparams.engines.base import Engine
+
+    Array = np.ndarray[Any, Any]
+
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+def history(
+    x: object,
+    selector: object = None,
+    *,
+    steps: tuple[int | None, int | None] | None = None,
+    strict: bool = True,
+    engine: Engine | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> History:
+    """Read the record of a training, or make one from its checkpoints.
+
+    Of checkpoints, every one is measured, and the differences of neighbours are the updates: `update_norm` is the norm
+    of the difference to the checkpoint before, `update_ratio` divides it by the norm that the parameter had there.
+    Gradients and histograms are not in a checkpoint.
+
+    Args:
+        x: The directory of a record (`tp.Recorder`); a directory with checkpoints (`step-100/`, `checkpoint-200/`,
+            `epoch=3.ckpt`), a pattern such as `run/step-*`, or a list of checkpoints. The last number in the name of a
+            checkpoint is its step.
+        selector: The parameters; None for all.
+        steps: First and last step, both included; None for an open end.
+        strict: Refuse selectors of which any union branch matches nothing.
+        engine: The engine that reads checkpoints; see `tp.stats`.
+        progress: Called with checkpoints done and checkpoints in all.
+
+    Raises:
+        SourceError: There is no record and no checkpoint, or a file cannot be read.
+        NoMatch: A branch of the selector matches nothing.
+        MissingDependency: pyarrow is not installed, and `x` is a record.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> found = tp.history([{"w": np.array([3.0, 4.0])}, {"w": np.array([3.0, 3.0])}])
+    >>> found.steps, found["w"]["update_ratio"].tolist()
+    ((0, 1), [nan, 0.2])
+    """
+    if steps is not None and (len(steps) != 2 or (None not in steps and steps[0] > steps[1])):  # type: ignore[operator]
+        raise OptionError(f"steps must be a first and a last step, not {steps!r}")
+    if isinstance(x, str | os.PathLike) and is_record(x):
+        found = _of_record(os.fspath(x))
+    else:
+        found = _of_checkpoints(checkpoints_of(x), steps, engine, progress)
+    return found.select(selector, steps=steps, strict=strict)
+
+
+# --- a record ---------------------------------------------------------------------------------------------
+
+
+def _of_record(path: str) -> History:
+    head = read_head(path)
+    table = read_table(path, "parameters")
+    names, codes = _coded(table.column("name"))
+    columns: dict[str, Any] = {"step": table.column("step").to_numpy(), "session": table.column("session").to_numpy()}
+    for key in NUMBERS:
+        columns[key] = table.column(key).cast("float64").to_numpy()
+    kinds, kind_codes = _coded(table.column("kind"))
+    columns["kind"] = np.array(kinds, object)[kind_codes] if len(kinds) else np.empty(0, object)
+    columns["exponent"] = table.column("exponent").cast("float64").to_numpy()
+    columns["counts"] = table.column("counts")
+    columns["overwritten"] = _overwritten(columns["step"], columns["session"])
+    numbers = read_table(path, "numbers")
+    # Of a step that was run twice, the later session counts.
+    logged: dict[str, dict[int, float]] = {}
+    for step, name, value in zip(*(numbers.column(key).to_pylist() for key in ("step", "name", "value")), strict=True):
+        logged.setdefault(name, {})[step] = value
+    keys = ("step", "rule", "name", "value", "message")
+    findings = [RecordFinding(**row) for row in read_table(path, "findings").select(keys).to_pylist()]
+    return History(
+        label=path,
+        format="record",
+        infos=_infos(head),
+        names=tuple(names),
+        codes=codes,
+        data=columns,
+        numbers=logged,
+        findings=tuple(sorted(findings, key=lambda finding: finding.step)),
+        repeated=(),
+    )
+
+
+def _coded(column: Any) -> tuple[list[str], Array]:
+    """The names in a dictionary column, in the order of their first rows, and the place of each row's."""
+    column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if not len(column):
+        return [], np.empty(0, np.intp)
+    return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.intp)
+
+
+def _overwritten(steps: Array, sessions: Array) -> Array:
+    """Which rows a later session wrote again: those at its first step or later."""
+    found = np.zeros(len(steps), bool)
+    for session in np.unique(sessions)[1:]:
+        first = steps[sessions == session].min()
+        found |= (sessions < session) & (steps >= first)
+    return found
+
+
+def _infos(head: Mapping[str, Any]) -> dict[str, ParameterInfo]:
+    found = {}
+    for session in head["sessions"]:
+        for row in session.get("parameters", ()):
+            shape = None if row["shape"] is None else tuple(row["shape"])
+            dtype = DType.of(row["dtype"])
+            found[row["name"]] = ParameterInfo(
+                row["name"],
+                shape,
+                dtype,
+                row["numel"],
+                dtype.nbytes(row["numel"]),
+                "record",
+                "parameter",
+                row["requires_grad"],
+            )
+    return found
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def checkpoints_of(x: object) -> list[tuple[int, Any]]:
+    """Step and target of each checkpoint, in the order of the steps.
+
+    Raises:
+        SourceError: There are none.
+        OptionError: Two have one step.
+    """
+    if isinstance(x, str | os.PathLike):
+        path = os.fspath(x)
+        if glob.has_magic(path):
+            targets = natural(glob.glob(path))
+        elif os.path.isdir(path):
+            targets = [os.path.join(path, name) for name in natural(os.listdir(path)) if _is_step(path, name)]
+        else:
+            targets = []
+        if not targets:
+            raise SourceError(
+                "no record and no checkpoints of several steps",
+                where=path,
+                hint="give the directory of a record, or of checkpoints named by their steps, or a pattern",
+            )
+        steps = [int(found[1]) if (found := _NUMBER.search(os.path.basename(target))) else i
+                 for i, target in enumerate(targets)]  # fmt: skip
+        if len(set(steps)) < len(steps):
+            raise OptionError("two checkpoints have the same step", where=path, hint="give a pattern that matches one")
+        return sorted(zip(steps, targets, strict=True), key=lambda pair: pair[0])
+    if isinstance(x, list | tuple) and x:
+        return list(enumerate(x))
+    raise OptionError(f"a history is of a directory, a pattern or a list of checkpoints, not {type(x).__name__}")
+
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def _is_step(folder: str, name: str) -> bool:
+    return _NUMBER.search(name) is not None and (name.endswith(_SUFFIXES) or os.path.isdir(os.path.join(folder, name)))
+
+
+def _of_checkpoints(
+    checkpoints: Sequence[tuple[int, Any]],
+    steps: tuple[int | None, int | None] | None,
+    engine: Engine | None,
+    progress: Callable[[int, int], None] | None,
+) -> History:
+    from torchparams.measure.diff import diff
+    from torchparams.measure.stats import stats
+    from torchparams.parameters import of
+
+    if steps is not None:
+        first, last = steps
+        checkpoints = [
+            (step, target)
+            for step, target in checkpoints
+            if (first is None or step >= first) and (last is None or step <= last)
+        ]
+    infos: dict[str, ParameterInfo] = {}
+    rows: list[tuple[int, str, dict[str, float]]] = []
+    repeated: list[tuple[int, int]] = []
+    before: tuple[int, Any] | None = None
+    for done, (step, target) in enumerate(checkpoints):
+        params = of(target)
+        infos.update(params.infos)
+        measured = stats(params, engine=engine)
+        updates: dict[str, tuple[float, float]] = {}
+        if before is not None:
+            changes = diff(before[1], params, numeric=True, engine=engine)
+            if changes.same:
+                repeated.append((step, before[0]))
+            for row in changes:
+                if row.compared is not None and not row.opaque:
+                    ratio = row.relative if row.compared.aa else np.nan  # of nothing, there is no part
+                    updates[row.name] = row.compared.distance, ratio
+        for each in measured:
+            update, ratio = updates.get(each.name, (np.nan, np.nan))
+            rows.append(
+                (
+                    step,
+                    each.name,
+                    {
+                        "weight_norm": each.l2,
+                        "mean": each.mean,
+                        "std": each.std,
+                        "max_abs": float(each.linf),
+                        "zeros": each.zeros / each.values if each.values else 0.0,
+                        "nonfinite": float(each.nonfinite),
+                        "update_norm": update,
+                        "update_ratio": ratio,
+                    },
+                )
+            )
+        before = step, params
+        if progress is not None:
+            progress(done + 1, len(checkpoints))
+    names = list(dict.fromkeys(name for _, name, _ in rows))
+    place = {name: i for i, name in enumerate(names)}
+    columns: dict[str, Any] = {"step": np.array([step for step, _, _ in rows], np.int64)}
+    for key in NUMBERS:
+        columns[key] = np.array([row.get(key, np.nan) for _, _, row in rows], np.float64)
+    count = len(rows)
+    columns["session"], columns["overwritten"] = np.zeros(count, np.int16), np.zeros(count, bool)
+    columns["kind"] = np.full(count, "parameter", object)
+    columns["exponent"], columns["counts"] = np.full(count, np.nan), None
+    assert set(columns) | {"name"} == set(COLUMNS)
+    return History(
+        label=_label(checkpoints),
+        format="checkpoints",
+        infos=infos,
+        names=tuple(names),
+        codes=np.array([place[name] for _, name, _ in rows], np.intp),
+        data=columns,
+        numbers={},
+        findings=(),
+        repeated=tuple(repeated),
+    )
+
+
+def _label(checkpoints: Iterable[tuple[int, Any]]) -> str:
+    targets = [target for _, target in checkpoints]
+    paths = [os.path.dirname(os.path.abspath(target)) for target in targets if isinstance(target, str | os.PathLike)]
+    return os.path.commonpath(paths) if paths and len(paths) == len(targets) else f"{len(targets)} checkpoints"

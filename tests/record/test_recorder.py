@@ -1,0 +1,520 @@
+"""The recorder in trainings: every number against torch, what is due when, and what must not happen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from torch import nn
+
+import torchparams as tp
+from command import command
+from torchparams.errors import (
+    FileFormatError,
+    NoMatch,
+    OptionError,
+    SourceError,
+    UnknownName,
+    UnsupportedSource,
+    WriteError,
+)
+from torchparams.record import recorder as module
+from torchparams.record.sinks import tensorboard, wandb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torchparams.record.recorder import Recorder
+    from torchparams.record.watchdogs import RecordFinding
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+
+
+def batches(count: int) -> Iterator[torch.Tensor]:
+    numbers = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        yield torch.randn(32, 8, generator=numbers)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: Recorder, steps: int) -> None:
+    with recorder:
+        for x in batches(steps):
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss.item())
+            recorder.step()
+            optimizer.zero_grad()
+
+
+def test_every_number_is_that_of_torch(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    expected: list[dict[str, dict[str, float]]] = []
+    recorder = tp.Recorder(model, optimizer, tmp_path / "run", every=2)
+    with recorder:
+        for x in batches(5):
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            model(x).square().mean().backward()
+            optimizer.step()
+            assert recorder.step()
+            expected.append({})
+            for name, p in model.named_parameters():
+                assert p.grad is not None
+                moved = (p.detach() - before[name]).double().norm()
+                expected[-1][name] = {
+                    "weight_norm": p.double().norm().item(),
+                    "mean": p.double().mean().item(),
+                    "std": p.double().std().item(),
+                    "max_abs": p.abs().max().item(),
+                    "zeros": (p == 0).double().mean().item(),
+                    "nonfinite": 0,
+                    "grad_norm": p.grad.double().norm().item(),
+                    "grad_nonfinite": 0,
+                    "update_norm": moved.item(),
+                    "update_ratio": (moved / before[name].double().norm()).item() if before[name].any() else math.nan,
+                }
+            optimizer.zero_grad()
+    found = tp.history(tmp_path / "run")
+    assert found.steps == (0, 2, 4)
+    for name, _ in model.named_parameters():
+        rows = found[name]
+        for i, step in enumerate((0, 2, 4)):
+            for key, value in expected[step][name].items():
+                assert rows[key][i] == pytest.approx(value, rel=1e-6, abs=1e-12, nan_ok=True), (name, key, step)
+
+
+def test_histograms_count_powers_of_two(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.5, -0.75, 3.0, 0.0]]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with tp.Recorder(model, optimizer, tmp_path) as recorder:
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        recorder.step()
+    (row,) = tp.history(tmp_path).rows()
+    assert (row.exponent, row.counts) == (-1, [2, 0, 1])  # two of [0.5, 1), none of [1, 2), one of [2, 4)
+    assert row.zeros == 0.25
+
+
+def test_the_default_records_at_step_0_and_at_least_every_100(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    recorder = tp.Recorder(model, optimizer, tmp_path)
+    with recorder:
+        for _ in range(250):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+    steps = tp.history(tmp_path).steps
+    assert steps[0] == 0
+    assert all(10 <= b - a <= 100 for a, b in pairwise(steps))
+    assert 250 - steps[-1] <= 100
+
+
+def test_quantities_have_intervals_of_their_own(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every={"weights": 3, "gradients": 2}), 7)
+    rows = tp.history(tmp_path)["0.weight"]
+    assert rows["step"].tolist() == [0, 2, 3, 4, 6]
+    assert rows["step"][~np.isnan(rows["weight_norm"])].tolist() == [0, 3, 6]
+    assert rows["step"][~np.isnan(rows["grad_norm"])].tolist() == [0, 2, 4, 6]
+    assert np.isnan(rows["update_norm"]).all()
+
+
+def test_nothing_is_copied_where_no_update_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    monkeypatch.setattr(module.Recorder, "_copy", lambda self: copies.append(self._next))
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every={"updates": 4, "gradients": 1}), 9)
+    assert copies == [0, 4, 8]
+
+
+def test_steps_without_a_record_read_gradients_once_and_weights_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("measure", "distance", "nonfinite"):
+        original = getattr(module.Meter, name)
+
+        def counted(self: Any, *args: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+            calls.append(_name)
+            return _original(self, *args, **options)
+
+        monkeypatch.setattr(module.Meter, name, counted)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=5), 5)
+    assert calls == ["nonfinite", "measure", "measure", "distance"] + ["nonfinite"] * 4
+
+
+def test_the_model_and_the_training_are_as_without_it(tmp_path: Path) -> None:
+    results = []
+    for recorded in (False, True):
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        keys = set(vars(model)), set(vars(optimizer))
+        if recorded:
+            recorder = tp.Recorder(model, optimizer, tmp_path, every=1, rows="*.weight", by="module")
+            assert not optimizer._optimizer_step_pre_hooks
+            train(model, optimizer, recorder, 5)
+            assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+            assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+        else:
+            for x in batches(5):
+                model(x).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert keys == (set(vars(model)), set(vars(optimizer)))
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_groups_have_rows(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1, by=["0.**", "3.**"]), 1)
+    found = tp.history(tmp_path)
+    group = found["0.**"]
+    parts = [found[name] for name in ("0.weight", "0.bias")]
+    assert group["weight_norm"][0] == pytest.approx(math.hypot(*(part["weight_norm"][0] for part in parts)))
+    assert group["grad_norm"][0] == pytest.approx(math.hypot(*(part["grad_norm"][0] for part in parts)))
+    assert {row.kind for row in found.rows() if row.name in ("0.**", "3.**", "(rest)")} == {"group"}
+    with pytest.raises(NoMatch):
+        tp.Recorder(model, optimizer, tmp_path / "other", by="nothing")
+    assert not (tmp_path / "other").exists()
+
+
+def test_accumulated_batches_count_as_one_step(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    counted = []
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for i, x in enumerate(batches(8)):
+            model(x).square().mean().backward()
+            if i % 4 == 3:
+                optimizer.step()
+            counted.append(recorder.step())
+            if i % 4 == 3:
+                optimizer.zero_grad()
+    assert counted == [False, False, False, True] * 2
+    assert tp.history(tmp_path).steps == (0, 1)
+
+
+def test_a_step_that_a_scaler_skips_is_counted_and_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for i, x in enumerate(batches(4)):
+            loss = model(x * math.inf if i == 2 else x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            recorder.step()
+            optimizer.zero_grad()
+    found = tp.history(tmp_path)
+    assert found.steps == (0, 1, 2, 3)
+    assert found["0.weight"]["grad_nonfinite"].tolist()[:2] == [0, 0]
+    assert found["0.weight"]["grad_nonfinite"][2] > 0
+    first = tp.diagnose(tmp_path).first
+    assert first is not None and (first.step, first.rule) == (2, "nonfinite-gradient")
+    assert "step 2: 0.weight: the gradient has" in capsys.readouterr().err
+
+
+def test_gradients_that_are_gone_are_an_error(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        tp.Recorder(model, optimizer, tmp_path) as recorder,
+        pytest.raises(OptionError, match=r"after optimizer.step\(\) and before zero_grad\(\)"),
+    ):
+        recorder.step()
+    with pytest.raises(OptionError, match="inside `with recorder:`"):
+        recorder.step()
+
+
+def test_a_parameter_without_a_gradient_has_none_in_the_record(tmp_path: Path) -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1), 2)
+    found = tp.history(tmp_path)
+    assert np.isnan(found["0.bias"]["grad_norm"]).all()
+    assert not np.isnan(found["0.weight"]["grad_norm"]).any()
+    assert found["0.bias"]["update_norm"].tolist() == [0, 0]
+
+
+def test_a_layer_that_is_replaced_is_recorded_under_its_name(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for i, x in enumerate(batches(4)):
+            if i == 2:
+                model[3] = nn.Linear(16, 2)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                recorder._optimizers[:] = [optimizer]
+                for handle in recorder._handles:
+                    handle.remove()
+                recorder.__enter__()
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+    assert tp.history(tmp_path)["3.weight"]["step"].tolist() == [0, 1, 2, 3]
+
+
+def test_dead_rows_are_counted(tmp_path: Path) -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].bias[:5] = -1e3  # type: ignore[index]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1, rows="0.weight", quiet=True), 1)
+    found = tp.history(tmp_path)
+    assert found["0.weight"]["dead_rows"].tolist() == [5]
+    assert np.isnan(found["3.weight"]["dead_rows"]).all()
+
+
+def test_weights_that_are_given_other_memory_are_still_read(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for i, x in enumerate(batches(3)):
+            if i == 1:
+                for p in model.parameters():
+                    p.data = torch.full_like(p, 2.0)
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            norm = model[3].bias.detach().double().norm().item()  # type: ignore[operator, union-attr]
+    assert tp.history(tmp_path)["3.bias"]["weight_norm"][-1] == pytest.approx(norm)
+
+
+# --- the record on disk ----------------------------------------------------------------------------
+
+
+def test_other_tools_read_the_record(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1), 3)
+    (piece,) = tmp_path.glob("parameters-*.parquet")
+    table = pyarrow.parquet.read_table(piece)
+    assert table.num_rows == 3 * 6
+    assert {"step", "name", "weight_norm", "grad_norm", "update_ratio", "counts"} <= set(table.column_names)
+    numbers = pyarrow.parquet.read_table(next(tmp_path.glob("numbers-*.parquet")))
+    assert numbers.column("name").to_pylist() == ["loss"] * 3
+    assert json.loads((tmp_path / "record.json").read_text())["format"] == "torchparams.record"
+
+
+def test_a_record_is_resumed_and_overwritten_steps_stay_visible(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1), 4)
+    with pytest.raises(WriteError, match="resume=True"):
+        tp.Recorder(model, optimizer, tmp_path)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1, resume=True), 2)
+    assert tp.history(tmp_path).steps == (0, 1, 2, 3, 4, 5)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1, resume=True, start=3), 1)
+    found = tp.history(tmp_path)
+    rows = [(row.step, row.session, row.overwritten) for row in found.rows() if row.name == "0.weight"]
+    assert rows == [
+        *((step, 0, step == 3) for step in range(4)),
+        *((4, 1, True), (5, 1, True), (3, 2, False)),
+    ]
+    assert found["0.weight"]["step"].tolist() == [0, 1, 2, 3]
+    assert "3 steps from 3 on ran again after a resume" in str(found)
+
+
+KILLED = """
+import sys, torch, torchparams as tp
+from torch import nn
+model = nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with tp.Recorder(model, optimizer, sys.argv[1], every=1) as recorder:
+    for step in range(100000):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        recorder.step()
+        optimizer.zero_grad()
+        if step % 3 == 2:
+            recorder.flush()
+            print(step, flush=True)
+"""
+
+
+def test_a_killed_training_keeps_what_was_flushed(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    flushed = -1
+    for _ in range(20):
+        flushed = int(child.stdout.readline())
+    time.sleep(0.003)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    found = tp.history(tmp_path)
+    assert set(range(flushed + 1)) <= set(found.steps)
+    assert found["weight"]["step"].tolist() == list(range(len(found.steps)))
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = tp.Recorder(model, optimizer, tmp_path, every=1)
+    train(model, optimizer, recorder, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    recorder._writer.add("numbers", {"step": [1], "name": ["loss"], "value": [1.0]})  # type: ignore[union-attr]
+    with pytest.raises(WriteError, match="No space left on device"):
+        recorder.flush()
+    monkeypatch.undo()
+    recorder.flush()
+    assert tp.history(tmp_path).numbers["loss"].keys() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("record.json", b"{"),
+        ("record.json", b"[]"),
+        ("record.json", b'{"format": "torchparams.record", "version": 99, "sessions": []}'),
+        ("parameters-000000.parquet", b"no parquet"),
+        ("parameters-000001.parquet", b""),
+    ],
+)
+def test_a_damaged_record_is_one_error(tmp_path: Path, name: str, contents: bytes) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1), 1)
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(FileFormatError) as caught:
+        tp.history(tmp_path)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sinks_get_the_numbers(tmp_path: Path) -> None:
+    scalars: list[tuple[str, float, int]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Writer:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            scalars.append((name, value, step))
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            logged.append((step, numbers))
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sinks = [tensorboard(Writer()), wandb(Run())]
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=2, sinks=sinks), 3)
+    assert [step for step, _ in logged] == [0, 2]
+    rows = tp.history(tmp_path)["0.weight"]
+    assert [numbers["weight_norm/0.weight"] for _, numbers in logged] == rows["weight_norm"].tolist()
+    assert "loss" in logged[0][1]
+    assert ("weight_norm/0.weight", rows["weight_norm"][1], 2) in scalars
+
+
+def test_what_is_no_model_and_no_optimizer_is_refused(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UnsupportedSource):
+        tp.Recorder(model.state_dict(), optimizer, tmp_path)
+    with pytest.raises(UnsupportedSource):
+        tp.Recorder(model, "adam", tmp_path)
+    with pytest.raises(OptionError, match="weights, gradients, updates, histograms"):
+        tp.Recorder(model, optimizer, tmp_path, every={"norms": 1})
+    with pytest.raises(OptionError):
+        tp.Recorder(model, optimizer, tmp_path, every=-1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_shows_its_cost_and_its_findings(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    found: list[RecordFinding] = []
+    recorder = tp.Recorder(model, optimizer, tmp_path, every=1, on_finding=found.append, quiet=True)
+    train(model, optimizer, recorder, 3)
+    assert 0 < recorder.cost < 1
+    assert f"3 steps · 3 records of 6 parameters · {recorder.cost:.1%} of the time" in str(recorder)
+    assert found == recorder.findings != []
+
+
+# --- history and diagnosis ---------------------------------------------------------------------------
+
+
+def test_history_of_checkpoints(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    states = []
+    for step, x in zip((5, 10, 100), batches(3), strict=True):
+        if step != 10:
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        states.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        (tmp_path / f"step-{step}").mkdir()
+        save_file(states[-1], tmp_path / f"step-{step}" / "model.safetensors")
+    (tmp_path / "logs").mkdir()
+    found = tp.history(tmp_path)
+    assert found.steps == (5, 10, 100)
+    assert found.repeated == ((10, 5),)
+    rows = found["0.weight"]
+    norms = [state["0.weight"].double().norm().item() for state in states]
+    moved = (states[2]["0.weight"].double() - states[1]["0.weight"].double()).norm().item()
+    assert rows["weight_norm"].tolist() == pytest.approx(norms)
+    assert rows["update_norm"][1:].tolist() == pytest.approx([0, moved])
+    assert rows["update_ratio"][2] == pytest.approx(moved / norms[1])
+    assert "step 10 has the same bytes as step 5" in str(found)
+    assert set(tp.history(tmp_path / "step-*", "0.*", steps=(10, None)).names) == {"0.weight", "0.bias"}
+    with pytest.raises(SourceError):
+        tp.history(tmp_path / "logs")
+    with pytest.raises(UnknownName):
+        found["nothing"]
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, optimizer, tp.Recorder(model, optimizer, tmp_path / "run", every=1), 4)
+    shown = command(capsys, "history", tmp_path / "run", "-s", "3.*", "--steps", "1:2", "--show", "grad_norm")
+    assert (shown.status, shown.err) == (0, "")
+    assert "2 steps, 1 to 2 · 2 parameters" in shown.out
+    form = command(capsys, "history", tmp_path / "run", "--json").json
+    assert form["steps"] == [0, 1, 2, 3] and form["numbers"]["loss"].keys() == {"0", "1", "2", "3"}
+    written = command(capsys, "history", tmp_path / "run", "-o", tmp_path / "h.csv")
+    assert written.status == 0 and len((tmp_path / "h.csv").read_text().splitlines()) == 1 + 4 * 6
+    assert command(capsys, "diagnose", tmp_path / "run").status == 0
+    huge = torch.optim.SGD(model.parameters(), lr=1e20)
+    train(model, huge, tp.Recorder(model, huge, tmp_path / "bad", every=1, quiet=True), 3)
+    ran = command(capsys, "diagnose", tmp_path / "bad")
+    assert ran.status == 1 and "first: step 0: 0.weight: one step changed the parameter by" in ran.out
+    assert command(capsys, "diagnose", tmp_path / "bad", "--json").json["first"]["name"] == "0.weight"
+    assert command(capsys, "history", tmp_path / "run", "--steps", "x").status == 2
+    assert command(capsys, "history", tmp_path / "run", "--show", "nothing").status == 2
+    assert command(capsys, "history", tmp_path).status == 2
