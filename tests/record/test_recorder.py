@@ -30,6 +30,7 @@ from torchparams.errors import (
     WriteError,
 )
 from torchparams.record import recorder as module
+from torchparams.record.meter import Meter
 from torchparams.record.sinks import tensorboard, wandb
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+
+
+def layer(model: nn.Sequential, i: int) -> Any:
+    return model[i]
 
 
 def batches(count: int) -> Iterator[torch.Tensor]:
@@ -154,13 +159,13 @@ def test_steps_without_a_record_read_gradients_once_and_weights_never(
 ) -> None:
     calls: list[str] = []
     for name in ("measure", "distance", "nonfinite"):
-        original = getattr(module.Meter, name)
+        original = getattr(Meter, name)
 
         def counted(self: Any, *args: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
             calls.append(_name)
             return _original(self, *args, **options)
 
-        monkeypatch.setattr(module.Meter, name, counted)
+        monkeypatch.setattr(Meter, name, counted)
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=5), 5)
@@ -255,7 +260,7 @@ def test_gradients_that_are_gone_are_an_error(tmp_path: Path) -> None:
 
 def test_a_parameter_without_a_gradient_has_none_in_the_record(tmp_path: Path) -> None:
     model = net()
-    model[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    layer(model, 0).bias.requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1), 2)
     found = tp.history(tmp_path)
@@ -286,7 +291,7 @@ def test_a_layer_that_is_replaced_is_recorded_under_its_name(tmp_path: Path) -> 
 def test_dead_rows_are_counted(tmp_path: Path) -> None:
     model = net()
     with torch.no_grad():
-        model[0].bias[:5] = -1e3  # type: ignore[index]
+        layer(model, 0).bias[:5] = -1e3
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, every=1, rows="0.weight", quiet=True), 1)
     found = tp.history(tmp_path)
@@ -306,7 +311,7 @@ def test_weights_that_are_given_other_memory_are_still_read(tmp_path: Path) -> N
             optimizer.step()
             recorder.step()
             optimizer.zero_grad()
-            norm = model[3].bias.detach().double().norm().item()  # type: ignore[operator, union-attr]
+            norm = layer(model, 3).bias.detach().double().norm().item()
     assert tp.history(tmp_path)["3.bias"]["weight_norm"][-1] == pytest.approx(norm)
 
 

@@ -79,7 +79,10 @@ def test_a_sound_training_has_no_finding(tmp_path: Path) -> None:
 
 def test_the_learning_rate_of_one_group(tmp_path: Path) -> None:
     model = Net()
-    groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters(), "lr": 1e-3}]
+    groups: list[dict[str, Any]] = [
+        {"params": model.backbone.parameters()},
+        {"params": model.head.parameters(), "lr": 1e-3},
+    ]
     optimizer = torch.optim.Adam(groups, lr=1e-3)
 
     def plant(step: int) -> None:
@@ -139,7 +142,7 @@ def test_dying_relus(tmp_path: Path) -> None:
     def plant(step: int) -> None:
         if step == 7:
             with torch.no_grad():
-                model.head[0].bias[:10] = -1e4  # type: ignore[index, operator]
+                model.head[0].bias[:10].fill_(-1e4)
 
     found = run(model, optimizer, tmp_path, plant, rows="head.0.weight")
     dead = [each for each in found.findings if each.rule == "dead-rows" and each.step >= 7]
@@ -159,5 +162,5 @@ def test_findings_between_records_have_their_step(tmp_path: Path) -> None:
             recorder.step()
             optimizer.zero_grad()
     found = tp.diagnose(tmp_path)
-    assert found.first.step == 13
+    assert found.first is not None and found.first.step == 13
     assert {(each.step, each.rule) for each in found.findings} >= {(13, "nonfinite-gradient"), (13, "nonfinite-weight")}
