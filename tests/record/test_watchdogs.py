@@ -79,11 +79,7 @@ def test_a_sound_training_has_no_finding(tmp_path: Path) -> None:
 
 def test_the_learning_rate_of_one_group(tmp_path: Path) -> None:
     model = Net()
-    groups: list[dict[str, Any]] = [
-        {"params": model.backbone.parameters()},
-        {"params": model.head.parameters(), "lr": 1e-3},
-    ]
-    optimizer = torch.optim.Adam(groups, lr=1e-3)
+    optimizer = torch.optim.Adam([{"params": part.parameters()} for part in (model.backbone, model.head)], lr=1e-3)
 
     def plant(step: int) -> None:
         if step == 12:
@@ -139,10 +135,12 @@ def test_dying_relus(tmp_path: Path) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
+    first: Any = model.head[0]
+
     def plant(step: int) -> None:
         if step == 7:
             with torch.no_grad():
-                model.head[0].bias[:10].fill_(-1e4)
+                first.bias[:10] = -1e4
 
     found = run(model, optimizer, tmp_path, plant, rows="head.0.weight")
     dead = [each for each in found.findings if each.rule == "dead-rows" and each.step >= 7]
