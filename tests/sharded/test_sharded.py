@@ -11,7 +11,7 @@ import process_group
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = ("sharded.reading", "sharded.training")
+MODULES = ("sharded.reading", "sharded.training", "sharded.storing")
 
 pytestmark = pytest.mark.xdist_group("processes")
 

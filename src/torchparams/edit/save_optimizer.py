@@ -12,6 +12,7 @@ from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, kind_of
 from torchparams.edit.plan.written import Written
 from torchparams.errors import PlanError, shorten
 from torchparams.io.write import OneFile, check_target, telling
+from torchparams.sources.live.sharding import is_dtensor
 from torchparams.train.optimizer_file import KEY, as_tensors
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ def save_optimizer(
 def _pickled(state: OptimizerState, path: str, overwrite: bool) -> Written:
     import torch
 
+    sharded = next((name for name, tensor in state.items() if is_dtensor(tensor)), None)
+    if sharded is not None:
+        raise PlanError(
+            f"{sharded} is sharded, and a pickle would hold this rank's part of it",
+            where=path,
+            hint="write a .safetensors file, which holds the whole",
+        )
     if os.path.isdir(path) or (os.path.lexists(path) and not overwrite):
         what = "it is a directory" if os.path.isdir(path) else "it exists already"
         raise PlanError(what, where=path, hint="name another target, or pass overwrite=True")

@@ -9,6 +9,7 @@ from torchparams.engines.equality import SameBits
 from torchparams.engines.threads import ThreadEngine
 from torchparams.render.tree import human_shape
 from torchparams.sources.live.state import named_modules
+from torchparams.train._resharding import sharded_problem
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,12 @@ def problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target:
     same = given.dtype is wanted.dtype or given.dtype == wanted.dtype
     if not same and not (cast and castable(given.dtype, wanted.dtype)):
         return f"dtype {given.dtype}, not {wanted.dtype}"
+    if given.sharding is not None or wanted.sharding is not None:
+        return (
+            sharded_problem(given, source, wanted, target)
+            or (_unreadable(given, source) if given.sharding is None else "")
+            or (_unwritable(wanted, target) if wanted.sharding is None else "")
+        )
     return _unreadable(given, source) or _unwritable(wanted, target)
 
 

@@ -26,15 +26,22 @@ CAST_BYTES = 1 << 20
 CASTERS = 2  # one maps its block while torch casts the other's on its own threads
 
 
+def lossy_names(pairs: Sequence[Pair]) -> list[str]:
+    """Names of the tensors whose cast can lose values."""
+    kinds = {dtype: DType.of(dtype) for dtype in {pair.target.dtype for pair in pairs}}
+    return [pair.name for pair in pairs if not exact(pair.info.dtype, kinds[pair.target.dtype])]
+
+
 def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
     """Name → values that the tensor's cast would lose, for casts with losses.
 
     The values are read once; nothing is cast.
     """
-    kinds = {dtype: DType.of(dtype) for dtype in {pair.target.dtype for pair in pairs}}
-    lossy = {pair.name: pair for pair in pairs if not exact(pair.info.dtype, kinds[pair.target.dtype])}
-    if not lossy:
+    names = frozenset(lossy_names(pairs))
+    if not names:
         return {}
+    lossy = {pair.name: pair for pair in pairs if pair.name in names}
+    kinds = {dtype: DType.of(dtype) for dtype in {pair.target.dtype for pair in lossy.values()}}
     engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
     jobs = [Job(name, (pair.source.row(pair.info.name, pair.info),)) for name, pair in lossy.items()]
 

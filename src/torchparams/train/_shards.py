@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.ranks import Ranks, described, fingerprint
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torchparams.info import Sharding
     from torchparams.records import Records
+    from torchparams.sources.live.module import ModuleSource
 
 
 def shardings(records: Records, names: Iterable[str]) -> dict[str, Sharding]:
@@ -46,6 +48,25 @@ def refuse_flat(records: Records, names: Iterable[str], where: str) -> None:
     for name, sharding in shardings(records, names).items():
         if sharding.kind == "FSDP1":
             raise NotReadable(flat_part(name), where=where, hint=RESHARD)
+
+
+def refuse_flat_state(source: ModuleSource) -> None:
+    """Refuse a model of FSDP1, whose optimizer has state of parts; and copies that FSDP gathered for a forward pass.
+
+    Raises:
+        NotReadable: It is one.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
+    records = source.records()
+    refuse_copies(records, records.names, source.label)
+    flat = next((name for name, each in shardings(records, records.names).items() if each.kind == "FSDP1"), None)
+    if flat is not None:
+        raise NotReadable(
+            flat_part(flat),
+            where=source.label,
+            hint="FullyShardedDataParallel.optim_state_dict(model, optimizer) gathers the state of its optimizer",
+        )
 
 
 def refuse_views(tensors: Mapping[str, Any], where: str, verb: str) -> None:

@@ -43,6 +43,8 @@ BUFFER_BYTES = 8 << 20
 VECTOR = 512
 """Maximum number of adjacent tensors read by one call; systems allow at least 1,024."""
 
+_is_little = sys.byteorder == "little"
+
 _MOST_THREADS = 16  # more are not faster: memory or disk speed is the limit
 
 
@@ -69,8 +71,8 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
             memory = None if place is None else _memory(pair)
             if place is not None and memory is not None:
                 direct.append(_Direct(pair, place, memory))
-            elif place is not None and _flat_on_cpu(pair.target) and sys.byteorder == "little":
-                casts.append(pair)
+            elif (place is not None or pair.source.format == "view") and _flat_on_cpu(pair.target) and _is_little:
+                casts.append(pair)  # block by block: a part of a sharded tensor may be computed
             else:
                 others.append((pair, place))
     for source in {id(pair.source): pair.source for pair in pairs}.values():

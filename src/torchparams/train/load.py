@@ -24,9 +24,10 @@ from torchparams.train._fit import (
     shown,
 )
 from torchparams.train._live import live_table
-from torchparams.train._losses import losses_of, refuse_overflow
+from torchparams.train._losses import losses_of, lossy_names, refuse_overflow
 from torchparams.train._memory import give_memory
 from torchparams.train._pair import Pair
+from torchparams.train._resharding import losses_together, parts_of
 from torchparams.train._transfer import transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
 
@@ -64,6 +65,10 @@ def load(
     a state dict leaves out (`persistent=False`) are not loaded. Extra state of modules (`get_extra_state`) is not
     loaded either, and load hooks of modules are not run; the coverage lists both. Tensors on the meta device get memory
     before they are loaded.
+
+    Of a sharded parameter (a DTensor), each rank reads the byte ranges of its own part alone, and nothing is
+    communicated, but for casts that can lose values: all ranks meet then, and gather the losses once. Parameters in
+    FSDP1's flat parameter are refused outside of `summon_full_params`.
 
     Args:
         model: A live `nn.Module`, wrapped or not, or a table of one: `torchparams.of(model).select(…)`.
@@ -103,11 +108,11 @@ def load(
     match.refuse_nothing(rename)
     match.given.check_unchanged()
     pairs = match.pairs()
-    lost = losses_of(pairs)
+    lost = losses_together(pairs, losses_of(parts_of(pairs)), lossy_names(pairs), match.where)
     if not allow_overflow:
         refuse_overflow(lost, pairs, match.where)
     give_memory(match.without_memory, device, match.shapes, where=match.live.label)
-    transfer(pairs, progress)
+    transfer(parts_of(pairs), progress)
     match.set_counters(device)
     found = match.coverage
     loaded = {name: replace(item, lost=lost[name]) if name in lost else item for name, item in found.loaded.items()}

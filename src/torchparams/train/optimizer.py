@@ -25,6 +25,7 @@ from torchparams.render.tree import (
 )
 from torchparams.train._live import live_table
 from torchparams.train._optimizers import NO_OPTIONS, Own
+from torchparams.train._shards import refuse_flat_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,6 +236,10 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer | Sequence[torc
     `Lookahead`) and counters in the groups. A wrapper whose `state_dict()` leaves out state of its inner optimizer is
     refused.
 
+    State of sharded parameters (DTensors) is sharded too, and has the shape of the whole; nothing is communicated.
+    `torchparams.save` writes it whole: all ranks make that call. The state of an optimizer over FSDP1's flat parameter
+    is refused.
+
     Args:
         model: The model whose parameters the optimizer trains, wrapped or not. A table means its whole model.
         optimizer: Any `torch.optim.Optimizer`, or a list of optimizers with disjoint parameters.
@@ -256,6 +261,7 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer | Sequence[torc
     >>> torch.save(state.state_dict(), "/dev/null")
     """
     source, _ = live_table(model, "torchparams.optimizer_state")
+    refuse_flat_state(source)
     if isinstance(optimizer, list | tuple) and optimizer:
         return OptimizerState.of_parts([_state_of(Own(source, one)) for one in optimizer])
     return _state_of(Own(source, optimizer))

@@ -16,7 +16,9 @@ from torchparams.render.tree import human_shape, listed, plural
 from torchparams.train._live import live_table
 from torchparams.train._needed import Needs
 from torchparams.train._optimizers import NO_OPTIONS, Own, Snapshot, class_name, leaf_keys
+from torchparams.train._resharding import reshard
 from torchparams.train._saved import parsed
+from torchparams.train._shards import refuse_flat_state
 from torchparams.train.coverage import Coverage, Item, grouped, strict_kinds
 from torchparams.train.optimizer import OptimizerState, join_flat
 
@@ -55,6 +57,11 @@ def load_optimizer_state(
     parameter without saved state keeps its current state. Values are copied, and loaded by
     `optimizer.load_state_dict`, with its casts. If `strict` refuses a mismatch, nothing is changed; if
     `load_state_dict` fails, the optimizer is restored.
+
+    State of sharded parameters (DTensors) is sharded as they are, whatever ranks saved it: each rank keeps its part of
+    whole tensors, and nothing is communicated. DTensors that are sharded in another way than the parameter are gathered
+    first, a collective each, so that all ranks make the call. The state of an optimizer over FSDP1's flat parameter is
+    refused.
 
     An option is a key of `optimizer.defaults` that the constructor accepts. All other keys of a group, such as a step
     counter, are state and are loaded too.
@@ -99,6 +106,7 @@ def load_optimizer_state(
     """
     strict_kinds(strict)
     source, _ = live_table(model, "torchparams.load_optimizer_state")
+    refuse_flat_state(source)
     owns = [Own(source, one) for one in (optimizer if isinstance(optimizer, list | tuple) else [optimizer])]
     if not owns:
         raise UnsupportedSource("the list of optimizers is empty", where=source.label)
@@ -163,7 +171,8 @@ class _Planned:
             for key, name in zip(own.keys, own.names, strict=True):
                 if name in self.matched.loaded:
                     if name in saved.state:
-                        state[key] = _copied(saved.state[name])
+                        parameter, now = own.by_name[name], current.get(key)
+                        state[key] = reshard(_copied(saved.state[name]), parameter, now, name, coverage.model)
                 elif key in current:
                     state[key] = current[key]
         groups = [

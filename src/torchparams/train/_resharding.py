@@ -1,0 +1,157 @@
+"""Values and optimizer state for sharded parameters: what fits, and which elements a rank needs of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchparams.engines.ranks import Ranks, fingerprint
+from torchparams.errors import MismatchError
+from torchparams.expressions.casts import Losses
+from torchparams.expressions.sharded import Sharded, part_of
+from torchparams.sources.live.flat import RESHARD
+from torchparams.sources.live.sharded import layout_of, local_of
+from torchparams.sources.live.sharding import is_dtensor
+from torchparams.sources.mapping import MappingSource
+from torchparams.sources.view import ViewSource
+from torchparams.train._pair import Pair
+from torchparams.train._shards import sharded_like, whole_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torchparams.expressions.base import Expression
+    from torchparams.info import ParameterInfo
+    from torchparams.sources.base import Source
+
+
+def sharded_problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target: Any) -> str:
+    """Reason why the values of one tensor cannot be copied to another, of which one is sharded; empty if they can.
+
+    Args:
+        given, source: The source's tensor.
+        wanted, target: The model's tensor.
+    """
+    for sharding in (given.sharding, wanted.sharding):
+        if sharding is not None and sharding.kind != "DTensor":
+            return f"FSDP keeps it: {RESHARD}"
+        if sharding is not None and any(placement.startswith("Partial") for placement in sharding.placements):
+            return "ranks keep summands of it"
+    if given.sharding is None:
+        return ""
+    if not is_dtensor(target):
+        return "it is sharded, and the model's tensor is not: save it with torchparams.save, and load the file"
+    value = source.value(given.name)
+    if _is_alike(value, target):
+        return ""
+    return "it is sharded differently: save it with torchparams.save, and load the file"
+
+
+def _is_alike(a: Any, b: Any) -> bool:
+    """Whether two DTensors are sharded alike."""
+    return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
+
+
+def parts_of(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with each DTensor's part in its place, and of the source the elements that belong there.
+
+    A rank reads no others from a file.
+    """
+    targets = {id(pair.target) for pair in pairs}
+    found: list[Pair] = []
+    rows: list[tuple[str, Expression]] = []
+    places: list[int] = []
+    for pair in pairs:
+        if is_dtensor(pair.target):
+            places.append(len(found))
+            rows.append((pair.name, _part_of_row(pair, targets)))
+        found.append(pair)
+    if not rows:
+        return list(pairs)
+    view = ViewSource(rows, label=pairs[0].source.label)
+    for place in places:
+        pair = pairs[place]
+        found[place] = Pair(pair.name, local_of(pair.target), view, view.infos()[pair.name])
+    return found
+
+
+def _part_of_row(pair: Pair, targets: set[int]) -> Expression:
+    import torch.distributed as dist
+
+    row = pair.source.row(pair.info.name, pair.info)
+    if isinstance(row, Sharded):
+        value = pair.source.value(pair.info.name)
+        if value is not pair.target and id(value) in targets:  # another pair writes to it, sooner perhaps
+            return MappingSource({pair.name: row.tensor().clone()}, pair.source.label).row(pair.name)
+        return row.local
+    layout = layout_of(pair.target, pair.name, pair.source.label)
+    return part_of(row, layout.grid, layout.boxes[dist.get_rank()])
+
+
+def losses_together(
+    pairs: Sequence[Pair], lost: Mapping[str, Losses], lossy: Sequence[str], where: str
+) -> dict[str, Losses]:
+    """What casts lose in all ranks' parts of DTensors, the same on every rank; of other tensors what they lose here.
+
+    All ranks of the tensors call it: they meet, and gather once. Without a cast that may lose values nothing happens.
+
+    Args:
+        pairs: The pairs with the DTensors.
+        lost: What this rank's casts lose.
+        lossy: Names of tensors whose cast may lose values.
+        where: Label of the load.
+    """
+    names = frozenset(lossy)
+    tensors = {pair.name: pair.target for pair in pairs if pair.name in names and is_dtensor(pair.target)}
+    if not tensors:
+        return dict(lost)
+    layouts = {name: layout_of(tensor, name, where) for name, tensor in tensors.items()}
+    team = Ranks(rank for layout in layouts.values() for rank in layout.ranks)
+    team.meet(f"load {len(tensors)} sharded tensors with casts ({fingerprint(tensors)})")
+    heard = dict(zip(team.members, team.gather(dict(lost)), strict=True))
+    found = {name: losses for name, losses in lost.items() if name not in tensors}
+    for name, layout in layouts.items():
+        total = sum((heard[rank].get(name, Losses()) for rank in layout.owners()), Losses())
+        if total:
+            found[name] = total
+    return found
+
+
+def reshard(value: Any, parameter: Any, current: Any, name: str, where: str) -> Any:
+    """A value of an optimizer's state, sharded as its parameter is.
+
+    A DTensor that is sharded in another way is gathered first, by a collective.
+
+    Args:
+        value: The value, or a mapping or list of values.
+        parameter: The parameter.
+        current: The optimizer's current value, or None.
+        name, where: Name and optimizer, for errors.
+
+    Raises:
+        MismatchError: The value has another shape than the parameter, and how it is sharded is not known.
+    """
+    import torch
+
+    if isinstance(value, dict):
+        inside = current if isinstance(current, dict) else {}
+        return {key: reshard(each, parameter, inside.get(key), f"{name}.{key}", where) for key, each in value.items()}
+    if isinstance(value, list):
+        several = current if isinstance(current, list) and len(current) == len(value) else [None] * len(value)
+        pairs = zip(value, several, strict=True)
+        return [reshard(each, parameter, now, f"{name}.{i}", where) for i, (each, now) in enumerate(pairs)]
+    if not isinstance(value, torch.Tensor) or not (is_dtensor(value) or is_dtensor(parameter)):
+        return value
+    like = parameter if value.shape == parameter.shape else current
+    if is_dtensor(value) and is_dtensor(like) and _is_alike(value, like):
+        return value
+    whole = whole_of(value)
+    if is_dtensor(like) and like.shape == whole.shape:
+        return sharded_like(like, whole, name, where)
+    if is_dtensor(parameter) and whole.dim():
+        raise MismatchError(
+            f"{name} has the shape {list(whole.shape)}, and its parameter {list(parameter.shape)}",
+            where=where,
+            exists="how it would be sharded is not known before the first step",
+            hint="step once before loading, or start without the saved state",
+        )
+    return whole
