@@ -2,9 +2,9 @@
 
 A job over sharded tensors runs in one of two ways:
 
-- **Folded where they lie**: each rank folds its own parts, of replicas one; then the ranks gather the parts' results,
-  and each combines them. Sketches and exact sums do not depend on how elements are cut, so the result is that of the
-  whole tensor, bit for bit. All jobs together take one gather.
+- **Folded where they lie**: each rank folds its own parts, of replicas one; then the ranks exchange the parts' results,
+  and each combines those of a share of the jobs. Sketches and exact sums do not depend on how elements are cut, so the
+  result is that of the whole tensor, bit for bit. All jobs together take one gather of parts, and one of results.
 - **Fetched**: where the fold must see a tensor in order (`digest`), where a row computes with a sharded tensor (a cast,
   a merge), or where ranks keep summands (`Partial`), the lowest rank that keeps the tensor runs the job and asks the
   others for elements, block by block.
@@ -14,6 +14,7 @@ Jobs over plain tensors run on each rank by themselves: each rank has a tensor o
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zlib import crc32
 
@@ -27,7 +28,7 @@ from torchparams.expressions.sharded import Sharded, part_of, shards_in
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torchparams.engines.base import Fold, Progress
     from torchparams.expressions.base import Expression
@@ -58,8 +59,8 @@ class DistributedEngine(Engine):
 
     Verbs use it by themselves for models with DTensors or with FSDP's flat parameters. All ranks of these tensors enter
     `run` with the same jobs. They meet first, so a call that some do not make ends in an error after
-    `limits.RANKS_SECONDS`; then they fold, and gather once (two collectives of torch, whatever the jobs). Jobs without
-    a sharded tensor communicate nothing.
+    `limits.RANKS_SECONDS`; then they fold, and gather twice, parts and results (four collectives of torch, whatever the
+    jobs). Jobs without a sharded tensor communicate nothing.
 
     Every rank gets the same results for sharded tensors, and its own for plain ones. Progress is reported on the lowest
     rank alone.
@@ -125,16 +126,35 @@ class DistributedEngine(Engine):
                 served = self._fetch(fetched, task, progress)
             except Exception as error:  # as above
                 failed = error
-        heard = dict(zip(team.members, team.gather((described(failed), parts, served)), strict=True))
+        # Each rank combines a share of the jobs: the parts are sent as bytes, and read by that rank alone.
+        sent: dict[int, dict[str, Any]] = {}
+        for each in folded:
+            if each.job.key in parts:
+                sent.setdefault(each.home, {})[each.job.key] = parts[each.job.key]
+        packed = {rank: pickle.dumps(several, pickle.HIGHEST_PROTOCOL) for rank, several in sent.items()}
+        heard = dict(zip(team.members, team.gather((described(failed), packed, served)), strict=True))
         if failed is not None:
             raise failed
         team.refuse([error for error, _, _ in heard.values()])
+        combined: dict[str, tuple[Any, Losses | None]] = {}
+        try:
+            for_here = {rank: packed.get(team.here) for rank, (_, packed, _) in heard.items()}
+            given = {rank: {} if data is None else pickle.loads(data) for rank, data in for_here.items()}
+            for each in folded:
+                if each.home == team.here:
+                    found = {rank: given[rank].get(each.job.key) for rank in each.ranks}
+                    combined[each.job.key] = each.combine(task, found)
+        except Exception as error:  # as above
+            failed = error
+        told = dict(zip(team.members, team.gather((described(failed), combined)), strict=True))
+        if failed is not None:
+            raise failed
+        team.refuse([error for error, _ in told.values()])
         yield from results
         for each in folded:
-            yield each.done(task, {rank: heard[rank][1].get(each.job.key) for rank in each.ranks})
+            yield Done(each.job, *told[each.home][1][each.job.key])
         for fetch in fetched:
-            result, lost = heard[fetch.ranks[0]][2][fetch.job.key]
-            yield Done(fetch.job, result, lost)
+            yield Done(fetch.job, *heard[fetch.ranks[0]][2][fetch.job.key])
 
     def _fold(
         self, folded: Sequence[_Folded], task: Task[Any, Any], progress: Progress | None
@@ -214,7 +234,9 @@ class _Folded:
         self.layout = shard.layout
         self.ranks = shard.layout.ranks
         # Which of several replicas is folded depends on the name, so that all ranks have their share.
-        self.owners = shard.layout.owners(crc32(job.key.encode(errors="surrogatepass"))) or self.ranks[:1]
+        turn = crc32(job.key.encode(errors="surrogatepass"))
+        self.owners = shard.layout.owners(turn) or self.ranks[:1]
+        self.home = self.ranks[turn % len(self.ranks)]  # combines the parts
 
     def part(self) -> Job | None:
         """The job of this rank's part; None where another rank folds a replica, or the part has no elements.
@@ -232,8 +254,12 @@ class _Folded:
         ]
         return Job(self.job.key, tuple(rows))
 
-    def done(self, task: Task[Any, Any], found: dict[int, Any]) -> Done[Any]:
-        """The result of all parts.
+    def combine(self, task: Task[Any, Any], found: Mapping[int, Any]) -> tuple[Any, Losses | None]:
+        """The result of all parts, and what casts lost.
+
+        Args:
+            task: The task.
+            found: Rank → its parts and what was lost, or None.
 
         Raises:
             RanksError: A rank sent no part.
@@ -245,10 +271,10 @@ class _Folded:
                 raise RanksError(f"rank {rank} sent no part of {self.job.key!r}", hint="pass the same on every rank")
             part, more = found[rank]
             if isinstance(part, Unread):
-                return Done(self.job, part)
+                return part, None
             parts += part
             lost = more if lost is None else lost if more is None else lost + more
-        return Done(self.job, task.combine(self.job, parts), lost)
+        return task.combine(self.job, parts), lost
 
 
 class _Parts(Task[Any, "list[Any]"]):

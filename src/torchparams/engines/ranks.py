@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import torch
 
+_KEPT = 64  # texts of earlier calls that stay in the store
+
 _LEFT = "\0left"
 """What a rank writes that has waited in vain."""
 
@@ -89,9 +91,10 @@ class Ranks:
                 hint=f"the ranks {_listed(self.members)} make it together; "
                 "torchparams.limits.RANKS_SECONDS is how long they wait",
             ) from None
-        said = {rank: store.get(key).decode() for rank, key in keys.items()}
-        if number:
-            store.delete_key(self._key(number - 1, self.here))  # all have read it: they are at the next one
+        said = dict(zip(keys, (text.decode() for text in store.multi_get(list(keys.values()))), strict=True))
+        if number % _KEPT == 0:  # all have read those before this one
+            for old in range(max(number - _KEPT, 0), number):
+                store.delete_key(self._key(old, self.here))
         left = [rank for rank, text in said.items() if text == _LEFT]
         if left:
             raise RanksError(
@@ -129,6 +132,20 @@ class Ranks:
         found: list[Any] = [None] * len(self.members)
         dist.all_gather_object(found, value, group=group)
         by_rank = dict(zip(dist.get_process_group_ranks(group), found, strict=True))
+        return [by_rank[rank] for rank in self.members]
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of all members, equally many on each, in their order. It takes one collective."""
+        import torch
+        import torch.distributed as dist
+
+        group = _group_of(self.members)
+        if group is None:
+            return self._through_store(list(numbers))
+        mine = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        found = [torch.empty_like(mine) for _ in self.members]
+        dist.all_gather(found, mine, group=group)
+        by_rank = dict(zip(dist.get_process_group_ranks(group), torch.stack(found).tolist(), strict=True))
         return [by_rank[rank] for rank in self.members]
 
     def _through_store(self, value: Any) -> list[Any]:

@@ -539,7 +539,7 @@ class Sketch:
         return f"<Sketch of {self.numel} {self.dtype}: {about}{odd}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sketch.from_json, (self.to_json(),)
+        return Sketch.from_json, (self._form(),)
 
     def to_json(self) -> dict[str, Any]:
         """The complete sketch as JSON data; `from_json` restores it, also on another machine.
@@ -549,11 +549,15 @@ class Sketch:
         >>> Sketch.of(np.array([True, False, True])).to_json()
         {'sketch': 1, 'dtype': 'bool', 'codes': [0, 1], 'counts': [1, 2]}
         """
+        return {key: value.tolist() if key in ("codes", "counts") else value for key, value in self._form().items()}
+
+    def _form(self) -> dict[str, Any]:
+        """What `to_json` gives, with arrays, which pickle many times as fast as lists."""
         form: dict[str, Any] = {
             "sketch": VERSION,
             "dtype": str(self.dtype),
-            "codes": self.codes.tolist(),
-            "counts": self.counts.tolist(),
+            "codes": self.codes,
+            "counts": self.counts,
         }
         if not self._coding.exact:
             form |= {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torchparams.engines.ranks import Ranks, fingerprint
 from torchparams.errors import NotReadable
 from torchparams.sources.live.flat import RESHARD, unsharded
-from torchparams.sources.live.sharded import layout_of, local_of
+from torchparams.sources.live.sharded import layouts_of, local_of
 from torchparams.sources.live.sharding import is_dtensor
 
 if TYPE_CHECKING:
@@ -196,18 +196,21 @@ def norms_of_shards(
         RanksError: A rank does not make the call.
     """
     layouts: dict[int, Layout] = {}
-    partial: list[int] = []
-    for place, (name, grad) in enumerate(zip(names, grads, strict=True)):
+    for place, name in enumerate(names) if flat else ():
         kept = flat.get(name)
         if kept is not None and kept.kind == "unsharded":
             raise NotReadable(unsharded(name), where=where, hint=RESHARD)
         if kept is not None and kept.part is not None:
             layouts[place] = kept.part.layout(name, where)
-        elif is_dtensor(grad):
-            layouts[place] = layout_of(grad, name, where)
-            if any(type(placement).__name__ == "Partial" for placement in grad.placements):
-                partial.append(place)
-    parts = [local_of(grad) if is_dtensor(grad) else grad for grad in grads]
+    dtensors = [place for place, grad in enumerate(grads) if is_dtensor(grad)]
+    of_dtensors = layouts_of({names[place]: grads[place] for place in dtensors}, where)
+    layouts.update(zip(dtensors, of_dtensors, strict=True))
+    placements = {grads[place]._spec.placements for place in dtensors}
+    summands = {each for each in placements if any(type(one).__name__ == "Partial" for one in each)}
+    partial = [place for place in dtensors if grads[place]._spec.placements in summands] if summands else []
+    parts = list(grads)
+    for place in dtensors:
+        parts[place] = local_of(grads[place])
     team = None
     if layouts:
         team = Ranks(rank for layout in layouts.values() for rank in layout.ranks)
@@ -223,13 +226,14 @@ def norms_of_shards(
         here[place] = value
     if team is None:
         return here, sorted(bad)
-    sent = [(here[place], place in bad) for place in layouts]
-    heard = dict(zip(team.members, team.gather(sent), strict=True))
+    sent = [*(here[place] for place in layouts), *(float(place in bad) for place in layouts)]
+    heard = dict(zip(team.members, team.gather_numbers(sent), strict=True))
+    owners = {id(layout): layout.owners() for layout in layouts.values()}
     for number, (place, layout) in enumerate(layouts.items()):
-        found = [heard[rank][number] for rank in layout.owners()]
-        here[place] = combined((norm for norm, _ in found), p)
+        ranks = owners[id(layout)]
+        here[place] = combined((heard[rank][number] for rank in ranks), p)
         bad.discard(place)
-        if any(wrong for _, wrong in found):
+        if any(heard[rank][len(layouts) + number] for rank in ranks):
             bad.add(place)
     return here, sorted(bad)
 

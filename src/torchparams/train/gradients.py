@@ -28,13 +28,13 @@ from torchparams.render.tree import (
 )
 from torchparams.selectors import Selector
 from torchparams.sources.base import Source
+from torchparams.sources.live.flat import all_modules, shardings
 from torchparams.sources.live.sharding import is_dtensor
 from torchparams.sources.live.tensors import LiveRecords
 from torchparams.sources.live.traverse import Listing
 from torchparams.sources.snapshot import SnapshotSource
 from torchparams.train._live import live_table, refuse_path
 from torchparams.train._norms import combined, norms_of, norms_of_shards, settle
-from torchparams.train._shards import shardings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, KeysView, Mapping, Sequence
@@ -306,7 +306,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     overflow or underflow in its dtype is first scaled by its largest element.
 
     Of sharded gradients (DTensors, or parts of FSDP1's flat gradient), each rank takes the norms of its parts. All of
-    their ranks make the call: they meet, and gather once (two collectives of torch, for any number of parameters), and
+    their ranks make the call: they meet, and gather once (one collective, for any number of parameters), and
     every rank gets the norms of the whole. Gradients of which ranks keep summands (`Partial`) take one collective more
     for each mesh and dtype.
 
@@ -347,7 +347,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
         raise OptionError(f"p must be a positive number or math.inf, not {p!r}")
     names, grads, without = [], [], []
     source, parameters = _read(model)
-    kept = _flat(source, list(parameters))
+    kept = _flat(source, parameters)
     for name, parameter in parameters.items():
         grad = parameter.grad
         if grad is None and name in kept and kept[name].part is not None:
@@ -367,9 +367,12 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     return GradNorms(source.label, norms, float(p), members, tuple(without), tuple(names[i] for i in nonfinite))
 
 
-def _flat(source: ModuleSource, names: Sequence[str]) -> Mapping[str, Sharding]:
-    """How parameters are kept that FSDP has wrapped."""
-    return shardings(source.records(), names) if "torch.distributed.fsdp" in sys.modules else {}
+def _flat(source: ModuleSource, parameters: Mapping[str, Any]) -> dict[str, Sharding]:
+    """How parameters are kept that FSDP has in a flat parameter, or gathered for a forward pass."""
+    found = shardings(all_modules(source.module), parameters.values())
+    if found is None:
+        return {}
+    return {name: sharding for name, sharding in zip(parameters, found, strict=True) if sharding is not None}
 
 
 def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:

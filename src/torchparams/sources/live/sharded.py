@@ -15,7 +15,7 @@ from torchparams.sources.live.flat import RESHARD, unsharded
 from torchparams.sources.live.sharding import mesh_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torchparams.expressions.base import Expression
     from torchparams.info import ParameterInfo
@@ -31,15 +31,45 @@ def layout_of(tensor: Any, name: str, label: str) -> Layout:
     Raises:
         NotReadable: A placement is not known here, or this rank's part is not of the shape that placements say.
     """
+    return layouts_of({name: tensor}, label)[0]
+
+
+def layouts_of(tensors: Mapping[str, Any], label: str) -> list[Layout]:
+    """Which rank keeps which part of each DTensor.
+
+    Raises:
+        NotReadable: See `layout_of`.
+    """
     import torch.distributed as dist
 
-    sizes, ranks = mesh_of(tensor.device_mesh)
-    key = tuple(_kind(placement) for placement in tensor.placements)
+    here = dist.get_rank() if dist.is_initialized() else -1
+    known: dict[Any, Layout] = {}  # of each mesh, placements and shape: a model has few
+    found = []
+    for name, tensor in tensors.items():
+        spec = tensor._spec
+        key = id(spec.mesh), spec.placements, spec.tensor_meta.shape
+        layout = known.get(key)
+        if layout is None:
+            layout = known[key] = _layout(spec, name, label, here)
+        box, local = layout.boxes[here], tensor._local_tensor.shape
+        # A part without elements may be of any such shape.
+        if local != box.sizes and (prod(local) or box.numel):
+            raise NotReadable(
+                f"{name} has a part of shape {list(local)} on rank {here}, and its placements "
+                f"{', '.join(map(str, spec.placements))} say {list(box.sizes)}",
+                where=label,
+                hint="call full_tensor() on it, and pass the result",
+            )
+        found.append(layout)
+    return found
+
+
+def _layout(spec: Any, name: str, label: str, here: int) -> Layout:
+    sizes, ranks = mesh_of(spec.mesh)
     try:
-        layout = boxes_of(tuple(tensor.shape), sizes, ranks, key)
+        layout = boxes_of(tuple(spec.tensor_meta.shape), sizes, ranks, tuple(map(_kind, spec.placements)))
     except ValueError as error:
         raise NotReadable(f"{name} is sharded by {error}, which is not known here", where=label) from None
-    here = dist.get_rank() if dist.is_initialized() else -1
     if here not in layout.boxes:
         raise NotReadable(
             f"{name} is kept by the ranks {_listed(ranks)}, and this is rank {here}"
@@ -47,16 +77,6 @@ def layout_of(tensor: Any, name: str, label: str) -> Layout:
             else f"{name} is a DTensor, and no process group is initialised",
             where=label,
             hint="make the call on the ranks of its mesh",
-        )
-    local = tuple(tensor._local_tensor.shape)
-    box = layout.boxes[here]
-    # A part without elements may be of any such shape.
-    if local != box.sizes and (prod(local) or box.numel):
-        raise NotReadable(
-            f"{name} has a part of shape {list(local)} on rank {here}, and its placements "
-            f"{', '.join(map(str, tensor.placements))} say {list(box.sizes)}",
-            where=label,
-            hint="call full_tensor() on it, and pass the result",
         )
     return layout
 
