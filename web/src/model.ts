@@ -242,7 +242,7 @@ function stacksOf(names: string[]): [Stack[], Spot[]] {
     else members.set(place.title, [row])
   })
   const rest: number[] = []
-  const groups: [string, number[]][] = []
+  let groups: [string, number[]][] = []
   const inStack = new Set<number>()
   for (const [title, rows] of members) {
     // Numbers of which each has something else below it are no layers: fc.0.weight beside fc.1.running_mean.
@@ -262,6 +262,7 @@ function stacksOf(names: string[]): [Stack[], Spot[]] {
     })
   }
   names.forEach((_, row) => inStack.has(row) || rest.push(row))
+  groups = together(groups, places)
   const spots: Spot[] = new Array(names.length)
   const stacks: Stack[] = groups.map(([title, rows], i) => {
     const exact = new Set(rows.map((row) => places[row]!.role))
@@ -275,6 +276,25 @@ function stacksOf(names: string[]): [Stack[], Spot[]] {
     stacks.push(built('', rest, module, leaf, stacks.length, spots, false))
   }
   return [stacks, spots]
+}
+
+/** Stacks whose titles differ by a number at the end, and that share most roles, as one: layer1, layer2, layer3. */
+function together(groups: [string, number[]][], places: (Placed | null)[]): [string, number[]][] {
+  const alike = new Map<string, [string, number[]][]>()
+  for (const group of groups) {
+    const key = group[0].replace(/\d+$/, '*')
+    alike.set(key, [...(alike.get(key) ?? []), group])
+  }
+  return [...alike].flatMap(([key, some]): [string, number[]][] => {
+    const roles = some.map(([, rows]) => new Set(rows.map((row) => places[row]!.role)))
+    const shared = [...roles[0]].filter((role) => roles.every((other) => other.has(role))).length
+    if (some.length < 2 || shared < 0.5 * Math.max(...roles.map((each) => each.size))) return some
+    for (const [title, rows] of some) {
+      const last = title.slice(title.lastIndexOf('.') + 1)
+      for (const row of rows) places[row]!.layer = `${last}.${places[row]!.layer}`
+    }
+    return [[key, some.flatMap(([, rows]) => rows)]]
+  })
 }
 
 function built(

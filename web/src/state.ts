@@ -82,6 +82,6 @@ export class State {
   }
 
   *#cells(): Generator<number> {
-    for (const stack of this.model.stacks) for (const rows of stack.cells.values()) yield together(this.statistic, rows)
+    for (const stack of this.model.stacks) for (const rows of stack.cells.values()) yield together(this.statistic, rows, this.model.numel)
   }
 }

@@ -85,8 +85,8 @@ export function statisticsOf(model: Model): Statistic[] {
   return found
 }
 
-/** The value of several tensors together. */
-export function together(statistic: Statistic, rows: number[]): number {
+/** The value of several tensors together: a mean is one of all their elements. */
+export function together(statistic: Statistic, rows: number[], numel: ArrayLike<number>): number {
   if (rows.length === 1) return statistic.value(rows[0])
   let sum = 0
   let most = -Infinity
@@ -94,9 +94,10 @@ export function together(statistic: Statistic, rows: number[]): number {
   for (const row of rows) {
     const value = statistic.value(row)
     if (Number.isNaN(value)) continue
-    sum += value
+    const weight = statistic.together === 'mean' ? numel[row] : 1
+    sum += value * weight
     most = Math.max(most, value)
-    n += 1
+    n += weight
   }
   if (!n) return NaN
   return statistic.together === 'max' ? most : statistic.together === 'sum' ? sum : sum / n

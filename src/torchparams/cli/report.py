@@ -15,14 +15,14 @@ from torchparams.cli.targets import source_of
 
 @command
 @options.target
-@argument("other", metavar="[OTHER]", required=False, help="What it is compared with, named as everywhere.")
+@argument("other", metavar="[OTHER]", required=False, help="Second target, to show the difference.")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     required=True,
     shell_complete=files,
-    help="The HTML file to write, replacing an earlier report.",
+    help="HTML file to write; an existing file is replaced.",
 )
 @click.option("--open", "browse", is_flag=True, help="Open it in a browser.")
 @options.select
@@ -30,7 +30,7 @@ from torchparams.cli.targets import source_of
     "--rename",
     metavar="REGEX=TEXT",
     multiple=True,
-    help="Rename OTHER's parameters before, as of diff; what is proposed unless given.",
+    help="Rename parameters of OTHER, as in diff; by default, as diff proposes.",
 )
 @click.option(
     "--spectra", metavar="SELECTOR", help="Compute the singular values of these matrices: '**.attn.**[ndim=2]'."
@@ -38,9 +38,9 @@ from torchparams.cli.targets import source_of
 @click.option(
     "--pictures",
     metavar="SELECTOR",
-    help="Show pictures of these tensors, which are read once more: '**.{q,k}_proj.*'.",
+    help="Show pictures of these tensors: '**.{q,k}_proj.*'.",
 )
-@click.option("--buffers", is_flag=True, help="Show a live model's buffers too.")
+@click.option("--buffers", is_flag=True, help="Include the buffers of a live model.")
 @options.raw
 @options.as_json
 def report(
@@ -56,10 +56,10 @@ def report(
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Write one HTML file that shows all parameters, and what is odd in them.
+    """Write one HTML file that shows all parameters.
 
-    It opens from disk and asks nothing of any network: a heat map of layers and roles, modules by size, distributions,
-    every tensor, and the selector language. With OTHER it shows where the two differ.
+    The file opens from disk and needs no network: a heat map of layers and roles, modules by size, distributions,
+    a page for each tensor, and the selector language. With OTHER, it shows the difference.
 
     \b
     Examples:

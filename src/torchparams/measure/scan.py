@@ -1,4 +1,4 @@
-"""One task run over the tensors of a table, those without values named."""
+"""Run a task over the tensors of a table, and name those without values."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def scan(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Result | Unread, Losses | None]]:
-    """Name, result and what casts lost, of every tensor, as each gets done.
+    """Yield name, result and losses of casts for each tensor, in order of completion.
 
-    Codes of an encoding that is not known are `Unread`, and so is a tensor without values.
+    Tensors without values, and codes of unknown encodings, are `Unread`.
 
     Args:
-        source: Where the tensors are.
+        source: Source of the tensors.
         records: One reading of it: the tensors to read.
-        task: What is done with each.
+        task: Task to run.
         whole: Whether these are all tensors of the source.
         ordered: Whether the task's result depends on the order of the elements.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        engine: Engine to run on; by default, one that fits the source.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
         SourceError: The source cannot be read.

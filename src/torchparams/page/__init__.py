@@ -1,1 +1,1 @@
-"""The report in one HTML file: what it shows is measured here, and how it looks is the page's own, in `web/`."""
+"""The report in one HTML file: the measurements and the data of the page, whose source is in `web/`."""

@@ -1,4 +1,4 @@
-"""Columns of numbers as text: the bytes of a typed array in base64, in the narrowest type that holds them."""
+"""Columns of numbers as text: a typed array in base64, in the smallest type that holds its values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 Packed = dict[str, Any]
-"""`{"type": …, "data": …}`: a type of numpy without its byte order, which is little, and base64."""
+"""`{"type": …, "data": …}`: a numpy type (little-endian) and base64."""
 
 _LEAST, _MOST = np.finfo(np.float32).smallest_normal, np.finfo(np.float32).max
 
 
 def packed(array: Array) -> Packed:
-    """An array as it is.
+    """Pack an array of any type.
 
     >>> packed(np.array([1, 2], np.uint8))
     {'type': 'u1', 'data': 'AQI='}
@@ -29,7 +29,7 @@ def packed(array: Array) -> Packed:
 
 
 def reals(values: Iterable[float] | Array) -> Packed:
-    """Real numbers rounded to float32, which keeps 7 digits; as float64 where one is outside the range of float32.
+    """Pack real numbers as float32 (7 digits), or as float64 if one is outside the range of float32.
 
     >>> reals([1.0, float("nan")])["type"], reals([1e300])["type"]
     ('f4', 'f8')
@@ -41,7 +41,7 @@ def reals(values: Iterable[float] | Array) -> Packed:
 
 
 def counts(values: Iterable[int] | Array) -> Packed:
-    """Natural numbers, exactly; beyond 32 bits as float64, which is exact up to 2^53.
+    """Pack natural numbers exactly; beyond 32 bits as float64, which is exact up to 2^53.
 
     >>> [counts([1, most])["type"] for most in (255, 256, 1 << 16, 1 << 32)]
     ['u1', 'u2', 'u4', 'f8']
@@ -53,7 +53,7 @@ def counts(values: Iterable[int] | Array) -> Packed:
 
 
 def words(values: Sequence[Hashable]) -> dict[str, Any]:
-    """Values of which few are different: a list of those, and for each place which one it is.
+    """Pack values with many repeats: a list of the distinct values, and an index for each value.
 
     >>> words(["a", "b", "a"])
     {'words': ['a', 'b'], 'of': {'type': 'u1', 'data': 'AAEA'}}

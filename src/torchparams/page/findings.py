@@ -1,4 +1,4 @@
-"""Findings as the page lists them: flags of `stats`, findings of an audit, and what could not be read."""
+"""Findings of the page: flags of `stats`, and findings of an audit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torchparams.parameters import Parameters
 
 MOST = 1000
-"""Tensors that one finding lists at most; the others are counted."""
+"""Maximum number of tensors of a finding; further ones are counted."""
 
 _SEVERITY = {"non-finite": "error"}
 _TITLES = {
@@ -26,7 +26,7 @@ _TITLES = {
 
 
 def of_flags(flags: Iterable[Flag], places: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One finding for each kind of flag, with the reason of every tensor."""
+    """One finding for each kind of flag, with a reason for each tensor."""
     kinds: dict[str, list[Flag]] = {}
     for flag in flags:
         kinds.setdefault(flag.kind, []).append(flag)
@@ -44,7 +44,7 @@ def of_flags(flags: Iterable[Flag], places: Mapping[str, int]) -> list[dict[str,
 
 
 def of_audit(audit: Audit, places: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One finding for each of an audit: its tensors by place; names that are in no row stay text."""
+    """Findings of an audit: tensors by index, and names that are not in the table."""
     return [
         {
             "from": "audit",
@@ -64,7 +64,7 @@ def of_audit(audit: Audit, places: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def audit_of(params: Parameters) -> Audit | None:
-    """The audit of the whole of a live model; None of anything else."""
+    """Audit of a live model; None for other sources."""
     module = getattr(params.source, "module", None)
     torch = sys.modules.get("torch")
     if torch is None or params.source.format != "module" or not isinstance(module, torch.nn.Module):

@@ -1,4 +1,4 @@
-"""What the page shows of a tensor: its row of statistics, and the shape of its distribution, from one sketch."""
+"""Measurements of one tensor for the page: statistics and the shape of its distribution, from one sketch."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 DETAILED = 5000
-"""Tensors up to which each is measured in detail; of more, the page holds a coarser histogram and fewer quantiles."""
+"""Maximum number of tensors to measure in detail; beyond it, histograms are coarser and quantiles fewer."""
 
 FINE_BINS = 64
-"""Intervals of a histogram in detail."""
+"""Number of intervals of a detailed histogram."""
 
 REACH = 5
-"""Standard deviations from the mean that a histogram in detail reaches at most; what lies beyond is counted."""
+"""Maximum reach of a detailed histogram, in standard deviations from the mean; values beyond it are counted."""
 
 
 def _normal(z: float) -> float:
-    """The share of a normal distribution below `z` standard deviations."""
+    """Share of a normal distribution below `z` standard deviations."""
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 FINE = tuple(sorted({*(_normal(i / 4) for i in range(-16, 17)), 0.001, 0.01, 0.05, 0.25, 0.75, 0.95, 0.99, 0.999}))
-"""The quantiles in detail: at every quarter of a standard deviation, as a plot against a normal distribution wants."""
+"""Detailed quantiles: every quarter of a standard deviation of a normal distribution, and round shares."""
 
 COARSE = tuple(sorted({*(_normal(z) for z in range(-3, 4)), 0.01, 0.25, 0.75, 0.99}))
-"""The quantiles of a table of more than `DETAILED` tensors."""
+"""Quantiles for more than `DETAILED` tensors."""
 
 
 class Shape(NamedTuple):
-    """The shape of a distribution.
+    """Shape of a distribution.
 
     Attributes:
         low, high: Ends of the histogram; NaN where no value is finite.
@@ -63,7 +63,7 @@ class Shape(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A row, the shape of its distribution (None where that is not measured), and its excess kurtosis."""
+    """Statistics, shape of the distribution (None without detail), and excess kurtosis of a tensor."""
 
     row: TensorStats
     shape: Shape | None
@@ -71,10 +71,10 @@ class Measured(NamedTuple):
 
 
 class PageTask(Task["Sketch", "Measured | tuple[Columns, int]"]):
-    """The task that measures what the page shows of every tensor.
+    """Task that measures each tensor for the page.
 
     Args:
-        detailed: Whether shapes are wanted. Else small tensors are measured together, as of `stats`, without kurtosis.
+        detailed: Measure shapes. Otherwise small tensors are measured together, as in `stats`, without kurtosis.
     """
 
     def __init__(self, *, detailed: bool) -> None:
@@ -83,22 +83,22 @@ class PageTask(Task["Sketch", "Measured | tuple[Columns, int]"]):
         self._rows = StatsTask(self.quantiles)
 
     def begin(self, job: Job) -> SketchFold:
-        """Count from nothing."""
+        """Start an empty sketch."""
         return SketchFold(job.dtype)
 
     def combine(self, job: Job, parts: Sequence[Sketch]) -> Measured:
-        """The row and the shape, derived from the sketch of all parts."""
+        """Statistics and shape derived from the merged sketches."""
         sketch = parts[0] if len(parts) == 1 else parts[0].merge(parts)
         (row,) = job.rows
         made = derive(sketch, self.quantiles, name=job.key, numel=row.numel, shape=row.shape, dtype=row.dtype)
         return Measured(made, _shape(sketch, made) if self.detailed else None, kurtosis(sketch))
 
     def takes(self, job: Job) -> bool:
-        """Whether it is small, and no shape is wanted."""
+        """Whether the tensor is small, and shapes are not measured."""
         return not self.detailed and self._rows.takes(job)
 
     def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> list[tuple[Columns, int]]:
-        """The rows, in columns."""
+        """Rows of small tensors, in columns."""
         return self._rows.many(jobs, buffer, starts)
 
 

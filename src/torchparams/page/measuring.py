@@ -1,4 +1,4 @@
-"""All that a report shows, measured: of one target, of another, and of their difference."""
+"""Measurements of all tensors of a target, for the report."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Target:
-    """What is known of the tensors of one target.
+    """Measurements of the tensors of one target.
 
     Attributes:
-        params: Its table, as it was when it was read.
+        params: The table.
         infos: Canonical name → record.
-        detailed: Whether the shapes of distributions are there.
-        quantiles: The quantiles that rows have.
-        rows: Name → statistics, of the tensors that could be read.
-        shapes: Name → the shape of its distribution, if those are there.
-        kurtosis: Name → excess kurtosis, of the tensors that it was measured of.
-        unread: Name → why its values cannot be read.
-        flags: What `stats` flags.
-        lost: What casts within rows lost.
-        gradients: Name → L2 norm of its gradient, of a live model after a backward pass.
+        detailed: Whether shapes were measured.
+        quantiles: Quantiles of the rows.
+        rows: Name → statistics.
+        shapes: Name → shape of the distribution.
+        kurtosis: Name → excess kurtosis.
+        unread: Name → reason why the values cannot be read.
+        flags: Flags, as of `stats`.
+        lost: Losses of casts.
+        gradients: Name → L2 norm of the gradient, for a live model after a backward pass.
     """
 
     params: Parameters
@@ -60,19 +60,19 @@ class Target:
 def measure(
     params: Parameters, *, detailed: bool | None = None, engine: Engine | None = None, progress: Progress | None = None
 ) -> Target:
-    """Measure all tensors of a table in one pass over their values.
+    """Measure all tensors of a table in one pass over the values.
 
     Args:
         params: The table.
-        detailed: Whether to measure the shapes of distributions; None for up to `DETAILED` tensors.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        detailed: Measure the shapes of distributions; None to do so for up to `DETAILED` tensors.
+        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
         SourceError: The source cannot be read.
     """
-    with paused_gc():  # some objects for each tensor, and no cycles
-        # Of a live model one reading, of which all that follows is made.
+    with paused_gc():  # many objects, no cycles
+        # A live model is read once.
         records = records_of(params)
         infos = dict(zip(records.names, records.infos, strict=True))
         fine = len(infos) <= DETAILED if detailed is None else detailed
@@ -100,7 +100,7 @@ def measure(
 
 
 def _gradients(params: Parameters, engine: Engine | None) -> dict[str, float]:
-    """The L2 norm of each gradient that a live model has."""
+    """L2 norm of each gradient of a live model."""
     if params.source.format != "module":
         return {}
     from torchparams.train.gradients import gradients
@@ -110,10 +110,10 @@ def _gradients(params: Parameters, engine: Engine | None) -> dict[str, float]:
 
 
 def pictures_of(params: Parameters, selector: object, *, strict: bool, engine: Engine | None) -> dict[str, Picture]:
-    """Name → picture, of the tensors that a selector chooses and that can be read.
+    """Pictures of the selected tensors that can be read, by name.
 
     Raises:
-        NoMatch: A branch of the selector hits nothing.
+        NoMatch: A branch of the selector matches nothing.
     """
     chosen = params.select(selector, strict=strict)
     found = scan(chosen.source, records_of(chosen), PictureTask(), whole=False, engine=engine)

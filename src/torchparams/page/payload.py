@@ -1,4 +1,4 @@
-"""What was measured, as the page takes it: JSON with columns of numbers, and nothing that a text could break out of."""
+"""Data of the page: measurements as JSON with columns of numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 VERSION = 1
-"""Number of the form of the payload."""
+"""Version of the format."""
 
 _REALS = ("mean", "std", "min", "max", "l1", "l2", "linf", "entropy")
 _COUNTS = ("values", "zeros", "nan", "posinf", "neginf", "distinct")
@@ -33,7 +33,7 @@ _DIFF = ("share", "max", "relative", "cosine", "sqnr")
 
 
 def listing(infos: Sequence[ParameterInfo]) -> dict[str, Any]:
-    """The table: what is known of each tensor without its values."""
+    """Columns of the infos of tensors."""
     return {
         "names": [info.name for info in infos],
         "shape": words([info.shape for info in infos]),
@@ -55,7 +55,7 @@ def listing(infos: Sequence[ParameterInfo]) -> dict[str, Any]:
 
 
 def statistics(target: Target, names: Sequence[str | None]) -> dict[str, Any]:
-    """The statistics of tensors, in the order of `names`; NaN and 0 of those that the target lacks or cannot read."""
+    """Columns of statistics in the order of `names`; NaN and 0 for tensors that are missing or unread."""
     rows = [None if name is None else target.rows.get(name) for name in names]
     found: dict[str, Any] = {
         "read": counts([row is not None for row in rows]),
@@ -96,7 +96,7 @@ def _histograms(target: Target, names: Sequence[str | None]) -> dict[str, Any]:
     return {
         "bins": bins,
         "reach": REACH if target.detailed else 3,
-        "clipped": not target.detailed,  # whether the outermost intervals hold what lies beyond
+        "clipped": not target.detailed,  # whether the outermost intervals include all values beyond
         "low": reals(ends[0]),
         "high": reals(ends[1]),
         "below": counts(beyond[0]),
@@ -106,7 +106,7 @@ def _histograms(target: Target, names: Sequence[str | None]) -> dict[str, Any]:
 
 
 def _octaves(target: Target, names: Sequence[str | None]) -> dict[str, Any]:
-    """Counts by power of two: of each tensor `lengths[i]` of them from the exponent `first[i]` on."""
+    """Counts by power of two: `lengths[i]` counts for tensor i, from exponent `first[i]` on."""
     shapes = [None if name is None else target.shapes.get(name) for name in names]
     some = [np.zeros(0, np.uint64)]
     return {
@@ -118,7 +118,7 @@ def _octaves(target: Target, names: Sequence[str | None]) -> dict[str, Any]:
 
 
 def difference(diff: Diff) -> dict[str, Any]:
-    """The columns of a difference, in the order of its rows."""
+    """Columns of a difference, in the order of its rows."""
     rows = diff.rows
     found: dict[str, Any] = {"status": words([row.status for row in rows])}
     for key in _DIFF:
@@ -133,7 +133,7 @@ def difference(diff: Diff) -> dict[str, Any]:
 
 
 def pictures(found: Mapping[str, Picture], places: Mapping[str, int]) -> dict[str, Any]:
-    """Pictures by the place of their tensor."""
+    """Pictures by the index of the tensor."""
     return {
         str(places[name]): {
             "rows": each.rows,
@@ -150,7 +150,7 @@ def pictures(found: Mapping[str, Picture], places: Mapping[str, int]) -> dict[st
 
 
 def spectra(found: Iterable[Spectrum], places: Mapping[str, int]) -> dict[str, Any]:
-    """Singular values and their figures, by the place of the tensor; of matrices of stacks, none."""
+    """Singular values and their figures by the index of the tensor; matrices of stacks are left out."""
     return {
         str(places[row.name]): {
             "values": None if row.singular_values is None else reals(row.singular_values),
@@ -170,17 +170,17 @@ _FIGURES = (
 
 
 def _number(value: float | None) -> float | None:
-    """A number as JSON takes it: None where it is not finite."""
+    """The number, or None if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def dtypes() -> dict[str, str]:
-    """Every spelling of every element type, for the selector language in the page."""
+    """Spellings of dtypes → name, for the selector language in the page."""
     return {spelling: str(dtype) for spelling, dtype in BY_SPELLING.items()}
 
 
 def metadata(found: Mapping[str, Any], most: int = 200) -> list[list[str]]:
-    """What a source says of itself beside its tensors, as pairs of text; the values cut."""
+    """Metadata of a source as pairs of text; long values are cut."""
     pairs = []
     for key, value in list(found.items())[:most]:
         text = value if isinstance(value, str) else json.dumps(value)

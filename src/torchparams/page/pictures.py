@@ -1,4 +1,4 @@
-"""Pictures of tensors: minimum, maximum and root mean square of each tile, over all of its values."""
+"""Pictures of tensors: minimum, maximum and root mean square of each tile, over all values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 TILES = 128
-"""Tiles of a picture along each side, at most."""
+"""Maximum number of tiles along each side."""
 
 _PIECE = 1 << 18  # elements that are worked on at once
 
@@ -45,21 +45,21 @@ class Picture(NamedTuple):
 
 
 class PictureTask(Task["_Tiles", Picture]):
-    """The task that makes the picture of every tensor.
+    """Task that makes a picture of each tensor.
 
     Args:
-        tiles: Tiles along each side, at most.
+        tiles: Maximum number of tiles along each side.
     """
 
     def __init__(self, tiles: int = TILES) -> None:
         self.tiles = tiles
 
     def begin(self, job: Job) -> _Fold:
-        """Nothing is seen yet."""
+        """Start without values."""
         return _Fold(_matrix(job), self.tiles)
 
     def combine(self, job: Job, parts: Sequence[_Tiles]) -> Picture:
-        """The picture of all parts."""
+        """Picture of the merged parts."""
         rows, columns = _matrix(job)
         first, *others = parts
         for part in others:
@@ -80,7 +80,7 @@ def _matrix(job: Job) -> tuple[int, int]:
 
 
 class _Tiles:
-    """Sums over tiles: they add."""
+    """Sums over tiles, which add up."""
 
     def __init__(self, count: int) -> None:
         self.least, self.greatest = np.full(count, np.inf), np.full(count, -np.inf)
@@ -88,7 +88,7 @@ class _Tiles:
         self.nonfinite = np.zeros(count, np.int64)
 
     def add(self, other: _Tiles) -> None:
-        """Take in what another part saw."""
+        """Add the sums of another part."""
         np.minimum(self.least, other.least, out=self.least)
         np.maximum(self.greatest, other.greatest, out=self.greatest)
         self.squares += other.squares
@@ -101,11 +101,11 @@ class _Fold:
         self.rows, self.columns = matrix
         self.down, self.across = min(self.rows, tiles), min(self.columns, tiles)
         self.found = _Tiles(self.down * self.across)
-        # Where each tile begins in a row; integers, so that tiles differ by one column at most.
+        # First column of each tile; widths of tiles differ by one column at most.
         self.begins = np.arange(self.across, dtype=np.int64) * self.columns // max(self.across, 1)
 
     def update(self, block: Block) -> None:
-        """Sum up a block, by runs of elements that lie in one row of one tile."""
+        """Add a block, in runs of elements within one row of one tile."""
         values = block.values()
         for start in range(0, len(values), _PIECE):
             self._piece(values[start : start + _PIECE], block.start + start)
@@ -140,5 +140,5 @@ class _Fold:
         np.add.at(self.found.finite, tiles, counts)
 
     def finish(self) -> _Tiles:
-        """The sums."""
+        """Sums of all blocks."""
         return self.found

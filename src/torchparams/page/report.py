@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows a checkpoint or a model, or how two of them differ."""
+"""Write a report: one HTML file that shows a checkpoint or a model, or the difference of two."""
 
 from __future__ import annotations
 
@@ -41,31 +41,29 @@ def report(
 ) -> Page:
     """Show all parameters in one HTML file that needs no network, or inline in a notebook.
 
-    Every value is read once, and once more where there is a second target. The numbers are those of `stats` and `diff`;
-    the page rounds them to float32. Of more than 5,000 tensors, histograms have 12 intervals in place of 64, the counts
-    by power of two are left out, and so is the kurtosis of small tensors.
+    All values are read once; with a second target, both are read once more to compare them. The numbers are those of
+    `stats` and `diff`, rounded to float32. With more than 5,000 tensors, histograms have 12 intervals instead of 64,
+    and counts by power of two and the kurtosis of small tensors are left out.
 
     Args:
-        x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a `Parameters`.
-        path: The file to write, which ends in `.html`; an earlier one is replaced. None for a report in memory, which
-            a notebook shows.
-        selector: Which tensors; None for all.
-        other: A second target: the same views of how its values differ from those of `x`.
-        rename: What the names of `other` are called in `x`, as of `diff`.
-        spectra: A selector of matrices to compute the singular values of, or what `tp.spectra` gave; see there for the
-            time that it takes.
-        pictures: A selector of tensors to show a picture of: minimum, maximum and root mean square of each tile. They
+        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        path: HTML file to write; an existing file is replaced. None for a report in memory, which a notebook shows.
+        selector: Tensors to show; None for all.
+        other: Second target, to show how its values differ from `x`.
+        rename: Names of `other` in `x`; see `diff`.
+        spectra: Selector of matrices whose singular values are computed, or a result of `tp.spectra`.
+        pictures: Selector of tensors to show as pictures, with minimum, maximum and root mean square of each tile; they
             are read once more.
-        buffers: Show a live model's buffers too.
-        strict: Refuse selectors of which any union branch hits nothing.
-        engine: What runs it; a `ThreadEngine` that maps files unless given.
-        progress: Told bytes read and bytes in all.
+        buffers: Include the buffers of a live model.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
-        NoMatch: A selector's branch hits nothing.
-        OptionError: The path is not that of an HTML file.
+        NoMatch: A branch of a selector matches nothing.
+        OptionError: The path does not end in `.html`.
         SourceError: A source cannot be read.
-        WriteError: Writing failed; an earlier report is as it was.
+        WriteError: Writing failed; an existing file is unchanged.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -102,7 +100,7 @@ def _target(path: str | os.PathLike[str]) -> str:
 
     text = os.fspath(path)
     if not text.lower().endswith((".html", ".htm")):
-        raise OptionError(f"a report is an HTML file, and {text!r} is not named as one", hint="end its name in .html")
+        raise OptionError(f"a report is an HTML file, not {text!r}", hint="choose a name that ends in .html")
     check_target(text)
     return text
 
@@ -123,7 +121,7 @@ def _compare(
     from torchparams.measure.diff import diff
 
     second = of(other, buffers=buffers)
-    # By values, so that a quantised model can be compared with its original.
+    # Values decide, so that a quantised model can be compared with its original.
     compared = diff(params, second, selector, rename=rename, numeric=True, engine=engine, progress=progress)
     names = {row.b.name for row in compared.rows if row.b is not None}
     if len(names) < len(second):
@@ -142,7 +140,7 @@ def _payload(
     strict: bool,
     engine: Engine | None,
 ) -> dict[str, Any]:
-    """All that the page gets."""
+    """Data of the page."""
     infos: Sequence[ParameterInfo] = list(a.infos.values())
     mine: Sequence[str | None] = [info.name for info in infos]
     form: dict[str, Any] = {"version": payload.VERSION, "source": _source(a), "dtypes": payload.dtypes()}

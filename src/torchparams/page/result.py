@@ -1,4 +1,4 @@
-"""The page: HTML with the data in it, in a file or inline in a notebook."""
+"""The page: HTML with its data, in a file or inline in a notebook."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ HEIGHT = 860
 
 @cache
 def _asset() -> tuple[bytes, bytes]:
-    """The page before and after its data."""
+    """HTML before and after the data."""
     before, mark, after = Path(__file__).with_name("page.html").read_bytes().partition(_MARK)
     assert mark  # as `make web` built it
     return before, after
 
 
 def page_of(payload: Mapping[str, Any]) -> bytes:
-    r"""The page with its data, as ASCII.
+    r"""Make the page with its data, as ASCII.
 
-    Names are hostile: nothing in the data can end the element that holds it, since `<` is written as `\u003c`, and no
-    control or bidirectional character stands in the file.
+    Names are hostile input. `<` is written as `\u003c`, so no name can end the element of the data; control and
+    bidirectional characters are escaped too.
 
     >>> b"</script><b>" in page_of({"name": "</script><b>"})
     False
@@ -51,9 +51,9 @@ class Page(Result):
         other: The label of the second target; None without one.
         tensors: Count of tensors.
         findings: Count of findings.
-        path: Where it was written; None if it was not.
+        path: Path of the file; None for a report in memory.
         html: The page, as ASCII.
-        notes: What the file could not take over from the one that it replaces.
+        notes: Attributes of the replaced file that could not be kept.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Page(Result):
     notes: tuple[str, ...] = ()
 
     def report(self) -> Report:
-        """A line about it, and one with the path."""
+        """Label, counts and path."""
         title = self.label if self.other is None else f"{self.label} and {self.other}"
         said = [plural(self.tensors, "tensor"), plural(self.findings, "finding"), human_bytes(len(self.html))]
         where = "in memory: give a path to write it" if self.path is None else self.path
@@ -73,7 +73,7 @@ class Page(Result):
         return Report((*lines, *(Text(printable(note), "dim") for note in self.notes)))
 
     def to_json(self) -> dict[str, Any]:
-        """What it is of, and where it is."""
+        """Labels, counts and path as JSON data."""
         return {
             "source": self.label,
             "other": self.other,
@@ -84,7 +84,7 @@ class Page(Result):
         }
 
     def _repr_html_(self) -> str:
-        # A frame of its own: neither style nor script gets out of it or into it.
+        # The frame isolates styles and scripts.
         return (
             f'<iframe sandbox="allow-scripts" width="100%" height="{HEIGHT}" style="border:0" '
             f'srcdoc="{html.escape(self.html.decode("ascii"))}"></iframe>'

@@ -46,7 +46,7 @@ export class HeatMap {
     const wide = stack.numbered
     const available = Math.max(320, this.root.clientWidth || 1100)
     const longest = Math.max(...stack.layers.map((layer) => layer.length), 1)
-    const labelWidth = Math.min(wide ? 90 : 320, 18 + longest * 7)
+    const labelWidth = Math.min(wide ? 150 : 320, 18 + longest * 7)
     const cellWidth = Math.max(13, Math.min(wide ? 132 : 120, Math.floor((available - labelWidth - 2) / stack.roles.length)))
     const per = Math.ceil(stack.layers.length / MOST_LAYERS)
     const bands: number[][] = []
@@ -55,7 +55,8 @@ export class HeatMap {
     }
     const n = bands.length
     const cellHeight = n <= 40 ? 22 : n <= 64 ? 17 : n <= 130 ? 11 : n <= 300 ? 6 : 4
-    const stacked = cellWidth >= 52
+    const word = Math.max(...stack.roles.flatMap((role) => role.split(/[._]/)).map((piece) => piece.length + 1))
+    const stacked = cellWidth >= Math.max(46, word * 6.4)
     const canvas = h('canvas', {
       tabindex: 0,
       role: 'application',
@@ -129,7 +130,7 @@ export class HeatMap {
       for (let column = 0; column < stack.roles.length; column++) {
         const values = bands.map((_, row) => {
           const rows = this.rowsAt(grid, row, column)
-          return rows.length ? together(state.statistic, rows) : NaN
+          return rows.length ? together(state.statistic, rows, state.model.numel) : NaN
         })
         const colours: Colours = state.perRole ? coloursOf(state.statistic, state.log, values) : state.colours
         bands.forEach((_, row) => {
@@ -254,7 +255,7 @@ export class HeatMap {
       [grid.stack.title, layer, grid.stack.roles[column]].filter(Boolean).join('.'),
       [plural(rows.length, 'tensor')],
       [
-        [`${state.statistic.label}, ${state.statistic.together}`, state.statistic.format(together(state.statistic, rows))],
+        [`${state.statistic.label}, ${state.statistic.together}`, state.statistic.format(together(state.statistic, rows, state.model.numel))],
         ['least', state.statistic.format(values.length ? Math.min(...values) : NaN)],
         ['greatest', state.statistic.format(values.length ? Math.max(...values) : NaN)],
       ],

@@ -95,7 +95,7 @@ export class Icicle {
     const { state } = this
     const rows = leavesOf(node)
     const hit = state.mask === null || rows.some((row) => state.hit(row))
-    const colour = state.colours(together(state.statistic, rows))
+    const colour = state.colours(together(state.statistic, rows, state.model.numel))
     const flagged = height > 5 && rows.some((row) => state.model.flagged.has(row))
     const size = bytes(sumOf(state, rows, 'nbytes'))
     const label = node.data.name || state.model.source.label
@@ -108,7 +108,7 @@ export class Icicle {
         class: hit ? 'block' : 'block dimmed',
         role: 'treeitem',
         tabindex: height >= 6 ? 0 : null,
-        'aria-label': `${label}, ${size}, ${state.statistic.label} ${state.statistic.format(together(state.statistic, rows))}`,
+        'aria-label': `${label}, ${size}, ${state.statistic.label} ${state.statistic.format(together(state.statistic, rows, state.model.numel))}`,
         transform: `translate(${x.toFixed(1)},${y.toFixed(2)})`,
         click: () => this.go(node === this.#focus && node.parent ? node.parent : node),
         keydown: (event: KeyboardEvent) => {
@@ -145,7 +145,7 @@ export class Icicle {
       [
         ['elements', human(sumOf(state, rows, 'numel'))],
         ['bytes', bytes(sumOf(state, rows, 'nbytes'))],
-        [`${state.statistic.label}, ${state.statistic.together}`, state.statistic.format(together(state.statistic, rows))],
+        [`${state.statistic.label}, ${state.statistic.together}`, state.statistic.format(together(state.statistic, rows, state.model.numel))],
       ],
       x,
       y,

@@ -30,7 +30,8 @@ export class Ridgelines {
     }
     this.#select = h('select', { 'aria-label': 'Role', change: () => this.show(Number(this.#select.value)) })
     if (!this.#roles.length) {
-      fill(root, h('p', { class: 'calm' }, 'No role stands in more than one layer, so there is nothing to lay over each other.'))
+      root.closest('section')!.hidden = true // no role stands in more than one layer
+      document.querySelector<HTMLElement>('nav a[href="#shapes"]')!.hidden = true
       return
     }
     this.#roles.forEach(({ label }, i) => this.#select.append(h('option', { value: i }, label)))
