@@ -75,7 +75,7 @@ def test_errors(folder: Path, capsys: Captured) -> None:
         (("nothing.pt",), "torchparams: nothing.pt: no such file or directory"),
         (("model.pt", "nothing.json"), "torchparams: nothing.json: No such file or directory\n"),
         (
-            ("model.pt", "model.safetensors"),
+            ("model.pt", "--manifest", "model.safetensors"),
             "torchparams: model.safetensors: not a manifest: it starts with b'",
         ),
         (("model.pt", "manifest.json", "-s", "b.**"), "torchparams: model.pt: "),

@@ -108,6 +108,11 @@ def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
     sys.stdout.flush()
 
 
+def status_of(found: Any) -> int:
+    """Exit status of the answers for several targets: that of the worst."""
+    return {"fine": FINE, "finding": EXIT_DIFFERENCE, "error": EXIT_ERROR}[found.outcome]
+
+
 def _silence(stream: TextIO) -> None:
     """Redirect a failed stream to nowhere; otherwise Python fails again when it closes the stream."""
     with contextlib.suppress(OSError, ValueError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from torchparams.cli import options
-from torchparams.cli.app import show
+from torchparams.cli.app import FINE, show, status_of
 from torchparams.cli.complete import files
 from torchparams.cli.options import argument, command
-from torchparams.cli.targets import build, is_live
+from torchparams.cli.targets import source_of
 
 
 @command
@@ -17,13 +17,13 @@ from torchparams.cli.targets import build, is_live
     metavar="TARGET...",
     nargs=-1,
     required=True,
-    help="Checkpoints, directories of shards, or package.module:callable. Several targets are searched for duplicates "
-    "together.",
+    help="Checkpoints, directories of shards, or package.module:callable. Several targets, and patterns such as "
+    "'run/step-*', have a line each, and are searched for duplicates together.",
 )
 @options.select
 @click.option("-o", "--output", metavar="FILE", shell_complete=files, help="Write a manifest, for torchparams verify.")
 @options.as_json
-def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_json: bool) -> None:
+def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_json: bool) -> int:
     """Compute digests of tensors, and find duplicates.
 
     Equal weights have equal digests in a .pt file, a .safetensors file and a model.
@@ -38,20 +38,34 @@ def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_
       torchparams digest model.pt -s 'encoder.**' --json | jq -r .digest
       torchparams digest mypackage.models:build
     """
+    from torchparams.io.patterns import expanded
+    from torchparams.measure.digest import Digests, duplicates_among
     from torchparams.measure.digest import digest as digest_of
-    from torchparams.measure.digest import duplicates
     from torchparams.render.progress import progress
 
-    if output is not None and len(targets) > 1:
-        raise click.BadParameter(f"a manifest covers one target, but there are {len(targets)}", param_hint="-o")
-    things = [build(target, device="cpu") if is_live(target) else target for target in targets]
+    names = expanded(targets)
+    if output is not None and len(names) > 1:
+        raise click.BadParameter(f"a manifest covers one target, but there are {len(names)}", param_hint="-o")
+    kept: list[Digests] = []
+    if len(names) > 1:
+        from torchparams.measure import several
+
+        with progress("hashing") as tell:
+            made = several.several(
+                names,
+                several.DIGESTED,
+                lambda name: several.digested(digest_of(source_of(name), select, progress=tell), kept),
+            )
+        show(several.Shared(made.columns, made.answers, duplicates_among(kept)), as_json)
+        return status_of(made)
+    (target,) = names
     with progress("hashing") as tell:
-        made = digest_of(things[0], select, progress=tell) if len(things) == 1 else None
-        several = duplicates(*things, selector=select, progress=tell) if made is None else None
-    if made is not None and output is not None:
-        for note in made.write(output):
+        found = digest_of(source_of(target), select, progress=tell)
+    if output is not None:
+        for note in found.write(output):
             click.echo(note, err=True)
-    if made is None or output is None or as_json:
-        show(made or several, as_json)
+    if output is None or as_json:
+        show(found, as_json)
     else:
-        click.echo(f"{made.digest}  {output}")
+        click.echo(f"{found.digest}  {output}")
+    return FINE

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from torchparams.cli import options
-from torchparams.cli.app import show
+from torchparams.cli.app import FINE, show, status_of
 from torchparams.cli.complete import columns
 from torchparams.cli.options import command
-from torchparams.cli.targets import table
+from torchparams.cli.targets import chosen, table
 
 
 @command
-@options.target
+@options.targets
 @options.select
 @click.option("--tree", is_flag=True, help="Group by module, with subtotals; equal layers are folded.")
 @click.option(
@@ -34,7 +34,7 @@ from torchparams.cli.targets import table
 @options.output
 @options.as_json
 def ls(
-    target: str,
+    targets: tuple[str, ...],
     select: str | None,
     tree: bool,
     depth: int | None,
@@ -45,10 +45,10 @@ def ls(
     raw: bool,
     output: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """List parameters: name, shape, dtype, size.
 
-    Reads only the header of a checkpoint, so the size of the file does not matter.
+    Reads only the header of a checkpoint, so the size of the file does not matter. Several targets have a line each.
 
     \b
     Examples:
@@ -57,10 +57,27 @@ def ls(
       torchparams ls shards/ -s '**.bias | **.norm.*'
       torchparams ls run.ckpt#optimizer.state --sort=-size --limit 10
       torchparams ls mypackage.models:build --buffers
+      torchparams ls 'run/step-*'
       torchparams ls model.safetensors --json | jq '.parameters[].name'
     """
+    from torchparams.io.patterns import expanded
     from torchparams.measure.listing import ls as listed
 
+    names = expanded(targets)
+    if len(names) > 1:
+        if tree or expand or depth is not None or sort is not None or limit is not None or output is not None:
+            raise click.BadParameter("several targets have a line each: name one target", param_hint="options")
+        from torchparams.measure import several
+
+        found = several.several(
+            names,
+            several.LISTED,
+            lambda name: several.listed(chosen(table(name, buffers=buffers, raw=raw), select)),
+        )
+        show(found, as_json)
+        return status_of(found)
+    (target,) = names
     tree = tree or expand or depth is not None
     params = table(target, buffers=buffers, raw=raw)
     show(listed(params, select, tree=tree, depth=depth, fold=not expand, sort=sort, limit=limit), as_json, output)
+    return FINE

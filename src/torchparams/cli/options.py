@@ -55,6 +55,15 @@ target = argument(
     "#path for "
     "a nested mapping; or a model: package.module:callable, path/to/file.py:callable.",
 )
+targets = argument(
+    "targets",
+    metavar="TARGET...",
+    nargs=-1,
+    required=True,
+    help="A checkpoint, a directory of shards or its index, either with #path for a mapping inside it; or code that "
+    "makes a model: package.module:callable, path/to/file.py:callable. Several targets, and patterns such as "
+    "'run/step-*' or 's3://bucket/run/step-*', have a line each.",
+)
 select = click.option(
     "-s",
     "--select",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from torchparams.cli import options
-from torchparams.cli.app import EXIT_DIFFERENCE, show
+from torchparams.cli.app import EXIT_DIFFERENCE, show, status_of
 from torchparams.cli.options import command
 from torchparams.cli.targets import source_of
 
 
 @command
-@options.target
+@options.targets
 @options.select
 @click.option(
     "--by",
@@ -41,7 +41,7 @@ from torchparams.cli.targets import source_of
 @options.output
 @options.as_json
 def stats(
-    target: str,
+    targets: tuple[str, ...],
     select: str | None,
     by: tuple[str, ...],
     quantiles: str | None,
@@ -71,9 +71,11 @@ def stats(
       torchparams stats model.safetensors -s '[ndim>=2]' -q 0.001,0.5,0.999
       torchparams stats mypackage.models:build --buffers
       torchparams stats model.safetensors --check --rules non-finite,zero
+      torchparams stats 'run/step-*' --check            a line each, one exit status
       torchparams stats model.safetensors -o stats.parquet    for polars, duckdb, pandas
       torchparams stats model.safetensors --json | jq '.flags'
     """
+    from torchparams.io.patterns import expanded
     from torchparams.measure.flags import KINDS, kinds_in
     from torchparams.measure.stats import numbers_in
     from torchparams.measure.stats import stats as statistics_of
@@ -82,6 +84,23 @@ def stats(
     if rules is not None and not check:
         raise click.BadParameter("it needs --check", param_hint="--rules")
     wanted = KINDS if rules is None else kinds_in(rules)
+    names = expanded(targets)
+    if len(names) > 1:
+        if not check or by or quantiles or sort or limit or wide or output is not None:
+            raise click.BadParameter("several targets are checked, with --check alone: name one target for a table")
+        from torchparams.measure import several
+
+        with progress("reading") as tell:
+            checked = several.several(
+                names,
+                several.CHECKED,
+                lambda name: several.checked(
+                    statistics_of(source_of(name, raw=raw), select, buffers=buffers, progress=tell), wanted
+                ),
+            )
+        show(checked, as_json)
+        raise click.exceptions.Exit(status_of(checked))
+    (target,) = names
     with progress("reading") as tell:
         found = statistics_of(
             source_of(target, raw=raw),

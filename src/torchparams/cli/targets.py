@@ -49,6 +49,11 @@ def table(target: str, *, buffers: bool = False, raw: bool = False) -> Parameter
     return of(build(target) if is_live(target) else target, buffers=buffers, raw=raw)
 
 
+def chosen(params: Parameters, select: str | None) -> Parameters:
+    """The selected rows of a table."""
+    return params if select is None else params.select(select)
+
+
 def source_of(target: str, *, raw: bool = False) -> Any:
     """Argument for a verb that reads values: a path, a model with values, or with `raw`, a table."""
     return build(target, device="cpu") if is_live(target) else stored(target) if raw else target

@@ -5,23 +5,25 @@ from __future__ import annotations
 import click
 
 from torchparams.cli import options
-from torchparams.cli.app import EXIT_DIFFERENCE, FINE, show
-from torchparams.cli.options import argument, command
-from torchparams.cli.targets import build, is_live
+from torchparams.cli.app import EXIT_DIFFERENCE, FINE, show, status_of
+from torchparams.cli.complete import files
+from torchparams.cli.options import command
+from torchparams.cli.targets import source_of
 
 
 @command
-@options.target
-@argument(
-    "manifest",
-    metavar="[MANIFEST]",
-    required=False,
-    help="A manifest written by torchparams digest -o; without one, only the file's own checksums are checked.",
+@options.targets
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    shell_complete=files,
+    help="A manifest written by torchparams digest -o, which may also stand after the target. Without one, only the "
+    "file's own checksums are checked.",
 )
 @options.select
 @click.option("--values", is_flag=True, help="Also check values, like stats --check (NaN, ±Inf, …).")
 @options.as_json
-def verify(target: str, manifest: str | None, select: str | None, values: bool, as_json: bool) -> int:
+def verify(targets: tuple[str, ...], manifest: str | None, select: str | None, values: bool, as_json: bool) -> int:
     """Verify against a manifest, and stored checksums.
 
     Names every tensor that differs, is missing or is unexpected. Without a manifest, every byte is read and compared
@@ -35,13 +37,31 @@ def verify(target: str, manifest: str | None, select: str | None, values: bool, 
       torchparams verify model.pt                       structure, and every stored CRC-32
       torchparams verify shards/                        consistency of index and shards
       torchparams verify model.pt --values              values, too
+      torchparams verify 'run/step-*'                   a line each, one exit status
       torchparams verify model.safetensors manifest.json --json | jq '.differences[].name'
     """
+    from torchparams.io.patterns import expanded
+    from torchparams.measure import several
+    from torchparams.measure.manifest import is_manifest
     from torchparams.measure.verify import verify as verified
     from torchparams.render.progress import progress
 
+    if manifest is None and len(targets) > 1 and is_manifest(targets[-1]):
+        *targets, manifest = targets  # type: ignore[assignment]  # as a list
+    names = expanded(targets)
     with progress("reading") as tell:
-        x = build(target, device="cpu") if is_live(target) else target
-        found = verified(x, manifest, select, values=values, progress=tell)
-    show(found, as_json)
-    return FINE if found.ok else EXIT_DIFFERENCE
+        if len(names) > 1:
+            found = several.several(
+                names,
+                several.VERIFIED,
+                lambda name: several.verified(
+                    verified(source_of(name), manifest, select, values=values, progress=tell)
+                ),
+            )
+        else:
+            one = verified(source_of(names[0]), manifest, select, values=values, progress=tell)
+    if len(names) > 1:
+        show(found, as_json)
+        return status_of(found)
+    show(one, as_json)
+    return FINE if one.ok else EXIT_DIFFERENCE

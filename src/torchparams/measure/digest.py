@@ -31,7 +31,7 @@ from torchparams.render.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.engines.base import Engine, Progress
@@ -211,8 +211,12 @@ class Duplicates(Result):
         parts: list[Text | Table] = []
         for digests in self.sources:
             parts += [*([Text("")] if parts else []), *digests._listing(limit)]
+        return Report((*parts, *self.shared(limit).parts))
+
+    def shared(self, limit: int | None = None) -> Report:
+        """Report of duplicates alone."""
         found = _same_parts(self.same_content, limit, several=len(self.sources) > 1)
-        return Report((*parts, *(found or [Text(""), Text("No duplicate tensors.", "dim")])))
+        return Report(tuple(found or [Text(""), Text("No duplicate tensors.", "dim")]))
 
     def _shown(self) -> Report:
         return self.report(ROWS_SHOWN)
@@ -296,10 +300,14 @@ def duplicates(
     >>> [group.extra_bytes for group in tp.duplicates({"embed": a, "head": a}, {"embed": b}).same_content]
     [24]
     """
+    return duplicates_among(digest(x, selector, strict=strict, engine=engine, progress=progress) for x in xs)
+
+
+def duplicates_among(digests: Iterable[Digests]) -> Duplicates:
+    """Duplicate tensors among digests that are there already."""
     found: list[Digests] = []
     labels: dict[str, int] = {}
-    for x in xs:
-        made = digest(x, selector, strict=strict, engine=engine, progress=progress)
+    for made in digests:
         count = labels[made.source] = labels.get(made.source, 0) + 1
         label = made.source if count == 1 else f"{made.source} ({count})"
         found.append(replace(made, source=label))

@@ -108,6 +108,16 @@ def _refuse_other(path: str) -> None:
 # --- read ------------------------------------------------------------------------------------
 
 
+def is_manifest(path: str) -> bool:
+    """Whether a file is meant as a manifest: by its head, or any JSON file that is not the index of shards."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return path.endswith(".json")
+    return FORMAT.encode() in head or (path.endswith(".json") and b'"weight_map"' not in head)
+
+
 def read_manifest(path: str) -> tuple[str, dict[str, TensorDigest], str]:
     """Read a manifest: source label, tensors by name, and digest of the set.
 

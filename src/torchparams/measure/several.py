@@ -1,0 +1,189 @@
+"""The same question about several targets: a line for each, and one answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchparams.errors import TorchParamsError
+from torchparams.render.result import Result
+from torchparams.render.rows import ROWS_SHOWN
+from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, human_bytes, human_count, plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torchparams.measure.digest import Digests, Duplicates
+    from torchparams.measure.stats import Stats
+    from torchparams.measure.verify import Verification
+    from torchparams.parameters import Parameters
+
+FINE, FINDING, ERROR = "fine", "finding", "error"
+_SIGNS = {FINE: "good", FINDING: "warn", ERROR: "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer for one target.
+
+    Attributes:
+        target: The target.
+        outcome: `fine`, `finding`, or `error` if it could not be read.
+        cells: What the table shows of it; of an error, the message.
+        form: The result as JSON data; of an error, None.
+    """
+
+    target: str
+    outcome: str
+    cells: tuple[str, ...]
+    form: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as JSON data."""
+        error = {"error": self.cells[0]} if self.outcome == ERROR else {}
+        return {"target": self.target, "outcome": self.outcome, **error, **(self.form or {})}
+
+
+@dataclass(frozen=True, repr=False)
+class Several(Result):
+    """Answers for several targets; it prints as a table with a line for each.
+
+    Attributes:
+        columns: Titles of the columns.
+        answers: The answers, in the order of the targets.
+    """
+
+    columns: tuple[str, ...]
+    answers: tuple[Answer, ...]
+
+    @property
+    def outcome(self) -> str:
+        """The worst outcome: `error`, `finding` or `fine`."""
+        outcomes = {answer.outcome for answer in self.answers}
+        return next((each for each in (ERROR, FINDING) if each in outcomes), FINE)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return {"outcome": self.outcome, "targets": [answer.to_json() for answer in self.answers]}
+
+    def report(self) -> Report:
+        """The table, and how many targets there are of each outcome."""
+        columns = [Column("target", style="name", shrink=True)]
+        columns += [Column(title, right=True) for title in self.columns[:-1]]
+        columns.append(Column(self.columns[-1], wraps=True))
+        rows = []
+        for answer in self.answers:
+            *most, last = (
+                answer.cells if answer.outcome != ERROR else [*[""] * (len(self.columns) - 1), answer.cells[0]]
+            )
+            style = None if answer.outcome == FINE else _SIGNS[answer.outcome]
+            rows.append(Row((answer.target, *most, Cell(last, style) if style else last)))
+        counts = [
+            (FINE, "fine"),
+            (FINDING, "with findings"),
+            (ERROR, "not read"),
+        ]
+        said = [
+            f"{count:,} {words}"
+            for outcome, words in counts
+            if (count := sum(answer.outcome == outcome for answer in self.answers))
+        ]
+        total = f"{plural(len(self.answers), 'target')}: {', '.join(said)}"
+        return Report((Table(tuple(columns), tuple(rows)), Text(total, "dim" if self.outcome == FINE else "warn")))
+
+
+@dataclass(frozen=True, repr=False)
+class Shared(Several):
+    """Digests of several targets, and the tensors that are in more than one place.
+
+    Attributes:
+        duplicates: The digests of the targets that could be read, and their duplicates.
+    """
+
+    duplicates: Duplicates
+
+    def to_json(self) -> dict[str, Any]:
+        """`sources`, `same_content` and `extra_bytes` as of `duplicates`, and `errors`: target to message."""
+        errors = {answer.target: answer.cells[0] for answer in self.answers if answer.outcome == ERROR}
+        return {**self.duplicates.to_json(), "errors": errors}
+
+    def report(self) -> Report:
+        """The line of each target, and the duplicates."""
+        return Report((*super().report().parts, *self.duplicates.shared(ROWS_SHOWN).parts))
+
+
+def several(
+    targets: Iterable[Any],
+    columns: Sequence[str],
+    answer: Callable[[Any], tuple[str, Sequence[str], dict[str, Any] | None]],
+) -> Several:
+    """Ask the same of every target. One that cannot be read does not end the others.
+
+    Args:
+        targets: The targets.
+        columns: Titles of the columns.
+        answer: Gives outcome, cells and JSON data of one target.
+    """
+    found = []
+    for target in targets:
+        try:
+            outcome, cells, form = answer(target)
+        except TorchParamsError as error:
+            found.append(Answer(str(target), ERROR, (printable(_said(error, str(target))),), None))
+        else:
+            found.append(Answer(str(target), outcome, tuple(cells), form))
+    return Several(tuple(columns), tuple(found))
+
+
+def _said(error: TorchParamsError, target: str) -> str:
+    """The message without the target's own name, which stands beside it."""
+    return str(error).removeprefix(f"{target}: ")
+
+
+LISTED = ("tensors", "parameters", "size", "format")
+CHECKED = ("tensors", "flags")
+VERIFIED = ("tensors", "verdict")
+DIGESTED = ("tensors", "digest")
+
+
+def listed(params: Parameters) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The line of a listing."""
+    from torchparams.measure.listing import ls
+
+    infos = params.infos.values()
+    source = params.source
+    cells = (f"{len(infos):,}", human_count(params.numel), human_bytes(params.nbytes), source.format)
+    return FINE, cells, ls(params).to_json()
+
+
+def checked(stats: Stats, kinds: Iterable[str]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The line of statistics: which flags of some kinds there are."""
+    wanted = frozenset(kinds)
+    flags = [flag for flag in stats.flags if flag.kind in wanted]
+    counts: dict[str, int] = {}
+    for flag in flags:
+        counts[flag.kind] = counts.get(flag.kind, 0) + 1
+    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    first = f" ({flags[0].name})" if flags else ""
+    cells = (f"{len(stats.infos):,}", f"{said}{first}" if flags else "none")
+    return FINDING if flags else FINE, cells, stats.to_json()
+
+
+def verified(found: Verification) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The line of a verification."""
+    failed = [check for check in found.checks if check.outcome == "failed"]
+    if found.ok:
+        said = "ok"
+    elif found.differences:
+        said = f"{plural(len(found.differences), 'difference')}, first {found.differences[0].name}"
+    elif failed:
+        said = f"{failed[0].what}: {failed[0].detail}"
+    else:
+        said = "nothing to verify against"
+    return FINE if found.ok else FINDING, (f"{found.tensors:,}", said), found.to_json()
+
+
+def digested(found: Digests, kept: list[Digests]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The line of a digest, which is kept to be searched for duplicates."""
+    kept.append(found)
+    return FINE, (f"{len(found.tensors):,}", found.digest), found.to_json()
