@@ -223,3 +223,19 @@ def test_compressed_chunks_are_listed_and_refused(tmp_path: Path) -> None:
         "save the checkpoint without extensions, or read it with torch.distributed.checkpoint."
     )
     assert [each.name for each in tp.stats(params).unread] == ["w"]
+
+
+def test_verify_looks_at_every_part(training: Path, tmp_path: Path) -> None:
+    """A part that is not what `.metadata` says fails; what is selected is read where it lies."""
+    found = tp.verify(training / "dcp-4", selector="model.bias")
+    assert found.ok
+    said = {check.what: check.detail for check in found.checks}
+    assert said["reading"] == "20 B read"
+    assert said["checksums"].startswith("distributed checkpoint files have checksums that are not compared; only")
+    folder = shutil.copytree(training / "dcp-4", tmp_path / "changed")
+    described = pickle.loads((folder / ".metadata").read_bytes())
+    described.state_dict_metadata["model.bias"].properties.dtype = torch.int32
+    (folder / ".metadata").write_bytes(pickle.dumps(described))
+    found = tp.verify(folder)
+    assert not found.ok
+    assert "is float32 [2] where it lies, and int32 [2] by .metadata" in str(found)

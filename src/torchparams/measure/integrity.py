@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,14 +105,45 @@ def integrity(
             ranges = [(path, 0, size) for part in others for path, size, _ in part.fingerprint()]
         else:
             inside = {path for part in others for path in part.files}
-            places = [info.location for info in infos.values() if info.location is not None]
+            places = (place for info in infos.values() for place in _places(source, info))
             ranges = [(at.file, at.start, at.stop) for at in places if at.file in inside]
         yield _read(ranges, progress)
     if others and not all(name in whole for name in infos):
         formats = ", ".join(sorted({part.format for part in others}))
-        yield Check(
-            "checksums", IMPOSSIBLE, f"{formats} files have none; only a manifest can show whether values changed"
-        )
+        # The parts of a training checkpoint are zips of torch, and have a CRC-32 each.
+        have = "files have checksums that are not compared" if _are_zips(others) else "files have none"
+        yield Check("checksums", IMPOSSIBLE, f"{formats} {have}; only a manifest can show whether values changed")
+
+
+def _places(source: Source, info: ParameterInfo) -> Iterator[Location]:
+    """The byte ranges of a tensor; of one in parts, those of its parts."""
+    if info.location is not None:
+        yield info.location
+        return
+    with suppress(NotReadable):
+        yield from (leaf.place for leaf in source.row(info.name).leaves() if leaf.place is not None)
+
+
+def _are_zips(parts: Iterable[Source]) -> bool:
+    from torchparams.sources.training.parted import PartedSource
+
+    return any(isinstance(part, PartedSource) and part.zips for part in parts)
+
+
+def _unfit(part: Source, asked: Collection[str], everything: bool) -> FileFormatError | None:
+    """What is wrong with the parts of a training checkpoint, which are looked at where they lie."""
+    from torchparams.sources.training.parted import PartedSource
+
+    if isinstance(part, PartedSource):
+        for name in part.infos():
+            try:
+                if everything or name in asked:
+                    part.row(name)
+            except FileFormatError as error:
+                return error
+            except NotReadable:
+                continue  # of a kind that is not read here
+    return None
 
 
 def _shards(source: ShardedSource, everything: bool) -> Iterator[Check]:
@@ -152,6 +183,10 @@ def _structure(parts: tuple[Source, ...], asked: Collection[str], everything: bo
                     part.check_size(name)
                 except LimitExceeded as error:
                     return Check("structure", FAILED, str(error) if len(parts) > 1 else told(error, part.label))
+    for part in parts:
+        unfit = _unfit(part, asked, everything)
+        if unfit is not None:
+            return Check("structure", FAILED, told(unfit, part.label))
     return Check("structure", OK, fine)
 
 

@@ -370,8 +370,9 @@ class Operations:
             target = target.pairs
         elif type(target) is not dict:
             raise Malformed(f"it sets a key of a {type(target).__name__}")
-        keys = [key if type(key) is str else as_key(key) for key in items[::2]]
-        target.update(zip(keys, items[1::2], strict=True))
+        rest = iter(items)
+        for key in rest:
+            target[key if type(key) is str else as_key(key)] = next(rest)
 
     def store(self, index: int) -> None:
         """Put the top of the stack into the memo."""

@@ -19,7 +19,7 @@ from torchparams.sources.torchfile.archive import Archive
 from torchparams.sources.torchfile.nodes import TensorRef, describe, plain_copy
 from torchparams.sources.torchfile.torchzip import ChosenSource
 from torchparams.sources.training._dcp_metadata import Described
-from torchparams.sources.training._parted import PartedSource, part_at, parted_info, within
+from torchparams.sources.training.parted import PartedSource, part_at, parted_info, within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from torchparams.io.paths import join
 from torchparams.io.strict_json import Pairs, as_object, describe, quoted, strict
 from torchparams.render.tree import listed, plural
 from torchparams.sources.safetensors import SafetensorsSource
-from torchparams.sources.training._parted import PartedSource, parted_info, within
+from torchparams.sources.training.parted import PartedSource, parted_info, within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +64,7 @@ class ShardsSource(PartedSource):
     """
 
     format = "distributed safetensors"
+    zips = False
 
     def __init__(self, path: str, names: Sequence[str], inner: str | None) -> None:
         self._shards = {name: SafetensorsSource(join(path, name)) for name in names}

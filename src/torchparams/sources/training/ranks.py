@@ -22,8 +22,8 @@ from torchparams.render.tree import listed, plural
 from torchparams.sources.torchfile.archive import Archive
 from torchparams.sources.torchfile.nodes import TensorRef, component_of, describe, plain_copy
 from torchparams.sources.torchfile.torchzip import ChosenSource
-from torchparams.sources.training._parted import PartedSource, parted_info, within
 from torchparams.sources.training._placements import Unplaced, placed
+from torchparams.sources.training.parted import PartedSource, parted_info, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -27,8 +27,8 @@ from torchparams.io.filebytes import check_name_lengths, paused_gc
 from torchparams.io.packing import contiguous
 from torchparams.render.tree import listed, plural
 from torchparams.sources.torchfile.nodes import plain_copy
-from torchparams.sources.training._parted import PartedSource, within
 from torchparams.sources.training._zero_files import MODEL, opened
+from torchparams.sources.training.parted import PartedSource, within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -35,7 +35,12 @@ class PartedSource(Source):
         files: The files.
         imported: The globals that its pickles name.
         mappings: What may follow `#` in a target.
+
+    Attributes:
+        zips: Whether its parts are zips of torch.
     """
+
+    zips = True
 
     def __init__(
         self,
