@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +19,7 @@ from safetensors.numpy import load_file
 
 import torchparams as tp
 from command import command
+from common import process
 from range_server import RangeServer, Request, endless, serving
 from torchparams.engines import ThreadEngine
 from torchparams.errors import LimitExceeded, RemoteError, SizeMismatch, SourceError
@@ -23,7 +28,6 @@ from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MIB = 1 << 20
 FILES = ("model.safetensors", "model.pt", "old.pt", "index/", "index/model.safetensors.index.json", "set/", "plain.pkl")
@@ -583,3 +587,83 @@ def test_a_compressed_zip(tmp_path: Path) -> None:
             new.writestr(name, old.read(name))
     with serving(tmp_path) as server:
         assert tp.diff(f"{server.url}/deflated.pt", tmp_path / "torch.pt").same
+
+
+# --- other layouts, other processes --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that several processes wrote."""
+    folder = tmp_path_factory.mktemp("training")
+    program = Path(__file__).parents[1] / "tests" / "training_files.py"
+    subprocess.run([sys.executable, program, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["dcp-4/", "dcp-1/.metadata", "files-2/", "shards-2/", "dcp-4/#model"])
+def test_distributed_checkpoints(name: str, training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(training) as server:
+        for verb in ("ls", "stats"):
+            here = command(capsys, verb, f"{training}/{name}")
+            there = command(capsys, verb, f"{server.url}/{name}")
+            assert there.status == 0, there.err
+            assert there.out.replace(server.url, str(training)).splitlines()[1:] == here.out.splitlines()[1:]
+        assert tp.digest(f"{server.url}/{name}").digest == tp.digest(f"{training}/{name}").digest
+
+
+def test_ctrl_c_ends_a_transfer(root: Path) -> None:
+    with serving(root) as server:
+
+        def slow(handler: Any, request: Request) -> bool:
+            if request.start:
+                time.sleep(60)
+            return False
+
+        server.answer = slow
+        child = subprocess.Popen(
+            [sys.executable, "-m", "torchparams", "stats", f"{server.url}/model.safetensors"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(server.asked) < 2:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=10)
+        assert (child.returncode, out) == (130, "")
+        assert "Traceback" not in err
+
+
+def test_only_a_url_imports_fsspec(root: Path) -> None:
+    program = (
+        "import sys, torchparams as tp; tp.stats(sys.argv[1]); "
+        "print([name for name in ('fsspec', 'aiohttp', 's3fs', 'huggingface_hub') if name in sys.modules])"
+    )
+    for path, expected in ((str(root / "model.safetensors"), "[]"), ("", "['fsspec', 'aiohttp']")):
+        with serving(root) as server:
+            ran = subprocess.run(
+                [sys.executable, "-c", program, path or f"{server.url}/model.safetensors"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        assert ran.stdout.strip() == expected
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    each, count = 50_000_000, 40
+    header = {
+        f"layers.{i}.w": {"dtype": "F32", "shape": [each // 4], "data_offsets": [i * each, (i + 1) * each]}
+        for i in range(count)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(tmp_path / "m.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + count * each)
+    with serving(tmp_path) as server:
+        _, peak = process([sys.executable, "-m", "torchparams", "stats", f"{server.url}/m.safetensors"])
+        assert peak < 300e6
+        assert server.sent <= 1.02 * count * each
+        assert len(server.requests) <= 400 * count * each / 750e6

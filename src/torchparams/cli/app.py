@@ -125,6 +125,7 @@ def run(arguments: list[str]) -> int:
     >>> run(["ls", "nothing.safetensors"])
     2
     """
+    _transferred()  # by whatever ran before in this process
     debug = "--debug" in arguments  # also after the command, where people add it
     try:
         # From here on, passwords and signatures in URLs are known to the connections alone.
@@ -143,10 +144,16 @@ def run(arguments: list[str]) -> int:
         return _status_of(error, debug)
 
 
+def _transferred() -> str:
+    """How much came from servers since the last time, in a line; empty if nothing did."""
+    module = sys.modules.get("torchparams.io.remote.transfer")
+    return "" if module is None else f"{module.transferred.summary()}"
+
+
 def _tell_transfer() -> None:
     """Write to stderr how much came from servers, if anything did."""
-    module = sys.modules.get("torchparams.io.remote.transfer")
-    if module is not None and (line := module.transferred.summary()):
+    line = _transferred()
+    if line:
         _tell(f"{line}\n")
 
 

@@ -71,7 +71,8 @@ class Reader:
         first, last = place.start + start * dtype.bits // 8, place.start + dtype.nbytes(stop)
         self._open(place.file)
         if not (self._held[0] <= first and last <= self._held[1]):
-            self._read(first, max(last, min(ahead, first + self._nbytes)))
+            # Of a remote file, what follows is on its way already.
+            self._read(first, last if is_url(place.file) else max(last, min(ahead, first + self._nbytes)))
         begun, ended = self._held
         if ended < last:
             size = size_of(self._file)
@@ -102,6 +103,10 @@ class Reader:
     def _read(self, first: int, last: int) -> None:
         """Read a range of the file, or as much of it as there is."""
         self._held = (0, 0)
+        if is_url(self._path):
+            self._memory = self._file.view(first, last)
+            self._held = (first, first + len(self._memory))
+            return
         memory = self._buffer(last - first)[: last - first]
         self._held = (first, first + read_into(self._file, [memory], first, self._path))
 

@@ -461,16 +461,17 @@ def open_path(target: str) -> Source:
     path, inner = split_target(paths.public(target))
     if not path:
         raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
-    if paths.name_of(path) == ".metadata":  # it describes the distributed checkpoint in its directory
-        path = f"{paths.folder_of(path)}/" if paths.is_url(path) else os.path.dirname(path) or "."
+    described = paths.name_of(path) == ".metadata"  # it describes the distributed checkpoint in its directory
+    if described:
+        path = paths.folder_of(path) or "."
     if paths.is_url(path):
-        return _open_url(path, inner)
+        return _open_url(path, inner, described or is_directory(path))
     if os.path.isdir(path):
         return _opener("torchparams.sources.sharded:open_directory")(path, inner)
     return open_file(path, inner)
 
 
-def _open_url(url: str, inner: str | None) -> Source:
+def _open_url(url: str, inner: str | None, directory: bool) -> Source:
     """The source that reads what a URL names, which is looked at anew: a file, else a directory."""
     from torchparams.io.remote.file import forget
     from torchparams.io.remote.listing import entries_if_listed
@@ -479,9 +480,9 @@ def _open_url(url: str, inner: str | None) -> Source:
     if url.startswith("hf://"):
         from torchparams.io.remote.hub import cached_directory
 
-        if is_directory(url) and (folder := cached_directory(url)) is not None:
+        if directory and (folder := cached_directory(url)) is not None:
             return open_path(folder if inner is None else f"{folder}#{inner}")
-    if not is_directory(url):
+    if not directory:
         try:
             return open_file(url, inner)
         except RemoteError as error:

@@ -121,17 +121,35 @@ class Remote:
                 self._read(memory[at - start : end - start], at, Ranges([(at, end)]), stopped)
                 at = end
                 continue
-            begin, end = planned[number]
-            piece = _window.want(self, begin, end)
-            for following in range(number + 1, min(number + 1 + AHEAD, len(planned))):
+            data = self._piece(number, planned, at, stop, stopped)
+            memory[at - start : at - start + len(data)] = data
+            at += len(data)
+
+    def view(
+        self, start: int, stop: int, planned: Ranges, stopped: Callable[[], bool] | None = None
+    ) -> memoryview | None:
+        """The bytes of a range where they came, if they came together; else None: `read` copies them together."""
+        number = planned.at(start)
+        if number is None or stop > planned[number][1] or self._of_kept(start, stop) is not None:
+            return None
+        self._check_guards(start, stop, planned, stopped)
+        return self._piece(number, planned, start, stop, stopped)
+
+    def _piece(
+        self, number: int, planned: Ranges, at: int, stop: int, stopped: Callable[[], bool] | None
+    ) -> memoryview:
+        """What a piece has of a range; the next pieces are asked for ahead."""
+        begin, end = planned[number]
+        piece = _window.want(self, begin, end)
+        planned.asked[number] = True
+        for following in range(number + 1, min(number + 1 + AHEAD, len(planned))):
+            if not planned.asked[following]:
                 if not _window.ahead(self, *planned[following]):
                     break
-            data = _result(piece, stopped, self.name)
-            upto = min(end, stop)
-            memory[at - start : upto - start] = data[at - begin : upto - begin]
-            if upto == end:
-                _window.used(self, begin, end)
-            at = upto
+                planned.asked[following] = True
+        data = _result(piece, stopped, self.name)[at - begin : min(end, stop) - begin]
+        _window.read(self, begin, end, len(data), planned.wanted(number))
+        return data
 
     def _of_kept(self, at: int, stop: int) -> memoryview | None:
         for start, data in self._kept:
@@ -281,6 +299,7 @@ class _Window:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._pieces: OrderedDict[tuple[int, int, int], concurrent.futures.Future[Any]] = OrderedDict()
+        self._read: dict[tuple[int, int, int], int] = {}
         self._used: OrderedDict[tuple[int, int, int], None] = OrderedDict()
         self._nbytes = 0
 
@@ -306,12 +325,14 @@ class _Window:
             self._begin(file, key)
             return True
 
-    def used(self, file: Remote, start: int, stop: int) -> None:
-        """Note that a range has been read to its end: it is the first to go."""
+    def read(self, file: Remote, start: int, stop: int, nbytes: int, wanted: int) -> None:
+        """Note that bytes of a range were read. Once all are that were wanted, it is the first to go."""
         with self._lock:
             key = file.number, start, stop
             if key in self._pieces:
-                self._used[key] = None
+                self._read[key] = self._read.get(key, 0) + nbytes
+                if self._read[key] >= wanted:
+                    self._used[key] = None
 
     def forget(self, number: int) -> None:
         """Drop all ranges of a file that nobody has open any more."""
@@ -350,6 +371,7 @@ class _Window:
 
     def _drop(self, key: tuple[int, int, int]) -> None:
         self._used.pop(key, None)
+        self._read.pop(key, None)
         if self._pieces.pop(key, None) is not None:
             self._nbytes -= key[2] - key[1]
 
@@ -381,6 +403,16 @@ class RemoteFile:
             self._file.read(memory[:count], at, self._planned, self._stopped)
             at += count
         return at - start
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes of a range, or as many of them as there are: a view of what came, or a copy."""
+        stop = min(stop, self.size)
+        found = self._file.view(start, stop, self._planned, self._stopped) if start < stop else memoryview(b"")
+        if found is None:
+            memory = memoryview(bytearray(stop - start))
+            self._file.read(memory, start, self._planned, self._stopped)
+            found = memory.toreadonly()
+        return found
 
     def close(self) -> None:
         """Nothing is open."""

@@ -12,12 +12,9 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-from fsspec.asyn import get_loop
-
 from torchparams import limits
 from torchparams.errors import RemoteError
-from torchparams.io.remote.transfer import CREDENTIALS, Broken, State, changed, cleaned, transferred
+from torchparams.io.remote.transfer import CREDENTIALS, Broken, State, changed, cleaned, loop_of, transferred
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from torchparams.io.remote.transfer import Transfer
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-_BUFFER = 1 << 20  # bytes that may wait in a connection before they are taken
+_BUFFER = 256 << 10  # bytes that may wait in a connection before they are taken
 _SLOWEST = 16 << 10  # bytes a second, below which a server counts as one that never ends
 _AGAIN = (408, 425, 429)  # and all from 500 on: another try may help
 
@@ -43,7 +40,7 @@ class HttpConnection:
     """
 
     def __init__(self, fs: Any, url: str, name: str, headers: Mapping[str, str] | None = None) -> None:
-        self.loop = fs.loop or get_loop()
+        self.loop = loop_of(fs)
         self._fs = fs
         self.url = url
         self._name = name
@@ -52,6 +49,8 @@ class HttpConnection:
 
     async def fill(self, transfer: Transfer) -> State:
         """See `Connection.fill`."""
+        import aiohttp
+
         begin = transfer.start + transfer.done
         options = dict(self._fs.kwargs)
         headers = {**options.pop("headers", {}), "Range": f"bytes={begin}-{transfer.stop - 1}"}
@@ -184,6 +183,8 @@ def _seconds(text: str) -> float:
 
 
 def _reason(error: BaseException, status: int | None) -> str:
+    import aiohttp
+
     answered = "" if status is None else f"the server answers {status} {phrase(status)}, and then "
     if isinstance(error, TimeoutError):
         return f"{answered}nothing came in time"

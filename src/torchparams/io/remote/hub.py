@@ -146,7 +146,8 @@ class _HubConnection(HttpConnection):
     """A file of a repository: its first answer says of which commit it is, and further ones are of the same."""
 
     def __init__(self, fs: Any, name: str, place: Place, hub: Any) -> None:
-        super().__init__(fs, _address(hub, place), name, hub.utils.build_hf_headers(token=hub.get_token()))
+        token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
+        super().__init__(fs, _address(hub, place), name, {} if token is None else {"Authorization": f"Bearer {token}"})
         self._place, self._hub = place, hub
 
     def look_at(self, answer: Any) -> None:
@@ -192,7 +193,7 @@ def _told(error: Exception, name: str) -> RemoteError:
 def _hub(name: str) -> Any:
     try:
         import huggingface_hub
-        from huggingface_hub import constants, utils  # noqa: F401  # attributes of the package from here on
+        from huggingface_hub import constants  # noqa: F401  # an attribute of the package from here on
     except ModuleNotFoundError:
         raise MissingDependency(
             "huggingface_hub is needed to read from the hub", where=name, hint="pip install 'torchparams[remote]'"

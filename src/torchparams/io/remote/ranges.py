@@ -52,20 +52,38 @@ class Ranges:
     Args:
         ranges: Byte ranges `[start, stop)` that will be read, in any order.
 
-    >>> planned = Ranges([(0, 100), (100, 300)])
-    >>> list(planned), planned.at(150), planned.at(300)
-    ([(0, 300)], 0, None)
+    Attributes:
+        asked: For each piece, whether somebody has asked for it: nobody does so ahead for a second time.
+
+    >>> planned = Ranges([(0, 100), (120, 300)])
+    >>> list(planned), planned.at(150), planned.at(300), planned.wanted(0)
+    ([(0, 300)], 0, None, 280)
     """
 
     def __init__(self, ranges: Iterable[Range]) -> None:
-        self._pieces = [piece for start, stop in merged(ranges) for piece in cut(start, stop)]
+        exact = merged(ranges, 0)
+        self._pieces = [piece for start, stop in merged(exact) for piece in cut(start, stop)]
         self._starts = [start for start, _ in self._pieces]
+        self.asked = bytearray(len(self._pieces))
+        self._wanted = [0] * len(self._pieces)
+        number = 0
+        for start, stop in exact:
+            while start < stop:
+                while self._pieces[number][1] <= start:
+                    number += 1
+                end = min(stop, self._pieces[number][1])
+                self._wanted[number] += end - start
+                start = end
 
     def __len__(self) -> int:
         return len(self._pieces)
 
     def __getitem__(self, number: int) -> Range:
         return self._pieces[number]
+
+    def wanted(self, number: int) -> int:
+        """How many bytes of a piece will be read: not those between two ranges."""
+        return self._wanted[number]
 
     def at(self, offset: int) -> int | None:
         """The number of the piece that holds a byte; None where none does."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fsspec.asyn import get_loop, sync
-
 from torchparams.errors import RemoteError
-from torchparams.io.remote.transfer import State, changed, failed, status_of, transferred
+from torchparams.io.remote.transfer import State, changed, failed, loop_of, status_of, transferred
 
 if TYPE_CHECKING:
     from torchparams.io.remote.transfer import Transfer
@@ -29,7 +27,7 @@ class StoreConnection:
     def __init__(self, fs: Any, path: str, name: str) -> None:
         self._fs, self._path, self._name = fs, path, name
         self._asynchronous = bool(getattr(fs, "async_impl", False))
-        self.loop = fs.loop if self._asynchronous and fs.loop is not None else get_loop()
+        self.loop = loop_of(fs)
 
     async def fill(self, transfer: Transfer) -> State:
         """See `Connection.fill`."""
@@ -49,6 +47,8 @@ class StoreConnection:
         """Whether the file is still in a state: asks for its size and date once more."""
         if known.tag is None:
             return True
+        from fsspec.asyn import sync
+
         try:
             return bool(sync(self.loop, self._state) == known)
         except Exception as error:  # as above

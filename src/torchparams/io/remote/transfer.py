@@ -205,6 +205,13 @@ def filesystem(name: str) -> tuple[Any, str]:
     return found
 
 
+def loop_of(fs: Any) -> Any:
+    """The event loop that the transfers of a file system run in: fsspec's, in a thread of its own."""
+    from fsspec.asyn import get_loop
+
+    return getattr(fs, "loop", None) if getattr(fs, "async_impl", False) and fs.loop is not None else get_loop()
+
+
 def cleaned(text: str) -> str:
     r"""The text of a foreign error on one line, without what may be a password or a signature.
 
