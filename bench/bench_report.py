@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 def page_of(count: int) -> Path:
     """The report of so many tensors, as layers of experts have them."""
     path = DATA / f"report-{count}.html"
-    if not path.exists():
-        values = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
-        names = (f"layers.{i // 1000}.experts.{i % 1000 // 2}.{('up', 'down')[i % 2]}.weight" for i in range(count))
-        tp.report({name: values * np.float32(0.02 + i / 1e7) for i, name in enumerate(names)}, path)
+    values = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    names = (f"layers.{i // 1000}.experts.{i % 1000 // 2}.{('up', 'down')[i % 2]}.weight" for i in range(count))
+    tp.report({name: values * np.float32(0.02 + i / 1e7) for i, name in enumerate(names)}, path)
     return path
 
 

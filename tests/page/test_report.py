@@ -6,7 +6,8 @@ import base64
 import html
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,6 @@ from torchparams.errors import NoMatch, OptionError
 from torchparams.page import measured
 from torchparams.page.measuring import measure
 from torchparams.page.result import Page, page_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NUMBERS = np.random.default_rng(0)
 
@@ -348,6 +346,15 @@ def test_the_page_loads_nothing() -> None:
     assert "require-trusted-types-for 'script'; trusted-types 'none'" in policy[1]  # no text becomes markup
     assert "eval(" not in text
     assert "fetch(" not in text
+
+
+def test_the_lock_file_names_no_host() -> None:
+    web = Path(__file__).resolve().parents[2] / "web"
+    packages = json.loads((web / "package-lock.json").read_text())["packages"]
+    assert len(packages) > 10
+    assert not [name for name, each in packages.items() if "resolved" in each]
+    assert "://" not in (web / "package-lock.json").read_text()
+    assert "omit-lockfile-registry-resolved=true" in (web / ".npmrc").read_text()
 
 
 def test_the_policy_knows_script_and_style() -> None:

@@ -226,11 +226,31 @@ interface Placed {
 
 /** Where a name stands: the stack up to its first number, the layer, and the rest. */
 function placed(name: string): Placed | null {
-  const parts = name.split('.')
-  const at = parts.findIndex(isNumber)
-  if (at < 0 || at === parts.length - 1) return null
-  return { title: parts.slice(0, at).join('.'), layer: parts[at], role: parts.slice(at + 1).join('.') }
+  for (let start = 0, stop = name.indexOf('.'); stop >= 0; start = stop + 1, stop = name.indexOf('.', start)) {
+    const code = name.charCodeAt(start)
+    if (code < 48 || code > 57) continue // most components begin with a letter
+    const layer = name.slice(start, stop)
+    if (isNumber(layer)) return { title: start ? name.slice(0, start - 1) : '', layer, role: name.slice(stop + 1) }
+  }
+  return null
 }
+
+/** The same function, which remembers what it said. */
+function remembering<T>(find: (text: string) => T): (text: string) => T {
+  const known = new Map<string, T>()
+  return (text) => {
+    let found = known.get(text)
+    if (found === undefined) known.set(text, (found = find(text)))
+    return found
+  }
+}
+
+/** A role with a block of its own in front, and no expert: `blocks.3.attn.weight`. */
+const nestedIn = remembering((role) => {
+  const found = /^([^.]+)\.(0|[1-9][0-9]*)\.(.+)$/.exec(role)
+  return found && !/expert/i.test(found[1]) ? found : false
+})
+const folded = remembering((role) => role.replace(/(^|\.)\d+(?=\.|$)/g, '$1*'))
 
 function stacksOf(names: string[]): [Stack[], Spot[]] {
   const places = names.map(placed)
@@ -249,17 +269,14 @@ function stacksOf(names: string[]): [Stack[], Spot[]] {
     if (new Set(rows.map((row) => places[row]!.layer)).size < 2) continue
     groups.push([title, rows])
     for (const row of rows) inStack.add(row)
-    const blocks = rows.map((row) => /^([^.]+)\.(0|[1-9][0-9]*)\.(.+)$/.exec(places[row]!.role))
-    const nested = blocks.filter((block) => block && !/expert/i.test(block[1]))
-    if (nested.length < 0.8 * rows.length) continue
-    rows.forEach((row, i) => {
+    if (rows.filter((row) => nestedIn(places[row]!.role)).length < 0.8 * rows.length) continue
+    for (const row of rows) {
       const place = places[row]!
-      const block = blocks[i]
-      if (block && !/expert/i.test(block[1])) {
-        place.layer += `.${block[1]}.${block[2]}`
-        place.role = block[3]
-      }
-    })
+      const block = nestedIn(place.role)
+      if (!block) continue
+      place.layer += `.${block[1]}.${block[2]}`
+      place.role = block[3]
+    }
   }
   names.forEach((_, row) => inStack.has(row) || rest.push(row))
   groups = together(groups, places)
@@ -267,7 +284,7 @@ function stacksOf(names: string[]): [Stack[], Spot[]] {
   const stacks: Stack[] = groups.map(([title, rows], i) => {
     const exact = new Set(rows.map((row) => places[row]!.role))
     const fold = exact.size > DIFFERENT
-    const role = (row: number) => (fold ? places[row]!.role.replace(/(^|\.)\d+(?=\.|$)/g, '$1*') : places[row]!.role)
+    const role = (row: number) => (fold ? folded(places[row]!.role) : places[row]!.role)
     return built(title, rows, (row) => places[row]!.layer, role, i, spots, true)
   })
   if (rest.length) {
@@ -308,23 +325,24 @@ function built(
 ): Stack {
   const layers = new Map<string, number>()
   const roles = new Map<string, number>()
-  for (const row of rows) {
-    layers.set(layerOf(row), 0)
-    roles.set(roleOf(row), 0)
+  const pairs = rows.map((row): [string, string] => [layerOf(row), roleOf(row)])
+  for (const [layer, role] of pairs) {
+    layers.set(layer, 0)
+    roles.set(role, 0)
   }
   const sorted = numbered ? [...layers.keys()].sort(naturally) : [...layers.keys()]
   sorted.forEach((layer, i) => layers.set(layer, i))
   ;[...roles.keys()].forEach((role, i) => roles.set(role, i))
   const cells = new Map<number, number[]>()
-  for (const row of rows) {
-    const layer = layers.get(layerOf(row))!
-    const role = roles.get(roleOf(row))!
+  rows.forEach((row, i) => {
+    const layer = layers.get(pairs[i][0])!
+    const role = roles.get(pairs[i][1])!
     spots[row] = { stack, layer, role }
     const key = layer * roles.size + role
     const known = cells.get(key)
     if (known) known.push(row)
     else cells.set(key, [row])
-  }
+  })
   return { title, layers: sorted, roles: [...roles.keys()], cells, numbered }
 }
 
