@@ -110,7 +110,7 @@ READING: dict[str, Callable[[Any, Path], object]] = {
 """Every verb that reads a model, called on one. `optimizer_state` has a test of its own."""
 
 CHANGING = {"apply_", "attach", "detach", "freeze", "init", "load_optimizer_state", "unfreeze"}
-ELSEWHERE = {"diagnose", "fold_lora", "history", "optimizer_state", "repair_index", "rule", "no_decay"}
+ELSEWHERE = {"catalog", "diagnose", "fold_lora", "history", "optimizer_state", "repair_index", "rule", "no_decay"}
 """They take no model, or no model alone."""
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torchparams.lint.explain import explain as explain
     from torchparams.lint.findings import Audit as Audit
     from torchparams.lint.findings import Finding as Finding
+    from torchparams.measure.catalog import catalog as catalog
     from torchparams.measure.describe import show as show
     from torchparams.measure.diff import Diff as Diff
     from torchparams.measure.diff import diff as diff
@@ -132,6 +133,7 @@ _HOMES = {
     "apply_delta": "torchparams.edit.save",
     "attach": "torchparams.module",
     "audit": "torchparams.lint.audit",
+    "catalog": "torchparams.measure.catalog",
     "convert": "torchparams.edit.convert",
     "coverage": "torchparams.train.load",
     "delta": "torchparams.edit.save",
