@@ -70,11 +70,12 @@ def audit_page() -> str:
 
 
 def _section(rule: Rule) -> str:
-    (finding, *_) = (finding for finding in run(rule.failing) if finding.id == rule.id)
+    (finding, *_) = (finding for finding in run(rule.failing, rule.ranks) if finding.id == rule.id)
     paragraphs = [
         f"### {rule.id} {rule.name}",
         f"*{rule.severity}.* {rule.title}. Why it matters: {rule.why}.",
         *([rule.background] if rule.background else []),
+        *([f"The examples run on {rule.ranks} ranks."] if rule.ranks > 1 else []),
         f"```python\n{rule.failing}```",
         f"```text\n{finding}\n```",
         f"Without it:\n\n```python\n{rule.passing}```",
@@ -82,8 +83,13 @@ def _section(rule: Rule) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def run(example: str) -> Audit:
-    """The audit of what an example makes."""
+def run(example: str, ranks: int = 1) -> Audit:
+    """The audit of what an example makes; on the first of several ranks."""
+    if ranks > 1:
+        from ranks import on_ranks
+
+        found: Audit = on_ranks(ranks, run, example)
+        return found
     import torch
     from torch import nn
 

@@ -46,7 +46,7 @@ def test_what_it_prints() -> None:
         "  1 weight is zero in every element\n"
         "    0.weight\n"
         "    fix: nn.init.kaiming_uniform_(model[0].weight)  # unless it is zero on purpose\n"
-        "1 error, 1 warning, 1 note · 6 parameter tensors · 18 of 31 rules\n"
+        "1 error, 1 warning, 1 note · 6 parameter tensors · 21 of 34 rules\n"
         "not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())"
     )
     assert str(tp.audit(nn.Linear(2, 2), select="M")) == "Linear\nno findings · 2 parameter tensors · 18 rules"
@@ -192,7 +192,7 @@ def test_a_table_of_a_model_is_the_model() -> None:
 def test_suppression_by_selector() -> None:
     audit = tp.audit(broken(), suppress={"M303": "0.**", "M302": "[ndim=2]"})
     assert (ids(audit), audit.suppressed) == (["M301"], 2)
-    assert "\n1 error · 6 parameter tensors · 18 of 31 rules · 2 suppressed\n" in str(audit)
+    assert "\n1 error · 6 parameter tensors · 21 of 34 rules · 2 suppressed\n" in str(audit)
     assert ids(tp.audit(broken(), suppress={"M3": "**"})) == []
     assert ids(tp.audit(broken(), suppress={"zero-weight": "1.**", "M302": "**.bias"})) == ["M301", "M302", "M303"]
 

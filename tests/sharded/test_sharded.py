@@ -11,7 +11,7 @@ import process_group
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = ("sharded.reading", "sharded.training", "sharded.storing")
+MODULES = ("sharded.reading", "sharded.training", "sharded.storing", "sharded.auditing", "sharded.examples")
 
 pytestmark = pytest.mark.xdist_group("processes")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import SelectorError, UnsupportedSource, nearest
 from torchparams.io.filebytes import paused_gc
-from torchparams.lint import rules_gradient, rules_memory, rules_model, rules_optimizer
+from torchparams.lint import rules_gradient, rules_memory, rules_model, rules_optimizer, rules_ranks
 from torchparams.lint.context import Context
 from torchparams.lint.findings import SEVERITIES, Audit, Finding, Hit, Rule, Rules
 from torchparams.parameters import Parameters
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-RULES: tuple[Rule, ...] = (*rules_model.RULES, *rules_memory.RULES, *rules_optimizer.RULES, *rules_gradient.RULES)
+RULES: tuple[Rule, ...] = (
+    *(*rules_model.RULES, *rules_memory.RULES, *rules_optimizer.RULES, *rules_gradient.RULES),
+    *rules_ranks.RULES,
+)
 """All rules, by family and id."""
 
 
@@ -29,11 +32,16 @@ def audit(
     select: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
     suppress: Mapping[str, Any] | None = None,
+    ranks: bool | None = None,
 ) -> Audit:
     """Find mistakes in a network's parameters, optimizers and gradients. Nothing is modified.
 
     Optimizer rules need an optimizer; gradient rules need gradients, from a backward pass. Values are read once. The
     network's own code does not run. `docs/audit.md` describes every rule, with examples.
+
+    A model that several ranks share (`DistributedDataParallel`, DTensors, FSDP) is audited on all of them: they meet,
+    and gather once (two collectives of torch), so that values are those of whole parameters, and every rank gets the
+    same findings about them. The rule about scales (M305) reads such a model once more.
 
     Args:
         model: The network.
@@ -42,10 +50,12 @@ def audit(
         ignore: Rules to skip. If a rule is both selected and ignored, the longer prefix wins.
         suppress: Rule, spelled as in `select` → selector of parameters to exclude from its findings, such as
             `{"M303": "head.**"}`. It also matches other names in findings, such as `param_groups.1.lr_scale`.
+        ranks: False to audit on this rank alone: nothing is communicated, and sharded values are not read.
 
     Raises:
         UnsupportedSource: `model` is not a live network, or `optimizer` has no `param_groups`.
         SelectorError: A rule does not exist.
+        RanksError: A rank that shares the model does not make the call.
         NoMatch: A selector of `suppress` matches neither a parameter nor a name in a finding.
 
     >>> from torch import nn
@@ -61,17 +71,20 @@ saved or moved
       layers is a list that holds 2 trainable parameters of 1 module
         layers.0: weight, bias
         fix: self.layers = nn.ModuleList(self.layers)
-    1 error · 0 parameter tensors · 18 of 31 rules
+    1 error · 0 parameter tensors · 21 of 34 rules
     not run: O101 to O110 (no optimizer was given), G101 to G103 (no gradients before backward())
     """
     rules = rules_of(select, ignore)
     context = Context(
-        network_of(model, "audited", "torchparams.stats looks at the values of a checkpoint"), optimizers_of(optimizer)
+        network_of(model, "audited", "torchparams.stats looks at the values of a checkpoint"),
+        optimizers_of(optimizer),
+        together=ranks,
     )
     from torch._C import DisableTorchFunctionSubclass
 
     # Tensor subclasses may run their own code even for `shape`.
     with DisableTorchFunctionSubclass(), paused_gc():
+        _ = context.across  # before any rule: all ranks exchange the same
         hits = [(rule, hit) for rule in rules for hit in rule.check(context)]
     kept, suppressed = _suppress(context, hits, suppress or {})
     findings = [rule.finding(hit) for rule, hit in kept]
@@ -93,6 +106,7 @@ def _not_run(rules: Rules, context: Context) -> dict[str, tuple[str, ...]]:
     without = {
         "O": "" if context.optimizers else "no optimizer was given",
         "G": "" if context.gradients else "no gradients before backward()",
+        "D": "ranks=False asks no other rank" if context.ranks and context.across is None else "",
     }
     found: dict[str, tuple[str, ...]] = {}
     for rule in rules:
@@ -187,7 +201,7 @@ def rules_spelled(text: str) -> list[tuple[Rule, int]]:
         near = nearest(text, [*(rule.id for rule in RULES), *(rule.name for rule in RULES)], 1)
         raise SelectorError(
             f"no rule is called {text!r}",
-            exists=f"did you mean {near[0]!r}?" if near else "ids begin with M, O or G, as in M101",
+            exists=f"did you mean {near[0]!r}?" if near else "ids begin with M, O, G or D, as in M101",
         )
     return found
 

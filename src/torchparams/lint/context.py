@@ -6,6 +6,7 @@ from the modules' storage, without calling properties, `__getattr__` or `forward
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo
+    from torchparams.lint.across import Across
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,12 @@ class Context(Network):
     Args:
         model: The network.
         optimizers: Objects with `param_groups`, and usually `state` and `defaults`.
+        together: Exchange facts with the ranks that share the model; None where several do.
     """
 
-    def __init__(self, model: nn.Module, optimizers: tuple[Any, ...] = ()) -> None:
+    def __init__(self, model: nn.Module, optimizers: tuple[Any, ...] = (), *, together: bool | None = None) -> None:
         super().__init__(model)
+        self._together = together
         self.optimizers = optimizers
         self.source = ModuleSource(model, buffers=True)
         self.unread: dict[str, None] = {}
@@ -108,9 +112,40 @@ class Context(Network):
     # --- values ----------------------------------------------------------------------------
 
     @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Global ranks that share the model; none where it is this process's own."""
+        if "torch.distributed" not in sys.modules or not sys.modules["torch.distributed"].is_initialized():
+            return ()
+        from torchparams.lint.across import ranks_of
+
+        found = ranks_of(self.modules, list(self.infos.values()))
+        return found if len(found) > 1 else ()
+
+    @cached_property
+    def across(self) -> Across | None:
+        """What the ranks that share the model know together; None where no other does, or was asked."""
+        if not self.ranks or self._together is False:
+            return None
+        from torchparams.lint.across import Across
+
+        entries = (*self.parameters, *self.buffers)
+        found = Across(self.ranks, entries, self.infos, self.gradients, self.source.label)
+        self.unread.update(dict.fromkeys(found.unread))
+        return found
+
+    def _is_part(self, entry: Entry) -> bool:
+        """Whether the tensor is only a part of the parameter, whose values are another's too."""
+        return self.infos[entry.name].sharding is not None
+
+    @cached_property
     def extremes(self) -> Extremes:
         """Minimum and maximum of every readable floating-point parameter and buffer."""
+        if self.across is not None:
+            return self.across.extremes
         entries = (*self.parameters, *self.buffers)
+        parts = {entry.name: None for entry in entries if self._is_part(entry)} if self.ranks else {}
+        self.unread.update(parts)
+        entries = tuple(entry for entry in entries if entry.name not in parts)
         found, unread = read_extremes([entry.tensor for entry in entries])
         self.unread.update((entry.name, None) for entry in entries if unread and id(entry.tensor) in unread)
         return found
@@ -125,8 +160,14 @@ class Context(Network):
     @cached_property
     def gradient_extremes(self) -> Extremes:
         """Minimum and maximum of every gradient, by the gradient's `id`."""
-        found, unread = read_extremes([gradient for _, gradient in self.gradients])
-        self.unread.update((entry.name, None) for entry, gradient in self.gradients if id(gradient) in unread)
+        if self.across is not None:
+            return self.across.gradient_extremes
+        gradients = self.gradients
+        if self.ranks:
+            self.unread.update((entry.name, None) for entry, _ in gradients if self._is_part(entry))
+            gradients = [(entry, gradient) for entry, gradient in gradients if not self._is_part(entry)]
+        found, unread = read_extremes([gradient for _, gradient in gradients])
+        self.unread.update((entry.name, None) for entry, gradient in gradients if id(gradient) in unread)
         return found
 
     # --- optimizers ------------------------------------------------------------------------

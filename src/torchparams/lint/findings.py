@@ -57,7 +57,7 @@ class Rule:
     """Mistake that an audit looks for.
 
     Attributes:
-        id: A letter for its family (`M` model, `O` optimizer, `G` gradient) and three digits.
+        id: A letter for its family (`M` model, `O` optimizer, `G` gradient, `D` distributed) and three digits.
         name: A short name of words and hyphens.
         severity: One of `SEVERITIES`.
         title: Description for a list of rules.
@@ -67,6 +67,7 @@ class Rule:
             `nn` and `tp` are imported.
         passing: The same code without the mistake.
         background: Background for the documentation, such as exceptions of the rule and their reasons.
+        ranks: Processes that run the examples, in a process group.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Rule:
     failing: str
     passing: str
     background: str = ""
+    ranks: int = 1
 
     def finding(self, hit: Hit) -> Finding:
         """The finding for `hit`."""

@@ -66,6 +66,8 @@ def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
     alike: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in context.parameters:
         tensor = entry.tensor
+        if context.infos[entry.name].sharding is not None:
+            continue  # no rank has its elements to compare
         if (pair := extremes.get(id(tensor))) is not None and pair in twice and is_matrix(tensor):
             alike.setdefault((tensor.shape, tensor.dtype, tensor.device, pair), []).append(entry)
     for entries in alike.values():

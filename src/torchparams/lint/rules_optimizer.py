@@ -64,6 +64,14 @@ def _stale(context: Context) -> Iterator[Hit]:
             missing.setdefault(entry.tensor.shape, entry.name)
     replaced = [missing[t.shape] for _, t in stale.values() if not _is_lazy(t) and t.shape in missing]
     what = f"the optimizer holds {plural(len(stale), 'tensor')} that the network lacks"
+    if any(info.sharding is not None for info in context.infos.values()) and replaced:
+        what += ": parameters from before it was sharded"
+        yield Hit(
+            tuple(name for name, _ in stale.values()),
+            what,
+            "optimizer = Optimizer(model.parameters())  # made after fully_shard or FullyShardedDataParallel",
+        )
+        return
     if replaced:
         what += f"; {replaced[0]}, with the shape of one of them, is in no group"
     names = tuple(name for name, _ in stale.values())

@@ -39,6 +39,11 @@ class FlatPart:
         self._handle, self._place = handle, place
 
     @property
+    def group(self) -> int:
+        """Equal for the parameters of one flat parameter."""
+        return id(self._handle)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
         return tuple(self._handle.flat_param._shapes[self._place])
