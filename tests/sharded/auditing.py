@@ -23,8 +23,8 @@ def values_are_those_of_whole_parameters() -> None:
     def broken() -> nn.Sequential:
         model = plain()
         with torch.no_grad():
-            model[0].weight[6, 4] = math.nan  # in the last rank's part
-            model[2].weight.zero_()
+            model.get_parameter("0.weight")[6, 4] = math.nan  # in the last rank's part
+            model.get_parameter("2.weight").zero_()
         return model
 
     want = _found(broken(), select="M301,M303,M304")
@@ -66,7 +66,7 @@ def replicas_and_flags_are_compared() -> None:
     sharded = ways()["tensor_parallel"](plain())  # its norms are plain: a replica on each rank
     assert _found(sharded, select="D") == []
     with torch.no_grad():
-        dict(sharded.named_parameters())["1.weight"] += dist.get_rank()
+        sharded.get_parameter("1.weight").add_(dist.get_rank())
     assert _found(sharded, select="D") == [("D102", ("1.weight",))]
 
 
