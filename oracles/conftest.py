@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import torch
 from hypothesis import settings
+
+from torchvision_import import import_torchvision
 
 # Nothing here may go and look for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,24 +15,4 @@ settings.register_profile("torchparams", deadline=None)
 settings.load_profile("torchparams")
 
 
-def _import_torchvision() -> None:
-    """Import torchvision without its operators, whose binary does not load beside every build of torch.
-
-    timm and transformers import its Python parts; none of these tests runs an operator.
-    """
-    real: Any = torch.library.register_fake
-
-    def register_fake(op: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return real(op, *arguments, **options)
-
-    torch.library.register_fake = register_fake
-    try:
-        import torchvision
-    finally:
-        torch.library.register_fake = real
-    assert torchvision
-
-
-_import_torchvision()
+import_torchvision()

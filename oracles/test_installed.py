@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 
-@pytest.mark.parametrize("name", ["accelerate", "bitsandbytes", "peft", "timm", "transformers"])
+@pytest.mark.parametrize("name", ["accelerate", "bitsandbytes", "lightning", "peft", "timm", "transformers"])
 def test_a_library_imports(name: str) -> None:
     assert importlib.import_module(name).__name__ == name
 
