@@ -60,7 +60,7 @@ def test_it_says_which_rules_had_nothing_to_look_at() -> None:
     assert left == ("no optimizer was given", tuple(rule.id for rule in RULES if rule.id.startswith("O")))
     whole = tp.audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert not whole.not_run
-    assert str(whole) == "Linear\nno findings · 2 parameter tensors · 31 rules"
+    assert str(whole) == "Linear\nno findings · 2 parameter tensors · 34 rules"
     assert tp.audit(model, select="O1,M1").to_json()["not_run"] == [
         {"reason": "no optimizer was given", "rules": [rule.id for rule in RULES if rule.id.startswith("O1")]}
     ]
