@@ -115,6 +115,7 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert lines[0] == "layers.0.fc: weight, bias"
     assert lines[-1] == "… 28 more names in 14 more modules"
     assert list(name_lines([f"x.{i}" for i in range(30)])) == ["x: 0, 1, 2, 3, 4, 5, 6, 7, … 22 more"]
+    torch.manual_seed(0)
     model = nn.ModuleList(nn.Linear(2, 2) for _ in range(15))
     for layer in model:
         layer.weight.data = layer.weight.data.double()
@@ -163,7 +164,7 @@ def test_messages() -> None:
     assert str(error.value) == "no rule is called 'hidden-parameters'. did you mean 'hidden-parameter'?"
     with pytest.raises(SelectorError) as error:
         rules_of("X")
-    assert str(error.value) == "no rule is called 'X'. ids begin with M, O or G, as in M101."
+    assert str(error.value) == "no rule is called 'X'. ids begin with M, O, G or D, as in M101."
     with pytest.raises(UnsupportedSource) as unsupported:
         tp.audit({"weight": torch.ones(2)})
     assert str(unsupported.value) == (
