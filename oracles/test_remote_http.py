@@ -612,17 +612,18 @@ def test_distributed_checkpoints(name: str, training: Path, capsys: pytest.Captu
         assert tp.digest(f"{server.url}/{name}").digest == tp.digest(f"{training}/{name}").digest
 
 
-def test_ctrl_c_ends_a_transfer(root: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "index/"])
+def test_ctrl_c_ends_a_transfer(name: str, root: Path) -> None:
     with serving(root) as server:
 
         def slow(handler: Any, request: Request) -> bool:
-            if request.start:
+            if request.start or "-of-" in request.path:
                 time.sleep(60)
             return False
 
         server.answer = slow
         child = subprocess.Popen(
-            [sys.executable, "-m", "torchparams", "stats", f"{server.url}/model.safetensors"],
+            [sys.executable, "-m", "torchparams", "stats", f"{server.url}/{name}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -143,15 +143,21 @@ def results_of(
                 thread.join()
 
 
-def each_of(items: Sequence[S], call: Callable[[S], T], threads: int) -> list[T]:
+def each_of(items: Sequence[S], call: Callable[[S], T], threads: int, stop: threading.Event | None = None) -> list[T]:
     """What a function gives for each item, in order; on so many threads, for calls that wait for others.
+
+    Args:
+        items: The items.
+        call: The function.
+        threads: How many run at a time.
+        stop: Set when they must end.
 
     >>> each_of([1, 2, 3], lambda item: item * item, 2)
     [1, 4, 9]
     """
     numbers = Shared(range(len(items)))
     workers = [((number, call(items[number])) for number in numbers) for _ in range(min(threads, len(items)))]
-    found = dict(results_of(workers, threading.Event(), lambda: None))
+    found = dict(results_of(workers, stop or threading.Event(), lambda: None))
     return [found[number] for number in range(len(items))]
 
 

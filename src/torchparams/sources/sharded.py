@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
@@ -300,9 +301,16 @@ def _open_each(folder: str, names: list[str]) -> dict[str, Source]:
     paths = [join(folder, name) for name in names]
     if not is_url(folder):
         return {name: open_file(path, formats=_SHARD_FORMATS) for name, path in zip(names, paths, strict=True)}
+    from torchparams.io.remote.file import until
     from torchparams.io.threads import each_of
 
-    opened = each_of(paths, lambda path: open_file(path, formats=_SHARD_FORMATS), _SHARDS_AT_ONCE)
+    stop = threading.Event()
+
+    def opening(path: str) -> Source:
+        with until(stop.is_set):
+            return open_file(path, formats=_SHARD_FORMATS)
+
+    opened = each_of(paths, opening, _SHARDS_AT_ONCE, stop)
     return dict(zip(names, opened, strict=True))
 
 

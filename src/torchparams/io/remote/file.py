@@ -12,6 +12,7 @@ import concurrent.futures
 import threading
 from bisect import bisect_right, insort
 from collections import OrderedDict
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, finalize
@@ -67,7 +68,7 @@ class Remote:
         self._lock = threading.Lock()
         self.number = next(_numbers)
         finalize(self, _window.forget, self.number)
-        data, self.state = self._start(0, HEAD, None).result()
+        data, self.state = _result(self._start(0, HEAD, None), None, name)
         self.size = self.state.size
         self._keep(0, data)
 
@@ -147,7 +148,7 @@ class Remote:
                 if not _window.ahead(self, *planned[following]):
                     break
                 planned.asked[following] = True
-        data = _result(piece, stopped, self.name)[at - begin : min(end, stop) - begin]
+        data = _result(piece, stopped, self.name)[0][at - begin : min(end, stop) - begin]
         _window.read(self, begin, end, len(data), planned.wanted(number))
         return data
 
@@ -278,10 +279,27 @@ def forget(name: str) -> None:
         forget_commit(name)
 
 
-def _result(piece: concurrent.futures.Future[Any], stopped: Callable[[], bool] | None, name: str) -> memoryview:
+_here = threading.local()
+
+
+@contextmanager
+def until(stopped: Callable[[], bool]) -> Iterator[None]:
+    """Within it, this thread waits for remote files only until `stopped` says that its work has been stopped."""
+    _here.stopped = stopped
+    try:
+        yield
+    finally:
+        _here.stopped = None
+
+
+def _result(
+    piece: concurrent.futures.Future[tuple[Any, State]], stopped: Callable[[], bool] | None, name: str
+) -> tuple[memoryview, State]:
+    """The bytes that come, and the state of the file."""
+    stopped = stopped or getattr(_here, "stopped", None)
     while True:
         try:
-            data: memoryview = piece.result(None if stopped is None else _WAIT)[0]
+            found = piece.result(None if stopped is None else _WAIT)
         except concurrent.futures.CancelledError:
             raise RemoteError("the transfer was cancelled", where=name) from None
         except TimeoutError:
@@ -290,7 +308,7 @@ def _result(piece: concurrent.futures.Future[Any], stopped: Callable[[], bool] |
             if stopped is not None and stopped():
                 raise SourceError("the run was stopped", where=name) from None
         else:
-            return data
+            return found
 
 
 class _Window:
