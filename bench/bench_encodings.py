@@ -115,10 +115,10 @@ def fp8_directory(megabytes: int) -> tuple[Path, int]:
         count += rows * columns
 
         def codes(size: int = rows * columns) -> bytes:
-            return (random.integers(0, 0x7F, size, np.uint8) | random.integers(0, 2, size, np.uint8) << 7).tobytes()
+            return bytes(random.integers(0, 0x7F, size, np.uint8) | random.integers(0, 2, size, np.uint8) << 7)
 
         def scales(shape: tuple[int, int] = blocks) -> bytes:
-            return (random.random(shape, np.float32) * 1e-3).tobytes()
+            return bytes(random.random(shape, np.float32) * np.float32(1e-3))
 
         parts.append((f"{name}weight", "F8_E4M3", (rows, columns), codes))
         parts.append((f"{name}weight_scale_inv", "F32", blocks, scales))
@@ -129,6 +129,13 @@ def fp8_directory(megabytes: int) -> tuple[Path, int]:
 def gptq_directory(megabytes: int) -> tuple[Path, int]:
     """A file of GPTQ of 4 bits in groups of 128, and its count of elements."""
     random = np.random.default_rng(0)
+
+    def scales(shape: tuple[int, int]) -> bytes:
+        return bytes((random.random(shape, np.float32) * 1e-2).astype(np.float16))
+
+    def order(inputs: int) -> bytes:
+        return bytes((np.arange(inputs) // 128).astype(np.int32))
+
     parts: list[Part] = []
     count = 0
     for name, rows, columns in matrices(2 * megabytes * 1e6):
@@ -138,11 +145,9 @@ def gptq_directory(megabytes: int) -> tuple[Path, int]:
         parts += [
             (f"{name}qweight", "I32", words, partial(random.bytes, words[0] * words[1] * 4)),
             (f"{name}qzeros", "I32", zeros, partial(bytes, zeros[0] * zeros[1] * 4)),
-            (f"{name}scales", "F16", (groups, rows),
-             lambda shape=(groups, rows): (random.random(shape, np.float32) * 1e-2).astype(np.float16).tobytes()),
-            (f"{name}g_idx", "I32", (columns,),
-             lambda inputs=columns: (np.arange(inputs) // 128).astype(np.int32).tobytes()),
-        ]  # fmt: skip
+            (f"{name}scales", "F16", (groups, rows), partial(scales, (groups, rows))),
+            (f"{name}g_idx", "I32", (columns,), partial(order, columns)),
+        ]
     config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
     return written(f"gptq-{megabytes}", parts, config), count
 

@@ -21,7 +21,8 @@ ENDS = [
     "scales",
     "g_idx", "weight_packed", "weight_shape", "weight_zero_point", "weight_global_scale", "weight_g_idx", "x_blocks",
     "x_scales", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
-    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__nf4", "_weight_qdata", "_weight_scale", "_weight_zero_point", "bitmask",
+    "compressed",
 ]  # fmt: skip
 TYPES = ["int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e8m0fnu"]
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 64])
@@ -33,6 +34,7 @@ CONFIGS = st.fixed_dictionaries(
         "group_size": st.sampled_from([-1, 0, 8, 32, "32"]),
         "weight_block_size": st.sampled_from([[8, 8], [1], None, [0, 1]]),
         "checkpoint_format": st.sampled_from(["gptq", "gptq_v2", "marlin", 1]),
+        "modules_to_not_convert": st.sampled_from([["l"], ["*"], [3], "l", None]),
         "version": st.sampled_from(["gemm", "gemv", None, []]),
     },
 )

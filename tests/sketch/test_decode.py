@@ -19,6 +19,33 @@ KERNELS: list[Any] = [importlib.import_module("torchparams.sketch._decode")] if 
 ORDERS = [None, bytes([0, 2, 4, 6, 1, 3, 5, 7])]
 
 
+EDGES = np.array(
+    [0, 0x80000000, 1, 0x8000, 0x8001, 0x7FFF, 0x18000, 0x17FFF, 0x18001, 0x3F800000, 0x3F808000, 0x3F818000,
+     0x7F7F0000, 0x7F7F0001, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0x7FC00000, 0xFFC12345,
+     0xFF7FFFFF, 0x80000001, 0x80008000],
+    np.uint32,
+)  # fmt: skip
+
+
+@given(st.integers(0, 1 << 32), st.integers(0, 9000))
+def test_narrow_is_the_definition(seed: int, count: int) -> None:
+    from torchparams.dtypes import DType
+    from torchparams.expressions import casts
+
+    f32, bf16 = DType.of("float32"), DType.of("bfloat16")
+    rng = np.random.default_rng(seed)
+    bits = np.concatenate([EDGES, rng.integers(0, 1 << 32, count, np.uint32), rng.choice(EDGES, 40)])
+    values = bits.view(np.float32)
+    expected = casts.cast(values, f32, bf16)
+    lost = casts.losses(values, expected, f32, bf16)
+    for kernel in KERNELS:
+        for level in range(kernel.levels()):
+            kernel.use(level)
+            found, counted = casts.cast_counting(values, f32, bf16)
+            assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+            assert counted == lost
+
+
 NUMBERS = np.arange(256, dtype=np.float32)
 TABLES = {
     "any": np.where(NUMBERS == 7, np.nan, np.random.default_rng(0).standard_normal(256)).astype(np.float32),

@@ -77,6 +77,12 @@ def cast_counting(values: Array, old: DType, new: DType) -> tuple[Array, Losses]
     """
     import numpy as np
 
+    if old == "float32" and new == "bfloat16" and values.flags.c_contiguous and values.flags.aligned:
+        from torchparams.sketch.decode import narrow
+
+        narrowed = narrow(values)
+        if narrowed is not None:
+            return narrowed[0], Losses(*narrowed[1])
     if old.kind != "float" or old.bits > _CODES or new.bits > _CODES or exact(old, new):
         after = cast(values, old, new)
         return after, losses(values, after, old, new)

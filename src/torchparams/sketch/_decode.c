@@ -6,6 +6,7 @@
  *
  *   scaled(codes, table, scales, zeros, index, columns, height, width, lines, start, out)
  *   unpack(words, bits, order, codes, lanes, word_step, lane_step, code_out, lane_out, out)
+ *   narrow(values, out): float32 to bfloat16, and what is lost
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -396,6 +397,69 @@ static PyObject *py_unpack(PyObject *self, PyObject *args)
     return result;
 }
 
+/* --- float32 to bfloat16 ------------------------------------------------------------------------- */
+
+enum { NARROW = 1 << 12 }; /* elements whose counts fit 32 bits, with much to spare */
+
+INLINE void narrow_some(const uint32_t *values, uint16_t *out, size_t n, size_t counts[3])
+{
+    uint32_t over = 0, under = 0, changed = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t x = values[i], size = x & 0x7FFFFFFFu, is_nan = size > 0x7F800000u;
+        uint32_t y = (x + 0x7FFFu + (x >> 16 & 1)) >> 16; /* to nearest, ties to even */
+        out[i] = (uint16_t)(is_nan ? (x >> 16 & 0x8000u) | 0x7FC0u : y);
+        over += (size > 0x7F7F0000u) & (size < 0x7F800000u); /* beyond the largest bfloat16 */
+        under += (size != 0) & ((y & 0x7FFFu) == 0) & !is_nan;
+        changed += ((x & 0xFFFFu) != 0) & !is_nan;
+    }
+    counts[0] += over;
+    counts[1] += under;
+    counts[2] += changed;
+}
+
+INLINE void narrow_all(const uint32_t *values, uint16_t *out, size_t n, size_t counts[3])
+{
+    for (size_t i = 0; i < n; i += NARROW)
+        narrow_some(values + i, out + i, n - i < NARROW ? n - i : NARROW, counts);
+}
+
+typedef void (*narrow_of)(const uint32_t *, uint16_t *, size_t, size_t *);
+
+static void narrow_base(const uint32_t *values, uint16_t *out, size_t n, size_t *counts)
+{
+    narrow_all(values, out, n, counts);
+}
+
+#if X86
+AVX2 static void narrow_avx2(const uint32_t *values, uint16_t *out, size_t n, size_t *counts)
+{
+    narrow_all(values, out, n, counts);
+}
+#endif
+
+static narrow_of narrow_best = narrow_base;
+
+static PyObject *py_narrow(PyObject *self, PyObject *args)
+{
+    Py_buffer values, out;
+    size_t counts[3] = {0, 0, 0};
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*w*", &values, &out))
+        return NULL;
+    if (values.len != out.len * 2 || values.len % 4 || (uintptr_t)values.buf % 4 || (uintptr_t)out.buf % 2)
+        PyErr_SetString(PyExc_ValueError, "there is not a result for each value, or the memory is not aligned");
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        narrow_best(values.buf, out.buf, (size_t)values.len / 4, counts);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("nnn", (Py_ssize_t)counts[0], (Py_ssize_t)counts[1], (Py_ssize_t)counts[2]);
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return result;
+}
+
 /* --- Python --------------------------------------------------------------------------------------- */
 
 static PyObject *py_levels(PyObject *self, PyObject *unused)
@@ -417,10 +481,13 @@ static PyObject *py_use(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "i", &wanted))
         return NULL;
     run_best = run_base;
+    narrow_best = narrow_base;
 #if X86
     __builtin_cpu_init();
-    if (wanted > 0 && __builtin_cpu_supports("avx2"))
+    if (wanted > 0 && __builtin_cpu_supports("avx2")) {
         run_best = run_avx2;
+        narrow_best = narrow_avx2;
+    }
 #endif
     Py_INCREF(Py_None);
     return Py_None;
@@ -429,6 +496,7 @@ static PyObject *py_use(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"scaled", py_scaled, METH_VARARGS, "scaled(codes, …, out): (table[code] - zero) * scale."},
     {"unpack", py_unpack, METH_VARARGS, "unpack(words, …, out): codes of a few bits, a byte each."},
+    {"narrow", py_narrow, METH_VARARGS, "narrow(values, out): to bfloat16; overflows, underflows, changes."},
     {"levels", py_levels, METH_NOARGS, "How many vector units can be used here."},
     {"use", py_use, METH_VARARGS, "use(i): use another vector unit from now on, the last being the best."},
     {NULL, NULL, 0, NULL},
@@ -443,8 +511,10 @@ PyMODINIT_FUNC PyInit__decode(void)
 {
 #if X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2"))
+    if (__builtin_cpu_supports("avx2")) {
         run_best = run_avx2;
+        narrow_best = narrow_avx2;
+    }
 #endif
     return PyModule_Create(&module);
 }

@@ -153,3 +153,20 @@ def numpy_unpack(words: Array, bits: int, count: int, axis: int, out: Array, ord
             out[code] = found
         else:
             out[:, code] = found
+
+
+def narrow(values: Array) -> tuple[Array, tuple[int, int, int]] | None:
+    """Cast float32 to bfloat16, and count overflows, underflows and changes; None without the kernel in C.
+
+    The definition is `expressions.casts.cast_counting`, which calls this.
+
+    Args:
+        values: One-dimensional, contiguous.
+    """
+    if not uses_c():
+        return None
+    import ml_dtypes
+
+    out = np.empty(len(values), np.uint16)
+    lost = _decode.narrow(values, out)
+    return out.view(ml_dtypes.bfloat16), lost
