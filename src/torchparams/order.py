@@ -31,24 +31,25 @@ def natural(names: Iterable[str]) -> list[str]:
     ['h.9.w', 'h.9.b', 'h.10.w', 'h.10.b', 'embed']
     """
     tree = _Tree()
-    # Equal beginnings and equal layers make up most of a network: each beginning and ending is parsed once.
-    beginnings: dict[str, tuple[int, str, dict[str, str]]] = {}
-    endings: dict[int, dict[str, str]] = {}
-    keys = []
     listed = list(names)
+    keys: list[str] = []
+    # Neighbours mostly share a beginning, and equal layers share endings: each is parsed once.
+    endings: dict[int, dict[str, str]] = {}
+    start, size, key = "", 0, ""
+    below: dict[str, str] = {}
     for name in listed:
-        dot = name.rfind(".", 0, name.rfind("."))
-        if dot < 0:
-            keys.append(tree.key(0, name)[1])
-            continue
-        known = beginnings.get(name[:dot])
-        if known is None:
-            node, key = tree.key(0, name[:dot])
-            known = beginnings[name[:dot]] = (node, key, endings.setdefault(node, {}))
-        node, key, below = known
-        ending = below.get(name[dot:])
+        if name.startswith(start):
+            ending = below.get(name[size:])
+            if ending is not None:
+                keys.append(key + ending)
+                continue
+        size = name.rfind(".", 0, name.rfind(".")) + 1
+        start = name[:size]
+        node, key = tree.module(start[:-1]) if size else (0, "")
+        below = endings.get(node) or endings.setdefault(node, {})
+        ending = below.get(name[size:])
         if ending is None:
-            ending = below[name[dot:]] = tree.key(node, name[dot + 1 :])[1]
+            ending = below[name[size:]] = tree.key(node, name[size:])[1]
         keys.append(key + ending)
     return [listed[i] for i in sorted(range(len(listed)), key=keys.__getitem__)]
 
@@ -59,23 +60,39 @@ class _Tree:
     def __init__(self) -> None:
         self._children: list[dict[str, tuple[int, str]]] = [{}]
         self._components: dict[str, tuple[str, str]] = {}
+        self._modules: dict[str, tuple[int, str]] = {}
+
+    def module(self, path: str) -> tuple[int, str]:
+        """Cached `key` of a path from the root."""
+        found = self._modules.get(path)
+        if found is None:
+            above, dot, last = path.rpartition(".")
+            known = self._modules.get(above) if dot else (0, "")
+            if known is None:
+                known = self._modules[above] = self.key(0, above)
+            node, key = self._child(known[0], last)
+            found = self._modules[path] = node, known[1] + key
+        return found
 
     def key(self, node: int, path: str) -> tuple[int, str]:
         """Node at the end of a path from another node, and a sort key of the path."""
         key = ""
         for component in path.split("."):
-            known = self._components.get(component)
-            if known is None:
-                numbers = "".join(map(_number_key, _NUMBER.findall(component)))
-                known = self._components[component] = (_NUMBER.sub("\0", component), numbers)
-            siblings = self._children[node]
-            child = siblings.get(known[0])
-            if child is None:
-                child = siblings[known[0]] = (len(self._children), _number_key(str(len(siblings))))
-                self._children.append({})
-            node, rank = child
-            key += rank + known[1]
+            node, part = self._child(node, component)
+            key += part
         return node, key
+
+    def _child(self, node: int, component: str) -> tuple[int, str]:
+        known = self._components.get(component)
+        if known is None:
+            numbers = "".join(map(_number_key, _NUMBER.findall(component)))
+            known = self._components[component] = (_NUMBER.sub("\0", component), numbers)
+        siblings = self._children[node]
+        child = siblings.get(known[0])
+        if child is None:
+            child = siblings[known[0]] = (len(self._children), _number_key(str(len(siblings))))
+            self._children.append({})
+        return child[0], child[1] + known[1]
 
 
 def naturally(found: Mapping[str, T]) -> Mapping[str, T]:

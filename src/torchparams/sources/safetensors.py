@@ -243,29 +243,48 @@ def _fast(header: bytes, file: FileBytes) -> tuple[Header, bool]:
     base = 8 + len(header)
     path = file.path
     infos: dict[str, ParameterInfo] = {}
+    sizes: dict[tuple[Any, ...], _Size] = {}
     ordered = True
     end = 0
     for name, entry in entries.items():
-        dtype = BY_CODE[entry["dtype"]]
+        start, stop = entry["data_offsets"]
         shape = entry["shape"]
-        offsets = entry["data_offsets"]
-        start, stop = offsets
-        if len(entry) != 3:
+        if type(shape) is not list or len(entry) != 3:
             raise _Unsure
-        # A sum refuses what is not a number; bounded factors, and few, keep their product short.
-        if type(shape) is not list or type(offsets) is not list or len(shape) > 8 or sum(shape) > _MOST:
+        key = (entry["dtype"], *shape)  # large models have few distinct ones
+        size = sizes.get(key)
+        if size is None:
+            size = _size(name, entry)
+            if len(sizes) < _SIZES:
+                sizes[key] = size
+        dtype, sides, numel, nbytes = size
+        if stop - start != nbytes:
             raise _Unsure
-        numel = prod(shape)
-        nbytes = stop - start
-        if nbytes * 8 != numel * dtype.bits:
-            raise _Unsure
-        if not numel:
-            _numel(shape, dtype, name)
         if start != end:
             ordered = False
         end = stop
-        infos[name] = file_tensor(name, tuple(shape), dtype, numel, nbytes, path, base + start, base + stop)
+        infos[name] = file_tensor(name, sides, dtype, numel, nbytes, path, base + start, base + stop)
     return (infos, metadata), ordered and base + end == file.size
+
+
+_Size = tuple[DType, tuple[int, ...], int, int]
+
+_SIZES = 64  # cached; few, because a file could choose numbers whose hashes collide
+
+
+def _size(name: str, entry: dict[str, Any]) -> _Size:
+    """Dtype, shape, number of elements and bytes of a tensor."""
+    dtype = BY_CODE[entry["dtype"]]
+    shape = entry["shape"]
+    # A sum refuses what is not a number; bounded factors, and few, keep their product short.
+    if len(shape) > 8 or sum(shape) > _MOST:
+        raise _Unsure
+    numel = prod(shape)
+    if not numel:
+        _numel(shape, dtype, name)
+    if numel * dtype.bits % 8:
+        raise _Unsure
+    return dtype, tuple(shape), numel, numel * dtype.bits // 8
 
 
 # --- the strict way ----------------------------------------------------------------------------
