@@ -109,9 +109,9 @@ def test_a_model_is_read_once(buffers: bool, monkeypatch: pytest.MonkeyPatch) ->
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3) if buffers else nn.ReLU())
     listed: list[nn.Module] = []
 
-    def counting(root: nn.Module, buffers: bool) -> Any:
+    def counting(root: nn.Module, *more: bool) -> Any:
         listed.append(root)
-        return list_tensors(root, buffers)
+        return list_tensors(root, *more)
 
     monkeypatch.setattr("torchparams.sources.live.tensors.list_tensors", counting)
     monkeypatch.setattr(ModuleSource, "value", lambda source, name: pytest.fail(f"{name} is looked up"))

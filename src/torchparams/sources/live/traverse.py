@@ -243,20 +243,21 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
         HalfBuilt: A module was never initialised.
         SourceError: Two tensors have one name, or a tensor has none.
     """
-    found = {id(None)}
-    add = found.add
+    found: list[Any] = []
+    add = found.extend
+    keys: set[Any] = set()
     met = {id(root)}
     modules = [root]
-    keys: set[Any] = set()
     packed = packed_classes()
     is_packed = type(root) in packed
     try:
-        for key, tensor in _held(root, buffers):
-            keys.add(key)
-            add(id(tensor))
+        for held in (root._parameters, root._buffers) if buffers else (root._parameters,):
+            keys.update(held.keys())
+            add(held.values())
         for module in modules:  # grows as it is read
-            keys.update(module._modules.keys())
-            for child in module._modules.values():
+            below = module._modules
+            keys.update(below.keys())
+            for child in below.values():
                 if child is None:
                     continue
                 if child._modules:
@@ -264,15 +265,14 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
                         continue
                     met.add(id(child))
                     modules.append(child)
-                if not child._parameters and type(child) in packed:
+                if held := child._parameters:
+                    keys.update(held.keys())
+                    add(held.values())
+                elif type(child) in packed:
                     is_packed = True
-                for key, parameter in child._parameters.items():
-                    keys.add(key)
-                    add(id(parameter))
-                if buffers and child._buffers:
-                    for key, buffer in child._buffers.items():
-                        keys.add(key)
-                        add(id(buffer))
+                if buffers and (held := child._buffers):
+                    keys.update(held.keys())
+                    add(held.values())
     except AttributeError as error:
         raise _explained(error) from None
     except RuntimeError as error:
@@ -280,7 +280,7 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
     # Names may not be what they should; and a flat parameter of FSDP, or packed weights, are several.
     if is_packed or KEY in keys or any(type(key) is not str or "." in key for key in keys):
         return len(list_tensors(root, buffers, True).tensors)
-    return len(found) - 1
+    return len(set(map(id, found)) - {id(None)})
 
 
 def has_buffers(root: nn.Module) -> bool:
