@@ -17,9 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common import llama_file, machine
+from common import DATA, llama_file, machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,15 +97,21 @@ def compare(path: Path, dtype: str, other: str, rounds: int) -> None:
 def coverage(count: int) -> None:
     """Time of matching names, of a model and a checkpoint of so many tensors."""
     import torch
+    from safetensors.torch import save_file
 
     import torchparams as tp
 
     model = torch.nn.ParameterDict({f"p{i}": torch.nn.Parameter(torch.zeros(2)) for i in range(count)})
-    for what, state in {
-        "all fit": {f"p{i}": torch.zeros(2) for i in range(count)},
+    path = DATA / f"coverage-{count}.safetensors"
+    fitting = {f"p{i}": torch.zeros(2) for i in range(count)}
+    save_file(fitting, path)
+    states: dict[str, Any] = {
+        "all fit": fitting,
+        "all fit, a file": path,
         "all have a prefix": {f"module.p{i}": torch.zeros(2) for i in range(count)},
         "none fits": {f"q{i}": torch.zeros(3) for i in range(count)},
-    }.items():
+    }
+    for what, state in states.items():
         times = []
         for _ in range(3):
             begun = time.perf_counter()

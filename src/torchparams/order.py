@@ -85,8 +85,9 @@ class _Tree:
     def _child(self, node: int, component: str) -> tuple[int, str]:
         known = self._components.get(component)
         if known is None:
-            numbers = "".join(map(_number_key, _NUMBER.findall(component)))
-            known = self._components[component] = (_NUMBER.sub("\0", component), numbers)
+            parts = _NUMBERS.split(component)  # words and numbers by turns
+            known = "\0".join(parts[::2]), "".join(map(_number_key, parts[1::2]))
+            self._components[component] = known
         siblings = self._children[node]
         child = siblings.get(known[0])
         if child is None:
@@ -116,6 +117,7 @@ def in_order(found: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
 
 
 _NUMBER = re.compile("[0-9]+")
+_NUMBERS = re.compile("([0-9]+)")
 _LONGEST = 1000  # numbers with more digits compare equal in length
 
 

@@ -282,6 +282,22 @@ def test_the_fast_way_computes_what_the_strict_way_does(header: dict[str, Any], 
             _safetensors._check_tiling(fast[0], 8 + len(text), file)
 
 
+@pytest.mark.parametrize("shape", [{}, "", {"4": 4}, "4"])
+def test_a_shape_that_spells_like_one_before_it_is_refused(tmp_path: Path, shape: object) -> None:
+    before = entry("F32", [], 0, 4) if not shape else entry("F32", [4], 0, 16)
+    stop = before["data_offsets"][1]
+    after = {"dtype": "F32", "shape": shape, "data_offsets": [stop, 2 * stop]}
+    with pytest.raises(SourceError, match="shape is"):
+        tp.of(written(tmp_path, {"a": before, "b": after}, bytes(2 * stop)))
+
+
+def test_very_many_sizes_are_read_as_few_are(tmp_path: Path) -> None:
+    header = {str(i): entry("U8", [i, 0, 1], 0, 0) for i in range(1000)}
+    header["last"] = entry("U8", [2, 3], 0, 6)
+    infos = tp.of(written(tmp_path, header, bytes(6))).infos
+    assert [infos[name].shape for name in ("0", "999", "last")] == [(0, 0, 1), (999, 0, 1), (2, 3)]
+
+
 def test_files_as_they_are_written_take_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(header: bytes, file: _bytes.FileBytes) -> Any:
         raise AssertionError("the strict way was taken")

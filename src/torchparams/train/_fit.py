@@ -9,6 +9,7 @@ from torchparams.engines.equality import SameBits
 from torchparams.engines.threads import ThreadEngine
 from torchparams.render.tree import human_shape
 from torchparams.sources.live.state import named_modules
+from torchparams.sources.live.traverse import modules_of
 from torchparams.train._resharding import sharded_problem
 
 if TYPE_CHECKING:
@@ -132,16 +133,19 @@ def beside_tensors(root: nn.Module) -> tuple[list[str], list[str]]:
 
     saves: dict[type, bool] = {}
     loads: dict[type, bool] = {}
-    with_extra, with_code = [], []
-    for name, module in named_modules(root):
+    found: dict[int, nn.Module] = {}
+    for module in modules_of(root):
         cls = type(module)
         if cls not in saves:
             saves[cls] = cls.get_extra_state is not nn.Module.get_extra_state
             loads[cls] = not _is_torchs(cls._load_from_state_dict)
-        if saves[cls]:
-            with_extra.append(name)
-        if loads[cls] or _has_own_hooks(module):
-            with_code.append(name)
+        if saves[cls] or loads[cls] or _has_own_hooks(module):
+            found[id(module)] = module
+    if not found:  # mostly, and no names are made
+        return [], []
+    named = [(name, module) for name, module in named_modules(root) if id(module) in found]
+    with_extra = [name for name, module in named if saves[type(module)]]
+    with_code = [name for name, module in named if loads[type(module)] or _has_own_hooks(module)]
     return with_extra, with_code
 
 

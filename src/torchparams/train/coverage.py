@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
 from torchparams.renames import best_match, distinct
@@ -42,8 +42,7 @@ def _empty() -> Mapping[str, Item]:
     return MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):  # the frozen record that is made soonest: there may be a hundred thousand
     """Tensor in a coverage.
 
     Attributes:

@@ -115,7 +115,7 @@ def load(
     transfer(parts_of(pairs), progress)
     match.set_counters(device)
     found = match.coverage
-    loaded = {name: replace(item, lost=lost[name]) if name in lost else item for name, item in found.loaded.items()}
+    loaded = {name: item._replace(lost=lost[name]) if name in lost else item for name, item in found.loaded.items()}
     return replace(found, loaded=grouped(loaded.values()), notes=(*found.notes, *match.left_on_meta()))
 
 
@@ -338,7 +338,7 @@ class _Matching:
                 Item(name, source, note if name in unsaved else "", for_strangers.get(name))
                 for source, name in strangers.items()
             ),
-            grouped(replace(item, nearest=others.get(name)) for name, item in mismatched.items()),
+            grouped(item._replace(nearest=others.get(name)) for name, item in mismatched.items()),
         )
 
     @property

@@ -18,9 +18,9 @@ from torchparams.sources.live.traverse import (
     attribute,
     changed,
     count_tensors,
-    has_buffers,
     holders,
     list_tensors,
+    modules_of,
     reach,
     refuse_odd_keys,
     spot_of,
@@ -125,7 +125,8 @@ class ModuleSource(Source):
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
         """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
         # A scale may be a buffer.
-        if isinstance(known, LiveRecords) and (self.buffers or not has_buffers(self.module)):
+        whole = self.buffers or not any(module._buffers for module in modules_of(self.module))
+        if isinstance(known, LiveRecords) and whole:
             records = known
         else:
             records = LiveRecords.of(self.module, True, decode=quantised)

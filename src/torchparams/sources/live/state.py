@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.left_out import LeftOut
 from torchparams.sources.live.packed import keeps_output_scale, packed_classes
 from torchparams.sources.live.tensors import class_names
-from torchparams.sources.live.traverse import wrapped_key
+from torchparams.sources.live.traverse import modules_of, wrapped_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,9 +91,7 @@ _QUANTISERS = ("bitsandbytes.nn.", "torch.ao.nn.")
 
 def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:
     """Whether a module has state of its own, for each whose class is new or has such, or that has hooks."""
-    modules = [root]
-    seen = {id(root)}
-    for module in modules:  # grows as it is read
+    for module in modules_of(root):
         own = module.__dict__
         if (
             known.get(type(module)) != ""
@@ -104,11 +102,6 @@ def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:
             or "state_dict" in own
         ):
             yield bool(_how(module, known))
-        if below := module._modules:
-            for child in below.values():
-                if child is not None and id(child) not in seen:
-                    seen.add(id(child))
-                    modules.append(child)
 
 
 def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -283,18 +283,17 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
     return len(set(map(id, found)) - {id(None)})
 
 
-def has_buffers(root: nn.Module) -> bool:
-    """Whether a module of a network has a buffer."""
-    modules = [root]
+def modules_of(root: nn.Module) -> list[nn.Module]:
+    """Every module of a network once, in no particular order; faster than `root.modules()`."""
+    found = [root]
     met = {id(root)}
-    for module in modules:  # grows as it is read
-        if module._buffers:
-            return True
-        for child in module._modules.values():
-            if child is not None and id(child) not in met:
-                met.add(id(child))
-                modules.append(child)
-    return False
+    for module in found:  # grows as it is read
+        if below := module._modules:
+            for child in below.values():
+                if child is not None and id(child) not in met:
+                    met.add(id(child))
+                    found.append(child)
+    return found
 
 
 def _firsts(
