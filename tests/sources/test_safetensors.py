@@ -442,7 +442,7 @@ def test_elements_of_less_than_a_byte(tmp_path: Path) -> None:
     assert four.astype(np.float32).tolist() == [[0.5, 1.0], [6.0, -6.0]]
     assert source.numpy("six").view(np.uint8).tolist() == codes
     assert source.numpy("six").astype(np.float32).tolist() == [0.125, 0.25, -0.0, 7.5]
-    with pytest.raises(NotReadable, match="no type for float4_e2m1fn"):
+    with pytest.raises(NotReadable, match="no dtype for float4_e2m1fn"):
         source.tensor("four")
 
 
