@@ -53,11 +53,8 @@ TYPES = {
     ("expressions.base", "expressions.work"),
     ("expressions.base", "sources.base"),
     ("expressions.work", "sources.base"),
-    ("edit.write.execute", "edit.plan.plan"),
-    ("edit.write.together", "edit.plan.plan"),
-    ("edit.write._read_back", "edit.plan.plan"),
 }
-"""Imports for the type checker alone that close a cycle: a leaf knows its source, and who runs a plan the plan."""
+"""Imports for the type checker alone that close a cycle: a leaf knows its source."""
 
 ANYWHERE = {"testing"}
 """May import everything, and is imported by nothing."""

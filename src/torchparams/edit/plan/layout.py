@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torchparams.errors import PlanError
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from torchparams.dtypes import DType
     from torchparams.expressions.base import Expression
+    from torchparams.expressions.operations import Cast
+    from torchparams.sources.base import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,45 @@ class FileLayout:
     offsets: Mapping[str, int]
     fixed: Callable[[Mapping[str, int]], list[tuple[int, bytes]]] = field(repr=False)
     crc: bool = False
+
+
+class Writable(Protocol):
+    """The part of a plan that the writer uses; see `Plan`."""
+
+    path: str
+    is_directory: bool
+    outputs: tuple[Output, ...]
+    views: tuple[View, ...]
+    files: tuple[FileLayout, ...]
+    index: bytes | None
+    config_json: str | None
+    sources: tuple[Source, ...]
+    memory: int
+    overwrite: bool
+    allow_overflow: bool
+    dropped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files."""
+
+    @property
+    def copied(self) -> int:
+        """Bytes copied unchanged from file to file."""
+
+    def check(self) -> None:
+        """Check the target against the current state of the disk."""
+
+    def check_sources(self) -> None:
+        """Raise if a source changed after the plan was made."""
+
+    def casts(self) -> list[tuple[Output, Cast]]:
+        """All casts, each with the output that contains it."""
 
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

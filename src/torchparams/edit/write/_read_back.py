@@ -8,13 +8,12 @@ from torchparams.errors import SourceError, WriteError, shorten
 from torchparams.sources.base import open_file
 
 if TYPE_CHECKING:
-    from torchparams.edit.plan.layout import View
-    from torchparams.edit.plan.plan import Plan
+    from torchparams.edit.plan.layout import View, Writable
     from torchparams.info import ParameterInfo
     from torchparams.io.write import Target
 
 
-def read_back(plan: Plan, target: Target) -> None:
+def read_back(plan: Writable, target: Target) -> None:
     """Open every written file, and compare its table with the plan.
 
     Values are not read again; the table gives the byte range of each tensor.
@@ -52,7 +51,7 @@ def _start(info: ParameterInfo) -> int | None:
     return info.location.start if info.location is not None and info.nbytes else None
 
 
-def _differs(plan: Plan, how: str) -> WriteError:
+def _differs(plan: Writable, how: str) -> WriteError:
     return WriteError(
         f"the new file does not match the plan: {how}",
         where=plan.path,

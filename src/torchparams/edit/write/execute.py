@@ -25,8 +25,7 @@ from torchparams.render.tree import plural
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torchparams.edit.plan.layout import FileLayout, Output
-    from torchparams.edit.plan.plan import Plan
+    from torchparams.edit.plan.layout import FileLayout, Output, Writable
     from torchparams.engines.base import Progress
     from torchparams.expressions.casts import Losses
     from torchparams.expressions.work import Work
@@ -43,7 +42,7 @@ _MOST_THREADS = 4
 _BUFFER = 1 << 20
 
 
-def execute(plan: Plan, progress: Progress | None = None) -> Written:
+def execute(plan: Writable, progress: Progress | None = None) -> Written:
     """Write a plan; see `Plan.run`."""
     from torchparams.io.threads import processors
 
@@ -81,7 +80,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Written:
     )
 
 
-def _casts(plan: Plan, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
+def _casts(plan: Writable, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
     from torchparams.expressions.casts import Losses
 
     return tuple(
@@ -90,7 +89,7 @@ def _casts(plan: Plan, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
     )
 
 
-def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
+def _refuse_overflow(plan: Writable, casts: tuple[CastLosses, ...]) -> None:
     over = [cast for cast in casts if cast.losses.overflow]
     if over and not plan.allow_overflow:
         worst = max(over, key=lambda cast: cast.losses.overflow)
@@ -104,7 +103,7 @@ def _refuse_overflow(plan: Plan, casts: tuple[CastLosses, ...]) -> None:
         )
 
 
-def _refuse_sums(output: Output, work: Work, plan: Plan) -> None:
+def _refuse_sums(output: Output, work: Work, plan: Writable) -> None:
     """Raise early if a combination of finite values becomes infinite, because computing the rest may take long."""
     from torchparams.expressions.combination import Combination
 
@@ -209,7 +208,7 @@ class _Run:
         threads: Number of worker threads.
     """
 
-    def __init__(self, plan: Plan, target: Target, threads: int) -> None:
+    def __init__(self, plan: Writable, target: Target, threads: int) -> None:
         from torchparams.io.files import Files
 
         self.plan, self.target = plan, target

@@ -18,14 +18,13 @@ from torchparams.render.tree import listed, plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torchparams.edit.plan.layout import Output
-    from torchparams.edit.plan.plan import Plan
+    from torchparams.edit.plan.layout import Output, Writable
     from torchparams.edit.plan.written import Written
     from torchparams.engines.base import Progress
     from torchparams.expressions.sharded import Sharded
 
 
-def execute_together(plan: Plan, shards: Sequence[Sharded], progress: Progress | None = None) -> Written:
+def execute_together(plan: Writable, shards: Sequence[Sharded], progress: Progress | None = None) -> Written:
     """Run a plan with sharded tensors; all of their ranks call it.
 
     A tensor that other ranks have under the same name and do not share with the writer (a plain one, or a DTensor on
@@ -63,7 +62,7 @@ def execute_together(plan: Plan, shards: Sequence[Sharded], progress: Progress |
     return replace(made, notes=(*made.notes, *notes))
 
 
-def _compare_copies(plan: Plan, team: Ranks) -> list[str]:
+def _compare_copies(plan: Writable, team: Ranks) -> list[str]:
     """Refuse parameters that are different tensors on the ranks; notes on buffers that are."""
     copies = [output for output in plan.outputs if _is_copy(output, team)]
     jobs = [Job(output.name, (output.expression,)) for output in copies]
