@@ -14,6 +14,7 @@ setup(
         Extension(
             f"torchparams.sketch.{name}",
             [f"src/torchparams/sketch/{name}.c"],
+            depends=["src/torchparams/sketch/_common.h"],
             extra_compile_args=flags,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,

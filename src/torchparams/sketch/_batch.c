@@ -8,26 +8,14 @@
  * counts `counts[i]` values from the offset `starts[i]` of `data`, or from an address where `data` is None.
  */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_common.h"
 
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "values are read as they lie in files, little-endian: other machines use the NumPy definition"
-#endif
 #ifndef __SIZEOF_INT128__
 #error "exact sums need integers of 128 bits: other compilers use the NumPy definition"
 #endif
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#if !IEEE
 #error "quantiles need IEEE doubles without excess precision: other machines use the NumPy definition"
 #endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 typedef unsigned __int128 u128;
 
@@ -357,8 +345,8 @@ static survey survey_base(const uint8_t *data, size_t n)
     return survey_f32(data, n);
 }
 
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) static survey survey_avx2(const uint8_t *data, size_t n)
+#if X86
+TARGET("avx2") static survey survey_avx2(const uint8_t *data, size_t n)
 {
     return survey_f32(data, n);
 }
@@ -848,7 +836,7 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__batch(void)
 {
-#if defined(__x86_64__)
+#if X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2"))
         survey_best = survey_avx2;

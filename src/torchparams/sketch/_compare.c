@@ -11,36 +11,15 @@
  * `equal(a, b)` is a fast test for blocks without a difference.
  */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_common.h"
 
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "values are compared as they lie in files, little-endian: other machines use the NumPy definition"
-#endif
-
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#if !IEEE
 #error "sums need IEEE doubles without excess precision: other machines use the NumPy definition"
 #endif
 
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static __forceinline
-#endif
-
-#if defined(__GNUC__) && defined(__x86_64__)
-#define X86 1
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
-#else
-#define X86 0
+#if X86
+#define AVX2 TARGET("avx2,fma")
+#define AVX512 TARGET("fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
 enum kind { P8, BF16, F16, F32, F64, I16, U16, I32, U32, I64, U64, KINDS };

@@ -10,41 +10,13 @@
  *   finish(tally, kind)               returns the result, and resets the tally
  */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_common.h"
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "patterns are counted as they lie in files, little-endian: other machines use the NumPy definition"
-#endif
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define PREFETCH(p) __builtin_prefetch(p)
-#else
-#define INLINE static __forceinline
-#define UNLIKELY(x) (x)
-#define PREFETCH(p) ((void)0)
-#endif
-
-#include <float.h>
-/* The vector path needs IEEE doubles without excess precision, and the vector extensions. */
-#if defined(__GNUC__) && defined(FLT_EVAL_METHOD) && (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
+/* The vector path needs IEEE doubles, and the vector extensions. */
+#if defined(__GNUC__) && IEEE
 #define VECTORS 1
 #else
 #define VECTORS 0
-#endif
-
-#if VECTORS && defined(__x86_64__)
-#define X86 1
-#include <immintrin.h>
-#else
-#define X86 0
 #endif
 
 enum kind { P8, P16, F32, F64, I32, U32, I64, U64, KINDS };
@@ -430,14 +402,14 @@ typedef struct {
 DEFINE_SUMS_F32(sums_f32_16, , 2, WIDEN_ANY, LEAST_ANY, MOST_ANY, LEAST_ANY)
 
 #if X86
-#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2 TARGET("avx2,fma")
 #define WIDEN_256(NAME, p) _mm256_cvtps_pd(_mm_loadu_ps((const float *)(p)))
 #define LEAST_256(TYPE, a, b) (TYPE) _mm256_min_epi32((__m256i)(a), (__m256i)(b))
 #define MOST_256(TYPE, a, b) (TYPE) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
 #define LEAST_UNSIGNED_256(TYPE, a, b) (TYPE) _mm256_min_epu32((__m256i)(a), (__m256i)(b))
 DEFINE_SUMS_F32(sums_f32_32, AVX2, 4, WIDEN_256, LEAST_256, MOST_256, LEAST_UNSIGNED_256)
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define AVX512 TARGET("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define WIDEN_512(NAME, p) _mm512_cvtps_pd(_mm256_loadu_ps((const float *)(p)))
 #define LEAST_512(TYPE, a, b) (TYPE) _mm512_min_epi32((__m512i)(a), (__m512i)(b))
 #define MOST_512(TYPE, a, b) (TYPE) _mm512_max_epi32((__m512i)(a), (__m512i)(b))

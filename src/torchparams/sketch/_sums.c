@@ -7,33 +7,14 @@
  *                                Returns the number of finite results that overflow when rounded.
  */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_common.h"
 
-#include <float.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "values are summed as they lie in files, little-endian: other machines use the NumPy definition"
-#endif
-
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#if !IEEE
 #error "sums need IEEE floats without excess precision: other machines use the NumPy definition"
 #endif
 
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static __forceinline
-#endif
-
-#if defined(__GNUC__) && defined(__x86_64__)
-#define X86 1
-#define AVX2 __attribute__((target("avx2")))
-#else
-#define X86 0
+#if X86
+#define AVX2 TARGET("avx2")
 #endif
 
 enum kind { BF16, F32, KINDS };
