@@ -71,7 +71,8 @@ INLINE uint64_t mantissa_of(double x, int *position)
     return (bits & 0xfffffffffffff) | (uint64_t)(exponent != 0) << 52;
 }
 
-static void add(int64_t *limbs, double x)
+/* Inlined: compiled without the vector unit, it would make the processor switch, which takes longer than all else. */
+INLINE void add(int64_t *limbs, double x)
 {
     int position;
     uint64_t mantissa = mantissa_of(x, &position);
@@ -173,10 +174,14 @@ INLINE vector load(const double *p)
 
 INLINE vector all(double x)
 {
+#if defined(__GNUC__)
+    return x - (vector){0};
+#else
     vector v;
     for (int k = 0; k < LANES; k++)
         LANE(v, k) = x;
     return v;
+#endif
 }
 
 INLINE double total(vector v)
