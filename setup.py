@@ -13,16 +13,16 @@ setup(
     ext_modules=[
         Extension(
             f"torchparams.sketch.{name}",
-            [f"src/torchparams/sketch/{name}.c"],
-            depends=["src/torchparams/sketch/_common.h"],
+            [f"src/torchparams/sketch/{file}.c" for file in (name, *more)],
+            depends=[f"src/torchparams/sketch/{file}.h" for file in ("_common", "_compare", "_compare_lanes")],
             extra_compile_args=flags,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
-        for name, flags in (
+        for name, flags, *more in (
             ("_kernels", FLAGS),
-            ("_compare", [*FLAGS, *UNFUSED]),
+            ("_compare", [*FLAGS, *UNFUSED], "_compare_baseline", "_compare_avx2", "_compare_avx512"),
             ("_sums", [*FLAGS, *UNFUSED]),
             ("_decode", [*FLAGS, *UNFUSED]),
             ("_batch", [*FLAGS, *UNFUSED]),

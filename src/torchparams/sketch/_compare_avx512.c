@@ -1,0 +1,11 @@
+/* Comparisons by AVX-512. */
+
+#include "_common.h"
+
+#if X86
+#pragma GCC target("fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define LEVEL torchparams_compare_avx512
+#define FUSED 1
+#define PARTS 1
+#include "_compare_lanes.h"
+#endif
