@@ -106,7 +106,7 @@ def test_the_rules(capsys: Captured) -> None:
         "dataclass\n",
     )
     ids = [rule["id"] for rule in command(capsys, "audit", "--rules", "--json").json["rules"]]
-    assert len(ids) == 31
+    assert len(ids) == 34
 
 
 @pytest.mark.parametrize(
