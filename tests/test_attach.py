@@ -93,8 +93,8 @@ def test_an_object_with_its_own_attribute_is_refused() -> None:
     with pytest.raises(NameTaken) as caught:
         tp.attach(model, submodules=True)
     assert str(caught.value) == (
-        "Sequential: 1: this object already has its own attribute `parameters`, a function. "
-        "delete that attribute first; or use `torchparams.of(model)`, which attaches nothing."
+        "Sequential: 1: This object already has its own attribute `parameters`, a function. "
+        "Delete that attribute first; or use `torchparams.of(model)`, which attaches nothing."
     )
     assert all(not isinstance(module.parameters, tp.Parameters) for module in model.modules())
     tp.detach(model)
@@ -105,11 +105,11 @@ def test_what_is_no_model() -> None:
     path: Any = "model.pt"
     with pytest.raises(UnsupportedSource) as caught:
         tp.attach(path)
-    assert str(caught.value) == "attach takes an nn.Module, not str: 'model.pt'"
+    assert str(caught.value) == "attach() takes an nn.Module, not str: 'model.pt'"
     kind: Any = nn.Sequential
     with pytest.raises(UnsupportedSource) as caught:
         tp.detach(kind)
-    assert str(caught.value) == "detach takes a model, not the class Sequential. create a model first: Sequential(…)."
+    assert str(caught.value) == "detach() takes a model, not the class Sequential. Create a model first: Sequential(…)."
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -40,7 +40,7 @@ def harmless(text: str) -> bool:
 
 @pytest.mark.parametrize("part", ["what", "where", "exists", "hint"])
 def test_every_part_of_a_message_is_escaped(part: str) -> None:
-    parts: dict[str, Any] = {"what": "it broke", part: HOSTILE}
+    parts: dict[str, Any] = {"what": "It broke", part: HOSTILE}
     message = str(TorchParamsError(parts.pop("what"), **parts))
     assert ESCAPED in message
     assert message.isprintable()
@@ -154,7 +154,7 @@ def test_no_encoding_of_the_output_crashes_a_command(encoding: str, tmp_path: Pa
     assert [entry["name"] for entry in json.loads(out)["parameters"]] == ["層.😀.w", "w"]
     status, out, error = run("ls", str(tmp_path / "modèle-😀.safetensor"))
     assert (status, out) == (2, "")
-    assert "did you mean" in error
+    assert "Did you mean" in error
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_name_has_a_longest_length(tmp_path: Path, monkeypatch: pytest.MonkeyP
     stored.write_bytes(safetensors_bytes({long: np.ones(2, np.float32)}))
     torch.save({long: torch.ones(2)}, pickled)
     torch.save({long: {"a": torch.ones(2)}}, nested)
-    said = f"the name 'n{'n' * 78}…' has 4,097 characters; the limit is 4,096"
+    said = f"The name 'n{'n' * 78}…' has 4,097 characters; the limit is 4,096"
     for file in (stored, pickled, nested):
         with pytest.raises(LimitExceeded) as error:
             tp.of(file)
@@ -193,9 +193,9 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_written(target: 
     with pytest.raises(PlanError) as error:
         tp.convert(file, tmp_path / target, max_shard_size=8 if target == "out/" else None)
     assert str(error.value) == (
-        "the name 'w\\ud800' contains the lone surrogate \\ud800, which UTF-8 cannot encode. rename it."
+        "The name 'w\\ud800' contains the lone surrogate \\ud800, which UTF-8 cannot encode. Rename it."
     )
-    with pytest.raises(PlanError, match=r"the metadata .* contains"):
+    with pytest.raises(PlanError, match=r"The metadata .* contains"):
         tp.convert({"a": np.ones(2)}, tmp_path / "out.safetensors", metadata={"k": LONE})
     module = torch.nn.Module()
     module.register_parameter(LONE, torch.nn.Parameter(torch.ones(2)))
@@ -227,8 +227,8 @@ def test_what_was_written_is_read_before_it_takes_its_place(
     monkeypatch.setattr(system, "write", damaging)
     with pytest.raises(WriteError) as error:
         tp.convert({name: 2 * weight for name, weight in weights.items()}, target, overwrite=True, **options).run()
-    assert "the new file does not match the plan: " in str(error.value)
-    assert str(error.value).endswith("the target is unchanged, and temporary files were removed.")
+    assert "The new file does not match the plan: " in str(error.value)
+    assert str(error.value).endswith("The target is unchanged, and temporary files were removed.")
     monkeypatch.undo()
     assert tp.digest(target).digest == before
     assert not [left for left in os.listdir(tmp_path) if left.startswith(".")]

@@ -28,7 +28,7 @@ def test_a_page_does_what_it_shows(path: Path) -> None:
 def test_a_page_that_shows_what_is_not_so_is_found() -> None:
     assert "1 + 1" in _python(Block("page", 3, "python", ">>> 1 + 1\n3\n"), {})
     assert _python(Block("page", 3, "python", "raise ValueError('no')\n"), {}) == "ValueError: no"
-    assert "prints\ntorchparams: nothing: no such" in _console(
+    assert "prints\ntorchparams: nothing: No such" in _console(
         Block("page", 3, "console", "$ torchparams ls nothing\nit\n")
     )
 

@@ -46,25 +46,25 @@ def test_nothing_is_near() -> None:
 def test_a_module_is_no_parameter() -> None:
     names = ["layers.0.weight", "layers.0.bias", "layers.01.bias", "my layer.bias"]
     assert str(UnknownName.among("layers.0", names, "m.pt")) == (
-        "m.pt: no parameter is named 'layers.0'. it is a module with 2 parameters. "
-        "the selector `layers.0.**` selects them."
+        "m.pt: No parameter is named 'layers.0'. It is a module with 2 parameters. "
+        "The selector `layers.0.**` selects them."
     )
     assert str(UnknownName.among("my layer", names)) == (
-        "no parameter is named 'my layer'. it is a module with 1 parameters."
+        "No parameter is named 'my layer'. It is a module with 1 parameters."
     )
 
 
 @pytest.mark.parametrize("selector", ["**.bias", ":bias", "[ndim=2]", "{a,b}.weight", "/x/"])
 def test_a_selector_is_no_name(selector: str) -> None:
     assert str(UnknownName.among(selector, ["head", selector + "_"])).endswith(
-        f"did you mean '{selector}_'? for a selector, use select."
+        f"Did you mean '{selector}_'? For a selector, use select."
     )
     assert str(UnknownName.among(selector, ["head", "tail"])) == (
-        f"no parameter is named {selector!r}. there are 2 names. for a selector, use select."
+        f"No parameter is named {selector!r}. There are 2 names. For a selector, use select."
     )
 
 
 def test_a_name_of_absurd_length_is_shortened() -> None:
     said = str(UnknownName.among("x" * 5000, ["head"]))
-    assert said.startswith("no parameter is named 'xxx")
+    assert said.startswith("No parameter is named 'xxx")
     assert len(said) < 250

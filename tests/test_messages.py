@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import torchparams
 from torchparams import errors
-from torchparams.errors import TorchParamsError
+from torchparams.errors import TorchParamsError, sentence
 
 PACKAGE = Path(torchparams.__file__).parent
 CLASSES = {
@@ -19,12 +20,18 @@ CLASSES = {
 }
 
 
+def _value(part: ast.expr) -> str:
+    """`{name}` of a value that is put in as it is, else `{}`."""
+    assert isinstance(part, ast.FormattedValue)
+    return "{}" if part.conversion == ord("r") else f"{{{ast.unparse(part.value)}}}"
+
+
 def literals(node: ast.expr) -> str | None:
-    """The text of a string in the source, `{}` for what is filled in; None for what is no string there."""
+    """The text of a string in the source, what is filled in between braces; None for what is no string there."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else _value(part) for part in node.values)
     return None
 
 
@@ -68,9 +75,45 @@ def test_messages_have_one_form(part: str) -> None:
 
 def test_a_message_is_put_together_in_one_order() -> None:
     error = TorchParamsError("it broke", where="file.pt", exists="there are two", hint="did you mean one?")
-    assert str(error) == "file.pt: it broke. there are two. did you mean one?"
-    assert str(TorchParamsError("it broke.")) == "it broke"
-    assert str(TorchParamsError("it broke", hint="mend it")) == "it broke. mend it."
+    assert str(error) == "file.pt: It broke. There are two. Did you mean one?"
+    assert str(TorchParamsError("it broke.")) == "It broke"
+    assert str(TorchParamsError("it broke", hint="mend it")) == "It broke. Mend it."
+
+
+@pytest.mark.parametrize(
+    ("part", "begins"),
+    [
+        ("the file ends", "The file ends"),
+        ("a", "A"),
+        ("big-endian floats", "Big-endian floats"),
+        ("model's weights", "Model's weights"),
+        ("'fc.bias' is lazy", "'fc.bias' is lazy"),
+        ("`**.bias` matches nothing", "`**.bias` matches nothing"),
+        ("fc.bias", "fc.bias"),
+        ("torch.save writes it", "torch.save writes it"),
+        ("torch cannot read it", "torch cannot read it"),
+        ("pip install torch", "pip install torch"),
+        ("layer_decay must be a factor", "layer_decay must be a factor"),
+        ("rank=0 is no rank", "rank=0 is no rank"),
+        ("models/a.pt", "models/a.pt"),
+        ("attach() takes a model", "attach() takes a model"),
+        ("float16 is too narrow", "float16 is too narrow"),
+        ("3 tensors", "3 tensors"),
+    ],
+)
+def test_sentences_begin_with_a_capital_and_names_are_kept(part: str, begins: str) -> None:
+    assert sentence(part) == begins
+    assert str(TorchParamsError("x", where="w", exists=part, hint=part)) == f"w: X. {begins}. {begins}."
+
+
+def test_a_value_that_begins_a_message_is_quoted() -> None:
+    # A name that is put in is neither a word to be capitalised nor a text that may drive a terminal.
+    wrong = [
+        place
+        for place, _, text in raised()
+        if re.match(r"\{(name|there|module|path|\w+\.(name|summary\(\)))\}(?!=)", text)
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES - {"TorchParamsError", "SourceError"}))

@@ -182,14 +182,14 @@ def test_assignment_says_what_to_use(make: type[Any]) -> None:
         model.parameters["body.0.weight"] = torch.zeros(4, 4)
     assert isinstance(caught.value, ReadOnlyTable)
     assert str(caught.value) == (
-        f"{make.__name__}: 'body.0.weight' cannot be set through a table of parameters. to change values: with "
+        f"{make.__name__}: 'body.0.weight' cannot be set through a table of parameters. To change values: with "
         "torch.no_grad(): model.body[0].weight.copy_(…); to replace the parameter: model.body[0].weight = "
         "torch.nn.Parameter(…)."
     )
     with pytest.raises(TypeError) as caught:
         del model.parameters["fc.bias"]
     assert str(caught.value) == (
-        f"{make.__name__}: 'fc.bias' cannot be deleted through a table of parameters. del model.fc.bias."
+        f"{make.__name__}: 'fc.bias' cannot be deleted through a table of parameters. `del model.fc.bias`."
     )
 
 
@@ -649,8 +649,8 @@ class Early(tp.Module):
 
 
 MESSAGE = (
-    "the __init__ of Forgetful has not called nn.Module's: it cannot hold parameters yet. "
-    "call super().__init__() in it, first of all."
+    "The __init__ of Forgetful has not called nn.Module's: it cannot hold parameters yet. "
+    "Call super().__init__() in it, first of all."
 )
 
 
@@ -706,6 +706,6 @@ def test_nothing_in_a_module_is_named_as_its_table() -> None:
             attempt()
         assert isinstance(caught.value, KeyError)  # as PyTorch has it
         assert str(caught.value) == (
-            f"Net: a {kind} cannot be named 'parameters', the name of the table. choose another name."
+            f"Net: A {kind} cannot be named 'parameters', the name of the table. Choose another name."
         )
     assert list(model.parameters) == list(dict(nn.Module.named_parameters(model)))

@@ -138,5 +138,5 @@ def test_layers_that_differ_stay_apart() -> None:
 def test_sizes_sort_by_size(file: str) -> None:
     made = {"a": np.zeros(3, np.float32), "b": np.zeros(5, np.float32), "c": np.zeros(1, np.float32)}
     assert [each["name"] for each in ls(made, sort="-size").to_json()["parameters"]] == ["b", "a", "c"]
-    with pytest.raises(SelectorError, match="columns are name, numel, nbytes, size, dtype, shape, module, stored"):
+    with pytest.raises(SelectorError, match="Columns are name, numel, nbytes, size, dtype, shape, module, stored"):
         ls(made, sort="length").to_json()

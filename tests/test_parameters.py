@@ -105,7 +105,7 @@ def test_an_unknown_name(params: tp.Parameters) -> None:
         with pytest.raises(UnknownName) as caught:
             read(wrong)
         assert str(caught.value).startswith(
-            f"{params.source.label}: no parameter is named {wrong!r}. did you mean {params.names[0]!r}"
+            f"{params.source.label}: No parameter is named {wrong!r}. Did you mean {params.names[0]!r}"
         )
         assert isinstance(caught.value, KeyError)
     with pytest.raises(TypeError, match=r"^a parameter name must be a str, not int: 0$"):
@@ -132,10 +132,10 @@ def test_assignment(params: tp.Parameters) -> None:
 @pytest.mark.parametrize(
     ("source", "hint"),
     [
-        (MemorySource(arrays()), "change the underlying mapping"),
+        (MemorySource(arrays()), "Change the underlying mapping"),
         (
             net(),
-            "to change values: with torch.no_grad(): model.head.bias.copy_(…); to replace the parameter: "
+            "To change values: with torch.no_grad(): model.head.bias.copy_(…); to replace the parameter: "
             "model.head.bias = torch.nn.Parameter(…)",
         ),
     ],
@@ -157,7 +157,7 @@ def test_assignment_to_a_file(tmp_path: Any) -> None:
     with pytest.raises(TypeError) as caught:
         params["head.bias"] = 0
     assert str(caught.value) == (
-        f"{path}: 'head.bias' cannot be set through a table of parameters. write a new file with torchparams.convert."
+        f"{path}: 'head.bias' cannot be set through a table of parameters. Write a new file with torchparams.convert."
     )
 
 
@@ -271,7 +271,7 @@ def test_a_selection_holds_no_more_than_it_says(params: tp.Parameters) -> None:
         with pytest.raises(UnknownName) as caught:
             read(bias)
         assert (
-            str(caught.value) == f"{params.source.label}: {bias!r} is not in this selection. the selector is **.weight."
+            str(caught.value) == f"{params.source.label}: {bias!r} is not in this selection. The selector is **.weight."
         )
     with pytest.raises(NoMatch):
         weights.select("**.bias")
@@ -341,7 +341,7 @@ def test_two_sources_do_not_combine() -> None:
         with pytest.raises(SelectorError) as caught:
             combine()
         assert str(caught.value) == (
-            "one and two: the selections belong to different sources. combine selections of the same table, or "
+            "one and two: The selections belong to different sources. Combine selections of the same table, or "
             "compare sources with torchparams.diff."
         )
     others: list[Any] = [3, None, "**", {"a": 1}, ["head.bias"]]
@@ -473,13 +473,13 @@ def test_a_misspelt_alias(kind: str, tmp_path: Path) -> None:
     model["lm_head"].weight = model["embed"].weight
     torch.save(model.state_dict(), tmp_path / "m.pt")
     params = tp.of(model if kind == "module" else tmp_path / "m.pt")
-    with pytest.raises(UnknownName, match=r"no parameter is named 'lm_head\.wieght'\. did you mean 'lm_head\.weight'"):
+    with pytest.raises(UnknownName, match=r"No parameter is named 'lm_head\.wieght'\. Did you mean 'lm_head\.weight'"):
         params["lm_head.wieght"]
-    with pytest.raises(UnknownName, match=r"it is a module with 1 parameters\. the selector `lm_head\.\*\*`"):
+    with pytest.raises(UnknownName, match=r"It is a module with 1 parameters\. The selector `lm_head\.\*\*`"):
         params.info("lm_head")
-    with pytest.raises(NoMatch, match=r"no name has the component 'wieght'\. did you mean `lm_head\.weight`"):
+    with pytest.raises(NoMatch, match=r"No name has the component 'wieght'\. Did you mean `lm_head\.weight`"):
         params.select("lm_head.wieght")
-    with pytest.raises(NoMatch, match=r"the nearest names are 'lm_head\.weight'"):
+    with pytest.raises(NoMatch, match=r"The nearest names are 'lm_head\.weight'"):
         params.select(["lm_head.wieght"])
 
 
@@ -503,7 +503,7 @@ def test_sorting() -> None:
     with pytest.raises(SelectorError) as caught:
         params.report(sort="colour")
     assert str(caught.value) == (
-        "no column 'colour' to sort by. columns are name, numel, nbytes, size, dtype, shape, module, stored."
+        "No column 'colour' to sort by. Columns are name, numel, nbytes, size, dtype, shape, module, stored."
     )
     for key in ("name", "nbytes", "dtype", "shape", "module", "-name"):
         assert len(sort_infos(infos, key)) == 5
@@ -995,7 +995,7 @@ def test_a_snapshot_is_the_table_as_it_was(kind: str, selector: str | None) -> N
     assert weights.names == [name for name in infos if name.endswith("weight")]
     assert (snapshot - weights).names == [name for name in infos if not name.endswith("weight")]
     assert snapshot.snapshot() is snapshot
-    with pytest.raises(UnknownName, match="no parameter is named"):
+    with pytest.raises(UnknownName, match="No parameter is named"):
         snapshot["3.weight"]
     with pytest.raises(ReadOnlyTable):
         snapshot["0.bias"] = 0

@@ -94,17 +94,17 @@ def test_a_rename_says_what_it_does(spec: object, text: str, as_json: list[Any] 
     [
         (
             3,
-            "3 is not a rename. a rename is a mapping old → new, 'regex=replacement', a pair of these, a function of a "
+            "3 is not a rename. A rename is a mapping old → new, 'regex=replacement', a pair of these, a function of a "
             "name, or a list of them.",
         ),
         (
             "model.",
-            "'model.' is not a rename. as text, a rename is 'regex=replacement'. to remove it, write 'model.='.",
+            "'model.' is not a rename. As text, a rename is 'regex=replacement'. To remove it, write 'model.='.",
         ),
         ("(=b", "'(' is not a regular expression: missing ), unterminated subpattern at position 0"),
         (r"a=\1", r"'\\1' cannot replace 'a': invalid group reference 1 at position 1"),
         ([("a", r"\g<x>")], r"'\\g<x>' cannot replace 'a': unknown group name 'x'"),
-        ({1: "a"}, "a mapping for renaming must map names to names, but contains 1: 'a'"),
+        ({1: "a"}, "A mapping for renaming must map names to names, but contains 1: 'a'"),
     ],
 )
 def test_what_is_no_rename(spec: object, message: str) -> None:
@@ -122,9 +122,9 @@ def test_more_that_is_no_rename(spec: object) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        (r"\d=", NoMatch, r"a.pt: the rename pattern '\\d' matches no name"),
-        (Renames.strip_prefix("net."), NoMatch, "a.pt: no name starts with the prefix 'net.' to strip"),
-        ({"epohc": "e"}, UnknownName, "a.pt: no parameter is named 'epohc'. did you mean 'epoch'?"),
+        (r"\d=", NoMatch, r"a.pt: The rename pattern '\\d' matches no name"),
+        (Renames.strip_prefix("net."), NoMatch, "a.pt: No name starts with the prefix 'net.' to strip"),
+        ({"epohc": "e"}, UnknownName, "a.pt: No parameter is named 'epohc'. Did you mean 'epoch'?"),
         (
             r"weight$|bias$=x",
             MismatchError,
@@ -133,7 +133,7 @@ def test_more_that_is_no_rename(spec: object) -> None:
         ({"epoch": "model.fc.bias"}, MismatchError, "a.pt: 'model.fc.bias' and 'epoch' would both be named "
          "'model.fc.bias'"),
         ("^epoch$=", RenameError, "a.pt: 'epoch' would have an empty name"),
-        (len, RenameError, "a.pt: a rename function returned 15 for 'model.fc.weight', which is not a name"),
+        (len, RenameError, "a.pt: A rename function returned 15 for 'model.fc.weight', which is not a name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_applied(spec: object, error: type[Exception], message: str) -> None:

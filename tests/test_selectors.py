@@ -100,7 +100,7 @@ def test_a_model_is_no_selector() -> None:
 
         def __call__(self, x: object) -> None: ...
 
-    with pytest.raises(SelectorError, match=re.escape("a Net is a model, not a selector (text, names or a function")):
+    with pytest.raises(SelectorError, match=re.escape("A Net is a model, not a selector (text, names or a function")):
         Selector(Net())
 
 
@@ -111,7 +111,7 @@ def test_tensors_in_a_list_are_no_names() -> None:
 
 @pytest.mark.parametrize("what", [None, 3, b"head.**", object(), int, list])
 def test_anything_else_is_no_selector(what: object) -> None:
-    with pytest.raises(SelectorError, match=r"is not a selector\. a selector is text such as '\*\*\.bias', a list"):
+    with pytest.raises(SelectorError, match=r"is not a selector\. A selector is text such as '\*\*\.bias', a list"):
         Selector(what)
 
 
@@ -340,7 +340,7 @@ def test_an_explanation_as_json() -> None:
                 "tensors": 0,
                 "numel": 0,
                 "names": [],
-                "note": "no name has the component 'nope'; the names start with encoder, head, embeddings, decode_head",
+                "note": "No name has the component 'nope'; the names start with encoder, head, embeddings, decode_head",
             },
         ],
     }
@@ -445,7 +445,7 @@ def test_layers_by_their_number() -> None:
     assert params.select("[layer>=11]").names == ["h.11.a.weight", "h.11.b.weight"]
     assert len(params.select("[layer!=0]")) == 23
     assert params.select("~[layer>=0]").names == ["head.weight"]
-    with pytest.raises(NoMatch, match="the first numbers in the names of the 25 parameters range from 0 to 11"):
+    with pytest.raises(NoMatch, match="The first numbers in the names of the 25 parameters range from 0 to 11"):
         params.select("[layer>11]")
     with pytest.raises(NoMatch, match="no name of them has a number"):
         params.select("head.*[layer=1]")
@@ -461,7 +461,7 @@ def test_layers_by_their_number() -> None:
     ],
 )
 def test_words_for_the_operators_are_respelled(text: str, meant: str) -> None:
-    with pytest.raises(SelectorSyntaxError, match=re.escape(f"did you mean `{meant}`?")):
+    with pytest.raises(SelectorSyntaxError, match=re.escape(f"Did you mean `{meant}`?")):
         tp.Selector(text)
 
 

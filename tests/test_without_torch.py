@@ -48,8 +48,8 @@ CASES = [
         "MissingDependency: torch is needed to give 'b' as a tensor; as an array, params.numpy(name) gives it "
         "without. pip install torch.",
     ),
-    ("lambda: tp.Module", "MissingDependency: torch is needed for torchparams.Module. pip install torch."),
-    ("lambda: tp.testing", "MissingDependency: pytest is needed for torchparams.testing. pip install pytest."),
+    ("lambda: tp.Module", "MissingDependency: 'torch' is needed for torchparams.Module. pip install torch."),
+    ("lambda: tp.testing", "MissingDependency: 'pytest' is needed for torchparams.testing. pip install pytest."),
     (
         "lambda: __import__('torchparams.cli.targets').cli.targets.table('torch.nn:Linear')",
         "MissingDependency: torch is needed to build torch.nn:Linear. pip install torch.",
@@ -62,10 +62,10 @@ CASES = [
         "lambda: tp.load(params, params)",
         "UnsupportedSource: FILE: torchparams.load needs a live model, not a safetensors",
     ),
-    ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: an optimizer needs live parameters, not a "),
+    ("lambda: tp.groups(params, lr=1)", "UnsupportedSource: FILE: An optimizer needs live parameters, not a "),
     (
         "lambda: tp.audit(params)",
-        "UnsupportedSource: a Parameters cannot be audited. an audit needs a live ",
+        "UnsupportedSource: A Parameters cannot be audited. An audit needs a live ",
     ),
 ]
 

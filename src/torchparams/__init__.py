@@ -197,7 +197,7 @@ def _imported(module: str, name: str) -> Any:
         from torchparams.errors import MissingDependency
 
         raise MissingDependency(
-            f"{error.name} is needed for {__name__}.{name}", hint=f"pip install {error.name}"
+            f"{error.name!r} is needed for {__name__}.{name}", hint=f"pip install {error.name}"
         ) from None
 
 

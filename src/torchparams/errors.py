@@ -25,8 +25,9 @@
     ├── RanksError (RuntimeError)           ranks of a process group made different calls
     └── MismatchError (ValueError)          two sets of parameters that do not match
 
-A message says what is wrong, where, what exists instead, and what to do, in that order, in one line. Unprintable
-characters in paths and names are escaped, so messages are safe to print in a terminal.
+A message says where something is wrong, what is wrong, what exists instead, and what to do, in that order, in one
+line. Its parts are written in lower case; each becomes a sentence with a capital letter. Unprintable characters in
+paths and names are escaped, so messages are safe to print in a terminal.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class TorchParamsError(Exception):
     """Base class of all exceptions of torchparams.
 
     Args:
-        what: What is wrong, in lower case and without a full stop.
+        what: What is wrong, in lower case and without a full stop, like `exists` and `hint`. Quote a name that begins
+            it, and put an identifier in backticks.
         where: File, byte offset, tensor or column.
         exists: What exists instead.
         hint: What to do.
@@ -66,8 +68,9 @@ class TorchParamsError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        tail = [part.rstrip(".") for part in (self.exists, self.hint) if part]
+        what = sentence(self.what)
+        head = f"{self.where}: {what}" if self.where else what
+        tail = [sentence(part).rstrip(".") for part in (self.exists, self.hint) if part]
         if not tail:
             return printable(head.rstrip("."))
         return printable(" ".join(part if part.endswith("?") else f"{part}." for part in (head.rstrip("."), *tail)))
@@ -95,7 +98,7 @@ class SelectorSyntaxError(SelectorError):
             found = repr(text[column - 1]) if column <= len(text) else "the end"
         super().__init__(
             f"expected {expected}, found {found}",
-            where=f"selector {shorten(repr(text), 160)}, column {column}",
+            where=f"Selector {shorten(repr(text), 160)}, column {column}",
             hint=hint,
         )
         self.text, self.column, self.expected = text, column, expected
@@ -257,6 +260,23 @@ def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
 
         names = heapq.nlargest(_COMPARED, names, key=alike)
     return difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+
+
+_FIRST_WORD = re.compile(r"([a-z]+)(?:['-][a-z]+)*(?=[\s,;:?]|$)")
+_LOWER_CASE = frozenset(
+    ("git", "numpy", "nanoarrow", "pip", "pyarrow", "safetensors", "torch", "torchparams", "transformers")
+)
+"""Names of libraries and commands, which keep their spelling at the beginning of a sentence."""
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital letter, unless it begins with a quoted name, a path, an identifier or a command.
+
+    >>> sentence("the file ends early"), sentence("torch.save writes it"), sentence("'fc.bias' is lazy")
+    ('The file ends early', 'torch.save writes it', "'fc.bias' is lazy")
+    """
+    word = _FIRST_WORD.match(text)
+    return text if word is None or word[1] in _LOWER_CASE else text[0].upper() + text[1:]
 
 
 def shorten(text: str, width: int = 80) -> str:

@@ -239,7 +239,9 @@ def _modules(model: object, verb: str, submodules: bool) -> list[tuple[str, nn.M
     """Path and module of `model`, and of all submodules if requested."""
     if isinstance(model, type) and issubclass(model, nn.Module):
         name = model.__name__
-        raise UnsupportedSource(f"{verb} takes a model, not the class {name}", hint=f"create a model first: {name}(…)")
+        raise UnsupportedSource(
+            f"{verb}() takes a model, not the class {name}", hint=f"create a model first: {name}(…)"
+        )
     if not isinstance(model, nn.Module):
-        raise UnsupportedSource(f"{verb} takes an nn.Module, not {type(model).__name__}: {shorten(repr(model))}")
+        raise UnsupportedSource(f"{verb}() takes an nn.Module, not {type(model).__name__}: {shorten(repr(model))}")
     return list(nn.Module.named_modules(model)) if submodules else [("", model)]

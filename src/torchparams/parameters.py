@@ -226,7 +226,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
                 f"to change values: with torch.no_grad(): {code}.copy_(…); "
                 f"to replace the parameter: {code} = torch.nn.Parameter(…)"
                 if done == "set"
-                else f"del {code}"
+                else f"`del {code}`"
             )
         return ReadOnlyTable(
             f"{name!r} cannot be {done} through a table of parameters", where=self._source.label, hint=hint

@@ -84,7 +84,7 @@ def test_a_selector_error_points_at_the_column(model: Path, capsys: pytest.Captu
     ran = command(capsys, "ls", model, "-s", "fc.* |")
     assert ran.status == 2
     first, text, caret = ran.err.splitlines()
-    assert first.startswith("torchparams: selector 'fc.* |', column 7: expected ")
+    assert first.startswith("torchparams: Selector 'fc.* |', column 7: Expected ")
     assert text == "    fc.* |"
     assert caret.index("^") == len("    fc.* |")
 
@@ -103,7 +103,7 @@ def test_a_defect_is_told_in_one_line(
 
     monkeypatch.setattr("torchparams.cli.ls.table", broken)
     ran = command(capsys, "ls", model)
-    assert (ran.status, ran.err) == (2, "torchparams: internal error: KeyError: 'inner'. --debug shows where\n")
+    assert (ran.status, ran.err) == (2, "torchparams: Internal error: KeyError: 'inner'. --debug shows where\n")
 
 
 def test_ctrl_c_is_no_traceback(

@@ -119,11 +119,11 @@ def test_the_rules(capsys: Captured) -> None:
         ),
         (
             ["audited_nets:Net", "--select", "M9"],
-            "torchparams: no rule is called 'M9'. did you mean 'M109'?\n",
+            "torchparams: No rule is called 'M9'. Did you mean 'M109'?\n",
         ),
         (
             ["audited_nets:Net", "--suppress", "M302"],
-            "torchparams: 'M302' is not RULE=SELECTOR. an example is M303=head.**.\n",
+            "torchparams: 'M302' is not RULE=SELECTOR. An example is M303=head.**.\n",
         ),
     ],
 )
@@ -137,6 +137,6 @@ def test_a_file_is_no_live_model(capsys: Captured) -> None:
     assert (ran.status, ran.out, ran.err) == (
         2,
         "",
-        "torchparams: model.safetensors: a checkpoint cannot be audited. an audit needs a live nn.Module. "
+        "torchparams: model.safetensors: A checkpoint cannot be audited. An audit needs a live nn.Module. "
         "torchparams.stats looks at the values of a checkpoint.\n",
     )

@@ -92,11 +92,11 @@ def test_what_is_neither_is_an_error(run: str, capsys: Captured) -> None:
     for name in ("epochs", "config.dims.2", "config.dims.x", "epoch.3"):
         ran = command(capsys, "show", run, name)
         assert ran.status == 2
-        assert f"no parameter is named '{name}'" in ran.err
+        assert f"No parameter is named '{name}'" in ran.err
 
 
 def test_the_part_that_holds_the_model_is_proposed(run: str, capsys: Captured) -> None:
-    with pytest.raises(MismatchError, match=r"load 'run\.ckpt#model'"):
+    with pytest.raises(MismatchError, match=r"Load 'run\.ckpt#model'"):
         tp.load(nn.Linear(2, 3), run)
     tp.save(tp.of(f"{run}#model"), "weights.safetensors")
     for mine, yours in ((run, "weights.safetensors"), ("weights.safetensors", run)):
@@ -112,5 +112,5 @@ def test_files_of_lightning(tmp_path: Path, capsys: Captured) -> None:
     torch.save({"epoch": 1, "pytorch-lightning_version": "2", "state_dict": nn.Linear(2, 2).state_dict()}, path)
     out = command(capsys, "ls", path).out
     assert f"parts that can be listed separately: {path}#state_dict (2 tensors)" in out
-    with pytest.raises(MismatchError, match=r"load '.*last\.ckpt#state_dict'"):
+    with pytest.raises(MismatchError, match=r"Load '.*last\.ckpt#state_dict'"):
         tp.load(nn.Linear(2, 2), path)

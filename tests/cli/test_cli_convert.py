@@ -73,23 +73,23 @@ def test_in_shards_and_joined(model: str, capsys: Captured) -> None:
     [
         (
             ["model.safetensors"],
-            "model.safetensors: the target is a source. write elsewhere; or, to replace it once the new one is "
+            "model.safetensors: The target is a source. Write elsewhere; or, to replace it once the new one is "
             "complete, pass overwrite=True (--force).",
         ),
         (
             ["x.safetensors", "--dtype", "step=i8", "--dtype", "f17"],
-            "unknown dtype 'f17'. use a spelling of torch, numpy or safetensors, such as bfloat16, bf16, float32, F32, "
+            "Unknown dtype 'f17'. Use a spelling of torch, numpy or safetensors, such as bfloat16, bf16, float32, F32, "
             "float8_e4m3fn, int64.",
         ),
         (
             ["x.safetensors", "-s", "norm.**"],
-            "model.safetensors: `norm.**` matches nothing. a glob matches whole names; this is only the end of "
-            "1 parameter. did you mean `**.norm.**`?",
+            "model.safetensors: `norm.**` matches nothing. A glob matches whole names; this is only the end of "
+            "1 parameter. Did you mean `**.norm.**`?",
         ),
         (
             ["x.gguf"],
-            "x.gguf: the suffix '.gguf' does not name a format. known suffixes are .safetensors .pt .pth .bin .ckpt. "
-            "for a directory of safetensors, write x.gguf/.",
+            "x.gguf: The suffix '.gguf' does not name a format. Known suffixes are .safetensors .pt .pth .bin .ckpt. "
+            "For a directory of safetensors, write x.gguf/.",
         ),
         (
             ["x.safetensors", "--metadata", "me"],
@@ -114,7 +114,7 @@ def test_overflow(model: str, capsys: Captured) -> None:
     ran = command(capsys, "convert", "large.safetensors", "x.safetensors", "--dtype", "f16")
     assert (ran.status, ran.err) == (
         2,
-        "torchparams: x.safetensors: 1 value of 'w' is too large for float16. nothing was written. choose a wider "
+        "torchparams: x.safetensors: 1 value of 'w' is too large for float16. Nothing was written. Choose a wider "
         "dtype, or pass allow_overflow=True (--allow-overflow).\n",
     )
     ran = command(capsys, "convert", "large.safetensors", "x.safetensors", "--dtype", "f16", "--allow-overflow")
@@ -170,7 +170,7 @@ def test_a_delta_and_back(model: str, capsys: Captured) -> None:
     assert tp.digest("again.safetensors").digest == tp.digest("tuned.safetensors").digest
     ran = command(capsys, "apply", "tuned.safetensors", "delta.safetensors", "no.safetensors")
     assert ran.status == 2
-    assert "the delta belongs to another base" in ran.err
+    assert "The delta belongs to another base" in ran.err
     assert command(capsys, "delta", model, "tuned.safetensors", "delta.safetensors", "-n", "-f", "--json").json[
         "tensors"
     ][0]["name"] == "step"  # fmt: skip

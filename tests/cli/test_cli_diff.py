@@ -63,8 +63,8 @@ def test_renames(capsys: Captured) -> None:
     ran = command(capsys, "diff", "base.safetensors", "wrapped.safetensors", "--rename", "model")
     assert ran.status == 2
     assert ran.err == (
-        "torchparams: 'model' is not a rename. as text, a rename is 'regex=replacement'. "
-        "to remove it, write 'model='.\n"
+        "torchparams: 'model' is not a rename. As text, a rename is 'regex=replacement'. "
+        "To remove it, write 'model='.\n"
     )
 
 
@@ -86,7 +86,7 @@ def test_json(capsys: Captured) -> None:
 def test_errors(capsys: Captured) -> None:
     ran = command(capsys, "diff", "base.safetensors", "nothing.safetensors")
     assert ran.status == 2
-    assert "nothing.safetensors: no such file or directory" in ran.err
+    assert "nothing.safetensors: No such file or directory" in ran.err
     ran = command(capsys, "diff", "base.safetensors", "tuned.safetensors", "-s", "head.*")
     assert ran.status == 2
     assert ran.err.startswith("torchparams: base.safetensors and tuned.safetensors: `head.*` matches nothing.")

@@ -79,10 +79,10 @@ def test_a_live_model(folder: Path, capsys: Captured) -> None:
 
 def test_errors(folder: Path, capsys: Captured) -> None:
     for arguments, message in (
-        (("nothing.pt",), "torchparams: nothing.pt: no such file or directory"),
+        (("nothing.pt",), "torchparams: nothing.pt: No such file or directory"),
         (
             ("model.pt", "-o", "model.safetensors"),
-            "torchparams: model.safetensors: the file exists, and is not a manifest. delete it, or choose "
+            "torchparams: model.safetensors: The file exists, and is not a manifest. Delete it, or choose "
             "another name.",
         ),
         (

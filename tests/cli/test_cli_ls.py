@@ -69,8 +69,8 @@ def test_sorted_and_limited(model: str, capsys: Captured) -> None:
     assert out[2].startswith("layers.0.fc.weight")
     assert out[3] == "… 7 more parameters …"
     assert command(capsys, "ls", model, "--sort", "colour").err == (
-        "torchparams: no column 'colour' to sort by. "
-        "columns are name, numel, nbytes, size, dtype, shape, module, stored.\n"
+        "torchparams: No column 'colour' to sort by. "
+        "Columns are name, numel, nbytes, size, dtype, shape, module, stored.\n"
     )
 
 
@@ -101,7 +101,7 @@ def test_a_mapping_in_a_checkpoint(tmp_path: Path, capsys: Captured) -> None:
     assert [row["name"] for row in command(capsys, "ls", f"{file}#model", "--json").json["parameters"]] == ["w"]
     ran = command(capsys, "ls", f"{file}#modell")
     assert ran.status == 2
-    assert ran.err.endswith("did you mean '#model'?\n")
+    assert ran.err.endswith("Did you mean '#model'?\n")
 
 
 def test_a_live_model_is_built_on_the_meta_device(capsys: Captured) -> None:
@@ -146,20 +146,20 @@ def test_live_targets(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("some_nets:Nett", "some_nets:Nett: some_nets has no 'Nett'. did you mean Net?"),
-        ("some_nets:number", "some_nets:number: is a int, which cannot be called"),
+        ("some_nets:Nett", "some_nets:Nett: 'some_nets' has no 'Nett'. Did you mean Net?"),
+        ("some_nets:number", "some_nets:number: Is a int, which cannot be called"),
         (
             "some_nets:broken",
-            "some_nets:broken: building it on the meta device failed with RuntimeError: no luck. --debug shows where.",
+            "some_nets:broken: Building it on the meta device failed with RuntimeError: no luck. --debug shows where.",
         ),
         (
             "some_nets:wrong",
-            "some_nets:wrong: gave a builtins.dict, not an nn.Module. name a function without required "
+            "some_nets:wrong: Gave a builtins.dict, not an nn.Module. Name a function without required "
             "arguments that returns a model, or a model class.",
         ),
         (
             "no_such_nets:Net",
-            "no_such_nets:Net: module not found: 'no_such_nets'. the search path is the current directory, "
+            "no_such_nets:Net: Module not found: 'no_such_nets'. The search path is the current directory, "
             "then the installed packages.",
         ),
     ],
@@ -191,7 +191,7 @@ def test_show(model: str, capsys: Captured) -> None:
 def test_show_names_the_nearest(model: str, capsys: Captured) -> None:
     ran = command(capsys, "show", model, "head.wieght")
     assert (ran.status, ran.err) == (
-        2, "torchparams: model.safetensors: no parameter is named 'head.wieght'. did you mean 'head.weight'?\n"
+        2, "torchparams: model.safetensors: No parameter is named 'head.wieght'. Did you mean 'head.weight'?\n"
     )  # fmt: skip
 
 

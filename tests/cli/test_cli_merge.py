@@ -48,8 +48,8 @@ def test_merging_two(folder: Path, capsys: Captured) -> None:
     ran = command(capsys, "merge", A, B, OUT)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "torchparams: out.safetensors: it exists already. "
-        "to replace it once the new one is complete, pass overwrite=True (--force).\n"
+        "torchparams: out.safetensors: It exists already. "
+        "To replace it once the new one is complete, pass overwrite=True (--force).\n"
     )
     assert command(capsys, "merge", A, B, A, "--force", "--json").json["tensors"] == 3
     assert values(A) == [2, 2, 2]
@@ -92,7 +92,7 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: Captured) -> None:
     ("arguments", "message"),
     [
         ([A], "Invalid value for SOURCE... TARGET: name the sources, and the output last."),
-        ([A, OUT], "linear takes 2 or more sources, but there is 1"),
+        ([A, OUT], "Method 'linear' takes 2 or more sources, but there is 1"),
         (
             [A, B, OUT, "-w", "x"],
             "Invalid value for --weight: 'x' is not a number, or several separated by commas.",
@@ -103,19 +103,19 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: Captured) -> None:
         ),
         (
             [A, B, OUT, "-w", "1,2,3"],
-            "3 numbers for 2 sources: weights=[1.0, 2.0, 3.0]. pass one number per source, or a single number.",
+            "3 numbers for 2 sources: weights=[1.0, 2.0, 3.0]. Pass one number per source, or a single number.",
         ),
-        ([A, B, OUT, "-w", "nan"], "weights must be finite numbers, not nan"),
+        ([A, B, OUT, "-w", "nan"], "Weights must be finite numbers, not nan"),
         (
             [A, B, OUT, "-m", "ties"],
-            "ties needs the base that the sources were tuned from. pass base=… (--base BASE).",
+            "Method 'ties' needs the base that the sources were tuned from. Pass base=… (--base BASE).",
         ),
-        ([A, B, OUT, "--seed", "1"], "linear does not take seed. methods with seed are dare, dare_ties."),
-        ([A, "nothing.pt", OUT], "nothing.pt: no such file or directory"),
+        ([A, B, OUT, "--seed", "1"], "Method 'linear' does not take seed. Methods with seed are dare, dare_ties."),
+        ([A, "nothing.pt", OUT], "nothing.pt: No such file or directory"),
         (
             [A, B, OUT, "-w", "layer.0.**=0.5"],
-            "a.safetensors: `layer.0.**` matches nothing. no name has the component 'layer'. "
-            "did you mean `layers.0.**` (1 parameter)?",
+            "a.safetensors: `layer.0.**` matches nothing. No name has the component 'layer'. "
+            "Did you mean `layers.0.**` (1 parameter)?",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_errors_of_lora(folder: Path, capsys: Captured) -> None:
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
         "torchparams: nowhere/adapter_config.json: No such file or directory. "
-        "an adapter is a directory saved by PEFT.\n"
+        "An adapter is a directory saved by PEFT.\n"
     )
     ran = command(capsys, "lora", "extract", BASE, BASE, "adapter", "-r", "1")
-    assert ran.err == "torchparams: base.safetensors and base.safetensors: the checkpoints do not differ\n"
+    assert ran.err == "torchparams: base.safetensors and base.safetensors: The checkpoints do not differ\n"

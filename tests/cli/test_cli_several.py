@@ -68,7 +68,7 @@ def test_one_status_is_the_worst(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert ran.status == 2 and "3 targets: 1 fine, 1 with findings, 1 not read" in ran.out
     form = command(capsys, "stats", "--check", "step-*", "--json").json
     assert [each["outcome"] for each in form["targets"]] == ["fine", "finding", "error"]
-    assert "the file ends after 4 bytes" in form["targets"][2]["error"]
+    assert "The file ends after 4 bytes" in form["targets"][2]["error"]
     assert command(capsys, "stats", "--check", "--rules", "zero", "step-5", "step-10").status == 0
     assert command(capsys, "stats", "step-*").status == 2
 

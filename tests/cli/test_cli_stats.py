@@ -101,11 +101,11 @@ def test_a_live_model_has_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_wrong_is_said_in_a_line(model: str, capsys: Captured) -> None:
     ran = command(capsys, "stats", model, "-q", "50")
     assert (ran.status, ran.err) == (
-        2, "torchparams: quantiles must be numbers between 0 and 1, not '50'. write 0.01,0.5,0.99.\n",
+        2, "torchparams: Quantiles must be numbers between 0 and 1, not '50'. Write 0.01,0.5,0.99.\n",
     )  # fmt: skip
     ran = command(capsys, "stats", model, "--sort", "size")
     assert ran.status == 2
-    assert ran.err.startswith("torchparams: no column 'size' to sort by. columns are name, numel,")
+    assert ran.err.startswith("torchparams: No column 'size' to sort by. Columns are name, numel,")
     assert command(capsys, "stats", model, "--by", "**.gamma").status == 2
 
 
@@ -142,7 +142,7 @@ def test_rules_that_are_none(model: str, capsys: Captured) -> None:
     ran = command(capsys, "stats", model, "--check", "--rules", "nan")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "torchparams: unknown kind of flag 'nan'. kinds are non-finite, zero, constant, saturated, scale.\n"
+        "torchparams: Unknown kind of flag 'nan'. Kinds are non-finite, zero, constant, saturated, scale.\n"
     )
     ran = command(capsys, "stats", model, "--rules", "zero")
     assert ran.status == 2

@@ -71,19 +71,19 @@ def test_a_bare_file_lists_what_is_in_it_and_is_not_run(capsys: Captured, tmp_pa
         ran = command(capsys, verb, "run.py")
         assert (ran.status, ran.out) == (2, "")
         assert ran.err == (
-            "torchparams: run.py: names a Python file without a callable. it has the classes Net(), "
-            "Wide(width, scale) and the functions build(). for example run.py:Net.\n"
+            "torchparams: run.py: Names a Python file without a callable. It has the classes Net(), "
+            "Wide(width, scale) and the functions build(). For example run.py:Net.\n"
         )
 
 
 def test_files_that_are_not_there_or_broken(capsys: Captured, tmp_path: Path) -> None:
-    assert "no such file. did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py:Net").err
-    assert "no such file. did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py").err
+    assert "No such file. Did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py:Net").err
+    assert "No such file. Did you mean nets/types.py?" in command(capsys, "ls", "nets/tipes.py").err
     (tmp_path / "broken.py").write_text("class Net(:\n")
-    assert "broken.py: cannot be read as Python: invalid syntax" in command(capsys, "ls", "broken.py").err
-    assert "importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
-    assert "it has no classes or functions" in (command(capsys, "ls", "nets/beside.py").err)
-    assert "has no 'Nett'. did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
+    assert "broken.py: Cannot be read as Python: invalid syntax" in command(capsys, "ls", "broken.py").err
+    assert "Importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
+    assert "It has no classes or functions" in (command(capsys, "ls", "nets/beside.py").err)
+    assert "has no 'Nett'. Did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
 
 
 NEEDS_VALUES = {

@@ -67,16 +67,16 @@ def test_without_a_manifest(folder: Path, capsys: Captured) -> None:
     (folder / "model.pt").write_bytes(contents[:-1])
     ran = command(capsys, "verify", "model.pt")
     assert (ran.status, ran.err) == (1, "")
-    assert ran.out.startswith("model.pt\ncheck              result\nstructure  failed  the zip is cut off")
+    assert ran.out.startswith("model.pt\ncheck              result\nstructure  failed  The zip is cut off")
 
 
 def test_errors(folder: Path, capsys: Captured) -> None:
     for arguments, message in (
-        (("nothing.pt",), "torchparams: nothing.pt: no such file or directory"),
+        (("nothing.pt",), "torchparams: nothing.pt: No such file or directory"),
         (("model.pt", "nothing.json"), "torchparams: nothing.json: No such file or directory\n"),
         (
             ("model.pt", "--manifest", "model.safetensors"),
-            "torchparams: model.safetensors: not a manifest: it starts with b'",
+            "torchparams: model.safetensors: Not a manifest: it starts with b'",
         ),
         (("model.pt", "manifest.json", "-s", "b.**"), "torchparams: model.pt: "),
     ):

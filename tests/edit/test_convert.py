@@ -129,7 +129,7 @@ def test_from_a_compressed_file(tmp_path: Path) -> None:
     plan.run()
     assert torch.equal(load_file(tmp_path / "x.safetensors")["b"], big[500:])
     assert refusal(PlanError, source, tmp_path / "y.safetensors", memory=900) == (
-        "'a': it needs 3.91 KiB of memory; the limit is 900 B. raise the limit: memory=… (--memory)."
+        "'a': It needs 3.91 KiB of memory; the limit is 900 B. Raise the limit: memory=… (--memory)."
     )
 
 
@@ -178,24 +178,24 @@ def test_elements_of_four_bits_go_to_torch_in_pairs_and_back(tmp_path: Path) -> 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert refusal(PlanError, {"w": sample("complex128", (2,))}, tmp_path / "x.safetensors") == (
-        "'w': safetensors has no dtype for complex128. write a torch file (.pt), or exclude it with -s '~[dtype=…]'."
+        "'w': safetensors has no dtype for complex128. Write a torch file (.pt), or exclude it with -s '~[dtype=…]'."
     )
     assert refusal(PlanError, {"w": sample("float6_e2m3fn", (4,))}, tmp_path / "x.pt") == (
-        "'w': torch has no dtype for float6_e2m3fn. write a .safetensors file."
+        "'w': torch has no dtype for float6_e2m3fn. Write a .safetensors file."
     )
     assert refusal(PlanError, {"w": sample("float4_e2m1fn", (3,))}, tmp_path / "x.safetensors") == (
         "'w': 3 elements of 4 bits do not fill a whole number of bytes"
     )
     assert refusal(PlanError, {"__metadata__": np.ones(1)}, tmp_path / "x.safetensors") == (
-        "the name '__metadata__' is reserved in safetensors files. rename it."
+        "The name '__metadata__' is reserved in safetensors files. Rename it."
     )
     assert refusal(NotReadable, {"w": torch.zeros(2, device="meta")}, tmp_path / "x.safetensors") == (
         "dict: 'w' is on the meta device, and has no values"
     )
     assert refusal(NotReadable, {"w": torch.eye(2).to_sparse()}, tmp_path / "x.safetensors").startswith(
-        "dict: 'w': a sparse tensor"
+        "dict: 'w': A sparse tensor"
     )
-    assert refusal(PlanError, {}, tmp_path / "x.safetensors") == "dict: it holds no tensors"
+    assert refusal(PlanError, {}, tmp_path / "x.safetensors") == "dict: It holds no tensors"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,9 +210,9 @@ def test_names(tmp_path: Path) -> None:
     assert refusal(MismatchError, arrays, path, rename=r"\.[ab]\.=.") == (
         "dict: 'model.a.gamma' and 'model.b.gamma' would both be named 'model.gamma'"
     )
-    assert refusal(NoMatch, arrays, path, rename="beta=bias") == "dict: the rename pattern 'beta' matches no name"
+    assert refusal(NoMatch, arrays, path, rename="beta=bias") == "dict: The rename pattern 'beta' matches no name"
     assert refusal(NoMatch, arrays, path, strip_prefix="net.") == (
-        "dict: no name starts with the prefix 'net.' to strip"
+        "dict: No name starts with the prefix 'net.' to strip"
     )
     refusal(UnknownName, arrays, path, rename={"nothing": "something"})
     with pytest.raises(NoMatch):
@@ -268,8 +268,8 @@ def test_overflow_is_refused_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         tp.convert(weights, path, dtype="f16", overwrite=True).run()
     assert str(caught.value) == (
-        f"{path}: 2 values of 'a' are too large for float16, also in 1 other tensor. nothing was written. "
-        "choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
+        f"{path}: 2 values of 'a' are too large for float16, also in 1 other tensor. Nothing was written. "
+        "Choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
     )
     assert [child.name for child in tmp_path.iterdir()] == ["x.safetensors"]
     assert path.read_text() == "old"
@@ -281,14 +281,14 @@ def test_overflow_is_refused_and_nothing_written(tmp_path: Path) -> None:
 def test_types_that_make_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     assert refusal(PlanError, SOME, path, dtype="int8") == (
-        "dict: all floating-point tensors cannot be cast to int8. "
-        "choose a floating-point dtype, or cast a selection: {selector: dtype}."
+        "dict: All floating-point tensors cannot be cast to int8. "
+        "Choose a floating-point dtype, or cast a selection: {selector: dtype}."
     )
     assert refusal(PlanError, SOME, path, dtype={"a.weight": "int8"}) == (
-        "dict: 'a.weight': cannot cast float32 to int8. cast floats to floats, and integers to integers."
+        "dict: 'a.weight': Cannot cast float32 to int8. Cast floats to floats, and integers to integers."
     )
-    assert refusal(PlanError, SOME, path, dtype="f8_e8m0") == "a.weight: float32 cannot be cast to float8_e8m0fnu"
-    assert refusal(PlanError, SOME, path, dtype="bf17").startswith("unknown dtype 'bf17'")
+    assert refusal(PlanError, SOME, path, dtype="f8_e8m0") == "a.weight: Dtype float32 cannot be cast to float8_e8m0fnu"
+    assert refusal(PlanError, SOME, path, dtype="bf17").startswith("Unknown dtype 'bf17'")
     with pytest.raises(NoMatch):
         tp.convert(SOME, path, dtype={"nothing": "bf16"})
 
@@ -303,7 +303,7 @@ def test_metadata(tmp_path: Path) -> None:
     plan = tp.convert(tmp_path / "a.safetensors", tmp_path / "b.pt")
     assert plan.dropped == (("author", "metadata; a torch file cannot store it"),)
     assert refusal(PlanError, tmp_path / "a.safetensors", tmp_path / "b.pt", metadata={"a": "b"}).endswith(
-        "b.pt: a torch file cannot store metadata. write a .safetensors file."
+        "b.pt: A torch file cannot store metadata. Write a .safetensors file."
     )
     assert refusal(PlanError, tmp_path / "a.safetensors", tmp_path / "c.safetensors", metadata={"a": 1}).endswith(
         "c.safetensors: safetensors metadata must be text, but 'a' is 1"
@@ -366,11 +366,11 @@ def test_sizes(size: int | str, count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("5 parsecs", "'5 parsecs' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
-        ("", "'' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
-        ("-1", "a size must be positive, not -1"),
-        (0, "a size must be positive, not 0"),
-        ("infG", "'infG' is not a size. write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
+        ("5 parsecs", "'5 parsecs' is not a size. Write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
+        ("", "'' is not a size. Write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
+        ("-1", "A size must be positive, not -1"),
+        (0, "A size must be positive, not 0"),
+        ("infG", "'infG' is not a size. Write a number of bytes, or one with a unit: 500M, 5GB, 2GiB."),
     ],
 )
 def test_what_is_no_size(size: int | str, message: str, tmp_path: Path) -> None:
@@ -379,24 +379,24 @@ def test_what_is_no_size(size: int | str, message: str, tmp_path: Path) -> None:
 
 def test_shards_are_a_directory_of_safetensors(tmp_path: Path) -> None:
     assert refusal(PlanError, SOME, "x.safetensors", max_shard_size=10) == (
-        "x.safetensors: shards need a directory, but the path names a file. write x/."
+        "x.safetensors: Shards need a directory, but the path names a file. Write x/."
     )
     assert refusal(PlanError, SOME, "x.pt", max_shard_size=10) == (
-        "x.pt: only safetensors can be written in shards. pass a directory: out/."
+        "x.pt: Only safetensors can be written in shards. Pass a directory: out/."
     )
     assert refusal(PlanError, SOME, tmp_path, format="torch zip") == (
-        f"{tmp_path}: a torch zip is a file, but the path names a directory. end it in .pt."
+        f"{tmp_path}: A torch zip is a file, but the path names a directory. End it in .pt."
     )
 
 
 def test_the_suffix_says_the_format() -> None:
     assert refusal(PlanError, SOME, "out/llama-3.1") == (
-        "out/llama-3.1: the suffix '.1' does not name a format. known suffixes are .safetensors .pt .pth .bin .ckpt. "
-        "for a directory of safetensors, write out/llama-3.1/."
+        "out/llama-3.1: The suffix '.1' does not name a format. Known suffixes are .safetensors .pt .pth .bin .ckpt. "
+        "For a directory of safetensors, write out/llama-3.1/."
     )
-    assert refusal(PlanError, SOME, "") == "the target path is empty"
+    assert refusal(PlanError, SOME, "") == "The target path is empty"
     assert refusal(PlanError, SOME, "x.gguf", format="gguf") == (
-        "format must be 'safetensors' or 'torch zip', not 'gguf'"
+        "`format` must be 'safetensors' or 'torch zip', not 'gguf'"
     )
     assert tp.convert(SOME, "x.weights", format="torch zip").format == "torch zip"
     assert tp.convert(SOME, "x.weights", format="safetensors").format == "safetensors"

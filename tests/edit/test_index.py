@@ -123,15 +123,15 @@ def test_what_cannot_be_repaired(shards: Path, tmp_path: Path) -> None:
         return str(caught.value)
 
     assert message(PlanError, tmp_path / "no") == (
-        f"{tmp_path}/no: repairing an index needs the directory of the shards. pass the directory."
+        f"{tmp_path}/no: Repairing an index needs the directory of the shards. Pass the directory."
     )
     assert message(SourceError, tmp_path) == (
-        f"{tmp_path}: there are no numbered shards. shard names look like model-00001-of-00002.safetensors."
+        f"{tmp_path}: There are no numbered shards. Shard names look like model-00001-of-00002.safetensors."
     )
     (shards / "model-00002-of-00003.safetensors").rename(shards / "kept")
     assert message(FileFormatError, shards) == (
         f"{shards}: 1 of 3 shards are missing: model-00002-of-00003.safetensors. "
-        "copy or download the missing shards again."
+        "Copy or download the missing shards again."
     )
     (shards / "model-00002-of-00003.safetensors").write_bytes(
         (shards / "model-00001-of-00003.safetensors").read_bytes()
@@ -142,8 +142,8 @@ def test_what_cannot_be_repaired(shards: Path, tmp_path: Path) -> None:
     (shards / "model-00001-of-00007.safetensors").write_bytes(b"")
     index_of(shards).unlink()
     assert message(SourceError, shards) == (
-        f"{shards}: there are shards of 2 checkpoints. model-*-of-00003.safetensors, model-*-of-00007.safetensors. "
-        "move all but one to another directory."
+        f"{shards}: There are shards of 2 checkpoints. model-*-of-00003.safetensors, model-*-of-00007.safetensors. "
+        "Move all but one to another directory."
     )
 
 

@@ -221,7 +221,7 @@ def test_a_tied_name_is_changed_alone_only_on_request(tmp_path: Path) -> None:
         tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt")
     assert str(caught.value).removeprefix(str(tmp_path)) == (
         "/base.pt: 'head.weight' is tied to 'embed.weight', but the adapter changes it alone. PEFT's merge would "
-        "change all of them. to write separate tensors, pass shared='clone' (--shared clone)."
+        "change all of them. To write separate tensors, pass shared='clone' (--shared clone)."
     )
     plan = tp.fold_lora(str(tmp_path / "base.pt"), path, tmp_path / "out.pt", shared="clone")
     assert plan.notes[1] == "no longer tied to others: 'head.weight'"
@@ -240,26 +240,26 @@ def test_a_tied_name_is_changed_alone_only_on_request(tmp_path: Path) -> None:
         (
             {"use_dora": True},
             NotReadable,
-            "it uses use_dora=True, which is not supported: it scales rows by learned magnitudes (DoRA). "
-            "merge it with PEFT.",
+            "It uses use_dora=True, which is not supported: it scales rows by learned magnitudes (DoRA). "
+            "Merge it with PEFT.",
         ),
         (
             {"alora_invocation_tokens": [1, 2]},
             NotReadable,
-            "it uses alora_invocation_tokens=[1, 2], which is not supported: "
+            "It uses alora_invocation_tokens=[1, 2], which is not supported: "
             "it acts on some tokens only (aLoRA), which weights cannot express",
         ),
         (
             {"some_new_thing": {"x": 1}, "other": [1]},
             NotReadable,
-            "it uses some_new_thing={'x': 1}, other=[1], which is not supported. merge it with PEFT.",
+            "It uses some_new_thing={'x': 1}, other=[1], which is not supported. Merge it with PEFT.",
         ),
-        ({"peft_type": "IA3"}, NotReadable, "the adapter type 'IA3' is not supported. the supported type is 'LORA'."),
+        ({"peft_type": "IA3"}, NotReadable, "The adapter type 'IA3' is not supported. The supported type is 'LORA'."),
         (
             {"init_lora_weights": "pissa_niter_4"},
             NotReadable,
             "init_lora_weights='pissa_niter_4': this initialisation changed the weights of the base. "
-            "save it with PEFT's path_initial_model_for_weight_conversion, which writes a plain adapter.",
+            "Save it with PEFT's path_initial_model_for_weight_conversion, which writes a plain adapter.",
         ),
     ],
 )
@@ -283,15 +283,15 @@ Q = "layers.0.q"
             {},
             NotReadable,
             "{file}: 'base_model.model.layers.0.q.lora_magnitude_vector.weight' is not a supported factor, "
-            "of a weight-decomposed adapter (DoRA). supported are lora_A, lora_B, lora_embedding_A, lora_embedding_B "
-            "and whole tensors. merge it with PEFT.",
+            "of a weight-decomposed adapter (DoRA). Supported are lora_A, lora_B, lora_embedding_A, lora_embedding_B "
+            "and whole tensors. Merge it with PEFT.",
         ),
         (
             {**factors(Q, 6, 5), f"{Q}.lora_B.bias": normal(6)},
             {},
             NotReadable,
-            "{file}: 'base_model.model.layers.0.q.lora_B.bias' is not a supported factor. supported are "
-            "lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors. merge it with PEFT.",
+            "{file}: 'base_model.model.layers.0.q.lora_B.bias' is not a supported factor. Supported are "
+            "lora_A, lora_B, lora_embedding_A, lora_embedding_B and whole tensors. Merge it with PEFT.",
         ),
         (
             {f"{Q}.lora_A.weight": normal(2, 5)},
@@ -303,27 +303,27 @@ Q = "layers.0.q"
             factors(Q, 6, 5, rank=3),
             {},
             PlanError,
-            "{file}: the factors of 'layers.0.q' have shapes [3, 5] and [6, 3], but the configuration says r=2",
+            "{file}: The factors of 'layers.0.q' have shapes [3, 5] and [6, 3], but the configuration says r=2",
         ),
         (
             factors(Q, 6, 4),
             {},
             MismatchError,
-            "layers.0.q.weight has shape [6, 5], which does not match factors of shapes [2, 4] and [6, 2]",
+            "'layers.0.q.weight' has shape [6, 5], which does not match factors of shapes [2, 4] and [6, 2]",
         ),
         (
             factors("layers.0.k", 6, 5),
             {},
             MismatchError,
-            "dict: the adapter changes 'layers.0.k.weight', but the base has no such tensor. "
-            "did you mean 'layers.0.q.weight'? fold into the model that the adapter was trained on.",
+            "dict: The adapter changes 'layers.0.k.weight', but the base has no such tensor. "
+            "Did you mean 'layers.0.q.weight'? Fold into the model that the adapter was trained on.",
         ),
         (
             {"head.weight": normal(4, 6)},
             {},
             MismatchError,
             "'head.weight' has shape [3, 6] in dict and [4, 6] in the adapter. "
-            "fold into the model that the adapter was trained on.",
+            "Fold into the model that the adapter was trained on.",
         ),
         (factors(Q, 6, 5), {"r": 0}, FileFormatError, "{config}: r=0: the rank must be at least 1"),
         (factors(Q, 6, 5), {"lora_alpha": "4"}, FileFormatError, "{config}: lora_alpha='4' is not a number"),
@@ -361,12 +361,12 @@ def test_directories_that_are_no_adapters(tmp_path: Path) -> None:
         return str(caught.value).replace(str(tmp_path), "here")
 
     assert message(SourceError, tmp_path) == (
-        "here/adapter_config.json: No such file or directory. an adapter is a directory saved by PEFT."
+        "here/adapter_config.json: No such file or directory. An adapter is a directory saved by PEFT."
     )
     (tmp_path / "adapter_config.json").write_text("{")
-    assert message(FileFormatError, tmp_path).startswith("here/adapter_config.json: it is not JSON: ")
+    assert message(FileFormatError, tmp_path).startswith("here/adapter_config.json: It is not JSON: ")
     (tmp_path / "adapter_config.json").write_text("[]")
-    assert message(FileFormatError, tmp_path) == "here/adapter_config.json: the JSON is not an object"
+    assert message(FileFormatError, tmp_path) == "here/adapter_config.json: The JSON is not an object"
     (tmp_path / "adapter_config.json").write_text("{}")
     assert message(SourceError, tmp_path) == (
         "here: the directory has no adapter weights. the file name is adapter_model.safetensors."
@@ -377,7 +377,7 @@ def test_directories_that_are_no_adapters(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "dict: cannot add to 'layers.0.q.weight' of dtype int8. use a base with floating-point weights."
     )
-    with pytest.raises(OptionError, match=r"compute must be 'float32' or 'float64', not 'int8'"):
+    with pytest.raises(OptionError, match=r"`compute` must be 'float32' or 'float64', not 'int8'"):
         tp.fold_lora(BASE, path, tmp_path / "x.safetensors", compute="int8")
 
 
@@ -416,7 +416,7 @@ def test_the_rest_is_saved_where_it_is_asked_for(tmp_path: Path) -> None:
         tp.extract_lora(BASE, after, tmp_path / "adapter", rank=2, save_rest=True)
     assert str(caught.value) == (
         f"{tmp_path}/adapter: 'layers.0.q.weight' cannot be written whole: its module already has factors. "
-        "exclude it with a selector, or omit save_rest (--save-rest)."
+        "Exclude it with a selector, or omit save_rest (--save-rest)."
     )
     after = {**BASE, "head.weight": tuned(1)["head.weight"], "conv.weight": BASE["conv.weight"] + 1}
     plan = tp.extract_lora(BASE, after, tmp_path / "adapter", rank=1, save_rest=True)
@@ -522,7 +522,7 @@ def test_a_difference_that_is_not_finite() -> None:
     after[1, 1] = np.nan
     with pytest.raises(NotReadable) as caught:
         computed(after, before, 1)
-    assert str(caught.value) == "the difference of 'w' has non-finite values, so it has no decomposition"
+    assert str(caught.value) == "The difference of 'w' has non-finite values, so it has no decomposition"
 
 
 def test_embeddings_are_selected_or_told_by_their_names(tmp_path: Path) -> None:
@@ -563,22 +563,22 @@ def test_what_extracting_refuses(tmp_path: Path) -> None:
 
     w = {"w.weight": np.zeros((2, 2), np.float32)}
     v = {"w.weight": np.ones((2, 2), np.float32)}
-    assert message(PlanError, w, w) == "dict and dict: the checkpoints do not differ"
+    assert message(PlanError, w, w) == "dict and dict: The checkpoints do not differ"
     for rank in (0, 1.5, True):
-        assert message(OptionError, w, v, rank=rank) == f"rank must be a positive integer, not {rank!r}"
-    assert message(OptionError, w, v, dtype="int8") == "the dtype of factors must be floating-point, not int8"
+        assert message(OptionError, w, v, rank=rank) == f"`rank` must be a positive integer, not {rank!r}"
+    assert message(OptionError, w, v, dtype="int8") == "The dtype of factors must be floating-point, not int8"
     assert message(MismatchError, {}, v) == (
-        "'w.weight' of dict is not in dict. exclude such tensors with a selector (-s)."
+        "'w.weight' of dict is not in dict. Exclude such tensors with a selector (-s)."
     )
     assert message(MismatchError, {"w.weight": np.zeros(3)}, v) == (
-        "'w.weight' has shape [3] in dict and [2, 2] in dict. exclude such tensors with a selector (-s)."
+        "'w.weight' has shape [3] in dict and [2, 2] in dict. Exclude such tensors with a selector (-s)."
     )
     assert message(PlanError, {"b": np.zeros(2)}, {"b": np.ones(2)}) == (
-        "dict: only 'b' differ, and only matrices can have factors"
+        "dict: Only 'b' differ, and only matrices can have factors"
     )
     assert message(PlanError, {"b": np.zeros(2)}, {"b": np.ones(2)}, save_rest=True) == (
         "here/a: 'b' cannot be written whole: it has no module. "
-        "exclude it with a selector, or omit save_rest (--save-rest)."
+        "Exclude it with a selector, or omit save_rest (--save-rest)."
     )
     assert (
         message(PlanError, w, v, tmp_path / "no" / "a")
@@ -592,7 +592,7 @@ def test_what_extracting_refuses(tmp_path: Path) -> None:
     tp.extract_lora(w, v, tmp_path / "a", rank=1).run()
     assert message(PlanError, w, v) == (
         "here/a/adapter_config.json: it exists already. "
-        "to replace it once the new one is complete, pass overwrite=True (--force)."
+        "To replace it once the new one is complete, pass overwrite=True (--force)."
     )
     tp.extract_lora(w, v, tmp_path / "a", rank=1, overwrite=True).run()
 
@@ -615,7 +615,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     plan = tp.extract_lora(w, {"w.weight": np.ones((2, 2), np.float32)}, tmp_path / "b", rank=1)
 
     def full(path: str, *_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", path)
+        raise OSError(errno.ENOSPC, "no space left on device", path)
 
     monkeypatch.setattr("os.mkdir", full)
     with pytest.raises(WriteError) as caught:

@@ -133,8 +133,8 @@ def test_where_nothing_decides_it_has_to_be_stated(config: dict[str, Any] | None
     path = adapter(tmp_path, SQUARES)
     base = on_disk(tmp_path, GPT2, config)
     assert message(PlanError, base, path) == (
-        f"here/base/model.safetensors: cannot tell whether {names} stored as (out, in) or as (in, out), "
-        "as in transformers' Conv1D. for a square weight, a config.json beside the base would decide. pass "
+        f"here/base/model.safetensors: Cannot tell whether {names} stored as (out, in) or as (in, out), "
+        "as in transformers' Conv1D. For a square weight, a config.json beside the base would decide. Pass "
         "fan_in_fan_out: False, True, or a selector of (in, out) weights "
         "(--no-fan-in-fan-out, --fan-in-fan-out SELECTOR)."
     )
@@ -177,7 +177,7 @@ def test_the_classes_of_a_live_base_decide(tmp_path: Path) -> None:
     weight = base["fc"].weight.detach().numpy()  # type: ignore[operator]  # a Linear
     np.testing.assert_allclose(made["fc.weight"], weight + 2 * product(both, "fc"), rtol=1e-5, atol=1e-6)
     own = adapter(tmp_path, factors("own", 4, 4), "own")
-    assert "cannot tell whether 'own.weight' is stored" in message(PlanError, base, own)
+    assert "Cannot tell whether 'own.weight' is stored" in message(PlanError, base, own)
 
 
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, None])
@@ -186,7 +186,7 @@ def test_extracted_factors_are_the_way_round_that_peft_reads(config: dict[str, A
     tuned = expected(TURNED)
     options: dict[str, Any] = {} if config else {"fan_in_fan_out": "**.c_*.weight"}
     if config is None:
-        with pytest.raises(PlanError, match=r"cannot tell whether 'h\.0\.attn\.c_(attn|proj)\.weight' is stored"):
+        with pytest.raises(PlanError, match=r"Cannot tell whether 'h\.0\.attn\.c_(attn|proj)\.weight' is stored"):
             tp.extract_lora(base, tuned, tmp_path / "adapter", rank=2)
     plan = tp.extract_lora(base, tuned, tmp_path / "adapter", rank=2, **options)
     assert plan.config["fan_in_fan_out"] is True
@@ -232,7 +232,7 @@ def test_the_bias_of_a_factor_is_added_to_that_of_the_layer(tmp_path: Path) -> N
     same(made, {**BASE, "fc.weight": BASE["fc.weight"] + change, "fc.bias": bias})
     base = {"fc.weight": BASE["fc.weight"]}
     assert message(MismatchError, base, tmp_path / "whole").startswith(
-        "dict: the adapter changes 'fc.bias', but the base has no such tensor"
+        "dict: The adapter changes 'fc.bias', but the base has no such tensor"
     )
     alone = adapter(tmp_path, {"fc.lora_B.bias": normal(6)}, "alone", lora_bias=True)
     assert message(PlanError, BASE, alone) == (
@@ -263,7 +263,7 @@ def test_a_module_that_is_called_as_the_adapter_is(name: str, tmp_path: Path) ->
     assert message(PlanError, {**base, "gates.bias": normal(3)}, path) == (
         f"here/{name}/adapter_model.safetensors: 'gates.bias' can mean 'gates.bias' or 'gates.{name}.bias': "
         "PEFT removes name components equal to the adapter's name. "
-        "save the adapter under a name that is not the name of a module."
+        "Save the adapter under a name that is not the name of a module."
     )
 
 
@@ -302,12 +302,12 @@ def test_resized_embeddings(tmp_path: Path) -> None:
     same(made, {**BASE, "embed.weight": changed["embed.base_layer.weight"] + 2 * change})
     output = {**BASE, "lm_head.weight": normal(9, 4)}
     assert message(MismatchError, output, path) == (
-        "here/adapter: the adapter resizes 'embed.weight' to 12 rows, but 'lm_head.weight' keeps 9. "
-        "resize the base first, as it was for training."
+        "here/adapter: The adapter resizes 'embed.weight' to 12 rows, but 'lm_head.weight' keeps 9. "
+        "Resize the base first, as it was for training."
     )
     for name, shape in (("head.weight", (4, 6)), ("embed.weight", (9, 5))):
         wrong = adapter(tmp_path, {name: normal(*shape)}, name)
-        assert "fold into the model that the adapter was trained on." in message(MismatchError, BASE, wrong)
+        assert "Fold into the model that the adapter was trained on." in message(MismatchError, BASE, wrong)
 
 
 def test_tied_weights_of_which_the_base_has_one_name(tmp_path: Path) -> None:
@@ -318,14 +318,14 @@ def test_tied_weights_of_which_the_base_has_one_name(tmp_path: Path) -> None:
     assert plan.dropped == ((f"{PREFIX}lm_head.weight", why),)
     same(folded(BASE, path), {**BASE, "embed.weight": whole})
     unequal = adapter(tmp_path, {"embed.weight": whole, "lm_head.weight": whole + 1}, "unequal")
-    assert "the adapter changes 'lm_head.weight', but the base has no such tensor" in message(
+    assert "The adapter changes 'lm_head.weight', but the base has no such tensor" in message(
         MismatchError, BASE, unequal
     )
     head = adapter(tmp_path, factors("lm_head", 9, 4), "head")
     assert message(MismatchError, BASE, head) == (
-        "dict: the adapter changes 'lm_head.weight', but the base has no such tensor. 'embed.weight' has the "
+        "dict: The adapter changes 'lm_head.weight', but the base has no such tensor. 'embed.weight' has the "
         "same "
-        "shape: if the two are tied, PEFT's merge changes both. fold into the model that the adapter was trained on."
+        "shape: if the two are tied, PEFT's merge changes both. Fold into the model that the adapter was trained on."
     )
 
 
@@ -334,8 +334,8 @@ def test_an_embedding_that_is_saved_whole_and_tied_by_the_configuration(tmp_path
     tensors = {"embed.weight": normal(9, 4, seed=5)}
     path = adapter(tmp_path, tensors, modules_to_save=["embed"])
     assert message(PlanError, base, path) == (
-        "here/base/model.safetensors: the adapter replaces only 'embed.weight', but the config.json beside the "
-        "base ties it to the output. to write it, and untie the output in config.json, "
+        "here/base/model.safetensors: The adapter replaces only 'embed.weight', but the config.json beside the "
+        "base ties it to the output. To write it, and untie the output in config.json, "
         "pass shared='clone' (--shared clone)."
     )
     same(folded(base, path, shared="clone"), {**BASE, **tensors})
@@ -356,7 +356,7 @@ def test_tied_names_that_are_changed_each(tmp_path: Path) -> None:
     one = adapter(tmp_path, {"embed.weight": normal(6, 5, seed=1)}, "one")
     assert message(PlanError, base, one) == (
         "here/base.pt: 'embed.weight' is tied to 'head.weight', but the adapter changes it alone. "
-        "to write separate tensors, pass shared='clone' (--shared clone)."
+        "To write separate tensors, pass shared='clone' (--shared clone)."
     )
 
 
@@ -369,7 +369,7 @@ def test_layers_whose_change_is_no_product(tmp_path: Path) -> None:
     attention = {**factors("attn", 12, 4), **factors("attn.base_layer.out_proj", 4, 4)}
     assert message(NotReadable, base, adapter(tmp_path, attention)) == (
         "here/adapter/adapter_model.safetensors: 'attn' is a MultiheadAttention; PEFT 0.21 merges its out_proj "
-        "twice. merge it with PEFT."
+        "twice. Merge it with PEFT."
     )
     grouped = {"conv.lora_A.weight": normal(4, 4, 3, 3), "conv.lora_B.weight": normal(6, 2, 1, 1)}
     assert message(NotReadable, base, adapter(tmp_path, grouped, "grouped", r=4)) == (
@@ -403,7 +403,7 @@ def test_patterns_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path = adapter(tmp_path / "n", both, str(count), alpha_pattern={pattern: 1})
         return message(error, base, path).partition("adapter_config.json: ")[2]
 
-    assert refused(LimitExceeded, "x" * 1001) == "a pattern in alpha_pattern has 1,001 characters; the limit is 1,000"
+    assert refused(LimitExceeded, "x" * 1001) == "A pattern in alpha_pattern has 1,001 characters; the limit is 1,000"
     assert refused(LimitExceeded, r"(?=(a+)+b)c") == (
         "'(?=(a+)+b)c' in alpha_pattern could take too long on a name of 60 characters"
     )

@@ -394,18 +394,18 @@ def test_counters_are_those_of_the_first(tmp_path: Path) -> None:
     assert [array.tolist() for array in made.values()] == [[2, 2], 1, [0, 1, 2], [True]]
     assert refusal(PlanError, [{"codes": np.arange(3)}, {"codes": np.arange(3) + 1}]) == (
         "dict: 'codes' differs between the sources, and int64 cannot be averaged. "
-        "exclude it with a selector (-s), or convert it to floats first."
+        "Exclude it with a selector (-s), or convert it to floats first."
     )
     assert refusal(MismatchError, [{"w": np.zeros(1)}, {"w": np.zeros(1, np.int8)}]) == (
-        "'w' is float64 in dict and int8 in dict. convert one of the sources first."
+        "'w' is float64 in dict and int8 in dict. Convert one of the sources first."
     )
 
 
 def test_names_must_be_the_same(tmp_path: Path) -> None:
     a, b = {"w": np.zeros(1), "v": np.ones(1)}, {"w": np.full(1, 2.0), "u": np.full(1, 5.0)}
     assert refusal(MismatchError, [a, b]) == (
-        "the sources have different tensors: 'v' not in dict; 'u' of dict not in dict. "
-        "pass missing='keep' to copy them from the first source that has them, or missing='drop'."
+        "The sources have different tensors: 'v' not in dict; 'u' of dict not in dict. "
+        "Pass missing='keep' to copy them from the first source that has them, or missing='drop'."
     )
     assert {name: x.tolist() for name, x in written(tmp_path, [a, b], missing="keep").items()} == {
         "w": [1],
@@ -416,23 +416,23 @@ def test_names_must_be_the_same(tmp_path: Path) -> None:
     assert [output.name for output in plan.outputs] == ["w"]
     assert plan.dropped == (("v", "not in every source"), ("u", "not in every source"))
     assert refusal(PlanError, [{"w": np.zeros(1)}, {"v": np.zeros(1)}], missing="drop") == (
-        "dict: the sources have no tensor in common"
+        "dict: The sources have no tensor in common"
     )
-    assert refusal(OptionError, [a, b], missing="skip") == ("missing must be 'refuse', 'keep' or 'drop', not 'skip'")
+    assert refusal(OptionError, [a, b], missing="skip") == ("`missing` must be 'refuse', 'keep' or 'drop', not 'skip'")
     assert refusal(MismatchError, [{"w": np.zeros((2, 3))}, {"w": np.zeros((3, 2))}]) == (
-        "shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. -s '~w' merges only the others."
+        "Shapes differ: 'w' is [2, 3] in dict and [3, 2] in dict. -s '~w' merges only the others."
     )
 
 
 def test_names_of_others_are_renamed(tmp_path: Path) -> None:
     a, b = {"w": np.zeros(1), "v": np.ones(1)}, {"model.w": np.full(1, 2.0), "model.v": np.full(1, 5.0)}
     assert refusal(MismatchError, [a, b]) == (
-        "the sources have different tensors: 'w', 'v' not in dict; 'model.w', 'model.v' of dict not in dict. "
-        "rename the tensors of dict (strip 'model.' from 2 of 2 names): rename=… (--rename)."
+        "The sources have different tensors: 'w', 'v' not in dict; 'model.w', 'model.v' of dict not in dict. "
+        "Rename the tensors of dict (strip 'model.' from 2 of 2 names): rename=… (--rename)."
     )
     made = written(tmp_path, [a, a, b], rename=r"^model\.=", weights=[0, 0.5, 0.5])
     assert {name: x.tolist() for name, x in made.items()} == {"w": [1], "v": [3]}
-    assert refusal(NoMatch, [a, a], rename=r"^module\.=") == ("dict: the rename pattern '^module\\\\.' matches no name")
+    assert refusal(NoMatch, [a, a], rename=r"^module\.=") == ("dict: The rename pattern '^module\\\\.' matches no name")
 
 
 def test_names_of_one_tensor_stay_one_where_all_tie_them(tmp_path: Path) -> None:
@@ -529,90 +529,90 @@ def test_only_a_selection_is_written(tmp_path: Path) -> None:
 
 W = {"w": np.zeros(2, np.float32)}
 ERRORS: list[tuple[Callable[[], object], str]] = [
-    (lambda: tp.merge([W], "m.safetensors"), "linear takes 2 or more sources, but there is 1"),
-    (lambda: tp.merge([W] * 3, "m.safetensors", method="slerp"), "slerp takes 2 sources, but there are 3"),
+    (lambda: tp.merge([W], "m.safetensors"), "Method 'linear' takes 2 or more sources, but there is 1"),
+    (lambda: tp.merge([W] * 3, "m.safetensors", method="slerp"), "Method 'slerp' takes 2 sources, but there are 3"),
     (
         lambda: tp.merge([], "m.safetensors", method="ties", base=W),
-        "ties takes 1 or more sources, but there are 0",
+        "Method 'ties' takes 1 or more sources, but there are 0",
     ),
-    (lambda: tp.merge(W, "m.safetensors"), "sources must be a list. write merge([a, b], path)."),  # type: ignore[arg-type]  # what people try
-    (lambda: tp.merge("a.pt", "m.safetensors"), "sources must be a list. write merge([a, b], path)."),
+    (lambda: tp.merge(W, "m.safetensors"), "Sources must be a list. Write merge([a, b], path)."),  # type: ignore[arg-type]  # what people try
+    (lambda: tp.merge("a.pt", "m.safetensors"), "Sources must be a list. Write merge([a, b], path)."),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="tie"),
-        "unknown method 'tie'. "
-        "methods are linear, average, slerp, task_arithmetic, ties, dare, dare_ties. did you mean ties?",
+        "Unknown method 'tie'. "
+        "Methods are linear, average, slerp, task_arithmetic, ties, dare, dare_ties. Did you mean ties?",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="ties"),
-        "ties needs the base that the sources were tuned from. pass base=… (--base BASE).",
+        "Method 'ties' needs the base that the sources were tuned from. Pass base=… (--base BASE).",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", base=W),
-        "linear takes no base. methods with a base are task_arithmetic, ties, dare, dare_ties.",
+        "Method 'linear' takes no base. Methods with a base are task_arithmetic, ties, dare, dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", density=0.5),
-        "linear does not take density. methods with density are ties, dare, dare_ties.",
+        "Method 'linear' does not take density. Methods with density are ties, dare, dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="average", weights=0.5),
-        "average does not take weights. methods with weights are linear, slerp, task_arithmetic, ties, dare, "
+        "Method 'average' does not take weights. Methods with weights are linear, slerp, task_arithmetic, ties, dare, "
         "dare_ties.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", normalize=True),
-        "slerp does not take normalize. methods with normalize are linear.",
+        "Method 'slerp' does not take normalize. Methods with normalize are linear.",
     ),
     (
         lambda: tp.merge([W, W, W], "m.safetensors", weights=0.5),
-        "a single weight is the share of the second of two sources, but there are 3. pass one weight for each source.",
+        "A single weight is the share of the second of two sources, but there are 3. Pass one weight for each source.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[0.1, 0.2, 0.3]),
-        "3 numbers for 2 sources: weights=[0.1, 0.2, 0.3]. pass one number per source, or a single number.",
+        "3 numbers for 2 sources: weights=[0.1, 0.2, 0.3]. Pass one number per source, or a single number.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[0.5, float("nan")]),
-        "weights must be finite numbers, not nan",
+        "Weights must be finite numbers, not nan",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights="0.5"),
-        "weights must be a number or a list of numbers, not '0.5'. "
-        "write 0.3, [0.3, 0.7], or {'layers.**': 0.3} with a selector.",
+        "Weights must be a number or a list of numbers, not '0.5'. "
+        "Write 0.3, [0.3, 0.7], or {'layers.**': 0.3} with a selector.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", weights=[1, -1], normalize=True),
-        "the weights add up to zero, and cannot be normalised",
+        "The weights add up to zero, and cannot be normalised",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", weights=[1, 1]),
-        "the weights of slerp are 1 - t and t, but 1 and 1 do not add up to 1. pass t alone.",
+        "The weights of slerp are 1 - t and t, but 1 and 1 do not add up to 1. Pass t alone.",
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="slerp", weights=1.5),
-        "the weight of slerp must be between 0 and 1, not 1.5",
+        "The weight of slerp must be between 0 and 1, not 1.5",
     ),
     *(
         (
             lambda density=density: tp.merge([W], "m.safetensors", method="dare", base=W, density=density),
-            f"a density must be above 0 and at most 1, not {density:g}",
+            f"A density must be above 0 and at most 1, not {density:g}",
         )
         for density in (0.0, -0.5, 1.5)
     ),
     (
         lambda: tp.merge([W, W], "m.safetensors", method="ties", base=W, weights=[1, -1]),
-        "ties elects signs, and needs non-negative weights, not -1",
+        "Method 'ties' elects signs, and needs non-negative weights, not -1",
     ),
     (
         lambda: tp.merge([W], "m.safetensors", method="dare", base=W, scale=float("inf")),
-        "scale must be a finite number, not inf",
+        "`scale` must be a finite number, not inf",
     ),
-    (lambda: tp.merge([W], "m.safetensors", method="dare", base=W, seed=True), "seed must be an integer, not True"),
+    (lambda: tp.merge([W], "m.safetensors", method="dare", base=W, seed=True), "`seed` must be an integer, not True"),
     (
         lambda: tp.merge([W, W], "m.safetensors", compute="float16"),
-        "compute must be 'float32' or 'float64', not 'float16'",
+        "`compute` must be 'float32' or 'float64', not 'float16'",
     ),
-    (lambda: tp.merge([{}, {}], "m.safetensors"), "dict: the source has no tensors"),
+    (lambda: tp.merge([{}, {}], "m.safetensors"), "dict: The source has no tensors"),
 ]
 
 
@@ -635,8 +635,8 @@ def test_a_sum_beyond_the_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         plan.run()
     assert str(caught.value) == (
-        "w: at least 1 value is too large for float16. nothing was written. "
-        "choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
+        "w: At least 1 value is too large for float16. Nothing was written. "
+        "Choose a wider dtype, or pass allow_overflow=True (--allow-overflow)."
     )
     assert not list(tmp_path.iterdir())
     assert only(tmp_path, sources, weights=[1, 1], allow_overflow=True).tolist() == [np.inf, 2]

@@ -39,9 +39,9 @@ def refused(make: Callable[[], object]) -> str:
 def test_names_are_checked(tmp_path: Path) -> None:
     w, path = stored(np.ones(2)), f"{tmp_path}/x.safetensors"
     assert refused(lambda: Plan([Output("a", w), Output("a", w)], path)) == (
-        f"{path}: two tensors would have the name 'a'. rename one."
+        f"{path}: Two tensors would have the name 'a'. Rename one."
     )
-    assert refused(lambda: Plan([Output("", w)], path)) == f"{path}: a tensor would have an empty name. rename it."
+    assert refused(lambda: Plan([Output("", w)], path)) == f"{path}: A tensor would have an empty name. Rename it."
 
 
 def test_a_whole_network_of_expressions_is_written_in_both_formats(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_it_would_hold_is_held_against_the_ceiling(tmp_path: Path) -> None:
 
     outputs = [Output("w", Large((2,), DType.of("float32")))]
     assert refused(lambda: Plan(outputs, tmp_path / "x.pt", memory=999)) == (
-        "'w': it needs 0.98 KiB of memory; the limit is 999 B. raise the limit: memory=… (--memory)."
+        "'w': It needs 0.98 KiB of memory; the limit is 999 B. Raise the limit: memory=… (--memory)."
     )
     assert Plan(outputs, tmp_path / "x.pt", memory=1000).memory == 1000
     assert "is not a size" in refused(lambda: Plan(outputs, tmp_path / "x.pt", memory="all"))
@@ -182,7 +182,7 @@ def test_a_header_that_would_be_too_long(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tp.limits, "HEADER_BYTES", 100)
     outputs = [Output("w" * 200, stored(np.ones(1)))]
     assert refused(lambda: Plan(outputs, tmp_path / "x.safetensors")) == (
-        "x.safetensors: the header would take 256 B, the limit is 100 B. write it in shards (max_shard_size)."
+        "x.safetensors: The header would take 256 B, the limit is 100 B. Write it in shards (max_shard_size)."
     )
 
 

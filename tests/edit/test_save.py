@@ -48,7 +48,7 @@ def test_a_network_is_saved_and_replaced(tmp_path: Path) -> None:
         assert set(loaded) == set(model.state_dict())
         assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
     assert (written.tensors, written.path) == (len(loaded), str(path))
-    assert "it exists already" in message(PlanError, lambda: tp.save(model, path, overwrite=False))
+    assert "It exists already" in message(PlanError, lambda: tp.save(model, path, overwrite=False))
 
 
 def test_only_what_is_trainable(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_only_what_is_trainable(tmp_path: Path) -> None:
     with pytest.raises(NoMatch):
         tp.save(model, tmp_path / "y.safetensors", only="trainable")
     assert message(PlanError, lambda: tp.save(model, tmp_path / "y.safetensors", only="frozen")) == (
-        "only must be 'trainable' or None, not 'frozen'"
+        "`only` must be 'trainable' or None, not 'frozen'"
     )
 
 
@@ -174,23 +174,23 @@ def test_what_is_refused(tmp_path: Path) -> None:
     base, tuned = {"a": np.ones(2)}, {"a": np.zeros(2)}
     path, out = tmp_path / "d.safetensors", tmp_path / "x.safetensors"
     assert message(PlanError, lambda: tp.save(tuned, tmp_path / "d.pt", base=base)) == (
-        f"{tmp_path}/d.pt: a delta is a safetensors file. end its name in .safetensors."
+        f"{tmp_path}/d.pt: A delta is a safetensors file. End its name in .safetensors."
     )
     tp.save(tuned, path, base=base)
     expected, found = tp.digest(base).digest, tp.digest(tuned).digest
     assert message(MismatchError, lambda: tp.apply_delta(tuned, path, out)) == (
-        f"{path}: the delta belongs to another base, with digest {expected[:15]}…. the digest of dict is "
+        f"{path}: The delta belongs to another base, with digest {expected[:15]}…. The digest of dict is "
         f"{found[:15]}…. "
-        "pass the base that the delta was made from."
+        "Pass the base that the delta was made from."
     )
     assert len(tp.apply_delta(tuned, path, out, check=False).outputs) == 1
     tp.save(base, out)
     assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
-        f"{out}: it is not a delta. write a delta with torchparams delta, or torchparams.save with a base."
+        f"{out}: It is not a delta. Write a delta with torchparams delta, or torchparams.save with a base."
     )
     for told in ("", "[]", '{"version": 2, "base": "", "removed": []}', '{"version": 1, "base": 3, "removed": []}'):
         tp.save(base, out, metadata={KEY: told})
         assert message(PlanError, lambda: tp.apply_delta(base, out, tmp_path / "y.safetensors")) == (
-            f"{out}: the version of this delta is not supported. "
-            "write a delta with torchparams delta, or torchparams.save with a base."
+            f"{out}: The version of this delta is not supported. "
+            "Write a delta with torchparams delta, or torchparams.save with a base."
         )

@@ -126,12 +126,12 @@ def test_safetensors_writes_tied_names_each_or_one(tmp_path: Path) -> None:
         assert "head" not in file.keys()  # noqa: SIM118  # it is no mapping
         assert file.metadata() == {"format": "pt", "head": "embed"}
     assert refusal(PlanError, source, path, shared="keep") == (
-        "'embed' and 'head' are one tensor; safetensors cannot store ties. pass shared='drop' (write one name) "
+        "'embed' and 'head' are one tensor; safetensors cannot store ties. Pass shared='drop' (write one name) "
         "or shared='clone' (write each name), or write a .pt file."
     )
-    assert refusal(PlanError, source, path, shared="some") == ("shared must be 'keep', 'drop' or 'clone', not 'some'")
+    assert refusal(PlanError, source, path, shared="some") == ("`shared` must be 'keep', 'drop' or 'clone', not 'some'")
     assert refusal(PlanError, source, path, shared="drop", metadata={"head": "x"}, overwrite=True).endswith(
-        "the metadata key 'head' is also the name of a tied tensor that the metadata must record"
+        "The metadata key 'head' is also the name of a tied tensor that the metadata must record"
     )
 
 

@@ -107,7 +107,7 @@ def test_without_a_path_there_is_nothing_to_run(tmp_path: Path) -> None:
     assert plan.to_json()["path"] is None
     with pytest.raises(PlanError) as caught:
         plan.run()
-    assert str(caught.value) == "the plan has no path to write to. pass path=… when making the plan."
+    assert str(caught.value) == "The plan has no path to write to. Pass path=… when making the plan."
     with pytest.raises(PlanError, match="max_shard_size needs a directory as path"):
         tp.convert({"w": np.ones(3)}, max_shard_size="1MB")
     with pytest.raises(PlanError, match="needs a path to write to"):
@@ -184,11 +184,11 @@ def test_names_are_checked_when_a_view_is_made() -> None:
     from torchparams.sources.view import ViewSource
 
     source = MemorySource({"w": np.ones(3)})
-    with pytest.raises(PlanError, match="two rows have the name 'x'"):
+    with pytest.raises(PlanError, match="Two rows have the name 'x'"):
         ViewSource([("x", source.row("w")), ("x", source.row("w"))])
     with pytest.raises(PlanError, match="'x' is a row and an alias"):
         ViewSource([("x", source.row("w"))], aliases={"x": ("x",)})
-    with pytest.raises(UnknownName, match="no parameter is named 'v'"):
+    with pytest.raises(UnknownName, match="No parameter is named 'v'"):
         source.row(source.resolve("v"))
 
 

@@ -83,8 +83,8 @@ def is_as_it_was(source: Path, target: Path) -> None:
 def test_a_full_disk(name: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, name, errno.ENOSPC)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: it could not be written: no space left on device. the target is unchanged, and temporary "
-        "files were removed. free some, or write elsewhere."
+        f"{target}: It could not be written: no space left on device. The target is unchanged, and temporary "
+        "files were removed. Free some, or write elsewhere."
     )
     is_as_it_was(source, target)
 
@@ -101,8 +101,8 @@ def test_a_disk_with_too_little_room_is_known_before(
     plan = tp.convert(source, target, overwrite=True)
     monkeypatch.setattr(write, "free_bytes", lambda folder: 1000)
     expected = (
-        f"{target}: it takes {plan.file_bytes / 1024:.2f} KiB, and the disk has 0.98 KiB free. "
-        "free some, or write elsewhere."
+        f"{target}: It takes {plan.file_bytes / 1024:.2f} KiB, and the disk has 0.98 KiB free. "
+        "Free some, or write elsewhere."
     )
     assert refused(PlanError, plan.run) == expected
     assert refused(PlanError, convert(source, target)) == expected
@@ -121,8 +121,8 @@ def test_a_limit_on_the_size_of_files(source: Path, target: Path) -> None:
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
-        f"torchparams: {target}: it could not be written: file too large. the target is unchanged, and "
-        "temporary files were removed. split it (max_shard_size), or raise the limit (ulimit -f).\n"
+        f"torchparams: {target}: It could not be written: file too large. The target is unchanged, and "
+        "temporary files were removed. Split it (max_shard_size), or raise the limit (ulimit -f).\n"
     )
     is_as_it_was(source, target)
 
@@ -132,15 +132,15 @@ def test_no_permission(number: int, source: Path, target: Path, monkeypatch: pyt
     failing(monkeypatch, "create", number)
     reason = os.strerror(number)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: it could not be written: {reason[0].lower()}{reason[1:]}. the target is unchanged, and "
-        "temporary files were removed. write to a directory that you may write to."
+        f"{target}: It could not be written: {reason[0].lower()}{reason[1:]}. The target is unchanged, and "
+        "temporary files were removed. Write to a directory that you may write to."
     )
     is_as_it_was(source, target)
 
 
 def test_a_directory_that_is_not_there(source: Path, tmp_path: Path) -> None:
     assert refused(PlanError, convert(source, tmp_path / "no" / "x.safetensors")) == (
-        f"{tmp_path}/no: directory not found. make it first: mkdir -p {tmp_path}/no."
+        f"{tmp_path}/no: Directory not found. Make it first: mkdir -p {tmp_path}/no."
     )
 
 
@@ -184,13 +184,13 @@ def test_any_call_may_fail(scenario: str, tmp_path: Path, monkeypatch: pytest.Mo
             failed = count >= moment  # a call that only cleans up may fail unnoticed
         except WriteError as error:
             found = crash_runs.state(place / name)
-            if "the target is unchanged" in str(error):
+            if "The target is unchanged" in str(error):
                 assert found == old, f"moment {moment}"
                 # Shards that had no index may have one now.
                 left = [path for path in crash_runs.listing(place) if "index" not in path]
                 assert left == [path for path in files if "index" not in path], f"moment {moment}"
             else:
-                assert "the new one is in place, and may not be after a loss of power" in str(error)
+                assert "The new one is in place, and may not be after a loss of power" in str(error)
                 assert found != old
         count = -1000
         assert source.read_bytes() == safetensors_bytes(crash_runs.weights(2))
@@ -240,7 +240,7 @@ def test_a_disk_that_cannot_be_read(
                 patch.setattr(os, "pread", broken)
             if name == "pread" or (name == "copy_file_range" and options) or (name == "preadv" and not options):
                 continue  # not what this way reads by
-            assert refused(SourceError, plan.run) == f"{source}: it could not be read: Input/output error"
+            assert refused(SourceError, plan.run) == f"{source}: It could not be read: Input/output error"
         is_as_it_was(source, target)
 
 
@@ -253,7 +253,7 @@ def test_a_torch_file_from_a_disk_that_cannot_be_read(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "preadv", broken)
-    assert refused(SourceError, plan.run) == f"{source}: it could not be read: Input/output error"
+    assert refused(SourceError, plan.run) == f"{source}: It could not be read: Input/output error"
     assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
@@ -261,7 +261,7 @@ def test_a_source_that_changes_before(source: Path, target: Path) -> None:
     plan = tp.convert(source, target, overwrite=True)
     os.utime(source, ns=(1, 1))
     assert refused(SourceError, plan.run) == (
-        f"{source}: the file changed after the plan was made. open the file again, and make a new plan."
+        f"{source}: The file changed after the plan was made. Open the file again, and make a new plan."
     )
     is_as_it_was(source, target)
 
@@ -278,7 +278,7 @@ def test_a_source_that_changes_while_it_is_read(
 
     monkeypatch.setattr(_system, "sync", touching)
     message = refused(SourceError, convert(source, target, **options))
-    assert message.startswith(f"{source}: the file was written to ")
+    assert message.startswith(f"{source}: The file was written to ")
     is_as_it_was(source, target)
 
 
@@ -295,7 +295,7 @@ def test_a_source_that_is_cut_while_it_is_read(
     monkeypatch.setattr(_system, "reserve", cutting)
     path = tmp_path / f"x{suffix}"
     message = refused(SourceError, convert(source, path))
-    assert message.startswith(f"{source}: the file ")
+    assert message.startswith(f"{source}: The file ")
     assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
@@ -304,7 +304,7 @@ def test_a_source_that_ends_too_soon_says_where(source: Path, target: Path, monk
     start = tp.of(source).info("t0").location
     assert start is not None
     assert refused(TruncatedFile, convert(source, target)) == (
-        f"{source}: the file ends at byte {start.start}; it was longer when it was listed"
+        f"{source}: The file ends at byte {start.start}; it was longer when it was listed"
     )
     is_as_it_was(source, target)
 
@@ -314,7 +314,7 @@ def test_a_target_that_is_a_source(source: Path, tmp_path: Path) -> None:
     link.symlink_to(source)
     for path in (source, link):
         assert refused(PlanError, lambda path=path: tp.convert(source, path)) == (  # type: ignore[misc]
-            f"{path}: the target is a source. write elsewhere; or, to replace it once the new one is complete, pass "
+            f"{path}: The target is a source. Write elsewhere; or, to replace it once the new one is complete, pass "
             "overwrite=True (--force)."
         )
     tp.convert(source, source, dtype="bf16", overwrite=True, allow_overflow=True).run()
@@ -322,7 +322,7 @@ def test_a_target_that_is_a_source(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     tp.convert(source, folder, max_shard_size=400).run()
     assert refused(PlanError, lambda: tp.convert(folder, folder)) == (
-        f"{folder}: the target directory contains a source. write elsewhere; or, to replace it once the new one is "
+        f"{folder}: The target directory contains a source. Write elsewhere; or, to replace it once the new one is "
         "complete, pass overwrite=True (--force)."
     )
     before = crash_runs.state(folder)
@@ -336,11 +336,11 @@ def test_a_target_that_is_a_source(source: Path, tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_replaced_unasked(source: Path, target: Path, tmp_path: Path) -> None:
     assert refused(PlanError, lambda: tp.convert(source, target)) == (
-        f"{target}: it exists already. to replace it once the new one is complete, pass overwrite=True (--force)."
+        f"{target}: It exists already. To replace it once the new one is complete, pass overwrite=True (--force)."
     )
     (tmp_path / "file").write_text("")
     assert refused(PlanError, lambda: tp.convert(source, f"{tmp_path}/file/")) == (
-        f"{tmp_path}/file: it is a file, but the plan writes a directory. choose another target."
+        f"{tmp_path}/file: It is a file, but the plan writes a directory. Choose another target."
     )
     (tmp_path / "folder.safetensors").mkdir()
     plan = tp.convert(source, tmp_path / "folder.safetensors")  # a directory, whatever its name
@@ -348,13 +348,13 @@ def test_what_is_there_is_not_replaced_unasked(source: Path, target: Path, tmp_p
     folder = tmp_path / "shards"
     tp.convert(source, folder, max_shard_size=700).run()
     assert refused(PlanError, lambda: tp.convert(TENSORS, folder)) == (
-        f"{folder}: the directory already holds a checkpoint: model-00001-of-00004.safetensors, "
+        f"{folder}: The directory already holds a checkpoint: model-00001-of-00004.safetensors, "
         "model-00002-of-00004.safetensors, model-00003-of-00004.safetensors, …. "
-        "to replace it once the new one is complete, pass overwrite=True (--force)."
+        "To replace it once the new one is complete, pass overwrite=True (--force)."
     )
     (folder / "pytorch_model.bin").write_text("")
     assert refused(PlanError, lambda: tp.convert(TENSORS, folder, overwrite=True)) == (
-        f"{folder}: the directory already holds a checkpoint under other names: pytorch_model.bin. write to "
+        f"{folder}: The directory already holds a checkpoint under other names: pytorch_model.bin. Write to "
         "another directory."
     )
 
@@ -365,7 +365,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(source: Path, target: Path,
         link.unlink(missing_ok=True)
         link.symlink_to(end)
         assert refused(PlanError, lambda: tp.convert(source, link)) == (
-            f"{link}: it exists already. to replace it once the new one is complete, pass overwrite=True (--force)."
+            f"{link}: It exists already. To replace it once the new one is complete, pass overwrite=True (--force)."
         )
         convert(source, link)()
         assert not link.is_symlink()
@@ -376,7 +376,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(source: Path, target: Path,
 
 def test_a_device_is_no_target(source: Path) -> None:
     assert refused(PlanError, lambda: tp.convert(source, os.devnull, format="torch", overwrite=True)) == (
-        f"{os.devnull}: it is neither a file nor a directory. choose another target."
+        f"{os.devnull}: It is neither a file nor a directory. Choose another target."
     )
 
 
@@ -384,7 +384,7 @@ def test_what_appears_after_the_plan_was_made_is_not_replaced(source: Path, tmp_
     path = tmp_path / "new.safetensors"
     plan = tp.convert(source, path)
     path.write_text("mine")
-    assert "it exists already" in refused(PlanError, plan.run)
+    assert "It exists already" in refused(PlanError, plan.run)
     assert path.read_text() == "mine"
 
 
@@ -408,12 +408,12 @@ def test_two_writers_at_once(source: Path, target: Path) -> None:
     for path, kind in ((target, write.OneFile), (folder, directory.Directory)):
         with kind(str(path)):
             assert refused(WriteError, convert(source, path, max_shard_size=700 if path is folder else None)) == (
-                f"{path}: another process is writing to it. wait until it finishes."
+                f"{path}: Another process is writing to it. Wait until it finishes."
             )
     is_as_it_was(source, target)
     convert(source, folder, max_shard_size=700)()
     with directory.Directory(str(folder)):
-        assert "another process is writing to it" in refused(WriteError, convert(source, folder))
+        assert "Another process is writing to it" in refused(WriteError, convert(source, folder))
     assert tp.of(folder).names == list(TENSORS)
 
 
@@ -474,7 +474,7 @@ def test_what_a_new_file_cannot_take_over_is_said(
     source: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+        raise PermissionError(errno.EPERM, "operation not permitted")
 
     manifest = tmp_path / "manifest.json"
     tp.digest(source).write(manifest)
@@ -548,7 +548,7 @@ def test_names_of_any_length_can_be_written(length: int, source: Path, tmp_path:
 
 def test_a_name_that_is_too_long_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     target = tmp_path / ("n" * 245 + ".safetensors")
-    message = f"{target}: the name of the file has 257 bytes; the file system allows 255. choose a shorter name."
+    message = f"{target}: The name of the file has 257 bytes; the file system allows 255. Choose a shorter name."
     assert refused(WriteError, lambda: tp.convert(source, target)) == message
     assert "the file system allows 255" in refused(WriteError, lambda: tp.digest(source).write(tmp_path / ("n" * 256)))
 
@@ -556,7 +556,7 @@ def test_a_name_that_is_too_long_is_refused_before_anything_is_written(source: P
 def test_links_of_the_system_are_not_replaced(source: Path) -> None:
     if os.path.islink("/dev/stdout"):
         assert refused(WriteError, lambda: tp.digest(source).write("/dev/stdout")).startswith(
-            "/dev/stdout: not a regular"
+            "/dev/stdout: Not a regular"
         )
         assert os.path.islink("/dev/stdout")
 

@@ -36,7 +36,7 @@ def test_tensors_in_step_have_one_count_of_elements() -> None:
     with pytest.raises(MismatchError) as caught:
         Job.of((source, "x"), (source, "y"))
     assert str(caught.value) == (
-        "tensors that are read in step have one count of elements: "
+        "Tensors that are read in step have one count of elements: "
         "x of model.safetensors has 6, y of model.safetensors has 5"
     )
 
@@ -44,7 +44,7 @@ def test_tensors_in_step_have_one_count_of_elements() -> None:
 def test_names_that_are_not_there() -> None:
     source = MemorySource({"weight": np.zeros(2)})
     for make in (lambda: Job.of((source, "wieght")), lambda: jobs_of(source, ["weight", "wieght"])):
-        with pytest.raises(UnknownName, match=r"no parameter is named 'wieght'. did you mean 'weight'?"):
+        with pytest.raises(UnknownName, match=r"No parameter is named 'wieght'. Did you mean 'weight'?"):
             make()
     shared = np.zeros(2)
     assert [job.key for job in jobs_of(MemorySource({"a": shared, "b": shared}), ["b"])] == ["a"]
@@ -65,7 +65,7 @@ def test_sketches_of_a_live_model() -> None:
 
 def test_what_is_no_number_is_refused_before_it_is_read() -> None:
     source = open_source({"w": torch.zeros(3, dtype=torch.bits8)})
-    with pytest.raises(NotReadable, match="the bits of bits8 are not numbers"):
+    with pytest.raises(NotReadable, match="The bits of bits8 are not numbers"):
         list(sketches(source))
 
 

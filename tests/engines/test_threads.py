@@ -137,7 +137,7 @@ def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path: Path, monke
 
     monkeypatch.setattr(reader, "_POPULATE", 22)
     monkeypatch.setattr(mmap, "mmap", Cut)
-    with pytest.raises(TruncatedFile, match=rf"the file ends at byte {size}, within the tensor 'layer\.49'"):
+    with pytest.raises(TruncatedFile, match=rf"The file ends at byte {size}, within the tensor 'layer\.49'"):
         ThreadEngine(1, block_bytes=1 << 16, mapped=True).map(jobs_of(source), Folding(lambda job: Count(), total))
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_cut_before_it_is_mapped_is_an_error(tmp_path: Path, monk
             return super().__new__(cls, *arguments, **options)
 
     monkeypatch.setattr(mmap, "mmap", Cut)
-    with pytest.raises(TruncatedFile, match=r"the file ends at byte 10000, within the tensor 'layer\.0'"):
+    with pytest.raises(TruncatedFile, match=r"The file ends at byte 10000, within the tensor 'layer\.0'"):
         ThreadEngine(1, mapped=True).map(jobs_of(source), Folding(lambda job: Count(), total))
 
 
@@ -168,7 +168,7 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(SourceError) as caught:
         engine.map(jobs_of(source), Folding(lambda job: Count(), total))
     size = os.path.getsize(source.files[0])
-    assert str(caught.value) == f"{source.files[0]}: the bytes 0 to {size} cannot be read: Bad address"
+    assert str(caught.value) == f"{source.files[0]}: The bytes 0 to {size} cannot be read: Bad address"
 
     class Old(mmap.mmap):
         def madvise(self, *arguments: int) -> None:
@@ -258,5 +258,5 @@ def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(mapped: bool, 
     with pytest.raises(SourceError) as caught:
         ThreadEngine(mapped=mapped).map(jobs_of(source), Folding(lambda job: Count(), lambda job, parts: sum(parts)))
     assert str(caught.value) == (
-        f"{file}: the file was written to since it was listed. open it anew to see what it holds."
+        f"{file}: The file was written to since it was listed. Open it anew to see what it holds."
     )

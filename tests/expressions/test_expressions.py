@@ -227,20 +227,20 @@ def test_what_does_not_fit_is_refused_when_it_is_made() -> None:
     i = stored(np.zeros((2, 3), np.int32))
     assert (
         message(PlanError, lambda: Slice(a, 2, 0, 1))
-        == "w: cannot slice 0:1 along dimension 2 of a tensor of shape [2, 3]."[:-1]
+        == "w: Cannot slice 0:1 along dimension 2 of a tensor of shape [2, 3]."[:-1]
     )
     assert (
         message(PlanError, lambda: Slice(a, 1, 1, 4))
-        == "w: cannot slice 1:4 along dimension 1 of a tensor of shape [2, 3]"
+        == "w: Cannot slice 1:4 along dimension 1 of a tensor of shape [2, 3]"
     )
     assert message(MismatchError, lambda: Concat([a, b])) == (
-        "w [2, 3] float32 and w [3, 2] float32 cannot be joined along dimension 0"
+        "'w' [2, 3] float32 and 'w' [3, 2] float32 cannot be joined along dimension 0"
     )
     assert message(MismatchError, lambda: Concat([a, i])) == (
-        "w [2, 3] float32 and w [2, 3] int32 cannot be joined along dimension 0"
+        "'w' [2, 3] float32 and 'w' [2, 3] int32 cannot be joined along dimension 0"
     )
-    assert message(MismatchError, lambda: Concat([a], 2)) == "w of shape [2, 3] has no dimension 2"
-    assert message(MismatchError, lambda: Linear([a, b], [1, 1])) == "w has shape [2, 3], and w [3, 2]"
+    assert message(MismatchError, lambda: Concat([a], 2)) == "'w' of shape [2, 3] has no dimension 2"
+    assert message(MismatchError, lambda: Linear([a, b], [1, 1])) == "'w' has shape [2, 3], and 'w' [3, 2]"
     assert message(PlanError, lambda: Linear([i], [1])) == "w: a weighted sum needs floating-point tensors, not int32"
     assert message(PlanError, lambda: Cast(a, DType.of("int8"))) == "w: float32 cannot be cast to int8"
     assert message(PlanError, lambda: evaluate(Elementwise(np.sum, a))) == (

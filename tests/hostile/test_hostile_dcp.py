@@ -64,7 +64,7 @@ class Harm:
 
 def test_a_pickle_that_is_no_metadata_runs_nothing(folder: Path, tmp_path: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
-    assert message(folder).startswith(".metadata: it holds io.open(")
+    assert message(folder).startswith(".metadata: It holds io.open(")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -124,26 +124,26 @@ def nameless(described: Any) -> None:
         (set_place(offset=-1), f".metadata: '{NAME}' lies at -1 and"),
         (set_place(length=2**70), f".metadata: '{NAME}' lies at"),
         (set_place(length=10), f".metadata: '{NAME}'[0:7, 0:7] takes 196 bytes as float32, and has 10 in __0_0.distcp"),
-        (set_place(relative_path="../__0_0.distcp"), f".metadata: it puts '{NAME}' into '../__0_0.distcp', which"),
-        (set_place(relative_path="/etc/passwd"), f".metadata: it puts '{NAME}' into '/etc/passwd', which is not"),
-        (set_place(relative_path="a/../../b"), f".metadata: it puts '{NAME}' into 'a/../../b', which is not"),
-        (set_place(relative_path="C:\\b"), f".metadata: it puts '{NAME}' into 'C:\\\\b', which is not"),
-        (set_place(relative_path=""), f".metadata: it puts '{NAME}' into '', which is not"),
+        (set_place(relative_path="../__0_0.distcp"), f".metadata: It puts '{NAME}' into '../__0_0.distcp', which"),
+        (set_place(relative_path="/etc/passwd"), f".metadata: It puts '{NAME}' into '/etc/passwd', which is not"),
+        (set_place(relative_path="a/../../b"), f".metadata: It puts '{NAME}' into 'a/../../b', which is not"),
+        (set_place(relative_path="C:\\b"), f".metadata: It puts '{NAME}' into 'C:\\\\b', which is not"),
+        (set_place(relative_path=""), f".metadata: It puts '{NAME}' into '', which is not"),
         (set_place(relative_path=3), f".metadata: '{NAME}' lies at"),
         (
             set_place(relative_path="__7_0.distcp"),
             f"__7_0.distcp, which holds '{NAME}', cannot be opened: No such file or directory. 2 .distcp files are "
-            "there. the rank that writes it may not have finished; copy the whole directory.",
+            "there. The rank that writes it may not have finished; copy the whole directory.",
         ),
         (set_place(transform_descriptors=[1]), f".metadata: '{NAME}' was written through a list of 1 item"),
-        (lose_place, f".metadata: it does not say where '{NAME}'[7:13, 0:7] lies"),
+        (lose_place, f".metadata: It does not say where '{NAME}'[7:13, 0:7] lies"),
         (lose_chunk, f".metadata: '{NAME}' lacks the elements [7:13, 0:7]"),
         (box(1, [6, 0], [7, 7]), f".metadata: '{NAME}' has two parts with the elements [6:7, 0:7]"),
         (box(1, [8, 0], [5, 7]), f".metadata: '{NAME}' lacks the elements [7:8, 0:7]"),
         (box(1, [7, 0], [7, 7]), f".metadata: '{NAME}' has the shape [13, 7], and a part [7:14, 0:7], which lies"),
         (box(1, [7], [6]), f".metadata: '{NAME}' has 2 dimensions, and a part of it 1 offsets and 1 sizes"),
         (share, ".metadata: '"),
-        (nameless, ".metadata: it says where 'ghost' lies, and not what that is"),
+        (nameless, ".metadata: It says where 'ghost' lies, and not what that is"),
     ],
 )  # fmt: skip
 def test_what_metadata_says_is_held_against_the_files(folder: Path, change: Callable[[Any], None], said: str) -> None:
@@ -161,7 +161,7 @@ def test_a_chunk_is_what_metadata_says(folder: Path) -> None:
     edited(folder, other_dtype)
     assert tp.of(folder).infos[NAME].dtype == "float16"
     assert message(folder, tp.stats).endswith(
-        f"{NAME}[0:7, 0:7] is float32 [7, 7] where it lies, and float16 [7, 7] by .metadata"
+        f"'{NAME}[0:7, 0:7]' is float32 [7, 7] where it lies, and float16 [7, 7] by .metadata"
     )
 
 
@@ -214,8 +214,8 @@ def test_a_file_that_changes_after_the_listing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("pickled", "said"),
     [
-        ({"state_dict_metadata": {}}, "it holds a dict of 1 item in place of a Metadata"),
-        (7, "it holds 7 in place of a Metadata"),
+        ({"state_dict_metadata": {}}, "It holds a dict of 1 item in place of a Metadata"),
+        (7, "It holds 7 in place of a Metadata"),
     ],
 )
 def test_other_pickles(folder: Path, pickled: object, said: str) -> None:

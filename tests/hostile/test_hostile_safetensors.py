@@ -77,17 +77,17 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
     for size in range(len(content)):
         if size == 0:
             (tmp_path / "x.safetensors").write_bytes(b"")
-            with pytest.raises(FileFormatError, match="the file is empty"):
+            with pytest.raises(FileFormatError, match="The file is empty"):
                 tp.of(tmp_path / "x.safetensors")
         text = refused(tmp_path, content[:size], TruncatedFile)
         if size < 8:
-            assert text == f"the file ends after {size} bytes, within the 8 bytes that give the header's length"
+            assert text == f"The file ends after {size} bytes, within the 8 bytes that give the header's length"
         elif size < header:
-            assert text == f"the file ends at byte {size}, within the header, which takes bytes 8 to {header}"
+            assert text == f"The file ends at byte {size}, within the header, which takes bytes 8 to {header}"
         else:
             name, start, stop = ("a", 0, 8) if size < header + 8 else ("b", 8, 14)
             assert text == (
-                f"the file ends at byte {size}, and its tensors at byte {header + 14}: "
+                f"The file ends at byte {size}, and its tensors at byte {header + 14}: "
                 f"'{name}' lies at bytes {header + start} to {header + stop}"
             )
     for size in range(1, len(content)):
@@ -100,10 +100,10 @@ def test_trailing_bytes(tmp_path: Path) -> None:
     content = safetensors_bytes({"a": sample("float32", (2,))})
     end = len(content)
     assert refused(tmp_path, content + b"xyz", TrailingBytes) == (
-        f"the tensors end at byte {end}, and the file at byte {end + 3}: the rest belongs to none"
+        f"The tensors end at byte {end}, and the file at byte {end + 3}: the rest belongs to none"
     )
     assert refused(tmp_path, made("{}", b"\0"), TrailingBytes) == (
-        "the tensors end at byte 10, and the file at byte 11: the rest belongs to none"
+        "The tensors end at byte 10, and the file at byte 11: the rest belongs to none"
     )
 
 
@@ -112,13 +112,13 @@ def test_trailing_bytes(tmp_path: Path) -> None:
 
 def test_a_header_that_is_too_long(tmp_path: Path) -> None:
     assert refused(tmp_path, made("{}", length=100_000_001), LimitExceeded) == (
-        "the header's length, in bytes 0 to 8, is 100000001; the limit is 100000000. the file has 10 bytes."
+        "The header's length, in bytes 0 to 8, is 100000001; the limit is 100000000. The file has 10 bytes."
     )
     assert refused(tmp_path, made("{}", length=(1 << 64) - 1), LimitExceeded).startswith(
-        "the header's length, in bytes 0 to 8, is 18446744073709551615; the limit"
+        "The header's length, in bytes 0 to 8, is 18446744073709551615; the limit"
     )
     assert refused(tmp_path, made("{}", length=100_000_000), TruncatedFile) == (
-        "the file ends at byte 10, within the header, which takes bytes 8 to 100000008"
+        "The file ends at byte 10, within the header, which takes bytes 8 to 100000008"
     )
 
 
@@ -133,29 +133,29 @@ def test_a_limit_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"", ", bytes 8 to 8: the header is empty, not a JSON object"),
-        (b"   \n", ", bytes 8 to 12: the header is empty, not a JSON object"),
-        (b"{", ", byte 9: the header is not JSON: expecting property name enclosed in double quotes, found its end"),
-        (b'{"a":1,}', ", byte 15: the header is not JSON: "),
-        (b'{"\xc3\xa9":1 x', ", byte 16: the header is not JSON: expecting ',' delimiter, found 'x'"),
-        (b"{}{}", ", byte 10: the header is not JSON: extra data, found '{'"),
-        (b"{}\0", ", byte 10: the header is not JSON: extra data, found '\\x00'"),
-        (b"\xef\xbb\xbf{}", ", byte 8: the header is not JSON: "),
-        (b'{"\xff":1}', ", byte 10: the header is not UTF-8: invalid start byte 0xff"),
-        (b'{"\xed\xa0\x80":1}', ", byte 10: the header is not UTF-8: invalid continuation byte 0xed"),
-        (b'{"a\nb":1}', ", byte 11: the header is not JSON: invalid control character at, found '\\n'"),
-        (b'{"a":NaN}', "the header holds NaN, which JSON does not have"),
-        (b'{"a":-Infinity}', "the header holds -Infinity, which JSON does not have"),
-        (b'{"a":-0}', "the header holds the number -0, which is not an integer"),
-        (b'{"a":' + b"9" * 5000 + b"}", "the header holds the number 99999999999999999999… of 5000 characters"),
-        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "the header nests its values too deep to be one"),
-        (b'{"a":' * 5_000, "the header nests its values too deep to be one"),
-        (b"[]", "the header is an array, not an object"),
-        (b"null", "the header is null, not an object"),
-        (b'"a"', "the header is the text 'a', not an object"),
-        (b"7", "the header is the number 7, not an object"),
-        (b'{"\\ud800":1}', "the header holds the text '\\ud800', in which half of a surrogate pair stands alone"),
-        (b'{"__metadata__":{"a":"\\udc00x"}}', "the header holds the text '\\udc00x', in which half of a surrogate "),
+        (b"", ", bytes 8 to 8: The header is empty, not a JSON object"),
+        (b"   \n", ", bytes 8 to 12: The header is empty, not a JSON object"),
+        (b"{", ", byte 9: The header is not JSON: expecting property name enclosed in double quotes, found its end"),
+        (b'{"a":1,}', ", byte 15: The header is not JSON: "),
+        (b'{"\xc3\xa9":1 x', ", byte 16: The header is not JSON: expecting ',' delimiter, found 'x'"),
+        (b"{}{}", ", byte 10: The header is not JSON: extra data, found '{'"),
+        (b"{}\0", ", byte 10: The header is not JSON: extra data, found '\\x00'"),
+        (b"\xef\xbb\xbf{}", ", byte 8: The header is not JSON: "),
+        (b'{"\xff":1}', ", byte 10: The header is not UTF-8: invalid start byte 0xff"),
+        (b'{"\xed\xa0\x80":1}', ", byte 10: The header is not UTF-8: invalid continuation byte 0xed"),
+        (b'{"a\nb":1}', ", byte 11: The header is not JSON: invalid control character at, found '\\n'"),
+        (b'{"a":NaN}', "The header holds NaN, which JSON does not have"),
+        (b'{"a":-Infinity}', "The header holds -Infinity, which JSON does not have"),
+        (b'{"a":-0}', "The header holds the number -0, which is not an integer"),
+        (b'{"a":' + b"9" * 5000 + b"}", "The header holds the number 99999999999999999999… of 5000 characters"),
+        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "The header nests its values too deep to be one"),
+        (b'{"a":' * 5_000, "The header nests its values too deep to be one"),
+        (b"[]", "The header is an array, not an object"),
+        (b"null", "The header is null, not an object"),
+        (b'"a"', "The header is the text 'a', not an object"),
+        (b"7", "The header is the number 7, not an object"),
+        (b'{"\\ud800":1}', "The header holds the text '\\ud800', in which half of a surrogate pair stands alone"),
+        (b'{"__metadata__":{"a":"\\udc00x"}}', "The header holds the text '\\udc00x', in which half of a surrogate "),
     ],
 )
 def test_headers_that_are_no_json_object(tmp_path: Path, header: bytes, message: str) -> None:
@@ -171,34 +171,34 @@ A = "tensor 'a': "
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ('{"a":1}', A + "its entry is the number 1, not an object"),
-        ('{"a":null}', A + "its entry is null, not an object"),
-        (entry(dtype=None), A + "its entry has no dtype"),
-        (entry(shape=None, data_offsets=None), A + "its entry has no shape and no data_offsets"),
-        ('{"a":{}}', A + "its entry has no dtype and no shape and no data_offsets"),
-        (entry(dtype=3), A + "its dtype is the number 3, not a text"),
-        (entry(dtype="F13"), A + "unknown dtype 'F13'. there are BOOL U8 I8 "),
-        (entry(dtype="u8"), A + "unknown dtype 'u8'"),
-        (entry(dtype=["U8"]), A + "its dtype is an array, not a text"),
-        (entry(shape=1), A + "its shape is the number 1, not an array"),
-        (entry(shape="1"), A + "its shape is the text '1', not an array"),
-        (entry(shape={"x": 1}), A + "its shape is an object, not an array"),
-        (entry(shape=[True]), A + "its shape holds true, not an integer"),
-        (entry(shape=[1.0]), A + "its shape holds the number 1.0, not an integer"),
-        (entry(shape=["1"]), A + "its shape holds the text '1', not an integer"),
-        (entry(shape=[None]), A + "its shape holds null, not an integer"),
-        (entry(shape=[[1]]), A + "its shape holds an array, not an integer"),
-        (entry(shape=[1 << 45, "x"]), A + "its shape holds the text 'x', not an integer"),
-        (entry(shape=[-1]), A + "its shape holds the number -1, which is negative"),
-        (entry(shape=[-1, -1]), A + "its shape holds the number -1, which is negative"),
-        (entry(shape=[1 << 64, 0]), A + "its shape holds the number 18446744073709551616, which is more than 64 bits"),
-        (entry(data_offsets=[0]), A + "its data_offsets hold 1 number, not 2"),
-        (entry(data_offsets=[0, 1, 1]), A + "its data_offsets hold 3 numbers, not 2"),
-        (entry(data_offsets="01"), A + "its data_offsets is the text '01', not an array"),
-        (entry(data_offsets=[0.0, 1]), A + "its data_offsets holds the number 0.0, not an integer"),
-        (entry(data_offsets=[False, True]), A + "its data_offsets holds false, not an integer"),
-        (entry(data_offsets=[1, 0]), A + "its data_offsets [1, 0] end before they start"),
-        (entry(data_offsets=[-1, 0]), A + "its data_offsets holds the number -1, which is negative"),
+        ('{"a":1}', A + "Its entry is the number 1, not an object"),
+        ('{"a":null}', A + "Its entry is null, not an object"),
+        (entry(dtype=None), A + "Its entry has no dtype"),
+        (entry(shape=None, data_offsets=None), A + "Its entry has no shape and no data_offsets"),
+        ('{"a":{}}', A + "Its entry has no dtype and no shape and no data_offsets"),
+        (entry(dtype=3), A + "Its dtype is the number 3, not a text"),
+        (entry(dtype="F13"), A + "Unknown dtype 'F13'. There are BOOL U8 I8 "),
+        (entry(dtype="u8"), A + "Unknown dtype 'u8'"),
+        (entry(dtype=["U8"]), A + "Its dtype is an array, not a text"),
+        (entry(shape=1), A + "Its shape is the number 1, not an array"),
+        (entry(shape="1"), A + "Its shape is the text '1', not an array"),
+        (entry(shape={"x": 1}), A + "Its shape is an object, not an array"),
+        (entry(shape=[True]), A + "Its shape holds true, not an integer"),
+        (entry(shape=[1.0]), A + "Its shape holds the number 1.0, not an integer"),
+        (entry(shape=["1"]), A + "Its shape holds the text '1', not an integer"),
+        (entry(shape=[None]), A + "Its shape holds null, not an integer"),
+        (entry(shape=[[1]]), A + "Its shape holds an array, not an integer"),
+        (entry(shape=[1 << 45, "x"]), A + "Its shape holds the text 'x', not an integer"),
+        (entry(shape=[-1]), A + "Its shape holds the number -1, which is negative"),
+        (entry(shape=[-1, -1]), A + "Its shape holds the number -1, which is negative"),
+        (entry(shape=[1 << 64, 0]), A + "Its shape holds the number 18446744073709551616, which is more than 64 bits"),
+        (entry(data_offsets=[0]), A + "Its data_offsets hold 1 number, not 2"),
+        (entry(data_offsets=[0, 1, 1]), A + "Its data_offsets hold 3 numbers, not 2"),
+        (entry(data_offsets="01"), A + "Its data_offsets is the text '01', not an array"),
+        (entry(data_offsets=[0.0, 1]), A + "Its data_offsets holds the number 0.0, not an integer"),
+        (entry(data_offsets=[False, True]), A + "Its data_offsets holds false, not an integer"),
+        (entry(data_offsets=[1, 0]), A + "Its data_offsets [1, 0] end before they start"),
+        (entry(data_offsets=[-1, 0]), A + "Its data_offsets holds the number -1, which is negative"),
     ],
 )
 def test_entries_of_the_wrong_form(tmp_path: Path, header: str, message: str) -> None:
@@ -211,20 +211,20 @@ def test_entries_of_the_wrong_form(tmp_path: Path, header: str, message: str) ->
     [
         (
             {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 20]},
-            "tensor 'a': its data_offsets [0, 20] span 20 bytes, and float32 [2, 3] takes 24 bytes",
+            "tensor 'a': Its data_offsets [0, 20] span 20 bytes, and float32 [2, 3] takes 24 bytes",
         ),
         (
             {"dtype": "F32", "shape": [], "data_offsets": [0, 0]},
-            "tensor 'a': its data_offsets [0, 0] span 0 bytes, and float32 [] takes 4 bytes",
+            "tensor 'a': Its data_offsets [0, 0] span 0 bytes, and float32 [] takes 4 bytes",
         ),
         (
             {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]},
-            "tensor 'a': its data_offsets [0, 2] span 2 bytes, and float4_e2m1fn [3] takes 12 bits, "
+            "tensor 'a': Its data_offsets [0, 2] span 2 bytes, and float4_e2m1fn [3] takes 12 bits, "
             "which is not a whole number of bytes",
         ),
         (
             {"dtype": "U8", "shape": [0, 7], "data_offsets": [0, 20]},
-            "tensor 'a': its data_offsets [0, 20] span 20 bytes, and uint8 [0, 7] takes 0 bytes",
+            "tensor 'a': Its data_offsets [0, 20] span 20 bytes, and uint8 [0, 7] takes 0 bytes",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_sizes_that_disagree(tmp_path: Path, about: dict[str, Any], message: str
 )
 def test_sizes_that_overflow(tmp_path: Path, dtype: str, shape: list[int]) -> None:
     text = refused(tmp_path, made({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}}))
-    assert re.fullmatch(r"tensor 'a': its shape \[[0-9, …]+\] of (float32|float64|uint8) overflows 64 bits", text)
+    assert re.fullmatch(r"tensor 'a': Its shape \[[0-9, …]+\] of (float32|float64|uint8) overflows 64 bits", text)
     assert len(text) < 200
 
 
@@ -257,18 +257,18 @@ FIELDS = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (f'{{"a":{{{FIELDS}}},"a":{{{FIELDS}}}}}', "the header holds the key 'a' twice"),
-        (f'{{"a":{{{FIELDS}}},"\\u0061":{{{FIELDS}}}}}', "the header holds the key 'a' twice"),
+        (f'{{"a":{{{FIELDS}}},"a":{{{FIELDS}}}}}', "The header holds the key 'a' twice"),
+        (f'{{"a":{{{FIELDS}}},"\\u0061":{{{FIELDS}}}}}', "The header holds the key 'a' twice"),
         (
             f'{{"__metadata__":{{}},"__metadata__":{{}},"a":{{{FIELDS}}}}}',
-            "the header holds the key '__metadata__' twice",
+            "The header holds the key '__metadata__' twice",
         ),
-        (f'{{"a":{{{FIELDS},"dtype":"U8"}}}}', "tensor 'a': its entry holds the key 'dtype' twice"),
-        (f'{{"a":{{{FIELDS},"sh\\u0061pe":[1]}}}}', "tensor 'a': its entry holds the key 'shape' twice"),
-        (f'{{"a":{{{FIELDS},"x":1,"x":1}}}}', "tensor 'a': its entry holds the key 'x' twice"),
+        (f'{{"a":{{{FIELDS},"dtype":"U8"}}}}', "tensor 'a': Its entry holds the key 'dtype' twice"),
+        (f'{{"a":{{{FIELDS},"sh\\u0061pe":[1]}}}}', "tensor 'a': Its entry holds the key 'shape' twice"),
+        (f'{{"a":{{{FIELDS},"x":1,"x":1}}}}', "tensor 'a': Its entry holds the key 'x' twice"),
         (
             f'{{"a":{{{FIELDS},"x":[{{"y":1,"y":1}}]}}}}',
-            "tensor 'a': an object in its 'x' holds the key 'y' twice",
+            "tensor 'a': An object in its 'x' holds the key 'y' twice",
         ),
         (f'{{"__metadata__":{{"k":"1","k":"2"}},"a":{{{FIELDS}}}}}', "__metadata__ holds the key 'k' twice"),
     ],
@@ -281,13 +281,13 @@ def test_repeated_keys(tmp_path: Path, header: str, message: str) -> None:
 def test_a_repeated_key_whose_first_value_is_no_entry(tmp_path: Path, lost: str) -> None:
     for names in ("a", "a:b"):
         header = f'{{"{names}":{lost},"{names}":{{{FIELDS}}},"__metadata__":{{"x:y":"z:"}}}}'
-        assert refused(tmp_path, made(header, b"\0")) == f"the header holds the key '{names}' twice"
+        assert refused(tmp_path, made(header, b"\0")) == f"The header holds the key '{names}' twice"
 
 
 def test_a_missing_key_cannot_hide_a_repeated_one(tmp_path: Path) -> None:
     # Each of the three keys stands once per entry in the text, and yet one entry has one twice.
     header = f'{{"a":{{{FIELDS},"shape":[1]}},"b":{{"dtype":"U8","data_offsets":[1,2]}},"c":{{{FIELDS}}}}}'
-    assert refused(tmp_path, made(header, b"\0")) == "tensor 'a': its entry holds the key 'shape' twice"
+    assert refused(tmp_path, made(header, b"\0")) == "tensor 'a': Its entry holds the key 'shape' twice"
 
 
 # --- metadata --------------------------------------------------------------------------------
@@ -299,10 +299,10 @@ def test_a_missing_key_cannot_hide_a_repeated_one(tmp_path: Path) -> None:
         ("null", "__metadata__ is null, not an object"),
         ("[]", "__metadata__ is an array, not an object"),
         ('"x"', "__metadata__ is the text 'x', not an object"),
-        ('{"a":1}', "the value of 'a' in __metadata__ is the number 1, not a text"),
-        ('{"a":null}', "the value of 'a' in __metadata__ is null, not a text"),
-        ('{"a":{}}', "the value of 'a' in __metadata__ is an object, not a text"),
-        ('{"a":["b"]}', "the value of 'a' in __metadata__ is an array, not a text"),
+        ('{"a":1}', "The value of 'a' in __metadata__ is the number 1, not a text"),
+        ('{"a":null}', "The value of 'a' in __metadata__ is null, not a text"),
+        ('{"a":{}}', "The value of 'a' in __metadata__ is an object, not a text"),
+        ('{"a":["b"]}', "The value of 'a' in __metadata__ is an array, not a text"),
     ],
 )
 def test_metadata_of_the_wrong_form(tmp_path: Path, metadata: str, message: str) -> None:
@@ -322,33 +322,33 @@ def u8(start: int, stop: int) -> dict[str, Any]:
         (
             {"a": u8(0, 4), "b": u8(3, 5)},
             5,
-            "the tensors 'a' and 'b' overlap: the first ends at byte 4 of the data, the second starts at byte 3",
+            "The tensors 'a' and 'b' overlap: the first ends at byte 4 of the data, the second starts at byte 3",
         ),
         (
             {"b": u8(0, 4), "a": u8(0, 4)},
             4,
-            "the tensors 'a' and 'b' overlap: the first ends at byte 4 of the data, the second starts at byte 0",
+            "The tensors 'a' and 'b' overlap: the first ends at byte 4 of the data, the second starts at byte 0",
         ),
         (
             {"a": u8(0, 4), "none": u8(2, 2)},
             4,
-            "the tensors 'a' and 'none' overlap: the first ends at byte 4 of the data, the second starts at byte 2",
+            "The tensors 'a' and 'none' overlap: the first ends at byte 4 of the data, the second starts at byte 2",
         ),
         (
             {"a": u8(0, 4), "b": u8(6, 8)},
             8,
-            "bytes 4 to 6 of the data belong to no tensor: 'a' ends before them, 'b' starts after them",
+            "Bytes 4 to 6 of the data belong to no tensor: 'a' ends before them, 'b' starts after them",
         ),
-        ({"b": u8(2, 8)}, 8, "bytes 0 to 2 of the data belong to no tensor: 'b' starts after them"),
+        ({"b": u8(2, 8)}, 8, "Bytes 0 to 2 of the data belong to no tensor: 'b' starts after them"),
         (
             {"a": u8(0, 4), "none": u8(7, 7)},
             7,
-            "bytes 4 to 7 of the data belong to no tensor: 'a' ends before them, 'none' starts after them",
+            "Bytes 4 to 7 of the data belong to no tensor: 'a' ends before them, 'none' starts after them",
         ),
         (
             {"a": u8(0, 4), "b": u8((1 << 64) - 3, (1 << 64) - 1)},
             4,
-            f"bytes 4 to {(1 << 64) - 3} of the data belong to no tensor: 'a' ends before them, 'b' starts after them",
+            f"Bytes 4 to {(1 << 64) - 3} of the data belong to no tensor: 'a' ends before them, 'b' starts after them",
         ),
     ],
 )
@@ -363,7 +363,7 @@ def test_holes_and_overlaps(tmp_path: Path, header: dict[str, Any], size: int, m
 
 def test_data_that_is_out_of_range(tmp_path: Path) -> None:
     assert refused(tmp_path, made({"a": u8(0, 4), "b": u8(4, 1 << 40)}, bytes(9)), TruncatedFile).startswith(
-        f"the file ends at byte 161, and its tensors at byte {152 + (1 << 40)}: "
+        f"The file ends at byte 161, and its tensors at byte {152 + (1 << 40)}: "
         f"'b' lies at bytes 156 to {152 + (1 << 40)}"
     )
 
@@ -381,8 +381,8 @@ def test_names_in_messages_are_short_and_on_one_line(tmp_path: Path) -> None:
 def test_what_the_front_door_says(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for content, message in [
-        (b"hello", "the file ends after 5 bytes, within the 8 bytes"),
-        (b"x" * 100, "the header's length, in bytes 0 to 8, is 8680820740569200760; the limit is 100000000"),
+        (b"hello", "The file ends after 5 bytes, within the 8 bytes"),
+        (b"x" * 100, "The header's length, in bytes 0 to 8, is 8680820740569200760; the limit is 100000000"),
     ]:
         path.write_bytes(content)
         with pytest.raises(SourceError, match=re.escape(message)):
@@ -401,9 +401,9 @@ def test_ranges_of_a_header_as_writers_write_it_are_judged_in_one_reading(
     content = made(header, bytes(count - (fault == "cut")))
     said = refused(tmp_path, content, TruncatedFile if fault == "cut" else FileFormatError)
     expected = {
-        "overlap": "the tensors 't499' and 't500' overlap: the first ends at byte 500",
-        "hole": "bytes 500 to 501 of the data belong to no tensor: 't500' ends before them",
-        "cut": "the file ends at byte",
+        "overlap": "The tensors 't499' and 't500' overlap: the first ends at byte 500",
+        "hole": "Bytes 500 to 501 of the data belong to no tensor: 't500' ends before them",
+        "cut": "The file ends at byte",
     }
     assert expected[fault] in said
 
@@ -449,10 +449,10 @@ def test_brackets_in_texts_are_no_arrays(tmp_path: Path) -> None:
 def test_no_json_that_is_hardly_more_than_brackets(tmp_path: Path) -> None:
     hollow = b"[" + b"[]," * 100_000 + b"[]]"
     said = refused(tmp_path, made(b'{"a":' + hollow + b"}"))
-    assert said == "the header of 300,010 bytes holds 100,003 arrays and objects, more than tensors need"
+    assert said == "The header of 300,010 bytes holds 100,003 arrays and objects, more than tensors need"
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(b'{"weight_map":{},"metadata":' + hollow + b"}")
-    with pytest.raises(FileFormatError, match="the index of 300,033 bytes holds 100,004 arrays and objects"):
+    with pytest.raises(FileFormatError, match="The index of 300,033 bytes holds 100,004 arrays and objects"):
         tp.of(index)
 
 

@@ -279,7 +279,7 @@ def test_deep_pickles(tmp_path: Path, form: str) -> None:
         assert params.names == ["w"]
         use(params)
     bottom = whole(b"]" * depth + w(form) + b"a" * depth)
-    with pytest.raises(LimitExceeded, match="tensors are nested deeper than 1,000 levels"):
+    with pytest.raises(LimitExceeded, match="Tensors are nested deeper than 1,000 levels"):
         tp.of(file_of(tmp_path, form, bottom))
 
 
@@ -290,14 +290,14 @@ def test_a_pickle_that_doubles_itself(tmp_path: Path, form: str) -> None:
     assert params.names == ["w"]
     use(params)
     lists = b"](" + w(form) + b"e" + b"".join(b"q\x01" + b"0](h\x01h\x01e" for _ in range(60))
-    with pytest.raises(LimitExceeded, match="parts that are shared give its tensors too many or too long names"):
+    with pytest.raises(LimitExceeded, match="Parts that are shared give its tensors too many or too long names"):
         tp.of(file_of(tmp_path, form, whole(lists)))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_pickle_that_hardly_ends(tmp_path: Path, form: str) -> None:
     endless = whole(table({"w": w(form)}) + b"N0" * 1_500_000)
-    with pytest.raises(LimitExceeded, match="the pickle runs more operations than a file of its size may"):
+    with pytest.raises(LimitExceeded, match="The pickle runs more operations than a file of its size may"):
         tp.of(file_of(tmp_path, form, endless))
 
 
@@ -553,12 +553,12 @@ def test_a_local_name_that_only_begins_as_in_the_directory(tmp_path: Path) -> No
     at = local_header(contents, "archive/data/0")
     longer = bytearray(contents)
     longer[at + 26] += 4  # the name takes four bytes of the contents
-    with pytest.raises(FileFormatError, match="there is no 'archive/data/0' at byte"):
+    with pytest.raises(FileFormatError, match="There is no 'archive/data/0' at byte"):
         tp.of(written(tmp_path, bytes(longer)))
     other = contents.replace("é".encode(), "è".encode(), 1)
     (check, *_) = tp.verify(written(tmp_path, other)).checks
     assert (check.what, check.outcome) == ("structure", "failed")
-    assert check.detail.startswith("there is no 'archive/é' at byte")
+    assert check.detail.startswith("There is no 'archive/é' at byte")
 
 
 # --- elements far beyond the bytes behind them -------------------------------------------------------

@@ -152,29 +152,29 @@ def test_select_and_ignore(select: Any, ignore: Any, left: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["X1", "M999", "", "M301,,M302", "M3011"])
 def test_rules_that_are_not(text: str) -> None:
-    with pytest.raises(SelectorError, match="no rule is called"):
+    with pytest.raises(SelectorError, match="No rule is called"):
         rules_of(text)
-    with pytest.raises(SelectorError, match="no rule is called"):
+    with pytest.raises(SelectorError, match="No rule is called"):
         tp.audit(nn.Linear(1, 1), ignore=text)
 
 
 def test_messages() -> None:
     with pytest.raises(SelectorError) as error:
         rules_of("hidden-parameters")
-    assert str(error.value) == "no rule is called 'hidden-parameters'. did you mean 'hidden-parameter'?"
+    assert str(error.value) == "No rule is called 'hidden-parameters'. Did you mean 'hidden-parameter'?"
     with pytest.raises(SelectorError) as error:
         rules_of("X")
-    assert str(error.value) == "no rule is called 'X'. ids begin with M, O, G or D, as in M101."
+    assert str(error.value) == "No rule is called 'X'. Ids begin with M, O, G or D, as in M101."
     with pytest.raises(UnsupportedSource) as unsupported:
         tp.audit({"weight": torch.ones(2)})
     assert str(unsupported.value) == (
-        "a dict cannot be audited. an audit needs a live nn.Module. torchparams.stats looks at the values of a "
+        "A dict cannot be audited. An audit needs a live nn.Module. torchparams.stats looks at the values of a "
         "checkpoint."
     )
     with pytest.raises(UnsupportedSource) as unsupported:
         tp.audit(nn.Linear(1, 1), nn.Linear(1, 1).parameters())
     assert str(unsupported.value) == (
-        "a generator is not an optimizer. an optimizer has param_groups. pass the optimizer, or a list of optimizers "
+        "A generator is not an optimizer. An optimizer has param_groups. Pass the optimizer, or a list of optimizers "
         "used together."
     )
 
@@ -215,7 +215,7 @@ def test_suppression_of_what_the_network_does_not_name() -> None:
 def test_a_suppression_that_hits_nothing() -> None:
     with pytest.raises(NoMatch):
         tp.audit(broken(), suppress={"M303": "nowhere.**"})
-    with pytest.raises(SelectorError, match="no rule is called 'M9'"):
+    with pytest.raises(SelectorError, match="No rule is called 'M9'"):
         tp.audit(broken(), suppress={"M9": "**"})
 
 

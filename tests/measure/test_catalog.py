@@ -148,7 +148,7 @@ def test_a_directory_of_other_files_is_refused(run: Path) -> None:
         tp.catalog("step-*", "c")
     (run / "d").mkdir()
     (run / "d" / "x.parquet").write_bytes(b"none")
-    with pytest.raises(WriteError, match="not a file of a catalog"):
+    with pytest.raises(WriteError, match="Not a file of a catalog"):
         tp.catalog("step-*", "d")
     with pytest.raises(SourceError):
         tp.catalog("epoch-*")

@@ -292,7 +292,7 @@ def test_what_stands_on_one_side_and_what_has_another_shape() -> None:
     assert found.counts == {"identical": 1, "equal": 0, "changed": 1, "shape": 1, "dtype": 0, "only_a": 1, "only_b": 1,
                             "unread": 0}  # fmt: skip
     assert len(found) == 5
-    with pytest.raises(UnknownName, match="no parameter is named 'znew'"):
+    with pytest.raises(UnknownName, match="No parameter is named 'znew'"):
         found["znew"]
 
 
@@ -364,7 +364,7 @@ def test_values_that_cannot_be_had_are_said_to_be_so() -> None:
     found = tp.diff(nn.Linear(2, 2), empty)
     assert statuses(found) == {"weight": "unread", "bias": "unread"}
     assert not found.same
-    assert found["bias"].reason.startswith("bias is on the meta device, which holds no values")
+    assert found["bias"].reason.startswith("'bias' is on the meta device, which holds no values")
     lazy = nn.LazyLinear(2)
     assert statuses(tp.diff(lazy, lazy)) == {"weight": "unread", "bias": "unread"}
     assert "not compared" in str(found)
@@ -413,7 +413,7 @@ def test_a_rename_applies_to_ties_and_to_selections() -> None:
 def test_renames_that_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"'module.a.w' and 'module.b.w' would both be named 'w'"):
         tp.diff(BASE, WRAPPED, rename=r"^module\.[ab]\.=")
-    with pytest.raises(NoMatch, match="hits no name"):
+    with pytest.raises(NoMatch, match="matches no name"):
         tp.diff(BASE, WRAPPED, rename="nothing=x")
     with pytest.raises(RenameError, match="'automatic' is not a rename"):
         tp.diff(BASE, WRAPPED, rename="automatic")
@@ -456,7 +456,7 @@ def test_other_groups(by: object, names: list[str]) -> None:
 
 
 def test_groups_that_are_refused() -> None:
-    with pytest.raises(SelectorError, match="the number of name components to group by must be at least 1, not 0"):
+    with pytest.raises(SelectorError, match="The number of name components to group by must be at least 1, not 0"):
         tp.diff(BASE, BASE, by=0)
     with pytest.raises(NoMatch):
         tp.diff(BASE, BASE, by="nothing.*")
@@ -475,7 +475,7 @@ def test_order() -> None:
     with pytest.raises(SelectorError) as caught:
         tp.diff(a, b, sort="size")
     assert str(caught.value) == (
-        "no column 'size' to sort by. columns are name, numel, changed, share, max, relative, cosine."
+        "No column 'size' to sort by. Columns are name, numel, changed, share, max, relative, cosine."
     )
 
 

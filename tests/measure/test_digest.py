@@ -370,11 +370,11 @@ def test_the_records_are_read_once() -> None:
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_what_has_no_values_is_named() -> None:
     cases = {
-        "dict: 'w': a tensor on the meta device has a shape and no values": torch.zeros(2, device="meta"),
+        "dict: 'w': A tensor on the meta device has a shape and no values": torch.zeros(2, device="meta"),
         "dict: w is quantised: its memory does not hold its values": torch.quantize_per_tensor(
             torch.ones(2), 0.1, 0, torch.qint8
         ),
-        "dict: 'w': a sparse tensor (torch.sparse_coo) has no array. pass tensor.to_dense().": torch.eye(2).to_sparse(),
+        "dict: 'w': A sparse tensor (torch.sparse_coo) has no array. Pass tensor.to_dense().": torch.eye(2).to_sparse(),
     }
     for message, tensor in cases.items():
         with pytest.raises(NotReadable) as error:
@@ -395,7 +395,7 @@ def test_a_view_of_more_elements_than_there_are_bytes_is_refused(
         tp.digest(path)
     assert str(error.value) == (
         f"{path}: 'w' has 1,600 elements, which are a view of 160 bytes. "
-        "if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS."
+        "If you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS."
     )
     assert len(tp.digest(expanded).tensors) == 1  # memory of one's own may be as odd as one likes
 

@@ -208,7 +208,7 @@ def test_what_cannot_be_read_is_listed_with_the_reason() -> None:
     found = tp.stats({**tensors, "z": torch.ones(3)})
     assert [row.name for row in found] == ["a", "z"]
     assert [(each.name, each.reason) for each in found.unread] == [
-        ("meta", "a tensor on the meta device has a shape and no values"),
+        ("meta", "A tensor on the meta device has a shape and no values"),
         ("sparse", "a sparse tensor (torch.sparse_coo) has no array; pass tensor.to_dense()"),
         (
             "quantised",
@@ -288,7 +288,7 @@ def test_quantiles_as_text() -> None:
     assert numbers_in("0,.5, 1e0") == [0.0, 0.5, 1.0]
     with pytest.raises(TorchParamsError) as caught:
         numbers_in("0.5,90")
-    assert str(caught.value) == "quantiles must be numbers between 0 and 1, not '90'. write 0.01,0.5,0.99."
+    assert str(caught.value) == "Quantiles must be numbers between 0 and 1, not '90'. Write 0.01,0.5,0.99."
 
 
 def test_order() -> None:
@@ -299,7 +299,7 @@ def test_order() -> None:
     with pytest.raises(SelectorError) as caught:
         found.sorted("-size")
     assert str(caught.value) == (
-        "no column 'size' to sort by. columns are name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, "
+        "No column 'size' to sort by. Columns are name, numel, zeros, nonfinite, min, max, mean, std, l1, l2, linf, "
         "entropy, distinct."
     )
 
@@ -309,4 +309,4 @@ def test_a_row_by_name() -> None:
     assert found["fc.weight"].numel == 3
     with pytest.raises(UnknownName) as caught:
         found["fc.wieght"]
-    assert str(caught.value) == "dict: no parameter is named 'fc.wieght'. did you mean 'fc.weight'?"
+    assert str(caught.value) == "dict: No parameter is named 'fc.wieght'. Did you mean 'fc.weight'?"

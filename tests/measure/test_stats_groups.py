@@ -74,7 +74,7 @@ def test_groups_by_selectors_and_the_rest() -> None:
     with pytest.raises(SelectorError) as caught:
         tp.stats(weights, by=["layer", "a.**"])
     assert str(caught.value) == (
-        "'layer' is a grouping word, and cannot be in a list. for a tensor of that name, write the selector /layer/."
+        "'layer' is a grouping word, and cannot be in a list. For a tensor of that name, write the selector /layer/."
     )
 
 

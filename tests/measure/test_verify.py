@@ -297,9 +297,9 @@ def test_a_file_that_cannot_be_opened_is_a_finding(tmp_path: Path) -> None:
     for verification in (tp.verify(path), tp.verify(path, expected)):
         (check,) = verification.checks
         assert (check.what, check.outcome, verification.ok) == ("structure", "failed", False)
-        assert check.detail.startswith("the file ends at byte")
+        assert check.detail.startswith("The file ends at byte")
     assert str(tp.verify(path)).endswith("\n0 tensors, 0 B: 1 check failed.")
-    with pytest.raises(SourceError, match="no such file"):
+    with pytest.raises(SourceError, match="No such file"):
         tp.verify(str(tmp_path / "nothing.pt"))
 
 
@@ -355,7 +355,7 @@ def test_damage_in_a_compressed_member_is_named(tmp_path: Path) -> None:
     assert [c.tensors for c in tp.verify(path).checks if c.outcome == "failed"] == [("w",)]
     against = tp.verify(path, expected)
     assert found(against) == [("unreadable", ("w",))]
-    assert "its compressed contents are damaged" in str(against.differences[0].found)
+    assert "Its compressed contents are damaged" in str(against.differences[0].found)
     assert str(against).endswith("\n2 tensors, 9.77 KiB: 1 not readable, 1 check failed.")
 
 
@@ -500,11 +500,11 @@ def test_writing_replaces_a_manifest_and_nothing_else(tmp_path: Path) -> None:
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(WriteError) as error:
         digests.write(model)
-    assert str(error.value) == (f"{model}: the file exists, and is not a manifest. delete it, or choose another name.")
+    assert str(error.value) == (f"{model}: The file exists, and is not a manifest. Delete it, or choose another name.")
     assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(WriteError) as error:
         digests.write(tmp_path)
-    assert str(error.value) == f"{tmp_path}: not a regular file"
+    assert str(error.value) == f"{tmp_path}: Not a regular file"
     with pytest.raises(WriteError, match="no such file or directory"):
         digests.write(tmp_path / "nowhere" / "manifest.json")
     empty = tmp_path / "empty"
@@ -529,14 +529,14 @@ def test_a_failed_write_leaves_the_manifest_that_was_there(tmp_path: Path, monke
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError) as error:
         tp.digest({"w": np.ones(1)}).write(path)
     assert str(error.value) == (
-        f"{path}: it could not be written: no space left on device. "
-        "the target is unchanged, and temporary files were removed. free some, or write elsewhere."
+        f"{path}: It could not be written: no space left on device. "
+        "The target is unchanged, and temporary files were removed. Free some, or write elsewhere."
     )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["manifest.json"]
@@ -562,70 +562,70 @@ HINT = "torchparams digest TARGET -o FILE writes a manifest; torchparams diff co
 BAD: dict[str, tuple[str, str]] = {
     "no JSON": (
         "{",
-        ", byte 1: the manifest is not JSON: expecting property name enclosed in double quotes, found its end",
+        ", byte 1: The manifest is not JSON: expecting property name enclosed in double quotes, found its end",
     ),
     "an array": (
         "[{}]",
-        ": not a manifest: it starts with b'[{}]'. " + HINT,
+        ": Not a manifest: it starts with b'[{}]'. " + HINT,
     ),
     "something else": (
         '{"weight_map": {}}',
-        ": not a manifest: it has no format. " + HINT,
+        ": Not a manifest: it has no format. " + HINT,
     ),
     "another format": (
         changed("m['format'] = 3"),
-        ": not a manifest: its format is the number 3. " + HINT,
+        ": Not a manifest: its format is the number 3. " + HINT,
     ),
     "a key twice": (
         json.dumps(good())[:-1] + ', "digest": ""}',
-        ": the manifest holds the key 'digest' twice",
+        ": The manifest holds the key 'digest' twice",
     ),
     "a later version": (
         changed("m['version'] = 2"),
-        ": its version is the number 2; the supported version is 1. verify with the torchparams version that "
+        ": Its version is the number 2; the supported version is 1. Verify with the torchparams version that "
         "wrote it, or write a new manifest.",
     ),
     "true for 1": (
         changed("m['version'] = True"),
-        ": its version is true; the supported version is 1. verify with the torchparams version that wrote it, "
+        ": Its version is true; the supported version is 1. Verify with the torchparams version that wrote it, "
         "or write a new manifest.",
     ),
-    "keys missing": (changed("del m['digest'], m['source']"), ": the manifest has no source and no digest"),
-    "tensors as an object": (changed("m['tensors'] = {}"), ": its tensors is an object, not an array"),
-    "a tensor as a number": (changed("m['tensors'][1] = 5"), ": entry 1 of its tensors is the number 5, not an object"),
-    "a tensor without a shape": (changed("del t['shape']"), ": entry 0 of its tensors has no shape"),
+    "keys missing": (changed("del m['digest'], m['source']"), ": The manifest has no source and no digest"),
+    "tensors as an object": (changed("m['tensors'] = {}"), ": Its tensors is an object, not an array"),
+    "a tensor as a number": (changed("m['tensors'][1] = 5"), ": Entry 1 of its tensors is the number 5, not an object"),
+    "a tensor without a shape": (changed("del t['shape']"), ": Entry 0 of its tensors has no shape"),
     "a name as a number": (
         changed("t['name'] = 1"),
-        ": the name in entry 0 of its tensors is the number 1, not a text",
+        ": The name in entry 0 of its tensors is the number 1, not a text",
     ),
-    "an unknown dtype": (changed("t['dtype'] = 'float5'"), ": tensor 'w': unknown dtype 'float5'"),
-    "a dtype as null": (changed("t['dtype'] = None"), ": tensor 'w': its dtype is null, not a text"),
-    "a negative size": (changed("t['shape'] = [-1]"), ": tensor 'w': the number -1 is not a size"),
-    "a fraction": (changed("t['shape'] = [1.5]"), ": tensor 'w': the number 1.5 is not a size"),
-    "sizes without end": (changed("t['shape'] = [1] * 1025"), ": tensor 'w': its shape has 1,025 dimensions"),
+    "an unknown dtype": (changed("t['dtype'] = 'float5'"), ": tensor 'w': Unknown dtype 'float5'"),
+    "a dtype as null": (changed("t['dtype'] = None"), ": tensor 'w': Its dtype is null, not a text"),
+    "a negative size": (changed("t['shape'] = [-1]"), ": tensor 'w': The number -1 is not a size"),
+    "a fraction": (changed("t['shape'] = [1.5]"), ": tensor 'w': The number 1.5 is not a size"),
+    "sizes without end": (changed("t['shape'] = [1] * 1025"), ": tensor 'w': Its shape has 1,025 dimensions"),
     "sizes that overflow": (
         changed("t['shape'] = [2 ** 63, 2 ** 63]"),
-        ": tensor 'w': its nbytes is 24, but float32 [9223372036854775808, 9223372036854775808] takes more "
+        ": tensor 'w': Its nbytes is 24, but float32 [9223372036854775808, 9223372036854775808] takes more "
         "than 64 bits can count",
     ),
-    "other bytes": (changed("t['nbytes'] = 25"), ": tensor 'w': its nbytes is 25, but float32 [2, 3] takes 24"),
+    "other bytes": (changed("t['nbytes'] = 25"), ": tensor 'w': Its nbytes is 25, but float32 [2, 3] takes 24"),
     "a digest too short": (
         changed("t['digest'] = 'ab'"),
-        ": tensor 'w': its digest is the text 'ab', not 64 hexadecimal digits",
+        ": tensor 'w': Its digest is the text 'ab', not 64 hexadecimal digits",
     ),
-    "aliases as a text": (changed("t['aliases'] = 'x'"), ": tensor 'w': its aliases is the text 'x', not an array"),
+    "aliases as a text": (changed("t['aliases'] = 'x'"), ": tensor 'w': Its aliases is the text 'x', not an array"),
     "an alias as a number": (
         changed("t['aliases'] = [1]"),
-        ": tensor 'w': one of its aliases is the number 1, not a text",
+        ": tensor 'w': One of its aliases is the number 1, not a text",
     ),
-    "a name twice": (changed("t['aliases'] = ['x']"), ": it lists the tensor 'x' twice"),
+    "a name twice": (changed("t['aliases'] = ['x']"), ": It lists the tensor 'x' twice"),
     "an edited digest": (
         changed("t['digest'] = '0' * 64"),
-        ": the digest of the set does not match the tensors: the manifest was edited or damaged",
+        ": The digest of the set does not match the tensors: the manifest was edited or damaged",
     ),
     "an edited name": (
         changed("t['name'] = 'v'"),
-        ": the digest of the set does not match the tensors: the manifest was edited or damaged",
+        ": The digest of the set does not match the tensors: the manifest was edited or damaged",
     ),
 }
 
@@ -645,8 +645,8 @@ def test_a_manifest_that_is_too_long_or_not_there(tmp_path: Path, monkeypatch: p
     with pytest.raises(LimitExceeded) as error:
         tp.Digests.read(path)
     assert str(error.value) == (
-        f"{path}: the manifest has {os.path.getsize(path)} bytes; the limit is 10. "
-        "if you trust the file, raise torchparams.limits.MANIFEST_BYTES."
+        f"{path}: The manifest has {os.path.getsize(path)} bytes; the limit is 10. "
+        "If you trust the file, raise torchparams.limits.MANIFEST_BYTES."
     )
     with pytest.raises(SourceError, match="No such file"):
         tp.Digests.read(tmp_path / "nothing.json")
@@ -687,7 +687,7 @@ def test_a_file_that_is_rewritten_meanwhile_is_reported(kind: str, with_manifest
         os.utime(new, ns=(1, 1))
         new.replace(file)  # another file of the same size, as writers do it
 
-    with pytest.raises(SourceError, match="the file was written to"):
+    with pytest.raises(SourceError, match="The file was written to"):
         tp.verify(target, manifest, progress=rewriting)
 
     def cutting(done: int, total: int) -> None:

@@ -288,7 +288,7 @@ def test_the_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["model.safetensors", "report", "report.html.txt"])
 def test_a_path_that_is_no_html_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a report is an HTML file, not .*\. choose a name that ends in \.html"):
+    with pytest.raises(OptionError, match=r"A report is an HTML file, not .*\. Choose a name that ends in \.html"):
         tp.report("no such file", tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -405,4 +405,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert b'"difference"' in path.read_bytes()
     refused = command(capsys, "report", tmp_path / "m.safetensors", "-o", tmp_path / "m.safetensors")
     assert refused.status == 2
-    assert "a report is an HTML file" in refused.err
+    assert "A report is an HTML file" in refused.err

@@ -115,7 +115,7 @@ def test_a_file_that_is_no_table_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="not a JSON table"):
         write_table(tp.stats(WEIGHTS), str(index))
     assert index.read_text() == '{"weight_map": {}}'
-    with pytest.raises(OptionError, match=r"has the suffix \.txt\. use the suffix \.csv, \.json or \.parquet"):
+    with pytest.raises(OptionError, match=r"has the suffix \.txt\. Use the suffix \.csv, \.json or \.parquet"):
         write_table(tp.stats(WEIGHTS), str(tmp_path / "stats.txt"))
     with pytest.raises(WriteError, match="No such file or directory"):
         write_table(tp.stats(WEIGHTS), str(tmp_path / "none" / "stats.csv"))

@@ -120,13 +120,13 @@ def test_a_selector_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch)
         params.select("/(?=(a+)+$).*/")
     assert str(caught.value) == (
         "dict: `/(?=(a+)+$).*/` could take too long on a name of 61 characters. "
-        "avoid repeating a part that contains repeats or alternatives."
+        "Avoid repeating a part that contains repeats or alternatives."
     )
     monkeypatch.setattr(limits, "REGEX_SECONDS", 0)
     with pytest.raises(SelectorError) as caught:
         tp.of(NAMES).select("/.*b/")
     assert str(caught.value) == (
-        "dict: `/.*b/` took more than 0 seconds. avoid repeating a part that contains repeats or alternatives."
+        "dict: `/.*b/` took more than 0 seconds. Avoid repeating a part that contains repeats or alternatives."
     )
 
 
@@ -134,14 +134,14 @@ def test_a_rename_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RenameError) as caught:
         Renames.of("(a+)+$=").apply(NAMES)
     assert str(caught.value) == (
-        "the pattern '(a+)+$' of a rename could take too long on a name of 61 characters. "
-        "avoid repeating a part that contains repeats or alternatives."
+        "The pattern '(a+)+$' of a rename could take too long on a name of 61 characters. "
+        "Avoid repeating a part that contains repeats or alternatives."
     )
     name = "model.layers.0.self_attn.q_proj.weight"
     renames = Renames.of(r"^(.*)\.(.*)\.(.*)\.(.*)\.(.*)\.weight$=\5.\1")
     assert renames.apply([name]) == {name: "q_proj.model"}
     monkeypatch.setattr(limits, "REGEX_SECONDS", 0)
-    with pytest.raises(RenameError, match="the pattern 'b' of a rename took more than 0 seconds"):
+    with pytest.raises(RenameError, match="The pattern 'b' of a rename took more than 0 seconds"):
         Renames.of("b=c").apply(NAMES)
 
 

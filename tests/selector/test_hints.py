@@ -31,78 +31,78 @@ def refusal(text: str) -> str:
         # a module's name, the end of names, the middle of names
         (
             "encoder.layer.0",
-            "BertModel: `encoder.layer.0` matches nothing. it names a module, with 8 parameters below it. "
-            "did you mean `encoder.layer.0.**`?",
+            "BertModel: `encoder.layer.0` matches nothing. It names a module, with 8 parameters below it. "
+            "Did you mean `encoder.layer.0.**`?",
         ),
         (
             "encoder.layer.{0..3}",
-            "BertModel: `encoder.layer.{0..3}` matches nothing. it names a module, with 32 parameters below it. "
-            "did you mean `encoder.layer.{0..3}.**`?",
+            "BertModel: `encoder.layer.{0..3}` matches nothing. It names a module, with 32 parameters below it. "
+            "Did you mean `encoder.layer.{0..3}.**`?",
         ),
         (
             "bias",
-            "BertModel: `bias` matches nothing. a glob matches whole names; this is only the end of 49 parameters. "
-            "did you mean `**.bias`?",
+            "BertModel: `bias` matches nothing. A glob matches whole names; this is only the end of 49 parameters. "
+            "Did you mean `**.bias`?",
         ),
         (
             "attn",
-            "BertModel: `attn` matches nothing. a glob matches whole names; this is only a part of 72 "
-            "parameters. did you "
+            "BertModel: `attn` matches nothing. A glob matches whole names; this is only a part of 72 "
+            "parameters. Did you "
             "mean `**.attn.**`?",
         ),
         (
             "layer.0.**",
-            "BertModel: `layer.0.**` matches nothing. a glob matches whole names; this is only the end of 8 "
+            "BertModel: `layer.0.**` matches nothing. A glob matches whole names; this is only the end of 8 "
             "parameters. "
-            "did you mean `**.layer.0.**`?",
+            "Did you mean `**.layer.0.**`?",
         ),
         (
             "encoder.*.weight",
             "BertModel: `encoder.*.weight` matches nothing. `*` is exactly one component; with `**`, 48 "
-            "parameters would match. did you mean `encoder.**.weight`?",
+            "parameters would match. Did you mean `encoder.**.weight`?",
         ),
         # misspelt
         (
             "encoder.layr.*.norm.weight",
-            "BertModel: `encoder.layr.*.norm.weight` matches nothing. no name has the component 'layr'. "
-            "did you mean `encoder.layer.*.norm.weight` (12 parameters)?",
+            "BertModel: `encoder.layr.*.norm.weight` matches nothing. No name has the component 'layr'. "
+            "Did you mean `encoder.layer.*.norm.weight` (12 parameters)?",
         ),
         (
             "Head.**",
-            "BertModel: `Head.**` matches nothing. no name has the component 'Head'. "
-            "did you mean `head.**` (2 parameters)?",
+            "BertModel: `Head.**` matches nothing. No name has the component 'Head'. "
+            "Did you mean `head.**` (2 parameters)?",
         ),
         (
             "encodr.layer.0",
-            "BertModel: `encodr.layer.0` matches nothing. no name has the component 'encodr'. "
-            "did you mean `encoder.layer.0.**` (8 parameters)?",
+            "BertModel: `encodr.layer.0` matches nothing. No name has the component 'encodr'. "
+            "Did you mean `encoder.layer.0.**` (8 parameters)?",
         ),
         (
             "module.encoder.**",
-            "BertModel: `module.encoder.**` matches nothing. no name has the component 'module'. "
-            "did you mean `encoder.**` (96 parameters)?",
+            "BertModel: `module.encoder.**` matches nothing. No name has the component 'module'. "
+            "Did you mean `encoder.**` (96 parameters)?",
         ),
         # nothing like it
         (
             "foo.**",
-            "BertModel: `foo.**` matches nothing. no name has the component 'foo'; the names start with encoder, head, "
+            "BertModel: `foo.**` matches nothing. No name has the component 'foo'; the names start with encoder, head, "
             "embeddings, decode_head.",
         ),
-        ("encoder.head", "BertModel: `encoder.head` matches nothing. the nearest names are 'decode_head.weight'."),
+        ("encoder.head", "BertModel: `encoder.head` matches nothing. The nearest names are 'decode_head.weight'."),
         (
             "^encoder",
-            "the wildcards of a glob are * ** ? {}. write a regular expression between slashes: /.*bias/.",
+            "The wildcards of a glob are * ** ? {}. Write a regular expression between slashes: /.*bias/.",
         ),
         # a branch, wherever it stands
         (
             "head.** | **.biass",
-            "BertModel: `**.biass` matches nothing, in `head.** | **.biass`. no name has the component 'biass'. "
-            "did you mean `**.bias` (49 parameters)?",
+            "BertModel: `**.biass` matches nothing, in `head.** | **.biass`. No name has the component 'biass'. "
+            "Did you mean `**.bias` (49 parameters)?",
         ),
         (
             "**.weight & (encoder.** | (nope | head.**))",
             "BertModel: `nope` matches nothing, in `**.weight & (encoder.** | nope | head.**)`. "
-            "no name has the component 'nope'",
+            "No name has the component 'nope'",
         ),
         ("**.weight & ~(head.** | nope)", "`nope` matches nothing, in `**.weight & ~(head.** | nope)`."),
         # intersections and complements
@@ -116,13 +116,13 @@ def refusal(text: str) -> str:
             "`head.** & **.weight & [ndim=1]` matches nothing. `head.** & **.weight` matches 1 and `[ndim=1]` matches "
             "61, but no parameter matches both.",
         ),
-        ("head & **.weight", "BertModel: `head` matches nothing, in `head & **.weight`. it names a module"),
-        ("**.weight & head", "BertModel: `head` matches nothing, in `**.weight & head`. it names a module"),
+        ("head & **.weight", "BertModel: `head` matches nothing, in `head & **.weight`. It names a module"),
+        ("**.weight & head", "BertModel: `head` matches nothing, in `**.weight & head`. It names a module"),
         (
             "head.** | **.weight & **.bias",
             "`**.weight & **.bias` matches nothing, in `head.** | **.weight & **.bias`. `**.weight` matches 51",
         ),
-        ("~bias", "BertModel: `bias` matches nothing, in `~bias`. a glob matches whole names"),
+        ("~bias", "BertModel: `bias` matches nothing, in `~bias`. A glob matches whole names"),
         ("~**", "BertModel: `~**` matches nothing. `**` matches all 100 parameters."),
         (
             "**.weight & ~(** | head.**)",
@@ -132,33 +132,33 @@ def refusal(text: str) -> str:
         (
             "encoder.layer.0.**[ndim=7]",
             "BertModel: `encoder.layer.0.**[ndim=7]` matches nothing. `encoder.layer.0.**` alone matches 8; "
-            "ndim of them is 1, 2.",
+            "`ndim` of them is 1, 2.",
         ),
         (
             "**[ndim=1][dtype=bf16]",
-            "`**[ndim=1][dtype=bf16]` matches nothing. `**[ndim=1]` alone matches 61; dtype of them is float32.",
+            "`**[ndim=1][dtype=bf16]` matches nothing. `**[ndim=1]` alone matches 61; `dtype` of them is float32.",
         ),
-        ("[dtype=bf16]", "BertModel: `[dtype=bf16]` matches nothing. dtype of the 100 parameters is float32."),
-        ("[numel>1G]", "`[numel>1G]` matches nothing. numel of the 100 parameters ranges from 2 to 1,600."),
-        ("[nbytes<1]", "nbytes of the 100 parameters ranges from 8 to 6,400."),
-        ("[shape=7]", "shapes of the 100 parameters are [16], [16, 16], [2, 16], [100, 16] and 1 other."),
-        ("[device=cuda]", "device of the 100 parameters is cpu."),
-        ("[kind=buffer]", "kind of the 100 parameters is parameter."),
+        ("[dtype=bf16]", "BertModel: `[dtype=bf16]` matches nothing. `dtype` of the 100 parameters is float32."),
+        ("[numel>1G]", "`[numel>1G]` matches nothing. `numel` of the 100 parameters ranges from 2 to 1,600."),
+        ("[nbytes<1]", "`nbytes` of the 100 parameters ranges from 8 to 6,400."),
+        ("[shape=7]", "Shapes of the 100 parameters are [16], [16, 16], [2, 16], [100, 16] and 1 other."),
+        ("[device=cuda]", "`device` of the 100 parameters is cpu."),
+        ("[kind=buffer]", "`kind` of the 100 parameters is parameter."),
         (
             "[module=LayerNrm]",
-            "the owner classes of the 100 parameters are Linear, LayerNorm, Embedding. did you mean "
+            "The owner classes of the 100 parameters are Linear, LayerNorm, Embedding. Did you mean "
             "`[module=LayerNorm]`?",
         ),
         (
             "[name=bias]",
-            "`[name=bias]` matches nothing. a glob matches whole names; this is only the end of 49 parameters.",
+            "`[name=bias]` matches nothing. A glob matches whole names; this is only the end of 49 parameters.",
         ),
         ("head.**[name=encoder.**]", "`head.**` alone matches 2; no name of them matches."),
-        ("[name!=**]", "`[name!=**]` matches nothing. no name of the 100 parameters matches."),
+        ("[name!=**]", "`[name!=**]` matches nothing. No name of the 100 parameters matches."),
         (
             ":buffer",
             "BertModel: `:buffer` matches nothing. `:buffer` means: a buffer of a module; this holds for none "
-            "of the 100 parameters. the buffers of a live model are listed by torchparams.of(model, buffers=True).",
+            "of the 100 parameters. The buffers of a live model are listed by torchparams.of(model, buffers=True).",
         ),
         (
             "head.**:frozen",
@@ -168,12 +168,12 @@ def refusal(text: str) -> str:
         # regular expressions
         (
             "/weight/",
-            "BertModel: `/weight/` matches nothing. a regular expression matches the whole name; 51 names "
-            "contain a match. did you mean `/.*weight.*/`?",
+            "BertModel: `/weight/` matches nothing. A regular expression matches the whole name; 51 names "
+            "contain a match. Did you mean `/.*weight.*/`?",
         ),
-        ("/weight|bias/", "100 names contain a match. did you mean `/.*(?:weight|bias).*/`?"),
-        ("/(?i)WEIGHT/", "51 names contain a match. begin and end it with .*."),
-        ("/nope/", "`/nope/` matches nothing. the names start with encoder, head, embeddings, decode_head."),
+        ("/weight|bias/", "100 names contain a match. Did you mean `/.*(?:weight|bias).*/`?"),
+        ("/(?i)WEIGHT/", "51 names contain a match. Begin and end it with .*."),
+        ("/nope/", "`/nope/` matches nothing. The names start with encoder, head, embeddings, decode_head."),
     ],
 )
 def test_a_part_that_hits_nothing_is_named_with_what_was_meant(text: str, message: str) -> None:
@@ -182,7 +182,7 @@ def test_a_part_that_hits_nothing_is_named_with_what_was_meant(text: str, messag
 
 @pytest.mark.parametrize("text", ["encoder.layer.0", "bias", "attn", "encoder.*.weight", "encodr.layer.0", "/weight/"])
 def test_what_was_meant_hits_something(text: str) -> None:
-    meant = re.search(r"did you mean `(.*?)`", refusal(text))
+    meant = re.search(r"Did you mean `(.*?)`", refusal(text))
     assert meant is not None
     assert Selector(meant[1]).names(MODEL, strict=True)
 
@@ -210,30 +210,30 @@ def test_a_branch_is_judged_by_the_whole_table() -> None:
 
 def test_nothing_is_in_an_empty_table() -> None:
     for text in ("**", "a | b", "~a"):
-        with pytest.raises(NoMatch, match=r"^empty.pt: `.*` matches nothing\. there are no parameters\.$"):
+        with pytest.raises(NoMatch, match=r"^empty.pt: `.*` matches nothing\. There are no parameters\.$"):
             Selector(text).names([], strict=True, where="empty.pt")
 
 
 def test_a_missing_name_of_a_list_is_named() -> None:
     with pytest.raises(
-        NoMatch, match=re.escape("m: no parameter is named 'head.wieght'. the nearest names are 'head.weight'")
+        NoMatch, match=re.escape("m: No parameter is named 'head.wieght'. The nearest names are 'head.weight'")
     ):
         Selector(["head.wieght", "head.bias"]).names(MODEL, strict=True, where="m")
     with pytest.raises(
-        NoMatch, match=re.escape("is named 'a.b' (and 2 others of the 4 names are missing). the names start with")
+        NoMatch, match=re.escape("is named 'a.b' (and 2 others of the 4 names are missing). The names start with")
     ):
         Selector(["x", "y", "a.b", "head.bias"]).names(MODEL, strict=True)
 
 
 def test_a_list_of_no_names_selects_nothing_and_not_everything() -> None:
     assert Selector([]).names(MODEL) == frozenset()
-    with pytest.raises(NoMatch, match=re.escape("the list of names is empty. use `**` to select every parameter.")):
+    with pytest.raises(NoMatch, match=re.escape("The list of names is empty. Use `**` to select every parameter.")):
         Selector([]).names(MODEL, strict=True)
 
 
 def test_a_function_that_accepts_nothing() -> None:
     with pytest.raises(
-        NoMatch, match=r"`<function .*<lambda>>` matches nothing\. the function accepts none of the 100 parameters"
+        NoMatch, match=r"`<function .*<lambda>>` matches nothing\. The function accepts none of the 100 parameters"
     ):
         Selector(lambda info: False).names(MODEL, strict=True)
 
@@ -269,7 +269,7 @@ def test_a_big_table_is_searched_in_linear_work() -> None:
     infos = [stored(Counted(f"model.layers.{n}.experts.{n}_{n % 7}.w{n}.weight")) for n in range(20_000)]
     for text in ("model.layers.7.experts.weigth", "model.layer.{0..9}", "**.wieght", "modle.**"):
         compared = 0
-        with pytest.raises(NoMatch, match=r"did you mean|nearest names"):
+        with pytest.raises(NoMatch, match=r"Did you mean|nearest names"):
             Selector(text).names(infos, strict=True)
         assert compared <= 3 * len(infos)
 
@@ -279,12 +279,12 @@ def test_a_parametrised_tensor_is_said_to_be_computed() -> None:
     infos[0] = stored("0.parametrizations.weight.original0")
     infos.append(stored("0.parametrizations.weight.original1"))
     said = re.escape(
-        "it is computed from `0.parametrizations.weight.original0` and `0.parametrizations.weight.original1`. "
-        "select `0.parametrizations.weight.*`."
+        "It is computed from `0.parametrizations.weight.original0` and `0.parametrizations.weight.original1`. "
+        "Select `0.parametrizations.weight.*`."
     )
     for selector in (Selector("0.weight"), Selector(["0.weight"])):
         with pytest.raises(NoMatch, match=said):
             selector.names(infos, strict=True)
     old = [stored("0.weight_g"), stored("0.weight_v"), stored("1.weight")]
-    with pytest.raises(NoMatch, match=r"it is computed from `0\.weight_g` and `0\.weight_v`"):
+    with pytest.raises(NoMatch, match=r"It is computed from `0\.weight_g` and `0\.weight_v`"):
         Selector("0.weight").names(old, strict=True)

@@ -112,10 +112,10 @@ def test_the_verbs_take_them() -> None:
 def test_what_is_not_in_the_model_is_refused() -> None:
     model: Any = Net()
     for what, why in (
-        (nn.Conv2d, "`<class Conv2d>` matches nothing. the modules of this model are Linear, Sequential"),
-        (nn.Linear(2, 2), "`<module Linear>` matches nothing. the module is not in this model"),
-        (model.blocks[0][1], "`<module ReLU>` matches nothing. the table has no parameter of it"),
-        ([model.stem.weight, torch.ones(2)], r"the tensor of shape \[2\] is not among the 9 tensors of this table"),
+        (nn.Conv2d, "`<class Conv2d>` matches nothing. The modules of this model are Linear, Sequential"),
+        (nn.Linear(2, 2), "`<module Linear>` matches nothing. The module is not in this model"),
+        (model.blocks[0][1], "`<module ReLU>` matches nothing. The table has no parameter of it"),
+        ([model.stem.weight, torch.ones(2)], r"The tensor of shape \[2\] is not among the 9 tensors of this table"),
     ):
         with pytest.raises(NoMatch, match=why):
             names(model, what)
@@ -128,7 +128,7 @@ def test_records_alone_cannot_tell() -> None:
 
 
 def test_verbs_on_a_model_say_what_to_pass_in_place_of_a_path() -> None:
-    said = "needs a live model, not the path of a checkpoint. build the model, fill it with torchparams.load"
+    said = "needs a live model, not the path of a checkpoint. Build the model, fill it with torchparams.load"
     for verb in (tp.freeze, tp.unfreeze, tp.groups, tp.gradients, tp.grad_norms):
         with pytest.raises(UnsupportedSource, match=said):
             verb("model.pt")

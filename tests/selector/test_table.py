@@ -255,8 +255,8 @@ FILE = [stored("norm.weight"), stored("norm.bias")]
     [
         (
             ":norm",
-            "m.safetensors: `:norm` cannot be evaluated, because the class of the owner is not recorded. files "
-            "and mappings of arrays record name, shape and dtype. select by name or shape, as in **.bias or "
+            "m.safetensors: `:norm` cannot be evaluated, because the class of the owner is not recorded. Files "
+            "and mappings of arrays record name, shape and dtype. Select by name or shape, as in **.bias or "
             "[ndim<2], or use the live model.",
         ),
         (":embedding", "`:embedding` cannot be evaluated, because the class of the owner is not recorded."),
@@ -265,7 +265,7 @@ FILE = [stored("norm.weight"), stored("norm.bias")]
             "`[module!=Linear]` cannot be evaluated, because the class of the owner is not recorded.",
         ),
         (":trainable", "`:trainable` cannot be evaluated, because requires_grad is not recorded."),
-        ("~:frozen", "select by name, as in encoder.**, or use the live model."),
+        ("~:frozen", "Select by name, as in encoder.**, or use the live model."),
         (
             ":buffer",
             "`:buffer` cannot be evaluated, because the distinction of parameters and buffers is not recorded.",

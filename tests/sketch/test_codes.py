@@ -103,6 +103,6 @@ def test_types_without_a_numeric_meaning_are_refused(name: str) -> None:
     with pytest.raises(NotReadable) as caught:
         Coding.of(name)
     assert str(caught.value) == (
-        f"the bits of {name} are not numbers. quantised and packed values need a scale or layout stored "
-        "elsewhere. unpack or dequantise the tensor first."
+        f"The bits of {name} are not numbers. Quantised and packed values need a scale or layout stored "
+        "elsewhere. Unpack or dequantise the tensor first."
     )

@@ -211,7 +211,7 @@ def test_integers_of_64_bits_are_exact() -> None:
 
 
 def test_types_that_are_no_numbers() -> None:
-    with pytest.raises(NotReadable, match="the bits of qint8 are not numbers"):
+    with pytest.raises(NotReadable, match="The bits of qint8 are not numbers"):
         Values.of("qint8")
 
 

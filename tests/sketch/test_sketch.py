@@ -246,9 +246,9 @@ def test_sketches_of_different_types_do_not_add() -> None:
     with pytest.raises(MismatchError) as caught:
         a + b
     assert str(caught.value) == (
-        'cannot add a sketch of bfloat16 to one of float16. merge them as Sketch.merge(sketches, "float64").'
+        'Cannot add a sketch of bfloat16 to one of float16. Merge them as Sketch.merge(sketches, "float64").'
     )
-    with pytest.raises(MismatchError, match="no sketches to merge"):
+    with pytest.raises(MismatchError, match="No sketches to merge"):
         Sketch.merge([])
     assert Sketch.merge([], "int8") == Sketch.empty("int8")
     with pytest.raises(TypeError):
@@ -331,7 +331,7 @@ def test_packed_elements_block_by_block() -> None:
 
 def test_types_without_a_numeric_meaning_are_refused() -> None:
     for make in (Sketch.empty, Builder, lambda name: Sketch.of_bytes(b"", name)):
-        with pytest.raises(NotReadable, match="the bits of quint8 are not numbers"):
+        with pytest.raises(NotReadable, match="The bits of quint8 are not numbers"):
             make("quint8")
 
 
@@ -423,21 +423,21 @@ WIDE_FORM = Sketch.of(np.array([1.0, 2.0], np.float32)).to_json()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sketch": 2}, "not a sketch of version 1"),
-        ({"dtype": "nonsense"}, "unknown dtype 'nonsense'"),
+        ({"sketch": 2}, "Not a sketch of version 1"),
+        ({"dtype": "nonsense"}, "Unknown dtype 'nonsense'"),
         ({"dtype": "quint8"}, "are not numbers"),
         ({"codes": [3, 3]}, "codes must ascend, and counts must not be zero"),
         ({"codes": [4, 3]}, "codes must ascend, and counts must not be zero"),
         ({"counts": [1, 0]}, "codes must ascend, and counts must not be zero"),
         ({"counts": [1]}, "every code needs a count"),
         ({"codes": [1, 70_000]}, "70000 is not a code of float32"),
-        ({"codes": [-1, 2]}, "cannot read the sketch"),
-        ({"codes": "ab"}, "cannot read the sketch"),
-        ({"counts": [1, 2**64]}, "cannot read the sketch"),
-        ({"sums": ["0x1"]}, "cannot read the sketch"),
-        ({"sums": ["zz", "0x1", "0x1"]}, "cannot read the sketch"),
-        ({"min": "low"}, "cannot read the sketch"),
-        ({"zeros": None}, "cannot read the sketch"),
+        ({"codes": [-1, 2]}, "Cannot read the sketch"),
+        ({"codes": "ab"}, "Cannot read the sketch"),
+        ({"counts": [1, 2**64]}, "Cannot read the sketch"),
+        ({"sums": ["0x1"]}, "Cannot read the sketch"),
+        ({"sums": ["zz", "0x1", "0x1"]}, "Cannot read the sketch"),
+        ({"min": "low"}, "Cannot read the sketch"),
+        ({"zeros": None}, "Cannot read the sketch"),
     ],
 )
 def test_forms_that_are_no_sketch(change: dict[str, Any], message: str) -> None:
@@ -448,9 +448,9 @@ def test_forms_that_are_no_sketch(change: dict[str, Any], message: str) -> None:
 
 def test_a_form_without_a_key_or_of_another_kind() -> None:
     for key in WIDE_FORM:
-        with pytest.raises(FileFormatError, match=r"not a sketch|cannot read the sketch"):
+        with pytest.raises(FileFormatError, match=r"Not a sketch|Cannot read the sketch"):
             Sketch.from_json({k: v for k, v in WIDE_FORM.items() if k != key})
-    with pytest.raises(FileFormatError, match=r"not a sketch of version 1\. pass the result of Sketch.to_json"):
+    with pytest.raises(FileFormatError, match=r"Not a sketch of version 1\. Pass the result of Sketch.to_json"):
         Sketch.from_json([1])  # type: ignore[arg-type]  # what a file may hold
 
 

@@ -114,7 +114,7 @@ def test_parts(training: Path) -> None:
     with pytest.raises(UnknownName) as caught:
         tp.of(f"{training}/dcp-4#mode")
     assert str(caught.value).endswith(
-        "no tensor of it lies below 'mode'. its names begin with model, optimizer, step, note. did you mean '#model'?"
+        "No tensor of it lies below 'mode'. Its names begin with model, optimizer, step, note. Did you mean '#model'?"
     )
 
 
@@ -126,7 +126,7 @@ def test_listing_reads_no_chunk(training: Path, tmp_path: Path) -> None:
         file.write_bytes(b"")
         os.truncate(file, size)
     assert len(tp.of(folder).infos) == 16
-    with pytest.raises(FileFormatError, match="not a torch checkpoint"):
+    with pytest.raises(FileFormatError, match="Not a torch checkpoint"):
         tp.stats(folder)
 
 
@@ -219,8 +219,8 @@ def test_compressed_chunks_are_listed_and_refused(tmp_path: Path) -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("w")
     assert str(caught.value) == (
-        f"{tmp_path}: w: its bytes were written through stream.zstd/1, which is not read here. "
-        "save the checkpoint without extensions, or read it with torch.distributed.checkpoint."
+        f"{tmp_path}: w: Its bytes were written through stream.zstd/1, which is not read here. "
+        "Save the checkpoint without extensions, or read it with torch.distributed.checkpoint."
     )
     assert [each.name for each in tp.stats(params).unread] == ["w"]
 

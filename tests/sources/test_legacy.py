@@ -185,7 +185,7 @@ def test_views_of_storages(tmp_path: Path) -> None:
     assert (shared.key, shared.offset, shared.nbytes) == ("root", 3, 24)
     outside = whole(table({"part": tensor(view, [3], [1], 1)}))
     assert refusal(tmp_path, legacy_file(outside, [("root", 6, bytes(24))])) == (
-        "'part': it is a view of elements 1 to 3 of a storage of 3"
+        "'part': It is a view of elements 1 to 3 of a storage of 3"
     )
     for start, count in ((4, 3), (-1, 2), (2, -1)):
         wrong = storage("root", 6, view=row(text("part"), number(start), number(count)))
@@ -199,7 +199,7 @@ def test_views_of_storages(tmp_path: Path) -> None:
 
 def test_old_files_spell_keys_and_words_in_other_ways(tmp_path: Path) -> None:
     word = b"U\x07storage"  # text of Python 2
-    pid = row(word, named("torch", "FloatStorage"), number(94), b"U\x03cpu", number(2), b"N") + b"Q"
+    pid = row(word, named("torch", "FLoatStorage"), number(94), b"U\x03cpu", number(2), b"N") + b"Q"
     contents = legacy_file(whole(table({"w": tensor(pid, [2], [1])})), [("", 2, floats(1, 2))], keys=[94])
     assert open_legacy(written(tmp_path, contents)).numpy("w").tolist() == [1, 2]
 
@@ -243,12 +243,12 @@ def test_where_it_was_cut_is_said(tmp_path: Path) -> None:
     contents = legacy_file(pickled, [("k", 2, floats(1, 2))])
     size = len(contents)
     assert refusal(tmp_path, contents[:-3], TruncatedFile) == (
-        f"the file ends at byte {size - 3}, within the storage 'k', which takes bytes {size - 8} to {size}"
+        f"The file ends at byte {size - 3}, within the storage 'k', which takes bytes {size - 8} to {size}"
     )
     assert refusal(tmp_path, contents[:-9], TruncatedFile) == (
-        f"the file ends at byte {size - 9}, within the count of elements of the storage 'k'"
+        f"The file ends at byte {size - 9}, within the count of elements of the storage 'k'"
     )
-    assert refusal(tmp_path, contents[:-18], TruncatedFile).startswith("the pickle that starts at byte ")
+    assert refusal(tmp_path, contents[:-18], TruncatedFile).startswith("The pickle that starts at byte ")
     assert refusal(tmp_path, contents + b"ab", TrailingBytes) == f"2 bytes after the last storage, at byte {size}"
 
 
@@ -261,27 +261,27 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
     assert "has -1 elements by its own account" in refusal(
         tmp_path, legacy_file(pickled, [("k", -1, b"")]), SizeMismatch
     )
-    assert refusal(tmp_path, legacy_file(pickled, [])) == "the file lacks the storage 'k'. it lists 0 storages."
+    assert refusal(tmp_path, legacy_file(pickled, [])) == "The file lacks the storage 'k'. It lists 0 storages."
     assert refusal(tmp_path, legacy_file(pickled, [("k", 2, values), ("k", 2, values)])) == (
-        "the file lists the storage 'k' twice"
+        "The file lists the storage 'k' twice"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("other", 2, values)])) == (
-        "the file lists a storage 'other' that nothing refers to"
+        "The file lists a storage 'other' that nothing refers to"
     )
     assert refusal(tmp_path, legacy_file(pickled, [], keys={"k": 1})).endswith(
-        "the list of storages is a dict of 1 item"
+        "The list of storages is a dict of 1 item"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("k", 2, values)], protocol=7)) == (
         "torch's legacy format of the unknown protocol 7; 1001 is known"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("k", 2, values)], magic=5)) == (
-        "not torch's legacy format: it does not start with its magic number"
+        "Not torch's legacy format: it does not start with its magic number"
     )
     both = whole(
         table({"a": tensor(legacy_storage("k", 2), [2], [1]), "b": tensor(legacy_storage("k", 9, "Double"), [2], [1])})
     )
     assert refusal(tmp_path, legacy_file(both, [("k", 2, values)]), SizeMismatch) == (
-        "the storage 'k' has 8 bytes, and is used as one of 9 × float64"
+        "The storage 'k' has 8 bytes, and is used as one of 9 × float64"
     )
 
 
@@ -291,16 +291,16 @@ def test_a_tar_is_refused(tmp_path: Path) -> None:
         for name in ("storages", "tensors", "pickle"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
     assert refusal(tmp_path, buffer.getvalue(), opener=refuse_tar) == (
-        "a tar archive of torch 0.1, which is not read here. "
-        "load it with torch.load(path, weights_only=False) if you trust it, and save it again."
+        "A tar archive of torch 0.1, which is not read here. "
+        "Load it with torch.load(path, weights_only=False) if you trust it, and save it again."
     )
-    with pytest.raises(FileFormatError, match=r"a tar archive of torch 0\.1"):
+    with pytest.raises(FileFormatError, match=r"A tar archive of torch 0\.1"):
         tp.of(written(tmp_path, buffer.getvalue()))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("readme"), io.BytesIO(b""))
     assert refusal(tmp_path, buffer.getvalue(), opener=refuse_tar) == (
-        "a tar archive, not a checkpoint. unpack it, and list what is in it."
+        "A tar archive, not a checkpoint. Unpack it, and list what is in it."
     )
 
 
@@ -332,11 +332,11 @@ def test_every_way_to_pickle_arrays(tmp_path: Path) -> None:
 
 def test_a_pickle_without_tensors(tmp_path: Path) -> None:
     assert refusal(tmp_path, pickle.dumps({"a": 1}), opener=open_plain_pickle) == (
-        "the pickle holds no tensors and no arrays of numbers: it is a dict of 1 item"
+        "The pickle holds no tensors and no arrays of numbers: it is a dict of 1 item"
     )
     contents = pickle.dumps(Payload(print, "never"))
     assert refusal(tmp_path, contents, opener=open_plain_pickle).endswith(
-        "it is builtins.print('never'). it calls builtins.print: do not unpickle."
+        "it is builtins.print('never'). It calls builtins.print: do not unpickle."
     )
 
 
@@ -396,5 +396,5 @@ def test_through_the_front_door(tmp_path: Path) -> None:
 
 def test_meta_tensors_in_a_pickle(tmp_path: Path) -> None:
     source = open_plain_pickle(written(tmp_path, pickle.dumps({"m": torch.empty(2, device="meta")}), "a.pkl"))
-    with pytest.raises(NotReadable, match="'m': it is a meta tensor"):
+    with pytest.raises(NotReadable, match="'m': It is a meta tensor"):
         source.numpy("m")

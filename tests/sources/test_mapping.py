@@ -97,7 +97,7 @@ def test_it_is_read_anew() -> None:
     assert params["a"] is weights["a"]
     del weights["a"]
     assert "a" not in params
-    with pytest.raises(UnknownName, match="dict: no parameter is named 'a'"):
+    with pytest.raises(UnknownName, match="dict: No parameter is named 'a'"):
         params["a"]
     weights["b"] = "gone"
     assert params.names == []
@@ -320,7 +320,7 @@ def test_tensors_of_a_class_that_dispatches() -> None:
 
 
 def test_a_class_is_no_model() -> None:
-    with pytest.raises(UnsupportedSource, match=r"that is a class: make a model of it, Linear\(…\)\.$"):
+    with pytest.raises(UnsupportedSource, match=r"That is a class: make a model of it, Linear\(…\)\.$"):
         tp.of(torch.nn.Linear)
 
 
@@ -337,7 +337,7 @@ def test_arrays_that_no_tensor_can_hold(array: Array, dtype: str) -> None:
     with pytest.raises(UnsupportedSource) as caught:
         list(tp.of({"w": np.ones(2), "model": {"names": array}}))
     assert str(caught.value) == (
-        f"dict: the entry 'model.names' is an array of {dtype}, which no tensor can hold. leave it out, or convert it."
+        f"dict: The entry 'model.names' is an array of {dtype}, which no tensor can hold. Leave it out, or convert it."
     )
 
 
@@ -345,14 +345,14 @@ def test_a_module_is_no_mapping() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         list(tp.of({"encoder": nn.Linear(2, 2)}))
     assert str(caught.value) == (
-        "dict: the entry 'encoder' is a module, a Linear. pass its state_dict(), or the module itself."
+        "dict: The entry 'encoder' is a module, a Linear. Pass its state_dict(), or the module itself."
     )
 
 
 def test_two_tensors_with_one_name() -> None:
     for mapping in ({"a.b": np.ones(1), "a": {"b": np.ones(2)}}, {"0": np.ones(1), 0: np.ones(2)}):
         with pytest.raises(
-            SourceError, match=r"^dict: two tensors come to the name '(a.b|0)' when keys are joined by dots"
+            SourceError, match=r"^dict: Two tensors come to the name '(a.b|0)' when keys are joined by dots"
         ):
             list(tp.of(mapping))
 
@@ -360,7 +360,7 @@ def test_two_tensors_with_one_name() -> None:
 def test_a_mapping_that_holds_itself() -> None:
     mapping: dict[str, Any] = {"a": {"w": np.ones(1)}}
     mapping["a"]["again"] = mapping
-    with pytest.raises(SourceError, match=r"^dict: the mapping holds itself, at 'a\.again'"):
+    with pytest.raises(SourceError, match=r"^dict: The mapping holds itself, at 'a\.again'"):
         list(tp.of(mapping))
 
 
@@ -378,7 +378,7 @@ def test_a_mapping_that_is_shared_without_end(monkeypatch: pytest.MonkeyPatch) -
     mapping: dict[str, Any] = {"w": np.ones(1)}
     for _ in range(40):
         mapping = {"a": mapping, "b": mapping}
-    with pytest.raises(LimitExceeded, match="mappings that are shared give it too many names"):
+    with pytest.raises(LimitExceeded, match="Mappings that are shared give it too many names"):
         list(tp.of(mapping))
 
 

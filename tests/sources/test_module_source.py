@@ -106,7 +106,7 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
         "convolutional": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)),
         "transformer": lambda: nn.Transformer(16, 2, 2, 2, 32),
         "lstm": lambda: nn.LSTM(4, 5, num_layers=3, bidirectional=True, proj_size=2),
-        "attention": lambda: nn.MultiheadAttention(8, 2, kdim=3, vdim=5, add_bias_kv=True),
+        "Attention": lambda: nn.MultiheadAttention(8, 2, kdim=3, vdim=5, add_bias_kv=True),
         "tied": Tied,
         "odd": Odd,
         "experts": lambda: Experts(5),
@@ -524,7 +524,7 @@ def test_lazy_parameters() -> None:
         with pytest.raises(NotReadable) as caught:
             read("0.weight")
         assert str(caught.value) == (
-            "Sequential: 0.weight is lazy: it has no shape or values yet. run the model once to set its shape."
+            "Sequential: '0.weight' is lazy: it has no shape or values yet. Run the model once to set its shape."
         )
     model(torch.ones(2, 5))
     assert params.info("0.weight").shape == (3, 5)
@@ -539,8 +539,8 @@ def test_meta_parameters() -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("weight")
     assert str(caught.value) == (
-        "Linear: weight is on the meta device, which holds no values. "
-        "give the model memory with model.to_empty(device='cpu'), and load or initialise it."
+        "Linear: 'weight' is on the meta device, which holds no values. "
+        "Give the model memory with model.to_empty(device='cpu'), and load or initialise it."
     )
 
 
@@ -678,8 +678,8 @@ def test_distributed_tensors() -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("weight")
     assert str(caught.value) == (
-        "Linear: weight: it is a DTensor, which keeps its values in other tensors. "
-        "make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one."
+        "Linear: weight: It is a DTensor, which keeps its values in other tensors. "
+        "Make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one."
     )
 
 
@@ -753,8 +753,8 @@ def test_parametrizations() -> None:
     with pytest.raises(UnknownName) as caught:
         params["0.weight"]
     assert str(caught.value) == (
-        "Sequential: no parameter is named '0.weight'. 0.weight is computed by a parametrization. "
-        "its parameter is '0.parametrizations.weight.original'."
+        "Sequential: No parameter is named '0.weight'. 0.weight is computed by a parametrization. "
+        "Its parameter is '0.parametrizations.weight.original'."
     )
     # asking ran no parametrization: the power iteration of a spectral norm has not moved
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
@@ -832,8 +832,8 @@ def test_asking_for_a_buffer() -> None:
     with pytest.raises(UnknownName) as caught:
         params["layers.1.running_mean"]
     assert str(caught.value) == (
-        "Net: no parameter is named 'layers.1.running_mean'. layers.1.running_mean is a buffer. "
-        "list buffers too: torchparams.of(model, buffers=True)."
+        "Net: No parameter is named 'layers.1.running_mean'. layers.1.running_mean is a buffer. "
+        "List buffers too: torchparams.of(model, buffers=True)."
     )
 
 
@@ -841,7 +841,7 @@ def test_an_unknown_name() -> None:
     with pytest.raises(UnknownName) as caught:
         tp.of(Net())["layers.0.wieght"]
     assert str(caught.value).startswith(
-        "Net: no parameter is named 'layers.0.wieght'. did you mean 'layers.0.weight' or "
+        "Net: No parameter is named 'layers.0.wieght'. Did you mean 'layers.0.weight' or "
     )
 
 
@@ -857,7 +857,7 @@ def test_names_that_pytorch_would_refuse() -> None:
     with pytest.raises(SourceError) as caught:
         len(params)
     assert str(caught.value) == (
-        "Module: 2 tensors are named 'a.b.weight'. a key of _modules, _parameters or _buffers holds a dot; "
+        "Module: 2 tensors are named 'a.b.weight'. A key of _modules, _parameters or _buffers holds a dot; "
         "register them through PyTorch's functions."
     )
 
@@ -883,8 +883,8 @@ def test_before_the_init_of_pytorch(inside: bool) -> None:
         model = nn.Sequential(nn.Linear(1, 1), Never())
     params = tp.of(model)
     message = (
-        "the __init__ of Never has not called nn.Module's: it cannot hold parameters yet. "
-        "call super().__init__() in it, first of all."
+        "The __init__ of Never has not called nn.Module's: it cannot hold parameters yet. "
+        "Call super().__init__() in it, first of all."
     )
     for use in (len, list, lambda p: p.infos, lambda p: p["1.x"], lambda p: next(p.select("**")()), lambda p: "a" in p):
         with pytest.raises(HalfBuilt) as caught:
@@ -1024,15 +1024,15 @@ def test_keys_that_are_no_text(held: str, where: str) -> None:
     for verb in verbs:
         with pytest.raises(SourceError) as caught:
             verb()
-        message = f"{where}: a key of {held} is 3, not a text. register tensors through PyTorch's functions."
+        message = f"{where}: A key of {held} is 3, not a text. Register tensors through PyTorch's functions."
         assert str(caught.value) == message
 
 
 # --- changes meanwhile ----------------------------------------------------------------------------
 
 CHANGED = (
-    "Sequential: the model was changed while it was read, by another thread perhaps. "
-    "read it again when nothing changes it, or hold one lock for both."
+    "Sequential: The model was changed while it was read, by another thread perhaps. "
+    "Read it again when nothing changes it, or hold one lock for both."
 )
 READINGS: dict[str, Any] = {
     "listing": lambda model: list(tp.of(model)),

@@ -274,35 +274,35 @@ def test_the_same_text_is_encoded_once() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"\x80\x02\xff.", "the pickle is broken at byte 2: 0xff is no operation of a pickle"),
-        (b"\x80\x09.", "the pickle is broken at byte 0: it is of protocol 9; 0 to 5 are known"),
-        (b"K\x01R.", "the pickle is broken at byte 2: operation b'R' finds the stack empty"),
-        (b"K\x01tN.", "the pickle is broken at byte 2: operation b't' finds the stack empty"),
-        (b"h\x05.", "the pickle is broken at byte 0: it fetches entry 5 of the memo, which was never stored"),
+        (b"\x80\x02\xff.", "The pickle is broken at byte 2: 0xff is no operation of a pickle"),
+        (b"\x80\x09.", "The pickle is broken at byte 0: it is of protocol 9; 0 to 5 are known"),
+        (b"K\x01R.", "The pickle is broken at byte 2: operation b'R' finds the stack empty"),
+        (b"K\x01tN.", "The pickle is broken at byte 2: operation b't' finds the stack empty"),
+        (b"h\x05.", "The pickle is broken at byte 0: it fetches entry 5 of the memo, which was never stored"),
         (
             b"j\x05\x00\x00\x00.",
-            "the pickle is broken at byte 0: it fetches entry 5 of the memo, which was never stored",
+            "The pickle is broken at byte 0: it fetches entry 5 of the memo, which was never stored",
         ),
-        (b"g7\n.", "the pickle is broken at byte 0: it fetches entry 7 of the memo, which was never stored"),
-        (b"N(0000t..", "the pickle is broken at byte 4: operation b'0' finds the stack empty"),
-        (b"K\x01K\x02(\x86tN.", "the pickle is broken at byte 6: TUPLE after its MARK was taken off the stack"),
-        (b"]N(\x86eN.", "the pickle is broken at byte 4: its MARK was taken off the stack before"),
-        (b"K\x01K\x02a.", "the pickle is broken at byte 4: it appends to a int"),
-        (b"K\x01K\x02K\x03s.", "the pickle is broken at byte 6: it sets a key of a int"),
-        (b"}(K\x01u.", "the pickle is broken at byte 4: a key without its value"),
-        (b"Iabc\n.", "the pickle is broken at byte 0: b'abc' is not an integer"),
-        (b"I1_0\n.", "the pickle is broken at byte 0: b'1_0' is not an integer"),
+        (b"g7\n.", "The pickle is broken at byte 0: it fetches entry 7 of the memo, which was never stored"),
+        (b"N(0000t..", "The pickle is broken at byte 4: operation b'0' finds the stack empty"),
+        (b"K\x01K\x02(\x86tN.", "The pickle is broken at byte 6: TUPLE after its MARK was taken off the stack"),
+        (b"]N(\x86eN.", "The pickle is broken at byte 4: its MARK was taken off the stack before"),
+        (b"K\x01K\x02a.", "The pickle is broken at byte 4: it appends to a int"),
+        (b"K\x01K\x02K\x03s.", "The pickle is broken at byte 6: it sets a key of a int"),
+        (b"}(K\x01u.", "The pickle is broken at byte 4: a key without its value"),
+        (b"Iabc\n.", "The pickle is broken at byte 0: b'abc' is not an integer"),
+        (b"I1_0\n.", "The pickle is broken at byte 0: b'1_0' is not an integer"),
         (b"L" + b"9" * 2000 + b"\n.", "is not an integer"),
-        (b"Fx\n.", "the pickle is broken at byte 0: b'x' is not a number"),
-        (b"Sabc\n.", "the pickle is broken at byte 0: a STRING without its quotes"),
-        (b"V\\u12\n.", "the pickle is broken at byte 0: a UNICODE line that does not decode"),
-        (b"T\xff\xff\xff\xff.", "the pickle is broken at byte 0: a string of -1 bytes"),
-        (b"\x8b\xfe\xff\xff\xff.", "the pickle is broken at byte 0: an integer of -2 bytes"),
-        (b"Np99999999999\n.", "the pickle is broken at byte 1: 99999999999 is no index of the memo"),
-        (b"NN\x93.", "the pickle is broken at byte 2: the name of a global is not text"),
-        (b"(oN.", "the pickle is broken at byte 1: an object without its class"),
-        (b"\x97N.", "the pickle is broken at byte 0: it needs out-of-band buffers, which no file holds"),
-        (b"N\x98.", "the pickle is broken at byte 1: it needs out-of-band buffers, which no file holds"),
+        (b"Fx\n.", "The pickle is broken at byte 0: b'x' is not a number"),
+        (b"Sabc\n.", "The pickle is broken at byte 0: a STRING without its quotes"),
+        (b"V\\u12\n.", "The pickle is broken at byte 0: a UNICODE line that does not decode"),
+        (b"T\xff\xff\xff\xff.", "The pickle is broken at byte 0: a string of -1 bytes"),
+        (b"\x8b\xfe\xff\xff\xff.", "The pickle is broken at byte 0: an integer of -2 bytes"),
+        (b"Np99999999999\n.", "The pickle is broken at byte 1: 99999999999 is no index of the memo"),
+        (b"NN\x93.", "The pickle is broken at byte 2: the name of a global is not text"),
+        (b"(oN.", "The pickle is broken at byte 1: an object without its class"),
+        (b"\x97N.", "The pickle is broken at byte 0: it needs out-of-band buffers, which no file holds"),
+        (b"N\x98.", "The pickle is broken at byte 1: it needs out-of-band buffers, which no file holds"),
         (b"..", ""),
     ],
 )
@@ -311,7 +311,7 @@ def test_broken_pickles(data: bytes, expected: str) -> None:
 
 
 def test_errors_name_the_buffer() -> None:
-    assert message(b"\x80\x02\xff.").startswith("a.pkl: the pickle is broken")
+    assert message(b"\x80\x02\xff.").startswith("a.pkl: The pickle is broken")
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -320,7 +320,7 @@ def test_cut_at_every_byte(protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     for size in range(len(data)):
         said = message(data[:size], TruncatedFile)
-        assert said.startswith(f"a.pkl: the pickle that starts at byte 0 is cut off at byte {size}"), (size, said)
+        assert said.startswith(f"a.pkl: The pickle that starts at byte 0 is cut off at byte {size}"), (size, said)
 
 
 def test_what_a_length_is_cut_in_is_named() -> None:
@@ -351,8 +351,8 @@ def test_operations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LimitExceeded) as caught:
         load(whole(b"N0" * 60 + b"N"))
     assert str(caught.value) == (
-        "a.pkl: the pickle runs more operations than a file of its size may. "
-        "if you trust the file, raise torchparams.limits.PICKLE_OPERATIONS."
+        "a.pkl: The pickle runs more operations than a file of its size may. "
+        "If you trust the file, raise torchparams.limits.PICKLE_OPERATIONS."
     )
 
 

@@ -49,7 +49,7 @@ def test_parts(training: Path) -> None:
     assert tp.of(f"{training}/grid-4#optim").names == ["state.bias"]
     assert tp.of(f"{training}/grid-4#optim.state").names == ["bias"]
     assert "layers.0.weight" in tp.of(f"{training}/sharded-2#model").names
-    with pytest.raises(UnknownName, match="no tensor of it lies below 'head2'"):
+    with pytest.raises(UnknownName, match="No tensor of it lies below 'head2'"):
         tp.of(f"{training}/sharded-2#head2")
 
 
@@ -141,19 +141,19 @@ def file_of(rank: int, world: int = 4) -> str:
 def test_a_missing_rank(folder: Path) -> None:
     (folder / file_of(2)).unlink()
     assert message(folder) == (
-        "1 of 4 ranks are missing: rank 2. there are 3 files model_world_size_4_rank_*. "
-        "copy the files of all ranks into the directory."
+        "1 of 4 ranks are missing: rank 2. There are 3 files model_world_size_4_rank_*. "
+        "Copy the files of all ranks into the directory."
     )
 
 
 def test_two_world_sizes(folder: Path, training: Path) -> None:
     shutil.copy(training / "sharded-2" / file_of(0, 2), folder)
-    assert message(folder).startswith("there are files of model of different world sizes: 1 of 2, 4 of 4. move")
+    assert message(folder).startswith("There are files of model of different world sizes: 1 of 2, 4 of 4. Move")
 
 
 def test_a_rank_beyond_the_world(folder: Path) -> None:
     shutil.copy(folder / file_of(3), folder / file_of(4))
-    assert message(folder) == "there are 5 files of 4 ranks"
+    assert message(folder) == "There are 5 files of 4 ranks"
 
 
 def test_a_world_size_that_does_not_match(tmp_path: Path, training: Path) -> None:
@@ -192,7 +192,7 @@ def test_parts_that_overlap(folder: Path) -> None:
 def test_ranks_that_disagree(tmp_path: Path) -> None:
     for rank in range(2):
         torch.save({"w": torch.zeros(5 + rank), "n": rank}, tmp_path / file_of(rank, 2))
-    assert message(tmp_path) == "rank 1 holds 'w' as float32 [6], and rank 0 as float32 [5]"
+    assert message(tmp_path) == "Rank 1 holds 'w' as float32 [6], and rank 0 as float32 [5]"
 
 
 def test_a_tensor_of_one_rank(tmp_path: Path) -> None:
@@ -205,20 +205,20 @@ def test_a_tensor_of_one_rank(tmp_path: Path) -> None:
 
 def test_a_rank_that_holds_something_else(folder: Path) -> None:
     torch.save([torch.zeros(2)], folder / file_of(1))
-    assert message(folder) == f"{file_of(1)}: a rank's file should hold a state dict, and holds a list of 1 item"
+    assert message(folder) == f"{file_of(1)}: A rank's file should hold a state dict, and holds a list of 1 item"
 
 
 def test_a_file_that_is_cut(folder: Path) -> None:
     path = folder / file_of(1)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "the zip is cut off" in message(folder)
+    assert "The zip is cut off" in message(folder)
 
 
 def test_sets_without_a_model(folder: Path) -> None:
     for rank in range(4):
         (folder / file_of(rank)).rename(folder / f"actor_world_size_4_rank_{rank}.pt")
         shutil.copy(folder / f"actor_world_size_4_rank_{rank}.pt", folder / f"critic_world_size_4_rank_{rank}.pt")
-    assert message(folder, SourceError).startswith("the ranks wrote 2 kinds of files. actor, critic. name one: ")
+    assert message(folder, SourceError).startswith("The ranks wrote 2 kinds of files. Actor, critic. Name one: ")
     assert "layers.0.weight" in tp.of(f"{folder}#critic").names
 
 

@@ -33,32 +33,32 @@ def tar(name: str) -> bytes:
 
 
 FILES = {
-    "lfs": (LFS, "a Git LFS pointer to 5,368,709,120 bytes, not the file itself. run git lfs pull"),
-    "annex": (b"/annex/objects/SHA256E-s1--0.bin\n", "a git-annex pointer, not the file itself. run git annex get"),
+    "lfs": (LFS, "A Git LFS pointer to 5,368,709,120 bytes, not the file itself. Run git lfs pull"),
+    "annex": (b"/annex/objects/SHA256E-s1--0.bin\n", "A git-annex pointer, not the file itself. Run git annex get"),
     "html": (
         b"\n<!DOCTYPE html>\n<html><head><title>Sign in\n to X</title></head>" + b"<p>" * 400,
-        "an HTML page (Sign in to X), not a checkpoint. the address leads to a page, or needs a login; download",
+        "An HTML page (Sign in to X), not a checkpoint. The address leads to a page, or needs a login; download",
     ),
-    "script": (b"<script>{}</script>" + b" " * 900, "an HTML page, not a checkpoint"),
-    "message": (b"Entry not found", "a text, not a checkpoint: 'Entry not found'. download or copy the file again"),
-    "gguf": (b"GGUF\3\0\0\0" + bytes(600), "a GGUF file of llama.cpp, which is not read here. transformers reads it"),
-    "onnx": (ONNX + bytes(600), "an ONNX model, which is not read here. the onnx package reads it: torchparams.of({"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file, which is not read here. read it with h5py"),
-    "npy": (b"\x93NUMPY\1\0" + bytes(600), "a numpy array, which is not read here. pass it under a name"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(600), "compressed by gzip, which is not read here. unpack it first"),
-    "zeros": (bytes(4096), "it begins with 512 zero bytes, as an unfinished download does. download or copy"),
-    "cut header": (WHOLE[:20], "the file ends at byte 20, within the header"),
-    "cut tensors": (WHOLE[:-5], "download or copy the file again."),
-    "cut zip": (saved({"w": torch.ones(99)})[:700], "the zip is cut off"),
-    "cut legacy": (saved({"w": torch.ones(99)}, legacy=True)[:-9], "download or copy the file again."),
-    "empty": (b"", "the file is empty. download or copy the file again."),
+    "script": (b"<script>{}</script>" + b" " * 900, "An HTML page, not a checkpoint"),
+    "message": (b"Entry not found", "A text, not a checkpoint: 'Entry not found'. Download or copy the file again"),
+    "gguf": (b"GGUF\3\0\0\0" + bytes(600), "A GGUF file of llama.cpp, which is not read here. transformers reads it"),
+    "onnx": (ONNX + bytes(600), "An ONNX model, which is not read here. The onnx package reads it: torchparams.of({"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "An HDF5 file, which is not read here. Read it with h5py"),
+    "npy": (b"\x93NUMPY\1\0" + bytes(600), "A numpy array, which is not read here. Pass it under a name"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "Compressed by gzip, which is not read here. Unpack it first"),
+    "zeros": (bytes(4096), "It begins with 512 zero bytes, as an unfinished download does. Download or copy"),
+    "cut header": (WHOLE[:20], "The file ends at byte 20, within the header"),
+    "cut tensors": (WHOLE[:-5], "Download or copy the file again."),
+    "cut zip": (saved({"w": torch.ones(99)})[:700], "The zip is cut off"),
+    "cut legacy": (saved({"w": torch.ones(99)}, legacy=True)[:-9], "Download or copy the file again."),
+    "empty": (b"", "The file is empty. Download or copy the file again."),
     "tar of torch 0.1": (
         tar("storages"),
-        "a tar archive of torch 0.1, which is not read here. load it with torch.load",
+        "A tar archive of torch 0.1, which is not read here. Load it with torch.load",
     ),
     "caffe2 archive": (
         zipped({"net/version": b"1", "net/model.json": b"{}", "net/tensors/0": b"1234"}),
-        "it is a TorchScript archive of torch before 1.4, in caffe2's layout. it holds net/version, net/model.json",
+        "it is a TorchScript archive of torch before 1.4, in caffe2's layout. It holds net/version, net/model.json",
     ),
     "caffe2 network": (zipped({"init_net.pb": b"1", "predict_net.pb": b"2"}), "it is a network of caffe2"),
 }
@@ -92,19 +92,19 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
 
 
 DIRECTORIES = {
-    "dcp without its metadata": (("__0_0.distcp",), "a distributed checkpoint (DCP) without its .metadata"),
+    "dcp without its metadata": (("__0_0.distcp",), "A distributed checkpoint (DCP) without its .metadata"),
     "zero": (
         ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
-        "which is not in the directory. there are global_step5. name one: ",
+        "which is not in the directory. There are global_step5. Name one: ",
     ),
     "within zero": (
         ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
-        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt: its optimizer_state_dict is None, not a dict",
+        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt: Its optimizer_state_dict is None, not a dict",
     ),
-    "several": (("a.pt", "b.pt", "c.pth"), "there are 3 checkpoints in this directory. a.pt, b.pt, c.pth. name one"),
+    "several": (("a.pt", "b.pt", "c.pth"), "There are 3 checkpoints in this directory. a.pt, b.pt, c.pth. Name one"),
     "runs": (
         ("config.json", "checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors"),
-        "no checkpoint in this directory. there are checkpoint-100/, checkpoint-90/, config.json. did you mean",
+        "no checkpoint in this directory. There are checkpoint-100/, checkpoint-90/, config.json. Did you mean",
     ),
 }
 
@@ -126,7 +126,7 @@ def test_a_part_of_a_distributed_checkpoint(tmp_path: Path, capsys: Captured) ->
     ran = command(capsys, "ls", folder / "__0_0.distcp")
     assert ran.status == 2
     assert ran.err.endswith(
-        f"__0_0.distcp: one part of a distributed checkpoint (DCP). name the directory: {folder}.\n"
+        f"__0_0.distcp: One part of a distributed checkpoint (DCP). Name the directory: {folder}.\n"
     )
 
 
@@ -137,7 +137,7 @@ def test_a_part_of_a_distributed_checkpoint(tmp_path: Path, capsys: Captured) ->
         ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "sampler.bin", "scaler.pt"),
         ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
     ],
-    ids=["trainer", "accelerate", "deepspeed"],
+    ids=["trainer", "accelerate", "DeepSpeed"],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
 def test_a_trainers_directory_is_its_model(tmp_path: Path, beside: tuple[str, ...], name: str) -> None:
@@ -146,4 +146,4 @@ def test_a_trainers_directory_is_its_model(tmp_path: Path, beside: tuple[str, ..
 
 def test_several_models_of_accelerate_are_not_chosen_from(tmp_path: Path, capsys: Captured) -> None:
     folder = folder_of(tmp_path, "model.safetensors", "model_1.safetensors", "optimizer.bin")
-    assert "there are 2 checkpoints in this directory" in command(capsys, "ls", folder).err
+    assert "There are 2 checkpoints in this directory" in command(capsys, "ls", folder).err

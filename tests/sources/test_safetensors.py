@@ -350,7 +350,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     source = open_safetensors(written(tmp_path, {"fc.weight": entry("F32", [1], 0, 4)}, bytes(4)))
     for read in (source.numpy, source.span):
         with pytest.raises(
-            UnknownName, match=re.escape("no parameter is named 'fc.wieght'. did you mean 'fc.weight'?")
+            UnknownName, match=re.escape("No parameter is named 'fc.wieght'. Did you mean 'fc.weight'?")
         ):
             read("fc.wieght")
 
@@ -360,8 +360,8 @@ def test_nothing_is_nested_in_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         tp.of(f"{path}#model")
     assert str(caught.value) == (
-        f"{path}: a safetensors file holds no nested mapping, so none at 'model'. "
-        "leave #model out, and select by name: model.**."
+        f"{path}: A safetensors file holds no nested mapping, so none at 'model'. "
+        "Leave #model out, and select by name: model.**."
     )
 
 
@@ -498,7 +498,7 @@ def test_a_file_that_is_written_to(tmp_path: Path) -> None:
         with pytest.raises(SourceError) as caught:
             read("a")
         assert str(caught.value) == (
-            f"{path}: the file was written to since it was listed. open it anew to see what it holds."
+            f"{path}: The file was written to since it was listed. Open it anew to see what it holds."
         )
 
 
@@ -522,13 +522,13 @@ def test_a_file_that_is_cut_while_it_is_mapped(tmp_path: Path) -> None:
     os.truncate(path, 50)
     with pytest.raises(TruncatedFile) as caught:
         source.numpy("a")
-    assert str(caught.value) == f"{path}: the file was cut to 50 bytes since it was listed, when it had {size}"
+    assert str(caught.value) == f"{path}: The file was cut to 50 bytes since it was listed, when it had {size}"
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     for open_one in (open_safetensors, tp.of):
-        with pytest.raises(SourceError, match="not a regular file"):
+        with pytest.raises(SourceError, match="Not a regular file"):
             open_one(str(tmp_path / "pipe.safetensors"))
 
 

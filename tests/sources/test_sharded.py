@@ -171,7 +171,7 @@ def test_variants_have_indexes_too(folder: Path) -> None:
 
 
 def test_unknown_names(folder: Path) -> None:
-    with pytest.raises(UnknownName, match=re.escape(f"{folder}: no parameter is named 'zz'")):
+    with pytest.raises(UnknownName, match=re.escape(f"{folder}: No parameter is named 'zz'")):
         tp.of(folder).source.numpy("zz")
 
 
@@ -225,19 +225,19 @@ def test_a_mapping_inside_the_only_file(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    hint = "a checkpoint is an .index.json with its shards, or a file that ends in .safetensors .pt .pth .bin .ckpt."
-    assert refused(tmp_path, SourceError) == f"there is no checkpoint in this directory. it is empty. {hint}"
+    hint = "A checkpoint is an .index.json with its shards, or a file that ends in .safetensors .pt .pth .bin .ckpt."
+    assert refused(tmp_path, SourceError) == f"There is no checkpoint in this directory. It is empty. {hint}"
     (tmp_path / "unet").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert refused(tmp_path, SourceError) == (
-        f"there is no checkpoint in this directory. there are config.json, unet/. {hint}"
+        f"There is no checkpoint in this directory. There are config.json, unet/. {hint}"
     )
 
 
 def test_several_are_not_chosen_from(folder: Path) -> None:
     write_index(folder, {}, "pytorch_model.bin.index.json")
     assert refused(folder, SourceError) == (
-        f"there are 2 checkpoints in this directory. {INDEX}, pytorch_model.bin.index.json. name the index of one."
+        f"There are 2 checkpoints in this directory. {INDEX}, pytorch_model.bin.index.json. Name the index of one."
     )
     for name in (INDEX, "pytorch_model.bin.index.json"):
         (folder / name).unlink()
@@ -246,7 +246,7 @@ def test_several_are_not_chosen_from(folder: Path) -> None:
     assert tp.of(folder).names == ["z", "a", "m"]
     torch.save({}, folder / "other.pt")
     assert refused(folder, SourceError) == (
-        "there are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. name one."
+        "There are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. Name one."
     )
 
 
@@ -262,7 +262,7 @@ def test_an_incomplete_set(folder: Path) -> None:
 def test_a_set_with_too_many(folder: Path) -> None:
     (folder / INDEX).unlink()
     write(folder / "model-00003-of-00002.safetensors", {})
-    assert refused(folder).startswith(f"these are more shards than 2: '{A}', '{B}', 'model-00003")
+    assert refused(folder).startswith(f"These are more shards than 2: '{A}', '{B}', 'model-00003")
 
 
 def test_a_set_with_a_tensor_twice(folder: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_set_with_a_tensor_twice(folder: Path) -> None:
 
 def test_nothing_is_nested_in_shards(folder: Path) -> None:
     for target in (folder, folder / INDEX):
-        with pytest.raises(SourceError, match=re.escape(f"{target}: a sharded checkpoint holds no nested mapping")):
+        with pytest.raises(SourceError, match=re.escape(f"{target}: A sharded checkpoint holds no nested mapping")):
             tp.of(f"{target}#model")
     (folder / INDEX).unlink()
     with pytest.raises(SourceError, match="holds no nested mapping, so none at 'model'"):
@@ -285,16 +285,16 @@ def test_nothing_is_nested_in_shards(folder: Path) -> None:
 
 def test_a_missing_shard(folder: Path) -> None:
     (folder / B).unlink()
-    assert refused(folder / INDEX) == f"the index names 1 file that is not there: '{B}'"
+    assert refused(folder / INDEX) == f"The index names 1 file that is not there: '{B}'"
     (folder / A).unlink()
-    assert refused(folder / INDEX) == f"the index names 2 files that are not there: '{A}', '{B}'"
+    assert refused(folder / INDEX) == f"The index names 2 files that are not there: '{A}', '{B}'"
 
 
 def test_a_link_that_leads_nowhere(folder: Path) -> None:
     (folder / B).unlink()
     (folder / B).symlink_to(folder / "gone")
     assert refused(folder / INDEX) == (
-        f"the index names 1 file that is not there: '{B}'. '{B}' is a link that leads nowhere."
+        f"The index names 1 file that is not there: '{B}'. '{B}' is a link that leads nowhere."
     )
 
 
@@ -305,11 +305,11 @@ def repairs(folder: Path) -> str:
 def test_a_missing_tensor(folder: Path) -> None:
     write_index(folder, {"z": A, "m": B, "a": A, "b": A})
     assert refused(folder / INDEX) == (
-        f"the index puts 'b' into '{A}', which does not hold it. '{A}' holds 2 tensors. {repairs(folder)}"
+        f"The index puts 'b' into '{A}', which does not hold it. '{A}' holds 2 tensors. {repairs(folder)}"
     )
     write_index(folder, {"z": A, "m": A, "a": A, "b": B})
     assert refused(folder / INDEX) == (
-        f"the index puts 'm' into '{A}', which does not hold it (2 tensors are so). it is in '{B}'. {repairs(folder)}"
+        f"The index puts 'm' into '{A}', which does not hold it (2 tensors are so). It is in '{B}'. {repairs(folder)}"
     )
 
 
@@ -320,19 +320,19 @@ def test_a_tensor_that_is_not_listed(folder: Path) -> None:
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:
     write(folder / B, {"m": sample("int8", (4,)), "a": sample("int8", (4,))})
-    assert refused(folder / INDEX) == f"the index puts 'a' into '{A}', and '{B}' holds it too"
+    assert refused(folder / INDEX) == f"The index puts 'a' into '{A}', and '{B}' holds it too"
 
 
 def test_a_shard_that_is_not_named(folder: Path) -> None:
     write_index(folder, {"z": A, "a": A})
     assert refused(folder / INDEX) == (
-        f"the index names no tensor in '{B}', which lies beside its shards. {repairs(folder)}"
+        f"The index names no tensor in '{B}', which lies beside its shards. {repairs(folder)}"
     )
 
 
 def test_a_damaged_shard(folder: Path) -> None:
     os.truncate(folder / B, 20)
-    with pytest.raises(TruncatedFile, match=re.escape(f"{folder / B}: the file ends at byte 20, within the header")):
+    with pytest.raises(TruncatedFile, match=re.escape(f"{folder / B}: The file ends at byte 20, within the header")):
         tp.of(folder)
 
 
@@ -345,13 +345,13 @@ def test_a_path_outside_the_directory(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     text = refused(write_index(inside, {"a": name}))
-    assert text.startswith("the weight_map puts 'a' into '")
+    assert text.startswith("The weight_map puts 'a' into '")
     assert text.endswith("', which is not the name of a file in the index's own directory")
 
 
 def test_an_index_of_indexes(tmp_path: Path) -> None:
     path = write_index(tmp_path, {"a": INDEX})
-    with pytest.raises(FileFormatError, match="not a checkpoint that is known here"):
+    with pytest.raises(FileFormatError, match="Not a checkpoint that is known here"):
         tp.of(path)
 
 
@@ -359,32 +359,32 @@ def test_a_shard_that_is_a_directory_or_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     os.mkfifo(tmp_path / "p")
     assert refused(write_index(tmp_path, {"a": "d", "b": "p"})) == (
-        "the index names 2 files that are not there: 'd', 'p'"
+        "The index names 2 files that are not there: 'd', 'p'"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "byte 1: the index is not JSON: "),
-        ("{}", "a JSON file without a weight_map is no index of a checkpoint. it is an empty object."),
+        ("{", "byte 1: The index is not JSON: "),
+        ("{}", "A JSON file without a weight_map is no index of a checkpoint. It is an empty object."),
         (
             '{"model_type":"x","a":1}',
-            "a JSON file without a weight_map is no index of a checkpoint. its keys are 'model_type', 'a'.",
+            "A JSON file without a weight_map is no index of a checkpoint. Its keys are 'model_type', 'a'.",
         ),
-        ('{"weight_map":[]}', "its weight_map is an array, not an object"),
-        ('{"weight_map":null}', "its weight_map is null, not an object"),
-        ('{"weight_map":{"a":1}}', "the weight_map gives 'a' the number 1, not a file name"),
-        ('{"weight_map":{"a":null}}', "the weight_map gives 'a' null, not a file name"),
-        ('{"weight_map":{"a":["x"]}}', "the weight_map gives 'a' an array, not a file name"),
-        ('{"weight_map":{"a":"x","a":"y"}}', "its weight_map holds the key 'a' twice"),
-        ('{"weight_map":{},"weight_map":{}}', "the index holds the key 'weight_map' twice"),
-        ('{"weight_map":{},"metadata":[]}', "its metadata is an array, not an object"),
-        ('{"weight_map":{},"metadata":{"a":1,"a":2}}', "its metadata holds the key 'a' twice"),
-        ('{"weight_map":{},"metadata":{"a":[{"b":1,"b":2}]}}', "an object in its metadata holds the key 'b' twice"),
-        ('{"weight_map":{},"metadata":{"a":NaN}}', "the index holds NaN, which JSON does not have"),
-        ('{"weight_map":{"\\ud800":"x"}}', "the index holds the text '\\ud800', in which half of a surrogate pair"),
-        ('{"weight_map":' * 5_000, "the index nests its values too deep to be one"),
+        ('{"weight_map":[]}', "Its weight_map is an array, not an object"),
+        ('{"weight_map":null}', "Its weight_map is null, not an object"),
+        ('{"weight_map":{"a":1}}', "The weight_map gives 'a' the number 1, not a file name"),
+        ('{"weight_map":{"a":null}}', "The weight_map gives 'a' null, not a file name"),
+        ('{"weight_map":{"a":["x"]}}', "The weight_map gives 'a' an array, not a file name"),
+        ('{"weight_map":{"a":"x","a":"y"}}', "Its weight_map holds the key 'a' twice"),
+        ('{"weight_map":{},"weight_map":{}}', "The index holds the key 'weight_map' twice"),
+        ('{"weight_map":{},"metadata":[]}', "Its metadata is an array, not an object"),
+        ('{"weight_map":{},"metadata":{"a":1,"a":2}}', "Its metadata holds the key 'a' twice"),
+        ('{"weight_map":{},"metadata":{"a":[{"b":1,"b":2}]}}', "An object in its metadata holds the key 'b' twice"),
+        ('{"weight_map":{},"metadata":{"a":NaN}}', "The index holds NaN, which JSON does not have"),
+        ('{"weight_map":{"\\ud800":"x"}}', "The index holds the text '\\ud800', in which half of a surrogate pair"),
+        ('{"weight_map":' * 5_000, "The index nests its values too deep to be one"),
     ],
 )
 def test_an_index_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -399,7 +399,7 @@ def test_an_index_that_is_wrong(tmp_path: Path, text: str, message: str) -> None
 def test_an_index_that_is_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "INDEX_BYTES", 10)
     size = (folder / INDEX).stat().st_size
-    assert refused(folder / INDEX, LimitExceeded).startswith(f"the index has {size} bytes; the limit is 10")
+    assert refused(folder / INDEX, LimitExceeded).startswith(f"The index has {size} bytes; the limit is 10")
 
 
 def test_the_total_size(folder: Path) -> None:
@@ -410,10 +410,10 @@ def test_the_total_size(folder: Path) -> None:
     write_index(folder, {"z": A, "m": B, "a": A})
     opened().check_total_size()
     for stated, error, message in [
-        (25, SizeMismatch, "its total_size is 25, and its tensors take 24 bytes"),
-        ("24", FileFormatError, "its total_size is the text '24', not an integer"),
-        (24.0, FileFormatError, "its total_size is the number 24.0, not an integer"),
-        (True, FileFormatError, "its total_size is true, not an integer"),
+        (25, SizeMismatch, "Its total_size is 25, and its tensors take 24 bytes"),
+        ("24", FileFormatError, "Its total_size is the text '24', not an integer"),
+        (24.0, FileFormatError, "Its total_size is the number 24.0, not an integer"),
+        (True, FileFormatError, "Its total_size is true, not an integer"),
     ]:
         write_index(folder, {"z": A, "m": B, "a": A}, metadata={"total_size": stated})
         source = opened()  # nothing is read by it, so a wrong one is no reason to read nothing
@@ -435,4 +435,4 @@ def test_digits_of_other_scripts_number_no_shards(tmp_path: Path) -> None:
     wide = {"１": 1, "２": 2}  # full-width digits, which int() takes
     for digit, number in wide.items():
         write(tmp_path / f"model-0000{digit}-of-0000２.safetensors", {f"w{number}": sample("int8", (2,))})
-    assert refused(tmp_path, SourceError).startswith("there are 2 checkpoints in this directory")
+    assert refused(tmp_path, SourceError).startswith("There are 2 checkpoints in this directory")

@@ -305,7 +305,7 @@ def test_tensors_whose_values_cannot_be_read(tmp_path: Path, recwarn: pytest.War
         for read in (source.numpy, source.tensor):
             with pytest.raises(NotReadable) as caught:
                 read(name)
-            assert str(caught.value) == f"{source.label}: '{name}': it is {problem}"
+            assert str(caught.value) == f"{source.label}: '{name}': It is {problem}"
 
 
 def test_tensor_subclasses(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_wrapper_is_one_tensor_and_its_parts_are_not_listed(tmp_path: Path) ->
     source = open_torch_zip(path)
     (info,) = source.infos().values()
     assert (info.name, info.shape, info.numel, info.layout) == ("w", (8,), 8, "Sharded")
-    with pytest.raises(NotReadable, match=r"'w': it is a lib.Sharded, which keeps its values in other tensors"):
+    with pytest.raises(NotReadable, match=r"'w': It is a lib.Sharded, which keeps its values in other tensors"):
         source.numpy("w")
     assert open_torch_zip(path, "w._local").numpy("tensor").tolist() == [1, 2, 3, 4]
     assert list(open_torch_zip(path, "w").infos()) == ["tensor"]
@@ -427,7 +427,7 @@ def test_stored_crcs_are_those_of_the_members(tmp_path: Path) -> None:
             lies = contents[crc.location.start : crc.location.stop]
             assert crc.location.file == path
             assert (zlib.decompress(lies, -15) if crc.compressed else lies) == plain
-    with pytest.raises(FileFormatError, match="the zip holds no 'x'"):
+    with pytest.raises(FileFormatError, match="The zip holds no 'x'"):
         next(source.member_chunks("x"))
 
 
@@ -480,10 +480,10 @@ def test_the_folder_is_found_under_any_name(tmp_path: Path) -> None:
 def test_no_pickle(tmp_path: Path) -> None:
     said = refusal(tmp_path, zipped({"archive/data/0": b"", "archive/version": b"3"}))
     assert said == (
-        "the zip is no torch checkpoint: it has no data.pkl in its top folder. "
-        "it holds archive/data/0, archive/version."
+        "The zip is no torch checkpoint: it has no data.pkl in its top folder. "
+        "It holds archive/data/0, archive/version."
     )
-    assert "it is empty" in refusal(tmp_path, zipped({}))
+    assert "It is empty" in refusal(tmp_path, zipped({}))
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_no_pickle(tmp_path: Path) -> None:
         (["META-INF/MANIFEST.MF", "A.class"], "it is a Java archive"),
         (["m/archive_format", "m/models/model.json"], "it is a program of torch.export"),
         (["m/.data/version", "m/model/model.pkl"], "it is an archive of torch.package"),
-        (["weights/model.safetensors"], "unpack it, and list weights/model.safetensors"),
+        (["weights/model.safetensors"], "Unpack it, and list weights/model.safetensors"),
     ],
 )
 def test_other_zips_are_named(tmp_path: Path, names: list[str], what: str) -> None:
@@ -504,40 +504,40 @@ def test_other_zips_are_named(tmp_path: Path, names: list[str], what: str) -> No
 
 def test_two_pickles(tmp_path: Path) -> None:
     assert refusal(tmp_path, zipped({"a/data.pkl": b"", "b/data.pkl": b""})) == (
-        "the zip holds 2 pickles: a/data.pkl, b/data.pkl; a checkpoint has one"
+        "The zip holds 2 pickles: a/data.pkl, b/data.pkl; a checkpoint has one"
     )
 
 
 def test_what_is_no_zip(tmp_path: Path) -> None:
-    assert refusal(tmp_path, b"not a checkpoint").startswith("not a torch checkpoint: it starts with b'not a ch'")
-    assert refusal(tmp_path, b"\x80", TruncatedFile) == "the file ends after 1 byte, within its first mark"
-    assert refusal(tmp_path, b"PK", TruncatedFile) == "the file ends after 2 bytes, within its first mark"
+    assert refusal(tmp_path, b"not a checkpoint").startswith("Not a torch checkpoint: it starts with b'not a ch'")
+    assert refusal(tmp_path, b"\x80", TruncatedFile) == "The file ends after 1 byte, within its first mark"
+    assert refusal(tmp_path, b"PK", TruncatedFile) == "The file ends after 2 bytes, within its first mark"
 
 
 def test_a_storage_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path, torch_zip(whole(table({"w": ONE})), {"1": b"", "2": b""})) == (
-        "the zip lacks 'archive/data/0', the storage of a tensor. it holds 2 storages."
+        "The zip lacks 'archive/data/0', the storage of a tensor. It holds 2 storages."
     )
 
 
 def test_a_storage_of_another_size(tmp_path: Path) -> None:
     assert refusal(tmp_path, torch_zip(whole(table({"w": ONE})), {"0": bytes(12)}), SizeMismatch) == (
-        "archive/data/0 has 12 bytes, and its storage of 4 × float32 takes 16"
+        "'archive/data/0' has 12 bytes, and its storage of 4 × float32 takes 16"
     )
 
 
 @pytest.mark.parametrize(
     ("offset", "shape", "stride", "said"),
     [
-        (1, [2, 2], [2, 1], "it is a view of elements 1 to 4 of a storage of 4"),
-        (0, [5], [1], "it is a view of elements 0 to 4 of a storage of 4"),
-        (0, [2, 2], [3, 1], "it is a view of elements 0 to 4 of a storage of 4"),
-        (1 << 62, [1], [1], f"it is a view of elements {1 << 62:,} to {1 << 62:,} of a storage of 4"),
-        (0, [2], [1 << 62], f"it is a view of elements 0 to {1 << 62:,} of a storage of 4"),
-        (0, [2], [-1], "it is a view with the negative stride -1"),
-        (3, [2, 2], [-2, -1], "it is a view with the negative stride -2"),
-        (0, [-2], [1], "a tensor of shape (-2)"),
-        (0, [1 << 62, 4], [0, 0], f"a tensor of shape ({1 << 62}, 4): more elements than can be counted"),
+        (1, [2, 2], [2, 1], "It is a view of elements 1 to 4 of a storage of 4"),
+        (0, [5], [1], "It is a view of elements 0 to 4 of a storage of 4"),
+        (0, [2, 2], [3, 1], "It is a view of elements 0 to 4 of a storage of 4"),
+        (1 << 62, [1], [1], f"It is a view of elements {1 << 62:,} to {1 << 62:,} of a storage of 4"),
+        (0, [2], [1 << 62], f"It is a view of elements 0 to {1 << 62:,} of a storage of 4"),
+        (0, [2], [-1], "It is a view with the negative stride -1"),
+        (3, [2, 2], [-2, -1], "It is a view with the negative stride -2"),
+        (0, [-2], [1], "A tensor of shape (-2)"),
+        (0, [1 << 62, 4], [0, 0], f"A tensor of shape ({1 << 62}, 4): more elements than can be counted"),
     ],
 )
 def test_views_outside_their_storage(
@@ -564,7 +564,7 @@ def test_views_outside_their_storage(
 )
 def test_tensors_that_are_not_described(tmp_path: Path, value: bytes, said: str) -> None:
     refused = refusal(tmp_path, torch_zip(whole(table({"w": value})), {"0": bytes(16)}))
-    assert refused.startswith(", archive/data.pkl: the pickle is broken at byte ")
+    assert refused.startswith(", archive/data.pkl: The pickle is broken at byte ")
     assert said in refused
 
 
@@ -587,7 +587,7 @@ def test_expanded_tensors_are_listed_and_materialised_within_the_limit(
     assert source.numpy("huge")[huge - 1] == 2  # a view costs nothing
     assert source.tensor("huge").shape == (huge,)
     assert source.span("huge") is None
-    with pytest.raises(LimitExceeded, match="it is an expanded tensor of more bytes than an array can have"):
+    with pytest.raises(LimitExceeded, match="It is an expanded tensor of more bytes than an array can have"):
         source.numpy("vast")
 
     turned = torch.tensor([1j], dtype=torch.complex64).conj()
@@ -599,7 +599,7 @@ def test_expanded_tensors_are_listed_and_materialised_within_the_limit(
         open_torch_zip(path).numpy("w")
     assert str(caught.value) == (
         f"{path}: 'w' has 20 elements, which are a view of 8 bytes. "
-        "if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS."
+        "If you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS."
     )
 
 
@@ -619,7 +619,7 @@ def test_the_byte_order_is_one_of_two(tmp_path: Path) -> None:
     )
     halves = saved({"h": torch.ones(2, dtype=torch.complex32)})
     swapped = zipped({**members_of(halves), "archive/byteorder": b"big"})
-    with pytest.raises(NotReadable, match="'h': big-endian complex32 is not read here"):
+    with pytest.raises(NotReadable, match="'h': Big-endian complex32 is not read here"):
         open_torch_zip(written(tmp_path, swapped)).tensor("h")
 
 
@@ -631,15 +631,15 @@ def test_bytes_after_the_pickle(tmp_path: Path) -> None:
 def test_pickles_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PICKLE_BYTES", 100)
     assert refusal(tmp_path, torch_zip(bytes(101)), LimitExceeded) == (
-        ", archive/data.pkl: the pickle has 101 bytes, and the limit is 100. "
-        "if you trust the file, raise torchparams.limits.PICKLE_BYTES."
+        ", archive/data.pkl: The pickle has 101 bytes, and the limit is 100. "
+        "If you trust the file, raise torchparams.limits.PICKLE_BYTES."
     )
 
 
 def test_a_small_file_does_not_inflate_to_a_large_pickle(tmp_path: Path) -> None:
     bomb = zipped({"archive/data.pkl": whole(b"N0" * (20 << 20) + b"N")}, deflate=True)
     assert len(bomb) < 100_000
-    assert "archive/data.pkl: it inflates from" in refusal(tmp_path, bomb, LimitExceeded)
+    assert "archive/data.pkl: It inflates from" in refusal(tmp_path, bomb, LimitExceeded)
 
 
 def test_inflating_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,7 +647,7 @@ def test_inflating_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source = open_torch_zip(written(tmp_path, contents))
     monkeypatch.setattr(limits, "INFLATED_BYTES", 3999)
     with pytest.raises(
-        LimitExceeded, match=r"archive/data/0: it inflates from .* to 4,000 bytes, and the limit is 3,999"
+        LimitExceeded, match=r"archive/data/0: It inflates from .* to 4,000 bytes, and the limit is 3,999"
     ):
         source.numpy("w")
 
@@ -678,7 +678,7 @@ def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, saved({"w": torch.ones(2)}))
     source = open_torch_zip(path)
     written(tmp_path, saved({"w": torch.ones(2000)}))
-    with pytest.raises(SourceError, match="the file was written to since it was listed"):
+    with pytest.raises(SourceError, match="The file was written to since it was listed"):
         source.tensor("w")
 
 

@@ -108,13 +108,13 @@ def test_a_directory_of_steps_proposes_the_last(training: Path, tmp_path: Path, 
     with pytest.raises(SourceError) as caught:
         tp.of(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: there is no checkpoint in this directory. there are {names[1]}/, {names[0]}/. "
-        f"did you mean {tmp_path}/{names[1]}?"
+        f"{tmp_path}: There is no checkpoint in this directory. There are {names[1]}/, {names[0]}/. "
+        f"Did you mean {tmp_path}/{names[1]}?"
     )
 
 
 def test_a_file_called_latest_that_is_no_tag(tmp_path: Path) -> None:
     trainer(tmp_path / "step_5")
     (tmp_path / "latest").write_text("step_5")
-    with pytest.raises(SourceError, match=r"there is no checkpoint in this directory.*did you mean .*step_5\?"):
+    with pytest.raises(SourceError, match=r"There is no checkpoint in this directory.*Did you mean .*step_5\?"):
         tp.of(tmp_path)

@@ -76,8 +76,8 @@ def test_two_tensors_of_one_name() -> None:
     with pytest.raises(SourceError) as caught:
         names({"a.b": tensor("0"), "a": {"b": tensor("1")}})
     assert str(caught.value) == (
-        "a.pt: two tensors come to the name 'a.b' when nested names are joined by dots. "
-        "list one part of the file, as in 'a.pt#a'."
+        "a.pt: Two tensors come to the name 'a.b' when nested names are joined by dots. "
+        "List one part of the file, as in 'a.pt#a'."
     )
     assert names({"a.b": tensor("0"), "a": {"b": tensor("1")}}, "a") == {"b": ()}
     one = tensor("0")
@@ -251,8 +251,8 @@ def test_an_inner_that_is_not_there() -> None:
     with pytest.raises(UnknownName) as caught:
         names(root, "modle")
     assert str(caught.value) == (
-        "a.pt: there is no 'modle' in the file. there are model (2 tensors), epoch (3), optimizer (a dict of 1 item), "
-        "x (a tensor, float32 2). did you mean '#model'?"
+        "a.pt: There is no 'modle' in the file. There are model (2 tensors), epoch (3), optimizer (a dict of 1 item), "
+        "x (a tensor, float32 2). Did you mean '#model'?"
     )
     with pytest.raises(UnknownName) as caught:
         names(root, "model.q")
@@ -270,14 +270,14 @@ def test_an_inner_that_is_not_there() -> None:
         (
             {"a.w": tensor(), "a.b": tensor(), "c": tensor()},
             "a",
-            "a.pt: there is no 'a' in the file. there are 2 names in it beginning so, and nothing nested. "
-            "leave #a out, and select by name: a.**.",
+            "a.pt: There is no 'a' in the file. There are 2 names in it beginning so, and nothing nested. "
+            "Leave #a out, and select by name: a.**.",
         ),
         (
             {"model": {"a.0.w": tensor()}},
             "model.a.0",
-            "a.pt: there is no 'a.0' in 'model'. there is 1 name in it beginning so, and nothing nested. "
-            "take '#model', and select by name: a.0.**.",
+            "a.pt: There is no 'a.0' in 'model'. There is 1 name in it beginning so, and nothing nested. "
+            "Take '#model', and select by name: a.0.**.",
         ),
     ],
 )
@@ -294,7 +294,7 @@ def test_an_inner_without_tensors() -> None:
     with pytest.raises(SourceError) as caught:
         names({"epoch": 3, "w": tensor()}, "epoch")
     assert str(caught.value) == (
-        "a.pt: 'epoch' holds no tensors: it is 3. leave out what follows the # to see everything in the file."
+        "a.pt: 'epoch' holds no tensors: it is 3. Leave out what follows the # to see everything in the file."
     )
 
 
@@ -335,8 +335,8 @@ def test_doubling_with_a_tensor_is_limited(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(limits, "ALIASES", 1000)
     with pytest.raises(LimitExceeded) as caught:
         names(part)
-    assert str(caught.value).startswith("a.pt: parts that are shared give its tensors too many or too long names. ")
-    assert str(caught.value).endswith("list one part of it with #path, or raise torchparams.limits.ALIASES.")
+    assert str(caught.value).startswith("a.pt: Parts that are shared give its tensors too many or too long names. ")
+    assert str(caught.value).endswith("List one part of it with #path, or raise torchparams.limits.ALIASES.")
     few: Any = [tensor()]
     for _ in range(8):
         few = [few, few]
@@ -361,7 +361,7 @@ def test_depth_is_limited_where_tensors_are(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(LimitExceeded) as caught:
         names(nested(51, tensor()))
     assert str(caught.value) == (
-        "a.pt: tensors are nested deeper than 50 levels. if you trust the file, raise torchparams.limits.NESTING."
+        "a.pt: Tensors are nested deeper than 50 levels. If you trust the file, raise torchparams.limits.NESTING."
     )
     assert names({"w": tensor(), "deep": nested(100_000, 1)}) == {"w": ()}
 

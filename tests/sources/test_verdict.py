@@ -127,7 +127,7 @@ def pickled_call_of_a_result() -> bytes:
 
 def test_a_call_whose_result_is_thrown_away_is_named(tmp_path: Path) -> None:
     contents = b"\x80\x02cposix\nsystem\n(S'true'\ntR0}X\1\0\0\0wK\1s."
-    with pytest.raises(FileFormatError, match=r"it is a dict of 1 item\. it calls posix\.system: do not unpickle\.$"):
+    with pytest.raises(FileFormatError, match=r"it is a dict of 1 item\. It calls posix\.system: do not unpickle\.$"):
         tp.of(written(tmp_path, torch_zip(contents)))
 
 
@@ -139,8 +139,8 @@ def test_a_bare_pickle_of_any_protocol(tmp_path: Path, capsys: Captured, protoco
     assert ran.status == 1
     assert "calls posix.system: do not unpickle" in ran.out
     assert command(capsys, "ls", path).err == (
-        f"torchparams: {path}: the pickle holds no tensors and no arrays of numbers: it is posix.system('true'). "
-        "it calls posix.system: do not unpickle.\n"
+        f"torchparams: {path}: The pickle holds no tensors and no arrays of numbers: it is posix.system('true'). "
+        "It calls posix.system: do not unpickle.\n"
     )
 
 
@@ -149,12 +149,12 @@ def test_a_pickle_that_breaks_after_the_call(tmp_path: Path, capsys: Captured) -
         path = written(tmp_path, contents, "a.pkl")
         ran = command(capsys, "verify", path)
         assert ran.status == 1
-        assert "before that it calls posix.system: do not unpickle" in ran.out
+        assert "Before that it calls posix.system: do not unpickle" in ran.out
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path, legacy: bool) -> None:
-    with pytest.raises(FileFormatError, match=r"the checkpoint holds no tensors .*: it is a dict of 2 items$"):
+    with pytest.raises(FileFormatError, match=r"The checkpoint holds no tensors .*: it is a dict of 2 items$"):
         tp.of(written(tmp_path, saved({"epoch": 3, "lr": 0.1}, legacy=legacy)))
     assert len(tp.of(written(tmp_path, saved(nn.ReLU().state_dict(), legacy=legacy)))) == 0
 

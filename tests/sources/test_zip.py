@@ -93,8 +93,8 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     for size in range(1, len(contents)):
         said = refusal(tmp_path, contents[:size], TruncatedFile)
         assert said == (
-            f": the zip is cut off: its directory should end it, and none does; {size} bytes are there. "
-            "copy or download the file again."
+            f": The zip is cut off: its directory should end it, and none does; {size} bytes are there. "
+            "Copy or download the file again."
         )
 
 
@@ -109,25 +109,25 @@ def test_bytes_before_the_beginning_or_in_the_middle(tmp_path: Path) -> None:
     contents = zipped(TWO)
     start = contents.index(CENTRAL)
     for broken in (b"#!/bin/sh\n" + contents, contents[:start] + b"x" + contents[start:]):
-        assert "the zip's directory takes bytes" in refusal(tmp_path, broken, SizeMismatch)
+        assert "The zip's directory takes bytes" in refusal(tmp_path, broken, SizeMismatch)
         assert "and ends at byte" in refusal(tmp_path, broken, SizeMismatch)
 
 
 def test_duplicate_members(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         contents = zipped([("top/a", b"1"), ("top/a", b"2")])
-    assert refusal(tmp_path, contents) == ": the zip holds two members named 'top/a'"
+    assert refusal(tmp_path, contents) == ": The zip holds two members named 'top/a'"
 
 
 def test_overlapping_members(tmp_path: Path) -> None:
     contents = zipped(TWO)
     second = contents.index(LOCAL, 1)
     both = patched(contents, CENTRAL, 42, struct.pack("<L", second), 0)
-    assert refusal(tmp_path, both).startswith(": in the zip, 'top/a' of 5 bytes at byte 40 overlaps 'top/b' at byte 40")
+    assert refusal(tmp_path, both).startswith(": In the zip, 'top/a' of 5 bytes at byte 40 overlaps 'top/b' at byte 40")
     long = patched(contents, CENTRAL, 20, struct.pack("<LL", 99, 99), 0)
-    assert refusal(tmp_path, long) == (": in the zip, 'top/a' of 99 bytes at byte 0 overlaps 'top/b' at byte 40")
+    assert refusal(tmp_path, long) == (": In the zip, 'top/a' of 99 bytes at byte 0 overlaps 'top/b' at byte 40")
     last = patched(contents, CENTRAL, 20, struct.pack("<LL", 99, 99), 1)
-    assert refusal(tmp_path, last) == (": in the zip, 'top/b' of 99 bytes at byte 40 overlaps the directory at byte 85")
+    assert refusal(tmp_path, last) == (": In the zip, 'top/b' of 99 bytes at byte 40 overlaps the directory at byte 85")
     beyond = patched(contents, CENTRAL, 42, struct.pack("<L", 1 << 30), 1)
     assert "overlaps the directory" in refusal(tmp_path, beyond)
     # A name and an extra field that grow only in the local header.
@@ -142,7 +142,7 @@ def test_headers_that_contradict_the_directory(tmp_path: Path) -> None:
         patched(contents, LOCAL, 30, b"TOP/b", 1),
         patched(contents, LOCAL, 8, b"\x08", 1),
     ):
-        assert refusal(tmp_path, broken) == ": there is no 'top/b' at byte 40, where the zip's directory has it"
+        assert refusal(tmp_path, broken) == ": There is no 'top/b' at byte 40, where the zip's directory has it"
     size = patched(contents, LOCAL, 22, struct.pack("<L", 7), 1)
     assert refusal(tmp_path, size, SizeMismatch) == (
         ": 'top/b' has 7 bytes by its own header and 10 by the zip's directory"
@@ -166,27 +166,27 @@ def test_members_that_are_not_read(tmp_path: Path) -> None:
 def test_the_directory_s_own_mistakes(tmp_path: Path) -> None:
     contents = zipped(TWO)
     few = patched(patched(contents, END, 8, b"\x01"), END, 10, b"\x01")
-    assert refusal(tmp_path, few).endswith("the zip's directory goes on for 51 bytes after its 1 members")
+    assert refusal(tmp_path, few).endswith("The zip's directory goes on for 51 bytes after its 1 members")
     many = patched(patched(contents, END, 8, b"\x03"), END, 10, b"\x03")
-    assert refusal(tmp_path, many).endswith("the zip's directory lists 3 members and ends after 2")
+    assert refusal(tmp_path, many).endswith("The zip's directory lists 3 members and ends after 2")
     wrong = patched(contents, CENTRAL, 0, b"PK\1\3", 1)
-    assert refusal(tmp_path, wrong).endswith(f"the zip's directory has no entry at byte {contents.index(CENTRAL) + 51}")
+    assert refusal(tmp_path, wrong).endswith(f"The zip's directory has no entry at byte {contents.index(CENTRAL) + 51}")
     long = patched(contents, CENTRAL, 28, b"\xff", 1)
-    assert refusal(tmp_path, long).endswith("the zip's directory ends within entry 1")
+    assert refusal(tmp_path, long).endswith("The zip's directory ends within entry 1")
     parts = patched(contents, END, 4, b"\x01")
-    assert refusal(tmp_path, parts) == ": the zip is one part of several. join its parts first."
+    assert refusal(tmp_path, parts) == ": The zip is one part of several. Join its parts first."
 
 
 def test_the_two_end_records_agree(tmp_path: Path) -> None:
     contents = saved({"w": torch.ones(1)})
     broken = patched(contents, END, 10, b"\x05")
-    assert "the two end records of the zip give its directory's members as 5 and" in refusal(
+    assert "The two end records of the zip give its directory's members as 5 and" in refusal(
         tmp_path, broken, SizeMismatch
     )
     lost = patched(contents, b"PK\6\6", 0, b"PK\6\5")
-    assert "there is no 64-bit end record of the zip at byte" in refusal(tmp_path, lost)
+    assert "There is no 64-bit end record of the zip at byte" in refusal(tmp_path, lost)
     away = patched(contents, b"PK\6\7", 8, struct.pack("<Q", 1 << 60))
-    assert refusal(tmp_path, away) == f": the zip's 64-bit end record cannot be at byte {1 << 60}"
+    assert refusal(tmp_path, away) == f": The zip's 64-bit end record cannot be at byte {1 << 60}"
 
 
 def test_compressed_contents_that_are_damaged(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_compressed_contents_that_are_damaged(tmp_path: Path) -> None:
         try:
             contents_of(zipped_)
         except FileFormatError as error:
-            assert "its compressed contents are damaged: " in str(error) or "it inflates to" in str(error)
-    for size, said in ((299, "it inflates to 300 bytes or more"), (301, "it inflates to 300 bytes, and")):
+            assert "Its compressed contents are damaged: " in str(error) or "It inflates to" in str(error)
+    for size, said in ((299, "It inflates to 300 bytes or more"), (301, "It inflates to 300 bytes, and")):
         wrong = patched(contents, CENTRAL, 24, struct.pack("<L", size))
         wrong = patched(wrong, LOCAL, 22, struct.pack("<L", size))
         said_ = refusal(tmp_path, wrong, SizeMismatch)

@@ -53,7 +53,7 @@ def test_nothing_returned_is_in_place() -> None:
 def test_what_is_no_function(function: Any) -> None:
     with pytest.raises(OptionError) as error:
         tp.apply_(nn.Linear(2, 2), torch.nn.init.zeros_, function)
-    assert str(error.value) == (f"{function!r} is not a function. call torchparams.apply_(model, selector, function).")
+    assert str(error.value) == (f"{function!r} is not a function. Call torchparams.apply_(model, selector, function).")
 
 
 def test_tied_once_and_buffers_where_they_are_listed() -> None:
@@ -74,11 +74,11 @@ def test_what_a_function_may_not_return() -> None:
     with pytest.raises(OptionError) as caught:
         tp.apply_(model, "0.bias", len)
     assert str(caught.value) == (
-        "len returned 4 for 0.bias. change the tensor in place, or return a tensor of new values."
+        "The function len returned 4 for 0.bias. Change the tensor in place, or return a tensor of new values."
     )
     with pytest.raises(MismatchError) as mismatch:
         tp.apply_(model, "0.bias", torch.sum)
-    assert str(mismatch.value) == "sum returned the shape [] for 0.bias. its shape is [4]."
+    assert str(mismatch.value) == "The function sum returned the shape [] for 0.bias. Its shape is [4]."
 
 
 def test_an_error_says_where() -> None:
@@ -147,13 +147,13 @@ def test_no_values_to_change() -> None:
     with pytest.raises(NotReadable) as caught:
         tp.apply_(model, "{0,1}.weight", nn.init.zeros_)
     assert str(caught.value) == (
-        "Sequential: 1.weight is on the meta device, which holds no values. give it memory first: torchparams.init "
+        "Sequential: '1.weight' is on the meta device, which holds no values. Give it memory first: torchparams.init "
         "does, and so does model.to_empty(device='cpu')."
     )
     with pytest.raises(NotReadable) as caught:
         tp.apply_(model, "{0,2}.weight", nn.init.zeros_)
     assert str(caught.value) == (
-        "Sequential: 2.weight is lazy: it has no shape or values yet. run the model once to set its shape."
+        "Sequential: '2.weight' is lazy: it has no shape or values yet. Run the model once to set its shape."
     )
     assert torch.equal(model[0].weight, before)
 
@@ -171,7 +171,7 @@ def test_the_report() -> None:
 def test_gradients_are_changed_like_parameters() -> None:
     model: Any = net()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    with pytest.raises(tp.errors.NoMatch, match=r"gradients of Sequential: there are no gradients. No parameter has a"):
+    with pytest.raises(tp.errors.NoMatch, match=r"gradients of Sequential: There are no gradients. No parameter has a"):
         tp.apply_(tp.gradients(model), None, torch.zero_)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -510,12 +510,12 @@ def test_undoing_before_a_later_change_of_the_same_is_refused() -> None:
     with pytest.raises(TorchParamsError) as caught:
         frozen.undo()
     assert str(caught.value) == (
-        "Net: a later unfreeze changed some of the same parameters or layers and is still in effect. nothing was "
-        "changed. undo the later change first."
+        "Net: A later unfreeze changed some of the same parameters or layers and is still in effect. Nothing was "
+        "changed. Undo the later change first."
     )
     assert state(model) == now
     again = tp.freeze(model, "head.1.*")
-    with pytest.raises(TorchParamsError, match="a later freeze"):
+    with pytest.raises(TorchParamsError, match="A later freeze"):
         unfrozen.undo()
     for change in (again, unfrozen, frozen):
         change.undo()
@@ -556,21 +556,21 @@ def test_a_record_of_another_model() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
-        "ModuleDict: 2 of 4 frozen parameters are not in this model: head.1.weight, head.1.bias. the nearest to "
-        "'head.1.weight' is 'head.0.weight'. freeze by a selector, or remove the missing names."
+        "ModuleDict: 2 of 4 frozen parameters are not in this model: head.1.weight, head.1.bias. The nearest to "
+        "'head.1.weight' is 'head.0.weight'. Freeze by a selector, or remove the missing names."
     )
     other = nn.ModuleDict({"head": nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(2, 2))})
     with pytest.raises(MismatchError) as caught:
         tp.Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
-        "ModuleDict: 1 of 1 frozen layers are not in this model: head.1. freeze by a selector, or remove the "
+        "ModuleDict: 1 of 1 frozen layers are not in this model: head.1. Freeze by a selector, or remove the "
         "missing names."
     )
     assert all(p.requires_grad for p in other.parameters())
     with pytest.raises(MismatchError) as caught:
         tp.Frozen.from_json({"names": [1]})
     assert str(caught.value) == (
-        "this is not a saved Frozen. a saved Frozen has the lists 'names' and 'statistics'. pass the result of "
+        "This is not a saved Frozen. A saved Frozen has the lists 'names' and 'statistics'. Pass the result of "
         "Frozen.to_json()."
     )
 
@@ -631,8 +631,8 @@ def test_the_result_of_an_operation() -> None:
     with pytest.raises(TorchParamsError) as caught:
         tp.freeze(model)
     assert str(caught.value) == (
-        "Linear: weight is the result of an operation, and only leaf tensors can be frozen. "
-        "freeze the parameters that it is computed from."
+        "Linear: 'weight' is the result of an operation, and only leaf tensors can be frozen. "
+        "Freeze the parameters that it is computed from."
     )
     assert model.bias.requires_grad
 
@@ -641,7 +641,7 @@ def test_what_is_no_live_model() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.freeze({"w": torch.zeros(2)})
     assert str(caught.value) == (
-        "dict: torchparams.freeze needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
+        "dict: torchparams.freeze needs a live model, not a mapping. Pass the nn.Module, or a Parameters of it."
     )
 
 
@@ -780,7 +780,7 @@ def test_an_empty_selection_is_not_everything(nothing: Any) -> None:
     for use in uses:
         with pytest.raises(NoMatch) as error:
             use()
-        assert str(error.value) == "Net: the list of names is empty. use `**` to select every parameter."
+        assert str(error.value) == "Net: The list of names is empty. Use `**` to select every parameter."
     assert digest(model) == before
     assert all(parameter.requires_grad for parameter in model.parameters())
     none = tp.of(model).select("head.9.*", strict=False)

@@ -95,8 +95,8 @@ def test_names_that_are_not_there() -> None:
     model[0].weight.requires_grad_(False)
     with pytest.raises(UnknownName) as caught:
         grads.info("0.weight")
-    assert str(caught.value) == "Sequential: '0.weight' has no gradient. it is frozen."
-    with pytest.raises(UnknownName, match=r"no parameter is named '0.wait'"):
+    assert str(caught.value) == "Sequential: '0.weight' has no gradient. It is frozen."
+    with pytest.raises(UnknownName, match=r"No parameter is named '0.wait'"):
         grads["0.wait"]
     with pytest.raises(ReadOnlyTable):
         grads["0.weight"] = 1
@@ -106,7 +106,7 @@ def test_it_needs_a_live_model() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.gradients({"w": torch.zeros(2)})
     assert str(caught.value) == (
-        "dict: torchparams.gradients needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
+        "dict: torchparams.gradients needs a live model, not a mapping. Pass the nn.Module, or a Parameters of it."
     )
 
 
@@ -327,7 +327,7 @@ def test_norms_that_do_not_exist() -> None:
     for p in (0, -1, math.nan, "2"):
         with pytest.raises(OptionError) as caught:
             tp.grad_norms(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"p must be a positive number or math.inf, not {p!r}"
+        assert str(caught.value) == f"`p` must be a positive number or math.inf, not {p!r}"
 
 
 def test_gradients_without_values() -> None:
@@ -335,7 +335,7 @@ def test_gradients_without_values() -> None:
     model.weight.grad = torch.empty(2, 2, device="meta")
     with pytest.raises(NotReadable) as caught:
         tp.grad_norms(model)
-    assert str(caught.value) == "Linear: the gradient of weight is on the meta device, which holds no values"
+    assert str(caught.value) == "Linear: The gradient of 'weight' is on the meta device, which holds no values"
 
 
 def test_the_network_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,8 +232,8 @@ def test_split_gives_a_list_for_each_optimizer() -> None:
     with pytest.raises(OptionError) as error:
         groups.split("family")
     assert str(error.value) == (
-        "Net: no group has the option 'family' to split by. the options are lr, optimizer, weight_decay. "
-        "set it in a rule: torchparams.rule(selector, family=…)."
+        "Net: No group has the option 'family' to split by. The options are lr, optimizer, weight_decay. "
+        "Set it in a rule: torchparams.rule(selector, family=…)."
     )
     named = tp.groups(model, tp.rule("head.**", optimizer="muon"), optimizer="adamw").split("optimizer")
     assert list(named) == ["adamw", "muon"]
@@ -352,10 +352,10 @@ def test_nothing_trainable_is_an_error() -> None:
     with pytest.raises(NoMatch) as error:
         tp.groups(nn.Linear(2, 2).requires_grad_(False))
     assert str(error.value) == (
-        "Linear: there is no trainable parameter for an optimizer. 2 parameters, all frozen. "
+        "Linear: There is no trainable parameter for an optimizer. 2 parameters, all frozen. "
         "torchparams.unfreeze(model, selector) makes some trainable."
     )
-    with pytest.raises(NoMatch, match="there are no parameters"):
+    with pytest.raises(NoMatch, match="There are no parameters"):
         tp.groups(nn.ReLU())
 
 
@@ -363,12 +363,12 @@ def test_what_is_no_rule_is_refused() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(Net(), "**.bias", lr=0.1)  # type: ignore[arg-type]  # that is the point
     assert str(error.value).startswith(
-        "'**.bias' is not a rule. for groups, a rule is torchparams.rule(selector, lr=…)"
+        "'**.bias' is not a rule. For groups, a rule is torchparams.rule(selector, lr=…)"
     )
     with pytest.raises(OptionError) as error:
         tp.rule("**.bias")
     assert str(error.value) == (
-        "the rule for `**.bias` has no options. pass options: torchparams.rule(selector, lr=…, weight_decay=…)."
+        "The rule for `**.bias` has no options. Pass options: torchparams.rule(selector, lr=…, weight_decay=…)."
     )
     for make in (lambda: tp.rule("**", params=[]), lambda: tp.groups(Net(), param_names=[])):
         with pytest.raises(OptionError, match="is not an option: it holds the parameters"):
@@ -383,23 +383,23 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": NAN}, "lr is nan, and NaN makes every parameter NaN"),
-        ({"momentum": NAN}, "momentum is nan, and NaN makes every parameter NaN"),
-        ({"temperature": NAN}, "temperature is nan, and NaN makes every parameter NaN"),
-        ({"betas": (0.9, NAN)}, "betas is (0.9, nan), and NaN makes every parameter NaN"),
-        ({"lr": torch.tensor(NAN)}, "lr is tensor(nan), and NaN makes every parameter NaN"),
-        ({"lr": np.float32(NAN)}, "lr is np.float32(nan), and NaN makes every parameter NaN"),
-        ({"lr": INF}, "lr is inf, and it is a finite number from 0 on"),
-        ({"lr": -1e-3}, "lr is -0.001, and it is a finite number from 0 on"),
-        ({"lr": torch.tensor([-1.0])}, "lr is tensor([-1.]), and it is a finite number from 0 on"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1, and it is a finite number from 0 on"),
-        ({"weight_decay": INF}, "weight_decay is inf, and it is a finite number from 0 on"),
-        ({"eps": -1e-8}, "eps is -1e-08, and it is a finite number from 0 on"),
-        ({"eps": (None, -1.0)}, "eps is (None, -1.0), and it is a finite number from 0 on"),
-        ({"momentum": -1}, "momentum is -1, and it is a finite number from 0 on"),
-        ({"betas": (0.9, 1.0)}, "betas is (0.9, 1.0), and a beta is from 0 on and below 1"),
-        ({"betas": [-0.1, 0.9]}, "betas is [-0.1, 0.9], and a beta is from 0 on and below 1"),
-        ({"alpha": -INF}, "alpha is -inf, and it is a finite number from 0 on"),
+        ({"lr": NAN}, "lr=nan would make every parameter NaN"),
+        ({"momentum": NAN}, "momentum=nan would make every parameter NaN"),
+        ({"temperature": NAN}, "temperature=nan would make every parameter NaN"),
+        ({"betas": (0.9, NAN)}, "betas=(0.9, nan) would make every parameter NaN"),
+        ({"lr": torch.tensor(NAN)}, "lr=tensor(nan) would make every parameter NaN"),
+        ({"lr": np.float32(NAN)}, "lr=np.float32(nan) would make every parameter NaN"),
+        ({"lr": INF}, "lr=inf is not a finite number from 0 on"),
+        ({"lr": -1e-3}, "lr=-0.001 is not a finite number from 0 on"),
+        ({"lr": torch.tensor([-1.0])}, "lr=tensor([-1.]) is not a finite number from 0 on"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 is not a finite number from 0 on"),
+        ({"weight_decay": INF}, "weight_decay=inf is not a finite number from 0 on"),
+        ({"eps": -1e-8}, "eps=-1e-08 is not a finite number from 0 on"),
+        ({"eps": (None, -1.0)}, "eps=(None, -1.0) is not a finite number from 0 on"),
+        ({"momentum": -1}, "momentum=-1 is not a finite number from 0 on"),
+        ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0) is not from 0 on and below 1"),
+        ({"betas": [-0.1, 0.9]}, "betas=[-0.1, 0.9] is not from 0 on and below 1"),
+        ({"alpha": -INF}, "alpha=-inf is not a finite number from 0 on"),
     ],
 )
 def test_numbers_that_no_optimizer_can_use(options: dict[str, Any], message: str) -> None:
@@ -513,7 +513,7 @@ def test_an_explanation_says_what_was_overridden() -> None:
         "instead": [],
     }
     assert "no_decay" in frozen._repr_html_()
-    with pytest.raises(UnknownName, match=r"no parameter is named '2\.weights'"):
+    with pytest.raises(UnknownName, match=r"No parameter is named '2\.weights'"):
         groups.explain("2.weights")
 
 

@@ -127,12 +127,12 @@ def test_what_a_layer_decay_needs() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), tp.rule("head.**", lr=1.0), layer_decay=0.5)
     assert str(error.value) == (
-        "Module: a layer decay multiplies the lr, and 'cls_token' has none. "
-        "set one for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
+        "Module: A layer decay multiplies the lr, and 'cls_token' has none. "
+        "Set one for all: torchparams.groups(model, …, lr=1e-3, layer_decay=0.75)."
     )
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), lr="auto", layer_decay=0.5)
-    assert str(error.value) == "Module: a layer decay multiplies the lr, and that of 'cls_token' is 'auto'"
+    assert str(error.value) == "Module: A layer decay multiplies the lr, and that of 'cls_token' is 'auto'"
     frozen = transformer()
     frozen.requires_grad_(False).get_submodule("head").requires_grad_(True)
     only_head = tp.groups(frozen, tp.rule("head.**", lr=1.0), layer_decay=0.5)
@@ -143,7 +143,7 @@ def test_what_a_layer_decay_needs() -> None:
             tp.groups(transformer(), lr=1.0, layer_decay=wrong)  # type: ignore[arg-type]  # some of them are wrong
     with pytest.raises(OptionError) as error:
         tp.groups(transformer(), lr=1.0, depth="blocks.{}.**")
-    assert str(error.value) == ("depth needs a layer_decay. pass layer_decay=0.75 too.")
+    assert str(error.value) == ("`depth` needs a `layer_decay`. Pass layer_decay=0.75 too.")
 
 
 # --- the modules ------------------------------------------------------------------------------

@@ -189,12 +189,12 @@ def test_what_is_no_rule() -> None:
     with pytest.raises(OptionError) as caught:
         tp.init(net(), ("**", 0), seed=0)  # type: ignore[arg-type]  # what is tested
     assert str(caught.value) == (
-        "('**', 0) is not a rule. for groups, a rule is torchparams.rule(selector, lr=…) or (selector, {'lr': …}); "
+        "('**', 0) is not a rule. For groups, a rule is torchparams.rule(selector, lr=…) or (selector, {'lr': …}); "
         "for init, it is torchparams.rule(selector, function) or (selector, function)."
     )
     with pytest.raises(OptionError) as caught:
         tp.init(net(), NORMAL, seed=1.5)  # type: ignore[arg-type]  # what is tested
-    assert str(caught.value) == "seed must be a whole number, not 1.5"
+    assert str(caught.value) == "`seed` must be a whole number, not 1.5"
 
 
 def test_no_rules_are_an_error() -> None:
@@ -202,7 +202,7 @@ def test_no_rules_are_an_error() -> None:
         with pytest.raises(OptionError) as caught:
             tp.init(net(), seed=seed)
         assert str(caught.value) == (
-            "ModuleDict: init needs at least one rule. pass rules, as in "
+            "ModuleDict: init() needs at least one rule. Pass rules, as in "
             "torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)."
         )
 
@@ -213,7 +213,7 @@ def test_nothing_changes_before_all_rules_are_checked() -> None:
     with pytest.raises(NoMatch):
         tp.init(model, ("**", nn.init.zeros_), ("head.*", nn.init.zeros_), seed=0)
     lazy = nn.ModuleDict({"first": model["first"], "lazy": nn.LazyLinear(2)})
-    with pytest.raises(NotReadable, match=r"ModuleDict: lazy\.weight is lazy"):
+    with pytest.raises(NotReadable, match=r"ModuleDict: 'lazy\.weight' is lazy"):
         tp.init(lazy, ("**", nn.init.zeros_), seed=0)
     assert values(model) == before
     tp.init(lazy, ("first.*", nn.init.zeros_), seed=0)
@@ -324,8 +324,8 @@ def test_what_cannot_get_memory_is_refused_before_anything_changes() -> None:
     with pytest.raises(NotReadable) as caught:
         tp.init(model, ("**", nn.init.uniform_), seed=0)
     assert str(caught.value) == (
-        "Recurrent: lstm.weight_ih_l0 cannot be moved from the meta device: Cannot swap t1 because it has weakref "
-        "associated with it. nothing was changed. call model.to_empty(device='cpu') first, before an optimizer is made."
+        "Recurrent: 'lstm.weight_ih_l0' cannot be moved from the meta device: Cannot swap t1 because it has weakref "
+        "associated with it. Nothing was changed. Call model.to_empty(device='cpu') first, before an optimizer is made."
     )
     assert all(p.is_meta for p in model.parameters())
     assert [id(p) for p in model.parameters()] == before
@@ -414,5 +414,5 @@ def test_rules_of_one_kind_serve_init_and_groups() -> None:
         tp.rule("**", nn.init.zeros_, lr=0.1)
     with pytest.raises(OptionError, match="is not a rule"):
         tp.rule("**", 3, lr=0.1)  # type: ignore[arg-type]  # what is tested
-    with pytest.raises(OptionError, match="lr is nan"):
+    with pytest.raises(OptionError, match="lr=nan"):
         tp.groups(model, ("**", {"lr": float("nan")}))

@@ -532,7 +532,7 @@ def test_memory_is_given_to_all_or_none() -> None:
     given: Any = nn.ModuleDict({"lazy": nn.Linear(4, 2), "fc": nn.Linear(2, 3), "lstm": nn.LSTM(3, 3)})
     with torch.device("meta"):
         model = Net()
-    with pytest.raises(NotReadable, match=r"lstm\.weight_ih_l0 cannot be moved"):
+    with pytest.raises(NotReadable, match=r"lstm\.weight_ih_l0' cannot be moved"):
         load(model, given)
     assert all(p.is_meta for p in model.parameters())
     assert isinstance(model.lazy.weight, nn.UninitializedParameter)
@@ -549,8 +549,8 @@ def test_a_tensor_on_the_meta_device_that_something_refers_to_weakly() -> None:
     here = weakref.ref(model.weight)
     with pytest.raises(NotReadable) as caught:
         load(model, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
-    assert str(caught.value).startswith("Linear: weight cannot be moved from the meta device: Cannot swap t1 because")
-    assert str(caught.value).endswith("call model.to_empty(device='cpu') first, before an optimizer is made.")
+    assert str(caught.value).startswith("Linear: 'weight' cannot be moved from the meta device: Cannot swap t1 because")
+    assert str(caught.value).endswith("Call model.to_empty(device='cpu') first, before an optimizer is made.")
     assert here() is model.weight
 
 
@@ -648,7 +648,7 @@ def test_a_table_of_a_file_that_was_written_to_since(suffix: str, tmp_path: Path
     with pytest.raises(SourceError) as caught:
         load(model, source)
     assert str(caught.value) == (
-        f"{path}: the file was written to since it was listed. open it anew to see what it holds."
+        f"{path}: The file was written to since it was listed. Open it anew to see what it holds."
     )
     assert model.w.is_meta
 

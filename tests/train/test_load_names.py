@@ -77,7 +77,7 @@ def test_gamma_and_beta_are_loaded_as_weight_and_bias() -> None:
         f"bert.{n}.{k}": torch.full((3,), float(i))
         for i, (n, k) in enumerate((n, k) for n in "ab" for k in ("beta", "gamma"))
     }
-    with pytest.raises(MismatchError, match='pass rename="auto"'):
+    with pytest.raises(MismatchError, match='Pass rename="auto"'):
         load(model, state)
     load(model, state, rename="auto")
     assert {name: int(p[0]) for name, p in model.named_parameters()} == {
@@ -178,17 +178,17 @@ def test_a_checkpoint_with_the_model_inside(tmp_path: Path) -> None:
     torch.save({"model": ones(net()), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "epoch": 3}, path)
     with pytest.raises(MismatchError) as caught:
         load(net(), path)
-    assert str(caught.value).endswith(f"0 tensors fit, and nothing was changed. load '{path}#model'.")
+    assert str(caught.value).endswith(f"0 tensors fit, and nothing was changed. Load '{path}#model'.")
     model = net()
     load(model, f"{path}#model")
     assert all_ones(model)
     with pytest.raises(MismatchError) as caught:
         load(net(), torch.load(path))
-    assert str(caught.value).endswith("nothing was changed. pass the mapping under 'model'.")
+    assert str(caught.value).endswith("nothing was changed. Pass the mapping under 'model'.")
     torch.save({"outer": {"model": ones(net())}}, path)
     with pytest.raises(MismatchError) as caught:
         load(net(), f"{path}#outer")
-    assert str(caught.value).endswith(f"nothing was changed. load '{path}#outer.model'.")
+    assert str(caught.value).endswith(f"nothing was changed. Load '{path}#outer.model'.")
 
 
 def test_names_with_the_prefix_of_a_wrapper(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_names_with_the_prefix_of_a_wrapper(tmp_path: Path) -> None:
     model = net()
     with pytest.raises(MismatchError) as caught:
         load(model, tmp_path / "m.safetensors")
-    assert str(caught.value).endswith("""nothing was changed. pass rename="auto": strip 'module.' from 6 of 6 names.""")
+    assert str(caught.value).endswith("""nothing was changed. Pass rename="auto": strip 'module.' from 6 of 6 names.""")
     assert not all_ones(model)
     found = load(model, tmp_path / "m.safetensors", rename="auto")
     assert all_ones(model)

@@ -117,10 +117,10 @@ def test_inside_a_checkpoint(tmp_path: Path) -> None:
     assert tp.load_optimizer_state(model, other, f"{path}#optimizers.0").complete
     assert tp.load_optimizer_state(model, other, f"{path}#optimizers").complete
     assert torch.equal(other.state[model.a.weight]["exp_avg"], optimizer.state[model.a.weight]["exp_avg"])
-    with pytest.raises(UnsupportedSource, match=r"there is no 'optimizer' in the file\. did you mean 'optimizers'\?"):
+    with pytest.raises(UnsupportedSource, match=r"There is no 'optimizer' in the file\. Did you mean 'optimizers'\?"):
         tp.load_optimizer_state(model, other, f"{path}#optimizer")
     torch.save({"epoch": 3, "optimizer": optimizer.state_dict()}, path)
-    with pytest.raises(UnsupportedSource, match=r"a checkpoint with an optimizer state inside\. load .*#optimizer"):
+    with pytest.raises(UnsupportedSource, match=r"a checkpoint with an optimizer state inside\. Load .*#optimizer"):
         tp.load_optimizer_state(model, other, path)
 
 
@@ -196,7 +196,7 @@ def test_the_state_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no metadata"):
         tp.save(state, tmp_path / "state.pt", metadata={"a": "b"})
     (tmp_path / "there.pt").write_text("old")
-    with pytest.raises(PlanError, match="it exists already"):
+    with pytest.raises(PlanError, match="It exists already"):
         tp.save(state, tmp_path / "there.pt", overwrite=False)
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(PlanError, match="is one file"):

@@ -364,7 +364,7 @@ def test_a_state_dict_that_cannot_be_matched(answer: Any, message: str) -> None:
 def test_a_scheduler_is_no_optimizer() -> None:
     model, optimizer = trained(KINDS["SGD"])
     scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, 3)
-    with pytest.raises(UnsupportedSource, match=r"a StepLR is not an optimizer\. .* pass its optimizer"):
+    with pytest.raises(UnsupportedSource, match=r"A StepLR is not an optimizer\. .* Pass its optimizer"):
         tp.optimizer_state(model, scheduler)
 
 

@@ -202,8 +202,8 @@ def test_an_optimizer_that_has_not_stepped_has_no_state() -> None:
 def test_what_is_no_optimizer(given: Any) -> None:
     model = nn.Linear(2, 2)
     expected = (
-        f"a {type(given).__name__} is not an optimizer. an optimizer has param_groups and a state. "
-        "pass the model, then the optimizer itself."
+        f"A {type(given).__name__} is not an optimizer. An optimizer has param_groups and a state. "
+        "Pass the model, then the optimizer itself."
     )
     with pytest.raises(UnsupportedSource) as caught:
         tp.optimizer_state(model, given)

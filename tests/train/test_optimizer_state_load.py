@@ -258,13 +258,13 @@ def test_lbfgs_by_position() -> None:
     [
         (
             {"optimizer": {"state": {}, "param_groups": []}, "epoch": 1},
-            "a dict is not an optimizer state. a state is an OptimizerState, or a state_dict with the keys state and "
-            "param_groups. pass what is under 'optimizer' in it.",
+            "A dict is not an optimizer state. A state is an OptimizerState, or a state_dict with the keys state and "
+            "param_groups. Pass what is under 'optimizer' in it.",
         ),
         (
             torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
-            "a SGD is not an optimizer state. a state is an OptimizerState, or a state_dict with the keys state and "
-            "param_groups. pass its state_dict().",
+            "A SGD is not an optimizer state. A state is an OptimizerState, or a state_dict with the keys state and "
+            "param_groups. Pass its state_dict().",
         ),
     ],
 )

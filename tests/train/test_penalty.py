@@ -154,7 +154,7 @@ def test_a_replaced_parameter_is_not_missed() -> None:
     with pytest.raises(MismatchError) as caught:
         pull()
     assert str(caught.value) == (
-        "Sequential: 2.weight has the shape [2, 4]. in the model it has [3, 4]. leave it out of the selection."
+        "Sequential: '2.weight' has the shape [2, 4]. In the model it has [3, 4]. Leave it out of the selection."
     )
     model[2] = nn.ReLU()
     with pytest.raises(UnknownName):
@@ -173,13 +173,13 @@ def test_targets_that_do_not_fit() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.penalty(model, toward={"0.weight": torch.zeros(4, 3), "0.bias": torch.zeros(4)})
     assert str(caught.value) == (
-        "dict: 4 of 6 selected parameters are missing: 1.weight, 1.bias, 2.weight and 1 more. the nearest to "
-        "'1.weight' is '0.weight'. select the parameters it has, and penalise the rest without toward."
+        "dict: 4 of 6 selected parameters are missing: 1.weight, 1.bias, 2.weight and 1 more. The nearest to "
+        "'1.weight' is '0.weight'. Select the parameters it has, and penalise the rest without toward."
     )
     with pytest.raises(MismatchError) as caught:
         tp.penalty(model, "0.bias", toward={"0.bias": torch.zeros(1)})
     assert str(caught.value) == (
-        "dict: 0.bias has the shape [1]. in the model it has [4]. leave it out of the selection."
+        "dict: '0.bias' has the shape [1]. In the model it has [4]. Leave it out of the selection."
     )
     with pytest.raises(NotReadable, match="is on the meta device"):
         tp.penalty(model, "0.bias", toward={"0.bias": torch.zeros(4, device="meta")})
@@ -189,17 +189,17 @@ def test_what_cannot_be_penalised() -> None:
     for p in (0, 3, 1.5):
         with pytest.raises(OptionError) as caught:
             tp.penalty(net(), p=p)  # type: ignore[arg-type]  # what is tested
-        assert str(caught.value) == f"p must be 1 or 2, not {p}"
+        assert str(caught.value) == f"`p` must be 1 or 2, not {p}"
     integers = nn.Linear(2, 2)
     integers.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(OptionError) as caught:
         tp.penalty(integers)
     assert str(caught.value) == (
-        "Linear: weight holds integers, which have no gradient. leave it out of the selection."
+        "Linear: 'weight' holds integers, which have no gradient. Leave it out of the selection."
     )
     with pytest.raises(OptionError, match="nothing to penalise"):
         tp.penalty(nn.ReLU())
-    with pytest.raises(NotReadable, match="weight is lazy"):
+    with pytest.raises(NotReadable, match="'weight' is lazy"):
         tp.penalty(nn.LazyLinear(2))
     with pytest.raises(NoMatch):
         tp.penalty(net(), "head.**")

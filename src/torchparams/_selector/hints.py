@@ -166,7 +166,7 @@ def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tup
         return _why_module(condition, Counter(info.module for info in infos if info.module), among)
     if field in ("numel", "nbytes"):
         sizes = [getattr(info, field) for info in infos]
-        return f"{field} of {among} ranges from {min(sizes):,} to {max(sizes):,}", None
+        return f"`{field}` of {among} ranges from {min(sizes):,} to {max(sizes):,}", None
     if field == "shape":
         return f"shapes of {among} are {_some(Counter(human_shape(info.shape) for info in infos))}", None
     if field == "layer":
@@ -175,7 +175,7 @@ def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tup
             return f"no name of {among} has a number", None
         return f"the first numbers in the names of {among} range from {min(layers)} to {max(layers)}", None
     values = Counter("lazy" if (value := getattr(info, field)) is None else str(value) for info in infos)
-    return f"{field} of {among} is {_some(values)}", None
+    return f"`{field}` of {among} is {_some(values)}", None
 
 
 def _why_module(condition: Condition, owners: Counter[str], among: str) -> tuple[str, str | None]:

@@ -307,7 +307,7 @@ class _Parser:
         if word not in WORDS:
             near = nearest(word.lower(), list(WORDS))
             if word in FIELDS:
-                hint: str | None = f"{word} is a field: write [{word}=…]"
+                hint: str | None = f"`{word}` is a field: write [{word}=…]"
             else:
                 hint = _WORD_HINTS.get(word.lower()) or (_did_you_mean(f":{n}" for n in near) if near else None)
             self.fail(f"a word ({', '.join(WORDS)})", hint, found=repr(word))
@@ -339,7 +339,7 @@ class _Parser:
         if field not in FIELDS:
             near = nearest(field.lower(), FIELDS)
             if field in WORDS:
-                hint = f"{field} is a word: write :{field}"
+                hint = f"`{field}` is a word: write :{field}"
             else:
                 hint = _FIELD_HINTS.get(field.lower()) or (_did_you_mean(near) if near else None)
             self.fail(f"a field ({', '.join(FIELDS)})", hint, found=repr(field))
@@ -355,7 +355,7 @@ class _Parser:
         if op not in allowed:
             hint = _OPERATOR_HINTS.get(op)
             if op in _OPERATORS:
-                hint = f"{field} has no order; use it with {', '.join(ORDERED)}"
+                hint = f"`{field}` has no order; use it with {', '.join(ORDERED)}"
             self.fail(f"one of {' '.join(allowed)}", hint, found=f"`{op}`" if op else None)
         self.at += len(op)
         return op
@@ -479,7 +479,7 @@ def _kind(text: str) -> str:
 
 def _device(text: str) -> str:
     if not _DEVICE.fullmatch(text):
-        raise _ValueProblemError("a device", "cpu, cuda (any of them), cuda:0, meta, or file for a checkpoint")
+        raise _ValueProblemError("a device", "write cpu, cuda (any of them), cuda:0, meta, or file for a checkpoint")
     return text
 
 
@@ -523,5 +523,5 @@ def compile_regex(pattern: str, text: str, start: int) -> None:
     else:
         return
     raise SelectorSyntaxError(
-        text, min(at, len(text)) + 1, "a regular expression", hint=f"re says: {message}"
+        text, min(at, len(text)) + 1, "a regular expression", hint=f"Python's re says: {message}"
     ) from None

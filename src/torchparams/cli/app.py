@@ -214,6 +214,6 @@ def _message(error: Exception) -> str:
         said = error.strerror or str(error)
         return f"{head} {printable(f'{error.filename}: {said}' if error.filename else said)}"
     if isinstance(error, MemoryError):
-        return f"{head} out of memory"
+        return f"{head} Out of memory"
     # any other exception is a bug of torchparams
-    return f"{head} internal error: {type(error).__name__}: {printable(str(error))}. --debug shows where"
+    return f"{head} Internal error: {type(error).__name__}: {printable(str(error))}. --debug shows where"

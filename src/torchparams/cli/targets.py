@@ -100,7 +100,7 @@ def _built(target: str, file: re.Match[str] | None, torch: Any, device: str) -> 
         if not hasattr(made, part):
             near = nearest(part, [name for name in dir(made) if not name.startswith("_")])
             raise SourceError(
-                f"{module_name} has no {attribute!r}",
+                f"{module_name!r} has no {attribute!r}",
                 where=target,
                 hint=f"did you mean {' or '.join(near)}?" if near else None,
             )

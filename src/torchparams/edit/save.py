@@ -79,7 +79,7 @@ def save(
     ['1.weight', '1.bias']
     """
     if only not in (None, "trainable"):
-        raise PlanError(f"only must be 'trainable' or None, not {only!r}")
+        raise PlanError(f"`only` must be 'trainable' or None, not {only!r}")
     if only is not None:
         from torchparams.selectors import Selector
 

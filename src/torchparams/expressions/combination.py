@@ -75,7 +75,8 @@ class Combination(Expression):
         for part in parts:
             if part.shape != parts[0].shape:
                 raise MismatchError(
-                    f"{parts[0].summary()} has shape {list(parts[0].shape)}, and {part.summary()} {list(part.shape)}"
+                    f"{parts[0].summary()!r} has shape {list(parts[0].shape)}, "
+                    f"and {part.summary()!r} {list(part.shape)}"
                 )
         check_floats(parts)
         super().__init__(parts[0].shape, parts[0].dtype if dtype is None else dtype, tuple(parts))

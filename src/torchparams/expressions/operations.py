@@ -124,11 +124,11 @@ class Concat(Expression):
             ours, theirs = (x.shape[:dim] + x.shape[dim + 1 :] for x in (part, first))
             if len(part.shape) != len(first.shape) or ours != theirs or part.dtype != first.dtype:
                 raise MismatchError(
-                    f"{first.summary()} {list(first.shape)} {first.dtype} and {part.summary()} {list(part.shape)} "
+                    f"{first.summary()!r} {list(first.shape)} {first.dtype} and {part.summary()!r} {list(part.shape)} "
                     f"{part.dtype} cannot be joined along dimension {dim}"
                 )
         if not 0 <= dim < len(first.shape):
-            raise MismatchError(f"{first.summary()} of shape {list(first.shape)} has no dimension {dim}")
+            raise MismatchError(f"{first.summary()!r} of shape {list(first.shape)} has no dimension {dim}")
         size = sum(part.shape[dim] for part in parts)
         super().__init__((*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype, tuple(parts))
         self.dim = dim
@@ -194,7 +194,7 @@ class Cast(Expression):
 
     def __init__(self, x: Expression, dtype: DType) -> None:
         if not castable(x.dtype, dtype):
-            raise PlanError(f"{x.dtype} cannot be cast to {dtype}", where=x.summary())
+            raise PlanError(f"dtype {x.dtype} cannot be cast to {dtype}", where=x.summary())
         super().__init__(x.shape, dtype, (x,))
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
@@ -334,8 +334,8 @@ class Elementwise(Expression):
         for other in operands:
             if other.shape != operands[0].shape:
                 raise MismatchError(
-                    f"{operands[0].summary()} has shape {list(operands[0].shape)}, "
-                    f"and {other.summary()} {list(other.shape)}"
+                    f"{operands[0].summary()!r} has shape {list(operands[0].shape)}, "
+                    f"and {other.summary()!r} {list(other.shape)}"
                 )
         super().__init__(operands[0].shape, operands[0].dtype if dtype is None else dtype, operands)
         self.function = function

@@ -145,7 +145,7 @@ class Sharded(Expression):
         """
         if self.remote is None:
             raise NotReadable(
-                f"{self.name} is sharded over {len(self.layout.ranks)} ranks, and this rank has a part of it",
+                f"{self.name!r} is sharded over {len(self.layout.ranks)} ranks, and this rank has a part of it",
                 where=self.label,
                 hint="torchparams.engines.DistributedEngine reads it; all of these ranks make the call",
             )

@@ -321,6 +321,6 @@ def _packed_bytes(leaf: Stored) -> Array:
     tensor = leaf.source.tensor(leaf.info.name)
     if tensor.layout != torch.strided or tensor.is_quantized:
         how = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
-        raise NotReadable(f"{leaf.info.name} is {how}: its memory does not hold its values", where=leaf.source.label)
+        raise NotReadable(f"{leaf.info.name!r} is {how}: its memory does not hold its values", where=leaf.source.label)
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return memory_of(flat)

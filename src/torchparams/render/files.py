@@ -46,7 +46,7 @@ def write_table(result: Tabular, path: str) -> None:
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _WRITERS:
-        raise OptionError(f"{path} has the suffix {suffix or 'none'}", hint=f"use the suffix {_listed()}")
+        raise OptionError(f"{path!r} has the suffix {suffix or 'none'}", hint=f"use the suffix {_listed()}")
     path = os.path.realpath(path)  # keep symbolic links
     _refuse_other(path, suffix)
     unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"

@@ -87,7 +87,7 @@ def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
 
     >>> pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5368709120\n"
     >>> print(foreign_file("model.safetensors", pointer, len(pointer)))
-    model.safetensors: a Git LFS pointer to 5,368,709,120 bytes, not the file itself. run git lfs pull.
+    model.safetensors: A Git LFS pointer to 5,368,709,120 bytes, not the file itself. Run git lfs pull.
     """
     if path.endswith(".distcp"):  # what begins like a zip is one tensor of many
         return FileFormatError(

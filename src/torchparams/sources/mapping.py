@@ -174,7 +174,7 @@ class MappingSource(Source):
 
             try:
                 if is_lazy(value):
-                    raise NotReadable("a lazy parameter has no shape and no values yet")
+                    raise NotReadable("a lazy parameter has no shape or values yet")
                 array = to_numpy(value).view()
             except NotReadable as error:
                 error.where = f"{self.label}: {name!r}"

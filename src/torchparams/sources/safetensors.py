@@ -343,9 +343,7 @@ def _dtype(code: Any, where: str) -> DType:
         raise FileFormatError(f"its dtype is {describe(code)}, not a text", where=where)
     dtype = BY_CODE.get(code)
     if dtype is None:
-        raise FileFormatError(
-            f"no dtype is spelled {quoted(code)}", where=where, exists="there are " + " ".join(BY_CODE)
-        )
+        raise FileFormatError(f"unknown dtype {quoted(code)}", where=where, exists="there are " + " ".join(BY_CODE))
     return dtype
 
 

@@ -148,7 +148,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     try:
         dtype = DType.of(tensor.dtype)
     except TorchParamsError:
-        raise NotReadable(f"numpy and ml_dtypes have no type for {tensor.dtype}") from None
+        raise NotReadable(f"numpy and ml_dtypes have no dtype for {tensor.dtype}") from None
     wanted = dtype.numpy
     tensor = tensor.cpu().resolve_conj().resolve_neg()
     if dtype in _ML_DTYPES:

@@ -352,9 +352,9 @@ class SourceTests(FileTests):
         with pytest.raises(UnknownName) as caught:
             source.resolve("encoder.wieght")
         assert str(caught.value).startswith(
-            f"{source.label}: no parameter is named 'encoder.wieght'. did you mean 'encoder.weight'?"
+            f"{source.label}: No parameter is named 'encoder.wieght'. Did you mean 'encoder.weight'?"
         )
-        with pytest.raises(UnknownName, match="there are 2 names"):
+        with pytest.raises(UnknownName, match="There are 2 names"):
             source.resolve("zzzzzzzz")
         with pytest.raises(KeyError):
             tp.of(source)["zzzzzzzz"]

@@ -81,7 +81,7 @@ def give_memory(
                 undo.append(_swap(tensor, on))
             except RuntimeError as error:
                 raise NotReadable(
-                    f"{name} cannot be moved from the meta device: {error}",
+                    f"{name!r} cannot be moved from the meta device: {error}",
                     where=where,
                     exists="nothing was changed",
                     hint="call model.to_empty(device='cpu') first, before an optimizer is made",

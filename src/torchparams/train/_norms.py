@@ -41,7 +41,7 @@ def norms_of(names: Sequence[str], grads: list[Any], p: float, where: str) -> li
         for (device, dtype), places in groups.items():
             if device.type == "meta":
                 raise NotReadable(
-                    f"the gradient of {names[places[0]]} is on the meta device, which holds no values", where=where
+                    f"the gradient of {names[places[0]]!r} is on the meta device, which holds no values", where=where
                 )
             # Squares of half-precision values overflow and underflow in their own dtype.
             wide = torch.float32 if dtype.itemsize < 4 else None

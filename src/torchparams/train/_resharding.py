@@ -149,7 +149,7 @@ def reshard(value: Any, parameter: Any, current: Any, name: str, where: str) -> 
         return sharded_like(like, whole, name, where)
     if is_dtensor(parameter) and whole.dim():
         raise MismatchError(
-            f"{name} has the shape {list(whole.shape)}, and its parameter {list(parameter.shape)}",
+            f"{name!r} has the shape {list(whole.shape)}, and its parameter {list(parameter.shape)}",
             where=where,
             exists="how it would be sharded is not known before the first step",
             hint="step once before loading, or start without the saved state",

@@ -164,12 +164,12 @@ def call_in_place(function: Callable[..., Any], tensor: Any, name: str, verb: st
         return
     if not isinstance(result, torch.Tensor):
         raise OptionError(
-            f"{function_name(function)} returned {shorten(repr(result))} for {name}",
+            f"the function {function_name(function)} returned {shorten(repr(result))} for {name}",
             hint="change the tensor in place, or return a tensor of new values",
         )
     if result.shape != tensor.shape:
         raise MismatchError(
-            f"{function_name(function)} returned the shape {human_shape(tuple(result.shape))} for {name}",
+            f"the function {function_name(function)} returned the shape {human_shape(tuple(result.shape))} for {name}",
             exists=f"its shape is {human_shape(tuple(tensor.shape))}",
         )
     tensor.copy_(result)
@@ -186,13 +186,13 @@ def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool 
     for name, tensor in tensors.items():
         if is_lazy(tensor):
             raise NotReadable(
-                f"{name} is lazy: it has no shape and no values yet",
+                f"{name!r} is lazy: it has no shape or values yet",
                 where=where,
                 hint="run the model once to set its shape",
             )
         if not meta and tensor.device.type == "meta":
             raise NotReadable(
-                f"{name} is on the meta device, which holds no values",
+                f"{name!r} is on the meta device, which holds no values",
                 where=where,
                 hint="give it memory first: torchparams.init does, and so does model.to_empty(device='cpu')",
             )

@@ -50,7 +50,7 @@ def depths(records: Records, model: nn.Module | None, by: object, where: str | N
     if callable(by):
         return [_whole(by(info), info.name) for info in records.infos]
     raise OptionError(
-        f"depth must be a pattern such as 'encoder.layer.{{}}.**' or a function, not a {type(by).__name__}",
+        f"`depth` must be a pattern such as 'encoder.layer.{{}}.**' or a function, not a {type(by).__name__}",
         where=where,
     )
 

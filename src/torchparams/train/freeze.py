@@ -134,7 +134,7 @@ def _freeze(chosen: Chosen, statistics: Sequence[str] | None) -> Frozen:
     for name, parameter in chosen.parameters().items():
         if not is_leaf(parameter):
             raise TorchParamsError(
-                f"{name} is the result of an operation, and only leaf tensors can be frozen",
+                f"{name!r} is the result of an operation, and only leaf tensors can be frozen",
                 where=chosen.source.label,
                 hint="freeze the parameters that it is computed from",
             )

@@ -344,7 +344,7 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     total        4  3.317
     """
     if not isinstance(p, int | float) or not p > 0:
-        raise OptionError(f"p must be a positive number or math.inf, not {p!r}")
+        raise OptionError(f"`p` must be a positive number or math.inf, not {p!r}")
     names, grads, without = [], [], []
     source, parameters = _read(model)
     kept = _flat(source, parameters)

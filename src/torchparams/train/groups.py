@@ -140,7 +140,7 @@ def _refuse_wrong(params: Parameters, layer_decay: object, depth: object, defaul
     refuse_wrong(defaults, params.source.label)
     if layer_decay is None:
         if depth is not None:
-            raise OptionError("depth needs a layer_decay", hint="pass layer_decay=0.75 too")
+            raise OptionError("`depth` needs a `layer_decay`", hint="pass layer_decay=0.75 too")
     elif isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float) or not 0 < layer_decay <= 1:
         raise OptionError(
             f"layer_decay must be a factor above 0 and up to 1, not {layer_decay!r}",

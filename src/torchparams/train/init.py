@@ -110,7 +110,7 @@ def init(
 
     if not rules:
         raise OptionError(
-            "init needs at least one rule",
+            "init() needs at least one rule",
             where=chosen.source.label,
             hint="pass rules, as in torchparams.init(model, ('**.bias', torch.nn.init.zeros_), seed=0)",
         )
@@ -124,7 +124,7 @@ def init(
             )
         seed = int(torch.randint(2**63 - 1, ()).item())
     elif not isinstance(seed, int) or isinstance(seed, bool):
-        raise OptionError(f"seed must be a whole number, not {seed!r}")
+        raise OptionError(f"`seed` must be a whole number, not {seed!r}")
     parsed = [_rule(given) for given in rules]
     records = chosen.records.only(frozenset(chosen.names))
     of_name: dict[str, int] = {}

@@ -104,7 +104,7 @@ class Penalty:
         self, model: object, selector: object = None, p: int = 2, toward: object = None, *, _keep: bool = True
     ) -> None:
         if p not in (1, 2):
-            raise OptionError(f"p must be 1 or 2, not {p!r}")
+            raise OptionError(f"`p` must be 1 or 2, not {p!r}")
         chosen = choose(model, selector, "torchparams.penalty")
         selected = chosen.parameters()
         if not selected:
@@ -215,7 +215,7 @@ def _refuse_unusable(tensors: Mapping[str, Any], where: str) -> None:
     for name, tensor in tensors.items():
         if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
             raise OptionError(
-                f"{name} holds integers, which have no gradient", where=where, hint="leave it out of the selection"
+                f"{name!r} holds integers, which have no gradient", where=where, hint="leave it out of the selection"
             )
 
 
@@ -254,7 +254,7 @@ def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: boo
     if shape is None:
         value = table.source.value(there)
         if is_lazy(value):
-            raise NotReadable(f"{there} is lazy: it has no shape and no values yet", where=table.source.label)
+            raise NotReadable(f"{there!r} is lazy: it has no shape or values yet", where=table.source.label)
         shape = tuple(value.shape)
     if tuple(shape) != tuple(parameter.shape):
         raise _other_shape(name, parameter, shape, table.source.label)
@@ -268,7 +268,7 @@ def _base(table: Parameters, there: str, parameter: Any, name: str, *, copy: boo
             base = part_in(parameter, base, name, table.source.label)
         return base.clone()
     if base.device.type == "meta":
-        raise NotReadable(f"{there} is on the meta device, which holds no values", where=table.source.label)
+        raise NotReadable(f"{there!r} is on the meta device, which holds no values", where=table.source.label)
     return base.clone() if copy else base
 
 
@@ -279,7 +279,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _other_shape(name: str, parameter: Any, shape: Sequence[int], where: str | None) -> MismatchError:
     return MismatchError(
-        f"{name} has the shape {human_shape(tuple(shape))}",
+        f"{name!r} has the shape {human_shape(tuple(shape))}",
         where=where,
         exists=f"in the model it has {human_shape(tuple(parameter.shape))}",
         hint="leave it out of the selection",

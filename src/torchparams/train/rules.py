@@ -139,13 +139,13 @@ def refuse_wrong(options: Mapping[str, Any], where: str | None = None) -> None:
         for number in _numbers(value):
             wrong = None
             if isnan(number):
-                wrong = "and NaN makes every parameter NaN"
+                wrong = "would make every parameter NaN"
             elif name == "betas" and not 0 <= number < 1:
-                wrong = "and a beta is from 0 on and below 1"
+                wrong = "is not from 0 on and below 1"
             elif name in _AT_LEAST_0 and not 0 <= number < inf:
-                wrong = "and it is a finite number from 0 on"
+                wrong = "is not a finite number from 0 on"
             if wrong is not None:
-                raise OptionError(f"{name} is {shorten(repr(value))}, {wrong}", where=where)
+                raise OptionError(f"{name}={shorten(repr(value))} {wrong}", where=where)
 
 
 def _numbers(value: Any) -> Iterator[float]:

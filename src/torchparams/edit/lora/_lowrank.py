@@ -67,7 +67,7 @@ class Folded(Combination):
         )  # fmt: skip
         if (a.shape, b.shape) != wanted or len(base.shape) < 2:
             raise MismatchError(
-                f"{base.summary()} has shape {list(base.shape)}, which does not match factors of shapes "
+                f"{base.summary()!r} has shape {list(base.shape)}, which does not match factors of shapes "
                 f"{list(a.shape)} and "
                 f"{list(b.shape)}"
             )

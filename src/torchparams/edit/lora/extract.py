@@ -97,7 +97,7 @@ def extract_lora(
     ([('fc.weight', True)], ('fc.bias',))
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise OptionError(f"rank must be a positive integer, not {rank!r}")
+        raise OptionError(f"`rank` must be a positive integer, not {rank!r}")
     wanted = DType.of(dtype)
     if not combines(wanted):
         raise OptionError(f"the dtype of factors must be floating-point, not {wanted}")

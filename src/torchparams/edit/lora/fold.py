@@ -97,7 +97,7 @@ def fold_lora(
      [2. 2. 2.]]
     """
     if compute not in ("float32", "float64"):
-        raise OptionError(f"compute must be 'float32' or 'float64', not {compute!r}")
+        raise OptionError(f"`compute` must be 'float32' or 'float64', not {compute!r}")
     params, dropped, notes = choose(base, None)
     source, infos = params.source, as_stored(params)
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}

@@ -54,7 +54,7 @@ class Tables:
         self, things: Iterable[object], selector: object, rename: object, missing: str, *, strict: bool
     ) -> None:
         if missing not in _MISSING:
-            raise OptionError(f"missing must be 'refuse', 'keep' or 'drop', not {missing!r}")
+            raise OptionError(f"`missing` must be 'refuse', 'keep' or 'drop', not {missing!r}")
         self.dropped: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self._tables: list[_Table] = []

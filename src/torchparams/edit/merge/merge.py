@@ -111,7 +111,7 @@ def merge(
     given = _listed(sources, base, how, method)
     _check_options(how, method, weights=weights, density=density, scale=scale, seed=seed, normalize=normalize)
     if compute not in ("float32", "float64"):
-        raise OptionError(f"compute must be 'float32' or 'float64', not {compute!r}")
+        raise OptionError(f"`compute` must be 'float32' or 'float64', not {compute!r}")
     tables = Tables(([base] if base is not None else []) + given, selector, rename, missing, strict=strict)
     count, first = len(given), tables.label(0)
     infos = tables.infos
@@ -179,13 +179,17 @@ def _listed(sources: Sequence[object], base: object, how: Method, name: str) -> 
         raise OptionError("sources must be a list", hint="write merge([a, b], path)")
     given = list(sources)
     if how.base and base is None:
-        raise OptionError(f"{name} needs the base that the sources were tuned from", hint="pass base=… (--base BASE)")
+        raise OptionError(
+            f"method {name!r} needs the base that the sources were tuned from", hint="pass base=… (--base BASE)"
+        )
     if base is not None and not how.base:
         others = ", ".join(other for other, method in METHODS.items() if method.base)
-        raise OptionError(f"{name} takes no base", exists=f"methods with a base are {others}")
+        raise OptionError(f"method {name!r} takes no base", exists=f"methods with a base are {others}")
     if len(given) < how.least or (how.most is not None and len(given) > how.most):
         wanted = f"{how.least}" if how.most == how.least else f"{how.least} or more"
-        raise OptionError(f"{name} takes {wanted} source{'' if wanted == '1' else 's'}, but there {_are(len(given))}")
+        raise OptionError(
+            f"method {name!r} takes {wanted} source{'' if wanted == '1' else 's'}, but there {_are(len(given))}"
+        )
     return given
 
 
@@ -199,12 +203,14 @@ def _check_options(how: Method, name: str, **options: object) -> None:
             continue
         if option not in how.options:
             those = [other for other, method in METHODS.items() if option in method.options]
-            raise OptionError(f"{name} does not take {option}", exists=f"methods with {option} are {', '.join(those)}")
+            raise OptionError(
+                f"method {name!r} does not take {option}", exists=f"methods with {option} are {', '.join(those)}"
+            )
     scale, seed = options["scale"], options["seed"]
     if isinstance(scale, bool) or not (scale is None or (isinstance(scale, int | float) and math.isfinite(scale))):
-        raise OptionError(f"scale must be a finite number, not {scale!r}")
+        raise OptionError(f"`scale` must be a finite number, not {scale!r}")
     if isinstance(seed, bool) or not (seed is None or isinstance(seed, int)):
-        raise OptionError(f"seed must be an integer, not {seed!r}")
+        raise OptionError(f"`seed` must be an integer, not {seed!r}")
 
 
 def _checked(
@@ -223,7 +229,7 @@ def _checked(
     found: dict[tuple[float, ...], tuple[float, ...]] = {}
     for these in groups(shares):
         if not how.signed and min(these) < 0:
-            raise OptionError(f"{name} elects signs, and needs non-negative weights, not {min(these):g}")
+            raise OptionError(f"method {name!r} elects signs, and needs non-negative weights, not {min(these):g}")
         total = math.fsum(these)
         if normalize and not total:
             raise OptionError("the weights add up to zero, and cannot be normalised")

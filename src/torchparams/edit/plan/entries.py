@@ -80,7 +80,7 @@ def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
         NotReadable: A tensor has no values.
     """
     if shared is not None and shared not in SHARED:
-        raise PlanError(f"shared must be 'keep', 'drop' or 'clone', not {shared!r}")
+        raise PlanError(f"`shared` must be 'keep', 'drop' or 'clone', not {shared!r}")
     if shared == "keep" and format == SAFETENSORS:
         tied = next((entry for entry in entries if len(entry.names) > 1), None)
         if tied is not None:

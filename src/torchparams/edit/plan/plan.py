@@ -429,7 +429,7 @@ def kind_of(target: str | os.PathLike[str] | None, format: str | None) -> tuple[
     """Whether a target is a directory, and its format; `VIEW` without a target."""
     spelled = {"safetensors": SAFETENSORS, "torch zip": TORCH_ZIP, "torch": TORCH_ZIP, None: None}
     if format not in spelled:
-        raise PlanError(f"format must be 'safetensors' or 'torch zip', not {format!r}")
+        raise PlanError(f"`format` must be 'safetensors' or 'torch zip', not {format!r}")
     if target is None:
         if format is not None:
             raise PlanError(f"format={format!r} needs a path to write to", hint="pass path=…")

@@ -66,7 +66,7 @@ class FlatPart:
         flat = self._handle.flat_param
         if flat._param_extensions[self._place] is not None:
             raise NotReadable(
-                f"{name} is a DTensor within a flat parameter of FullyShardedDataParallel",
+                f"{name!r} is a DTensor within a flat parameter of FullyShardedDataParallel",
                 where=label,
                 hint="shard with fully_shard in its place",
             )
@@ -254,12 +254,12 @@ def refuse_part(modules: Iterable[nn.Module], tensor: Any, name: str, label: str
 
 def flat_part(name: str) -> str:
     """What is wrong with a part of a flat parameter, in place of the parameter."""
-    return f"{name} is in a flat parameter of FullyShardedDataParallel, of which this rank has a part"
+    return f"{name!r} is in a flat parameter of FullyShardedDataParallel, of which this rank has a part"
 
 
 def unsharded(name: str) -> str:
     """What is wrong with a parameter that FSDP has gathered for a forward pass."""
-    return f"{name} is the copy that FSDP gathered for a forward pass and frees again"
+    return f"{name!r} is the copy that FSDP gathered for a forward pass and frees again"
 
 
 RESHARD = (

@@ -215,7 +215,7 @@ class ModuleSource(Source):
         tensor = self._readable(name)
         if tensor.device.type == "meta":
             raise NotReadable(
-                f"{name} is on the meta device, which holds no values",
+                f"{name!r} is on the meta device, which holds no values",
                 where=self.label,
                 hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
             )
@@ -233,7 +233,7 @@ class ModuleSource(Source):
         tensor = self.value(name)
         if is_lazy(tensor):
             raise NotReadable(
-                f"{name} is lazy: it has no shape and no values yet",
+                f"{name!r} is lazy: it has no shape or values yet",
                 where=self.label,
                 hint="run the model once to set its shape",
             )

@@ -55,7 +55,7 @@ def layouts_of(tensors: Mapping[str, Any], label: str) -> list[Layout]:
         # A part without elements may be of any such shape.
         if local != box.sizes and (prod(local) or box.numel):
             raise NotReadable(
-                f"{name} has a part of shape {list(local)} on rank {here}, and its placements "
+                f"{name!r} has a part of shape {list(local)} on rank {here}, and its placements "
                 f"{', '.join(map(str, spec.placements))} say {list(box.sizes)}",
                 where=label,
                 hint="call full_tensor() on it, and pass the result",
@@ -69,12 +69,12 @@ def _layout(spec: Any, name: str, label: str, here: int) -> Layout:
     try:
         layout = boxes_of(tuple(spec.tensor_meta.shape), sizes, ranks, tuple(map(_kind, spec.placements)))
     except ValueError as error:
-        raise NotReadable(f"{name} is sharded by {error}, which is not known here", where=label) from None
+        raise NotReadable(f"{name!r} is sharded by {error}, which is not known here", where=label) from None
     if here not in layout.boxes:
         raise NotReadable(
-            f"{name} is kept by the ranks {_listed(ranks)}, and this is rank {here}"
+            f"{name!r} is kept by the ranks {_listed(ranks)}, and this is rank {here}"
             if here >= 0
-            else f"{name} is a DTensor, and no process group is initialised",
+            else f"{name!r} is a DTensor, and no process group is initialised",
             where=label,
             hint="make the call on the ranks of its mesh",
         )

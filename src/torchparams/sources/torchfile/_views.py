@@ -287,7 +287,7 @@ class PickledSource(Source):
         """
         tensor = self._readable(name)
         if tensor.dtype.numpy_name is None:
-            raise NotReadable(f"numpy and ml_dtypes have no type for {tensor.dtype}", where=self._where(name))
+            raise NotReadable(f"numpy and ml_dtypes have no dtype for {tensor.dtype}", where=self._where(name))
         return self._array(name, tensor, own=False)
 
     def as_stored(self, name: str) -> np.ndarray[Any, Any]:

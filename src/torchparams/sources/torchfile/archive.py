@@ -142,7 +142,7 @@ class Archive:
         for storage, member in placed:
             if storage.nbytes != member.size and not storage.is_view:
                 raise SizeMismatch(
-                    f"{shorten(member.name)} has {member.size:,} bytes, and its storage of {storage.numel:,} × "
+                    f"{shorten(repr(member.name))} has {member.size:,} bytes, and its storage of {storage.numel:,} × "
                     f"{storage.dtype} takes {storage.nbytes:,}",
                     where=self.zip.file.path,
                 )

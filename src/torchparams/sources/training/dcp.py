@@ -104,7 +104,7 @@ class DcpSource(PartedSource):
             )
         if found.dtype != tensor.dtype or found.shape != box.sizes:
             raise FileFormatError(
-                f"{shorten(called)} is {found.dtype} {list(found.shape or ())} where it lies, and {tensor.dtype} "
+                f"{shorten(repr(called))} is {found.dtype} {list(found.shape or ())} where it lies, and {tensor.dtype} "
                 f"{list(box.sizes)} by .metadata",
                 where=file.path,
             )

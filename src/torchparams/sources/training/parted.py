@@ -147,7 +147,7 @@ def part_at(source: Source, tensor: TensorRef, name: str, path: str) -> Stored |
     storage = tensor.storage
     shape = tensor.shape
     if tensor.problem is not None or shape is None or storage is None:
-        raise FileFormatError(f"{shorten(name)} is {tensor.problem or 'no plain tensor'}", where=path)
+        raise FileFormatError(f"{shorten(repr(name))} is {tensor.problem or 'no plain tensor'}", where=path)
     region = storage.region
     bits = tensor.bits
     numel = 1
@@ -164,8 +164,8 @@ def part_at(source: Source, tensor: TensorRef, name: str, path: str) -> Stored |
     first = storage.start * storage.dtype.bits + tensor.offset * bits
     if numel and (first + numel * bits > region.nbytes * 8 or (tensor.offset + numel) * bits > storage.nbytes * 8):
         raise FileFormatError(
-            f"{shorten(name)} is a view of elements {tensor.offset:,} to {tensor.offset + numel - 1:,} of a storage of "
-            f"{storage.nbytes * 8 // bits:,}",
+            f"{shorten(repr(name))} is a view of elements {tensor.offset:,} to {tensor.offset + numel - 1:,} "
+            f"of a storage of {storage.nbytes * 8 // bits:,}",
             where=path,
         )
     begin = region.start + first // 8
