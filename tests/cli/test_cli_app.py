@@ -57,7 +57,7 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["lss"], "torchparams: No such command 'lss'. Did you mean 'ls'? See torchparams --help"),
-        (["ls"], "torchparams: Missing argument 'TARGET'. See torchparams ls --help"),
+        (["ls"], "torchparams: Missing argument 'TARGET...'. See torchparams ls --help"),
         (["ls", "x", "--colour"], "torchparams: No such option '--colour'. See torchparams ls --help"),
         (["ls", "nothing.pt"], "torchparams: nothing.pt: no such file or directory"),
         (["ls", ""], "torchparams: '' names no file. it is the path of a checkpoint, or path#inner."),
