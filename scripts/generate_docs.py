@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from audit_docs import audit_page
+from schema_docs import schema_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,7 @@ def command_reference() -> str:
     return "\n".join(pages)
 
 
-PAGES = {"docs/cli.md": command_reference, "docs/audit.md": audit_page}
+PAGES = {"docs/cli.md": command_reference, "docs/audit.md": audit_page, "docs/schemas.md": schema_page}
 
 
 def main(arguments: list[str]) -> int:

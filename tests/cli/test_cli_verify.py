@@ -83,3 +83,16 @@ def test_errors(folder: Path, capsys: Captured) -> None:
         ran = command(capsys, "verify", *arguments)
         assert (ran.status, ran.out) == (2, "")
         assert ran.err.startswith(message)
+
+
+def test_a_size_limit(folder: Path, capsys: Captured) -> None:
+    size = (folder / "model.safetensors").stat().st_size
+    ran = command(capsys, "verify", "model.safetensors", "--max-size", size)
+    assert ran.status == 0
+    ran = command(capsys, "verify", "model.safetensors", "--max-size", size - 1)
+    assert (ran.status, ran.err) == (1, "")
+    assert f"size       failed        {size} B; the limit is {size - 1} B\n" in ran.out
+    assert command(capsys, "verify", "model.safetensors", "--max-size", "much").status == 2
+    assert [check.outcome for check in tp.verify(ARRAYS, max_nbytes=1).checks if check.what == "size"] == [
+        "not possible"
+    ]

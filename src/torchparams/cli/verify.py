@@ -22,8 +22,16 @@ from torchparams.cli.targets import source_of
 )
 @options.select
 @click.option("--values", is_flag=True, help="Also check values, like stats --check (NaN, ±Inf, …).")
+@click.option("--max-size", metavar="SIZE", help="Fail on a checkpoint of more bytes: 500M, 5GB, 2GiB.")
 @options.as_json
-def verify(targets: tuple[str, ...], manifest: str | None, select: str | None, values: bool, as_json: bool) -> int:
+def verify(
+    targets: tuple[str, ...],
+    manifest: str | None,
+    select: str | None,
+    values: bool,
+    max_size: str | None,
+    as_json: bool,
+) -> int:
     """Verify against a manifest, and stored checksums.
 
     Names every tensor that differs, is missing or is unexpected. Without a manifest, every byte is read and compared
@@ -37,9 +45,11 @@ def verify(targets: tuple[str, ...], manifest: str | None, select: str | None, v
       torchparams verify model.pt                       structure, and every stored CRC-32
       torchparams verify shards/                        consistency of index and shards
       torchparams verify model.pt --values              values, too
+      torchparams verify model.pt --max-size 500MB      size of the files, too
       torchparams verify 'run/step-*'                   a line each, one exit status
       torchparams verify model.safetensors manifest.json --json | jq '.differences[].name'
     """
+    from torchparams.edit.plan.layout import parse_bytes
     from torchparams.io.patterns import expanded
     from torchparams.measure import several
     from torchparams.measure.manifest import is_manifest
@@ -49,17 +59,18 @@ def verify(targets: tuple[str, ...], manifest: str | None, select: str | None, v
     if manifest is None and len(targets) > 1 and is_manifest(targets[-1]):
         *targets, manifest = targets  # type: ignore[assignment]  # as a list
     names = expanded(targets)
+    most = None if max_size is None else parse_bytes(max_size)
     with progress("reading") as tell:
         if len(names) > 1:
             found = several.several(
                 names,
                 several.VERIFIED,
                 lambda name: several.verified(
-                    verified(source_of(name), manifest, select, values=values, progress=tell)
+                    verified(source_of(name), manifest, select, values=values, max_nbytes=most, progress=tell)
                 ),
             )
         else:
-            one = verified(source_of(names[0]), manifest, select, values=values, progress=tell)
+            one = verified(source_of(names[0]), manifest, select, values=values, max_nbytes=most, progress=tell)
     if len(names) > 1:
         show(found, as_json)
         return status_of(found)

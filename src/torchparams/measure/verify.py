@@ -197,6 +197,7 @@ def verify(
     *,
     strict: bool = True,
     values: bool = False,
+    max_nbytes: int | None = None,
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -217,6 +218,7 @@ def verify(
         strict: Raise if any branch of a selector matches nothing.
         values: Also check the values: every flag of `stats` (NaN, infinite values, all zeros, a scale far from its
             siblings, …) fails a check.
+        max_nbytes: Largest size of all files of the checkpoint together, in bytes; more fails a check.
         engine: Engine to run on; by default, threads of this process.
         progress: Callback with the bytes read so far and in total.
 
@@ -272,6 +274,8 @@ def verify(
     everything = selector is None and params.selector is None
     checks += integrity(source, infos, whole, everything=everything, read=expected is None, progress=progress)
     checks += _pickle(source.verdict)
+    if max_nbytes is not None:
+        checks += _size(source, max_nbytes)
     if values:
         checks += _values(params, infos, engine)
     try:
@@ -301,6 +305,16 @@ def _pickle(verdict: Verdict | None) -> Iterator[Check]:
         needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
         fine = f"calls only safe functions of torch, numpy and collections{needs}"
         yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
+
+
+def _size(source: Source, most: int) -> Iterator[Check]:
+    """Check of the size of all files together; not possible without files."""
+    if not source.files:
+        yield Check("size", IMPOSSIBLE, f"a {source.format} has no files")
+        return
+    size = sum(size for _, size, _ in source.fingerprint())
+    limit = f"{human_bytes(size)}; the limit is {human_bytes(most)}"
+    yield Check("size", OK if size <= most else FAILED, limit)
 
 
 def _engine(infos: Mapping[str, ParameterInfo]) -> Engine:
