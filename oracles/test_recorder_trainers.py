@@ -84,7 +84,7 @@ def test_lightning(tmp_path: Path, accumulate: int) -> None:
 
     from torchparams.record.callbacks.lightning import RecorderCallback
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = net()
@@ -134,7 +134,8 @@ def test_transformers(tmp_path: Path) -> None:
     from torchparams.record.callbacks.transformers import RecorderCallback
 
     expected = plain(net(), 1, 0.05)
-    rows = [{"x": x, "labels": y} for x, y in data()]
+    x, y = data().tensors
+    rows = [{"x": x[i], "labels": y[i]} for i in range(ROWS)]
     model = WithLoss()
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"),
