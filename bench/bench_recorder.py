@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ def training(model: nn.Module, batch: torch.Tensor, steps: int, how: str) -> flo
         def hook(grad: torch.Tensor) -> None:
             torch.histc(grad, 64)
 
-        handles = [parameter.register_hook(hook) for parameter in model.parameters()]
+        handles = [cast("Any", parameter).register_hook(hook) for parameter in model.parameters()]
     options: dict[str, Any] = {"every": 1} if how == "everything" else {}
     recorded = how in ("default", "everything")
     recorder = tp.Recorder(model, optimizer, f"{folder}/run", quiet=True, **options) if recorded else None
