@@ -23,6 +23,7 @@
     ├── RenameError (ValueError)            an invalid rename
     ├── OptionError (ValueError)            an invalid option, or invalid together
     ├── RanksError (RuntimeError)           ranks of a process group made different calls
+    ├── EngineError (RuntimeError)          a cluster cannot be reached, or its workers died
     └── MismatchError (ValueError)          two sets of parameters that do not match
 
 A message says where something is wrong, what is wrong, what exists instead, and what to do, in that order, in one
@@ -233,6 +234,10 @@ class OptionError(TorchParamsError, ValueError):
 
 class RanksError(TorchParamsError, RuntimeError):
     """Ranks of a process group did not make the same call, or one of them failed in it."""
+
+
+class EngineError(TorchParamsError, RuntimeError):
+    """A cluster cannot be reached, or its workers died more often than their work is done again."""
 
 
 class MismatchError(TorchParamsError, ValueError):

@@ -23,8 +23,17 @@ from torchparams.cli.options import command
 @options.select
 @click.option("--digest", is_flag=True, help="Add the digest of each tensor; reads all values.")
 @click.option("--stats", is_flag=True, help="Add statistics of each tensor; reads all values.")
+@options.engine
 @options.as_json
-def catalog(targets: tuple[str, ...], output: str, select: str | None, digest: bool, stats: bool, as_json: bool) -> int:
+def catalog(
+    targets: tuple[str, ...],
+    output: str,
+    select: str | None,
+    digest: bool,
+    stats: bool,
+    engine: str | None,
+    as_json: bool,
+) -> int:
     """List the parameters of many checkpoints in one table, for duckdb, polars and pandas.
 
     A checkpoint that cannot be read is a row with the reason, and the exit status is 2.
@@ -39,6 +48,6 @@ def catalog(targets: tuple[str, ...], output: str, select: str | None, digest: b
     from torchparams.render.progress import progress
 
     with progress("reading") as tell:
-        found = catalog_of(targets, output, selector=select, digest=digest, stats=stats, progress=tell)
+        found = catalog_of(targets, output, selector=select, digest=digest, stats=stats, engine=engine, progress=tell)
     show(found, as_json)
     return EXIT_ERROR if found.errors else FINE

@@ -35,6 +35,7 @@ from torchparams.cli.targets import stored
 @plans.memory
 @plans.force
 @click.option("--repair-index", is_flag=True, help="Rebuild the index of a directory of shards in place.")
+@options.engine
 @plans.dry_run
 @options.raw
 @options.as_json
@@ -52,6 +53,7 @@ def convert(
     memory: str,
     force: bool,
     repair_index: bool,
+    engine: str | None,
     dry_run: bool,
     raw: bool,
     as_json: bool,
@@ -96,4 +98,4 @@ def convert(
         overwrite=force,
         allow_overflow=allow_overflow,
     )
-    carry_out(plan, "writing", dry_run=dry_run, as_json=as_json)
+    carry_out(plan, "writing", engine=engine, dry_run=dry_run, as_json=as_json)

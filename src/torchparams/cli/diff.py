@@ -35,6 +35,7 @@ from torchparams.cli.targets import source_of
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), help="Maximum number of rows; rows in the middle are omitted."
 )
+@options.engine
 @options.raw
 @options.output
 @options.as_json
@@ -47,6 +48,7 @@ def diff(
     by: tuple[str, ...],
     sort: str | None,
     limit: int | None,
+    engine: str | None,
     raw: bool,
     output: str | None,
     as_json: bool,
@@ -79,6 +81,7 @@ def diff(
             by=by or None,
             sort=sort,
             limit=limit,
+            engine=engine,
             progress=tell,
         )
     show(found, as_json, output)

@@ -22,8 +22,9 @@ from torchparams.cli.targets import source_of
 )
 @options.select
 @click.option("-o", "--output", metavar="FILE", shell_complete=files, help="Write a manifest, for torchparams verify.")
+@options.engine
 @options.as_json
-def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_json: bool) -> int:
+def digest(targets: tuple[str, ...], select: str | None, output: str | None, engine: str | None, as_json: bool) -> int:
     """Compute digests of tensors, and find duplicates.
 
     Equal weights have equal digests in a .pt file, a .safetensors file and a model.
@@ -54,13 +55,13 @@ def digest(targets: tuple[str, ...], select: str | None, output: str | None, as_
             made = several.several(
                 names,
                 several.DIGESTED,
-                lambda name: several.digested(digest_of(source_of(name), select, progress=tell), kept),
+                lambda name: several.digested(digest_of(source_of(name), select, engine=engine, progress=tell), kept),
             )
         show(several.Shared(made.columns, made.answers, duplicates_among(kept)), as_json)
         return status_of(made)
     (target,) = names
     with progress("hashing") as tell:
-        found = digest_of(source_of(target), select, progress=tell)
+        found = digest_of(source_of(target), select, engine=engine, progress=tell)
     if output is not None:
         for note in found.write(output):
             click.echo(note, err=True)

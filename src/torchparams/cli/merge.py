@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 @plans.metadata
 @plans.memory
 @plans.force
+@options.engine
 @plans.dry_run
 @options.as_json
 def merge(
@@ -107,6 +108,7 @@ def merge(
     metadata: tuple[str, ...],
     memory: str,
     force: bool,
+    engine: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -152,7 +154,7 @@ def merge(
         overwrite=force,
         allow_overflow=allow_overflow,
     )
-    carry_out(plan, "merging", dry_run=dry_run, as_json=as_json)
+    carry_out(plan, "merging", engine=engine, dry_run=dry_run, as_json=as_json)
 
 
 def numbers(texts: Iterable[str], option: str) -> dict[str | None, float | list[float]] | None:

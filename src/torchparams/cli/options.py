@@ -72,6 +72,12 @@ select = click.option(
     callback=_union,
     help="Only these parameters: '**.bias', 'encoder.layers.{0..5}.**', '[ndim>=2] & ~:embedding'. Repeat for a union.",
 )
+engine = click.option(
+    "--engine",
+    metavar="ray[:ADDRESS]",
+    help="Run on a Ray cluster: the one at ADDRESS, the one of this machine, or a new local one. Every node reads the "
+    "files under the same paths.",
+)
 raw = click.option("--raw", is_flag=True, help="Show quantised parameters as stored: codes and scales separately.")
 output = click.option(
     "-o",

@@ -55,7 +55,7 @@ force = click.option(
 dry_run = click.option("--dry-run", "-n", is_flag=True, help="Show the plan without writing.")
 
 
-def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
+def carry_out(plan: Any, doing: str, *, engine: str | None = None, dry_run: bool, as_json: bool) -> None:
     """Show a plan, or run it and show the summary. `doing` labels the progress bar."""
     from torchparams.render.progress import progress
 
@@ -63,7 +63,7 @@ def carry_out(plan: Any, doing: str, *, dry_run: bool, as_json: bool) -> None:
         show(plan, as_json)
         return
     with progress(doing) as tell:
-        written = plan.run(tell)
+        written = plan.run(tell, engine=engine)
     show(written, as_json)
 
 

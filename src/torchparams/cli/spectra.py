@@ -35,6 +35,7 @@ from torchparams.cli.targets import source_of
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
 )
+@options.engine
 @options.output
 @options.as_json
 def spectra(
@@ -44,6 +45,7 @@ def spectra(
     stacked: str | None,
     sort: str | None,
     limit: int | None,
+    engine: str | None,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -64,6 +66,13 @@ def spectra(
 
     with progress("reading") as tell:
         found = spectra_of(
-            source_of(target), select, exact=exact, stacked=stacked, sort=sort, limit=limit, progress=tell
+            source_of(target),
+            select,
+            exact=exact,
+            stacked=stacked,
+            sort=sort,
+            limit=limit,
+            engine=engine,
+            progress=tell,
         )
     show(found, as_json, output)

@@ -37,6 +37,7 @@ from torchparams.cli.targets import source_of
     metavar="KIND,KIND…",
     help="With --check: only these flags: non-finite, zero, constant, saturated, scale.",
 )
+@options.engine
 @options.raw
 @options.output
 @options.as_json
@@ -51,6 +52,7 @@ def stats(
     buffers: bool,
     check: bool,
     rules: str | None,
+    engine: str | None,
     raw: bool,
     output: str | None,
     as_json: bool,
@@ -95,7 +97,8 @@ def stats(
                 names,
                 several.CHECKED,
                 lambda name: several.checked(
-                    statistics_of(source_of(name, raw=raw), select, buffers=buffers, progress=tell), wanted
+                    statistics_of(source_of(name, raw=raw), select, buffers=buffers, engine=engine, progress=tell),
+                    wanted,
                 ),
             )
         show(checked, as_json)
@@ -111,6 +114,7 @@ def stats(
             limit=limit,
             wide=wide,
             buffers=buffers,
+            engine=engine,
             progress=tell,
         )
     show(found, as_json, output)

@@ -23,6 +23,7 @@ from torchparams.cli.targets import source_of
 @options.select
 @click.option("--values", is_flag=True, help="Also check values, like stats --check (NaN, ±Inf, …).")
 @click.option("--max-size", metavar="SIZE", help="Fail on a checkpoint of more bytes: 500M, 5GB, 2GiB.")
+@options.engine
 @options.as_json
 def verify(
     targets: tuple[str, ...],
@@ -30,6 +31,7 @@ def verify(
     select: str | None,
     values: bool,
     max_size: str | None,
+    engine: str | None,
     as_json: bool,
 ) -> int:
     """Verify against a manifest, and stored checksums.
@@ -66,11 +68,15 @@ def verify(
                 names,
                 several.VERIFIED,
                 lambda name: several.verified(
-                    verified(source_of(name), manifest, select, values=values, max_nbytes=most, progress=tell)
+                    verified(
+                        source_of(name), manifest, select, values=values, max_nbytes=most, engine=engine, progress=tell
+                    )
                 ),
             )
         else:
-            one = verified(source_of(names[0]), manifest, select, values=values, max_nbytes=most, progress=tell)
+            one = verified(
+                source_of(names[0]), manifest, select, values=values, max_nbytes=most, engine=engine, progress=tell
+            )
     if len(names) > 1:
         show(found, as_json)
         return status_of(found)

@@ -148,14 +148,18 @@ class Target:
         """The file that will be called `name`, of this size, to write to."""
         path = self.temporary(name)
         fd = self._open[name] = self._descriptor(path)
-        if name not in self._written:
-            self._written.append(name)
+        self.claim(name)
         with suppress(OSError):
             attributes.guard(fd, os.path.join(self.folder, name))
         _system.resize(fd, 0)
         _system.reserve(fd, size)
         _system.resize(fd, size)
         return fd
+
+    def claim(self, name: str) -> None:
+        """Count a file in that another process writes, at its temporary name: it is committed or discarded here."""
+        if name not in self._written:
+            self._written.append(name)
 
     def finish(self, name: str) -> None:
         """Wait until a file is on the disk, and close it."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchparams.errors import OptionError, TorchParamsError
+from torchparams.engines.by_name import ready
+from torchparams.errors import EngineError, OptionError, TorchParamsError
 from torchparams.io.patterns import expanded
 from torchparams.measure.catalog_files import Pieces, fingerprint
 from torchparams.parameters import of
@@ -154,7 +155,7 @@ def catalog(
     selector: object = None,
     digest: bool = False,
     stats: bool = False,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Catalog:
     """List the parameters of many checkpoints in one table: a row for each parameter.
@@ -170,11 +171,12 @@ def catalog(
         selector: Parameters to list; None for all. A checkpoint in which it matches nothing has no rows.
         digest: Add the digest of each tensor: all values are read.
         stats: Add mean, standard deviation, minimum, maximum, L2 norm, and counts of zeros and non-finite values.
-        engine: Engine to run on; by default, threads of this process.
+        engine: Engine to run on, or its name (`ray`); by default, threads of this process.
         progress: Callback with checkpoints done and in total.
 
     Raises:
         SourceError: A pattern matches nothing.
+        EngineError: The cluster cannot be reached, or its workers died.
         WriteError: `path` is not such a directory, or cannot be written.
         MissingDependency: pyarrow is not installed, and `path` is given.
 
@@ -192,6 +194,7 @@ def catalog(
     if not given:
         raise OptionError("no targets", hint="give checkpoints, or a pattern")
     names = list(dict.fromkeys(expanded(given)))
+    engine = ready(engine)  # an engine that is not there is no error of a checkpoint
     asked = tuple(name for name, wanted in (("digest", digest), ("stats", stats)) if wanted)
     asked += () if selector is None else (f"selector {selector}",)
     pieces = None if path is None else Pieces(path, asked)
@@ -241,6 +244,8 @@ def _rows(file: str, selector: object, digest: bool, stats: bool, engine: Engine
         measured, unread = _statistics(params, engine) if stats else ({}, {})
         for info in infos.values():
             yield _row(file, info, digests.get(info.name), measured.get(info.name, {}), unread.get(info.name))
+    except EngineError:
+        raise
     except TorchParamsError as error:
         yield CatalogRow(file, error=printable(str(error).removeprefix(f"{file}: ")))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.base import Job, Task, Unread
+from torchparams.engines.by_name import named
 from torchparams.engines.distributed import engine_for
 from torchparams.errors import LimitExceeded, NotReadable
 
@@ -31,7 +32,7 @@ def compare_pairs(
     pairs: Iterable[tuple[str, Operand, Operand]],
     *,
     numeric: bool = False,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Compared | Unread, Losses | None]]:
     """Compare pairs of tensors of equal shape, and yield each result with the losses of casts inside the rows.
@@ -53,7 +54,7 @@ def compare_pairs(
             jobs.append(Job(key, tuple(source.row(info.name, info) for source, info in operands)))
         except (NotReadable, LimitExceeded) as error:
             yield key, Unread.because(key, error), None
-    engine = engine or engine_for(jobs)
+    engine = named(engine) or engine_for(jobs)
     again: list[Job] = []
     for job, result, lost in engine.run(jobs, CompareTask(numeric, skipping=True), progress=progress):
         if isinstance(result, Unread):
@@ -258,7 +259,8 @@ def as_numbers(block: Block, dtype: DType) -> Array:
         made: Array = wide.astype(dtype.numpy)
     if dtype.kind in ("float", "complex"):
         parts = made.view(np.float64)
-        parts += 0.0
+        with np.errstate(invalid="ignore"):  # a cast from float16 keeps them
+            parts += 0.0
         parts[np.isnan(parts)] = np.nan
     return made
 

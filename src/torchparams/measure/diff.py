@@ -42,7 +42,7 @@ def diff(
     sort: str | None = None,
     limit: int | None = ROWS_SHOWN,
     strict: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Diff:
     """Compare the parameters of A and B tensor by tensor, in one pass over the values.
@@ -74,7 +74,7 @@ def diff(
         sort: Column to sort by, with a leading `-` for descending; see `Diff.sorted`.
         limit: Maximum number of rows per printed table; None for all.
         strict: Raise if any branch of a selector matches nothing.
-        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        engine: Engine to run on, or its name (`ray`, `ray:ADDRESS`); by default, threads that memory-map files.
         progress: Callback with the bytes read so far and in total.
 
     Raises:
@@ -164,7 +164,7 @@ def _compare(
     pairs: list[Pair],
     codes: Mapping[str, str],
     numeric: bool,
-    engine: Engine | None,
+    engine: Engine | str | None,
     progress: Progress | None,
 ) -> tuple[list[TensorDiff], Lost]:
     rows: dict[str, TensorDiff | None] = {}
@@ -185,7 +185,7 @@ def _compare(
             rows[name] = row.of_codes(codes[name]) if name in codes else row
             if losses is not None:
                 lost[name] = losses
-    return [row for row in rows.values() if row is not None], lost
+    return [row for row in rows.values() if row is not None], {name: lost[name] for name in rows if name in lost}
 
 
 def _codes(pairs: list[Pair], in_a: Mapping[str, Coded], in_b: Mapping[str, Coded]) -> dict[str, str]:

@@ -228,7 +228,7 @@ def digest(
     selector: object = None,
     *,
     strict: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Digests:
     """Compute a digest of every tensor, and of all together: equal weights give equal digests in every format.
@@ -241,8 +241,9 @@ def digest(
         x: Model, checkpoint, mapping of tensors, or `Parameters`.
         selector: Tensors to include; None for all.
         strict: Raise if any branch of a selector matches nothing.
-        engine: Engine to run on; by default, threads that memory-map files. If another program truncates a mapped file,
-            the process may be killed; `torchparams.engines.ThreadEngine()` reads instead, and raises an error.
+        engine: Engine to run on, or its name (`ray`); by default, threads that memory-map files. If another program
+            truncates a mapped file, the process may be killed; `torchparams.engines.ThreadEngine()` reads instead, and
+            raises an error.
         progress: Callback with the bytes read so far and in total.
 
     Raises:
@@ -282,7 +283,7 @@ def duplicates(
     *xs: object,
     selector: object = None,
     strict: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Duplicates:
     """Find duplicate tensors in one or more sources. Tied tensors are told apart from copies.

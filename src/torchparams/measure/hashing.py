@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.dtypes import DType
 from torchparams.engines.base import Job, Task, Unread
+from torchparams.engines.by_name import named
 from torchparams.engines.distributed import engine_for
 from torchparams.errors import NotReadable
 from torchparams.io.filebytes import paused_gc
@@ -114,7 +115,7 @@ def tensor_digests(
     source: Source,
     infos: Iterable[ParameterInfo],
     *,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Hashed:
     """Compute the digests of tensors of one source.
@@ -135,13 +136,15 @@ def tensor_digests(
     digests: dict[str, str] = {}
     lost: Lost = {}
     task = DigestTask(max(share, _SHARED))
-    for job, result, losses in (engine or engine_for(jobs)).run(jobs, task, progress=progress):
+    for job, result, losses in (named(engine) or engine_for(jobs)).run(jobs, task, progress=progress):
         if isinstance(result, Unread):
             raise result.error or NotReadable(result.reason, where=source.label)
         digests[job.key] = result
         if losses is not None:
             lost[job.key] = losses
-    return Hashed({job.key: digests[job.key] for job in jobs}, lost)
+    return Hashed(
+        {job.key: digests[job.key] for job in jobs}, {job.key: lost[job.key] for job in jobs if job.key in lost}
+    )
 
 
 class Hashed(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from torchparams.engines.base import Job, Unread, readable_jobs
+from torchparams.engines.by_name import named
 from torchparams.engines.distributed import engine_for
 from torchparams.expressions.base import Stored
 from torchparams.records import Records
@@ -33,7 +34,7 @@ def scan(
     *,
     whole: bool,
     ordered: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Result | Unread, Losses | None]]:
     """Yield name, result and losses of casts for each tensor, in order of completion.
@@ -62,6 +63,6 @@ def scan(
         yield each.name, each, None
     if not ordered:
         jobs = [job if type(job.rows[0]) is Stored else Job(job.key, (job.rows[0].unordered(),)) for job in jobs]
-    engine = engine or engine_for(jobs)
+    engine = named(engine) or engine_for(jobs)
     for job, result, losses in engine.run(jobs, task, progress=progress):
         yield job.key, result, losses

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchparams.engines.base import Folding, Job, Task, Unread, readable_jobs
+from torchparams.engines.by_name import named
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import LimitExceeded
 from torchparams.expressions.operations import Slice
@@ -37,7 +38,7 @@ def spectra(
     sort: str | None = None,
     limit: int | None = ROWS_SHOWN,
     strict: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Spectra:
     """Compute the singular values of every matrix, and norms, ranks and the tail's exponent from them.
@@ -62,7 +63,7 @@ def spectra(
         sort: Column that rows are ordered by, `-` before it for descending; see `Spectra.sorted`.
         limit: Most rows that printing shows; None for all.
         strict: Refuse selectors of which any union branch matches nothing.
-        engine: The engine that reads; a `ThreadEngine` that maps files unless given.
+        engine: The engine that reads, or its name (`ray`); a `ThreadEngine` that maps files unless given.
         progress: Called with bytes read and bytes in all.
 
     Raises:
@@ -84,7 +85,7 @@ def spectra(
     source = params.source
     infos = params.infos
     stacks = frozenset(params.select(stacked, strict=strict).names) if stacked is not None else frozenset()
-    engine = engine or ThreadEngine(mapped=True)
+    engine = named(engine) or ThreadEngine(mapped=True)
     coded = source.coded()
     unread = [Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers]
     refused = {each.name for each in unread}

@@ -46,7 +46,7 @@ def stats(
     wide: bool = False,
     buffers: bool = False,
     strict: bool = True,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Stats:
     """Compute statistics of tensors, or of groups of tensors, in one pass over the values.
@@ -66,7 +66,7 @@ def stats(
         wide: Print all columns.
         buffers: Include the buffers of a live model.
         strict: Raise if any branch of a selector matches nothing.
-        engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
+        engine: Engine to run on, or its name (`ray`, `ray:ADDRESS`); by default, threads that memory-map files.
         progress: Callback with the bytes read so far and in total.
 
     Raises:
@@ -181,7 +181,7 @@ def _gathered(
     entries = [found[name] for name in infos]
     rows = Rows(each for each in entries if not isinstance(each, Unread))
     unread = [each for each in entries if isinstance(each, Unread)]
-    return rows, unread, None if sums is None else sums.rows, lost
+    return rows, unread, None if sums is None else sums.rows, {name: lost[name] for name in infos if name in lost}
 
 
 class _Row(NamedTuple):

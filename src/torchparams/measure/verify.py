@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from torchparams.engines.by_name import named
 from torchparams.engines.distributed import DistributedEngine
 from torchparams.engines.threads import ThreadEngine
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable
@@ -198,7 +199,7 @@ def verify(
     strict: bool = True,
     values: bool = False,
     max_nbytes: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Verify a source against a manifest, and against the rules of its own format.
@@ -219,7 +220,7 @@ def verify(
         values: Also check the values: every flag of `stats` (NaN, infinite values, all zeros, a scale far from its
             siblings, …) fails a check.
         max_nbytes: Largest size of all files of the checkpoint together, in bytes; more fails a check.
-        engine: Engine to run on; by default, threads of this process.
+        engine: Engine to run on, or its name (`ray`); by default, threads of this process.
         progress: Callback with the bytes read so far and in total.
 
     Raises:
@@ -259,7 +260,7 @@ def verify(
     whole: frozenset[str] = frozenset()
     checks: list[Check] = []
     if expected is not None:
-        found = tuple(_compare(params, infos, expected, stated, engine or _engine(infos), progress))
+        found = tuple(_compare(params, infos, expected, stated, named(engine) or _engine(infos), progress))
         differences = tuple(each for each in found if isinstance(each, Difference))
         ties = tuple(each for each in found if isinstance(each, str))
         whole = frozenset(infos) - {name for difference in differences for name in difference.names}
@@ -322,7 +323,7 @@ def _engine(infos: Mapping[str, ParameterInfo]) -> Engine:
     return DistributedEngine(ThreadEngine()) if sharded else ThreadEngine()
 
 
-def _values(params: Parameters, infos: Mapping[str, ParameterInfo], engine: Engine | None) -> Iterator[Check]:
+def _values(params: Parameters, infos: Mapping[str, ParameterInfo], engine: Engine | str | None) -> Iterator[Check]:
     """Checks for each kind of flag of `stats`, and for tensors whose values cannot be read."""
     from torchparams.measure.flags import kinds_of
     from torchparams.measure.stats import stats

@@ -277,7 +277,7 @@ class Source(ABC):
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Path, size and modification time (ns) of every file: equal while nobody has written to them."""
-        return tuple((path, *_size_and_time(path)) for path in self.files)
+        return tuple((path, *size_and_time(path)) for path in self.files)
 
     def check_unchanged(self) -> None:
         """Refuse files that were written to since they were listed: what is read by `span` alone would be anything.
@@ -554,7 +554,8 @@ def _head(path: str) -> tuple[bytes, int]:
         file.close()
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
+def size_and_time(path: str) -> tuple[int, int]:
+    """Size and modification time (ns) of a file; of a remote one, its size and a number made of its version."""
     if paths.is_url(path):
         from torchparams.io.remote.file import remote
 

@@ -11,7 +11,7 @@ from torchparams.edit.plan.layout import Output, View, parse_bytes
 from torchparams.edit.plan.written import Written, remarks
 from torchparams.edit.write import safetensors_out, torchzip_out
 from torchparams.edit.write.directory import check_directory
-from torchparams.errors import PlanError, SourceError, shorten
+from torchparams.errors import OptionError, PlanError, SourceError, shorten
 from torchparams.expressions.base import Stored
 from torchparams.expressions.operations import Cast
 from torchparams.io.packing import contiguous
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torchparams.edit.plan.layout import FileLayout
-    from torchparams.engines.base import Progress
+    from torchparams.engines.base import Engine, Progress
     from torchparams.sources.base import Source
 
 MEMORY = 256 << 20
@@ -393,7 +393,7 @@ class Plan(Result):
 
     # --- run ---------------------------------------------------------------------------------------
 
-    def run(self, progress: Progress | None = None) -> Written:
+    def run(self, progress: Progress | None = None, *, engine: Engine | str | None = None) -> Written:
         """Write the target completely, or leave it unchanged.
 
         Where tensors are sharded, all ranks that keep them call it: the lowest writes, and fetches the parts of the
@@ -401,11 +401,14 @@ class Plan(Result):
 
         Args:
             progress: Callback with the bytes written so far and in total.
+            engine: `ray`, `ray:ADDRESS` or a `RayEngine`: each worker writes a shard of a directory, and the index is
+                put in place here, last. By default, the threads of this process write.
 
         Returns:
             A summary: files, time, and losses of casts.
 
         Raises:
+            OptionError: The engine cannot write this plan.
             PlanError: The target changed, or finite values would become infinite.
             SourceError: A source cannot be read, or changed during the run.
             WriteError: Writing failed. The target is unchanged.
@@ -413,16 +416,24 @@ class Plan(Result):
         """
         if self.is_view:
             raise PlanError("the plan has no path to write to", hint="pass path=… when making the plan")
+        from torchparams.engines.by_name import named
         from torchparams.expressions.sharded import shards_in
 
+        chosen = named(engine)
         shards = [shard for output in self.outputs for shard in shards_in(output.expression)]
         if shards:
+            if chosen is not None:
+                raise OptionError("sharded tensors are written by their ranks", hint="leave the engine out")
             from torchparams.edit.write.together import execute_together
 
             return execute_together(self, shards, progress)
         from torchparams.edit.write.execute import execute
 
-        return execute(self, progress)
+        if chosen is None:
+            return execute(self, progress)
+        from torchparams.edit.write.on_workers import writer
+
+        return execute(self, progress, writer(self, chosen))
 
 
 def kind_of(target: str | os.PathLike[str] | None, format: str | None) -> tuple[bool, str]:

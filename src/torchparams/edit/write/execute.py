@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from zlib import crc32
 
 from torchparams.edit.plan.written import CastLosses, Written
@@ -23,13 +24,14 @@ from torchparams.io.write import OneFile, replace_file, telling, write_error
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torchparams.edit.plan.layout import FileLayout, Output, Writable
     from torchparams.engines.base import Progress
     from torchparams.expressions.casts import Losses
     from torchparams.expressions.work import Work
     from torchparams.io.write import Target
+    from torchparams.sources.base import Source
 
 PIECE = 1 << 25
 """Bytes that a thread handles at once, before asking the disk to start writing them."""
@@ -42,8 +44,36 @@ _MOST_THREADS = 4
 _BUFFER = 1 << 20
 
 
-def execute(plan: Writable, progress: Progress | None = None) -> Written:
-    """Write a plan; see `Plan.run`."""
+class Contents(Protocol):
+    """Files to write, and tensors to write to them: a plan, or a share of one."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]: ...  # noqa: D102  # see `Plan`
+    @property
+    def files(self) -> tuple[FileLayout, ...]: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def memory(self) -> int: ...  # noqa: D102
+    @property
+    def allow_overflow(self) -> bool: ...  # noqa: D102
+    @property
+    def sources(self) -> tuple[Source, ...]: ...  # noqa: D102
+    @property
+    def nbytes(self) -> int: ...  # noqa: D102
+
+
+Writer = Callable[[Contents, "Target", int, "Progress | None"], "Mapping[int, Losses]"]
+
+
+def execute(plan: Writable, progress: Progress | None = None, write: Writer | None = None) -> Written:
+    """Write a plan; see `Plan.run`.
+
+    Args:
+        plan: The plan.
+        progress: Callback with the bytes written so far and in total.
+        write: Writes the files, as `write_files` does; that by default.
+    """
     from torchparams.io.threads import processors
 
     begun = time.perf_counter()
@@ -52,9 +82,8 @@ def execute(plan: Writable, progress: Progress | None = None) -> Written:
     computed = plan.nbytes - (0 if any(file.crc for file in plan.files) else plan.copied)
     threads = 1 if computed <= INLINE else min(max(processors(), 1), _MOST_THREADS)
     with telling(plan.path), (Directory if plan.is_directory else OneFile)(plan.path) as target:
-        run = _Run(plan, target, threads)
-        run.all(progress)
-        casts = _casts(plan, run.losses())
+        lost = (write or write_files)(plan, target, threads, progress)
+        casts = _casts(plan, lost)
         _refuse_overflow(plan, casts)
         plan.check_sources()
         read_back(plan, target)
@@ -80,7 +109,18 @@ def execute(plan: Writable, progress: Progress | None = None) -> Written:
     )
 
 
-def _casts(plan: Writable, lost: dict[int, Losses]) -> tuple[CastLosses, ...]:
+def write_files(plan: Contents, target: Target, threads: int, progress: Progress | None) -> Mapping[int, Losses]:
+    """Write all files to a target, which the caller commits or discards.
+
+    Returns:
+        Losses of casts, by the id of the expression.
+    """
+    run = _Run(plan, target, threads)
+    run.all(progress)
+    return run.losses()
+
+
+def _casts(plan: Writable, lost: Mapping[int, Losses]) -> tuple[CastLosses, ...]:
     from torchparams.expressions.casts import Losses
 
     return tuple(
@@ -103,7 +143,7 @@ def _refuse_overflow(plan: Writable, casts: tuple[CastLosses, ...]) -> None:
         )
 
 
-def _refuse_sums(output: Output, work: Work, plan: Writable) -> None:
+def _refuse_sums(output: Output, work: Work) -> None:
     """Raise early if a combination of finite values becomes infinite, because computing the rest may take long."""
     from torchparams.expressions.combination import Combination
 
@@ -208,7 +248,7 @@ class _Run:
         threads: Number of worker threads.
     """
 
-    def __init__(self, plan: Writable, target: Target, threads: int) -> None:
+    def __init__(self, plan: Contents, target: Target, threads: int) -> None:
         from torchparams.io.files import Files
 
         self.plan, self.target = plan, target
@@ -403,7 +443,7 @@ class _Worker:
                     return
                 data = as_bytes(x.compute(start, min(start + block, task.stop), work), x)
                 if not run.plan.allow_overflow:
-                    _refuse_sums(task.output, work, run.plan)
+                    _refuse_sums(task.output, work)
                 if wanted:
                     crc = crc32(data, crc)
                 try:
