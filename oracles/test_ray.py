@@ -270,7 +270,7 @@ def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1: Ray cannot be started or reached: nobody is at"):
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1: No Ray cluster can be started or reached: nobody is at"):
         RayEngine("127.0.0.1:1").scatter(len, [b""]).__next__()
 
 

@@ -200,7 +200,7 @@ def connect(address: str | None = None) -> Any:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise EngineError(
-                f"Ray cannot be started or reached: {shorten(str(error), 200)}",
+                f"no Ray cluster can be started or reached: {shorten(str(error), 200)}",
                 where=address,
                 hint="see ray status on the cluster",
             ) from error
