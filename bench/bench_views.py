@@ -25,6 +25,8 @@ from torchparams.io import system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torchparams.measure.stats import Stats
+
 SHARE = "model.layers.{0..3}.mlp.*"
 """The tensors that each method is measured with: twelve of 11.5 million elements."""
 
@@ -56,7 +58,7 @@ def plan(method: str, sources: list[Path], path: Path | None, selector: str | No
     return tp.merge(given, path, selector, method=method, base=base, overwrite=True, **METHODS[method])
 
 
-def measured(method: str, sources: list[Path], threads: int) -> tp.Stats:
+def measured(method: str, sources: list[Path], threads: int) -> Stats:
     """The statistics of a part of a merge that is not written."""
     return tp.stats(plan(method, sources, None, SHARE), engine=ThreadEngine(threads))
 
@@ -76,11 +78,11 @@ def main(rounds: int, megabytes: int) -> None:
     with tempfile.TemporaryDirectory(dir=DATA) as folder:
         target = Path(folder) / "merged.safetensors"
 
-        def written() -> tp.Stats:
+        def written() -> Stats:
             plan("linear", sources, target, None).run()
             return tp.stats(target)
 
-        def viewed() -> tp.Stats:
+        def viewed() -> Stats:
             return tp.stats(plan("linear", sources, None, None))
 
         if written().to_json()["rows"] != viewed().to_json()["rows"]:

@@ -17,8 +17,9 @@ from command import command
 from torchparams import limits
 from torchparams.errors import FileFormatError, LimitExceeded, PlanError, TorchParamsError, WriteError
 from torchparams.io import system
+from torchparams.measure.digest import Digests
 from torchparams.render.json import json_text
-from torchparams.render.tree import Column, Gap, Report, Row, Table, Text, to_html, to_text
+from torchparams.render.tree import Column, Gap, Row, Table, Text, Tree, to_html, to_text
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def test_every_part_of_a_message_is_escaped(part: str) -> None:
 
 def test_every_part_of_a_report_is_escaped() -> None:
     table = Table((Column("name"),), (Row((HOSTILE,)), Gap(HOSTILE)))
-    report = Report((Text(HOSTILE.replace("\n", "")), table))
+    report = Tree((Text(HOSTILE.replace("\n", "")), table))
     assert harmless(to_text(report))
     assert harmless(to_html(report))
-    assert to_html(Report((Text("one\ntwo"),))) == "<p>one<br>two</p>"
+    assert to_html(Tree((Text("one\ntwo"),))) == "<p>one<br>two</p>"
 
 
 @pytest.fixture
@@ -179,10 +180,10 @@ def test_a_name_has_a_longest_length(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tp.convert({long: np.ones(2)}, tmp_path / "out.pt")
     tp.digest({long: np.ones(2)}).write(manifest)
     with pytest.raises(LimitExceeded, match="has 4,097 characters"):
-        tp.Digests.read(manifest)
+        Digests.read(manifest)
     monkeypatch.setattr(limits, "NAME_LENGTH", 5000)
     assert tp.of(stored).names == tp.of(pickled).names == [long]
-    assert tp.Digests.read(manifest).tensors.keys() == {long}
+    assert Digests.read(manifest).tensors.keys() == {long}
 
 
 @pytest.mark.parametrize("target", ["out.safetensors", "out/"])
@@ -243,7 +244,7 @@ def test_many_tensors_are_read_back(tmp_path: Path) -> None:
 def test_a_manifest_with_a_hostile_name_reads_back(tmp_path: Path) -> None:
     made = tp.digest({HOSTILE: np.ones(2)})
     made.write(tmp_path / "manifest.json")
-    assert tp.Digests.read(tmp_path / "manifest.json").tensors.keys() == {HOSTILE}
+    assert Digests.read(tmp_path / "manifest.json").tensors.keys() == {HOSTILE}
     (tmp_path / "broken.json").write_text('{"format": "torchparams manifest"}')
     with pytest.raises(FileFormatError):
-        tp.Digests.read(tmp_path / "broken.json")
+        Digests.read(tmp_path / "broken.json")

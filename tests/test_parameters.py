@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchparams as tp
+from torchparams.dtypes import DType
 from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName, UnsupportedSource
 from torchparams.info import ParameterInfo
 from torchparams.records import Records
@@ -25,6 +26,7 @@ from torchparams.render.tree import Row
 from torchparams.sources.base import Source
 from torchparams.sources.live.tensors import LiveRecords
 from torchparams.testing import MemorySource
+from torchparams.train.penalty import Penalty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -456,8 +458,8 @@ def test_a_long_table_is_cut_in_the_middle() -> None:
     assert rows == [*names[:half], "…", *names[-half:]]
     assert lines[2 + half] == "… 1,194 more parameters …"
     assert lines[-1] == "1,234 tensors · 1.23 K parameters · 4.82 KiB"
-    assert len(str(params.report(limit=None)).splitlines()) == 1234 + 3
-    assert str(params.report(limit=3)).splitlines()[2:6] == [
+    assert len(str(params.tree(limit=None)).splitlines()) == 1234 + 3
+    assert str(params.tree(limit=3)).splitlines()[2:6] == [
         "layer.0     [0]    float32      0   0 B",
         "layer.1     [1]    float32      1   4 B",
         "… 1,231 more parameters …",
@@ -498,10 +500,10 @@ def test_sorting() -> None:
     assert [info.numel for info in sort_infos(infos, "numel")] == [2, 4, 8, 12, 16]
     assert [info.numel for info in sort_infos(infos, "-numel")] == [16, 12, 8, 4, 2]
     assert sort_infos(infos, None) == infos
-    first = str(params.report(sort="-numel")).splitlines()[2]
+    first = str(params.tree(sort="-numel")).splitlines()[2]
     assert first.startswith("encoder.1.weight")
     with pytest.raises(SelectorError) as caught:
-        params.report(sort="colour")
+        params.tree(sort="colour")
     assert str(caught.value) == (
         "No column 'colour' to sort by. Columns are name, numel, nbytes, size, dtype, shape, module, stored."
     )
@@ -512,7 +514,7 @@ def test_sorting() -> None:
 def test_totals() -> None:
     def info(**changes: Any) -> ParameterInfo:
         row: dict[str, Any] = {"requires_grad": None} | changes
-        return ParameterInfo("a", (1,), tp.DType.of("float32"), row.pop("numel"), 4, "cpu", "tensor", **row)
+        return ParameterInfo("a", (1,), DType.of("float32"), row.pop("numel"), 4, "cpu", "tensor", **row)
 
     assert total_of([info(numel=1)]) == "1 tensor · 1 parameter · 4 B"
     assert total_of([info(numel=7_241_000_000)]).split(" · ")[1] == "7.24 B parameters"
@@ -1057,7 +1059,7 @@ def test_verbs_that_change_a_model_take_no_snapshot() -> None:
 
 def test_a_snapshot_as_a_target_is_copied_where_a_model_would_be() -> None:
     model: Any = nn.Linear(2, 2)
-    penalty = tp.Penalty(model, toward=tp.of(model).snapshot())
+    penalty = Penalty(model, toward=tp.of(model).snapshot())
     with torch.no_grad():
         model.weight.add_(1)
     assert penalty() > 0

@@ -7,6 +7,7 @@ import importlib
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import torchparams as tp
@@ -37,6 +38,33 @@ def test_the_lazy_names_are_those_that_type_checkers_see() -> None:
             seen[alias.name] = node.module
     assert {name: home for name, home in seen.items() if home != "torchparams"} == tp._HOMES
     assert {name for name, home in seen.items() if home == "torchparams"} == set(tp._MODULES)
+
+
+def test_classes_are_few() -> None:
+    assert {name for name in tp._HOMES if inspect.isclass(getattr(tp, name))} == {
+        *("Module", "Parameters", "ParameterInfo", "Selector", "Plan", "TorchParamsError"),
+        *("Penalty", "Recorder"),  # made by name, unlike results
+    }
+
+
+@pytest.mark.parametrize("name", tp._MOVED)
+def test_result_classes_work_under_their_old_names_and_warn(name: str) -> None:
+    home = tp._MOVED[name]
+    with pytest.warns(DeprecationWarning, match=f"torchparams.{name} is now {home}.{name}") as caught:
+        thing = getattr(tp, name)
+    assert thing is getattr(importlib.import_module(home), name)
+    assert inspect.getdoc(thing)
+    assert caught[0].filename == __file__
+    assert name not in tp.__all__
+
+
+def test_report_is_the_old_name_of_tree() -> None:
+    found = tp.stats({"w": np.ones(3, np.float32)})
+    with pytest.warns(DeprecationWarning, match="Stats.report is now tree") as caught:
+        assert found.report() == found.tree()
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="Parameters.report is now tree"):
+        assert tp.of({"a": np.ones(2), "b": np.ones(3)}).report(limit=1) is not None
 
 
 @pytest.mark.parametrize("name", CALLABLES)

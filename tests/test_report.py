@@ -15,10 +15,10 @@ from torchparams.render.tree import (
     Cell,
     Column,
     Gap,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     fit,
     least_width,
@@ -120,7 +120,7 @@ def test_what_gives_way_first() -> None:
 def test_further_names_of_a_tied_tensor_give_way_before_columns() -> None:
     columns = (Column("name", style="name", shrink=True), Column("numel", drop=1))
     table = Table(columns, (Row(("embed.weight = lm_head.output_projection.weight", "12")), Row(("bias", "3"))))
-    assert to_text(Report((table,)), 40) == (
+    assert to_text(Tree((table,)), 40) == (
         "name                             numel\n"
         "embed.weight = lm_head.….weight  12\n"
         "bias                             3"
@@ -132,19 +132,19 @@ def test_columns_that_are_left_out_are_named() -> None:
         (Column("name", style="name", shrink=True), Column("numel", right=True, drop=1), Column("size", right=True)),
         (Row(("encoder.attention.weight", "1,000", "4 KiB")), Row(("encoder.attention.bias", "10", "40 B"))),
     )
-    assert to_text(Report((table,)), 33) == (
+    assert to_text(Tree((table,)), 33) == (
         "name                       size\n"
         "encoder.attention.weight  4 KiB\n"
         "encoder.attention.bias     40 B\n"
         "not shown in 33 columns: numel"
     )
-    assert "numel" in to_text(Report((table,))).splitlines()[0]  # a pipe gets all of it
+    assert "numel" in to_text(Tree((table,))).splitlines()[0]  # a pipe gets all of it
 
 
 def test_sentences_go_on_in_the_next_line() -> None:
     table = Table((Column("check"), Column("result", wraps=True)), (Row(("sizes", "what the file says holds " * 2)),))
     text = Text("  a sentence that is longer than the screen is broken between words", "warn")
-    assert to_text(Report((table, text)), 40) == (
+    assert to_text(Tree((table, text)), 40) == (
         "check  result\n"
         "sizes  what the file says holds what the\n"
         "       file says holds\n"
@@ -158,7 +158,7 @@ def test_a_table_in_its_room() -> None:
         (Column("name", style="name", shrink=True), Column("numel", right=True)),
         cut([Row((f"encoder.layers.{i}.attention.weight", f"{i}")) for i in range(5)], 2, "parameters"),
     )
-    report = Report((Text("title", "title"), table))
+    report = Tree((Text("title", "title"), table))
     assert to_text(report) == (
         "title\n"
         "name                               numel\n"
@@ -177,21 +177,21 @@ def test_a_table_in_its_room() -> None:
 
 def test_wide_characters_and_control_characters() -> None:
     assert width_of("重み") == 4
-    assert to_text(Report((Table((Column(""), Column("")), (Row(("重み", "x")), Row(("\x1b[2J", "y")))),))) == (
+    assert to_text(Tree((Table((Column(""), Column("")), (Row(("重み", "x")), Row(("\x1b[2J", "y")))),))) == (
         "重み     x\n\\x1b[2J  y"
     )
 
 
 def test_html_is_escaped() -> None:
     table = Table((Column("<b>"),), (Row((Cell("<i>", "name"),)), Gap("… <u> …")))
-    page = to_html(Report((Text("<p>"), table)))
+    page = to_html(Tree((Text("<p>"), table)))
     assert not any(tag in page for tag in ("<b>", "<i>", "<u>"))
     assert "&lt;i&gt;" in page
 
 
 def test_a_notebook_shows_bars_and_findings() -> None:
     columns = (Column("name", style="name"), Column("NaN", right=True), Column("histogram", style="bars"))
-    page = to_html(Report((Table(columns, (Row(("w", Cell("3", "error"), "▁ █")),)), Text("to look at", "warn"))))
+    page = to_html(Tree((Table(columns, (Row(("w", Cell("3", "error"), "▁ █")),)), Text("to look at", "warn"))))
     assert re.search(r'<td style="[^"]*font-family:monospace[^"]*">▁ █</td>', page)
     assert re.search(r'<td style="[^"]*color:#e03535[^"]*">3</td>', page)
     assert re.search(r'<p style="color:#c0620a;font-weight:bold">to look at</p>', page)

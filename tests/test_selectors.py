@@ -359,7 +359,7 @@ def test_an_explanation_of_many_parameters_is_cut_in_the_middle() -> None:
     text = str(explanation)
     assert "… 284 more parameters …" in text
     assert len(text.splitlines()) < 60
-    assert len(str(explanation.report(limit=None)).splitlines()) > 320
+    assert len(str(explanation.tree(limit=None)).splitlines()) > 320
 
 
 def test_an_explanation_of_an_empty_table() -> None:

@@ -16,119 +16,72 @@ Every public name is imported at first use: `import torchparams` is cheap, and n
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchparams import errors as errors
     from torchparams import limits as limits
     from torchparams import testing as testing
-    from torchparams.dtypes import DType as DType
     from torchparams.edit.convert import convert as convert
-    from torchparams.edit.index import IndexRepair as IndexRepair
     from torchparams.edit.index import repair_index as repair_index
-    from torchparams.edit.lora.extract import Extracted as Extracted
     from torchparams.edit.lora.extract import extract_lora as extract_lora
     from torchparams.edit.lora.fold import fold_lora as fold_lora
     from torchparams.edit.merge.merge import merge as merge
     from torchparams.edit.plan.plan import Plan as Plan
-    from torchparams.edit.plan.written import Written as Written
     from torchparams.edit.save import apply_delta as apply_delta
     from torchparams.edit.save import delta as delta
     from torchparams.edit.save import save as save
     from torchparams.errors import TorchParamsError as TorchParamsError
     from torchparams.info import ParameterInfo as ParameterInfo
     from torchparams.lint.audit import audit as audit
-    from torchparams.lint.explain import Explained as Explained
-    from torchparams.lint.explain import ExplainedName as ExplainedName
     from torchparams.lint.explain import explain as explain
-    from torchparams.lint.findings import Audit as Audit
-    from torchparams.lint.findings import Finding as Finding
     from torchparams.measure.catalog import catalog as catalog
     from torchparams.measure.describe import show as show
-    from torchparams.measure.diff import Diff as Diff
     from torchparams.measure.diff import diff as diff
-    from torchparams.measure.digest import Digests as Digests
-    from torchparams.measure.digest import Duplicates as Duplicates
     from torchparams.measure.digest import digest as digest
     from torchparams.measure.digest import duplicates as duplicates
     from torchparams.measure.listing import ls as ls
     from torchparams.measure.spectra import spectra as spectra
-    from torchparams.measure.stats import Stats as Stats
     from torchparams.measure.stats import stats as stats
-    from torchparams.measure.verify import Verification as Verification
     from torchparams.measure.verify import verify as verify
     from torchparams.module import Module as Module
     from torchparams.module import attach as attach
     from torchparams.module import detach as detach
     from torchparams.page.report import report as report
-    from torchparams.page.result import Page as Page
     from torchparams.parameters import Parameters as Parameters
     from torchparams.parameters import of as of
     from torchparams.record.diagnose import diagnose as diagnose
     from torchparams.record.history import history as history
     from torchparams.record.recorder import Recorder as Recorder
-    from torchparams.renames import Renames as Renames
     from torchparams.selectors import Selector as Selector
-    from torchparams.train.apply import Applied as Applied
     from torchparams.train.apply import apply_ as apply_
-    from torchparams.train.coverage import Coverage as Coverage
-    from torchparams.train.freeze import Frozen as Frozen
-    from torchparams.train.freeze import Unfrozen as Unfrozen
     from torchparams.train.freeze import freeze as freeze
     from torchparams.train.freeze import unfreeze as unfreeze
-    from torchparams.train.gradients import GradNorms as GradNorms
     from torchparams.train.gradients import grad_norms as grad_norms
     from torchparams.train.gradients import gradients as gradients
-    from torchparams.train.groups import Groups as Groups
     from torchparams.train.groups import groups as groups
-    from torchparams.train.init import Initialised as Initialised
     from torchparams.train.init import init as init
     from torchparams.train.load import coverage as coverage
     from torchparams.train.load import load as load
-    from torchparams.train.optimizer import OptimizerState as OptimizerState
     from torchparams.train.optimizer import optimizer_state as optimizer_state
     from torchparams.train.optimizer_load import load_optimizer_state as load_optimizer_state
     from torchparams.train.penalty import Penalty as Penalty
     from torchparams.train.penalty import penalty as penalty
-    from torchparams.train.rules import Rule as Rule
     from torchparams.train.rules import no_decay as no_decay
     from torchparams.train.rules import rule as rule
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Applied": "torchparams.train.apply",
-    "Audit": "torchparams.lint.findings",
-    "Coverage": "torchparams.train.coverage",
-    "DType": "torchparams.dtypes",
-    "Diff": "torchparams.measure.diff",
-    "Digests": "torchparams.measure.digest",
-    "Duplicates": "torchparams.measure.digest",
-    "Explained": "torchparams.lint.explain",
-    "ExplainedName": "torchparams.lint.explain",
-    "Extracted": "torchparams.edit.lora.extract",
-    "Finding": "torchparams.lint.findings",
-    "Frozen": "torchparams.train.freeze",
-    "GradNorms": "torchparams.train.gradients",
-    "Groups": "torchparams.train.groups",
-    "IndexRepair": "torchparams.edit.index",
-    "Initialised": "torchparams.train.init",
     "Module": "torchparams.module",
-    "OptimizerState": "torchparams.train.optimizer",
-    "Page": "torchparams.page.result",
     "ParameterInfo": "torchparams.info",
     "Parameters": "torchparams.parameters",
     "Penalty": "torchparams.train.penalty",
     "Plan": "torchparams.edit.plan.plan",
     "Recorder": "torchparams.record.recorder",
-    "Renames": "torchparams.renames",
-    "Rule": "torchparams.train.rules",
     "Selector": "torchparams.selectors",
-    "Stats": "torchparams.measure.stats",
     "TorchParamsError": "torchparams.errors",
-    "Unfrozen": "torchparams.train.freeze",
-    "Verification": "torchparams.measure.verify",
-    "Written": "torchparams.edit.plan.written",
     "apply_": "torchparams.train.apply",
     "apply_delta": "torchparams.edit.save",
     "attach": "torchparams.module",
@@ -169,6 +122,34 @@ _HOMES = {
     "unfreeze": "torchparams.train.freeze",
     "verify": "torchparams.measure.verify",
 }
+_MOVED = {
+    "Applied": "torchparams.train.apply",
+    "Audit": "torchparams.lint.findings",
+    "Coverage": "torchparams.train.coverage",
+    "DType": "torchparams.dtypes",
+    "Diff": "torchparams.measure.diff",
+    "Digests": "torchparams.measure.digest",
+    "Duplicates": "torchparams.measure.digest",
+    "Explained": "torchparams.lint.explain",
+    "ExplainedName": "torchparams.lint.explain",
+    "Extracted": "torchparams.edit.lora.extract",
+    "Finding": "torchparams.lint.findings",
+    "Frozen": "torchparams.train.freeze",
+    "GradNorms": "torchparams.train.gradients",
+    "Groups": "torchparams.train.groups",
+    "IndexRepair": "torchparams.edit.index",
+    "Initialised": "torchparams.train.init",
+    "OptimizerState": "torchparams.train.optimizer",
+    "Page": "torchparams.page.result",
+    "Renames": "torchparams.renames",
+    "Rule": "torchparams.train.rules",
+    "Stats": "torchparams.measure.stats",
+    "Unfrozen": "torchparams.train.freeze",
+    "Verification": "torchparams.measure.verify",
+    "Written": "torchparams.edit.plan.written",
+}
+"""Deprecated: result classes under their old names, which will be removed in the next version."""
+
 _MODULES = ("errors", "limits", "testing")
 
 __all__ = [  # built from the table above; a test compares it with the imports
@@ -183,6 +164,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(_imported(_HOMES[name], name), name)
         globals()[name] = value
         return value
+    if name in _MOVED:
+        warnings.warn(f"{__name__}.{name} is now {_MOVED[name]}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(_imported(_MOVED[name], name), name)
     if name in _MODULES:
         return _imported(f"{__name__}.{name}", name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchparams.selectors import Selector
 
 KINDS_SHOWN = 8
-"""Maximum number of report lines, one per class and reason."""
+"""Maximum number of lines, one per class and reason."""
 
 
 STATE_DICT_HINT = "pass model.state_dict(), which holds that state as the modules write it"
@@ -106,7 +106,7 @@ def concerned(found: Iterable[LeftOut], selector: Selector, names: Iterable[str]
 
 
 def left_out_lines(found: Sequence[LeftOut]) -> list[Text]:
-    """Report lines for state outside the table; empty if there is none.
+    """Lines for state outside the table; empty if there is none.
 
     >>> [line.text for line in left_out_lines([LeftOut("fc", "lib.Packed", "writes state of its own", live=True)])]
     ['not in the table: the state of 1 module', '  fc (lib.Packed): writes state of its own']

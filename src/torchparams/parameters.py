@@ -13,7 +13,7 @@ from torchparams.render.result import Result
 from torchparams.render.rows import INFO_COLUMNS, sort_infos, table_of, total_of
 from torchparams.render.rows import ROWS_SHOWN as ROWS_SHOWN
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import Report, Text, filled, printable
+from torchparams.render.tree import Text, Tree, filled, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -373,8 +373,8 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         """
         return list(self.infos.values())
 
-    def report(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Report:
-        """The table as a report, as printed.
+    def tree(self, *, limit: int | None = ROWS_SHOWN, sort: str | None = None) -> Tree:
+        """The table as a tree, as printed.
 
         Args:
             limit: Maximum number of rows; None for all.
@@ -387,8 +387,8 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         narrow = self.narrow
         beside = [*([Text(narrow, "warn")] if narrow else []), *left_out_lines(self.left_out)]
         if not infos and self._selector is None and (reasons := self._source.why_empty()):
-            return Report((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
-        return Report((title, table_of(sort_infos(infos, sort, self._source.keys()), limit), total, *beside))
+            return Tree((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
+        return Tree((title, table_of(sort_infos(infos, sort, self._source.keys()), limit), total, *beside))
 
     def _title(self) -> str:
         return f"Parameters of {self._source.label}"

@@ -101,8 +101,8 @@ from torchparams._selector.tree import (
 from torchparams.errors import SelectorError, shorten
 from torchparams.records import Records
 from torchparams.render.result import Result
-from torchparams.render.tree import Cell, Column, Report, Row, Text, cut, human_count, plural
-from torchparams.render.tree import Table as ReportTable
+from torchparams.render.tree import Cell, Column, Row, Text, Tree, cut, human_count, plural
+from torchparams.render.tree import Table as ShownTable
 
 if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
@@ -446,8 +446,8 @@ class Explanation(Result):
         """Canonical names of all matches, in table order."""
         return self.terms[0].names
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of the terms, and of the parameters with the terms that match each, if these differ.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of the terms, and of the parameters with the terms that match each, if these differ.
 
         Args:
             limit: Maximum number of parameters; None for all.
@@ -460,9 +460,9 @@ class Explanation(Result):
             Column("hits", style="dim", shrink=True, yields=True),
         )
         rows = tuple(_term_row(term) for term in self.terms)
-        parts: list[Text | ReportTable] = [
+        parts: list[Text | ShownTable] = [
             Text(shorten(total.text, 200), "title"),
-            ReportTable(columns, rows, tree=True),
+            ShownTable(columns, rows, tree=True),
         ]
         if len(set(self.by.values())) > 1:
             shown = (
@@ -470,9 +470,9 @@ class Explanation(Result):
                 Column("hit by", style="dim", shrink=True, yields=True),
             )
             reasons = [Row((name, "  ".join(texts))) for name, texts in self.by.items()]
-            parts += [Text(""), ReportTable(shown, cut(reasons, limit, "parameters"))]
+            parts += [Text(""), ShownTable(shown, cut(reasons, limit, "parameters"))]
         parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as JSON data."""

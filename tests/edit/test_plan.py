@@ -162,7 +162,7 @@ def test_long_plans_are_cut(tmp_path: Path) -> None:
     assert "d7 (why not) and 12 more" in text
     assert text.endswith("note 7\n… 3 more notes")
     assert len(json.loads(json.dumps(plan.to_json()))["dropped"]) == 20
-    assert "t50" in str(plan.report(limit=None))
+    assert "t50" in str(plan.tree(limit=None))
 
 
 def test_a_name_cannot_drive_a_terminal(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_name_cannot_drive_a_terminal(tmp_path: Path) -> None:
 
 def test_a_repr_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan([Output("w", stored(np.ones(1)))], tmp_path / "x.safetensors")
-    monkeypatch.setattr(Plan, "report", lambda self: 1 / 0)
+    monkeypatch.setattr(Plan, "tree", lambda self: 1 / 0)
     assert repr(plan) == f"<Plan of {tmp_path}/x.safetensors: ZeroDivisionError: division by zero>"
 
 

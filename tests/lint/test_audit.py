@@ -12,7 +12,7 @@ from torch import nn
 import torchparams as tp
 from torchparams.errors import NoMatch, SelectorError, UnsupportedSource
 from torchparams.lint.audit import RULES, rules_of
-from torchparams.lint.findings import name_lines
+from torchparams.lint.findings import Audit, name_lines
 
 
 def broken() -> Any:
@@ -25,7 +25,7 @@ def broken() -> Any:
     return model
 
 
-def ids(audit: tp.Audit) -> list[str]:
+def ids(audit: Audit) -> list[str]:
     return [finding.id for finding in audit]
 
 
@@ -122,7 +122,7 @@ def test_long_lists_are_cut_and_counted() -> None:
     audit = tp.audit(model)
     assert len(audit) == 15
     assert "  … 5 more findings of M108\n" in str(audit)
-    assert "more findings" not in str(audit.report(limit=None))
+    assert "more findings" not in str(audit.tree(limit=None))
 
 
 # --- which rules ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torchparams.measure import lanczos, singular
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torchparams.measure.spectra_report import Spectrum
+    from torchparams.measure.spectra_tree import Spectrum
 
 Array = np.ndarray[Any, Any]
 

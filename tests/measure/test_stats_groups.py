@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import torchparams as tp
 from torchparams.errors import NoMatch, SelectorError
-from torchparams.measure.stats_report import number
+from torchparams.measure.stats_tree import number
 from torchparams.render.tree import to_text
 from torchparams.testing import MemorySource, sample
 
@@ -177,7 +177,7 @@ def test_the_table() -> None:
 
 def test_the_table_fits_a_terminal() -> None:
     names = {f"model.layers.{i}.self_attn.rotary.q_proj.weight": sample("float32", (5, 5)) for i in range(3)}
-    lines = to_text(tp.stats(names).report(), 80).splitlines()
+    lines = to_text(tp.stats(names).tree(), 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[5] == "not shown in 80 columns: mean, histogram"
 

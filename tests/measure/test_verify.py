@@ -19,6 +19,7 @@ from torch import nn
 import torchparams as tp
 from torch_files import members_of, saved, written, zipped
 from torchparams.errors import FileFormatError, LimitExceeded, NoMatch, SourceError, WriteError
+from torchparams.measure.digest import Digests
 from torchparams.measure.integrity import Check
 from torchparams.testing import Array, MemorySource, element_bytes, safetensors_bytes, sample, to_torch
 
@@ -483,14 +484,14 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     digests = tp.digest({"a": tied, "ä\n": tied, "b": np.zeros(())})
     path = tmp_path / "manifest.json"
     digests.write(path)
-    back = tp.Digests.read(path)
+    back = Digests.read(path)
     assert (back.source, back.digest, back.tensors) == ("dict", digests.digest, digests.tensors)
     assert json.loads(path.read_text()) == digests.manifest()
     lines = path.read_text().split("\n")
     assert lines[:3] == ["{", '  "format": "torchparams manifest",', '  "version": 1,']
     assert sum('"name"' in line for line in lines) == 2
     tp.digest({}).write(path)
-    assert tp.Digests.read(path).tensors == {}
+    assert Digests.read(path).tensors == {}
     assert os.listdir(tmp_path) == ["manifest.json"]
 
 
@@ -513,7 +514,7 @@ def test_writing_replaces_a_manifest_and_nothing_else(tmp_path: Path) -> None:
     link.symlink_to(empty)
     digests.write(link)  # the link alone is replaced, as by convert
     assert not link.is_symlink()
-    assert tp.Digests.read(link).digest == digests.digest
+    assert Digests.read(link).digest == digests.digest
     assert empty.read_bytes() == b""
     mask = os.umask(0o027)
     try:
@@ -643,13 +644,13 @@ def test_a_manifest_that_is_too_long_or_not_there(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("torchparams.limits.MANIFEST_BYTES", 10)
     path = written(tmp_path, json.dumps(good()).encode(), "manifest.json")
     with pytest.raises(LimitExceeded) as error:
-        tp.Digests.read(path)
+        Digests.read(path)
     assert str(error.value) == (
         f"{path}: The manifest has {os.path.getsize(path)} bytes; the limit is 10. "
         "If you trust the file, raise torchparams.limits.MANIFEST_BYTES."
     )
     with pytest.raises(SourceError, match="No such file"):
-        tp.Digests.read(tmp_path / "nothing.json")
+        Digests.read(tmp_path / "nothing.json")
 
 
 @given(data=st.data())
@@ -660,7 +661,7 @@ def test_a_damaged_manifest_is_one_clear_error_or_means_the_same(data: st.DataOb
     contents[place] ^= data.draw(st.integers(1, 255))
     path = written(tmp_path_factory.mktemp("manifest"), bytes(contents), "manifest.json")
     try:
-        read = tp.Digests.read(path)
+        read = Digests.read(path)
     except FileFormatError as error:
         assert str(error).startswith(path)
         assert "\n" not in str(error)

@@ -8,7 +8,7 @@ import pytest
 
 import torchparams as tp
 from torchparams.render.result import Result
-from torchparams.render.tree import Report, Text
+from torchparams.render.tree import Text, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,18 +36,18 @@ def test_every_result_prints_by_the_base_class() -> None:
 def test_the_public_results_are_results() -> None:
     for name in tp.__all__:
         public = getattr(tp, name)
-        if isinstance(public, type) and hasattr(public, "report") and hasattr(public, "_repr_html_"):
+        if isinstance(public, type) and hasattr(public, "tree") and hasattr(public, "_repr_html_"):
             assert issubclass(public, Result), name
 
 
 class Broken(Result):
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         raise RuntimeError("no <such>\x1b report")
 
 
 class Whole(Result):
-    def report(self) -> Report:
-        return Report((Text("a <b>", "title"),))
+    def tree(self) -> Tree:
+        return Tree((Text("a <b>", "title"),))
 
 
 def test_a_repr_never_raises() -> None:

@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from torchparams.render.json import print_json
-from torchparams.render.terminal import has_colour, print_report, width_for
-from torchparams.render.tree import Column, Report, Row, Table, Text
+from torchparams.render.terminal import has_colour, print_tree, width_for
+from torchparams.render.tree import Column, Row, Table, Text, Tree
 
-REPORT = Report(
+REPORT = Tree(
     (
         Text("m.pt", "title"),
         Table(
@@ -38,13 +38,13 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pipe_gets_all_of_it_without_colour() -> None:
     file = io.StringIO()
-    print_report(REPORT, file)
+    print_tree(REPORT, file)
     assert file.getvalue() == f"m.pt\n{'name':40}  dtype\n{'a' * 40}  float32\n"
 
 
 def test_a_terminal_gets_what_fits_with_colour() -> None:
     file = Terminal()
-    print_report(REPORT, file)
+    print_tree(REPORT, file)
     assert "\x1b[38;5;133mfloat32\x1b[0m" in file.getvalue()
     assert "aaaaaaaaaa…aaaaaaaaaa  " in file.getvalue()
     assert "a" * 22 not in file.getvalue()
@@ -106,5 +106,5 @@ def test_colour_without_any_terminal_has_full_names(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "get_terminal_size", no_terminal)
     assert width_for(io.StringIO()) is None
     file = io.StringIO()
-    print_report(REPORT, file)
+    print_tree(REPORT, file)
     assert "a" * 40 in file.getvalue()

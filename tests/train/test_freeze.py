@@ -21,6 +21,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 import torchparams as tp
 from torchparams.errors import MismatchError, NoMatch, TorchParamsError, UnsupportedSource
 from torchparams.train._statistics import StatisticsHold, _Around, has_running_statistics, hold_on
+from torchparams.train.freeze import Frozen
 
 if TYPE_CHECKING:
     import random
@@ -373,7 +374,7 @@ def test_undo_restores_every_flag_mode_and_gradient() -> None:
 
     def fails() -> None:
         with tp.freeze(model, "encoder.**") as inner:
-            assert isinstance(inner, tp.Frozen)
+            assert isinstance(inner, Frozen)
             model.train()
             raise RuntimeError("stop")
 
@@ -529,13 +530,13 @@ def test_a_record_freezes_a_fresh_model() -> None:
     frozen = tp.freeze(net(), "encoder.** | head.1.weight")
     data = json.loads(json.dumps(frozen.to_json()))
     fresh = net()
-    again = tp.Frozen.from_json(data).apply(nn.DataParallel(fresh))
+    again = Frozen.from_json(data).apply(nn.DataParallel(fresh))
     assert again.names == frozen.names
     assert again.statistics == frozen.statistics
-    assert tp.Frozen.of(fresh).to_json() == {**again.to_json(), "changed": [], "moving": []}
+    assert Frozen.of(fresh).to_json() == {**again.to_json(), "changed": [], "moving": []}
     again.undo()
     assert state(fresh)[1] == state(net())[1]
-    shown = str(tp.Frozen.from_json(data)).split("\n")
+    shown = str(Frozen.from_json(data)).split("\n")
     assert shown[:2] == ["13 tensors to freeze; apply(model) freezes them", "name"]
     assert shown[-1].startswith("running statistics to stop in ")
 
@@ -544,7 +545,7 @@ def test_frozen_by_hand_is_written_down_too() -> None:
     model = net()
     model.encoder[0].conv.requires_grad_(False)
     tp.freeze(model, "head.1.*")
-    found = tp.Frozen.of(model)
+    found = Frozen.of(model)
     assert found.names == ("encoder.0.conv.weight", "encoder.0.conv.bias", "head.1.weight", "head.1.bias")
     assert found.statistics == ("head.1",)
     assert str(found).split("\n")[0] == "Net: 4 frozen tensors"
@@ -554,21 +555,21 @@ def test_a_record_of_another_model() -> None:
     data = tp.freeze(net(), "head.**").to_json()
     other = nn.ModuleDict({"head": nn.Sequential(nn.Conv2d(3, 2, 1))})
     with pytest.raises(MismatchError) as caught:
-        tp.Frozen.from_json(data).apply(other)
+        Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
         "ModuleDict: 2 of 4 frozen parameters are not in this model: head.1.weight, head.1.bias. The nearest to "
         "'head.1.weight' is 'head.0.weight'. Freeze by a selector, or remove the missing names."
     )
     other = nn.ModuleDict({"head": nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(2, 2))})
     with pytest.raises(MismatchError) as caught:
-        tp.Frozen.from_json(data).apply(other)
+        Frozen.from_json(data).apply(other)
     assert str(caught.value) == (
         "ModuleDict: 1 of 1 frozen layers are not in this model: head.1. Freeze by a selector, or remove the "
         "missing names."
     )
     assert all(p.requires_grad for p in other.parameters())
     with pytest.raises(MismatchError) as caught:
-        tp.Frozen.from_json({"names": [1]})
+        Frozen.from_json({"names": [1]})
     assert str(caught.value) == (
         "This is not a saved Frozen. A saved Frozen has the lists 'names' and 'statistics'. Pass the result of "
         "Frozen.to_json()."
@@ -579,11 +580,11 @@ def test_a_record_of_the_layer_itself_and_of_a_tied_model() -> None:
     frozen = tp.freeze(nn.BatchNorm1d(3))
     assert frozen.statistics == ("",)
     assert "running statistics stopped in 1 layer: the model itself" in str(frozen)
-    assert tp.Frozen.from_json(frozen.to_json()).apply(nn.BatchNorm1d(3)).statistics == ("",)
+    assert Frozen.from_json(frozen.to_json()).apply(nn.BatchNorm1d(3)).statistics == ("",)
     tied: Any = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     data = tp.freeze(tied, "b.weight").to_json()
     tied["b"].weight = tied["a"].weight
-    assert tp.Frozen.from_json(data).apply(tied).names == ("a.weight",)
+    assert Frozen.from_json(data).apply(tied).names == ("a.weight",)
 
 
 # --- kinds of parameters and of models ------------------------------------------------------------

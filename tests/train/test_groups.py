@@ -14,6 +14,7 @@ import torchparams as tp
 from torchparams.errors import NoMatch, OptionError, SelectorSyntaxError, UnknownName, UnsupportedSource
 from torchparams.render.tree import to_html
 from torchparams.sources.live.tensors import LiveRecords
+from torchparams.train.groups import Groups
 
 
 class Attention(nn.Module):
@@ -52,7 +53,7 @@ class Net(nn.Module):
         return logits
 
 
-def options(groups: tp.Groups) -> dict[str, dict[str, Any]]:
+def options(groups: Groups) -> dict[str, dict[str, Any]]:
     """Each parameter's options."""
     return {
         name: {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -218,7 +219,7 @@ def test_split_gives_a_list_for_each_optimizer() -> None:
     )
     by = groups.split("optimizer")
     assert list(by) == [None, "muon"]
-    assert all(isinstance(part, tp.Groups) for part in by.values())
+    assert all(isinstance(part, Groups) for part in by.values())
     assert sorted([*by[None].names, *by["muon"].names]) == sorted(names_of(model))
     assert all("optimizer" not in group for part in by.values() for group in part)
     assert any("optimizer" in group for group in groups)  # the whole is as it was
@@ -431,7 +432,7 @@ def test_a_file_has_no_groups(tmp_path: Any) -> None:
 # --- what is printed --------------------------------------------------------------------------
 
 
-def small() -> tp.Groups:
+def small() -> Groups:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
     model[1].requires_grad_(False)
     return tp.groups(
@@ -553,8 +554,8 @@ def test_a_long_table_is_cut_in_the_middle() -> None:
     shown = str(tp.groups(model, lr=0.1))
     assert "… 160 more parameters …" in shown
     assert len(shown.split("\n")) < 60
-    assert len(str(tp.groups(model, lr=0.1).report(limit=None)).split("\n")) > 200
-    assert "160 more" in to_html(tp.groups(model, lr=0.1).report())
+    assert len(str(tp.groups(model, lr=0.1).tree(limit=None)).split("\n")) > 200
+    assert "160 more" in to_html(tp.groups(model, lr=0.1).tree())
 
 
 def test_printing_never_raises() -> None:
@@ -563,8 +564,8 @@ def test_printing_never_raises() -> None:
     assert "5 groups" in repr(groups)
     groups.append({})
     assert repr(groups).startswith("<Groups of Sequential: KeyError")
-    assert tp.Groups().report() is not None
-    assert "0 groups" in repr(tp.Groups())
+    assert Groups().tree() is not None
+    assert "0 groups" in repr(Groups())
     lazy = tp.groups(nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 2)), lr=0.1)
     assert "2 parameter tensors" not in repr(lazy)
     assert "4 parameter tensors" in repr(lazy)

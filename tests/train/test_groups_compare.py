@@ -17,6 +17,8 @@ import torchparams as tp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torchparams.train.rules import Rule
+
 # --- their rules ------------------------------------------------------------------------------
 
 
@@ -61,7 +63,7 @@ def timm_layers(model: nn.Module, stem: str, block: str, last: str = "$^") -> di
 # --- ours -------------------------------------------------------------------------------------
 
 
-def spares(model: nn.Module, *more: tp.Rule) -> set[str]:
+def spares(model: nn.Module, *more: Rule) -> set[str]:
     groups = tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), *more, weight_decay=0.05)
     return {name for group in groups if group["weight_decay"] == 0 for name in group["param_names"]}
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import torchparams as tp
+from torchparams.dtypes import DType
 from torchparams.errors import (
     MismatchError,
     NoMatch,
@@ -203,7 +204,7 @@ def test_packed_floats_are_unpacked(tmp_path: Path) -> None:
     from torchparams.testing import MemorySource
 
     values = np.array([0.5, 1.0, -6.0], np.float32)
-    dtype = tp.DType.of("F4")
+    dtype = DType.of("F4")
     model = Holder(torch.zeros(3, dtype=torch.bfloat16))
     load(model, MemorySource({"w": values.astype(dtype.numpy)}))
     assert model.w.tolist() == [0.5, 1.0, -6.0]

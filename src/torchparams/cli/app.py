@@ -89,7 +89,7 @@ def app(context: click.Context) -> None:
 
 
 def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
-    """Print a result as a report or as JSON. With `output`, write its rows to that file instead."""
+    """Print a result as a tree or as JSON. With `output`, write its rows to that file instead."""
     if output is not None:
         from torchparams.render.files import write_table
 
@@ -102,9 +102,9 @@ def show(result: Any, as_json: bool = False, output: str | None = None) -> None:
 
         print_json(result.to_json(), sys.stdout)
     else:
-        from torchparams.render.terminal import print_report
+        from torchparams.render.terminal import print_tree
 
-        print_report(result.report(), sys.stdout)
+        print_tree(result.tree(), sys.stdout)
     sys.stdout.flush()
 
 

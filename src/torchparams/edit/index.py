@@ -14,7 +14,7 @@ from torchparams.errors import FileFormatError, PlanError, SourceError
 from torchparams.io import system as _system
 from torchparams.io.write import replace_file, telling
 from torchparams.render.result import Result
-from torchparams.render.tree import Report, Text, human_bytes, listed, plural, printable
+from torchparams.render.tree import Text, Tree, human_bytes, listed, plural, printable
 from torchparams.sources.base import FORMATS, open_file
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class IndexRepair(Result):
     changes: tuple[str, ...]
     beside: tuple[str, ...] = ()
 
-    def report(self) -> Report:
-        """Report of the changes, one per line."""
+    def tree(self) -> Tree:
+        """Tree of the changes, one per line."""
         parts = [
             Text(
                 printable(
@@ -66,7 +66,7 @@ class IndexRepair(Result):
             parts.append(
                 Text(printable(f"some loaders prefer {single} to the shards: remove it if it is stale"), "warn")
             )
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """The repair as JSON data."""

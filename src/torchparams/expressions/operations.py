@@ -322,7 +322,7 @@ class Elementwise(Expression):
             elements at the same index.
         operands: Tensors.
         dtype: Dtype of the result; by default, that of the first tensor.
-        name: Name of the function in reports.
+        name: Name of the function to show.
 
     Raises:
         MismatchError: The shapes differ.

@@ -15,10 +15,10 @@ from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     filled,
     human_bytes,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 ABSENT_SHOWN = 12
-"""Maximum number of lines about absent tensors in a report."""
+"""Maximum number of lines about absent tensors in a tree."""
 
 HOLDERS = {"P": "parameters()", "B": "buffers()", "S": "state_dict()", "O": "optimizer"}
 """Letter of each holder in the table of tensors."""
@@ -124,8 +124,8 @@ class Explained(Result):
     absent: tuple[Absent, ...]
     notes: tuple[str, ...] = ()
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """The explanation as a report; equal layers are one row.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """The explanation as a tree; equal layers are one row.
 
         Args:
             limit: Maximum number of rows of tensors to show; None for all.
@@ -152,7 +152,7 @@ class Explained(Result):
             if len(shown) < len(self.absent):
                 parts.append(Text(f"… {len(self.absent) - len(shown):,} more", "dim"))
         parts += [Text(filled(note), "warn") for note in self.notes]
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _holders(self) -> Table:
         columns = (
@@ -196,9 +196,9 @@ class ExplainedName(Result):
     tensor: Held | None = None
     absent: tuple[Absent, ...] = ()
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The sentences, as one paragraph below the name."""
-        return Report((Text(printable(self.name), "title"), Text(filled(" ".join(self.sentences)))))
+        return Tree((Text(printable(self.name), "title"), Text(filled(" ".join(self.sentences)))))
 
     def to_json(self) -> dict[str, Any]:
         """The sentences and the tensor as JSON data."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.render.result import Result
-from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, plural, printable, to_text
+from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, plural, printable, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ SEVERITIES = ("error", "warning", "note")
 _STYLES = {"error": "error", "warning": "warn", "note": "dim"}
 
 FINDINGS_SHOWN = 10
-"""Maximum number of findings of one rule in a report."""
+"""Maximum number of findings of one rule in a tree."""
 
 NAME_LINES = 6
-"""Maximum number of lines of names, one for each module, for one finding in a report."""
+"""Maximum number of lines of names, one for each module, for one finding in a tree."""
 
 NAMES_PER_LINE = 8
 """Maximum number of names in such a line."""
@@ -91,11 +91,11 @@ class Rules(Result, tuple[Rule, ...]):
 
     __slots__ = ()
 
-    def report(self) -> Report:
-        """The rules as a report: id, name, severity and title."""
+    def tree(self) -> Tree:
+        """The rules as a tree: id, name, severity and title."""
         columns = (Column("id", style="name"), Column("name"), Column("severity"), Column("finds", wraps=True))
         rows = (Row((r.id, r.name, Cell(r.severity, _STYLES[r.severity]), r.title)) for r in self)
-        return Report((Table(columns, tuple(rows)),))
+        return Tree((Table(columns, tuple(rows)),))
 
     def to_json(self) -> dict[str, Any]:
         """The rules as JSON data."""
@@ -143,9 +143,9 @@ class Finding:
             "where": self.where,
         }
 
-    def report(self) -> Report:
-        """The finding as a report."""
-        return Report((self._heading(), *self._body()))
+    def tree(self) -> Tree:
+        """The finding as a tree."""
+        return Tree((self._heading(), *self._body()))
 
     def _heading(self) -> Text:
         return Text(printable(f"{self.severity} {self.id} {self.rule}: {self.why}"), _STYLES.get(self.severity, ""))
@@ -158,7 +158,7 @@ class Finding:
             yield Text(printable(f"    {'fix: ' if place == 0 else '     '}{line}"), "dim")
 
     def __str__(self) -> str:
-        return to_text(self.report())
+        return to_text(self.tree())
 
 
 def id_range(ids: Sequence[str]) -> str:
@@ -258,8 +258,8 @@ class Audit(Result):
         """1 if there is an error or a warning, otherwise 0, even with notes."""
         return int(any(finding.severity != "note" for finding in self.findings))
 
-    def report(self, *, limit: int | None = FINDINGS_SHOWN) -> Report:
-        """The findings as a report, errors first, grouped by rule, with a summary.
+    def tree(self, *, limit: int | None = FINDINGS_SHOWN) -> Tree:
+        """The findings as a tree, errors first, grouped by rule, with a summary.
 
         Args:
             limit: Maximum number of findings of one rule to show; None for all.
@@ -282,7 +282,7 @@ class Audit(Result):
         if self.not_run:
             reasons = (f"{id_range(ids)} ({reason})" for reason, ids in self.not_run.items())
             parts.append(Text(f"not run: {', '.join(reasons)}", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _summary(self) -> str:
         counts = Counter(finding.severity for finding in self.findings)

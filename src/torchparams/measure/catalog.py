@@ -13,7 +13,7 @@ from torchparams.measure.catalog_files import Pieces, fingerprint
 from torchparams.parameters import of
 from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, human_bytes, human_count, plural, printable
+from torchparams.render.tree import Column, Row, Table, Text, Tree, cut, human_bytes, human_count, plural, printable
 
 if TYPE_CHECKING:
     import os
@@ -132,7 +132,7 @@ class Catalog(Result, Tabular):
             "errors": dict(self.errors),
         }
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """How many checkpoints and tensors, and which could not be read."""
         parts: list[Text | Table] = [Text(printable(self.path or "catalog"), "title")]
         line = f"{plural(self.targets, 'checkpoint')} · {plural(self.tensors, 'tensor')}"
@@ -145,7 +145,7 @@ class Catalog(Result, Tabular):
             columns = (Column("checkpoint", style="name", shrink=True), Column("reason", wraps=True))
             rows = [Row((file, printable(reason))) for file, reason in self.errors.items()]
             parts.append(Table(columns, cut(rows, _SHOWN)))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
 
 def catalog(

@@ -15,10 +15,10 @@ from torchparams.render.rows import shape_of
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     human_bytes,
     human_shape,
     printable,
@@ -57,14 +57,12 @@ class Description(Result):
     left_out: tuple[LeftOut, ...] = ()
     parts: tuple[ParameterInfo, ...] = ()
 
-    def report(self) -> Report:
-        """Report of the facts, one per line, and the values."""
+    def tree(self) -> Tree:
+        """Tree of the facts, one per line, and the values."""
         rows = tuple(Row((Cell(fact, "dim"), said)) for fact, said in self._facts())
         facts = Table((Column(""), Column("")), rows)
         below = Text(self.values) if self.values is not None else Text(self.unreadable or "", "dim")
-        return Report(
-            (Text(printable(self.info.name), "title"), facts, Text(""), below, *left_out_lines(self.left_out))
-        )
+        return Tree((Text(printable(self.info.name), "title"), facts, Text(""), below, *left_out_lines(self.left_out)))
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         info = self.info
@@ -128,16 +126,16 @@ class MetadataValue(Result):
     value: Any
     source: tuple[str, str]
 
-    def report(self) -> Report:
-        """Report of the value, with one row per item of a mapping or list."""
+    def tree(self) -> Tree:
+        """Tree of the value, with one row per item of a mapping or list."""
         label, fmt = self.source
         title = Text(printable(self.name), "title")
         where = Text(printable(f"{label} ({fmt}), not a tensor"), "dim")
         items = items_of(self.value)
         if not items:
-            return Report((title, where, Text(text_of(self.value))))
+            return Tree((title, where, Text(text_of(self.value))))
         rows = tuple(Row((Cell(printable(str(key)), "name"), shorten(text_of(item), 1000))) for key, item in items)
-        return Report((title, where, Table((Column("key"), Column("value")), rows)))
+        return Tree((title, where, Table((Column("key"), Column("value")), rows)))
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON data."""

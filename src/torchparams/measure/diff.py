@@ -11,9 +11,9 @@ from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import LeftOut, concerned
 from torchparams.measure.beside import part_within
 from torchparams.measure.comparing import can_compare_values, compare_pairs
-from torchparams.measure.diff_report import SORT_KEYS as SORT_KEYS
-from torchparams.measure.diff_report import Diff as Diff
 from torchparams.measure.diff_rows import GroupDiff, TensorDiff
+from torchparams.measure.diff_tree import SORT_KEYS as SORT_KEYS
+from torchparams.measure.diff_tree import Diff as Diff
 from torchparams.measure.grouping import groups_of
 from torchparams.measure.numbers import sort_key
 from torchparams.measure.pairing import Pair, choose, pair, proposal

@@ -19,10 +19,10 @@ from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_bytes,
     human_shape,
@@ -149,13 +149,13 @@ class Digests(Result, Tabular):
             "left_out": [each.to_json() for each in self.left_out],
         }
 
-    def report(self, limit: int | None = None) -> Report:
-        """Report of the digests of the tensors, of the set, and of duplicates.
+    def tree(self, limit: int | None = None) -> Tree:
+        """Tree of the digests of the tensors, of the set, and of duplicates.
 
         Args:
             limit: Maximum number of rows per table; None for all.
         """
-        return Report((*self._listing(limit), *_same_parts(self.same_content, limit, several=False)))
+        return Tree((*self._listing(limit), *_same_parts(self.same_content, limit, several=False)))
 
     def _listing(self, limit: int | None) -> Iterator[Text | Table]:
         yield Text(printable(f"{self.source} ({self.format})"), "title")
@@ -173,8 +173,8 @@ class Digests(Result, Tabular):
         yield from left_out_lines(self.left_out)
         yield from lines(self.lost)
 
-    def _shown(self) -> Report:
-        return self.report(ROWS_SHOWN)
+    def _shown(self) -> Tree:
+        return self.tree(ROWS_SHOWN)
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,8 +202,8 @@ class Duplicates(Result):
             "extra_bytes": self.extra_bytes,
         }
 
-    def report(self, limit: int | None = None) -> Report:
-        """Report of the digests of each source, and of duplicates.
+    def tree(self, limit: int | None = None) -> Tree:
+        """Tree of the digests of each source, and of duplicates.
 
         Args:
             limit: Maximum number of rows per table; None for all.
@@ -211,15 +211,15 @@ class Duplicates(Result):
         parts: list[Text | Table] = []
         for digests in self.sources:
             parts += [*([Text("")] if parts else []), *digests._listing(limit)]
-        return Report((*parts, *self.shared(limit).parts))
+        return Tree((*parts, *self.shared(limit).parts))
 
-    def shared(self, limit: int | None = None) -> Report:
-        """Report of duplicates alone."""
+    def shared(self, limit: int | None = None) -> Tree:
+        """Tree of duplicates alone."""
         found = _same_parts(self.same_content, limit, several=len(self.sources) > 1)
-        return Report(tuple(found or [Text(""), Text("No duplicate tensors.", "dim")]))
+        return Tree(tuple(found or [Text(""), Text("No duplicate tensors.", "dim")]))
 
-    def _shown(self) -> Report:
-        return self.report(ROWS_SHOWN)
+    def _shown(self) -> Tree:
+        return self.tree(ROWS_SHOWN)
 
 
 @paused_gc()  # many objects, no cycles
@@ -396,7 +396,7 @@ def _tied(names: Sequence[str]) -> str:
 
 
 def _same_parts(groups: Sequence[SameContent], limit: int | None, *, several: bool) -> list[Text | Table]:
-    """Report section on duplicates; empty if there are none."""
+    """Section on duplicates; empty if there are none."""
     if not groups:
         return []
     rows = []

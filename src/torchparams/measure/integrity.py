@@ -51,7 +51,7 @@ class Check:
         return {"check": self.what, "outcome": self.outcome, "detail": self.detail, "tensors": list(self.tensors)}
 
     def row(self) -> Row:
-        """The check as a row of a report."""
+        """The check as a row of a table."""
         more = len(self.tensors) - _SHOWN
         named = ", ".join((*self.tensors[:_SHOWN], *([f"… {more:,} more"] if more > 0 else [])))
         detail = f"{self.detail}: {named}" if named else self.detail

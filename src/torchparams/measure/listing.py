@@ -15,10 +15,10 @@ from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     human_bytes,
     printable,
 )
@@ -37,7 +37,7 @@ class Listing(Result, Tabular):
 
     Attributes:
         params: The listed table.
-        tree: Group by module instead of a flat table.
+        nested: Group by module instead of a flat table.
         depth: Maximum depth of the tree; None for all.
         fold: Whether the tree shows equal layers as one row.
         sort: Column to sort by, with a leading `-` for descending; `stored` for file order; None for the order of the
@@ -48,7 +48,7 @@ class Listing(Result, Tabular):
     columns = INFO_COLUMNS
 
     params: Parameters
-    tree: bool = False
+    nested: bool = False
     depth: int | None = None
     fold: bool = True
     sort: str | None = None
@@ -58,14 +58,14 @@ class Listing(Result, Tabular):
         """Infos in order."""
         return sort_infos(list(self.params.infos.values()), self.sort)
 
-    def report(self) -> Report:
-        """Report of the table, the totals, and non-tensor content."""
+    def tree(self) -> Tree:
+        """Tree of the table, the totals, and non-tensor content."""
         source = self.params.source
         beside = tuple(beside_lines(source)) if self.params.selector is None else ()
-        if not self.tree:
-            return Report((*self.params.report(limit=self.limit, sort=self.sort).parts, *beside))
+        if not self.nested:
+            return Tree((*self.params.tree(limit=self.limit, sort=self.sort).parts, *beside))
         infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
-        return Report(
+        return Tree(
             (
                 Text(printable(f"{source.label} ({source.format})"), "title"),
                 tree_table(tree_of(infos, fold=self.fold), depth=self.depth),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import TorchParamsError
 from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
-from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, human_bytes, human_count, plural, printable
+from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, human_bytes, human_count, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -66,7 +66,7 @@ class Several(Result):
         """All of it as JSON data."""
         return {"outcome": self.outcome, "targets": [answer.to_json() for answer in self.answers]}
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The table, and how many targets there are of each outcome."""
         columns = [Column("target", style="name", shrink=True)]
         columns += [Column(title, right=True) for title in self.columns[:-1]]
@@ -89,7 +89,7 @@ class Several(Result):
             if (count := sum(answer.outcome == outcome for answer in self.answers))
         ]
         total = f"{plural(len(self.answers), 'target')}: {', '.join(said)}"
-        return Report((Table(tuple(columns), tuple(rows)), Text(total, "dim" if self.outcome == FINE else "warn")))
+        return Tree((Table(tuple(columns), tuple(rows)), Text(total, "dim" if self.outcome == FINE else "warn")))
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,9 +107,9 @@ class Shared(Several):
         errors = {answer.target: answer.cells[0] for answer in self.answers if answer.outcome == ERROR}
         return {**self.duplicates.to_json(), "errors": errors}
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The line of each target, and the duplicates."""
-        return Report((*super().report().parts, *self.duplicates.shared(ROWS_SHOWN).parts))
+        return Tree((*super().tree().parts, *self.duplicates.shared(ROWS_SHOWN).parts))
 
 
 def several(

@@ -15,7 +15,7 @@ from torchparams.expressions.operations import Slice
 from torchparams.measure import lanczos
 from torchparams.measure.numbers import sort_key
 from torchparams.measure.singular import Figures, Gram, figures, singular_values
-from torchparams.measure.spectra_report import ROWS_SHOWN, SORT_KEYS, Spectra, Spectrum
+from torchparams.measure.spectra_tree import ROWS_SHOWN, SORT_KEYS, Spectra, Spectrum
 from torchparams.parameters import of
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from torchparams.measure.flags import flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.numbers import sort_key
 from torchparams.measure.scan import records_of, scan
-from torchparams.measure.stats_report import ROWS_SHOWN as ROWS_SHOWN
-from torchparams.measure.stats_report import SORT_KEYS as SORT_KEYS
-from torchparams.measure.stats_report import Stats as Stats
+from torchparams.measure.stats_tree import ROWS_SHOWN as ROWS_SHOWN
+from torchparams.measure.stats_tree import SORT_KEYS as SORT_KEYS
+from torchparams.measure.stats_tree import Stats as Stats
 from torchparams.measure.tensor_stats import TensorStats, derive
 from torchparams.parameters import of
 from torchparams.sketch import batch

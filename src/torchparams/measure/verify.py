@@ -21,10 +21,10 @@ from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_bytes,
     human_shape,
@@ -125,8 +125,8 @@ class Verification(Result):
             "differences": [difference.to_json() for difference in self.differences],
         }
 
-    def report(self, limit: int | None = None) -> Report:
-        """Report of the differences, the checks and the verdict.
+    def tree(self, limit: int | None = None) -> Tree:
+        """Tree of the differences, the checks and the verdict.
 
         Args:
             limit: Maximum number of rows per table; None for all.
@@ -144,7 +144,7 @@ class Verification(Result):
         columns = (Column("check"), Column(""), Column("result", wraps=True))
         parts.append(Table(columns, cut([check.row() for check in self.checks], limit, "checks")))
         parts.append(Text(self._verdict(), "good" if self.ok else "error"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _verdict(self) -> str:
         looked = f"{plural(self.tensors, 'tensor')}, {human_bytes(self.nbytes)}"
@@ -164,8 +164,8 @@ class Verification(Result):
             parts.append(f"{plural(failed, 'check')} failed")
         return f"{looked}: {', '.join(parts)}."
 
-    def _shown(self) -> Report:
-        return self.report(ROWS_SHOWN)
+    def _shown(self) -> Tree:
+        return self.tree(ROWS_SHOWN)
 
 
 _COUNTED = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
     from torchparams.measure.diff import Diff
-    from torchparams.measure.spectra_report import Spectrum
+    from torchparams.measure.spectra_tree import Spectrum
     from torchparams.page.measuring import Target
     from torchparams.page.pictures import Picture
 

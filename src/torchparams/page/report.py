@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Engine, Progress
     from torchparams.info import ParameterInfo
     from torchparams.measure.diff import Diff
-    from torchparams.measure.spectra_report import Spectrum
+    from torchparams.measure.spectra_tree import Spectrum
     from torchparams.page.measuring import Target
     from torchparams.parameters import Parameters
 
@@ -182,7 +182,7 @@ def _spectra(params: Parameters, wanted: object, *, strict: bool, engine: Engine
     if wanted is None:
         return ()
     from torchparams.measure.spectra import spectra
-    from torchparams.measure.spectra_report import Spectra
+    from torchparams.measure.spectra_tree import Spectra
 
     return wanted if isinstance(wanted, Spectra) else spectra(params, wanted, strict=strict, engine=engine)
 

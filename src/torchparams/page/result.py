@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchparams.render.result import Result
-from torchparams.render.tree import Report, Text, human_bytes, plural, printable
+from torchparams.render.tree import Text, Tree, human_bytes, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,13 +64,13 @@ class Page(Result):
     html: bytes = field(repr=False)
     notes: tuple[str, ...] = ()
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """Label, counts and path."""
         title = self.label if self.other is None else f"{self.label} and {self.other}"
         said = [plural(self.tensors, "tensor"), plural(self.findings, "finding"), human_bytes(len(self.html))]
         where = "in memory: give a path to write it" if self.path is None else self.path
         lines = (Text(printable(title), "title"), Text(" · ".join(said), "dim"), Text(printable(where)))
-        return Report((*lines, *(Text(printable(note), "dim") for note in self.notes)))
+        return Tree((*lines, *(Text(printable(note), "dim") for note in self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """Labels, counts and path as JSON data."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchparams.measure.stats_report import number
+from torchparams.measure.stats_tree import number
 from torchparams.record.history import history
-from torchparams.record.history_report import History
+from torchparams.record.history_tree import History
 from torchparams.record.watchdogs import WATCHDOGS, YOUNG, RecordFinding, Seen
 from torchparams.render.result import Result
-from torchparams.render.tree import Column, Report, Row, Table, Text, plural, printable
+from torchparams.render.tree import Column, Row, Table, Text, Tree, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,14 +78,14 @@ class Diagnosis(Result):
             "moved": {name: {"ratio": ratio, "median": usual} for name, (ratio, usual) in self.moved.items()},
         }
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The first finding, the steps before it, what else moved, and the other findings."""
         parts: list[Text | Table] = [Text(printable(self.label), "title")]
         if self.steps is not None:
             parts.append(Text(f"steps {self.steps[0]:,} to {self.steps[1]:,}", "dim"))
         if self.first is None:
             parts.append(Text("no findings", "good"))
-            return Report(tuple(parts))
+            return Tree(tuple(parts))
         parts.append(Text(printable(f"first: {self.first}"), "error"))
         if self.before:
             columns = (Column("step", right=True), *(Column(key.replace("_", " "), right=True) for key in SHOWN))
@@ -103,7 +103,7 @@ class Diagnosis(Result):
             parts += [Text(printable(f"  {finding}")) for finding in rest[:10]]
             if len(rest) > 10:
                 parts.append(Text(f"  … {len(rest) - 10:,} more …", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
 
 def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnosis:

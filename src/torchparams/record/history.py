@@ -13,7 +13,7 @@ from torchparams.dtypes import DType
 from torchparams.errors import OptionError, SourceError
 from torchparams.info import ParameterInfo
 from torchparams.order import natural
-from torchparams.record.history_report import COLUMNS, NUMBERS, History
+from torchparams.record.history_tree import COLUMNS, NUMBERS, History
 from torchparams.record.store import is_record, read_head, read_table
 from torchparams.record.watchdogs import RecordFinding
 

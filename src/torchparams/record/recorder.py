@@ -20,7 +20,7 @@ from torchparams.record.reading import Reading
 from torchparams.record.store import Writer
 from torchparams.record.watchdogs import WATCHDOGS, YOUNG, Seen
 from torchparams.render.result import Result
-from torchparams.render.tree import Report, Text, plural, printable
+from torchparams.render.tree import Text, Tree, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -427,7 +427,7 @@ class Recorder(Result):
 
     # --- how it looks --------------------------------------------------------------------------------------
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """Steps, records, cost and findings."""
         steps = self._next - self._first
         line = (
@@ -438,7 +438,7 @@ class Recorder(Result):
         parts += [Text(printable(str(finding)), "warn") for finding in self.findings[:20]]
         if len(self.findings) > 20:
             parts.append(Text(f"… {len(self.findings) - 20:,} more findings …", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
 
 def _every(every: int | Mapping[str, int] | None) -> dict[str, int] | None:

@@ -1,21 +1,23 @@
-"""Base class of results: objects that render themselves as a report."""
+"""Base class of results: objects that render themselves as a tree of texts and tables."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from typing import Any
 
-from torchparams.render.tree import Report, Text, printable, to_html, to_text
+from torchparams.render.tree import Text, Tree, printable, to_html, to_text
 
 
 class Result(ABC):
-    """Base class of results: printing and notebooks show its report.
+    """Base class of results: printing and notebooks show its tree.
 
     `repr` never raises: a debugger may show a partly constructed result, or a table of a deleted file.
 
-    >>> from torchparams.render.tree import Report, Text
+    >>> from torchparams.render.tree import Tree, Text
     >>> class Greeting(Result):
-    ...     def report(self):
-    ...         return Report((Text("hello"),))
+    ...     def tree(self):
+    ...         return Tree((Text("hello"),))
     >>> print(Greeting())
     hello
     >>> Greeting()._repr_html_()
@@ -25,15 +27,20 @@ class Result(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def report(self) -> Report:
-        """The result as a report."""
+    def tree(self) -> Tree:
+        """The result as a tree of texts and tables."""
 
-    def _shown(self) -> Report:
-        """Report that printing shows."""
-        return self.report()
+    def report(self, *args: Any, **kwargs: Any) -> Tree:
+        """Deprecated name of `tree`, which will be removed in the next version."""
+        warnings.warn(f"{type(self).__name__}.report is now tree", DeprecationWarning, stacklevel=2)
+        return self.tree(*args, **kwargs)
+
+    def _shown(self) -> Tree:
+        """Tree that printing shows."""
+        return self.tree()
 
     def _title(self) -> str:
-        """Title of a result whose report fails."""
+        """Title of a result whose tree fails."""
         return type(self).__name__
 
     def __repr__(self) -> str:
@@ -48,7 +55,7 @@ class Result(ABC):
         try:
             return to_html(self._shown())
         except Exception as error:
-            return to_html(Report((Text(self._failed(error)),)))
+            return to_html(Tree((Text(self._failed(error)),)))
 
     def _failed(self, error: Exception) -> str:
         try:

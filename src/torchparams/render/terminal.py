@@ -1,4 +1,4 @@
-"""Print reports to a terminal, with colour and within its width."""
+"""Print trees of texts and tables to a terminal, with colour and within its width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchparams.render.tree import to_text
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from torchparams.render.tree import Report
+    from torchparams.render.tree import Tree
 
 # Only 256-colour codes that are legible on black and on white. The first 16 depend on the theme; yellow, cyan and green
 # among them are illegible on white in most themes.
@@ -30,13 +30,13 @@ _LOOKS = {
 }
 
 
-def print_report(report: Report, file: TextIO) -> None:
-    """Print a report: in the terminal's width and with colour on a terminal, as plain text otherwise.
+def print_tree(tree: Tree, file: TextIO) -> None:
+    """Print a tree: in the terminal's width and with colour on a terminal, as plain text otherwise.
 
     A pipe gets full names and no colour. FORCE_COLOR adds colour and the width of the controlling terminal, for a pager
     (`less -R`).
     """
-    text = to_text(report, width_for(file), painted) if has_colour(file) else to_text(report, width_for(file))
+    text = to_text(tree, width_for(file), painted) if has_colour(file) else to_text(tree, width_for(file))
     file.write(text + "\n")
 
 

@@ -1,6 +1,6 @@
-"""Reports: a small tree of texts and tables, independent of the output format.
+"""Trees of texts and tables: what a result shows, independent of the output format.
 
-A report can be printed (`str(report)`: plain text, by `to_text`), shown in a terminal with colour and limited width
+A tree can be printed (`str(tree)`: plain text, by `to_text`), shown in a terminal with colour and limited width
 (`torchparams.render.terminal`), or shown in a notebook (`to_html`). Programs read the attributes and `to_json()` of a
 result instead.
 """
@@ -88,7 +88,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Tree:
     """Sequence of texts and tables."""
 
     parts: tuple[Text | Table, ...] = field(default=())
@@ -177,9 +177,9 @@ def _plain(text: str, style: str) -> str:
     return text
 
 
-def to_text(report: Report, width: int | None = None, paint: Paint = _plain) -> str:
-    """Report as text, limited to `width` columns if given, and styled by `paint`."""
-    return "\n".join(line for part in report.parts for line in _lines(part, width, paint))
+def to_text(tree: Tree, width: int | None = None, paint: Paint = _plain) -> str:
+    """Tree as text, limited to `width` columns if given, and styled by `paint`."""
+    return "\n".join(line for part in tree.parts for line in _lines(part, width, paint))
 
 
 def _lines(part: Text | Table, width: int | None, paint: Paint) -> Iterator[str]:
@@ -270,9 +270,9 @@ def _line(
     return "  ".join(parts)
 
 
-def to_html(report: Report) -> str:
-    """Report as an HTML fragment, for notebooks."""
-    return "".join(_html(part) for part in report.parts)
+def to_html(tree: Tree) -> str:
+    """Tree as an HTML fragment, for notebooks."""
+    return "".join(_html(part) for part in tree.parts)
 
 
 _CSS = {

@@ -1,4 +1,4 @@
-"""Changes by `freeze` and `unfreeze`: their undo and their reports."""
+"""Changes by `freeze` and `unfreeze`: their undo and their trees."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_count,
     human_shape,
@@ -195,8 +195,8 @@ class Change(Result):
     ) -> None:
         self.undo()
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of the change.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of the change.
 
         Args:
             limit: Maximum number of parameters to list; None for all.
@@ -222,15 +222,15 @@ class Change(Result):
         parts += left_out_lines(self.left_out)
         share = f", {self.trainable / self.numel:.1%}" if self.numel else ""
         parts.append(Text(f"{_count(self.trainable)} of {_count(self.numel)} parameters are trainable{share}", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _title(self) -> str:
         already = len(self.names) - len(self.changed)
         title = f"{self.label}: {self.did} {plural(len(self.names), 'tensor')}"
         return f"{title}, {already:,} of them {self.before[1]} before" if already else title
 
-    def _record(self, limit: int | None) -> Report:
-        """Report of names read from JSON, without shapes or counts."""
+    def _record(self, limit: int | None) -> Tree:
+        """Tree of names read from JSON, without shapes or counts."""
         title = f"{plural(len(self.names), 'tensor')} to freeze; apply(model) freezes them"
         rows = [Row((name,)) for name in self.names]
         parts: list[Text | Table] = [
@@ -239,7 +239,7 @@ class Change(Result):
         ]
         if self.statistics:
             parts.append(Text(f"running statistics to stop in {which(self.statistics)}"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _notes(self) -> list[Text | Table]:
         return []

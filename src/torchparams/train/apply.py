@@ -10,7 +10,7 @@ from torchparams.left_out import LeftOut, left_out_lines
 from torchparams.parameters import Parameters
 from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, filled, human_shape, plural
+from torchparams.render.tree import Column, Row, Table, Text, Tree, cut, filled, human_shape, plural
 from torchparams.selectors import Selector
 from torchparams.sources.live.sharding import is_dtensor
 from torchparams.train._live import choose, refuse_codes
@@ -199,7 +199,7 @@ def refuse_without_values(tensors: Mapping[str, Any], where: str, *, meta: bool 
 
 
 def function_name(function: object) -> str:
-    """Name of a function for a report, such as `kaiming_normal_(a=0.1)`.
+    """Name of a function to show, such as `kaiming_normal_(a=0.1)`.
 
     >>> import functools
     >>> function_name(functools.partial(max, key=len))
@@ -241,8 +241,8 @@ class Applied(Result):
         """Names of the changed tensors, in the model's order."""
         return tuple(self.shapes)
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of the changed tensors.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of the changed tensors.
 
         Args:
             limit: Maximum number of tensors to list; None for all.
@@ -252,7 +252,7 @@ class Applied(Result):
         title = f"{self.label}: applied {self.function} to {plural(len(rows), 'tensor')}"
         table = Table(columns, cut(rows, limit, "tensors"))
         notes = (Text(filled(note), "warn") for note in self.notes)
-        return Report((Text(title, "title"), table, *left_out_lines(self.left_out), *notes))
+        return Tree((Text(title, "title"), table, *left_out_lines(self.left_out), *notes))
 
     def to_json(self) -> dict[str, Any]:
         """The change as JSON data."""

@@ -13,10 +13,10 @@ from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     listed,
     plural,
@@ -152,8 +152,8 @@ class Coverage(Result):
 
     # --- print -----------------------------------------------------------------------------------
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of all casts and mismatches, and the counts.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of all casts and mismatches, and the counts.
 
         Args:
             limit: Maximum number of rows of each kind; None for all.
@@ -177,7 +177,7 @@ class Coverage(Result):
             parts.append(Text(printable(f"renamed: {self.rename}")))
         parts += [Text(printable(note), "warn") for note in self.notes]
         parts.append(Text(self._counts(), "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _counts(self) -> str:
         casts, renames = len(self.cast), len(self.renamed)

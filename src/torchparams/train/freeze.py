@@ -6,7 +6,7 @@ mode, even if its parameters are frozen. `freeze` stops all three, and can be un
 
 **Which statistics stop.** Statistics stop in layers whose parameters are all frozen, at least one by this call. A layer
 without parameters (`affine=False`) follows the nearest enclosing module that has some. Half-frozen layers are still
-trained: their statistics continue, and the report lists them. Running statistics are those of the BatchNorm and
+trained: their statistics continue, and the result lists them. Running statistics are those of the BatchNorm and
 InstanceNorm families, of any class with a buffer called `running_mean` or `running_var`, and the power iteration of
 spectral norm.
 
@@ -184,9 +184,10 @@ class Frozen(Change):
     >>> import json
     >>> from torch import nn
     >>> import torchparams as tp
+    >>> from torchparams.train.freeze import Frozen
     >>> saved = json.dumps(tp.freeze(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "1.**").to_json())
     >>> fresh = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    >>> tp.Frozen.from_json(json.loads(saved)).apply(fresh).statistics
+    >>> Frozen.from_json(json.loads(saved)).apply(fresh).statistics
     ('1',)
     >>> fresh.train()[1].training
     False
@@ -216,12 +217,12 @@ class Frozen(Change):
         Save it with a checkpoint if a model is frozen in several steps.
 
         >>> from torch import nn
-        >>> import torchparams as tp
+        >>> from torchparams.train.freeze import Frozen
         >>> model = nn.Linear(3, 2).requires_grad_(False)
-        >>> tp.Frozen.of(model).names
+        >>> Frozen.of(model).names
         ('weight', 'bias')
         """
-        chosen = choose(model, None, "torchparams.Frozen.of")
+        chosen = choose(model, None, "Frozen.of")
         names = tuple(name for name, parameter in chosen.parameters().items() if not parameter.requires_grad)
         chosen = Chosen(chosen.source, chosen.records, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
@@ -264,7 +265,7 @@ class Frozen(Change):
         Raises:
             MismatchError: `model` lacks some of the parameters or layers. Nothing is changed.
         """
-        chosen = choose(model, None, "torchparams.Frozen.apply")
+        chosen = choose(model, None, "Frozen.apply")
         names = _found(self.names, chosen)
         chosen = Chosen(chosen.source, chosen.records, tuple(name for name in chosen.tensors if name in names))
         layers = Layers(chosen).by_name

@@ -17,10 +17,10 @@ from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     json_number,
     listed,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def gradients(model: object) -> Parameters:
-    """Gradients of a model as a table with the names of the parameters; every report works on it.
+    """Gradients of a model as a table with the names of the parameters; every verb works on it.
 
     The table is live: it shows the current `.grad`. Parameters without a gradient are not in it. An info describes the
     gradient (its shape, dtype, memory), with the owner and `requires_grad` of its parameter, so that `:norm` selects as
@@ -510,8 +510,8 @@ class GradNorms(Result, Tabular):
         except KeyError:
             raise UnknownName.among(name, [*self.members, *self.norms], self.label) from None
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of the norms, by group if there are groups, otherwise by parameter; non-finite values first.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of the norms, by group if there are groups, otherwise by parameter; non-finite values first.
 
         Args:
             limit: Maximum number of rows; None for all.
@@ -546,7 +546,7 @@ class GradNorms(Result, Tabular):
         if self.without:
             what = plural(len(self.without), "trainable parameter has", "trainable parameters have")
             parts.append(Text(f"{what} no gradient: {listed(self.without)}", "warn"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """The norms as JSON data."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NoMatch, OptionError, UnsupportedSource
 from torchparams.parameters import of
 from torchparams.render.tree import plural
-from torchparams.train._groups_report import Groups as Groups
-from torchparams.train._groups_report import Origin as Origin
+from torchparams.train._groups_tree import Groups as Groups
+from torchparams.train._groups_tree import Origin as Origin
 from torchparams.train._live import refuse_path
 from torchparams.train._shards import refuse_copies, refuse_views
 from torchparams.train.depth import depths

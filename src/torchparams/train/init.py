@@ -21,10 +21,10 @@ from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_shape,
     listed,
@@ -343,8 +343,8 @@ class Initialised(Result):
         """Names of the initialised tensors, in the model's order."""
         return tuple(self.by)
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
-        """Report of the initialised tensors.
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
+        """Tree of the initialised tensors.
 
         Args:
             limit: Maximum number of tensors to list; None for all.
@@ -370,7 +370,7 @@ class Initialised(Result):
         ):
             if names:
                 parts.append(Text(text.format(plural(len(names), "tensor"), listed(names)), style))
-        return Report((*parts, *left_out_lines(self.left_out)))
+        return Tree((*parts, *left_out_lines(self.left_out)))
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON data."""

@@ -12,10 +12,10 @@ from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_bytes,
     json_number,
@@ -173,7 +173,7 @@ class OptimizerState(Result, Mapping[str, Any]):
 
     # --- print -----------------------------------------------------------------------------------
 
-    def report(self, *, limit: int | None = ROWS_SHOWN) -> Report:
+    def tree(self, *, limit: int | None = ROWS_SHOWN) -> Tree:
         """Table of the parameters, the state of each, and the options of its group.
 
         Args:
@@ -205,7 +205,7 @@ class OptimizerState(Result, Mapping[str, Any]):
                 "dim",
             )
         )
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON data; tensors are described by shape and dtype, without values."""

@@ -23,7 +23,7 @@ from torchparams.errors import MismatchError, OptionError, PlanError, shorten
 from torchparams.expressions.combination import combines
 from torchparams.io.write import replace_file, telling
 from torchparams.render.result import Result
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, plural, printable
+from torchparams.render.tree import Column, Row, Table, Text, Tree, cut, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -350,8 +350,8 @@ class Extracted(Result):
     changes: tuple[Change, ...]
     left: tuple[str, ...]
 
-    def report(self) -> Report:
-        """Report of the changes, largest error first."""
+    def tree(self) -> Tree:
+        """Tree of the changes, largest error first."""
         columns = (
             Column("name", style="name", shrink=True),
             Column("shape", drop=2),
@@ -362,10 +362,10 @@ class Extracted(Result):
         worst = sorted(self.changes, key=lambda change: -change.error)
         rows = [Row((c.name, str(list(c.shape)), f"{c.rank}", f"{c.norm:.4g}", f"{c.error:.4g}")) for c in worst]
         parts: list[Text | Table] = [
-            *self.written.report().parts[:1],
+            *self.written.tree().parts[:1],
             Table(columns, cut(rows, _ROWS_SHOWN, "matrices")),
         ]
-        return Report((*parts, *(Text(printable(note)) for note in self.written.notes)))
+        return Tree((*parts, *(Text(printable(note)) for note in self.written.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON data."""

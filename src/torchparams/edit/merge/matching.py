@@ -47,7 +47,7 @@ class Tables:
             unchanged.
         infos: Infos from the first source, under the names written.
         dropped: Tensors that are not written, each with the reason.
-        notes: Notes for the report.
+        notes: Notes to show.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Made:
         outputs: Tensors with their own bytes.
         views: Other names and views of these bytes.
         dropped: Names that are not written, each with the reason.
-        notes: Notes for the report.
+        notes: Notes to show.
         metadata: Safetensors metadata for dropped names: name → name of the same tensor that is written.
     """
 

@@ -23,7 +23,7 @@ class Output:
     Attributes:
         name: Name in the target.
         expression: Expression that computes its values.
-        before: Name in the source if it was renamed; for reports.
+        before: Name in the source if it was renamed; to show.
     """
 
     name: str

@@ -19,10 +19,10 @@ from torchparams.io.write import STEM, check_target, free_or_raise
 from torchparams.render.result import Result
 from torchparams.render.tree import (
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_bytes,
     human_shape,
@@ -64,8 +64,8 @@ class Plan(Result):
         overwrite: Replace an existing target, once the new one is complete. A symbolic link is replaced, not its
             target.
         allow_overflow: Allow casts that turn finite values into infinity.
-        dropped: Entries of the sources that are not written, each with the reason; for the report.
-        notes: Notes for the report.
+        dropped: Entries of the sources that are not written, each with the reason; to show.
+        notes: Notes to show.
         index_metadata: Metadata for the index of a sharded checkpoint.
         config_json: Text of a `config.json` to write into the directory, or None.
 
@@ -285,8 +285,8 @@ class Plan(Result):
         """Bytes copied unchanged from file to file."""
         return sum(o.expression.nbytes for o in self.outputs if o.expression.spans() is not None)
 
-    def report(self, *, limit: int | None = _ROWS_SHOWN) -> Report:
-        """The plan as a report.
+    def tree(self, *, limit: int | None = _ROWS_SHOWN) -> Tree:
+        """The plan as a tree.
 
         Args:
             limit: Maximum number of tensors shown; None for all.
@@ -320,7 +320,7 @@ class Plan(Result):
                 "dim",
             ),
         ]
-        return Report((*parts, *remarks(self.dropped, self.notes)))
+        return Tree((*parts, *remarks(self.dropped, self.notes)))
 
     def _origin(self, output: Output) -> str:
         x = output.expression

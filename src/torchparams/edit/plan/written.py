@@ -9,10 +9,10 @@ from torchparams.render.result import Result
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_bytes,
     plural,
@@ -79,8 +79,8 @@ class Written(Result):
     dropped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def report(self) -> Report:
-        """Report of the run: one line, and a table of the casts that lost something.
+    def tree(self) -> Tree:
+        """Tree of the run: one line, and a table of the casts that lost something.
 
         A tensor with overflow or underflow has its own row. Tensors that are only rounded share one row per pair of
         dtypes.
@@ -114,7 +114,7 @@ class Written(Result):
         exact = len(self.casts) - len(lossy)
         if exact:
             parts.append(Text(f"{plural(exact, 'tensor')} cast without a change in value", "dim"))
-        return Report((*parts, *remarks(self.dropped, self.notes)))
+        return Tree((*parts, *remarks(self.dropped, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON data."""

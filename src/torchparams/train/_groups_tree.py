@@ -1,4 +1,4 @@
-"""Reports of parameter groups: as a table, as JSON, and for one parameter."""
+"""Trees of parameter groups: as a table, as JSON, and for one parameter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torchparams.render.result import Result
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_count,
     json_number,
@@ -177,13 +177,13 @@ class Groups(Result, list[dict[str, Any]]):
             raise UnknownName.among(name, self.origins, self.label)
         return found
 
-    def report(self, *, limit: int | None = 40) -> Report:
-        """The groups as a report, as printed.
+    def tree(self, *, limit: int | None = 40) -> Tree:
+        """The groups as a tree, as printed.
 
         Args:
             limit: Maximum number of parameters to list; None for all.
         """
-        return report(self, limit)
+        return _tree(self, limit)
 
     def to_json(self) -> dict[str, Any]:
         """The groups as JSON data: options and names, without tensors."""
@@ -196,8 +196,8 @@ class Groups(Result, list[dict[str, Any]]):
 # --- all of them ---------------------------------------------------------------------------------
 
 
-def report(groups: Groups, limit: int | None) -> Report:
-    """Report of the groups, the rules, and every parameter with its options and their origin."""
+def _tree(groups: Groups, limit: int | None) -> Tree:
+    """Tree of the groups, the rules, and every parameter with its options and their origin."""
     options = _options(groups)
     count = sum(len(group["params"]) for group in groups)
     parts: list[Text | Table] = [
@@ -213,7 +213,7 @@ def report(groups: Groups, limit: int | None) -> Report:
     if groups.frozen:
         text = f"left out, frozen: {plural(len(groups.frozen), 'tensor')}: {listed(groups.frozen)}"
         parts.append(Text(printable(text), "dim"))
-    return Report((*parts, *left_out_lines(groups.left_out)))
+    return Tree((*parts, *left_out_lines(groups.left_out)))
 
 
 def _options(groups: Groups) -> list[str]:
@@ -445,8 +445,8 @@ class Explained(Result):
     given: tuple[Given, ...]
     rules: tuple[str, ...]
 
-    def report(self) -> Report:
-        """The explanation as a report, as printed."""
+    def tree(self) -> Tree:
+        """The explanation as a tree, as printed."""
         where = "is in no group: it is frozen" if self.group is None else f"is in group {self.group}"
         deep = "" if self.depth is None else f", at depth {self.depth}"
         parts: list[Text | Table] = [Text(printable(f"{self.name} {where}{deep}"), "title")]
@@ -462,7 +462,7 @@ class Explained(Result):
                 for one in self.given
             )
             parts.append(Table(columns, rows))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as JSON data."""

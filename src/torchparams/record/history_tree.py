@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from torchparams.errors import OptionError, UnknownName
-from torchparams.measure.stats_report import number
+from torchparams.measure.stats_tree import number
 from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import Cell, Column, Report, Row, Table, Text, cut, json_number, plural, printable
+from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, cut, json_number, plural, printable
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class History(Result, Tabular):
             raise OptionError(f"there is no column {column!r}", exists="columns are " + ", ".join(NUMBERS))
         return replace(self, shown=column, limit=limit)
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The table: for each parameter, its norm and a curve of `shown` over the steps."""
         steps = self.steps
         span = f", {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f", {steps[0]:,}" if steps else ""
@@ -241,7 +241,7 @@ class History(Result, Tabular):
         parts += [Text(printable(str(finding)), "warn") for finding in self.findings[:10]]
         if len(self.findings) > 10:
             parts.append(Text(f"… {len(self.findings) - 10:,} more findings …", "dim"))
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def _shown_row(self, name: str) -> Row:
         found = self[name]

@@ -21,10 +21,10 @@ from torchparams.render.tabular import Tabular
 from torchparams.render.tree import (
     Cell,
     Column,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_count,
     human_shape,
@@ -135,9 +135,9 @@ class Stats(Result, Tabular):
         """Rows as a tuple."""
         return tuple(self.rows)
 
-    def report(self) -> Report:
-        """Report of the table, the flags, and unread tensors."""
-        return report(self)
+    def tree(self) -> Tree:
+        """Tree of the table, the flags, and unread tensors."""
+        return _tree(self)
 
     def to_json(self) -> dict[str, Any]:
         """The statistics as JSON data."""
@@ -162,8 +162,8 @@ class Stats(Result, Tabular):
 _Show = Callable[["TensorStats"], Cell | str]
 
 
-def report(stats: Stats) -> Report:
-    """Report of statistics; see `Stats.report`."""
+def _tree(stats: Stats) -> Tree:
+    """Tree of statistics; see `Stats.tree`."""
     limit, wide = stats.limit, stats.wide
     title = f"{stats.label} ({stats.format})"
     parts: list[Text | Table] = [Text(printable(title), "title")]
@@ -183,7 +183,7 @@ def report(stats: Stats) -> Report:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(stats.flags).items())
         parts.append(Text(f"flags: {kinds}", "warn"))
         parts += _lines(((flag.name, flag.reason) for flag in stats.flags), len(stats.flags), limit)
-    return Report(tuple(parts))
+    return Tree(tuple(parts))
 
 
 class _Lazy:

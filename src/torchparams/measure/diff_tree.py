@@ -19,10 +19,10 @@ from torchparams.render.tree import (
     Cell,
     Column,
     Gap,
-    Report,
     Row,
     Table,
     Text,
+    Tree,
     cut,
     human_count,
     human_shape,
@@ -166,9 +166,9 @@ class Diff(Result, Tabular):
         """Rows for other libraries: one per tensor, or one per group if grouped."""
         return self.rows if self.by is None else self.groups
 
-    def report(self) -> Report:
-        """Report of the differences, with a count of equal tensors."""
-        return report(self)
+    def tree(self) -> Tree:
+        """Tree of the differences, with a count of equal tensors."""
+        return _tree(self)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON data. Equal tensors are only counted."""
@@ -204,8 +204,8 @@ _WORDS = {
 }
 
 
-def report(diff: Diff) -> Report:
-    """Report of a comparison; see `Diff.report`."""
+def _tree(diff: Diff) -> Tree:
+    """Tree of a comparison; see `Diff.tree`."""
     parts: list[Text | Table] = [
         Text(printable(f"A  {diff.a}"), "title"),
         Text(printable(f"B  {diff.b}"), "title"),
@@ -243,7 +243,7 @@ def report(diff: Diff) -> Report:
         parts.append(Text(printable(f"more names match with --rename auto (rename='auto'): {diff.proposal}"), "warn"))
     if diff.counts["dtype"] and not diff.numeric:
         parts.append(Text("to compare values across dtypes, pass --numeric (numeric=True)", "dim"))
-    return Report(tuple(parts))
+    return Tree(tuple(parts))
 
 
 def _verdict(diff: Diff) -> Text:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import UnknownName
 from torchparams.left_out import left_out_lines
 from torchparams.measure.numbers import in_order
-from torchparams.measure.stats_report import number
+from torchparams.measure.stats_tree import number
 from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
-from torchparams.render.tree import Column, Report, Row, Table, Text, cut, json_number, plural, printable
+from torchparams.render.tree import Column, Row, Table, Text, Tree, cut, json_number, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -188,7 +188,7 @@ class Spectra(Result, Tabular):
         """The rows."""
         return self.rows
 
-    def report(self) -> Report:
+    def tree(self) -> Tree:
         """The table, and below it what was not measured."""
         parts: list[Text | Table] = [Text(printable(f"{self.label} ({self.format})"), "title")]
         if self.rows:
@@ -218,7 +218,7 @@ class Spectra(Result, Tabular):
             parts += [Text(f"  … {more:,} more …", "dim")] if (more := len(self.unread) - len(shown)) else []
         parts += [Text(self.narrow, "warn")] if self.narrow else []
         parts += left_out_lines(self.left_out)
-        return Report(tuple(parts))
+        return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
