@@ -85,8 +85,12 @@ class _Tree:
     def _child(self, node: int, component: str) -> tuple[int, str]:
         known = self._components.get(component)
         if known is None:
-            parts = _NUMBERS.split(component)  # words and numbers by turns
-            known = "\0".join(parts[::2]), "".join(map(_number_key, parts[1::2]))
+            word = component.rstrip("0123456789")
+            if not word or word.isalpha():  # nearly all: a word, and a number
+                known = (word, "") if word == component else (word + "\0", _number_key(component[len(word) :]))
+            else:
+                parts = _NUMBERS.split(component)  # words and numbers by turns
+                known = "\0".join(parts[::2]), "".join(map(_number_key, parts[1::2]))
             self._components[component] = known
         siblings = self._children[node]
         child = siblings.get(known[0])

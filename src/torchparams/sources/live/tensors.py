@@ -474,10 +474,11 @@ def _coded_parameters(records: LiveRecords) -> dict[str, Coded]:
     import torch
 
     found: dict[str, Coded] = {}
-    plain = (torch.nn.Parameter, torch.Tensor)
-    for name, tensor in records.tensors.items():
+    classes = set(map(type, records.tensors.values())) - {torch.nn.Parameter, torch.Tensor}
+    keeping = {cls for cls in classes if issubclass(cls, torch.nn.Parameter) and not dispatches(cls)}
+    for name, tensor in records.tensors.items() if keeping else ():
         cls = type(tensor)
-        if cls in plain or not issubclass(cls, torch.nn.Parameter) or dispatches(cls):
+        if cls not in keeping:
             continue
         state = next((key for key in _STATES if vars(tensor).get(key) is not None), None)
         if state is not None:
