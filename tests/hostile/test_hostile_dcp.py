@@ -143,7 +143,7 @@ def nameless(described: Any) -> None:
         (box(1, [7, 0], [7, 7]), f".metadata: '{NAME}' has the shape [13, 7], and a part [7:14, 0:7], which lies"),
         (box(1, [7], [6]), f".metadata: '{NAME}' has 2 dimensions, and a part of it 1 offsets and 1 sizes"),
         (share, ".metadata: '"),
-        (nameless, ".metadata: It says where 'ghost' lies, and not what that is"),
+        (nameless, ".metadata: It says where 'ghost' lies, but not its shape and dtype"),
     ],
 )  # fmt: skip
 def test_what_metadata_says_is_held_against_the_files(folder: Path, change: Callable[[Any], None], said: str) -> None:

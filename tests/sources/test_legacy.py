@@ -371,12 +371,12 @@ def test_storages_within_a_pickle_are_checked(tmp_path: Path) -> None:
         tmp_path, within(good + b"x"), opener=open_plain_pickle
     )
     other = legacy_file(whole(number(1)), [])
-    assert "torch.storage._load_from_bytes of something that is no storage" in refusal(
+    assert "torch.storage._load_from_bytes of something that is not a storage" in refusal(
         tmp_path, within(other), opener=open_plain_pickle
     )
     # One within another: the inner one is not read.
     nested = legacy_file(whole(load + row(b"C" + bytes([len(other)]) + other) + b"R"), [])
-    assert "of something that is no storage" in refusal(tmp_path, within(nested), opener=open_plain_pickle)
+    assert "of something that is not a storage" in refusal(tmp_path, within(nested), opener=open_plain_pickle)
 
 
 def test_storages_that_lie_nowhere_are_no_tensors(tmp_path: Path) -> None:

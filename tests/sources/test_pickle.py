@@ -274,7 +274,7 @@ def test_the_same_text_is_encoded_once() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"\x80\x02\xff.", "The pickle is broken at byte 2: 0xff is no operation of a pickle"),
+        (b"\x80\x02\xff.", "The pickle is broken at byte 2: 0xff is not an operation of a pickle"),
         (b"\x80\x09.", "The pickle is broken at byte 0: it is of protocol 9; 0 to 5 are known"),
         (b"K\x01R.", "The pickle is broken at byte 2: operation b'R' finds the stack empty"),
         (b"K\x01tN.", "The pickle is broken at byte 2: operation b't' finds the stack empty"),
@@ -298,7 +298,7 @@ def test_the_same_text_is_encoded_once() -> None:
         (b"V\\u12\n.", "The pickle is broken at byte 0: a UNICODE line that does not decode"),
         (b"T\xff\xff\xff\xff.", "The pickle is broken at byte 0: a string of -1 bytes"),
         (b"\x8b\xfe\xff\xff\xff.", "The pickle is broken at byte 0: an integer of -2 bytes"),
-        (b"Np99999999999\n.", "The pickle is broken at byte 1: 99999999999 is no index of the memo"),
+        (b"Np99999999999\n.", "The pickle is broken at byte 1: 99999999999 is not an index of the memo"),
         (b"NN\x93.", "The pickle is broken at byte 2: the name of a global is not text"),
         (b"(oN.", "The pickle is broken at byte 1: an object without its class"),
         (b"\x97N.", "The pickle is broken at byte 0: it needs out-of-band buffers, which no file holds"),

@@ -367,10 +367,10 @@ def test_a_shard_that_is_a_directory_or_a_pipe(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "byte 1: The index is not JSON: "),
-        ("{}", "A JSON file without a weight_map is no index of a checkpoint. It is an empty object."),
+        ("{}", "A JSON file without a weight_map is not the index of a checkpoint. It is an empty object."),
         (
             '{"model_type":"x","a":1}',
-            "A JSON file without a weight_map is no index of a checkpoint. Its keys are 'model_type', 'a'.",
+            "A JSON file without a weight_map is not the index of a checkpoint. Its keys are 'model_type', 'a'.",
         ),
         ('{"weight_map":[]}', "Its weight_map is an array, not an object"),
         ('{"weight_map":null}', "Its weight_map is null, not an object"),

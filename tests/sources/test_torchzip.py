@@ -360,8 +360,8 @@ def test_arrays_in_a_checkpoint(tmp_path: Path) -> None:
             assert_identical(source.numpy(name), expected.astype(expected.dtype.newbyteorder("=")))
         assert source.metadata == {
             "scalar": 1.5,
-            "words": "a numpy array that is no tensor",
-            "objects": "a numpy array that is no tensor",
+            "words": "a numpy array that is not a tensor",
+            "objects": "a numpy array that is not a tensor",
         }
         span = source.span("big")
         assert (span is None) == (protocol == 2)  # which spells bytes as text
@@ -480,7 +480,7 @@ def test_the_folder_is_found_under_any_name(tmp_path: Path) -> None:
 def test_no_pickle(tmp_path: Path) -> None:
     said = refusal(tmp_path, zipped({"archive/data/0": b"", "archive/version": b"3"}))
     assert said == (
-        "The zip is no torch checkpoint: it has no data.pkl in its top folder. "
+        "The zip is not a torch checkpoint: it has no data.pkl in its top folder. "
         "It holds archive/data/0, archive/version."
     )
     assert "It is empty" in refusal(tmp_path, zipped({}))

@@ -166,7 +166,7 @@ def test_a_storage_or_an_array_is_a_tensor() -> None:
     listing = Listing({"s": storage, "again": storage, "a": array, "none": none}, None, "a.pt")
     assert {name: entry.tensor.shape for name, entry in listing.names.items()} == {"s": (3,), "again": (3,), "a": (2,)}
     assert listing.names["s"].aliases == ["again"]
-    assert listing.metadata == {"none": "a numpy array that is no tensor"}
+    assert listing.metadata == {"none": "a numpy array that is not a tensor"}
 
 
 # --- metadata ----------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
     if tensors.shape(absmax) != (blocks,):
         return Refused(parts, f"The scales {shaped(tensors, absmax)} are not {blocks}")
     if tensors.shape(table) != (16,) or tensors.dtype(table) != "float32":
-        return Refused(parts, f"{shaped(tensors, table)} is no table of 16 values")
+        return Refused(parts, f"{shaped(tensors, table)} is not a table of 16 values")
     inner: int | None = None
     offset: Any = 0.0
     operands = [codes, absmax, table]
@@ -100,7 +100,7 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
         if tensors.shape(nested[0]) != (-(-blocks // inner),) or tensors.dtype(nested[0]) != "float32":
             return Refused(parts, f"The nested scales {shaped(tensors, nested[0])} are not {-(-blocks // inner)}")
         if tensors.shape(nested[1]) != (256,) or tensors.dtype(nested[1]) != "float32":
-            return Refused(parts, f"{shaped(tensors, nested[1])} is no table of 256 values")
+            return Refused(parts, f"{shaped(tensors, nested[1])} is not a table of 256 values")
         operands += nested
     elif tensors.dtype(absmax) != "float32":
         return Refused(parts, f"The scales {shaped(tensors, absmax)} are of another type than float32")

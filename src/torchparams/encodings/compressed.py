@@ -53,7 +53,7 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     size, zeros, order = name + "_shape", name + "_zero_point", name + "_g_idx"
     parts = (codes, scale, *tensors.present(zeros, order, size))
     if tensors.dtype(codes) != "int32" or len(tensors.shape(codes)) != 2 or 0 in tensors.shape(codes):
-        return Refused(parts, f"{shaped(tensors, codes)} is no matrix of int32")
+        return Refused(parts, f"{shaped(tensors, codes)} is not a matrix of int32")
     if size not in tensors:
         return Refused(parts, f"{quoted(size)} is missing")
     if tensors.shape(size) != (2,) or tensors.dtype(size) not in ("int64", "int32"):
@@ -79,7 +79,7 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
         operands.append(zeros)
     if order in tensors:
         if tensors.shape(order) != (columns,) or tensors.dtype(order) not in ("int32", "int64"):
-            return Refused(parts, f"{shaped(tensors, order)} is no list of groups")
+            return Refused(parts, f"{shaped(tensors, order)} is not a list of groups")
         operands.append(order)
     build = partial(
         _build, bits=width, shape=(rows, columns), group=group, has_zeros=zeros in tensors, has_order=order in tensors

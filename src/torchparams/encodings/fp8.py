@@ -49,7 +49,7 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         scale: The name of the scales.
         tensors: All tensors.
         family: What the name of the encoding begins with.
-        stated: The sides of a block, as a configuration says them; None where it says nothing.
+        stated: The sides of a block, as in a configuration; None where there is none.
     """
     parts = (codes, scale)
     shape = tensors.shape(codes)

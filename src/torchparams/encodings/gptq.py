@@ -35,7 +35,7 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
         return Refused(parts, f"{quoted(missing[0])} is missing")
     for name in (codes, zeros):
         if tensors.dtype(name) != "int32" or len(tensors.shape(name)) != 2 or 0 in tensors.shape(name):
-            return Refused(parts, f"{shaped(tensors, name)} is no matrix of int32")
+            return Refused(parts, f"{shaped(tensors, name)} is not a matrix of int32")
     if len(tensors.shape(scales)) != 2 or tensors.dtype(scales) not in ("float16", "bfloat16", "float32"):
         return Refused(parts, f"The scales {shaped(tensors, scales)} are no matrix of floats")
     outputs = tensors.shape(scales)[1]
@@ -59,7 +59,7 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
     if order in tensors:
         inputs = tensors.infos[order].numel
         if tensors.shape(order) != (inputs,) or tensors.dtype(order) not in ("int32", "int64"):
-            return Refused(parts, f"{shaped(tensors, order)} is no list of groups")
+            return Refused(parts, f"{shaped(tensors, order)} is not a list of groups")
     else:
         inputs = words * 32 // width
     if words != -(-inputs * width // 32):

@@ -1,7 +1,7 @@
 """The ranks of a process group that make one call together: they meet, and exchange objects and tensors.
 
-A collective that only some ranks enter waits until torch's own timeout, half an hour by default, and says nothing of
-the reason. So ranks meet first, in the store of the default process group: each writes what it is about to do, and
+A collective that only some ranks enter waits until torch's own timeout, half an hour by default, and does not
+name the reason. So ranks meet first, in the store of the default process group: each writes what it is about to do, and
 waits for the others to write the same.
 """
 

@@ -136,7 +136,7 @@ class Source(ABC):
         lacks come as ml_dtypes' types, sub-byte types unpacked to an element a byte.
 
         Raises:
-            NotReadable: The values cannot be had: a meta tensor, an opaque type.
+            NotReadable: There are no values to read: a meta tensor, an opaque type.
             LimitExceeded: They are larger than a limit allows.
         """
 

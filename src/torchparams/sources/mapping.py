@@ -473,7 +473,7 @@ class _Maker:
             # `isinstance` asks the class of parameters, which takes its time.
             plain = type(value) is torch.Tensor
             kind = "tensor" if plain or not isinstance(value, torch.nn.Parameter) else "parameter"
-            # state_dict() detaches: that such a tensor does not require grad says nothing of the parameter.
+            # state_dict() detaches: whether the parameter requires grad is lost.
             grad = True if value.requires_grad else False if kind == "parameter" else None
             storage = _tensor_storage(value, device)
             return live_tensor(

@@ -329,7 +329,7 @@ def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
     if "weight_map" not in index:
         keys = [quoted(key) for key in index]
         raise FileFormatError(
-            "a JSON file without a weight_map is no index of a checkpoint",
+            "a JSON file without a weight_map is not the index of a checkpoint",
             where=path,
             exists=f"its keys are {_some(keys)}" if keys else "it is an empty object",
         )

@@ -176,7 +176,7 @@ def _registering(found: Found) -> str:
     return f"To train it, write {trained}; to save and move it, self.register_buffer({found.attribute!r}, …)"
 
 
-# --- what it sees, and is no parameter --------------------------------------------------------------
+# --- what it sees, and is not a parameter --------------------------------------------------------------
 
 
 def _lazy(network: Network, access: Access) -> Iterator[Absent]:

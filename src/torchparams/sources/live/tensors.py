@@ -437,7 +437,7 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
 def class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
     """Qualified names of a module's class, and of that and all its base classes up to `nn.Module`.
 
-    A scripted module's own class says nothing: the one that it was compiled from comes before it.
+    The class of a scripted module is generic: the one that it was compiled from comes before it.
     """
     import torch
 

@@ -317,7 +317,7 @@ def _held(module: nn.Module, buffers: bool) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_odd_keys(root: nn.Module) -> None:
-    """Refuse a network of which a tensor's key is no text: it has no name.
+    """Refuse a network in which the key of a tensor is not text: it has no name.
 
     Raises:
         SourceError: There is such a key.

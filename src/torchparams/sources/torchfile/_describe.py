@@ -26,7 +26,7 @@ def describe(value: Any, depth: int = 2) -> str:
         shape = "lazy" if value.shape is None else " × ".join(map(str, value.shape)) or "scalar"
         return f"a tensor, {value.dtype} {shorten(shape)}"
     if kind is ArrayRef:
-        return describe(value.tensor) if value.tensor is not None else "a numpy array that is no tensor"
+        return describe(value.tensor) if value.tensor is not None else "a numpy array that is not a tensor"
     if kind is StorageRef:
         return f"a storage of {value.numel:,} × {value.dtype}"
     if kind is NumpyType:

@@ -210,7 +210,7 @@ class Machine(Operations):
         at = pos - 1
         op = self.data[at] if begin <= at < len(self.data) else 0
         if isinstance(error, Cut) or pos >= self.stop or pos + _FIXED.get(op, 0) > self.stop:
-            # Behind its end lies something else of the file, and what that means as operations says nothing.
+            # Other contents of the file follow the pickle; read as operations, they would name a wrong cause.
             detail = "" if not isinstance(error, Cut) else f", {error}" if at < self.stop else f", {_BEYOND}"
             return TruncatedFile(
                 f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}",

@@ -170,7 +170,7 @@ class Operations:
     def _index(self, line: bytes) -> int:
         index = self._number(line)
         if not 0 <= index < 1 << 32:
-            raise Malformed(f"{index} is no index of the memo")
+            raise Malformed(f"{index} is not an index of the memo")
         return index
 
     def _since_mark(self) -> list[Any]:
@@ -185,7 +185,7 @@ class Operations:
     # --- operations ----------------------------------------------------------------------------
 
     def _unknown(self, pos: int) -> int:
-        raise Malformed(f"0x{self.data[pos - 1]:02x} is no operation of a pickle")
+        raise Malformed(f"0x{self.data[pos - 1]:02x} is not an operation of a pickle")
 
     def _proto(self, pos: int) -> int:
         if self.data[pos] > 5:

@@ -94,7 +94,7 @@ class Listing:
 
     Attributes:
         names: Every name of a tensor, aliases too, with its entry; in the order of the file.
-        metadata: What is no tensor: plain values as they are, other objects described.
+        metadata: Other entries: plain values as they are, other objects described.
         left_out: Of these, the state of layers.
         mappings: The names of dicts with tensors in them, of the two outermost levels.
         structures: The tensors that are listed by the tensors that they keep their values in.
@@ -108,7 +108,7 @@ class Listing:
 
     Raises:
         UnknownName: There is no `inner`.
-        SourceError: Two tensors come to the same name, or `inner` is no tensor and holds none.
+        SourceError: Two tensors come to the same name, or `inner` is not a tensor and holds none.
         LimitExceeded: It is nested too deeply, or shared parts give it too many names.
     """
 

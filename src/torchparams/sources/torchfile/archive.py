@@ -201,7 +201,7 @@ def _find_folder(directory: ZipDirectory) -> str:
     shown = ", ".join(shorten(name, 40) for name in names[:4])
     more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
     raise FileFormatError(
-        f"the zip is no torch checkpoint: it has no {_PICKLE} in its top folder{what}",
+        f"the zip is not a torch checkpoint: it has no {_PICKLE} in its top folder{what}",
         where=where,
         exists=f"it holds {shown}{more}" if names else "it is empty",
         hint=hint,

@@ -295,7 +295,7 @@ class _Embedded:
         storage, end = read_legacy(machine, storages, begin, stop)
         outer.charge(outer.left - machine.left)
         if type(storage) is not StorageRef or storage.region is None or storage.region.start is None:
-            raise Malformed("torch.storage._load_from_bytes of something that is no storage")
+            raise Malformed("torch.storage._load_from_bytes of something that is not a storage")
         if end != stop:
             raise Malformed(f"{plural(stop - end, 'byte')} after the storage within the pickle")
         start = storage.region.start

@@ -44,7 +44,7 @@ Places = list[tuple[tuple[int, ...] | None, "Item"]]
 
 
 class Item(NamedTuple):
-    """Where a chunk, or an entry that is no tensor, lies.
+    """Where a chunk, or an entry that is not a tensor, lies.
 
     Attributes:
         file: The name of the file in the directory.
@@ -105,7 +105,7 @@ class Described:
                 self.tensors[name] = self._tensor(name, value, of_name)
         if places:
             name = next(iter(places))
-            raise self._error(f"it says where {shorten(repr(name))} lies, and not what that is")
+            raise self._error(f"it says where {shorten(repr(name))} lies, but not its shape and dtype")
         self._check_apart()
         self.paths = self._paths(fields.get("planner_data"))
 
@@ -286,5 +286,5 @@ def _is_component(value: Any) -> bool:
 
 
 def _is_entry(node: Any) -> bool:
-    """Whether a node stands for an entry that is no tensor; it has no attributes."""
+    """Whether a node stands for an entry that is not a tensor; it has no attributes."""
     return type(node) is Reduced and type(node.func) is Global and node.func.name == "BytesStorageMetadata"

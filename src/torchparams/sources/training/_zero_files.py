@@ -185,7 +185,7 @@ class OptimFile(_StateFile):
         world: How many ranks there are by its own account.
         groups: The flat float32 weights of each group.
         states: For each group, name → value of the optimizer's state.
-        beside: What of the optimizer is no tensor.
+        beside: Entries of the optimizer other than tensors.
     """
 
     def __init__(self, path: str, rank: int) -> None:
@@ -305,7 +305,7 @@ class ModelFile(_StateFile):
         module: Names of the model's own state dict.
         buffers: Which of them are buffers.
         shared: Name → the name of the parameter that it is tied to.
-        beside: What is no tensor.
+        beside: Entries other than tensors.
     """
 
     def __init__(self, path: str, rank: int) -> None:

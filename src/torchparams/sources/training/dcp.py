@@ -1,7 +1,7 @@
 """Directories of `torch.distributed.checkpoint` (DCP), which torchtitan, FSDP2 and Megatron write.
 
 `.metadata` is a pickle: the tensors with their sizes and chunks, and where each chunk lies. A chunk is a small torch
-zip within a `.distcp` file; so is an entry that is no tensor. Listing reads `.metadata` alone. It is held against the
+zip within a `.distcp` file; so is an entry that is not a tensor. Listing reads `.metadata` alone. It is held against the
 files: each chunk must lie in its file, no two share bytes, and together they tile their tensor.
 """
 
@@ -125,7 +125,7 @@ class DcpSource(PartedSource):
         return shown
 
     def _entry(self, item: Item, budget: list[int]) -> Any:
-        """The value of an entry that is no tensor, or a description of it."""
+        """The value of an entry that is not a tensor, or a description of it."""
         part = FilePart(self._data[item.file], item.start, item.stop)
         if part.read(0, min(4, part.size)) != b"PK\3\4":
             return plural(part.size, "byte")

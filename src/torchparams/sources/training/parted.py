@@ -142,7 +142,7 @@ def part_at(source: Source, tensor: TensorRef, name: str, path: str) -> Stored |
         path: The file.
 
     Raises:
-        FileFormatError: It is no tensor that can be read, or reaches beyond its storage.
+        FileFormatError: It is not a tensor that can be read, or reaches beyond its storage.
     """
     storage = tensor.storage
     shape = tensor.shape

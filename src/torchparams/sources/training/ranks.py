@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torchparams.io.filebytes import FileBytes
 
 _NAME = re.compile(r"(?P<stem>.+?)_world_size_(?P<world>\d{1,7})_rank_(?P<rank>\d{1,7})\.(?:pt|pth|bin)")
-_DEPTH, _NODES = 8, 10_000  # of a value that is no tensor
+_DEPTH, _NODES = 8, 10_000  # of a value that is not a tensor
 _MODEL = "model"
 
 
@@ -216,7 +216,7 @@ class _Rank:
         archive: The file.
         source: Its local tensors, by name.
         rows: Name → the tensor as this rank describes it.
-        beside: What is no tensor.
+        beside: Entries other than tensors.
         mappings: The dicts in it that hold others, of two levels.
     """
 
@@ -256,7 +256,7 @@ class _Rank:
         return FileFormatError(what, where=self.path)
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
-        """Name and node of every tensor; of what is no tensor, a copy or a description."""
+        """Name and node of every tensor; of other entries, a copy or a description."""
         root = self.archive.root
         if type(root) is not dict:
             raise self._error(f"a rank's file should hold a state dict, and holds {describe(root)}")

@@ -43,7 +43,7 @@ Place = tuple[int, int, tuple[int, ...]]
 """The group that a parameter is in, its first element there, and its shape."""
 
 _F32 = DType.of("float32")
-_DEPTH, _NODES = 8, 10_000  # of an entry that is no tensor
+_DEPTH, _NODES = 8, 10_000  # of an entry that is not a tensor
 
 
 def open_zero(path: str, folder: str, inner: str | None = None, label: str | None = None) -> ZeroSource:
