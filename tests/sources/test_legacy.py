@@ -199,7 +199,7 @@ def test_views_of_storages(tmp_path: Path) -> None:
 
 def test_old_files_spell_keys_and_words_in_other_ways(tmp_path: Path) -> None:
     word = b"U\x07storage"  # text of Python 2
-    pid = row(word, named("torch", "FLoatStorage"), number(94), b"U\x03cpu", number(2), b"N") + b"Q"
+    pid = row(word, named("torch", "FloatStorage"), number(94), b"U\x03cpu", number(2), b"N") + b"Q"
     contents = legacy_file(whole(table({"w": tensor(pid, [2], [1])})), [("", 2, floats(1, 2))], keys=[94])
     assert open_legacy(written(tmp_path, contents)).numpy("w").tolist() == [1, 2]
 

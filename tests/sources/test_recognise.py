@@ -137,7 +137,7 @@ def test_a_part_of_a_distributed_checkpoint(tmp_path: Path, capsys: Captured) ->
         ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "sampler.bin", "scaler.pt"),
         ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
     ],
-    ids=["trainer", "accelerate", "DeepSpeed"],
+    ids=["trainer", "accelerate", "deepspeed"],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
 def test_a_trainers_directory_is_its_model(tmp_path: Path, beside: tuple[str, ...], name: str) -> None:

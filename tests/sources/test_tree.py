@@ -257,11 +257,11 @@ def test_an_inner_that_is_not_there() -> None:
     with pytest.raises(UnknownName) as caught:
         names(root, "model.q")
     assert str(caught.value).startswith(
-        "a.pt: there is no 'q' in 'model'. there are w (a tensor, float32 2), b (a tensor, float32 2)"
+        "a.pt: There is no 'q' in 'model'. There are w (a tensor, float32 2), b (a tensor, float32 2)"
     )
     with pytest.raises(UnknownName) as caught:
         names(root, "x.y")
-    assert "there is no 'y' in 'x'. 'x' is a tensor, float32 2" in str(caught.value)
+    assert "There is no 'y' in 'x'. 'x' is a tensor, float32 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Directories of `torch.distributed.checkpoint` (DCP), which torchtitan, FSDP2 and Megatron write.
 
 `.metadata` is a pickle: the tensors with their sizes and chunks, and where each chunk lies. A chunk is a small torch
-zip within a `.distcp` file; so is an entry that is not a tensor. Listing reads `.metadata` alone. It is held against the
-files: each chunk must lie in its file, no two share bytes, and together they tile their tensor.
+zip within a `.distcp` file; so is an entry that is not a tensor. Listing reads `.metadata` alone. It is held against
+the files: each chunk must lie in its file, no two share bytes, and together they tile their tensor.
 """
 
 from __future__ import annotations
