@@ -434,3 +434,95 @@ def test_it_looks_as_it_did(scene: str, browser: Any, request: pytest.FixtureReq
     small = np.asarray(now.resize(before.size, Image.Resampling.BOX), np.int16)
     difference = abs(small - np.asarray(before, np.int16)).max(axis=2)
     assert (difference > 40).mean() < 0.015, f"{(difference > 40).mean():.1%} of it differ from {kept}"
+
+
+# --- over the steps of a training -----------------------------------------------------------------
+
+NASTY = '</script><img src=x onerror="alert(1)">\u202e'
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of a training whose learning rate explodes at step 6."""
+    torch.manual_seed(0)
+    blocks = [torch.nn.ModuleDict({NASTY: torch.nn.Linear(8, 8), "out": torch.nn.Linear(8, 8)}) for _ in range(LAYERS)]
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(blocks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    path = tmp_path_factory.mktemp("training") / "run"
+    with tp.Recorder(model, optimizer, path, every=1, quiet=True) as recorder:
+        for step in range(8):
+            optimizer.zero_grad()
+            x = torch.randn(16, 8)
+            for block in blocks:
+                x = x + block["out"](torch.tanh(block[NASTY](x)))
+            loss = (x**2).mean()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = 1e3 if step == 6 else 0.05
+            optimizer.step()
+            recorder.log(**{NASTY: float(step), "loss": loss.item()})
+            recorder.step()
+    return path
+
+
+def test_the_slider_shows_another_step_in_every_view(browser: Any, training: Path, tmp_path: Path) -> None:
+    tp.report(training, tmp_path / "r.html")
+    history = tp.history(training)
+    names = [name for name in history.names if name.endswith("out.weight")]
+    with opened(browser, tmp_path / "r.html") as found:
+        page = found.ready()
+        slider, heat, said = page.get_by_role("slider", name="Step"), page.locator("#layers canvas").first, page.locator("#steps output")
+
+        def at(step: int) -> np.ndarray[Any, Any]:
+            """The colours at a step; the tables and the attributes of the views are those of the step."""
+            page.locator(f"#layers canvas[data-step='{step}']").first.wait_for()
+            assert page.locator("#modules svg").get_attribute("data-step") == str(step)
+            assert said.text_content() == f"step {step} · {step + 1} of 8"
+            for key in ("weight_norm", "std", "max_abs", "grad_norm", "update_ratio"):
+                rows = page.locator("#tensors .rows .row").filter(has=page.locator("[title$='.out.weight']"))
+                texts = rows.locator(f"[data-key={key}]").all_text_contents()
+                expected = [history[name][key][step] for name in names]
+                assert [shown(text) if text != "–" else np.nan for text in texts] == pytest.approx(
+                    expected, rel=5e-3, nan_ok=True
+                )
+            return np.asarray(Image.open(BytesIO(heat.screenshot())).convert("RGB"), np.int16)
+
+        page.select_option("#statistic", "update_ratio")
+        last = at(7)
+        slider.focus()
+        page.keyboard.press("Home")
+        first = at(0)
+        page.keyboard.press("ArrowRight")
+        second = at(1)
+        assert (first != second).any()  # there is no update ratio before the second record
+        assert (second != last).any()
+        page.get_by_role("button", name="Next step").click()
+        at(2)
+
+        # The loss over the steps, with a line at the step that is shown.
+        curve = page.locator(".logged .curve")
+        assert page.locator(".logged select option").all_text_contents() == [NASTY.replace("\u202e", "\\u202e"), "loss"]
+        assert curve.get_attribute("data-points") == "8"
+        assert curve.get_attribute("d").count("L") == 7
+        assert page.locator(".logged .now").get_attribute("data-step") == "2"
+
+        # A finding leads to its tensor at its step.
+        item = page.locator("#overview .finding-items li").first
+        finding = next(each for each in history.findings if each.name == item.locator("button").get_attribute("data-name"))
+        item.locator("button").click()
+        at(finding.step)
+        sheet = page.locator("#tensor")
+        assert f"step {finding.step}" in sheet.locator(".callout").first.text_content()
+        curves = sheet.locator("[data-chart='Over the steps'] .curve")
+        counts = [int(each.get_attribute("data-points")) for each in curves.all()]
+        series = history[finding.name]
+        assert counts == [int((series[key] > 0).sum()) for key in ("update_ratio", "weight_norm", "grad_norm")]
+        sheet.get_by_role("group", name="Scale of the curves").get_by_role("button", name="linear").click()
+        assert curves.count() == 3
+
+        # The keys of the slider keep the focus while the sheet is open.
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        at(finding.step - 1)
+        assert page.evaluate("document.activeElement.id") == "step"
+        assert sheet.locator(".now").first.get_attribute("data-step") == str(finding.step - 1)

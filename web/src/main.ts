@@ -8,6 +8,7 @@ import { State } from './state'
 import { HeatMap } from './views/heatmap'
 import { Icicle } from './views/icicle'
 import { overview } from './views/overview'
+import { overSteps } from './views/slider'
 import { Ridgelines } from './views/ridgelines'
 import { TensorTable } from './views/table'
 import { TensorSheet } from './views/tensor'
@@ -66,7 +67,7 @@ document.addEventListener('keydown', (event) => {
 })
 
 const statistics = element('statistic') as HTMLSelectElement
-const groups = { difference: 'Difference of B from A', values: 'Values', size: 'Size' }
+const groups = { steps: 'At the step', difference: 'Difference of B from A', values: 'Values', size: 'Size' }
 for (const [group, label] of Object.entries(groups)) {
   const options = state.statistics.filter((statistic) => statistic.group === group)
   if (options.length) statistics.append(h('optgroup', { label }, ...options.map((each) => h('option', { value: each.key }, each.label))))
@@ -81,6 +82,7 @@ const range = choice('Range of colours', [['all', 'overall'], ['role', 'per role
   state.emit('statistic')
 })
 element('tools').append(scale, range)
+overSteps(state, element('steps'))
 
 function tools(): void {
   if (input.value !== state.selector) input.value = state.selector
@@ -132,7 +134,7 @@ overview(state, element('overview'))
 tools()
 state.listen((change) => {
   tools()
-  if (change === 'tensor' || change === 'statistic' || change === 'selection') remember()
+  if (change !== 'theme') remember()
 })
 new HeatMap(state, element('layers-view'))
 new TensorTable(state, element('tensors-view'))
@@ -157,6 +159,7 @@ function remember(): void {
   if (state.selector) parts.set('select', state.selector)
   if (state.statistic !== state.statistics[0]) parts.set('by', state.statistic.key)
   if (state.open !== null) parts.set('tensor', model.names[state.open])
+  if (model.over && model.over.at < model.over.steps.length - 1) parts.set('step', String(model.over.step))
   const text = parts.toString()
   try {
     history.replaceState(null, '', text ? `#${text}` : '#')
@@ -171,6 +174,8 @@ function recall(): void {
   if (by) state.choose(by)
   const text = parts.get('select')
   if (text) state.select(text)
+  const step = Number(parts.get('step') ?? NaN)
+  if (model.over && Number.isFinite(step)) state.go(model.over.placeOf(step))
   const row = parts.has('tensor') ? model.names.indexOf(parts.get('tensor')!) : -1
   if (row >= 0) state.show(row)
 }

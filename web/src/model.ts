@@ -1,6 +1,7 @@
 /** The tensors, their columns, and where each stands: its stack of layers, its layer, its role. */
 import { type Finding, type Numbers, type Payload, type Source, type Statistics, unpack, Words } from './payload'
 import { isNumber } from './selector/table'
+import { Steps } from './steps'
 
 export interface Histogram {
   low: number
@@ -38,12 +39,12 @@ export class Columns {
   }
 
   read(row: number): boolean {
-    return this.get('read')[row] === 1
+    return this.has('read') && this.get('read')[row] === 1
   }
 
   histogram(row: number): Histogram | null {
-    const { bins } = this.form.histogram
     if (!this.read(row)) return null
+    const { bins } = this.form.histogram
     const low = this.get('histogram.low')[row]
     let counts = this.get('histogram.counts').subarray(row * bins, (row + 1) * bins)
     if (Number.isNaN(low)) return null
@@ -133,12 +134,14 @@ export class Model {
   readonly source: Source
   readonly other: Source | null
   readonly a: Columns
+  /** The numbers over the steps of a training; null in other reports. */
+  readonly over: Steps | null
   readonly b: Columns | null
   readonly difference: Columns | null
   readonly status: Words<string> | null
   readonly findings: Finding[]
-  /** Row → its findings, with the reason of each. */
-  readonly flagged = new Map<number, [Finding, string][]>()
+  /** Row → its findings, with the reason of each, and its step in a report over steps. */
+  readonly flagged = new Map<number, [Finding, string, number?][]>()
   readonly stacks: Stack[]
   readonly spots: Spot[]
 
@@ -166,16 +169,17 @@ export class Model {
     this.dtypes = Object.assign(Object.create(null), payload.dtypes)
     this.source = payload.source
     this.other = payload.other ?? null
-    this.a = new Columns(payload.a)
+    this.a = new Columns(payload.a ?? ({} as Statistics))
+    this.over = payload.history ? new Steps(payload.history, this.size) : null
     this.b = payload.b ? new Columns(payload.b) : null
     this.difference = payload.difference ? new Columns(payload.difference as never) : null
     this.status = payload.difference ? Words.from(payload.difference.status as never) : null
     this.findings = payload.findings
     for (const finding of this.findings) {
-      for (const [row, reason] of finding.items) {
+      for (const [row, reason, step] of finding.items) {
         const known = this.flagged.get(row)
-        if (known) known.push([finding, reason])
-        else this.flagged.set(row, [[finding, reason]])
+        if (known) known.push([finding, reason, step])
+        else this.flagged.set(row, [[finding, reason, step]])
       }
     }
     ;[this.stacks, this.spots] = stacksOf(this.names)

@@ -13,12 +13,13 @@ export interface Item extends Array<unknown> {
   1: string
 }
 export interface Finding {
-  from: 'stats' | 'audit'
+  from: 'stats' | 'audit' | 'record'
   id: string
   severity: 'error' | 'warning' | 'note'
   title: string
   count: number
-  items: [number, string][]
+  /** Row, reason, and in a report over steps, the step. */
+  items: [number, string, number?][]
   what?: string
   why?: string
   fix?: string
@@ -79,6 +80,22 @@ export interface Spectrum {
   spikes: number | null
   errors: Record<string, number | null>
 }
+/** A number that was logged over the steps. */
+export interface Logged {
+  name: string
+  /** How many were logged; `steps` and `values` may hold fewer. */
+  count: number
+  steps: Packed
+  values: Packed
+}
+/** The numbers of a training over its steps. */
+export interface History {
+  steps: Packed
+  /** Steps × tensors; NaN where a step has none. */
+  columns: Record<string, Packed>
+  numbers: Logged[]
+  notes: string[]
+}
 export interface Payload {
   version: number
   source: Source
@@ -103,13 +120,15 @@ export interface Payload {
     aliases: Record<string, string[]>
     raw: Record<string, string>
   }
-  a: Statistics
+  /** Left out in a report over steps. */
+  a?: Statistics
   b?: Statistics
   difference?: Record<string, unknown> & { reasons: Record<string, string> }
   unread: Record<string, string>
   findings: Finding[]
   spectra: Record<string, Spectrum>
   pictures: Record<string, Picture>
+  history?: History
 }
 
 export type Numbers = Uint8Array | Uint16Array | Uint32Array | Int16Array | Float32Array | Float64Array

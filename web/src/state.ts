@@ -5,7 +5,7 @@ import { SelectorError } from './selector/errors'
 import { type Mask, Table } from './selector/table'
 import { type Statistic, statisticsOf, together } from './statistics'
 
-type Change = 'selection' | 'statistic' | 'theme' | 'tensor' | 'data'
+type Change = 'selection' | 'statistic' | 'theme' | 'tensor' | 'data' | 'step'
 
 export class State {
   readonly table: Table
@@ -14,6 +14,8 @@ export class State {
   log = true
   /** Whether colours run over each role by itself. */
   perRole = false
+  /** Whether colours run over all steps, so that a colour means the same at each. */
+  allSteps = true
   selector = ''
   /** Which rows are selected; null for all. */
   mask: Mask | null = null
@@ -36,7 +38,8 @@ export class State {
   }
 
   emit(change: Change): void {
-    this.#colours = null
+    // Colours over all steps stay as they are from step to step.
+    if (change !== 'tensor' && !(change === 'step' && this.allSteps)) this.#colours = null
     for (const listener of this.#listeners) listener(change)
   }
 
@@ -71,6 +74,14 @@ export class State {
     this.emit('tensor')
   }
 
+  /** Shows another step of a training, by its place. */
+  go(at: number): void {
+    const { over } = this.model
+    if (!over) return
+    over.at = Math.max(0, Math.min(over.steps.length - 1, Math.round(at)))
+    this.emit('step')
+  }
+
   hit(row: number): boolean {
     return this.mask === null || this.mask[row] === 1
   }
@@ -82,6 +93,10 @@ export class State {
   }
 
   *#cells(): Generator<number> {
-    for (const stack of this.model.stacks) for (const rows of stack.cells.values()) yield together(this.statistic, rows, this.model.numel)
+    const { statistic, model } = this
+    const { over } = model
+    const steps = over && this.allSteps && statistic.group === 'steps' ? over.steps.length : 0
+    const shown = steps ? Array.from({ length: steps }, (_, at) => ({ ...statistic, value: (row: number) => over!.value(statistic.key, row, at) })) : [statistic]
+    for (const each of shown) for (const stack of model.stacks) for (const rows of stack.cells.values()) yield together(each, rows, model.numel)
   }
 }

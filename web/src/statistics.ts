@@ -15,13 +15,13 @@ export interface Statistic {
   /** How the values of several tensors become that of a cell. */
   together: 'mean' | 'max' | 'sum'
   format(value: number): string
-  group: 'values' | 'size' | 'difference'
+  group: 'values' | 'size' | 'difference' | 'steps'
 }
 
 /** All statistics that a report has. */
 export function statisticsOf(model: Model): Statistic[] {
   const found: Statistic[] = []
-  const { a, difference } = model
+  const { a, difference, over } = model
   const add = (
     key: string,
     label: string,
@@ -49,6 +49,12 @@ export function statisticsOf(model: Model): Statistic[] {
     add('angle', '1 − cosine', '1 − cosine of the angle between A and B', 'log', (row) => 1 - difference.get('cosine')[row], number, 'mean', 'difference')
     add('sqnr', 'SQNR', 'signal to noise of B as A quantised, in dB: 20·log₁₀(‖A‖ / ‖B − A‖)', 'linear', compared('sqnr'), (v) => `${number(v)}${Number.isFinite(v) ? ' dB' : ''}`, 'mean', 'difference')
     add('maxdiff', 'max |B − A|', 'greatest difference of two elements', 'log', compared('max'), number, 'max', 'difference')
+  }
+  if (over) {
+    for (const [key, label, about, scale, format, together] of OVER_STEPS) {
+      if (over.keys.includes(key)) add(key, label, about, scale, (row) => over.value(key, row), format, together, 'steps')
+    }
+    return [...found, ...sizesOf(model)]
   }
   add('std', 'std', 'standard deviation of the finite values', 'log', column('std'))
   add('mean', 'mean', 'mean of the finite values', 'diverging', column('mean'))
@@ -78,11 +84,27 @@ export function statisticsOf(model: Model): Statistic[] {
     add('tail_exponent', 'tail exponent', 'exponent of a power law fitted to the tail of the eigenvalues σ²', 'linear', figure('tail_exponent'))
     add('spikes', 'spikes', 'singular values above the Marchenko–Pastur edge', 'linear', figure('spikes'), count)
   }
-  add('bpw', 'bits per weight', 'bits that are stored for an element, scales included', 'linear', (row) =>
-    model.numel[row] ? (8 * model.nbytes[row]) / model.numel[row] : NaN, number, 'mean', 'size')
-  add('numel', 'elements', 'count of elements', 'log', (row) => model.numel[row], human, 'sum', 'size')
-  add('nbytes', 'bytes', 'bytes as stored', 'log', (row) => model.nbytes[row], bytes, 'sum', 'size')
-  return found
+  return [...found, ...sizesOf(model)]
+}
+
+/** Columns of a history: key, label, what it is, scale, format, and how several become one. */
+const OVER_STEPS: [string, string, string, Scale, (value: number) => string, Statistic['together']][] = [
+  ['weight_norm', 'weight norm', 'L2 norm of the finite values', 'log', number, 'mean'],
+  ['std', 'std', 'standard deviation of the finite values', 'log', number, 'mean'],
+  ['max_abs', 'max |x|', 'greatest magnitude of a finite value', 'log', number, 'max'],
+  ['zeros', 'zeros', 'share of the values that are 0', 'linear', share, 'mean'],
+  ['nonfinite', 'non-finite', 'count of NaN and ±Inf', 'linear', count, 'sum'],
+  ['grad_norm', 'gradient norm', 'L2 norm of the finite values of the gradient', 'log', number, 'mean'],
+  ['update_ratio', 'update ratio', 'L2 norm of the update, divided by the norm before it', 'log', number, 'mean'],
+]
+
+function sizesOf(model: Model): Statistic[] {
+  const bits = (row: number) => (model.numel[row] ? (8 * model.nbytes[row]) / model.numel[row] : NaN)
+  return [
+    { key: 'bpw', label: 'bits per weight', about: 'bits that are stored for an element, scales included', scale: 'linear', value: bits, together: 'mean', format: number, group: 'size' },
+    { key: 'numel', label: 'elements', about: 'count of elements', scale: 'log', value: (row) => model.numel[row], together: 'sum', format: human, group: 'size' },
+    { key: 'nbytes', label: 'bytes', about: 'bytes as stored', scale: 'log', value: (row) => model.nbytes[row], together: 'sum', format: bytes, group: 'size' },
+  ]
 }
 
 /** The value of several tensors together: a mean is one of all their elements. */

@@ -26,6 +26,7 @@ export function tensorTip(state: State, row: number, x: number, y: number, more:
   const facts: [string, string][] = []
   const fact = (label: string, value: string) => facts.push([label, value])
   fact(state.statistic.label, state.statistic.format(state.statistic.value(row)))
+  if (model.over) fact('step', count(model.over.step))
   if (a.read(row)) {
     const values = a.get('values')[row]
     const shown = state.statistic.key
@@ -48,8 +49,8 @@ export function tensorTip(state: State, row: number, x: number, y: number, more:
     ),
     factList(facts),
     reason ? h('div', { class: 'tip-note' }, `not read: ${reason}`) : null,
-    ...(model.flagged.get(row) ?? []).slice(0, 3).map(([finding, text]) =>
-      h('div', { class: `tip-finding ${finding.severity}` }, text || finding.title),
+    ...(model.flagged.get(row) ?? []).slice(0, 3).map(([finding, text, step]) =>
+      h('div', { class: `tip-finding ${finding.severity}` }, step === undefined ? null : `step ${count(step)}: `, text || finding.title),
     ),
     more,
   )

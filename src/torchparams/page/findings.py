@@ -1,4 +1,4 @@
-"""Findings of the page: flags of `stats`, and findings of an audit."""
+"""Findings of the page: flags of `stats`, and findings of an audit and of the watchdogs of a record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torchparams.lint.findings import Audit
     from torchparams.measure.flags import Flag
     from torchparams.parameters import Parameters
+    from torchparams.record.watchdogs import RecordFinding
 
 MOST = 1000
 """Maximum number of tensors of a finding; further ones are counted."""
@@ -60,6 +61,29 @@ def of_audit(audit: Audit, places: Mapping[str, int]) -> list[dict[str, Any]]:
             "names": [name for name in finding.names[:MOST] if name not in places],
         }
         for finding in audit.findings
+    ]
+
+
+def of_record(findings: Iterable[RecordFinding], places: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One finding for each rule of a watchdog, with the message and the step for each tensor, by its first step."""
+    from torchparams.record.watchdogs import WATCHDOGS
+
+    about = {watchdog.name: watchdog.about for watchdog in WATCHDOGS}
+    rules: dict[str, list[RecordFinding]] = {}
+    for finding in findings:
+        rules.setdefault(finding.rule, []).append(finding)
+    return [
+        {
+            "from": "record",
+            "id": rule,
+            "severity": "error" if rule.startswith("nonfinite") else "warning",
+            "title": rule.replace("-", " ").capitalize(),
+            "why": about.get(rule, ""),
+            "count": len(found),
+            "items": [[places[each.name], each.message, each.step] for each in found[:MOST] if each.name in places],
+            "names": [str(each) for each in found[:MOST] if each.name not in places],
+        }
+        for rule, found in rules.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Write a report: one HTML file that shows a checkpoint or a model, or the difference of two."""
+"""Write a report: one HTML file that shows a checkpoint or a model, the difference of two, or a history."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torchparams.page import findings as found_of
 from torchparams.page import payload
 from torchparams.page.measured import DETAILED
 from torchparams.page.measuring import measure, pictures_of
+from torchparams.page.over_steps import history_of, over_steps
 from torchparams.page.result import Page, page_of
 from torchparams.parameters import of
 
@@ -45,8 +46,10 @@ def report(
     `stats` and `diff`, rounded to float32. With more than 5,000 tensors, histograms have 12 intervals instead of 64,
     and counts by power of two and the kurtosis of small tensors are left out.
 
+    Of the record of a training or a `History`, the page shows the numbers over the steps, with a slider.
+
     Args:
-        x: Model, checkpoint, mapping of tensors, or `Parameters`.
+        x: Model, checkpoint, mapping of tensors, or `Parameters`; the directory of a record, or a `History`.
         path: HTML file to write; an existing file is replaced. None for a report in memory, which a notebook shows.
         selector: Tensors to show; None for all.
         other: Second target, to show how its values differ from `x`.
@@ -61,7 +64,7 @@ def report(
 
     Raises:
         NoMatch: A branch of a selector matches nothing.
-        OptionError: The path does not end in `.html`.
+        OptionError: The path does not end in `.html`; or an option is not one of a report over steps.
         SourceError: A source cannot be read.
         WriteError: Writing failed; an existing file is unchanged.
 
@@ -72,12 +75,25 @@ def report(
     (2, None, b'<!doctype html>')
     """
     target = None if path is None else _target(path)
+    history = history_of(x, selector, strict=strict)
+    if history is not None:
+        asked = {"other": other, "spectra": spectra, "pictures": pictures, "buffers": buffers or None}
+        asked["rename"] = None if rename == "auto" else rename
+        for option, value in asked.items():
+            if value is not None:
+                raise OptionError(f"a report over steps takes no {option}", where=history.label)
+        return _written(over_steps(history, selector), target)
     params = _chosen(of(x, buffers=buffers), selector, strict)
     a = measure(params, engine=engine, progress=progress)
     compared = b = None
     if other is not None:
         compared, b = _compare(params, other, selector, rename, buffers, engine, progress)
     form = _payload(a, b, compared, spectra, pictures, strict=strict, engine=engine)
+    return _written(form, target)
+
+
+def _written(form: dict[str, Any], target: str | None) -> Page:
+    """The page of some data, written if there is a path."""
     html = page_of(form)
     notes: tuple[str, ...] = ()
     if target is not None:
@@ -85,10 +101,10 @@ def report(
 
         notes = write_file(target, html)
     return Page(
-        label=params.source.label,
-        other=None if compared is None else compared.b,
+        label=form["source"]["label"],
+        other=form["other"]["label"] if "other" in form else None,
         tensors=len(form["table"]["names"]),
-        findings=sum(1 for each in form["findings"]),
+        findings=len(form["findings"]),
         path=target,
         html=html,
         notes=notes,

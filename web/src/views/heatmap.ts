@@ -160,6 +160,7 @@ export class HeatMap {
         })
       }
       context.globalAlpha = 1
+      if (state.model.over) canvas.dataset.step = String(state.model.over.step)
       canvas.dataset.drawn = `${state.statistic.key} ${state.perRole ? 'role' : 'all'} ${state.log ? 'log' : 'linear'}`
     }
     this.mark()

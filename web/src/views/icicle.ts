@@ -83,6 +83,7 @@ export class Icicle {
     visit(focus)
     this.#svg.replaceChildren(...parts)
     this.#svg.dataset.drawn = state.statistic.key
+    if (state.model.over) this.#svg.dataset.step = String(state.model.over.step)
     const path: Place[] = []
     for (let node: Place | null = focus; node; node = node.parent) path.unshift(node)
     fill(this.#crumbs, ...path.flatMap((node, i) => [

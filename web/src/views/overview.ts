@@ -4,7 +4,9 @@ import { fill, h } from '../dom'
 import { bytes, count, human, number, plural, share } from '../format'
 import type { Model } from '../model'
 import type { Finding, Source } from '../payload'
+import type { Steps } from '../steps'
 import type { State } from '../state'
+import { loggedCurves } from './curves'
 
 const SHOWN = 6
 
@@ -14,6 +16,7 @@ export function overview(state: State, root: HTMLElement): void {
     root,
     h('div', { class: 'headline' }, ...(model.other ? comparison(model) : figures(model))),
     types(state),
+    loggedCurves(state),
     h('div', { class: 'columns' }, findings(state), about(model)),
   )
 }
@@ -26,7 +29,7 @@ function figures(model: Model): HTMLElement[] {
   const { numel, nbytes, tensors } = model.source
   const found = [
     figure(human(numel), 'parameters', count(numel)),
-    figure(bytes(nbytes), 'stored', `${number(numel ? (8 * nbytes) / numel : NaN)} bits per weight`),
+    model.over ? steps(model.over) : figure(bytes(nbytes), 'stored', `${number(numel ? (8 * nbytes) / numel : NaN)} bits per weight`),
     figure(count(tensors), tensors === 1 ? 'tensor' : 'tensors', layersOf(model)),
   ]
   if (model.grad.words.some((word) => word !== null)) {
@@ -35,6 +38,11 @@ function figures(model: Model): HTMLElement[] {
     found.push(figure(share(numel ? trainable / numel : NaN), 'trainable', `${count(trainable)} parameters`))
   }
   return found
+}
+
+function steps({ steps }: Steps): HTMLElement {
+  const span = steps.length > 1 ? `${count(steps[0])} to ${count(steps[steps.length - 1])}` : steps.length ? count(steps[0]) : ''
+  return figure(count(steps.length), steps.length === 1 ? 'step' : 'steps', span)
 }
 
 function layersOf(model: Model): string {
@@ -119,9 +127,14 @@ function findings(state: State): HTMLElement {
     h('h3', {}, 'To look at', h('span', { class: 'badge' }, total ? count(total) : 'nothing')),
     total
       ? null
-      : h('p', { class: 'calm' }, 'No NaN or infinities, no constant matrices, no saturated tensors, no scale far from its siblings.'),
+      : h('p', { class: 'calm' }, calm(state.model)),
     ...findings.map((finding, i) => findingCard(state, finding, i < 4)),
   )
+}
+
+function calm(model: Model): string {
+  if (!model.over) return 'No NaN or infinities, no constant matrices, no saturated tensors, no scale far from its siblings.'
+  return model.source.format === 'record' ? 'The watchdogs of the recorder found nothing.' : 'Only a record has findings; this is a history of checkpoints.'
 }
 
 function findingCard(state: State, finding: Finding, open: boolean): HTMLElement {
@@ -130,9 +143,14 @@ function findingCard(state: State, finding: Finding, open: boolean): HTMLElement
   const draw = (most: number) => {
     fill(
       list,
-      ...finding.items.slice(0, most).map(([row, reason]) =>
-        h('li', {}, h('button', { type: 'button', class: 'name-link', click: () => state.show(row) }, model.names[row]), reason ? h('span', {}, ` ${reason}`) : null),
-      ),
+      ...finding.items.slice(0, most).map(([row, reason, step]) => {
+        const open = () => {
+          if (step !== undefined && model.over) state.go(model.over.placeOf(step))
+          state.show(row)
+        }
+        const text = step === undefined ? reason : `step ${count(step)}: ${reason}`
+        return h('li', {}, h('button', { type: 'button', class: 'name-link', 'data-name': model.names[row], click: open }, model.names[row]), text ? h('span', {}, ` ${text}`) : null)
+      }),
       ...(finding.names ?? []).slice(0, most).map((name) => h('li', {}, h('code', {}, name))),
       finding.items.length > most
         ? h('li', {}, h('button', { type: 'button', class: 'more', click: () => draw(finding.items.length) }, `Show all ${count(finding.items.length)}`))
@@ -158,6 +176,7 @@ function about(model: Model): HTMLElement {
   const parts: HTMLElement[] = [sourceBlock(model.other ? 'A' : 'Source', model.source)]
   if (model.other) parts.push(sourceBlock('B', model.other))
   if (model.payload.rename) parts.push(h('p', { class: 'note' }, `Names of B are renamed: ${model.payload.rename}`))
+  for (const note of model.over?.form.notes ?? []) parts.push(h('p', { class: 'note' }, note))
   const unread = Object.entries(model.payload.unread)
   if (unread.length) {
     parts.push(

@@ -49,6 +49,7 @@ export class TensorTable {
     new ResizeObserver(() => this.rows(true)).observe(this.#scroll)
     state.listen((change) => {
       if (change === 'selection') this.filter()
+      else if (change === 'step') this.#sort ? this.filter() : this.rows(true)
       else if (change === 'statistic') {
         this.#columns = this.columns()
         this.filter()
@@ -75,13 +76,15 @@ export class TensorTable {
       const status = model.status
       found.push({ key: 'status', label: 'status', about: 'how B differs from A', width: '86px', left: true, value: (row) => status.at(row), text: (row) => status.at(row).replace('_', ' ') })
     }
-    const shown = model.difference ? ['relative', 'share', 'sqnr'] : []
+    let shown = model.difference ? ['relative', 'share', 'sqnr'] : (model.over?.keys ?? [])
     const { statistic } = state
-    if (!['mean', 'std', 'zeros', 'kurtosis', 'nbytes', ...shown].includes(statistic.key)) shown.push(statistic.key)
+    const own = model.over ? ['nbytes'] : ['mean', 'std', 'zeros', 'kurtosis', 'nbytes']
+    if (![...own, ...shown].includes(statistic.key)) shown = [...shown, statistic.key]
     for (const key of shown) {
       const each = state.statistics.find((one) => one.key === key)!
       found.push({ key, label: each.label, about: each.about, width: '96px', value: each.value, text: (row) => each.format(each.value(row)) })
     }
+    if (model.over) return found
     found.push(
       column('std', 'std', 'standard deviation'),
       column('mean', 'mean', 'mean of the finite values'),

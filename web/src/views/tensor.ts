@@ -10,6 +10,7 @@ import { type Picture, unpack } from '../payload'
 import { quoteName } from '../selector/globs'
 import type { State } from '../state'
 import { hideTip } from '../tip'
+import { tensorCurves } from './curves'
 
 const WIDTH = 560
 
@@ -23,7 +24,8 @@ export class TensorSheet {
     readonly showRole: (row: number) => void,
   ) {
     state.listen((change) => {
-      if (change === 'tensor' || (change !== 'selection' && state.open !== null)) this.draw()
+      // Whoever moves the slider keeps the focus there.
+      if (change === 'tensor' || (change !== 'selection' && state.open !== null)) this.draw(change !== 'step')
     })
     document.addEventListener('keydown', (event) => {
       if (state.open === null || event.defaultPrevented || (event.target as Element).matches?.('input, select, textarea')) return
@@ -43,7 +45,7 @@ export class TensorSheet {
     if (next !== undefined) this.state.show(next)
   }
 
-  private draw(): void {
+  private draw(focus = true): void {
     const { state, root } = this
     const row = state.open
     hideTip()
@@ -60,13 +62,17 @@ export class TensorSheet {
     document.body.classList.add('with-sheet')
     const { model } = state
     const scrolled = root.scrollTop
+    const held = focus || root.contains(document.activeElement)
     fill(
       root,
       this.header(row),
-      ...(model.flagged.get(row) ?? []).map(([finding, reason]) =>
-        h('p', { class: `callout ${finding.severity}` }, h('b', {}, finding.title), reason ? ` ${reason}` : ` ${finding.what ?? ''}`)),
+      ...(model.flagged.get(row) ?? []).map(([finding, reason, step]) =>
+        h('p', { class: `callout ${finding.severity}` }, h('b', {}, finding.title),
+          step === undefined || !model.over ? null : h('button', { type: 'button', class: 'more', click: () => state.go(model.over!.placeOf(step)) }, ` step ${count(step)}`),
+          reason ? ` ${reason}` : ` ${finding.what ?? ''}`)),
       model.unread(row) ? h('p', { class: 'callout note' }, h('b', {}, 'Not read.'), ` ${model.unread(row)}`) : null,
       this.facts(row),
+      state.model.over ? tensorCurves(state, row) : null,
       this.histogram(row),
       this.quantiles(row),
       this.octaves(row),
@@ -75,7 +81,7 @@ export class TensorSheet {
       this.siblings(row),
     )
     root.scrollTop = scrolled
-    if (!root.contains(document.activeElement)) root.querySelector<HTMLElement>('.close')!.focus({ preventScroll: true })
+    if (held && !root.contains(document.activeElement)) root.querySelector<HTMLElement>('.close')!.focus({ preventScroll: true })
   }
 
   private header(row: number): HTMLElement {
@@ -89,7 +95,7 @@ export class TensorSheet {
         h('button', { type: 'button', title: 'Previous layer (←)', 'aria-label': 'Previous layer', click: () => this.step(-1) }, '←'),
         h('button', { type: 'button', title: 'Next layer (→)', 'aria-label': 'Next layer', click: () => this.step(1) }, '→'),
         h('button', { type: 'button', title: 'Select it alone', click: () => state.select(quoteName(name)) }, 'Select'),
-        h('button', { type: 'button', title: 'Its role over the layers', click: () => this.showRole(row) }, 'Role'),
+        state.model.over ? null : h('button', { type: 'button', title: 'Its role over the layers', click: () => this.showRole(row) }, 'Role'),
         h('button', { type: 'button', class: 'close', 'aria-label': 'Close', title: 'Close (Esc)', click: () => state.show(null) }, '×')),
       h('h2', {}, h('span', { class: 'path' }, parts.length > 1 ? `${parts.slice(0, -1).join('.')}.` : ''), parts.at(-1) || '""'),
     )
@@ -128,6 +134,10 @@ export class TensorSheet {
       pick('entropy', (columns) => `${approximate ? '≥ ' : ''}${number(columns.get('entropy')[row])} bit`)
       if (a.get('saturated')[row]) pick('saturated', (columns) => count(columns.get('saturated')[row]))
       if (a.has('gradient')) numbers.push(['gradient norm', number(a.get('gradient')[row]), undefined])
+    }
+    if (model.over) {
+      numbers.push(['step', count(model.over.step)])
+      for (const each of this.state.statistics) if (each.group === 'steps') numbers.push([each.label, each.format(each.value(row))])
     }
     const compared: [string, string][] = []
     if (difference && model.status) {
