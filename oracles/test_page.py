@@ -456,7 +456,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
             x = torch.randn(16, 8)
             for block in blocks:
                 x = x + block["out"](torch.tanh(block[NASTY](x)))
-            loss = (x**2).mean()
+            loss: Any = (x**2).mean()
             loss.backward()
             optimizer.param_groups[0]["lr"] = 1e3 if step == 6 else 0.05
             optimizer.step()
@@ -471,7 +471,11 @@ def test_the_slider_shows_another_step_in_every_view(browser: Any, training: Pat
     names = [name for name in history.names if name.endswith("out.weight")]
     with opened(browser, tmp_path / "r.html") as found:
         page = found.ready()
-        slider, heat, said = page.get_by_role("slider", name="Step"), page.locator("#layers canvas").first, page.locator("#steps output")
+        slider, heat, said = (
+            page.get_by_role("slider", name="Step"),
+            page.locator("#layers canvas").first,
+            page.locator("#steps output"),
+        )
 
         def at(step: int) -> np.ndarray[Any, Any]:
             """The colours at a step; the tables and the attributes of the views are those of the step."""
@@ -508,7 +512,9 @@ def test_the_slider_shows_another_step_in_every_view(browser: Any, training: Pat
 
         # A finding leads to its tensor at its step.
         item = page.locator("#overview .finding-items li").first
-        finding = next(each for each in history.findings if each.name == item.locator("button").get_attribute("data-name"))
+        finding = next(
+            each for each in history.findings if each.name == item.locator("button").get_attribute("data-name")
+        )
         item.locator("button").click()
         at(finding.step)
         sheet = page.locator("#tensor")

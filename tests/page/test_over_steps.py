@@ -126,7 +126,9 @@ def test_of_a_step_that_ran_twice_the_later_run_counts(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for start, resume in ((0, False), (1, True)):
-        with tp.Recorder(model, optimizer, tmp_path / "run", every=1, start=start, resume=resume, quiet=True) as recorder:
+        with tp.Recorder(
+            model, optimizer, tmp_path / "run", every=1, start=start, resume=resume, quiet=True
+        ) as recorder:
             for _ in range(3):
                 optimizer.zero_grad()
                 model(torch.ones(1, 2)).sum().backward()
@@ -161,9 +163,16 @@ def test_a_long_number_keeps_its_extremes_and_what_is_not_finite(monkeypatch: py
 
 
 def test_options_of_checkpoints_are_refused(run: Path) -> None:
-    for option in ({"other": run}, {"spectra": "*"}, {"pictures": "*"}, {"buffers": True}, {"rename": {}}):
+    options: list[dict[str, Any]] = [
+        {"other": run},
+        {"spectra": "*"},
+        {"pictures": "*"},
+        {"buffers": True},
+        {"rename": {}},
+    ]
+    for option in options:
         with pytest.raises(OptionError, match=f"a report over steps takes no {next(iter(option))}"):
-            tp.report(run, **option)  # type: ignore[arg-type]
+            tp.report(run, **option)
 
 
 def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ export class TensorSheet {
       root,
       this.header(row),
       ...(model.flagged.get(row) ?? []).map(([finding, reason, step]) =>
-        h('p', { class: `callout ${finding.severity}` }, h('b', {}, finding.title),
-          step === undefined || !model.over ? null : h('button', { type: 'button', class: 'more', click: () => state.go(model.over!.placeOf(step)) }, ` step ${count(step)}`),
+        h('p', { class: `callout ${finding.severity}` }, h('b', {}, finding.title), ' ',
+          step === undefined || !model.over ? null : h('button', { type: 'button', class: 'more', click: () => state.go(model.over!.placeOf(step)) }, `step ${count(step)}`),
           reason ? ` ${reason}` : ` ${finding.what ?? ''}`)),
       model.unread(row) ? h('p', { class: 'callout note' }, h('b', {}, 'Not read.'), ` ${model.unread(row)}`) : null,
       this.facts(row),
