@@ -81,7 +81,7 @@ def report(
         asked["rename"] = None if rename == "auto" else rename
         for option, value in asked.items():
             if value is not None:
-                raise OptionError(f"a report over steps takes no {option}", where=history.label)
+                raise OptionError(f"A report over steps takes no {option}", where=history.label)
         return _written(over_steps(history, selector), target)
     params = _chosen(of(x, buffers=buffers), selector, strict)
     a = measure(params, engine=engine, progress=progress)
