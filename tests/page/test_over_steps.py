@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torchparams.page.result import Page
+    from torchparams.record.history_tree import History
 
 STEPS = 6
 
@@ -58,7 +59,7 @@ def numbers(packed: dict[str, str]) -> np.ndarray[Any, Any]:
     return np.frombuffer(base64.b64decode(packed["data"]), f"<{packed['type']}")
 
 
-def columns_are_those_of(form: dict[str, Any], history: tp.History) -> None:
+def columns_are_those_of(form: dict[str, Any], history: History) -> None:
     """Each value of the page is the history's, rounded to float32; steps without one are NaN."""
     steps, names = numbers(form["history"]["steps"]).tolist(), form["table"]["names"]
     for key in over_steps.COLUMNS:

@@ -13,7 +13,7 @@ from torchparams.page.findings import of_record
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
-    from torchparams.record.history_report import History
+    from torchparams.record.history_tree import History
 
     Array = np.ndarray[Any, Any]
 
@@ -45,7 +45,7 @@ def history_of(x: object, selector: object, *, strict: bool) -> History | None:
         from torchparams.record.history import history
 
         return history(x, selector, strict=strict)
-    from torchparams.record.history_report import History
+    from torchparams.record.history_tree import History
 
     return x.select(selector, strict=strict) if isinstance(x, History) else None
 
