@@ -1,4 +1,4 @@
-"""The cost of reading files instead of mapping them, which survives a file that is cut during a scan.
+"""The cost of reading files instead of mapping them; reading survives truncation of the file during a scan.
 
 python bench/bench_mapped.py [MIB]
 """

@@ -1,6 +1,7 @@
 """Claim: a live table is listed in at most the time of `list(model.named_parameters())`; `list(params)` in 1.15 times.
 
-So it is of `items()`, `values()`, names and loops. `list(params)` asks for the length too, and reads the model twice.
+The same holds for `items()`, `values()`, names and loops. `list(params)` also asks for the length, and reads the model
+twice.
 
     python bench/bench_module.py [experts]
 

@@ -1,4 +1,4 @@
-"""What the benches share: files of a Llama model's shapes, and processes measured by turns.
+"""Helpers of the benchmarks: files with the shapes of a Llama model, and alternating measurements of processes.
 
     from common import llama_file, paired, process
 

@@ -1,4 +1,4 @@
-"""Claim: groups are those of timm and transformers wherever these are right; every other difference is documented.
+"""Claim: groups equal those of timm and transformers where these are correct; every other difference is documented.
 
     TIMM_PYTHON=/path/to/an/environment/bin/python python bench/compare_groups.py
 

@@ -1,4 +1,4 @@
-"""Tests against the libraries that make the files and layers in question. `make oracles` installs and runs them."""
+"""Tests against other libraries. `make oracles` installs these and runs the tests."""
 
 from __future__ import annotations
 

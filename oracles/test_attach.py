@@ -1,4 +1,4 @@
-"""Attached modules beside ones that are not: every module that PyTorch tests itself with, and models of libraries."""
+"""Attached modules compared with plain ones: every module in PyTorch's own tests, and models of libraries."""
 
 from __future__ import annotations
 

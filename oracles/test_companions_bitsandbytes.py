@@ -1,4 +1,4 @@
-"""Layers that bitsandbytes quantises: files and state dicts are decoded as the library does, live layers hold codes."""
+"""Layers quantised by bitsandbytes: files, state dicts and live layers are decoded like in the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that compressed-tensors packs have the values that it gives."""
+"""Weights packed by compressed-tensors have the same values as in that library."""
 
 from __future__ import annotations
 

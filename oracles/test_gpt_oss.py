@@ -1,4 +1,4 @@
-"""MXFP4 has the values that transformers gives."""
+"""MXFP4 weights have the same values as in transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The libraries are there, and of the versions that the tests beside this one were written for."""
+"""The other libraries are installed in the versions that these tests were written for."""
 
 from __future__ import annotations
 

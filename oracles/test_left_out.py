@@ -1,4 +1,4 @@
-"""Layers of bitsandbytes and of torch's quantisation, which keep state that is neither parameter nor buffer."""
+"""Layers of bitsandbytes and of torch's quantisation that keep state outside of parameters and buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training goes on bit for bit as after torch's own `load_state_dict`, for the optimizers of timm and bitsandbytes."""
+"""For optimizers of timm and bitsandbytes, training continues with the same bits as after torch's `load_state_dict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of the report in a browser: silent, without requests, and every view drawn with its data."""
+"""The report in a browser: no console messages, no requests, and every view shows its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each variant that PEFT makes of a small model is folded as PEFT merges it, or refused with its reason."""
+"""Each PEFT variant of a small model is folded exactly as PEFT merges it, or raises with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints over HTTP: what is transferred, that nothing else differs, and what each failure says."""
+"""Checkpoints over HTTP: bytes transferred, results equal to those of local files, and messages of failures."""
 
 from __future__ import annotations
 
@@ -250,14 +250,14 @@ def failing(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "the server answers 403 Forbidden. credentials are those that fsspec finds: its configuration, the "
-              "environment, or the URL."),
-        (404, "the server answers 404 Not Found"),
-        (401, "the server answers 401 Unauthorized. credentials are those that fsspec finds: its configuration, the "
-              "environment, or the URL."),
-        (410, "the server answers 410 Gone"),
-        (429, "the server answers 429 Too Many Requests, after 4 tries"),
-        (503, "the server answers 503 Service Unavailable, after 4 tries"),
+        (403, "the server responded 403 Forbidden. set credentials for fsspec: in its configuration, "
+              "the environment, or the URL."),
+        (404, "the server responded 404 Not Found"),
+        (401, "the server responded 401 Unauthorized. set credentials for fsspec: in its configuration, "
+              "the environment, or the URL."),
+        (410, "the server responded 410 Gone"),
+        (429, "the server responded 429 Too Many Requests, after 4 tries"),
+        (503, "the server responded 503 Service Unavailable, after 4 tries"),
     ],
 )  # fmt: skip
 def test_a_status(status: int, said: str, server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +279,7 @@ def test_a_status_in_the_middle(server: RangeServer, capsys: pytest.CaptureFixtu
 
     server.answer = refuse
     url = f"{server.url}/model.safetensors"
-    assert failing(capsys, "stats", url).startswith(f"{url}: the server answers 403 Forbidden")
+    assert failing(capsys, "stats", url).startswith(f"{url}: the server responded 403 Forbidden")
 
 
 def test_too_many_requests_is_tried_again(server: RangeServer) -> None:
@@ -300,8 +300,8 @@ def test_a_server_without_ranges(server: RangeServer, capsys: pytest.CaptureFixt
     server.ranges = False
     url = f"{server.url}/model.safetensors"
     assert failing(capsys, "ls", url) == (
-        f"{url}: the server answers 200 OK to a request for a part of the file: it has no ranges. "
-        "download the file, and name it."
+        f"{url}: the server responded 200 OK to a request for a part of the file: it has no ranges. "
+        "download the file, and pass its path."
     )
 
 
@@ -368,7 +368,7 @@ def test_a_connection_that_goes_on_breaking(server: RangeServer, capsys: pytest.
     server.answer = breaking
     url = f"{server.url}/model.safetensors"
     assert failing(capsys, "ls", url) == (
-        f"{url}: the server answers 206 Partial Content, and then the connection broke, after 4 tries"
+        f"{url}: the server responded 206 Partial Content, then the connection broke, after 4 tries"
     )
 
 
@@ -376,17 +376,15 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     monkeypatch.setattr(transfer, "DELAYS", (0.0,))
     with serving(tmp_path) as server:
         url = f"{server.url}/model.safetensors"
-    assert failing(capsys, "ls", url) == f"{url}: no connection: Connection refused, after 4 tries"
+    assert failing(capsys, "ls", url) == f"{url}: cannot connect: Connection refused, after 4 tries"
     unknown = "http://nobody.invalid/model.safetensors"
-    assert failing(capsys, "ls", unknown) == f"{unknown}: no such host, after 4 tries"
+    assert failing(capsys, "ls", unknown) == f"{unknown}: host not found, after 4 tries"
 
 
 def test_a_server_that_never_ends(server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = endless
     url = f"{server.url}/model.safetensors"
-    assert failing(capsys, "ls", url) == (
-        f"{url}: the server sends more than the 262,144 bytes that it was asked for (status 206)"
-    )
+    assert failing(capsys, "ls", url) == (f"{url}: the server sent more than the requested 262,144 bytes (status 206)")
 
 
 def test_a_server_that_falls_silent(
@@ -400,21 +398,21 @@ def test_a_server_that_falls_silent(
 
     server.answer = silent
     url = f"{server.url}/model.safetensors"
-    assert failing(capsys, "ls", url) == f"{url}: nothing came in time, after 4 tries"
+    assert failing(capsys, "ls", url) == f"{url}: timed out, after 4 tries"
 
 
 @pytest.mark.parametrize(
     ("headers", "length", "said"),
     [
-        ({"Content-Range": "bytes 0-99/1000"}, 5000, "announces 5,000 bytes for a range of 100 (status 206)"),
-        ({"Content-Range": "bytes 5-99/1000"}, 95, "answers bytes 5 to 100 of 1,000 to bytes 0 to 262,144 "
+        ({"Content-Range": "bytes 0-99/1000"}, 5000, "announced 5,000 bytes for a range of 100 (status 206)"),
+        ({"Content-Range": "bytes 5-99/1000"}, 95, "sent bytes 5 to 100 of 1,000 for bytes 0 to 262,144 "
                                                   "(status 206)"),
-        ({"Content-Range": "bytes 0-999999/1000"}, 9, "answers bytes 0 to 1,000,000 of 1,000 to bytes 0 to 262,144 "
+        ({"Content-Range": "bytes 0-999999/1000"}, 9, "sent bytes 0 to 1,000,000 of 1,000 for bytes 0 to 262,144 "
                                                       "(status 206)"),
-        ({"Content-Range": "bytes 0-99/*"}, 100, "names no size in its Content-Range 'bytes 0-99/*' (status 206)"),
-        ({}, 100, "names no size in its Content-Range '' (status 206)"),
-        ({"Content-Range": "bytes 0-99/1000", "Content-Encoding": "gzip"}, 100, "sends the bytes in the "
-                                                                               "encoding 'gzip' (status 206)"),
+        ({"Content-Range": "bytes 0-99/*"}, 100, "sent no size in Content-Range 'bytes 0-99/*' (status 206)"),
+        ({}, 100, "sent no size in Content-Range '' (status 206)"),
+        ({"Content-Range": "bytes 0-99/1000", "Content-Encoding": "gzip"}, 100, "sent the bytes in the encoding "
+                                                                               "'gzip' (status 206)"),
     ],
 )  # fmt: skip
 def test_a_server_that_lies(
@@ -451,7 +449,7 @@ def test_an_empty_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_unknown_kind_of_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(capsys, "ls", "nowhere://a/b.pt") == (
-        "nowhere://a/b.pt: Protocol not known: nowhere. it is the URL of a checkpoint."
+        "nowhere://a/b.pt: Protocol not known: nowhere. pass the URL of a checkpoint."
     )
     assert "gcsfs" in failing(capsys, "ls", "gs://bucket/model.pt")
 
@@ -463,7 +461,7 @@ def test_a_shard_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with serving(tmp_path) as server:
         url = f"{server.url}/model.safetensors.index.json"
         shard = f"{server.url}/model-00001-of-00001.safetensors"
-        assert failing(capsys, "ls", url) == f"{shard}: the server answers 404 Not Found"
+        assert failing(capsys, "ls", url) == f"{shard}: the server responded 404 Not Found"
 
 
 # --- credentials ---------------------------------------------------------------------------------
@@ -566,7 +564,7 @@ def test_a_count_of_a_legacy_file_is_found_with_the_values(root: Path, tmp_path:
         params = tp.of(f"{server.url}/m.pt")
         assert params.numpy("layers.3.weight").shape == (512, 700)
         for read in (lambda: params.numpy("layers.4.weight"), lambda: tp.stats(params)):
-            with pytest.raises(SizeMismatch, match="elements by its own account"):
+            with pytest.raises(SizeMismatch, match="elements by its own header"):
                 read()
 
 

@@ -218,8 +218,8 @@ def test_offline(hub: Hub) -> None:
     assert hub.run("ls", "hf://owner/net/sub/model.safetensors").stdout.startswith(str(link))
     assert hub.run("ls", "hf://owner/net@main/sub/").stdout.startswith(str(link))
     assert hub.run("ls", "hf://owner/net/none.safetensors", status=2).stderr == (
-        "torchparams: hf://owner/net/none.safetensors: HF_HUB_OFFLINE is set, and the local cache of the hub does not "
-        "have it\n"
+        "torchparams: hf://owner/net/none.safetensors: HF_HUB_OFFLINE is set, but the file is not in the local "
+        "cache of the hub\n"
     )
     assert not hub.server.requests
 
@@ -227,10 +227,10 @@ def test_offline(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("hf://owner/net/none.safetensors", "the server answers 404 Not Found"),
-        ("hf://owner/other/model.safetensors", "the server answers 404 Not Found"),
-        ("hf://owner/net@nowhere/model.safetensors", "the server answers 404 Not Found"),
-        ("hf://owner", "names no repository of the hub. write hf://owner/repo[@revision]/path."),
+        ("hf://owner/net/none.safetensors", "the server responded 404 Not Found"),
+        ("hf://owner/other/model.safetensors", "the server responded 404 Not Found"),
+        ("hf://owner/net@nowhere/model.safetensors", "the server responded 404 Not Found"),
+        ("hf://owner", "the URL does not name a repository of the hub. write hf://owner/repo[@revision]/path."),
     ],
 )
 def test_what_is_not_there(url: str, said: str, hub: Hub) -> None:

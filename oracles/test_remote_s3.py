@@ -130,8 +130,7 @@ def test_what_may_not_be_read(bucket: Any, capsys: pytest.CaptureFixture[str], m
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
     assert failing(capsys, "s3://models/m.pt") == (
-        "403 Forbidden: Forbidden. credentials are those that fsspec finds: its configuration, the environment, or "
-        "the URL."
+        "403 Forbidden: Forbidden. set credentials for fsspec: in its configuration, the environment, or the URL."
     )
 
     async def without(self: Any, method: str, *arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Results in polars, duckdb, pyarrow and pandas, which take them as they are, and as they are written to files."""
+"""Results in polars, duckdb, pyarrow and pandas, directly and from written files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depths and weight decay of groups beside timm's own, on its architectures."""
+"""Depths and weight decay of groups compared with timm, on its architectures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors of torchao, live, in `.pt` files and in safetensors files: they have the values that torchao gives."""
+"""torchao tensors in models, `.pt` files and safetensors files have the same values as in torchao."""
 
 from __future__ import annotations
 
@@ -145,4 +145,4 @@ def test_another_class_is_refused_by_name(tmp_path: Path) -> None:
     for target in ({"l.weight": x}, tmp_path / "mx.pt"):
         torch.save({"l.weight": x}, tmp_path / "mx.pt")
         unread = {each.name: each.reason for each in tp.stats(target).unread}
-        assert "'l.weight' is of the class MXTensor, which is not decoded here" in unread["l._weight_qdata"]
+        assert "'l.weight' has the class MXTensor, which is not supported" in unread["l._weight_qdata"]

@@ -61,7 +61,7 @@ def test_bf16_optimizer(zero: Path, world: int) -> None:
 
 
 def joined_by_deepspeed(tag: str, key: str, world: int) -> dict[str, Any]:
-    """What `zero_to_fp32` would join, of the moments in place of the weights."""
+    """Join the moments as `zero_to_fp32` joins the weights."""
     models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(tag))
     files = [torch.load(file, weights_only=False) for file in zero_to_fp32.get_optim_files(tag)]
     optims = [file["optimizer_state_dict"] for file in files]

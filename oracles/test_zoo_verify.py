@@ -1,4 +1,4 @@
-"""Models of timm and transformers, their state dicts and the files that these libraries save verify against each other.
+"""Models of timm and transformers, their state dicts, and files saved by these libraries verify against each other.
 
 `bench/audit_zoo.py` says how the models are built: small, with random weights.
 """

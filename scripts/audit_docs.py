@@ -1,4 +1,4 @@
-"""The page of the audit's rules, made from the rules themselves.
+"""Generate the page of audit rules from the rules.
 
 python scripts/audit_docs.py        print it; scripts/generate_docs.py writes and checks it
 """

@@ -1,4 +1,4 @@
-"""The import rules: which part of the package may import which, and that no module imports itself in the end.
+"""Check the import rules: which part of the package may import which, without cycles.
 
     python scripts/check_imports.py
 
@@ -38,7 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         ),
     )
 )
-"""From the bottom up: a part imports from its own layer and from those below it."""
+"""Layers from the bottom up: a part may import from its own layer and from layers below it."""
 
 BESIDE = {
     ("edit", "measure"),
@@ -47,21 +47,21 @@ BESIDE = {
     ("lint", "measure"),
     ("record", "measure"),
 }
-"""Of the verbs, which package may import which."""
+"""Imports allowed between the packages of the top layer."""
 
 TYPES = {
     ("expressions.base", "expressions.work"),
     ("expressions.base", "sources.base"),
     ("expressions.work", "sources.base"),
 }
-"""Imports for the type checker alone that close a cycle: a leaf knows its source."""
+"""Cyclic imports that are allowed for the type checker only."""
 
 ANYWHERE = {"testing"}
-"""May import everything, and is imported by nothing."""
+"""May import everything; nothing imports it."""
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Dotted name below the package → file; packages by their own name. An extension's is its C file."""
+    """Map dotted module names, without the package, to files; an extension module maps to its C file."""
     found = {}
     for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
         parts = path.relative_to(package).with_suffix("").parts
@@ -70,7 +70,7 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, name: str = "torchparams", *, types: bool = False) -> Iterator[str]:
-    """The modules of the package that a module imports when it runs, below the package; with `types`, all of them."""
+    """Modules of the package that a module imports at run time; with `types`, also for the type checker."""
     for node in ast.iter_child_nodes(tree):
         if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -84,7 +84,7 @@ def imports(tree: ast.AST, name: str = "torchparams", *, types: bool = False) ->
 
 
 def graph(package: Path = PACKAGE, *, types: bool = False) -> dict[str, set[str]]:
-    """Each module and those it imports; with `types`, also for the type checker alone."""
+    """Imports of each module; with `types`, also those for the type checker."""
     known = modules(package)
     found: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -99,7 +99,7 @@ def graph(package: Path = PACKAGE, *, types: bool = False) -> dict[str, set[str]
 
 
 def outside(name: str, target: str) -> bool:
-    """Whether a module is imported from another room: one with an underscore is for its own folder alone.
+    """Whether an import crosses folders; modules with an underscore are private to their folder.
 
     >>> outside("edit.merge.merge", "edit.merge._slerp"), outside("measure.diff", "edit.merge._slerp")
     (False, True)
@@ -113,7 +113,7 @@ def outside(name: str, target: str) -> bool:
 
 
 def violations(edges: dict[str, set[str]]) -> list[str]:
-    """A line for each import that goes the wrong way, and for a cycle."""
+    """Errors: one line for each forbidden import and for a cycle."""
     layer = {part: i for i, parts in enumerate(LAYERS) for part in parts}
     verbs = next(parts for parts in LAYERS if "measure" in parts)
     found = []
@@ -141,7 +141,7 @@ def violations(edges: dict[str, set[str]]) -> list[str]:
 
 
 def cycles(edges: dict[str, set[str]]) -> list[str]:
-    """A line for a cycle, where there is one."""
+    """One line for a cycle, if there is one."""
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""What `make demo` shows: a live network, understood, frozen, trained for a few steps, and its checkpoint."""
+"""The session of `make demo`: inspect, freeze and train a live network, and read its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make demo-file` shows: a pretrained network's checkpoint, without torch."""
+"""The session of `make demo-file`: the checkpoint of a pretrained network, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation that are made from the code.
+"""Generate the documentation pages that come from the code.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    fail where one is not what it would be written as

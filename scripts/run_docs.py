@@ -1,4 +1,4 @@
-"""Runs what the documentation shows: Python examples, and commands with their output.
+"""Run the Python examples and commands in the documentation, and compare their output.
 
     python scripts/run_docs.py README.md docs/how_it_works.md
 
@@ -30,7 +30,7 @@ _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a page that is run."""
+    """A code block of a page."""
 
     page: str
     line: int
@@ -47,7 +47,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def run_page(path: Path) -> list[str]:
-    """What is wrong with a page: a text for each block that does not do what it shows."""
+    """Errors of a page: a text for each block whose output differs."""
     found: list[str] = []
     namespace: dict[str, Any] = {"__name__": "docs"}
     here = Path.cwd()

@@ -1,4 +1,4 @@
-"""Arrays of every element type for tests: any bit pattern, and those that go wrong most."""
+"""Arrays of every dtype for tests: arbitrary bit patterns, and the most error-prone ones."""
 
 from __future__ import annotations
 

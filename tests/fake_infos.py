@@ -1,4 +1,4 @@
-"""Records of parameters that no source has, for the tests of what works on records alone."""
+"""Infos without a source, for tests of code that needs only infos."""
 
 from __future__ import annotations
 

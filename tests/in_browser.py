@@ -1,4 +1,4 @@
-"""Pages in Debian's Chromium, for the tests of the report: what it says on its console, and what it asks for."""
+"""Pages in Debian's Chromium for tests of the report: console messages and network requests."""
 
 from __future__ import annotations
 

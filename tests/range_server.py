@@ -1,4 +1,4 @@
-"""A small HTTP server that has ranges, counts what it sends, and misbehaves on request."""
+"""A small HTTP server with range requests; it counts the bytes it sends and misbehaves on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Globs and selectors for hypothesis: those that people write, and those that nobody would."""
+"""Hypothesis strategies for globs and selectors, realistic and arbitrary."""
 
 from __future__ import annotations
 

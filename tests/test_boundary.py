@@ -1,4 +1,4 @@
-"""What goes out: messages, tables and JSON are whole and harmless, whatever names and paths are in them."""
+"""Output: messages, tables and JSON are complete and harmless for all names and paths."""
 
 from __future__ import annotations
 

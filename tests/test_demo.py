@@ -1,4 +1,4 @@
-"""`make demo` and `make demo-file` show what they promise, within 80 columns."""
+"""`make demo` and `make demo-file` print the expected output within 80 columns."""
 
 from __future__ import annotations
 

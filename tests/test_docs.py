@@ -1,4 +1,4 @@
-"""The documentation does what it shows, and is true of the tree."""
+"""The documentation is correct: its examples run, and it matches the source tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports point one way, and nothing heavy is imported that is not needed."""
+"""Imports between packages go one way, and heavy modules are imported only when needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State that is in no table: named by every verb, and never dropped without a word."""
+"""State outside the table: every function reports it, and none drops it silently."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_ways_to_write_state() -> None:
         "packed": "writes state of its own to the state dict",
         "counter": "has extra state",
         "own": "has a state_dict of its own",
-        "hook": "changes the state dict by a hook, add_more",
+        "hook": "changes the state dict with a hook, add_more",
         "instance": "writes state of its own to the state dict",
     }
     assert model["packed"].asked == 0  # no code of a module is run

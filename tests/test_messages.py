@@ -1,4 +1,4 @@
-"""Every error message has the form that the library gives them: what, where, what exists, what to do, in one line."""
+"""Every error message has one form: what, where, what exists, what to do, in one line."""
 
 from __future__ import annotations
 

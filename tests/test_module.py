@@ -649,8 +649,8 @@ class Early(tp.Module):
 
 
 MESSAGE = (
-    "The __init__ of Forgetful has not called nn.Module's: it cannot hold parameters yet. "
-    "Call super().__init__() in it, first of all."
+    "The __init__ of Forgetful has not called nn.Module.__init__, so it cannot hold parameters yet. "
+    "Call super().__init__() first."
 )
 
 

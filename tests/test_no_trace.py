@@ -1,4 +1,4 @@
-"""Reading leaves no trace on a live model: what a verb reads is afterwards as if nobody had."""
+"""Reading does not change a live model."""
 
 from __future__ import annotations
 

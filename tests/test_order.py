@@ -1,4 +1,4 @@
-"""Natural order: where it holds, and that files and plans keep their own."""
+"""Natural order of names, and the stored order in files and plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole small programs, as people write them: what they print and do is what one would expect of them."""
+"""Small complete programs: their output and effects."""
 
 from __future__ import annotations
 

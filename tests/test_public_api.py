@@ -1,4 +1,4 @@
-"""The public surface: what there is, that it is documented, and that it costs nothing until it is used."""
+"""The public API: its names, their documentation, and lazy imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renames: every spelling, what is refused, and what is proposed."""
+"""Renames: every form, errors, and suggestions."""
 
 from __future__ import annotations
 

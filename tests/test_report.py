@@ -1,4 +1,4 @@
-"""How a report becomes text: widths, cuts, escapes."""
+"""Reports as text: widths, shortening, escapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selectors as values: made of text, functions and names, combined, applied, explained."""
+"""Selector objects: created from text, functions and names, combined, applied, explained."""
 
 from __future__ import annotations
 

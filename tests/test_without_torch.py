@@ -1,4 +1,4 @@
-"""Where torch is not installed: files are read all the same, and what needs torch says so in one line."""
+"""Without torch installed: files can be read, and functions that need torch raise a one-line error."""
 
 from __future__ import annotations
 

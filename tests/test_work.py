@@ -1,4 +1,4 @@
-"""Work grows with the count of tensors and files, and not with their product: calls, opens and looks are counted."""
+"""Work grows with the number of tensors and files, not with their product; calls and opened files are counted."""
 
 from __future__ import annotations
 

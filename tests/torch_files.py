@@ -1,4 +1,4 @@
-"""Torch files for tests, whole and broken, made without the code that reads them."""
+"""Torch files for tests, valid and damaged, made without the code that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, exit statuses, help, the version."""
+"""Behaviour common to all commands: errors in one line, exit statuses, help, version."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
         (["ls"], "torchparams: Missing argument 'TARGET...'. See torchparams ls --help"),
         (["ls", "x", "--colour"], "torchparams: No such option '--colour'. See torchparams ls --help"),
         (["ls", "nothing.pt"], "torchparams: nothing.pt: no such file or directory"),
-        (["ls", ""], "torchparams: '' names no file. it is the path of a checkpoint, or path#inner."),
-        (["ls", "#model"], "torchparams: '#model' names no file. it is the path of a checkpoint, or path#inner."),
+        (["ls", ""], "torchparams: '' names no file. pass the path of a checkpoint, or path#inner."),
+        (["ls", "#model"], "torchparams: '#model' names no file. pass the path of a checkpoint, or path#inner."),
         (["ls", "nothing.pt", "--debug"], "torchparams.errors.SourceError: nothing.pt: no such file or directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`torchparams audit`, as it is used."""
+"""`torchparams audit`."""
 
 from __future__ import annotations
 

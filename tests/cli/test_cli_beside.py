@@ -1,4 +1,4 @@
-"""What is in a checkpoint beside its tensors: in listings, by name, and in JSON."""
+"""Entries of a checkpoint that are not tensors: in listings, by name, and in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torchparams convert`, `delta` and `apply`, as they are used."""
+"""`torchparams convert`, `delta` and `apply`."""
 
 from __future__ import annotations
 

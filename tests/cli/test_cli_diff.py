@@ -1,4 +1,4 @@
-"""`torchparams diff`, as it is used."""
+"""`torchparams diff`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torchparams digest`, as it is used."""
+"""`torchparams digest`."""
 
 from __future__ import annotations
 

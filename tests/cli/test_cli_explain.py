@@ -1,4 +1,4 @@
-"""`torchparams explain`, as it is used."""
+"""`torchparams explain`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torchparams ls` and `show`, as they are used."""
+"""`torchparams ls` and `show`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torchparams merge`, `lora fold` and `lora extract`, as they are used."""
+"""`torchparams merge`, `lora fold` and `lora extract`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torchparams stats`, as it is used."""
+"""`torchparams stats`."""
 
 from __future__ import annotations
 

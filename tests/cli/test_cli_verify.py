@@ -1,4 +1,4 @@
-"""`torchparams verify`, as it is used."""
+"""`torchparams verify`."""
 
 from __future__ import annotations
 

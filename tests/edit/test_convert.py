@@ -1,4 +1,4 @@
-"""convert: from every source to every format, held against torch and safetensors."""
+"""convert: from every source to every format, compared with torch and safetensors."""
 
 from __future__ import annotations
 

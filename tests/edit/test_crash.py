@@ -1,4 +1,4 @@
-"""Killed at any moment, a target is the old one or the complete new one, and the next run cleans up."""
+"""After a kill at any moment, the target is the old or the complete new one, and the next run cleans up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index that is made anew."""
+"""Rebuilding an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: folded as PEFT folds them, refused where not understood, and extracted as the best there is."""
+"""LoRA adapters: folding as in PEFT, errors for unsupported ones, and optimal extraction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way round weights are stored, and the names and shapes that PEFT's adapters come in."""
+"""Transposed weights, and the names and shapes in PEFT adapters."""
 
 from __future__ import annotations
 

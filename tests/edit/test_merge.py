@@ -1,4 +1,4 @@
-"""merge: every method against the same in whole tensors with torch, whatever the types, the blocks and the memory."""
+"""merge: every method against torch on whole tensors, for all dtypes, block sizes and memory limits."""
 
 from __future__ import annotations
 

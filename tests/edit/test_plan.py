@@ -1,4 +1,4 @@
-"""A plan: checked whole when it is made, printed, run as often as one likes."""
+"""Plans: checked completely when created, printable, and repeatable."""
 
 from __future__ import annotations
 

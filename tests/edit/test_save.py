@@ -1,4 +1,4 @@
-"""save, deltas, and putting them back."""
+"""save, deltas, and applying deltas."""
 
 from __future__ import annotations
 

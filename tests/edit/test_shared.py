@@ -1,4 +1,4 @@
-"""What becomes of tensors that share memory: tied ones, views, and storages that views drag along."""
+"""Tensors that share memory: tied tensors, views, and their storages."""
 
 from __future__ import annotations
 

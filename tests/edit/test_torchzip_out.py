@@ -1,4 +1,4 @@
-"""Torch files that are written without torch, read by torch, by Python's zip reader and by this library."""
+"""Torch files written without torch, read by torch, Python's zip reader and this library."""
 
 from __future__ import annotations
 

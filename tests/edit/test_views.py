@@ -1,4 +1,4 @@
-"""Plans as sources: what is measured before writing is what the file holds."""
+"""Plans as sources: measurements before writing equal those of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong while writing: a clear error, the target as it was, nothing left behind, the sources untouched."""
+"""Failures while writing: a clear error, an unchanged target, no temporary files, and unchanged sources."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def is_as_it_was(source: Path, target: Path) -> None:
 def test_a_full_disk(name: str, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, name, errno.ENOSPC)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: It could not be written: no space left on device. The target is unchanged, and temporary "
-        "files were removed. Free some, or write elsewhere."
+        f"{target}: Writing failed: no space left on device. The target is unchanged, and temporary "
+        "files were removed. Free some space, or write elsewhere."
     )
     is_as_it_was(source, target)
 
@@ -101,8 +101,8 @@ def test_a_disk_with_too_little_room_is_known_before(
     plan = tp.convert(source, target, overwrite=True)
     monkeypatch.setattr(write, "free_bytes", lambda folder: 1000)
     expected = (
-        f"{target}: It takes {plan.file_bytes / 1024:.2f} KiB, and the disk has 0.98 KiB free. "
-        "Free some, or write elsewhere."
+        f"{target}: It needs {plan.file_bytes / 1024:.2f} KiB; the disk has 0.98 KiB free. "
+        "Free some space, or write elsewhere."
     )
     assert refused(PlanError, plan.run) == expected
     assert refused(PlanError, convert(source, target)) == expected
@@ -121,7 +121,7 @@ def test_a_limit_on_the_size_of_files(source: Path, target: Path) -> None:
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
-        f"torchparams: {target}: It could not be written: file too large. The target is unchanged, and "
+        f"torchparams: {target}: Writing failed: file too large. The target is unchanged, and "
         "temporary files were removed. Split it (max_shard_size), or raise the limit (ulimit -f).\n"
     )
     is_as_it_was(source, target)
@@ -132,8 +132,8 @@ def test_no_permission(number: int, source: Path, target: Path, monkeypatch: pyt
     failing(monkeypatch, "create", number)
     reason = os.strerror(number)
     assert refused(WriteError, convert(source, target)) == (
-        f"{target}: It could not be written: {reason[0].lower()}{reason[1:]}. The target is unchanged, and "
-        "temporary files were removed. Write to a directory that you may write to."
+        f"{target}: Writing failed: {reason[0].lower()}{reason[1:]}. The target is unchanged, and "
+        "temporary files were removed. Choose a directory with write permission."
     )
     is_as_it_was(source, target)
 
@@ -190,7 +190,7 @@ def test_any_call_may_fail(scenario: str, tmp_path: Path, monkeypatch: pytest.Mo
                 left = [path for path in crash_runs.listing(place) if "index" not in path]
                 assert left == [path for path in files if "index" not in path], f"moment {moment}"
             else:
-                assert "The new one is in place, and may not be after a loss of power" in str(error)
+                assert "The new target is in place, but a power failure may revert it" in str(error)
                 assert found != old
         count = -1000
         assert source.read_bytes() == safetensors_bytes(crash_runs.weights(2))
@@ -240,7 +240,7 @@ def test_a_disk_that_cannot_be_read(
                 patch.setattr(os, "pread", broken)
             if name == "pread" or (name == "copy_file_range" and options) or (name == "preadv" and not options):
                 continue  # not what this way reads by
-            assert refused(SourceError, plan.run) == f"{source}: It could not be read: Input/output error"
+            assert refused(SourceError, plan.run) == f"{source}: The file cannot be read: Input/output error"
         is_as_it_was(source, target)
 
 
@@ -253,7 +253,7 @@ def test_a_torch_file_from_a_disk_that_cannot_be_read(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "preadv", broken)
-    assert refused(SourceError, plan.run) == f"{source}: It could not be read: Input/output error"
+    assert refused(SourceError, plan.run) == f"{source}: The file cannot be read: Input/output error"
     assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
@@ -278,7 +278,7 @@ def test_a_source_that_changes_while_it_is_read(
 
     monkeypatch.setattr(_system, "sync", touching)
     message = refused(SourceError, convert(source, target, **options))
-    assert message.startswith(f"{source}: The file was written to ")
+    assert message.startswith(f"{source}: The file changed ")
     is_as_it_was(source, target)
 
 
@@ -493,7 +493,7 @@ def test_what_a_new_file_cannot_take_over_is_said(
     for path in (target, manifest):
         path.chmod(0o664)
     monkeypatch.setattr(os, "stat", other)
-    said = "not kept of what was replaced: the group 5678, the owner 1234, the attribute user.note"
+    said = "not kept from the replaced file: the group 5678, the owner 1234, the attribute user.note"
     assert tp.convert(source, target, overwrite=True).run().notes == (said,)
     assert tp.digest(source).write(manifest) == (said,)
     monkeypatch.setattr(os, "stat", real)
@@ -548,9 +548,11 @@ def test_names_of_any_length_can_be_written(length: int, source: Path, tmp_path:
 
 def test_a_name_that_is_too_long_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     target = tmp_path / ("n" * 245 + ".safetensors")
-    message = f"{target}: The name of the file has 257 bytes; the file system allows 255. Choose a shorter name."
+    message = f"{target}: The file name has 257 bytes; the limit of the file system is 255. Choose a shorter name."
     assert refused(WriteError, lambda: tp.convert(source, target)) == message
-    assert "the file system allows 255" in refused(WriteError, lambda: tp.digest(source).write(tmp_path / ("n" * 256)))
+    assert "the limit of the file system is 255" in refused(
+        WriteError, lambda: tp.digest(source).write(tmp_path / ("n" * 256))
+    )
 
 
 def test_links_of_the_system_are_not_replaced(source: Path) -> None:

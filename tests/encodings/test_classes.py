@@ -1,4 +1,4 @@
-"""Parameters of torchao's classes in files, without torchao: what the header says is checked."""
+"""Parameters of torchao classes in files, read without torchao: the header is checked."""
 
 from __future__ import annotations
 
@@ -72,26 +72,28 @@ def test_blocks_of_two_dimensions_and_of_batches(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
-    "another class": (told("NewTensor", ["qdata", "scale"]), {}, "of the class NewTensor, which is not decoded here"),
+    "another class": (told("NewTensor", ["qdata", "scale"]), {}, "has the class NewTensor, which is not supported"),
     "a part that is missing": (told("Int8Tensor", ["qdata", "scale", "x"], block_size=[1, 8], dtype="float32"), {},
                                "'l._weight_x' is missing"),
     "blocks that do not divide": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 3], dtype="float32"), {},
-                                  "do not fit blocks of [1, 3]"),
+                                  "do not match blocks of [1, 3]"),
     "blocks that are none": (told("Int8Tensor", ["qdata", "scale"], block_size="x", dtype="float32"), {}, "'x'"),
-    "no type": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 8]), {}, "names no type for its values"),
-    "an integer type": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 8], dtype="int8"), {}, "names no type"),
-    "other zero points": (INT8, {"zero_point": ZERO[:2]}, "do not fit the scales"),
+    "no type": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 8]), {}, "has no dtype for its values"),
+    "an integer type": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 8], dtype="int8"), {},
+                        "has no dtype for its values"),
+    "other zero points": (INT8, {"zero_point": ZERO[:2]}, "do not match the scales"),
     "wide zero points": (told("Int8Tensor", ["qdata", "scale", "zero_point"], block_size=[1, 8], dtype="bfloat16"),
-                         {"zero_point": ZERO.astype(np.int32)}, "are no int8"),
-    "codes of another type": (INT8, {"qdata": CODES.astype(np.int16)}, "holds no codes of Int8Tensor"),
-    "scales of another type": (INT8, {"scale": SCALE.astype(np.int32)}, "are no floating-point numbers"),
+                         {"zero_point": ZERO.astype(np.int32)}, "are not int8"),
+    "codes of another type": (INT8, {"qdata": CODES.astype(np.int16)}, "does not hold codes of Int8Tensor"),
+    "scales of another type": (INT8, {"scale": SCALE.astype(np.int32)}, "are not floating-point"),
     "an unknown width": (told("IntxUnpackedToInt8Tensor", ["qdata", "scale"], block_size=[1, 8], dtype="float32",
-                              target_dtype="int9"), {}, "names the type 'int9'"),
+                              target_dtype="int9"), {}, "has an unknown dtype 'int9'"),
     "int4 without zero points": (told("Int4Tensor", ["qdata", "scale"], block_size=[1, 8]), {}, "no zero point"),
     "int4 of another shape": (told("Int4Tensor", ["qdata", "scale", "zero_point"], block_size=[1, 8], shape=[6, 9]), {},
                               "does not hold codes of [6, 9]"),
     "float8 blocks": (told("Float8Tensor", ["qdata", "scale"], dtype="float32"),
-                      {"qdata": CODES.view(DType.of("float8_e4m3fn").numpy), "scale": SCALE[:4]}, "do not fit blocks"),
+                      {"qdata": CODES.view(DType.of("float8_e4m3fn").numpy), "scale": SCALE[:4]},
+                      "do not match blocks"),
 }  # fmt: skip
 
 

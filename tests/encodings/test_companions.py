@@ -1,4 +1,4 @@
-"""A codec is never taken for a number: which tensors hold codes, and what each verb does with them."""
+"""Codes are never treated as values: which tensors hold codes, and how each function handles them."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_the_message_says_what_to_do(tmp_path: Path) -> None:
         tp.convert(ENCODED["fp8"], tmp_path / "out.safetensors", dtype="bf16")
     assert str(caught.value) == (
         "dict: 'l.weight': Holds codes of an unknown encoding: their values need 'l.weight_global_scale'. "
-        "The same holds of 1 other tensor. Omit the dtype, cast only tensors without codes (--dtype "
+        "The same applies to 1 other tensor. Omit the dtype, cast only tensors without codes (--dtype "
         "SELECTOR=TYPE), or decode the checkpoint first."
     )
 

@@ -1,4 +1,4 @@
-"""Float8 with scales: one row named as in the unquantised model, whose values are code times scale."""
+"""Float8 with scales: one row, named as in the unquantised model, with the values code × scale."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def test_scales_that_are_powers_of_two() -> None:
 
 REFUSED: dict[str, tuple[tuple[int, ...], torch.Tensor, str]] = {
     "too many": ((256, 256), torch.ones(5, 2), r"'l\.weight_scale' \(float32 \[5, 2\]\) fit no|several|fit"),
-    "three dimensions": ((256, 256), torch.ones(2, 2, 2), "fit no blocks"),
-    "one for each input": ((4, 8), torch.ones(8), "fit no blocks"),
-    "no numbers": ((256, 256), torch.ones(2, 2, dtype=torch.int32), "no floating-point numbers"),
+    "three dimensions": ((256, 256), torch.ones(2, 2, 2), "do not match any blocks"),
+    "one for each input": ((4, 8), torch.ones(8), "do not match any blocks"),
+    "no numbers": ((256, 256), torch.ones(2, 2, dtype=torch.int32), "are not floating-point"),
     "several sizes": ((1000, 1000), torch.ones(20, 20), "blocks of several sizes"),
-    "nothing to scale": ((0, 4), torch.ones(0, 1), "fit no blocks"),
+    "nothing to scale": ((0, 4), torch.ones(0, 1), "do not match any blocks"),
 }
 
 
@@ -129,7 +129,7 @@ def test_a_configuration_says_how_large_blocks_are(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path: Path, block: object) -> None:
     path = directory(tmp_path / "m", block, {"w": codes(1000, 1000), "w_scale_inv": scales(20, 20)})
     (unread,) = (each for each in tp.stats(path).unread if each.name == "w")
-    assert "The configuration" in unread.reason or "the configuration" in unread.reason
+    assert "configured blocks" in unread.reason or "the configuration" in unread.reason
 
 
 # --- verbs -------------------------------------------------------------------------------------------

@@ -162,8 +162,8 @@ GPTQ: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "too few words": ({"qweight": np.zeros((5, 64), np.int32)}, {}, "does not hold 96 codes"),
     "another count of bits": ({}, {"bits": 8}, "The configuration says 8 bits|the configuration says 8 bits"),
     "an unknown format": ({}, {"checkpoint_format": "marlin"}, "marlin"),
-    "codes of another type": ({"qweight": np.zeros((12, 64), np.int16)}, {}, "no matrix of int32"),
-    "empty": ({"qweight": np.zeros((0, 64), np.int32)}, {}, "no matrix of int32"),
+    "codes of another type": ({"qweight": np.zeros((12, 64), np.int16)}, {}, "is not an int32 matrix"),
+    "empty": ({"qweight": np.zeros((0, 64), np.int32)}, {}, "is not an int32 matrix"),
 }
 
 

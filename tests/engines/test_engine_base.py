@@ -36,7 +36,7 @@ def test_tensors_in_step_have_one_count_of_elements() -> None:
     with pytest.raises(MismatchError) as caught:
         Job.of((source, "x"), (source, "y"))
     assert str(caught.value) == (
-        "Tensors that are read in step have one count of elements: "
+        "Tensors read in step must have equally many elements: "
         "x of model.safetensors has 6, y of model.safetensors has 5"
     )
 

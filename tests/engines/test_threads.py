@@ -1,4 +1,4 @@
-"""The engine of threads: the contract, and what is its own."""
+"""ThreadEngine: the engine contract, and its own behaviour."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_open_files_are_closed(tmp_path: Path) -> None:
 
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ThreadEngine().threads == processors() >= 1
-    with pytest.raises(ValueError, match="at least one thread, not 0"):
+    with pytest.raises(ValueError, match="the number of threads must be at least 1, not 0"):
         ThreadEngine(0)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert processors() == (os.cpu_count() or 1)
@@ -257,6 +257,4 @@ def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(mapped: bool, 
     other.replace(file)
     with pytest.raises(SourceError) as caught:
         ThreadEngine(mapped=mapped).map(jobs_of(source), Folding(lambda job: Count(), lambda job, parts: sum(parts)))
-    assert str(caught.value) == (
-        f"{file}: The file was written to since it was listed. Open it anew to see what it holds."
-    )
+    assert str(caught.value) == (f"{file}: The file changed after it was listed. Open the file again.")

@@ -1,4 +1,4 @@
-"""Small tensors that are read, and measured, at once."""
+"""Small tensors that are read and measured together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Casts, held against torch's, and the counts of what they lose, held against a count element by element."""
+"""Casts compared with torch, and numbers of lost values compared with an element-wise count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expressions against numpy: any shape, any type, any block, and no more read than is needed."""
+"""Expressions against numpy: any shape, dtype and block, without reading more than needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law of every expression: any range has the bits of the whole."""
+"""For every expression, any range has the same bits as in the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether boxes tile a tensor, held against an array in which each box counts its elements."""
+"""Whether boxes tile a tensor, compared with an array that counts the boxes at each element."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_a_fault_is_found_exactly_where_there_is_one(drawn: tuple[tuple[int, ...
         ((), [Box((), ())], None),
         ((), [], "lacks the elements []"),
         ((), [Box((), ())] * 2, "has two parts with the elements []"),
-        ((4,), [Box((0,), (5,))], "has the shape [4], and a part [0:5], which lies outside"),
-        ((4,), [Box((-1,), (1,)), Box((0,), (4,))], "has the shape [4], and a part [-1:0], which lies outside"),
-        ((4,), [Box((0, 0), (4, 1))], "has 1 dimensions, and a part of it 2 offsets and 2 sizes"),
+        ((4,), [Box((0,), (5,))], "has the shape [4], but a part [0:5] outside of it"),
+        ((4,), [Box((-1,), (1,)), Box((0,), (4,))], "has the shape [4], but a part [-1:0] outside of it"),
+        ((4,), [Box((0, 0), (4, 1))], "has 1 dimensions, but a part has 2 offsets and 2 sizes"),
         ((4,), [], "lacks the elements [0:4]"),
         ((0, 3), [], None),
     ],
@@ -76,7 +76,7 @@ def test_boxes_in_no_order_end(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200
     columns = [(Box((0, at), (at + 1, 1)), Box((at + 1, at), (count - at - 1, 1))) for at in range(count)]
     boxes = [box for pair in columns for box in pair]
-    assert fault((count, count), boxes) == "has 399 parts in no order, which are too many to check"
+    assert fault((count, count), boxes) == "has 399 unordered parts, which are too many to check"
 
 
 def test_a_grid_takes_steps_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:

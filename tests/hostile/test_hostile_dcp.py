@@ -1,4 +1,4 @@
-"""Distributed checkpoints that are damaged, or made to do harm: one line, and nothing runs."""
+"""Damaged and malicious distributed checkpoints: a one-line error, and no code runs."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def nameless(described: Any) -> None:
         (set_place(offset=10**9), f".metadata: '{NAME}' lies in bytes 1000000000 to"),
         (set_place(offset=-1), f".metadata: '{NAME}' lies at -1 and"),
         (set_place(length=2**70), f".metadata: '{NAME}' lies at"),
-        (set_place(length=10), f".metadata: '{NAME}'[0:7, 0:7] takes 196 bytes as float32, and has 10 in __0_0.distcp"),
+        (set_place(length=10), f".metadata: '{NAME}'[0:7, 0:7] takes 196 bytes as float32, but has 10 in __0_0.distcp"),
         (set_place(relative_path="../__0_0.distcp"), f".metadata: It puts '{NAME}' into '../__0_0.distcp', which"),
         (set_place(relative_path="/etc/passwd"), f".metadata: It puts '{NAME}' into '/etc/passwd', which is not"),
         (set_place(relative_path="a/../../b"), f".metadata: It puts '{NAME}' into 'a/../../b', which is not"),
@@ -133,17 +133,17 @@ def nameless(described: Any) -> None:
         (
             set_place(relative_path="__7_0.distcp"),
             f"__7_0.distcp, which holds '{NAME}', cannot be opened: No such file or directory. 2 .distcp files are "
-            "there. The rank that writes it may not have finished; copy the whole directory.",
+            "there. The rank that writes it may not have finished; wait for it, or copy the whole directory.",
         ),
         (set_place(transform_descriptors=[1]), f".metadata: '{NAME}' was written through a list of 1 item"),
-        (lose_place, f".metadata: It does not say where '{NAME}'[7:13, 0:7] lies"),
+        (lose_place, f".metadata: It does not have the location of '{NAME}'[7:13, 0:7]"),
         (lose_chunk, f".metadata: '{NAME}' lacks the elements [7:13, 0:7]"),
         (box(1, [6, 0], [7, 7]), f".metadata: '{NAME}' has two parts with the elements [6:7, 0:7]"),
         (box(1, [8, 0], [5, 7]), f".metadata: '{NAME}' lacks the elements [7:8, 0:7]"),
-        (box(1, [7, 0], [7, 7]), f".metadata: '{NAME}' has the shape [13, 7], and a part [7:14, 0:7], which lies"),
-        (box(1, [7], [6]), f".metadata: '{NAME}' has 2 dimensions, and a part of it 1 offsets and 1 sizes"),
+        (box(1, [7, 0], [7, 7]), f".metadata: '{NAME}' has the shape [13, 7], but a part [7:14, 0:7] outside of it"),
+        (box(1, [7], [6]), f".metadata: '{NAME}' has 2 dimensions, but a part has 1 offsets and 1 sizes"),
         (share, ".metadata: '"),
-        (nameless, ".metadata: It says where 'ghost' lies, but not its shape and dtype"),
+        (nameless, ".metadata: It has the location of 'ghost', but does not describe it"),
     ],
 )  # fmt: skip
 def test_what_metadata_says_is_held_against_the_files(folder: Path, change: Callable[[Any], None], said: str) -> None:
@@ -161,7 +161,7 @@ def test_a_chunk_is_what_metadata_says(folder: Path) -> None:
     edited(folder, other_dtype)
     assert tp.of(folder).infos[NAME].dtype == "float16"
     assert message(folder, tp.stats).endswith(
-        f"'{NAME}[0:7, 0:7]' is float32 [7, 7] where it lies, and float16 [7, 7] by .metadata"
+        f"'{NAME}[0:7, 0:7]' is float32 [7, 7] in its file, but float16 [7, 7] in .metadata"
     )
 
 
@@ -172,7 +172,7 @@ def test_a_chunk_of_another_shape(folder: Path) -> None:
             box(number, [at, 0], [size, 6])(described)
 
     edited(folder, change)
-    assert "is float32 [7, 7] where it lies, and float32 [7, 6] by .metadata" in message(folder, tp.digest)
+    assert "is float32 [7, 7] in its file, but float32 [7, 6] in .metadata" in message(folder, tp.digest)
 
 
 def test_a_place_in_the_middle_of_another_part(folder: Path) -> None:
@@ -208,14 +208,14 @@ def test_a_file_that_changes_after_the_listing(folder: Path) -> None:
     params = tp.of(folder)
     path = folder / "__1_0.distcp"
     path.write_bytes(path.read_bytes() + b"more")
-    assert "was written to since it was listed" in message(folder, lambda _: tp.stats(params))
+    assert "changed after it was listed" in message(folder, lambda _: tp.stats(params))
 
 
 @pytest.mark.parametrize(
     ("pickled", "said"),
     [
-        ({"state_dict_metadata": {}}, "It holds a dict of 1 item in place of a Metadata"),
-        (7, "It holds 7 in place of a Metadata"),
+        ({"state_dict_metadata": {}}, "It holds a dict of 1 item instead of a Metadata"),
+        (7, "It holds 7 instead of a Metadata"),
     ],
 )
 def test_other_pickles(folder: Path, pickled: object, said: str) -> None:

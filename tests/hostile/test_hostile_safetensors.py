@@ -1,4 +1,4 @@
-"""safetensors files that are wrong: each is one clear error, whatever way it is wrong."""
+"""Invalid safetensors files: each gives one clear error."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_trailing_bytes(tmp_path: Path) -> None:
     content = safetensors_bytes({"a": sample("float32", (2,))})
     end = len(content)
     assert refused(tmp_path, content + b"xyz", TrailingBytes) == (
-        f"The tensors end at byte {end}, and the file at byte {end + 3}: the rest belongs to none"
+        f"The tensors end at byte {end}, but the file ends at byte {end + 3}: the rest belongs to no tensor"
     )
     assert refused(tmp_path, made("{}", b"\0"), TrailingBytes) == (
-        "The tensors end at byte 10, and the file at byte 11: the rest belongs to none"
+        "The tensors end at byte 10, but the file ends at byte 11: the rest belongs to no tensor"
     )
 
 
@@ -144,18 +144,18 @@ def test_a_limit_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (b'{"\xff":1}', ", byte 10: The header is not UTF-8: invalid start byte 0xff"),
         (b'{"\xed\xa0\x80":1}', ", byte 10: The header is not UTF-8: invalid continuation byte 0xed"),
         (b'{"a\nb":1}', ", byte 11: The header is not JSON: invalid control character at, found '\\n'"),
-        (b'{"a":NaN}', "The header holds NaN, which JSON does not have"),
-        (b'{"a":-Infinity}', "The header holds -Infinity, which JSON does not have"),
-        (b'{"a":-0}', "The header holds the number -0, which is not an integer"),
-        (b'{"a":' + b"9" * 5000 + b"}", "The header holds the number 99999999999999999999… of 5000 characters"),
-        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "The header nests its values too deep to be one"),
-        (b'{"a":' * 5_000, "The header nests its values too deep to be one"),
+        (b'{"a":NaN}', "The header has NaN, which JSON does not allow"),
+        (b'{"a":-Infinity}', "The header has -Infinity, which JSON does not allow"),
+        (b'{"a":-0}', "The header has the number -0, which is not an integer"),
+        (b'{"a":' + b"9" * 5000 + b"}", "The header has the number 99999999999999999999… of 5000 characters"),
+        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "The header is nested too deeply"),
+        (b'{"a":' * 5_000, "The header is nested too deeply"),
         (b"[]", "The header is an array, not an object"),
         (b"null", "The header is null, not an object"),
         (b'"a"', "The header is the text 'a', not an object"),
         (b"7", "The header is the number 7, not an object"),
-        (b'{"\\ud800":1}', "The header holds the text '\\ud800', in which half of a surrogate pair stands alone"),
-        (b'{"__metadata__":{"a":"\\udc00x"}}', "The header holds the text '\\udc00x', in which half of a surrogate "),
+        (b'{"\\ud800":1}', "The header has the text '\\ud800' with a lone surrogate"),
+        (b'{"__metadata__":{"a":"\\udc00x"}}', "The header has the text '\\udc00x' with a lone surrogate"),
     ],
 )
 def test_headers_that_are_no_json_object(tmp_path: Path, header: bytes, message: str) -> None:
@@ -257,20 +257,20 @@ FIELDS = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (f'{{"a":{{{FIELDS}}},"a":{{{FIELDS}}}}}', "The header holds the key 'a' twice"),
-        (f'{{"a":{{{FIELDS}}},"\\u0061":{{{FIELDS}}}}}', "The header holds the key 'a' twice"),
+        (f'{{"a":{{{FIELDS}}},"a":{{{FIELDS}}}}}', "The header has the key 'a' twice"),
+        (f'{{"a":{{{FIELDS}}},"\\u0061":{{{FIELDS}}}}}', "The header has the key 'a' twice"),
         (
             f'{{"__metadata__":{{}},"__metadata__":{{}},"a":{{{FIELDS}}}}}',
-            "The header holds the key '__metadata__' twice",
+            "The header has the key '__metadata__' twice",
         ),
-        (f'{{"a":{{{FIELDS},"dtype":"U8"}}}}', "tensor 'a': Its entry holds the key 'dtype' twice"),
-        (f'{{"a":{{{FIELDS},"sh\\u0061pe":[1]}}}}', "tensor 'a': Its entry holds the key 'shape' twice"),
-        (f'{{"a":{{{FIELDS},"x":1,"x":1}}}}', "tensor 'a': Its entry holds the key 'x' twice"),
+        (f'{{"a":{{{FIELDS},"dtype":"U8"}}}}', "tensor 'a': Its entry has the key 'dtype' twice"),
+        (f'{{"a":{{{FIELDS},"sh\\u0061pe":[1]}}}}', "tensor 'a': Its entry has the key 'shape' twice"),
+        (f'{{"a":{{{FIELDS},"x":1,"x":1}}}}', "tensor 'a': Its entry has the key 'x' twice"),
         (
             f'{{"a":{{{FIELDS},"x":[{{"y":1,"y":1}}]}}}}',
-            "tensor 'a': An object in its 'x' holds the key 'y' twice",
+            "tensor 'a': An object in its 'x' has the key 'y' twice",
         ),
-        (f'{{"__metadata__":{{"k":"1","k":"2"}},"a":{{{FIELDS}}}}}', "__metadata__ holds the key 'k' twice"),
+        (f'{{"__metadata__":{{"k":"1","k":"2"}},"a":{{{FIELDS}}}}}', "__metadata__ has the key 'k' twice"),
     ],
 )
 def test_repeated_keys(tmp_path: Path, header: str, message: str) -> None:
@@ -281,13 +281,13 @@ def test_repeated_keys(tmp_path: Path, header: str, message: str) -> None:
 def test_a_repeated_key_whose_first_value_is_no_entry(tmp_path: Path, lost: str) -> None:
     for names in ("a", "a:b"):
         header = f'{{"{names}":{lost},"{names}":{{{FIELDS}}},"__metadata__":{{"x:y":"z:"}}}}'
-        assert refused(tmp_path, made(header, b"\0")) == f"The header holds the key '{names}' twice"
+        assert refused(tmp_path, made(header, b"\0")) == f"The header has the key '{names}' twice"
 
 
 def test_a_missing_key_cannot_hide_a_repeated_one(tmp_path: Path) -> None:
     # Each of the three keys stands once per entry in the text, and yet one entry has one twice.
     header = f'{{"a":{{{FIELDS},"shape":[1]}},"b":{{"dtype":"U8","data_offsets":[1,2]}},"c":{{{FIELDS}}}}}'
-    assert refused(tmp_path, made(header, b"\0")) == "tensor 'a': Its entry holds the key 'shape' twice"
+    assert refused(tmp_path, made(header, b"\0")) == "tensor 'a': Its entry has the key 'shape' twice"
 
 
 # --- metadata --------------------------------------------------------------------------------
@@ -449,10 +449,10 @@ def test_brackets_in_texts_are_no_arrays(tmp_path: Path) -> None:
 def test_no_json_that_is_hardly_more_than_brackets(tmp_path: Path) -> None:
     hollow = b"[" + b"[]," * 100_000 + b"[]]"
     said = refused(tmp_path, made(b'{"a":' + hollow + b"}"))
-    assert said == "The header of 300,010 bytes holds 100,003 arrays and objects, more than tensors need"
+    assert said == "The header of 300,010 bytes has 100,003 arrays and objects, more than tensors need"
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(b'{"weight_map":{},"metadata":' + hollow + b"}")
-    with pytest.raises(FileFormatError, match="The index of 300,033 bytes holds 100,004 arrays and objects"):
+    with pytest.raises(FileFormatError, match="The index of 300,033 bytes has 100,004 arrays and objects"):
         tp.of(index)
 
 

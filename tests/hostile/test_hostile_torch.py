@@ -1,4 +1,4 @@
-"""Torch files made to do harm: nothing runs, nothing is imported, and what can be listed is listed."""
+"""Malicious torch files: nothing runs, nothing is imported, and readable tensors are listed."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_a_tensor_given_to_a_payload_is_listed(tmp_path: Path, canary: Path) -> 
     params = tp.of(file_of(tmp_path, "zip", whole(table({"x": harm}))))
     assert params.names == ["x.again"]
     assert params.info("x.again").aliases == ("x.args.1",)
-    assert params.metadata["x"] == "an object of os.system, not made"
+    assert params.metadata["x"] == "an object of os.system, not built"
 
 
 def test_no_module_that_the_file_names_is_imported(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_pickle_that_doubles_itself(tmp_path: Path, form: str) -> None:
     assert params.names == ["w"]
     use(params)
     lists = b"](" + w(form) + b"e" + b"".join(b"q\x01" + b"0](h\x01h\x01e" for _ in range(60))
-    with pytest.raises(LimitExceeded, match="Parts that are shared give its tensors too many or too long names"):
+    with pytest.raises(LimitExceeded, match="Shared parts give its tensors too many or too long names"):
         tp.of(file_of(tmp_path, form, whole(lists)))
 
 
@@ -517,10 +517,10 @@ def test_what_zipfile_rejects_is_not_called_well(tmp_path: Path, deflate: bool, 
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (6, 1, "'archive/data/0' is encrypted by its own header"),
-        (6, 0x40, "'archive/data/0' is encrypted by its own header"),
-        (6, 0x20, "'archive/data/0' is patched by its own header"),
-        (7, 0x20, "'archive/data/0' is masked by its own header"),
+        (6, 1, "'archive/data/0' is encrypted according to its own header"),
+        (6, 0x40, "'archive/data/0' is encrypted according to its own header"),
+        (6, 0x20, "'archive/data/0' is patched according to its own header"),
+        (7, 0x20, "'archive/data/0' is masked according to its own header"),
         (14, 0x01, "'archive/data/0' has the CRC-32 0x"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The audit itself: which rules are asked, what is suppressed, what it prints, and that it changes nothing."""
+"""The audit: which rules run, suppression, output, and that it changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tp.explain`: what the calls of a network give, how Python reaches each tensor, and what is not there."""
+"""`tp.explain`: what parameters(), buffers() and state_dict() include, Python expressions, and missing tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After a backward pass."""
+"""Rules that apply after a backward pass."""
 
 from __future__ import annotations
 

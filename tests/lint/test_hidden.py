@@ -1,4 +1,4 @@
-"""What is hidden in containers, and what only looks so."""
+"""Modules and tensors hidden in containers, and similar cases that are not hidden."""
 
 from __future__ import annotations
 

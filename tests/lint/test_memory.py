@@ -1,4 +1,4 @@
-"""Overlaps and ties: by where tensors lie, never by guess."""
+"""Overlapping and tied tensors, found by their memory addresses."""
 
 from __future__ import annotations
 

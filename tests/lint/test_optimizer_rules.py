@@ -1,4 +1,4 @@
-"""Between a network and its optimizers."""
+"""Rules about a network and its optimizers."""
 
 from __future__ import annotations
 

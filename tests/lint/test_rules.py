@@ -1,4 +1,4 @@
-"""Every rule finds what its failing example has, and nothing in its passing one: the examples are documentation."""
+"""Every rule has a finding in its failing example and none in its passing one; the docs show these examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least and greatest values, of every type and layout, against torch; and the rules that use them."""
+"""Minima and maxima for every dtype and layout against torch, and the rules that use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tp.diff`: what is said of two sources, against torch and NumPy in float64."""
+"""`tp.diff`: results for two sources, against torch and NumPy in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests: their bytes, the same for the same weights wherever they are, and what is there more than once."""
+"""Digests: their bytes, equal digests for equal weights in any source, and duplicates."""
 
 from __future__ import annotations
 
@@ -370,11 +370,13 @@ def test_the_records_are_read_once() -> None:
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_what_has_no_values_is_named() -> None:
     cases = {
-        "dict: 'w': A tensor on the meta device has a shape and no values": torch.zeros(2, device="meta"),
+        "dict: 'w': A tensor on the meta device has a shape but no values": torch.zeros(2, device="meta"),
         "dict: w is quantised: its memory does not hold its values": torch.quantize_per_tensor(
             torch.ones(2), 0.1, 0, torch.qint8
         ),
-        "dict: 'w': A sparse tensor (torch.sparse_coo) has no array. Pass tensor.to_dense().": torch.eye(2).to_sparse(),
+        "dict: 'w': A sparse tensor (torch.sparse_coo) cannot become an array. Pass tensor.to_dense().": torch.eye(
+            2
+        ).to_sparse(),
     }
     for message, tensor in cases.items():
         with pytest.raises(NotReadable) as error:

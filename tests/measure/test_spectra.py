@@ -1,4 +1,4 @@
-"""Singular values and the figures made of them, against numpy's decomposition and the published definitions."""
+"""Singular values, norms and ranks, against numpy's decomposition and the published definitions."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_what_has_no_spectrum_is_named() -> None:
     assert [row.name for row in found] == ["fine"]
     reasons = {each.name: each.reason for each in found.unread}
     assert set(reasons) == {"codes", "complex", "infinite", "nan", "huge", "empty", "meta"}
-    assert reasons["codes"] == "has values of int8: a spectrum is of floating-point values"
+    assert reasons["codes"] == "has the dtype int8: only floating-point tensors have a spectrum"
     assert reasons["nan"] == reasons["infinite"] == reasons["huge"]
     assert "not measured: 7 tensors" in str(found)
     assert [each.name for each in tp.spectra({"nan": np.full((9, 9), np.nan)}, exact=3).unread] == ["nan"]

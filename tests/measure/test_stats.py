@@ -1,4 +1,4 @@
-"""Statistics: every number against numpy and torch, groups against what they are made of, what cannot be read."""
+"""Statistics: every number against numpy and torch, groups against their members, and unreadable tensors."""
 
 from __future__ import annotations
 
@@ -208,14 +208,14 @@ def test_what_cannot_be_read_is_listed_with_the_reason() -> None:
     found = tp.stats({**tensors, "z": torch.ones(3)})
     assert [row.name for row in found] == ["a", "z"]
     assert [(each.name, each.reason) for each in found.unread] == [
-        ("meta", "A tensor on the meta device has a shape and no values"),
-        ("sparse", "a sparse tensor (torch.sparse_coo) has no array; pass tensor.to_dense()"),
+        ("meta", "A tensor on the meta device has a shape but no values"),
+        ("sparse", "a sparse tensor (torch.sparse_coo) cannot become an array; pass tensor.to_dense()"),
         (
             "quantised",
             "the bits of qint8 are not numbers; unpack or dequantise the tensor first",
         ),
     ]
-    assert "not read: 3 tensors\n  meta: a tensor on the meta device has a shape and no values\n" in str(found)
+    assert "not read: 3 tensors\n  meta: a tensor on the meta device has a shape but no values\n" in str(found)
     assert found.to_json()["unread"][0]["name"] == "meta"
 
 

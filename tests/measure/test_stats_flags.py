@@ -1,4 +1,4 @@
-"""Flags: what is flagged and in which words, and that sound models have none."""
+"""Flags: what is flagged, the wording, and that healthy models have none."""
 
 from __future__ import annotations
 

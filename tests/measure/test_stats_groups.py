@@ -1,4 +1,4 @@
-"""Statistics of groups, and how statistics are shown."""
+"""Statistics of groups, and how statistics are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests, and what verifying finds, against them and without."""
+"""verify, with and without manifests."""
 
 from __future__ import annotations
 
@@ -417,14 +417,14 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert ("total_size", "not possible") in outcomes(tp.verify(index(tmp_path, None)))
     wrong = tp.verify(index(tmp_path, 45))
-    assert Check("total_size", "failed", "its total_size is 45, and its tensors take 44 bytes") in wrong.checks
+    assert Check("total_size", "failed", "its total_size is 45, but its tensors take 44 bytes") in wrong.checks
     assert not wrong.ok
     os.unlink(path)
     assert outcomes(tp.verify(tmp_path))[0] == ("shards", "ok")
     os.unlink(tmp_path / "model-00002-of-00002.safetensors")
     lost = tp.verify(tmp_path)
     assert lost.checks == (
-        Check("structure", "failed", "1 of 2 shards are not there: 'model-00002-of-00002.safetensors'"),
+        Check("structure", "failed", "1 of 2 shards are missing: 'model-00002-of-00002.safetensors'"),
     )
 
 
@@ -450,7 +450,7 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "preadv", failing)
     verification = tp.verify(params)
     monkeypatch.undo()
-    expected = f"{path}, byte 0: it could not be read: Input/output error"
+    expected = f"{path}, byte 0: the file cannot be read: Input/output error"
     assert verification.checks[1] == Check("reading", "failed", expected)
 
 
@@ -536,8 +536,8 @@ def test_a_failed_write_leaves_the_manifest_that_was_there(tmp_path: Path, monke
     with pytest.raises(WriteError) as error:
         tp.digest({"w": np.ones(1)}).write(path)
     assert str(error.value) == (
-        f"{path}: It could not be written: no space left on device. "
-        "The target is unchanged, and temporary files were removed. Free some, or write elsewhere."
+        f"{path}: Writing failed: no space left on device. "
+        "The target is unchanged, and temporary files were removed. Free some space, or write elsewhere."
     )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["manifest.json"]
@@ -579,7 +579,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "a key twice": (
         json.dumps(good())[:-1] + ', "digest": ""}',
-        ": The manifest holds the key 'digest' twice",
+        ": The manifest has the key 'digest' twice",
     ),
     "a later version": (
         changed("m['version'] = 2"),
@@ -688,7 +688,7 @@ def test_a_file_that_is_rewritten_meanwhile_is_reported(kind: str, with_manifest
         os.utime(new, ns=(1, 1))
         new.replace(file)  # another file of the same size, as writers do it
 
-    with pytest.raises(SourceError, match="The file was written to"):
+    with pytest.raises(SourceError, match="The file changed"):
         tp.verify(target, manifest, progress=rewriting)
 
     def cutting(done: int, total: int) -> None:
@@ -698,7 +698,7 @@ def test_a_file_that_is_rewritten_meanwhile_is_reported(kind: str, with_manifest
     try:
         found = tp.verify(target, manifest, progress=cutting)
     except SourceError as error:
-        assert "written to" in str(error)
+        assert "changed" in str(error)
     else:
         assert not found
-        assert any("was cut to" in check.detail for check in found.checks)
+        assert any("it had " in check.detail for check in found.checks)

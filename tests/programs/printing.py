@@ -1,4 +1,4 @@
-"""What printing shows: the method, the iterator, a parameter, and what is in it."""
+"""What print shows for the method, the iterator, a parameter, and its values."""
 
 import torch
 from torch import nn

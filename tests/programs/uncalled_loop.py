@@ -1,4 +1,4 @@
-"""The call was forgotten: a loop over `model.parameters`, its length, and an item of it."""
+"""`model.parameters` without the call: a loop over it, its length, and an item."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The call was forgotten: an optimizer refuses `model.parameters`."""
+"""`model.parameters` without the call: an optimizer raises."""
 
 import torch
 from torch import nn

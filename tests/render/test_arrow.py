@@ -1,4 +1,4 @@
-"""Tables handed to other libraries, and written to files; what other libraries make of them is in the oracles."""
+"""Tables exported to Arrow and to files; the oracles test them in other libraries."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def results() -> Iterator[type[Result]]:
         if ".testing" not in found.name and not found.name.endswith("__main__"):
             importlib.import_module(found.name)
     todo: list[type[Result]] = list(Result.__subclasses__())
-    for cls in todo:  # grows as it is read
+    for cls in todo:  # grows during the loop
         todo += cls.__subclasses__()
     yield from (cls for cls in todo if cls.__module__.startswith("torchparams."))
 

@@ -1,4 +1,4 @@
-"""Regular expressions in bounded time: the automaton does as `re`, and what neither can do in time is refused."""
+"""Regular expressions in bounded time: the automaton agrees with `re`, and unbounded expressions raise."""
 
 from __future__ import annotations
 

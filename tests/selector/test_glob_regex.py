@@ -1,4 +1,4 @@
-"""The fast matcher does what the definition does, and never takes exponential time."""
+"""The fast matcher agrees with the definition, and never takes exponential time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a glob matches, how it is read, and how it prints."""
+"""Globs: matching, parsing and printing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of selectors that hit nothing: which part, why, and what was perhaps meant."""
+"""Messages for selectors that match nothing: which part, why, and suggestions."""
 
 from __future__ import annotations
 

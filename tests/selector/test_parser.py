@@ -1,4 +1,4 @@
-"""Text → tree → text, and the errors of texts that are no selectors."""
+"""Parsing and printing of selectors, and errors for invalid ones."""
 
 from __future__ import annotations
 

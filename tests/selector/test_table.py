@@ -1,4 +1,4 @@
-"""What each part of a selector hits."""
+"""What each kind of selector matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models for the checks, plain and sharded in every way that torch has."""
+"""Models for the checks, unsharded and sharded in all ways that torch supports."""
 
 from __future__ import annotations
 

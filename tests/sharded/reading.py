@@ -1,4 +1,4 @@
-"""Checks of what is read: rows, statistics, digests, differences, files."""
+"""Checks of reading: rows, statistics, digests, differences, files."""
 
 from __future__ import annotations
 

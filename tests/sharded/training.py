@@ -1,4 +1,4 @@
-"""Checks of what changes a live model, and of gradients."""
+"""Checks of functions that change a live model, and of gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many small tensors at once: each number is that of the tensor's sketch, bit for bit."""
+"""Many small tensors at once: each number equals that of the sketch of the tensor, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What codes stand for, against numpy and ml_dtypes."""
+"""Values of codes, compared with numpy and ml_dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels: NumPy's definition against arithmetic of its own, and C against the definition."""
+"""The kernels: the NumPy definition against plain arithmetic, and C against the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sketch against numpy and torch, and its laws."""
+"""The sketch, compared with numpy and torch, and its invariants."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_parts(training: Path) -> None:
     with pytest.raises(UnknownName) as caught:
         tp.of(f"{training}/dcp-4#mode")
     assert str(caught.value).endswith(
-        "No tensor of it lies below 'mode'. Its names begin with model, optimizer, step, note. Did you mean '#model'?"
+        "No tensor is below 'mode'. Its names begin with model, optimizer, step, note. Did you mean '#model'?"
     )
 
 
@@ -219,7 +219,7 @@ def test_compressed_chunks_are_listed_and_refused(tmp_path: Path) -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("w")
     assert str(caught.value) == (
-        f"{tmp_path}: w: Its bytes were written through stream.zstd/1, which is not read here. "
+        f"{tmp_path}: w: Its bytes were written through stream.zstd/1, which is not supported. "
         "Save the checkpoint without extensions, or read it with torch.distributed.checkpoint."
     )
     assert [each.name for each in tp.stats(params).unread] == ["w"]
@@ -238,4 +238,4 @@ def test_verify_looks_at_every_part(training: Path, tmp_path: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(described))
     found = tp.verify(folder)
     assert not found.ok
-    assert "is float32 [2] where it lies, and int32 [2] by .metadata" in str(found)
+    assert "is float32 [2] in its file, but int32 [2] in .metadata" in str(found)

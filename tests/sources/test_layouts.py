@@ -1,4 +1,4 @@
-"""Tensors that are not plain: sparse, nested, made of others. Each is one entry, and says what it is."""
+"""Sparse and nested tensors, and tensors made of others: each is one entry with a layout."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_where_it_was_cut_is_said(tmp_path: Path) -> None:
         f"The file ends at byte {size - 3}, within the storage 'k', which takes bytes {size - 8} to {size}"
     )
     assert refusal(tmp_path, contents[:-9], TruncatedFile) == (
-        f"The file ends at byte {size - 9}, within the count of elements of the storage 'k'"
+        f"The file ends at byte {size - 9}, within the number of elements of the storage 'k'"
     )
     assert refusal(tmp_path, contents[:-18], TruncatedFile).startswith("The pickle that starts at byte ")
     assert refusal(tmp_path, contents + b"ab", TrailingBytes) == f"2 bytes after the last storage, at byte {size}"
@@ -255,10 +255,10 @@ def test_where_it_was_cut_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_together(tmp_path: Path) -> None:
     pickled = whole(table({"w": tensor(legacy_storage("k", 2), [2], [1])}))
     values = floats(1, 2)
-    assert "has 3 elements by its own account and 2 by that of the pickle" in refusal(
+    assert "has 3 elements by its own header and 2 by the pickle" in refusal(
         tmp_path, legacy_file(pickled, [("k", 3, values)]), SizeMismatch
     )
-    assert "has -1 elements by its own account" in refusal(
+    assert "has -1 elements by its own header" in refusal(
         tmp_path, legacy_file(pickled, [("k", -1, b"")]), SizeMismatch
     )
     assert refusal(tmp_path, legacy_file(pickled, [])) == "The file lacks the storage 'k'. It lists 0 storages."
@@ -266,13 +266,13 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
         "The file lists the storage 'k' twice"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("other", 2, values)])) == (
-        "The file lists a storage 'other' that nothing refers to"
+        "The file lists a storage 'other' that is not used"
     )
     assert refusal(tmp_path, legacy_file(pickled, [], keys={"k": 1})).endswith(
         "The list of storages is a dict of 1 item"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("k", 2, values)], protocol=7)) == (
-        "torch's legacy format of the unknown protocol 7; 1001 is known"
+        "torch's legacy format with the unknown protocol 7; only 1001 is supported"
     )
     assert refusal(tmp_path, legacy_file(pickled, [("k", 2, values)], magic=5)) == (
         "Not torch's legacy format: it does not start with its magic number"
@@ -281,7 +281,7 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
         table({"a": tensor(legacy_storage("k", 2), [2], [1]), "b": tensor(legacy_storage("k", 9, "Double"), [2], [1])})
     )
     assert refusal(tmp_path, legacy_file(both, [("k", 2, values)]), SizeMismatch) == (
-        "The storage 'k' has 8 bytes, and is used as one of 9 × float64"
+        "The storage 'k' has 8 bytes, but is used as one of 9 × float64"
     )
 
 
@@ -291,7 +291,7 @@ def test_a_tar_is_refused(tmp_path: Path) -> None:
         for name in ("storages", "tensors", "pickle"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
     assert refusal(tmp_path, buffer.getvalue(), opener=refuse_tar) == (
-        "A tar archive of torch 0.1, which is not read here. "
+        "A tar archive of torch 0.1, which is not supported. "
         "Load it with torch.load(path, weights_only=False) if you trust it, and save it again."
     )
     with pytest.raises(FileFormatError, match=r"A tar archive of torch 0\.1"):
@@ -300,7 +300,7 @@ def test_a_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("readme"), io.BytesIO(b""))
     assert refusal(tmp_path, buffer.getvalue(), opener=refuse_tar) == (
-        "A tar archive, not a checkpoint. Unpack it, and list what is in it."
+        "A tar archive, not a checkpoint. Unpack it, and open the checkpoint in it."
     )
 
 
@@ -332,7 +332,7 @@ def test_every_way_to_pickle_arrays(tmp_path: Path) -> None:
 
 def test_a_pickle_without_tensors(tmp_path: Path) -> None:
     assert refusal(tmp_path, pickle.dumps({"a": 1}), opener=open_plain_pickle) == (
-        "The pickle holds no tensors and no arrays of numbers: it is a dict of 1 item"
+        "The pickle contains no tensors and no numeric arrays: it is a dict of 1 item"
     )
     contents = pickle.dumps(Payload(print, "never"))
     assert refusal(tmp_path, contents, opener=open_plain_pickle).endswith(
@@ -371,12 +371,12 @@ def test_storages_within_a_pickle_are_checked(tmp_path: Path) -> None:
         tmp_path, within(good + b"x"), opener=open_plain_pickle
     )
     other = legacy_file(whole(number(1)), [])
-    assert "torch.storage._load_from_bytes of something that is not a storage" in refusal(
+    assert "torch.storage._load_from_bytes of an object that is not a storage" in refusal(
         tmp_path, within(other), opener=open_plain_pickle
     )
     # One within another: the inner one is not read.
     nested = legacy_file(whole(load + row(b"C" + bytes([len(other)]) + other) + b"R"), [])
-    assert "of something that is not a storage" in refusal(tmp_path, within(nested), opener=open_plain_pickle)
+    assert "of an object that is not a storage" in refusal(tmp_path, within(nested), opener=open_plain_pickle)
 
 
 def test_storages_that_lie_nowhere_are_no_tensors(tmp_path: Path) -> None:

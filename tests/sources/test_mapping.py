@@ -352,7 +352,7 @@ def test_a_module_is_no_mapping() -> None:
 def test_two_tensors_with_one_name() -> None:
     for mapping in ({"a.b": np.ones(1), "a": {"b": np.ones(2)}}, {"0": np.ones(1), 0: np.ones(2)}):
         with pytest.raises(
-            SourceError, match=r"^dict: Two tensors come to the name '(a.b|0)' when keys are joined by dots"
+            SourceError, match=r"^dict: Two tensors have the name '(a.b|0)' when keys are joined with dots"
         ):
             list(tp.of(mapping))
 
@@ -360,7 +360,7 @@ def test_two_tensors_with_one_name() -> None:
 def test_a_mapping_that_holds_itself() -> None:
     mapping: dict[str, Any] = {"a": {"w": np.ones(1)}}
     mapping["a"]["again"] = mapping
-    with pytest.raises(SourceError, match=r"^dict: The mapping holds itself, at 'a\.again'"):
+    with pytest.raises(SourceError, match=r"^dict: The mapping contains itself, at 'a\.again'"):
         list(tp.of(mapping))
 
 
@@ -369,7 +369,7 @@ def test_a_mapping_that_is_deep() -> None:
     for _ in range(limits.NESTING - 1):
         mapping = {"a": mapping}
     assert tp.of(mapping).names == ["a." * (limits.NESTING - 1) + "w"]
-    with pytest.raises(LimitExceeded, match="nests deeper than 1,000 levels"):
+    with pytest.raises(LimitExceeded, match="is nested deeper than 1,000 levels"):
         list(tp.of({"a": mapping}))
 
 
@@ -378,7 +378,7 @@ def test_a_mapping_that_is_shared_without_end(monkeypatch: pytest.MonkeyPatch) -
     mapping: dict[str, Any] = {"w": np.ones(1)}
     for _ in range(40):
         mapping = {"a": mapping, "b": mapping}
-    with pytest.raises(LimitExceeded, match="Mappings that are shared give it too many names"):
+    with pytest.raises(LimitExceeded, match="Shared mappings give it too many names"):
         list(tp.of(mapping))
 
 

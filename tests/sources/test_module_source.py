@@ -540,7 +540,7 @@ def test_meta_parameters() -> None:
         params.numpy("weight")
     assert str(caught.value) == (
         "Linear: 'weight' is on the meta device, which holds no values. "
-        "Give the model memory with model.to_empty(device='cpu'), and load or initialise it."
+        "Allocate memory with model.to_empty(device='cpu'), then load or initialise the model."
     )
 
 
@@ -678,8 +678,8 @@ def test_distributed_tensors() -> None:
     with pytest.raises(NotReadable) as caught:
         params.numpy("weight")
     assert str(caught.value) == (
-        "Linear: weight: It is a DTensor, which keeps its values in other tensors. "
-        "Make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one."
+        "Linear: weight: A DTensor keeps its values in other tensors. "
+        "Convert it to a plain tensor first: full_tensor() of a DTensor, dequantize() of a quantised tensor."
     )
 
 
@@ -883,8 +883,8 @@ def test_before_the_init_of_pytorch(inside: bool) -> None:
         model = nn.Sequential(nn.Linear(1, 1), Never())
     params = tp.of(model)
     message = (
-        "The __init__ of Never has not called nn.Module's: it cannot hold parameters yet. "
-        "Call super().__init__() in it, first of all."
+        "The __init__ of Never has not called nn.Module.__init__, so it cannot hold parameters yet. "
+        "Call super().__init__() first."
     )
     for use in (len, list, lambda p: p.infos, lambda p: p["1.x"], lambda p: next(p.select("**")()), lambda p: "a" in p):
         with pytest.raises(HalfBuilt) as caught:
@@ -1031,8 +1031,8 @@ def test_keys_that_are_no_text(held: str, where: str) -> None:
 # --- changes meanwhile ----------------------------------------------------------------------------
 
 CHANGED = (
-    "Sequential: The model was changed while it was read, by another thread perhaps. "
-    "Read it again when nothing changes it, or hold one lock for both."
+    "Sequential: The model changed while it was read, perhaps by another thread. "
+    "Read it when no other thread changes it, or use a lock."
 )
 READINGS: dict[str, Any] = {
     "listing": lambda model: list(tp.of(model)),

@@ -1,4 +1,4 @@
-"""Layers of `torch.ao.quantization`: their packed weights are rows, with the values that torch gives."""
+"""Layers of `torch.ao.quantization`: their packed weights are rows with the same values as in torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts that each rank saved for itself, as one table."""
+"""State dicts that each rank saved in its own file, as one table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_is_the_full_state_dict(training: Path, kind: str, world: int) -> Non
     assert tp.diff(full, ours).same
     whole = ours.metadata.get("(whole)")
     if world > 1:
-        assert whole == "3 tensors that ranks hold whole; listed are those of the first"
+        assert whole == "3 tensors that every rank holds whole; those of the first rank are listed"
 
 
 def test_a_mesh_of_two_dimensions(training: Path) -> None:
@@ -49,7 +49,7 @@ def test_parts(training: Path) -> None:
     assert tp.of(f"{training}/grid-4#optim").names == ["state.bias"]
     assert tp.of(f"{training}/grid-4#optim.state").names == ["bias"]
     assert "layers.0.weight" in tp.of(f"{training}/sharded-2#model").names
-    with pytest.raises(UnknownName, match="No tensor of it lies below 'head2'"):
+    with pytest.raises(UnknownName, match="No tensor is below 'head2'"):
         tp.of(f"{training}/sharded-2#head2")
 
 
@@ -110,7 +110,7 @@ def test_strides_are_those_of_torch(size: int, count: int, factor: int) -> None:
 def test_a_sum_that_is_not_made_yet_is_refused() -> None:
     with pytest.raises(Unplaced, match=r"has the placement .*Partial"):
         placed(8, (Partial(), 2, 0))
-    with pytest.raises(Unplaced, match="which is not read here"):
+    with pytest.raises(Unplaced, match="which is not supported"):
         placed(8, (Shard(3), 2, 0))
     assert _joined([(0, 2), (2, 5), (7, 8)]) == [(0, 5), (7, 8)]
     assert type(unpickled(pickle.dumps(Shard(0), 2), "", 0).root) is Reduced
@@ -148,12 +148,12 @@ def test_a_missing_rank(folder: Path) -> None:
 
 def test_two_world_sizes(folder: Path, training: Path) -> None:
     shutil.copy(training / "sharded-2" / file_of(0, 2), folder)
-    assert message(folder).startswith("There are files of model of different world sizes: 1 of 2, 4 of 4. Move")
+    assert message(folder).startswith("There are files of model with different world sizes: 1 of 2, 4 of 4. Move")
 
 
 def test_a_rank_beyond_the_world(folder: Path) -> None:
     shutil.copy(folder / file_of(3), folder / file_of(4))
-    assert message(folder) == "There are 5 files of 4 ranks"
+    assert message(folder) == "There are 5 files for 4 ranks"
 
 
 def test_a_world_size_that_does_not_match(tmp_path: Path, training: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_world_size_that_does_not_match(tmp_path: Path, training: Path) -> Non
         for rank in range(2):
             shutil.copy(training / f"{kind}-4" / file_of(rank), folder / file_of(rank, 2))
         assert message(folder) == (
-            f"{file_of(0, 2)}: 'layers.0.weight' was cut for 4 ranks, and the files are those of 2"
+            f"{file_of(0, 2)}: 'layers.0.weight' was sharded over 4 ranks, but there are files for 2"
         )
 
 
@@ -192,7 +192,7 @@ def test_parts_that_overlap(folder: Path) -> None:
 def test_ranks_that_disagree(tmp_path: Path) -> None:
     for rank in range(2):
         torch.save({"w": torch.zeros(5 + rank), "n": rank}, tmp_path / file_of(rank, 2))
-    assert message(tmp_path) == "Rank 1 holds 'w' as float32 [6], and rank 0 as float32 [5]"
+    assert message(tmp_path) == "Rank 1 holds 'w' as float32 [6], but rank 0 as float32 [5]"
 
 
 def test_a_tensor_of_one_rank(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_tensor_of_one_rank(tmp_path: Path) -> None:
 
 def test_a_rank_that_holds_something_else(folder: Path) -> None:
     torch.save([torch.zeros(2)], folder / file_of(1))
-    assert message(folder) == f"{file_of(1)}: A rank's file should hold a state dict, and holds a list of 1 item"
+    assert message(folder) == f"{file_of(1)}: The file of a rank must contain a state dict, not a list of 1 item"
 
 
 def test_a_file_that_is_cut(folder: Path) -> None:
@@ -218,7 +218,7 @@ def test_sets_without_a_model(folder: Path) -> None:
     for rank in range(4):
         (folder / file_of(rank)).rename(folder / f"actor_world_size_4_rank_{rank}.pt")
         shutil.copy(folder / f"actor_world_size_4_rank_{rank}.pt", folder / f"critic_world_size_4_rank_{rank}.pt")
-    assert message(folder, SourceError).startswith("The ranks wrote 2 kinds of files. Actor, critic. Name one: ")
+    assert message(folder, SourceError).startswith("The ranks wrote 2 kinds of files. Actor, critic. Choose one: ")
     assert "layers.0.weight" in tp.of(f"{folder}#critic").names
 
 

@@ -172,10 +172,10 @@ def test_errors_say_what_was_given() -> None:
     )
     meta = ("torch._utils", "_rebuild_meta_tensor_no_storage")
     assert said(called(*meta, number(1), row(number(1)), row(number(1)), b"N")) == (
-        "torch._utils._rebuild_meta_tensor_no_storage with the dtype 1, which is not known"
+        "torch._utils._rebuild_meta_tensor_no_storage with the dtype 1, which is unknown"
     )
     assert said(called(*meta, named("torch", "f"), row(*[number(1)] * 65), row(), b"N")) == (
-        "the shape of a tensor has 65 dimensions; at most 64 are known"
+        "the shape of a tensor has 65 dimensions; the maximum is 64"
     )
     assert said(called(*meta, named("torch", "f"), row(text("a")), row(), b"N")) == "the shape of a tensor holds 'a'"
     assert said(called(*meta, named("torch", "f"), row(number(1 << 200)), row(), b"N")) == (

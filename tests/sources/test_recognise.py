@@ -1,4 +1,4 @@
-"""What is no checkpoint here is named, with the next step, in one line."""
+"""Files that are not checkpoints get a one-line error with the next step."""
 
 from __future__ import annotations
 
@@ -37,16 +37,22 @@ FILES = {
     "annex": (b"/annex/objects/SHA256E-s1--0.bin\n", "A git-annex pointer, not the file itself. Run git annex get"),
     "html": (
         b"\n<!DOCTYPE html>\n<html><head><title>Sign in\n to X</title></head>" + b"<p>" * 400,
-        "An HTML page (Sign in to X), not a checkpoint. The address leads to a page, or needs a login; download",
+        "An HTML page (Sign in to X), not a checkpoint. The URL leads to a web page, or needs a login; download",
     ),
     "script": (b"<script>{}</script>" + b" " * 900, "An HTML page, not a checkpoint"),
     "message": (b"Entry not found", "A text, not a checkpoint: 'Entry not found'. Download or copy the file again"),
-    "gguf": (b"GGUF\3\0\0\0" + bytes(600), "A GGUF file of llama.cpp, which is not read here. transformers reads it"),
-    "onnx": (ONNX + bytes(600), "An ONNX model, which is not read here. The onnx package reads it: torchparams.of({"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "An HDF5 file, which is not read here. Read it with h5py"),
-    "npy": (b"\x93NUMPY\1\0" + bytes(600), "A numpy array, which is not read here. Pass it under a name"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(600), "Compressed by gzip, which is not read here. Unpack it first"),
-    "zeros": (bytes(4096), "It begins with 512 zero bytes, as an unfinished download does. Download or copy"),
+    "gguf": (
+        b"GGUF\3\0\0\0" + bytes(600),
+        "A GGUF file of llama.cpp, which is not supported. Load it with transformers",
+    ),
+    "onnx": (
+        ONNX + bytes(600),
+        "An ONNX model, which is not supported. Load it with the onnx package: torchparams.of({",
+    ),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "An HDF5 file, which is not supported. Read it with h5py"),
+    "npy": (b"\x93NUMPY\1\0" + bytes(600), "A numpy array, which is not supported. Pass it under a name"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "Compressed by gzip, which is not supported. Unpack it first"),
+    "zeros": (bytes(4096), "The file starts with 512 zero bytes, like an unfinished download. Download or copy"),
     "cut header": (WHOLE[:20], "The file ends at byte 20, within the header"),
     "cut tensors": (WHOLE[:-5], "Download or copy the file again."),
     "cut zip": (saved({"w": torch.ones(99)})[:700], "The zip is cut off"),
@@ -54,7 +60,7 @@ FILES = {
     "empty": (b"", "The file is empty. Download or copy the file again."),
     "tar of torch 0.1": (
         tar("storages"),
-        "A tar archive of torch 0.1, which is not read here. Load it with torch.load",
+        "A tar archive of torch 0.1, which is not supported. Load it with torch.load",
     ),
     "caffe2 archive": (
         zipped({"net/version": b"1", "net/model.json": b"{}", "net/tensors/0": b"1234"}),
@@ -92,16 +98,16 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
 
 
 DIRECTORIES = {
-    "dcp without its metadata": (("__0_0.distcp",), "A distributed checkpoint (DCP) without its .metadata"),
+    "dcp without its metadata": (("__0_0.distcp",), "A distributed checkpoint (DCP) without .metadata"),
     "zero": (
         ("latest", "zero_to_fp32.py", "training_args.bin", "global_step5/mp_rank_00_model_states.pt"),
-        "which is not in the directory. There are global_step5. Name one: ",
+        "which is not in the directory. There are global_step5. Choose one: ",
     ),
     "within zero": (
         ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
         "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt: Its optimizer_state_dict is None, not a dict",
     ),
-    "several": (("a.pt", "b.pt", "c.pth"), "There are 3 checkpoints in this directory. a.pt, b.pt, c.pth. Name one"),
+    "several": (("a.pt", "b.pt", "c.pth"), "There are 3 checkpoints in this directory. a.pt, b.pt, c.pth. Choose one"),
     "runs": (
         ("config.json", "checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors"),
         "no checkpoint in this directory. There are checkpoint-100/, checkpoint-90/, config.json. Did you mean",
@@ -126,7 +132,7 @@ def test_a_part_of_a_distributed_checkpoint(tmp_path: Path, capsys: Captured) ->
     ran = command(capsys, "ls", folder / "__0_0.distcp")
     assert ran.status == 2
     assert ran.err.endswith(
-        f"__0_0.distcp: One part of a distributed checkpoint (DCP). Name the directory: {folder}.\n"
+        f"__0_0.distcp: One part of a distributed checkpoint (DCP). Pass the directory: {folder}.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The safetensors reader: the contract of a source, and what is its own."""
+"""The safetensors reader: the source contract, and its own behaviour."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ def test_nothing_is_nested_in_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         tp.of(f"{path}#model")
     assert str(caught.value) == (
-        f"{path}: A safetensors file holds no nested mapping, so none at 'model'. "
+        f"{path}: safetensors files have no nested mappings, so there is none at 'model'. "
         "Leave #model out, and select by name: model.**."
     )
 
@@ -481,7 +481,7 @@ def test_more_dimensions_than_numpy_has(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": entry("U8", [1] * 65, 0, 1)}, b"\0")
     source = open_safetensors(path)
     assert source.infos()["a"].ndim == 65
-    with pytest.raises(NotReadable, match=re.escape(f"{path}: 'a': numpy has no arrays of 65 dimensions")):
+    with pytest.raises(NotReadable, match=re.escape(f"{path}: 'a': numpy does not support arrays with 65 dimensions")):
         source.numpy("a")
 
 
@@ -497,9 +497,7 @@ def test_a_file_that_is_written_to(tmp_path: Path) -> None:
     for read in (source.numpy, source.tensor):
         with pytest.raises(SourceError) as caught:
             read("a")
-        assert str(caught.value) == (
-            f"{path}: The file was written to since it was listed. Open it anew to see what it holds."
-        )
+        assert str(caught.value) == (f"{path}: The file changed after it was listed. Open the file again.")
 
 
 def test_a_file_that_is_removed(tmp_path: Path) -> None:
@@ -522,7 +520,7 @@ def test_a_file_that_is_cut_while_it_is_mapped(tmp_path: Path) -> None:
     os.truncate(path, 50)
     with pytest.raises(TruncatedFile) as caught:
         source.numpy("a")
-    assert str(caught.value) == f"{path}: The file was cut to 50 bytes since it was listed, when it had {size}"
+    assert str(caught.value) == f"{path}: The file has 50 bytes; it had {size} when it was listed"
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:

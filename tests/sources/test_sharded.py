@@ -237,7 +237,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_several_are_not_chosen_from(folder: Path) -> None:
     write_index(folder, {}, "pytorch_model.bin.index.json")
     assert refused(folder, SourceError) == (
-        f"There are 2 checkpoints in this directory. {INDEX}, pytorch_model.bin.index.json. Name the index of one."
+        f"There are 2 checkpoints in this directory. {INDEX}, pytorch_model.bin.index.json. Pass the path of one index."
     )
     for name in (INDEX, "pytorch_model.bin.index.json"):
         (folder / name).unlink()
@@ -246,23 +246,23 @@ def test_several_are_not_chosen_from(folder: Path) -> None:
     assert tp.of(folder).names == ["z", "a", "m"]
     torch.save({}, folder / "other.pt")
     assert refused(folder, SourceError) == (
-        "There are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. Name one."
+        "There are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. Choose one."
     )
 
 
 def test_an_incomplete_set(folder: Path) -> None:
     (folder / INDEX).unlink()
     (folder / A).unlink()
-    assert refused(folder) == f"1 of 2 shards are not there: '{A}'"
+    assert refused(folder) == f"1 of 2 shards are missing: '{A}'"
     (folder / B).rename(folder / "model-00002-of-99999.safetensors")
-    assert refused(folder).startswith("99998 of 99999 shards are not there: 'model-00001-of-99999.safetensors', ")
+    assert refused(folder).startswith("99998 of 99999 shards are missing: 'model-00001-of-99999.safetensors', ")
     assert refused(folder).endswith(" and 99992 more")
 
 
 def test_a_set_with_too_many(folder: Path) -> None:
     (folder / INDEX).unlink()
     write(folder / "model-00003-of-00002.safetensors", {})
-    assert refused(folder).startswith(f"These are more shards than 2: '{A}', '{B}', 'model-00003")
+    assert refused(folder).startswith(f"There are more than 2 shards: '{A}', '{B}', 'model-00003")
 
 
 def test_a_set_with_a_tensor_twice(folder: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_set_with_a_tensor_twice(folder: Path) -> None:
 
 def test_nothing_is_nested_in_shards(folder: Path) -> None:
     for target in (folder, folder / INDEX):
-        with pytest.raises(SourceError, match=re.escape(f"{target}: A sharded checkpoint holds no nested mapping")):
+        with pytest.raises(SourceError, match=re.escape(f"{target}: Sharded checkpoints have no nested mappings")):
             tp.of(f"{target}#model")
     (folder / INDEX).unlink()
     with pytest.raises(SourceError, match="holds no nested mapping, so none at 'model'"):
@@ -293,13 +293,11 @@ def test_a_missing_shard(folder: Path) -> None:
 def test_a_link_that_leads_nowhere(folder: Path) -> None:
     (folder / B).unlink()
     (folder / B).symlink_to(folder / "gone")
-    assert refused(folder / INDEX) == (
-        f"The index names 1 file that is not there: '{B}'. '{B}' is a link that leads nowhere."
-    )
+    assert refused(folder / INDEX) == (f"The index names 1 file that is not there: '{B}'. '{B}' is a broken link.")
 
 
 def repairs(folder: Path) -> str:
-    return f"torchparams convert --repair-index {folder} writes it anew from the shards."
+    return f"torchparams convert --repair-index {folder} rebuilds it from the shards."
 
 
 def test_a_missing_tensor(folder: Path) -> None:
@@ -351,7 +349,7 @@ def test_a_path_outside_the_directory(tmp_path: Path, name: str) -> None:
 
 def test_an_index_of_indexes(tmp_path: Path) -> None:
     path = write_index(tmp_path, {"a": INDEX})
-    with pytest.raises(FileFormatError, match="Not a checkpoint that is known here"):
+    with pytest.raises(FileFormatError, match="Unknown checkpoint format"):
         tp.of(path)
 
 
@@ -377,14 +375,14 @@ def test_a_shard_that_is_a_directory_or_a_pipe(tmp_path: Path) -> None:
         ('{"weight_map":{"a":1}}', "The weight_map gives 'a' the number 1, not a file name"),
         ('{"weight_map":{"a":null}}', "The weight_map gives 'a' null, not a file name"),
         ('{"weight_map":{"a":["x"]}}', "The weight_map gives 'a' an array, not a file name"),
-        ('{"weight_map":{"a":"x","a":"y"}}', "Its weight_map holds the key 'a' twice"),
-        ('{"weight_map":{},"weight_map":{}}', "The index holds the key 'weight_map' twice"),
+        ('{"weight_map":{"a":"x","a":"y"}}', "Its weight_map has the key 'a' twice"),
+        ('{"weight_map":{},"weight_map":{}}', "The index has the key 'weight_map' twice"),
         ('{"weight_map":{},"metadata":[]}', "Its metadata is an array, not an object"),
-        ('{"weight_map":{},"metadata":{"a":1,"a":2}}', "Its metadata holds the key 'a' twice"),
-        ('{"weight_map":{},"metadata":{"a":[{"b":1,"b":2}]}}', "An object in its metadata holds the key 'b' twice"),
-        ('{"weight_map":{},"metadata":{"a":NaN}}', "The index holds NaN, which JSON does not have"),
-        ('{"weight_map":{"\\ud800":"x"}}', "The index holds the text '\\ud800', in which half of a surrogate pair"),
-        ('{"weight_map":' * 5_000, "The index nests its values too deep to be one"),
+        ('{"weight_map":{},"metadata":{"a":1,"a":2}}', "Its metadata has the key 'a' twice"),
+        ('{"weight_map":{},"metadata":{"a":[{"b":1,"b":2}]}}', "An object in its metadata has the key 'b' twice"),
+        ('{"weight_map":{},"metadata":{"a":NaN}}', "The index has NaN, which JSON does not allow"),
+        ('{"weight_map":{"\\ud800":"x"}}', "The index has the text '\\ud800' with a lone surrogate"),
+        ('{"weight_map":' * 5_000, "The index is nested too deeply"),
     ],
 )
 def test_an_index_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -410,7 +408,7 @@ def test_the_total_size(folder: Path) -> None:
     write_index(folder, {"z": A, "m": B, "a": A})
     opened().check_total_size()
     for stated, error, message in [
-        (25, SizeMismatch, "Its total_size is 25, and its tensors take 24 bytes"),
+        (25, SizeMismatch, "Its total_size is 25, but its tensors take 24 bytes"),
         ("24", FileFormatError, "Its total_size is the text '24', not an integer"),
         (24.0, FileFormatError, "Its total_size is the number 24.0, not an integer"),
         (True, FileFormatError, "Its total_size is true, not an integer"),

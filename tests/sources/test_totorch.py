@@ -122,10 +122,13 @@ def test_lazy_conjugates_and_negatives() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: torch.eye(2).to_sparse(), "A sparse tensor (torch.sparse_coo) has no array. Pass tensor.to_dense()."),
-        (lambda: torch.eye(2).to_sparse_csr(), "A sparse tensor (torch.sparse_csr) has no array"),
+        (
+            lambda: torch.eye(2).to_sparse(),
+            "A sparse tensor (torch.sparse_coo) cannot become an array. Pass tensor.to_dense().",
+        ),
+        (lambda: torch.eye(2).to_sparse_csr(), "A sparse tensor (torch.sparse_csr) cannot become an array"),
         (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "A quantised tensor (torch.qint8)"),
-        (lambda: torch.empty(2, device="meta"), "A tensor on the meta device has a shape and no values"),
+        (lambda: torch.empty(2, device="meta"), "A tensor on the meta device has a shape but no values"),
         (lambda: torch.empty(2, dtype=torch.bits8), "numpy and ml_dtypes have no dtype for bits8"),
         (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "A nested tensor has rows of different"),
     ],

@@ -76,8 +76,8 @@ def test_two_tensors_of_one_name() -> None:
     with pytest.raises(SourceError) as caught:
         names({"a.b": tensor("0"), "a": {"b": tensor("1")}})
     assert str(caught.value) == (
-        "a.pt: Two tensors come to the name 'a.b' when nested names are joined by dots. "
-        "List one part of the file, as in 'a.pt#a'."
+        "a.pt: Two tensors have the name 'a.b' when nested names are joined with dots. "
+        "List a part of the file, as in 'a.pt#a'."
     )
     assert names({"a.b": tensor("0"), "a": {"b": tensor("1")}}, "a") == {"b": ()}
     one = tensor("0")
@@ -127,7 +127,7 @@ def test_a_module_lists_as_its_state_dict() -> None:
         "fc.tmp": ("buffer", "lib.Net", False),
     }
     assert listing.metadata == {
-        "(top)": "a module of class lib.Net, not made",
+        "(top)": "a module of class lib.Net, not built",
         "mask": "in no state_dict, an attribute of lib.Net: a tensor, float32 2",
     }
 
@@ -140,7 +140,7 @@ def test_a_module_in_a_checkpoint() -> None:
 def test_objects_list_their_attributes() -> None:
     root = instance("lib", "State", {"model": {"w": tensor()}, "step": 3})
     assert list(names(root)) == ["model.w"]
-    assert metadata(root) == {"(top)": "an object of lib.State, not made", "step": 3}
+    assert metadata(root) == {"(top)": "an object of lib.State, not built", "step": 3}
     slotted = instance("lib", "State", ({"a": tensor("0")}, {"b": tensor("1")}))
     assert list(names({"x": slotted})) == ["x.a", "x.b"]
     assert list(names(instance("lib", "State", (None, {"b": tensor("1")})))) == ["b"]
@@ -154,8 +154,8 @@ def test_objects_list_whatever_they_were_given() -> None:
     nested = Reduced(Reduced(Global("a", "b"), (tensor("0"),)), ())
     assert list(names({"x": nested})) == ["x.func.args.0"]
     assert metadata({"x": nested}) == {
-        "x": "an object of something that was to be called, not made",
-        "x.func": "an object of a.b, not made",
+        "x": "an object of something that was to be called, not built",
+        "x.func": "an object of a.b, not built",
     }
 
 
@@ -166,7 +166,7 @@ def test_a_storage_or_an_array_is_a_tensor() -> None:
     listing = Listing({"s": storage, "again": storage, "a": array, "none": none}, None, "a.pt")
     assert {name: entry.tensor.shape for name, entry in listing.names.items()} == {"s": (3,), "again": (3,), "a": (2,)}
     assert listing.names["s"].aliases == ["again"]
-    assert listing.metadata == {"none": "a numpy array that is not a tensor"}
+    assert listing.metadata == {"none": "a numpy array that is not numeric"}
 
 
 # --- metadata ----------------------------------------------------------------------------------------
@@ -270,14 +270,14 @@ def test_an_inner_that_is_not_there() -> None:
         (
             {"a.w": tensor(), "a.b": tensor(), "c": tensor()},
             "a",
-            "a.pt: There is no 'a' in the file. There are 2 names in it beginning so, and nothing nested. "
+            "a.pt: There is no 'a' in the file. There are 2 names with this prefix, but no nested mapping. "
             "Leave #a out, and select by name: a.**.",
         ),
         (
             {"model": {"a.0.w": tensor()}},
             "model.a.0",
-            "a.pt: There is no 'a.0' in 'model'. There is 1 name in it beginning so, and nothing nested. "
-            "Take '#model', and select by name: a.0.**.",
+            "a.pt: There is no 'a.0' in 'model'. There is 1 name with this prefix, but no nested mapping. "
+            "Use '#model', and select by name: a.0.**.",
         ),
     ],
 )
@@ -294,7 +294,7 @@ def test_an_inner_without_tensors() -> None:
     with pytest.raises(SourceError) as caught:
         names({"epoch": 3, "w": tensor()}, "epoch")
     assert str(caught.value) == (
-        "a.pt: 'epoch' holds no tensors: it is 3. Leave out what follows the # to see everything in the file."
+        "a.pt: 'epoch' contains no tensors: it is 3. Leave out the part after # to list the whole file."
     )
 
 
@@ -335,8 +335,8 @@ def test_doubling_with_a_tensor_is_limited(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(limits, "ALIASES", 1000)
     with pytest.raises(LimitExceeded) as caught:
         names(part)
-    assert str(caught.value).startswith("a.pt: Parts that are shared give its tensors too many or too long names. ")
-    assert str(caught.value).endswith("List one part of it with #path, or raise torchparams.limits.ALIASES.")
+    assert str(caught.value).startswith("a.pt: Shared parts give its tensors too many or too long names. ")
+    assert str(caught.value).endswith("List a part of it with #path, or raise torchparams.limits.ALIASES.")
     few: Any = [tensor()]
     for _ in range(8):
         few = [few, few]

@@ -1,4 +1,4 @@
-"""A pickle that would run code is named, and foreign classes are no alarm."""
+"""Pickles that would run code are reported; classes of other packages alone are not."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_bare_pickle_of_any_protocol(tmp_path: Path, capsys: Captured, protoco
     assert ran.status == 1
     assert "calls posix.system: do not unpickle" in ran.out
     assert command(capsys, "ls", path).err == (
-        f"torchparams: {path}: The pickle holds no tensors and no arrays of numbers: it is posix.system('true'). "
+        f"torchparams: {path}: The pickle contains no tensors and no numeric arrays: it is posix.system('true'). "
         "It calls posix.system: do not unpickle.\n"
     )
 

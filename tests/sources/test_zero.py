@@ -193,7 +193,7 @@ def test_latest_names_a_tag_that_is_not_there(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", 2, 1)
     (folder / "latest").write_text("global_step8\n")
     assert message(folder) == (
-        f"latest: It names the tag 'global_step8', which is not in the directory. There are {TAG}. Name one: {TAG}."
+        f"latest: It names the tag 'global_step8', which is not in the directory. There are {TAG}. Choose one: {TAG}."
     )
 
 
@@ -213,7 +213,7 @@ def test_a_missing_file_of_a_model(tmp_path: Path) -> None:
     assert message(folder) == "It lacks 1 file *_model_states.pt: that of rank 1. Copy the files of all ranks."
     folder = write(tmp_path / "other", 1, 2)
     (folder / TAG / "mp_rank_00_model_states.pt").unlink()
-    assert message(folder) == "it lacks 1 file *_model_states.pt: that of rank 0. copy the files of all ranks."
+    assert message(folder) == "It lacks 1 file *_model_states.pt: that of rank 0. Copy the files of all ranks."
 
 
 def optim(rank: int) -> str:
@@ -231,16 +231,16 @@ def set_state(key: str, value: Any) -> Callable[[Any], None]:
     ("change", "said"),
     [
         (set_state("partition_count", 3), "There are the partitions of 2 ranks, and"),
-        (set_state("partition_count", [2, 4]), f"{optim(0)}: Its groups are cut for different counts of ranks (2, 4)"),
+        (set_state("partition_count", [2, 4]), f"{optim(0)}: Its groups are split over different numbers of ranks"),
         (set_state("partition_count", None), f"{optim(0)}: Its partition_count is None"),
         (set_state("partition_count", [10**9]), f"{optim(0)}: Its partition_count is a list of 1 item"),
-        (set_state("zero_stage", 5), f"{optim(0)}: Its zero_stage is 5; 1, 2 and 3 are known"),
+        (set_state("zero_stage", 5), f"{optim(0)}: Its zero_stage is 5, not 1, 2 or 3"),
         (set_state("zero_stage", 1), f"{optim(1)}: It is of stage 2 and 2 ranks, and {optim(0)} of 1 and 2"),
         (set_state("single_partition_of_fp32_groups", []), f"{optim(0)}: Its optimizer has a state 0, and there are 0"),
         (set_state("single_partition_of_fp32_groups", 7), f"{optim(0)}: Its single_partition_of_fp32_groups is 7"),
         (
             set_state("single_partition_of_fp32_groups", [torch.zeros(3), torch.zeros(6)]),
-            "mp_rank_00_model_states.pt: The shapes of group 0 take 93 elements, and the partitions of 2 ranks hold 48",
+            "mp_rank_00_model_states.pt: The shapes of group 0 take 93 elements, but the partitions of 2 ranks hold 48",
         ),
         (set_state("param_alignment_paddings", [[1], [2]]), f"{optim(0)}: Its param_alignment_paddings give group 0 a"),
         (
@@ -269,10 +269,10 @@ MODEL = "mp_rank_00_model_states.pt"
         (set_model("param_shapes", [{"a": (200,)}, {"b": (2,)}]), f"{MODEL}: The shapes of group 0 take 200 elements"),
         (set_model("param_shapes", [{"a": (93,)}]), f"{optim(0)}: It has 2 groups, and {MODEL} the shapes of 1"),
         (set_model("param_shapes", [{"a": (-3,)}, {}]), f"{MODEL}: Its param_shapes give 'a' the shape a tuple"),
-        (set_model("param_shapes", [{"a": (93,)}, {"a": (12,)}]), f"{MODEL}: It says the shape of 'a' twice"),
+        (set_model("param_shapes", [{"a": (93,)}, {"a": (12,)}]), f"{MODEL}: It has the shape of 'a' twice"),
         (set_model("param_shapes", [{"fc.bias": (93,)}, {}]), f"{MODEL}: 'fc.bias' has the shape [5] in its module"),
         (set_model("param_shapes", 3), f"{MODEL}: Its param_shapes is 3, not a dict"),
-        (set_model("frozen_param_fragments", {}), f"{MODEL}: It says the shape of the frozen 'frozen', and holds no"),
+        (set_model("frozen_param_fragments", {}), f"{MODEL}: It has the shape of the frozen 'frozen', but no"),
         (set_model("frozen_param_shapes", {"frozen": (9, 9)}), f"{MODEL}: The frozen 'frozen' has the shape [9, 9]"),
         (set_model("module", None), f"{MODEL}: Its module is None, not a dict"),
         (lambda state: state.pop("param_shapes"), f"{MODEL}: It lacks the shapes of the parameters (param_shapes)"),
@@ -302,8 +302,8 @@ def test_moments_that_are_too_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("zero_pp_rank_0_mp_rank_01_optim_states.pt", "is of a second model-parallel rank; how these cut the tensors"),
-        ("expp_rank_0_mp_rank_00_optim_states.pt", "It has experts in files of their own"),
+        ("zero_pp_rank_0_mp_rank_01_optim_states.pt", "belongs to a second model-parallel rank, but no file records"),
+        ("expp_rank_0_mp_rank_00_optim_states.pt", "It has experts in separate files"),
         ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "are both of rank 0"),
     ],
 )
@@ -316,5 +316,5 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path, name: str, said: str) -
 def test_a_state_of_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", 2, 1)
     changed(folder / TAG / optim(0), set_state("base_optimizer_state", None))
-    with pytest.raises(UnknownName, match="It holds no state of the optimizer"):
+    with pytest.raises(UnknownName, match="It has no optimizer state"):
         tp.of(f"{folder}#optimizer")

@@ -93,8 +93,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     for size in range(1, len(contents)):
         said = refusal(tmp_path, contents[:size], TruncatedFile)
         assert said == (
-            f": The zip is cut off: its directory should end it, and none does; {size} bytes are there. "
-            "Copy or download the file again."
+            f": The zip is cut off: it has {size} bytes and no directory at its end. Copy or download the file again."
         )
 
 
@@ -110,7 +109,7 @@ def test_bytes_before_the_beginning_or_in_the_middle(tmp_path: Path) -> None:
     start = contents.index(CENTRAL)
     for broken in (b"#!/bin/sh\n" + contents, contents[:start] + b"x" + contents[start:]):
         assert "The zip's directory takes bytes" in refusal(tmp_path, broken, SizeMismatch)
-        assert "and ends at byte" in refusal(tmp_path, broken, SizeMismatch)
+        assert "but ends at byte" in refusal(tmp_path, broken, SizeMismatch)
 
 
 def test_duplicate_members(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_overlapping_members(tmp_path: Path) -> None:
     assert "overlaps the directory" in refusal(tmp_path, beyond)
     # A name and an extra field that grow only in the local header.
     grown = patched(contents, LOCAL, 28, struct.pack("<H", 20), 0)
-    assert refusal(tmp_path, grown) == ": 'top/a' takes bytes 55 to 60, and what follows it begins at byte 40"
+    assert refusal(tmp_path, grown) == ": 'top/a' takes bytes 55 to 60, but the next member begins at byte 40"
 
 
 def test_headers_that_contradict_the_directory(tmp_path: Path) -> None:
@@ -145,22 +144,25 @@ def test_headers_that_contradict_the_directory(tmp_path: Path) -> None:
         assert refusal(tmp_path, broken) == ": There is no 'top/b' at byte 40, where the zip's directory has it"
     size = patched(contents, LOCAL, 22, struct.pack("<L", 7), 1)
     assert refusal(tmp_path, size, SizeMismatch) == (
-        ": 'top/b' has 7 bytes by its own header and 10 by the zip's directory"
+        ": 'top/b' has 7 bytes in its own header and 10 in the zip's directory"
     )
     assert contents_of(directory(tmp_path, patched(contents, LOCAL, 18, bytes(8), 1))) == TWO  # unknown beforehand
 
 
 def test_stored_members_have_one_size(tmp_path: Path) -> None:
     contents = patched(zipped(TWO), CENTRAL, 24, struct.pack("<L", 6), 1)
-    assert refusal(tmp_path, contents, SizeMismatch) == (": 'top/b' is stored as it is, in 10 bytes, and has 6")
+    assert refusal(tmp_path, contents, SizeMismatch) == (": 'top/b' is stored uncompressed in 10 bytes, but has 6")
 
 
 def test_members_that_are_not_read(tmp_path: Path) -> None:
     locked = patched(zipped(TWO), CENTRAL, 8, b"\x01", 1)
     assert refusal(tmp_path, locked, NotReadable) == ": 'top/b' is encrypted"
-    for method, name in ((14, "LZMA"), (12, "bzip2"), (77, "compressed by method 77")):
+    for method, name in ((14, "LZMA"), (12, "bzip2"), (77, "compressed with method 77")):
         other = patched(zipped(TWO), CENTRAL, 10, bytes([method]), 1)
-        assert refusal(tmp_path, other, NotReadable) == f": 'top/b' is {name}; stored and DEFLATE are read"
+        assert (
+            refusal(tmp_path, other, NotReadable)
+            == f": 'top/b' is {name}; only stored and DEFLATE members are supported"
+        )
 
 
 def test_the_directory_s_own_mistakes(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_compressed_contents_that_are_damaged(tmp_path: Path) -> None:
             contents_of(zipped_)
         except FileFormatError as error:
             assert "Its compressed contents are damaged: " in str(error) or "It inflates to" in str(error)
-    for size, said in ((299, "It inflates to 300 bytes or more"), (301, "It inflates to 300 bytes, and")):
+    for size, said in ((299, "It inflates to 300 bytes or more"), (301, "It inflates to 300 bytes, but")):
         wrong = patched(contents, CENTRAL, 24, struct.pack("<L", size))
         wrong = patched(wrong, LOCAL, 22, struct.pack("<L", size))
         said_ = refusal(tmp_path, wrong, SizeMismatch)

@@ -1,4 +1,4 @@
-"""Groups beside the rules of timm and transformers, which are stated again here as their documentation has them.
+"""Groups compared with the rules of timm and transformers, reimplemented here from their documentation.
 
 `bench/compare_groups.py` compares with the packages themselves.
 """

@@ -1,4 +1,4 @@
-"""Loading in place: against load_state_dict, dtype by dtype, and what must not change."""
+"""Loading in place: compared with load_state_dict for each dtype, and what must not change."""
 
 from __future__ import annotations
 
@@ -648,9 +648,7 @@ def test_a_table_of_a_file_that_was_written_to_since(suffix: str, tmp_path: Path
         model = Holder(torch.zeros(3))
     with pytest.raises(SourceError) as caught:
         load(model, source)
-    assert str(caught.value) == (
-        f"{path}: The file was written to since it was listed. Open it anew to see what it holds."
-    )
+    assert str(caught.value) == (f"{path}: The file changed after it was listed. Open the file again.")
     assert model.w.is_meta
 
 

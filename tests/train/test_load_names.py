@@ -1,4 +1,4 @@
-"""Coverage: which name goes to which, what is said of the rest, and what is done about it."""
+"""Loading by name: matching, reports of the others, and coverage options."""
 
 from __future__ import annotations
 

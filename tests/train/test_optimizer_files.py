@@ -1,4 +1,4 @@
-"""An optimizer's state in a file: all of it comes back, whatever the format, and training goes on bit for bit."""
+"""Optimizer states in files: complete in every format, and training continues with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of one kind of optimizer and another, of wrappers, of lists; and an optimizer that refuses it."""
+"""Optimizer states of other classes, of wrappers and lists; and optimizers that refuse a state."""
 
 from __future__ import annotations
 

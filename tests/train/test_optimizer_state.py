@@ -1,4 +1,4 @@
-"""The state of an optimizer by name: what it shows, and training that goes on as if nothing had happened."""
+"""Optimizer state by name: contents, and continued training with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimizer's state back by name: what is loaded, what is refused, and what is never guessed."""
+"""Loading optimizer states by name: what is loaded, what raises, and what is never guessed."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from torchparams.cli.options import argument, command
 @argument(
     "run",
     metavar="RUN",
-    help="The directory of a record; or of checkpoints named by their steps, or a pattern such as 'run/step-*'.",
+    help="Directory of a record or of checkpoints named by their steps, or a pattern such as 'run/step-*'.",
 )
 @options.as_json
 def diagnose(run: str, as_json: bool) -> None:
     """Find what went wrong first in a training: which parameter, and when.
 
-    Shows the first finding, the records before it, what else moved then, and the other findings. Exits with 1 where
-    there is a finding.
+    Shows the first finding, the records before it, other parameters that changed, and the other findings. Exits with 1
+    if there is a finding.
 
     \b
     Examples:

@@ -13,10 +13,10 @@ from torchparams.cli.options import argument, command
 @argument(
     "run",
     metavar="RUN",
-    help="The directory of a record; or of checkpoints named by their steps, or a pattern such as 'run/step-*'.",
+    help="Directory of a record or of checkpoints named by their steps, or a pattern such as 'run/step-*'.",
 )
 @options.select
-@click.option("--steps", metavar="A:B", help="Only steps from A to B; either may be left out.")
+@click.option("--steps", metavar="A:B", help="Only steps from A to B; either may be omitted.")
 @click.option(
     "--show",
     "column",
@@ -27,7 +27,10 @@ from torchparams.cli.options import argument, command
     "grad_nonfinite, update_norm, update_ratio or dead_rows.",
 )
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Maximum number of rows; the middle is omitted and counted.",
 )
 @options.output
 @options.as_json
@@ -40,9 +43,9 @@ def history(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Show what parameters did over the steps of a training.
+    """Show statistics of parameters over the steps of a training.
 
-    From a record by tp.Recorder, or from checkpoints: then the differences of neighbours are the updates.
+    Reads a record of tp.Recorder, or checkpoints; then differences between consecutive checkpoints are the updates.
 
     \b
     Examples:

@@ -19,21 +19,24 @@ from torchparams.cli.targets import source_of
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Longest smaller side of a matrix for which all singular values are computed; larger ones are estimated.",
+    help="Largest min(rows, columns) for exact singular values; larger matrices are estimated.",
 )
 @click.option(
     "--stacked",
     metavar="SELECTOR",
-    help="Tensors that are stacks of matrices, such as experts: a row for each matrix.",
+    help="Tensors that are stacks of matrices, such as experts; one row per matrix.",
 )
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Order by name, spectral_norm, nuclear_norm, stable_rank, effective_rank, condition, tail_exponent, edge or "
+    help="Sort by name, spectral_norm, nuclear_norm, stable_rank, effective_rank, condition, tail_exponent, edge or "
     "spikes; -COLUMN for descending (--sort=-condition).",
 )
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="Most rows shown; the middle is left out and counted."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Maximum number of rows; the middle is omitted and counted.",
 )
 @options.engine
 @options.output
@@ -49,10 +52,10 @@ def spectra(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Show the singular values of matrices: norms, ranks, condition, and how heavy their tail is.
+    """Show singular values of matrices: norms, ranks, condition number, and exponent of the tail.
 
-    The kernel of a convolution, of shape (out, in, ...), is flattened to (out, in * ...). Vectors and scalars are left
-    out.
+    The kernel of a convolution, of shape (out, in, ...), is flattened to (out, in * ...). Vectors and scalars are
+    omitted.
 
     \b
     Examples:

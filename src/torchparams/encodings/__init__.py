@@ -1,1 +1,1 @@
-"""How stored tensors stand for values: which tensors hold codes, and the tensors beside them that scale these."""
+"""Encodings of quantised parameters: which tensors hold codes and scales, and how to decode them."""

@@ -1,8 +1,8 @@
-"""What an encoding is: how a quantised parameter is recognised among stored tensors, and computed from them.
+"""Base types of encodings: how a quantised parameter is recognised among stored tensors, and decoded.
 
-To add an encoding, write one module beside this one with a function of a name and `Tensors` that gives a `Claim`, a
-`Refused`, or None, and add it to `known.ENCODINGS`. Nothing is claimed that is not fully understood: a part that is
-missing, of a wrong shape or of an unknown variant is a `Refused` that names it.
+To add an encoding, write a module in this folder with a function of a name and `Tensors` that returns a `Claim`, a
+`Refused`, or None, and add it to `known.ENCODINGS`. Only claim what is fully understood: a part that is missing, has
+the wrong shape, or is an unknown variant gives a `Refused` that names it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ F32 = DType.of("float32")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A parameter, and the stored tensors that it is computed from.
+    """A parameter, and the stored tensors that it is decoded from.
 
     Attributes:
-        name: The name in the unquantised model.
-        shape: The shape there.
-        encoding: The name of the encoding.
-        parts: Names of the stored tensors, the codes first.
-        build: Makes the expression from the rows of `operands`, in this order. It pickles.
-        operands: The parts that hold elements; None for all.
-        dtype: The type that the encoding records; None for float32.
-        aliases: Further names, where these are not those of the codes.
+        name: Name in the unquantised model.
+        shape: Shape in the unquantised model.
+        encoding: Name of the encoding.
+        parts: Names of the stored tensors, codes first.
+        build: Function that makes the expression from the rows of `operands`, in order. Must be picklable.
+        operands: Parts that hold elements; None for all.
+        dtype: Dtype that the encoding records; None for float32.
+        aliases: Other names, if they differ from those of the codes.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Claim:
     aliases: tuple[str, ...] = ()
 
     def info(self, infos: Mapping[str, ParameterInfo]) -> ParameterInfo:
-        """The record of the parameter.
+        """Info of the parameter.
 
         Args:
-            infos: The records of the stored tensors.
+            infos: Infos of the stored tensors.
         """
         codes, *others = (infos[part] for part in self.parts)
         numel = 1
@@ -77,18 +77,18 @@ class Claim:
         """The parameter as an expression.
 
         Args:
-            row: Gives the expression of a stored tensor.
+            row: Function that returns the expression of a stored tensor.
         """
         return self.build(*map(row, self.parts if self.operands is None else self.operands))
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Codes of a known encoding that are not understood.
+    """Codes of a known encoding that cannot be decoded.
 
     Attributes:
-        parts: Names of the stored tensors, the codes first.
-        reason: The reason, as a sentence that names the part.
+        parts: Names of the stored tensors, codes first.
+        reason: Reason as a sentence that names the part.
     """
 
     parts: tuple[str, ...]
@@ -97,16 +97,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A parameter of a class that keeps its values in other tensors, as a source describes it.
+    """Parameter of a class that keeps its values in other tensors, as described by a source.
 
     Attributes:
-        name: The name of the parameter.
-        kind: The class, without its module: `Int8Tensor`.
-        parts: Attribute → name of the stored tensor, the codes first.
-        attributes: Attribute → value, of the attributes that are plain: numbers, texts, lists, names of types.
-        shape: The shape that the class shows; None where the source does not say it.
-        dtype: The element type that the class shows; None where the source does not say it.
-        aliases: Further names of the parameter.
+        name: Name of the parameter.
+        kind: Class name without its module, such as `Int8Tensor`.
+        parts: Attribute → name of the stored tensor, codes first.
+        attributes: Plain attributes of the object: numbers, texts, lists, dtype names.
+        shape: Shape that the class shows, or None if unknown.
+        dtype: Dtype that the class shows, or None if unknown.
+        aliases: Other names of the parameter.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Structure:
 
 
 def part_name(name: str, attribute: str) -> str:
-    """The name of a stored tensor of a parameter that has several: as torchao spells it in safetensors files.
+    """Name of a stored tensor of a parameter with several, as in torchao's safetensors files.
 
     >>> part_name("layers.0.weight", "qdata"), part_name("w", "scale")
     ('layers.0._weight_qdata', '_w_scale')
@@ -129,12 +129,12 @@ def part_name(name: str, attribute: str) -> str:
 
 
 class Tensors:
-    """The stored tensors of a source, for whoever recognises encodings.
+    """Stored tensors of a source, for functions that recognise encodings.
 
     Args:
-        infos: Their records, by canonical name.
-        config: Gives the `quantization_config` beside the checkpoint; empty where there is none.
-        read: Gives the bytes of a small tensor.
+        infos: Infos by canonical name.
+        config: Function that returns the `quantization_config` beside the checkpoint, or an empty mapping.
+        read: Function that returns the bytes of a small tensor.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Tensors:
 
     @property
     def method(self) -> str:
-        """The name of the method in the configuration, in lower case; empty where there is none."""
+        """Name of the method in the configuration, in lower case; empty without one."""
         found = self.config.get("quant_method") or self.config.get("quantization", {})
         return found.lower() if isinstance(found, str) else ""
 
@@ -191,27 +191,25 @@ class Tensors:
         return name in self.infos
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor; that of a scalar where it has none."""
+        """Shape of a tensor; empty for a scalar."""
         return self.infos[name].shape or ()
 
     def dtype(self, name: str) -> DType:
-        """The type of a tensor."""
+        """Dtype of a tensor."""
         return self.infos[name].dtype
 
     def present(self, *names: str) -> tuple[str, ...]:
-        """Those of `names` that there are."""
+        """Subset of `names` that exist."""
         return tuple(name for name in names if name in self.infos)
 
     def bytes_of(self, name: str, most: int) -> bytes:
-        """The bytes of a small tensor.
+        """Bytes of a small tensor.
 
         Raises:
             NotReadable: It is longer than `most`, or cannot be read.
         """
         if self.infos[name].nbytes > most:
-            raise NotReadable(
-                f"{quoted(name)} has {self.infos[name].nbytes:,} bytes, more than the {most:,} it may have"
-            )
+            raise NotReadable(f"{quoted(name)} has {self.infos[name].nbytes:,} bytes; the limit is {most:,}")
         return self._read(name)
 
 
@@ -229,10 +227,10 @@ def _matches(pattern: list[str], path: list[str]) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as messages show it."""
+    """Name quoted for messages."""
     return shorten(repr(name))
 
 
 def shaped(tensors: Tensors, name: str) -> str:
-    """A tensor with its type and shape, as messages show it."""
+    """Name, dtype and shape of a tensor, for messages."""
     return f"{quoted(name)} ({tensors.dtype(name)} {list(tensors.shape(name))})"

@@ -1,4 +1,4 @@
-"""bitsandbytes: int8 with a scale for each row (`SCB`), and nf4 and fp4 in blocks, whose scales may be codes again."""
+"""bitsandbytes: int8 with one scale per row (`SCB`), and nf4 and fp4 in blocks with scales, possibly quantised."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _U8 = DType.of("uint8")
 _STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _STATE_BYTES = 1 << 14
 _SEVENTH = 7.874015718698502e-3
-"""1/127, as bitsandbytes spells it."""
+"""1/127, as in bitsandbytes."""
 
 _MOST = 1 << 48
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
-    """The parameter of a layer of bitsandbytes."""
+    """Recognise a layer of bitsandbytes."""
     states = tensors.present(*(codes + end for end in _STATES))
     if states:
         return _four_bits(codes, states, tensors)
@@ -46,9 +46,9 @@ def _eight_bits(codes: str, stem: str, tensors: Tensors) -> Claim | Refused:
     parts = (codes, scale, *tensors.present(layout))
     shape = tensors.shape(codes)
     if len(shape) != 2 or 0 in shape or tensors.shape(scale) != shape[:1] or tensors.dtype(scale) != "float32":
-        return Refused(parts, f"The scales {shaped(tensors, scale)} do not fit {list(shape)}")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} do not match {list(shape)}")
     if layout in tensors and any(tensors.bytes_of(layout, 8)):
-        return Refused(parts, f"{quoted(layout)} names a layout other than rows, which only a GPU reads")
+        return Refused(parts, f"{quoted(layout)} names a layout other than rows, which only a GPU can read")
     rows, columns = shape
     build = partial(BlockScaled, matrix=(rows, columns), block=(1, columns), factor=_SEVENTH)
     return Claim(codes, shape, "int8-bnb", parts, build, (codes, scale))
@@ -70,7 +70,7 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
     try:
         dtype = DType.of(state.get("dtype"))
     except TorchParamsError:
-        return Refused(parts, f"{quoted(states[0])} names no dtype: {state.get('dtype')!r}")
+        return Refused(parts, f"{quoted(states[0])} has an invalid dtype: {state.get('dtype')!r}")
     if kind != states[0][-3:]:
         return Refused(parts, f"{quoted(states[0])} is of the type {kind!r}")
     if not (isinstance(shape, list) and shape and all(_is_size(size) for size in shape) and _is_size(block)):
@@ -103,7 +103,7 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
             return Refused(parts, f"{shaped(tensors, nested[1])} is not a table of 256 values")
         operands += nested
     elif tensors.dtype(absmax) != "float32":
-        return Refused(parts, f"The scales {shaped(tensors, absmax)} are of another type than float32")
+        return Refused(parts, f"The scales {shaped(tensors, absmax)} are not float32")
     build = partial(_build, shape=tuple(shape), blocksize=block, inner=inner, offset=float(offset or 0), dtype=dtype)
     return Claim(codes, tuple(shape), str(kind), parts, build, tuple(operands), dtype)
 

@@ -1,7 +1,7 @@
-"""Parameters of tensor classes that keep their values in other tensors: torchao's, and torch's own quantised tensors.
+"""Tensor classes that keep their values in other tensors: those of torchao, and torch's quantised tensors.
 
-A source describes each by a `Structure`: a live model by the attributes of the object, a `.pt` file by the pickle, a
-safetensors file by torchao's metadata in the header.
+A source describes each parameter by a `Structure`: for a live model from the attributes of the object, for a `.pt` file
+from the pickle, for a safetensors file from torchao's metadata.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SIGNED4 = tuple(float(code - 16 * (code > 7)) for code in range(16))
 
 
 def structured(structure: Structure, tensors: Tensors) -> Claim | Refused:
-    """The claim of a parameter of a class that keeps its values in other tensors."""
+    """Recognise a parameter of a tensor class."""
     parts = tuple(structure.parts.values())
     function = CLASSES.get(structure.kind)
     if function is None:
-        return Refused(parts, f"{quoted(structure.name)} is of the class {structure.kind}, which is not decoded here")
+        return Refused(parts, f"{quoted(structure.name)} has the class {structure.kind}, which is not supported")
     missing = [part for part in parts if part not in tensors]
     if missing:
         return Refused(tuple(part for part in parts if part in tensors) or parts, f"{quoted(missing[0])} is missing")
@@ -44,17 +44,17 @@ def structured(structure: Structure, tensors: Tensors) -> Claim | Refused:
 
 
 def _affine(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused:
-    """Int8Tensor and IntxUnpackedToInt8Tensor: a code less a zero point, times a scale."""
+    """Int8Tensor and IntxUnpackedToInt8Tensor: (code - zero point) times scale."""
     codes, scale, zero = (structure.parts.get(part, "") for part in ("qdata", "scale", "zero_point"))
     bits = 8 if structure.kind == "Int8Tensor" else _bits(structure.attributes.get("target_dtype"))
     problem = _misfit(structure, codes, scale, tensors, "int8")
     if not problem and bits is None:
-        problem = f"{quoted(structure.name)} names the type {structure.attributes.get('target_dtype')!r}"
+        problem = f"{quoted(structure.name)} has an unknown dtype {structure.attributes.get('target_dtype')!r}"
     if not problem and zero:
         if tensors.infos[zero].numel != tensors.infos[scale].numel:
-            problem = f"The zero points {shaped(tensors, zero)} do not fit the scales {shaped(tensors, scale)}"
+            problem = f"The zero points {shaped(tensors, zero)} do not match the scales {shaped(tensors, scale)}"
         elif tensors.dtype(zero) != "int8" and (structure.dtype != F32 or tensors.dtype(zero) not in _FLOATS):
-            problem = f"The zero points {shaped(tensors, zero)} are no int8"
+            problem = f"The zero points {shaped(tensors, zero)} are not int8"
     if problem:
         return Refused(parts, problem)
     shape = tensors.shape(codes)
@@ -65,7 +65,7 @@ def _affine(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> C
 
 
 def _float8(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused:
-    """Float8Tensor: a code times a scale."""
+    """Float8Tensor: code times scale."""
     codes, scale = (structure.parts.get(part, "") for part in ("qdata", "scale"))
     problem = _misfit(structure, codes, scale, tensors, "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz")
     if problem:
@@ -83,13 +83,13 @@ def _float8(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> C
 
 
 def _int4(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused:
-    """Int4Tensor: a signed code times a scale, plus a zero point; scales and zero points lie inputs before outputs."""
+    """Int4Tensor: signed code times scale, plus zero point. Scales and zero points are stored inputs first."""
     codes, scale, zero = (structure.parts.get(part, "") for part in ("qdata", "scale", "zero_point"))
     if not (codes and scale and zero):
         return Refused(parts, f"{quoted(structure.name)} has no scale, or no zero point")
     packed, sides = tensors.shape(codes), _sizes(structure.attributes.get("block_size"), len(tensors.shape(codes)))
     if tensors.dtype(codes) not in ("int8", "uint8") or len(packed) not in (2, 3) or 0 in packed:
-        return Refused(parts, f"{shaped(tensors, codes)} holds no rows of bytes")
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold rows of bytes")
     *batch, rows, half = packed
     shape = (*batch, rows, 2 * half)
     if structure.shape not in (None, shape):
@@ -100,7 +100,7 @@ def _int4(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cla
     wanted = (*batch, shape[-1] // sides[-1], rows)
     for part in (scale, zero):
         if tensors.shape(part) != wanted or tensors.dtype(part) not in _FLOATS:
-            return Refused(parts, f"{shaped(tensors, part)} are no floats of the shape {list(wanted)}")
+            return Refused(parts, f"{shaped(tensors, part)} are not floats of shape {list(wanted)}")
     group = sides[-1]
     build = partial(_build_int4, shape=shape, group=group)
     return Claim(structure.name, shape, f"int4-g{group}", parts, build, (codes, scale, zero), None, structure.aliases)
@@ -116,13 +116,13 @@ def _build_int4(
     matrix = (shape[-2], shape[-1])
     nibbles = Nibbles(codes, shape)
     values = BlockScaled(nibbles, Transposed(scale), matrix, (1, group), table=_SIGNED4)
-    # What is added is the zero point of each block, whatever the code.
+    # Adds the zero point of each block, whatever the code.
     added = BlockScaled(nibbles, Transposed(zero), matrix, (1, group), table=(1.0,) * 16)
     return Elementwise(np.add, values, added)
 
 
 def _bits(spelling: object) -> int | None:
-    """The bits of a type `int1` to `int8`, as torchao names it."""
+    """Bits of a dtype `int1` to `int8` in torchao's spelling."""
     digits = str(spelling).removeprefix("int")
     return int(digits) if digits in tuple("12345678") else None
 
@@ -131,7 +131,7 @@ def _bits(spelling: object) -> int | None:
 
 
 def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused:
-    """A quantised tensor of torch: a code less a zero point, times a scale, for the tensor or for each channel."""
+    """Quantised tensor of torch: (code - zero point) times scale, per tensor or per channel."""
     codes, scale, zero = (structure.parts.get(part, "") for part in ("int_repr", "scale", "zero_point"))
     problem = _misfit(structure, codes, scale, tensors, "int8", "uint8")
     if problem:
@@ -139,7 +139,7 @@ def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cl
     shape, axis = tensors.shape(codes), structure.attributes.get("axis")
     count = tensors.infos[scale].numel
     if not zero or tensors.infos[zero].numel != count:
-        return Refused(parts, f"The zero points of {quoted(structure.name)} do not fit its scales")
+        return Refused(parts, f"The zero points of {quoted(structure.name)} do not match its scales")
     sides: list[int] = list(shape)
     if axis is not None:
         if type(axis) is not int or not 0 <= axis < len(shape):
@@ -147,7 +147,7 @@ def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cl
         sides[axis] = 1
     laid = _laid_out(shape, sides, count)
     if laid is None:
-        return Refused(parts, f"{quoted(structure.name)} has scales along its dimension {axis}, which is not decoded")
+        return Refused(parts, f"{quoted(structure.name)} has scales along dimension {axis}, which is not supported")
     return _claim(structure, structure.kind, shape, laid, tensors, (codes, scale, zero))
 
 
@@ -159,47 +159,47 @@ CLASSES: dict[str, Callable[[Structure, tuple[str, ...], Tensors], Claim | Refus
     "qint8": _torch,
     "quint8": _torch,
 }
-"""The classes that are decoded: torchao's, and the types of torch's quantised tensors."""
+"""Supported classes of torchao, and dtypes of torch's quantised tensors."""
 
 
-# --- what they have in common --------------------------------------------------------------------
+# --- common checks -------------------------------------------------------------------------------
 
 
 def _misfit(structure: Structure, codes: str, scale: str, tensors: Tensors, *dtypes: str) -> str:
-    """Why codes and scales are not those of a class; empty where they may be."""
+    """Reason why codes and scales do not match a class; empty if they do."""
     if not codes or not scale:
         return f"{quoted(structure.name)} has no codes, or no scale"
     shape = tensors.shape(codes)
     if tensors.dtype(codes) not in dtypes or not shape or 0 in shape:
-        return f"{shaped(tensors, codes)} holds no codes of {structure.kind}"
+        return f"{shaped(tensors, codes)} does not hold codes of {structure.kind}"
     if structure.shape not in (None, shape):
         return f"{shaped(tensors, codes)} does not hold the codes of {list(structure.shape or ())}"
     if tensors.dtype(scale) not in _FLOATS:
-        return f"The scales {shaped(tensors, scale)} are no floating-point numbers"
+        return f"The scales {shaped(tensors, scale)} are not floating-point"
     if structure.dtype is None or structure.dtype not in _FLOATS:
-        return f"{quoted(structure.name)} names no type for its values"
+        return f"{quoted(structure.name)} has no dtype for its values"
     return ""
 
 
 def _no_blocks(structure: Structure, scale: str, tensors: Tensors) -> str:
     stated = structure.attributes.get("block_size")
-    return f"The scales {shaped(tensors, scale)} of {quoted(structure.name)} do not fit blocks of {stated!r}"
+    return f"The scales {shaped(tensors, scale)} of {quoted(structure.name)} do not match blocks of {stated!r}"
 
 
 def _sizes(value: object, count: int) -> list[int] | None:
-    """So many sizes; None where a value is none."""
+    """List of `count` positive sizes, or None."""
     if not isinstance(value, list | tuple) or len(value) != count:
         return None
     return list(value) if all(type(side) is int and side > 0 for side in value) else None
 
 
 def _laid_out(shape: Sequence[int], stated: object, scales: int) -> Geometry | None:
-    """A tensor with a scale for each block, as matrices; None where it cannot be seen so.
+    """View a tensor with one scale per block as matrices; None if that is not possible.
 
     Args:
-        shape: The shape.
-        stated: The sides of a block.
-        scales: How many scales there are.
+        shape: Shape of the tensor.
+        stated: Sides of a block.
+        scales: Number of scales.
 
     >>> _laid_out((4, 6), [1, 3], 8), _laid_out((4, 6), [4, 6], 1), _laid_out((2, 4, 6), [1, 2, 3], 8)
     (((4, 6), (1, 3)), ((1, 24), (1, 24)), ((4, 6), (2, 3)))
@@ -210,7 +210,7 @@ def _laid_out(shape: Sequence[int], stated: object, scales: int) -> Geometry | N
     if scales != prod(size // side for size, side in zip(shape, sides, strict=True)):
         return None
     first = next((dim for dim, side in enumerate(sides) if side > 1), len(sides) - 1)
-    if sides[first + 1 :] == list(shape[first + 1 :]):  # a block is a run of neighbours
+    if sides[first + 1 :] == list(shape[first + 1 :]):  # a block is contiguous
         rows, columns = prod(shape[:first]), prod(shape[first:])
         return (rows, columns), (1, prod(sides[first:]))
     if first == len(sides) - 2:

@@ -1,11 +1,11 @@
-"""Tensors that hold codes: elements that become values only together with tensors beside them.
+"""Find tensors that hold codes, which need companion tensors such as scales to become values.
 
-A quantised checkpoint keeps a weight as codes of an integer or float8 type, and their scales in a tensor with a name of
-its own: `X_scale_inv` beside `X`, `l.SCB` beside `l.weight`, `l.scales` beside `l.qweight`. Codes look like numbers,
-and a mean of codes is wrong by any factor. Names and types are enough to recognise them; no value is read.
+A quantised checkpoint stores a weight as codes of an integer or float8 dtype, with scales in a tensor of a related
+name: `X_scale_inv` beside `X`, `l.SCB` beside `l.weight`, `l.scales` beside `l.qweight`. Codes look like numbers, but
+statistics of codes are wrong by any factor. Names and dtypes are enough to recognise them; no values are read.
 
-`logit_scale` and the scales of a key-value cache (`attn.k_scale`) stand beside no tensor that they would be named
-after, and are plain numbers.
+`logit_scale` and the scales of a key-value cache (`attn.k_scale`) are plain numbers, because no tensor has the
+related name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CODES = frozenset(
     or (dtype.kind == "opaque" and not dtype.startswith(("qint", "quint")))
     or (dtype.kind == "float" and dtype.bits <= 8)
 )  # fmt: skip
-"""The types that codes are stored in; torch's own quantised types keep their scales to themselves."""
+"""Dtypes that can store codes. torch's quantised dtypes contain their own scales."""
 
 _BNB = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _FEW = 1000
@@ -62,21 +62,21 @@ GROUPS: tuple[Group, ...] = (
     ("B", ("s",), ()),
     ("bitmask", ("compressed",), ("shape", "row_offsets")),
 )  # fmt: skip
-"""How a name ends that may hold codes; how the names of companions end that make it so, and of further ones."""
+"""Suffix of names that may hold codes; suffixes of companions that prove it; suffixes of further companions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A tensor of an encoding that is not known.
+    """Tensor of an unknown encoding.
 
     Attributes:
-        name: Its canonical name.
-        beside: Of codes, the name of a companion, or of the class of parameters that keeps the scales to itself; of a
-            companion, the name of the codes.
-        codes: Whether it holds the codes; else it is a companion of codes.
-        numbers: Whether its elements are numbers nevertheless, as floating-point scales are.
+        name: Canonical name.
+        beside: For codes, the name of a companion, or of the class that keeps the scales; for a companion, the name of
+            the codes.
+        codes: Whether it holds the codes; otherwise it is a companion.
+        numbers: Whether its elements are numbers anyway, such as floating-point scales.
         by_class: Whether `beside` is a class.
-        why: Why the codes of a known encoding are not understood, as a sentence; empty where that is unknown.
+        why: Reason why codes of a known encoding cannot be decoded, as a sentence; empty if unknown.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Coded:
 
     @property
     def reason(self) -> str:
-        """Why its elements are no values by themselves, as a sentence."""
+        """Reason why its elements are not values, as a sentence."""
         if self.why:
             return f"Holds codes that cannot be decoded: {self.why[:1].lower()}{self.why[1:]}"
         if self.by_class:
@@ -99,12 +99,12 @@ class Coded:
 
 
 def coded(records: Records) -> dict[str, Coded]:
-    """The tensors that hold codes of an unknown encoding, and their companions, by canonical name.
+    """Find codes of unknown encodings, and their companions, by canonical name.
 
-    The work is linear in the count of names, and next to nothing where no tensor has a type of `CODES`.
+    Linear in the number of names, and almost free if no tensor has a dtype in `CODES`.
 
     Args:
-        records: A reading of all tensors of a source: a selection may lack the companions.
+        records: Reading of all tensors of a source; a selection may lack companions.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -121,11 +121,11 @@ def coded(records: Records) -> dict[str, Coded]:
     names, aliases = records.names, list(records.aliases)
     suspects = [name for name, dtype in zip(names, dtypes, strict=True) if dtype in CODES]
     suspects += [alias for row, alias in aliases if dtypes[row] in CODES]
-    # Codes of four bits may stand in a tensor of any type.
+    # Four-bit codes may be stored in any dtype.
     states = [name for name in (*names, *(alias for _, alias in aliases)) if name.endswith(_BNB)]
     owners = (name.removesuffix(end) for name in states for end in _BNB if name.endswith(end))
     suspects += dict.fromkeys(owner for owner in owners if not owner.endswith(_BNB))
-    # Counters and positions are few: then only the names that matter to them are looked for.
+    # For a few suspects (counters, positions), only the names of their possible companions are looked up.
     few = len(suspects) <= _FEW
     spelled = () if few else (*names, *(alias for _, alias in aliases))
     groups = _Groups(None if few else {name[name.rfind(".") + 1 :] for name in spelled})
@@ -149,10 +149,10 @@ def coded(records: Records) -> dict[str, Coded]:
 
 
 class _Groups(dict[str, tuple[Group, ...]]):
-    """From the last component of a name to the groups that there can be for it, of which most names have none.
+    """Possible groups for the last component of a name; cached, because most names have none.
 
     Args:
-        lasts: The last components of all names there are, of which large networks have few; None for any.
+        lasts: Last components of all names, of which large networks have few; None for any.
     """
 
     def __init__(self, lasts: Container[str] | None) -> None:
@@ -174,7 +174,7 @@ class _Groups(dict[str, tuple[Group, ...]]):
 
 
 def _wanted(name: str, groups: _Groups) -> Iterator[str]:
-    """A name, and all names that its companions may have."""
+    """Yield a name and all possible names of its companions."""
     yield name
     for ending, telling, further in groups[name[name.rfind(".") + 1 :]]:
         if name.endswith(ending):
@@ -183,7 +183,7 @@ def _wanted(name: str, groups: _Groups) -> Iterator[str]:
 
 
 def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str]:
-    """The names beside `name` that make it codes, a telling one first; none where there is no telling one."""
+    """Companions of a name that prove that it holds codes, and further ones; empty without proof."""
     found: dict[str, None] = {}
     for ending, telling, further in groups[name[name.rfind(".") + 1 :]]:
         if name.endswith(ending):
@@ -195,27 +195,27 @@ def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str
 
 
 def quoted(name: str) -> str:
-    """A name as messages show it."""
+    """Name quoted for messages."""
     return shorten(repr(name))
 
 
 def refuse(found: Mapping[str, Coded], names: Iterable[str], where: str, hint: str, *, numbers: bool = False) -> None:
-    """An error where values would be computed from codes.
+    """Raise if values would be computed from codes.
 
     Args:
-        found: What `coded` found in the source.
-        names: Canonical names of the tensors that would be computed with.
-        where: The source.
-        hint: What to do.
-        numbers: Whether a companion whose elements are numbers may be computed with.
+        found: Result of `coded` for the source.
+        names: Canonical names of the tensors to compute with.
+        where: Label of the source.
+        hint: Hint for the error.
+        numbers: Whether companions that are numbers may be used.
 
     Raises:
-        NotReadable: One of them holds codes, or belongs to such.
+        NotReadable: A tensor holds codes, or belongs to codes.
     """
     if not found:
         return
     hit = [found[name] for name in names if name in found and not (numbers and found[name].numbers)]
     if hit:
         first = next((each for each in hit if each.codes), hit[0])
-        more = f"The same holds of {plural(len(hit) - 1, 'other tensor')}" if len(hit) > 1 else None
+        more = f"The same applies to {plural(len(hit) - 1, 'other tensor')}" if len(hit) > 1 else None
         raise NotReadable(first.reason, where=f"{where}: {quoted(first.name)}", exists=more, hint=hint)

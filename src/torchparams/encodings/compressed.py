@@ -1,4 +1,4 @@
-"""compressed-tensors: integers packed in words with a scale for each group (`pack-quantized`), int8, and floats."""
+"""compressed-tensors: integers packed in words with one scale per group (`pack-quantized`), int8, and floats."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ _BITS = range(1, 9)
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
-    """The parameter of a layer of compressed-tensors whose codes are packed, or int8."""
+    """Recognise a layer of compressed-tensors with packed or int8 codes."""
     if codes.endswith("_packed"):
         return _packed(codes, codes.removesuffix("_packed"), tensors)
     if tensors.dtype(codes) == "int8" and codes + "_scale" in tensors and tensors.method == "compressed-tensors":
         if codes + "_zero_point" in tensors:
             parts = (codes, *tensors.present(codes + "_scale", codes + "_zero_point", codes + "_g_idx"))
-            return Refused(
-                parts, f"Zero points of int8 that is not packed ({quoted(codes + '_zero_point')}) are unknown"
-            )
+            return Refused(parts, f"Zero points of unpacked int8 ({quoted(codes + '_zero_point')}) are not supported")
         if codes + "_g_idx" in tensors:
-            return Refused((codes, codes + "_scale", codes + "_g_idx"), f"{quoted(codes + '_g_idx')} is unknown here")
+            return Refused((codes, codes + "_scale", codes + "_g_idx"), f"{quoted(codes + '_g_idx')} is not supported")
         return scaled(codes, codes + "_scale", tensors, "int8", None)
     return None
 
@@ -53,7 +51,7 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     size, zeros, order = name + "_shape", name + "_zero_point", name + "_g_idx"
     parts = (codes, scale, *tensors.present(zeros, order, size))
     if tensors.dtype(codes) != "int32" or len(tensors.shape(codes)) != 2 or 0 in tensors.shape(codes):
-        return Refused(parts, f"{shaped(tensors, codes)} is not a matrix of int32")
+        return Refused(parts, f"{shaped(tensors, codes)} is not an int32 matrix")
     if size not in tensors:
         return Refused(parts, f"{quoted(size)} is missing")
     if tensors.shape(size) != (2,) or tensors.dtype(size) not in ("int64", "int32"):
@@ -68,14 +66,14 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     width = bits[0]
     lines, groups = (*tensors.shape(scale), 0, 0)[:2]
     if len(tensors.shape(scale)) != 2 or lines != rows or not groups or tensors.dtype(scale).kind != "float":
-        return Refused(parts, f"The scales {shaped(tensors, scale)} do not fit {rows} rows")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} do not match {rows} rows")
     if columns % groups:
         return Refused(parts, f"The {groups} groups of {quoted(scale)} do not divide {columns} columns")
     group = columns // groups
     operands = [codes, scale]
     if zeros in tensors:
         if tensors.shape(zeros) != (-(-rows * width // 32), groups) or tensors.dtype(zeros) != "int32":
-            return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not fit {shaped(tensors, scale)}")
+            return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scale)}")
         operands.append(zeros)
     if order in tensors:
         if tensors.shape(order) != (columns,) or tensors.dtype(order) not in ("int32", "int64"):
@@ -106,7 +104,7 @@ def _build(
     has_zeros: bool,
     has_order: bool,
 ) -> Expression:
-    # Codes and zero points are both stored with half of the range added.
+    # Codes and zero points are stored with half of the range added.
     half = 0 if has_zeros else 1 << (bits - 1)
     return BlockScaled(
         Unpacked(codes, bits, shape, 1),

@@ -1,7 +1,7 @@
-"""What torchao writes into the header of a safetensors file: which tensors each of its parameters was taken apart into.
+"""torchao's metadata in safetensors headers: which tensors hold the parts of each parameter.
 
-The key `tensor_names` lists the parameters as JSON, and a key for each names its class, its plain attributes and the
-attributes that are tensors. The tensors are called `{module}._{parameter}_{attribute}`.
+The key `tensor_names` lists the parameters as JSON. A key for each parameter holds its class, its plain attributes and
+its tensor attributes. The tensors are named `{module}._{parameter}_{attribute}`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
 
 NAMES = "tensor_names"
-"""The key that lists the parameters."""
+"""Key that lists the parameters."""
 
 _PLAIN = "Tensor"
 
 
 def structures_of(metadata: Mapping[str, Any], names: Container[str]) -> Iterator[Structure]:
-    """The parameters of torchao's classes that the metadata of a file describes, and of which a part is in it.
+    """Parameters of torchao's classes that the metadata describes, and that have a part in the file.
 
     Args:
-        metadata: The header's metadata.
-        names: The names of the tensors that there are.
+        metadata: Metadata of the header.
+        names: Names of the stored tensors.
 
     >>> told = '{"_type": "Float8Tensor", "_data": {"block_size": [1, 8]}, "_tensor_data_names": ["qdata", "scale"]}'
     >>> list(structures_of({"tensor_names": '["l.weight"]', "l.weight": told}, {"l._weight_qdata"}))[0].kind
@@ -43,20 +43,20 @@ def structures_of(metadata: Mapping[str, Any], names: Container[str]) -> Iterato
             continue
         parts = {each: part_name(name, each) for each in attributes if isinstance(each, str)}
         if any(part in names for part in parts.values()):
-            # The codes come first, whatever comes first in the file.
+            # Codes first, whatever the order in the file.
             ordered = {each: parts[each] for each in sorted(parts, key=lambda each: each != "qdata")}
             plain = {key: _plain(value) for key, value in data.items()}
             yield Structure(name, kind, ordered, plain, _shape(plain.get("shape")), _dtype(plain.get("dtype")))
 
 
 def described(metadata: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
-    """The metadata of a file for other tensors than it was written with.
+    """Metadata of a file adapted to another set of tensors.
 
-    A parameter that is there under its own name is a plain tensor now; one of which nothing is there is left out.
+    A parameter under its own name is a plain tensor now, and a parameter without parts is removed.
 
     Args:
-        metadata: The metadata.
-        names: The names of the tensors that there are.
+        metadata: Metadata of the header.
+        names: Names of the tensors.
 
     >>> told = {"tensor_names": '["w"]', "w": '{"_type": "Int8Tensor", "_tensor_data_names": ["qdata"]}', "by": "me"}
     >>> described(told, {"w"}), described(told, {"_w_qdata"}) == told
@@ -83,7 +83,7 @@ def _json(text: object) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value, of a type its name."""
+    """Attribute value; dtypes become their names."""
     if isinstance(value, dict) and value.get("_type") == "torch.dtype":
         return value.get("_data")
     return value

@@ -1,7 +1,7 @@
-"""Four-bit floats in blocks of 32 with a power of two each (MXFP4), or of 16 with a float8 each (NVFP4).
+"""Four-bit floats: MXFP4 (blocks of 32 with a power of two each) and NVFP4 (blocks of 16 with a float8 scale each).
 
-gpt-oss stores MXFP4 as `X_blocks` and `X_scales`, and ModelOpt NVFP4 as `weight`, `weight_scale` and `weight_scale_2`.
-The lower half of a byte comes first.
+gpt-oss stores MXFP4 as `X_blocks` and `X_scales`; ModelOpt stores NVFP4 as `weight`, `weight_scale` and
+`weight_scale_2`. The lower half of a byte comes first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUP = {"mxfp4": 32, "nvfp4": 16}
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
-    """The parameter of MXFP4 blocks as gpt-oss stores them, or of NVFP4 as ModelOpt does."""
+    """Recognise MXFP4 as stored by gpt-oss, or NVFP4 as stored by ModelOpt."""
     if tensors.dtype(codes) != "uint8":
         return None
     if codes.endswith("_blocks") and codes.removesuffix("blocks") + "scales" in tensors:
@@ -38,20 +38,20 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
 
 
 def nvfp4(name: str, codes: str, scale: str, whole: str, tensors: Tensors, *, divide: bool) -> Claim | Refused:
-    """The claim of NVFP4 codes, a float8 scale for each 16 of a row, and one scale of these.
+    """Claim for NVFP4: codes, a float8 scale for each 16 elements of a row, and a global scale.
 
     Args:
-        name: The parameter's name.
-        codes, scale, whole: Names of the tensors.
-        tensors: All tensors.
-        divide: Whether the scales are divided by the one scale, not multiplied.
+        name: Name of the parameter.
+        codes, scale, whole: Names of the stored tensors.
+        tensors: All stored tensors.
+        divide: Whether to divide by the global scale instead of multiplying.
     """
     parts = (codes, scale, whole)
     problem = _misfit(codes, scale, tensors, "nvfp4")
     if problem:
         return Refused(parts, problem)
     if tensors.dtype(scale) != "float8_e4m3fn":
-        return Refused(parts, f"The scales {shaped(tensors, scale)} are not of float8_e4m3fn")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are not float8_e4m3fn")
     if prod(tensors.shape(whole)) != 1 or tensors.dtype(whole) != "float32":
         return Refused(parts, f"{shaped(tensors, whole)} is not one float32")
     *batch, rows, half = tensors.shape(codes)
@@ -60,7 +60,7 @@ def nvfp4(name: str, codes: str, scale: str, whole: str, tensors: Tensors, *, di
 
 
 def mxfp4(name: str, codes: str, scale: str, tensors: Tensors) -> Claim | Refused:
-    """The claim of MXFP4 or MXFP6 codes, and a power of two for each 32 of a row."""
+    """Claim for MXFP4 or MXFP6: codes, and a power of two for each 32 elements of a row."""
     parts = (codes, scale)
     shape, given = tensors.shape(codes), tensors.shape(scale)
     if shape[:-1] == given[:-1] and shape[-1] == 24 * given[-1] and len(shape) > 1 and 0 not in shape:
@@ -71,15 +71,15 @@ def mxfp4(name: str, codes: str, scale: str, tensors: Tensors) -> Claim | Refuse
         if problem:
             return Refused(parts, problem)
     if tensors.dtype(scale) not in ("uint8", POWERS):
-        return Refused(parts, f"The scales {shaped(tensors, scale)} are no powers of two")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are not powers of two")
     return Claim(name, shape, kind, parts, partial(_mx, kind=kind, shape=shape))
 
 
 def _misfit(codes: str, scale: str, tensors: Tensors, kind: str) -> str:
-    """Why scales do not fit the codes of rows; empty where they do."""
+    """Reason why scales do not match the codes; empty if they do."""
     shape, given = tensors.shape(codes), tensors.shape(scale)
     if tensors.dtype(codes) != "uint8" or len(shape) < 2 or 0 in shape:
-        return f"{shaped(tensors, codes)} holds no rows of bytes"
+        return f"{shaped(tensors, codes)} does not hold rows of bytes"
     if given != (*shape[:-1], 2 * shape[-1] // _GROUP[kind]) or 2 * shape[-1] % _GROUP[kind]:
         return (
             f"The scales {shaped(tensors, scale)} are not one for each {_GROUP[kind]} of {[*shape[:-1], 2 * shape[-1]]}"
@@ -121,7 +121,7 @@ def _gpt_oss(codes: str, tensors: Tensors) -> Claim | Refused:
 
 
 def _turned(codes: Expression, scale: Expression, *, shape: tuple[int, int, int]) -> Expression:
-    """Experts with inputs before outputs, as the layer multiplies."""
+    """Experts stored with inputs before outputs, as the layer multiplies."""
     _, outputs, inputs = shape
     turned = Transposed(Nibbles(codes, shape))
     stored = BlockScaled(Nibbles(codes, shape), powers(scale), (outputs, inputs), (1, 32), table=FP4)

@@ -1,6 +1,6 @@
-"""Float8 with a scale for each block, channel or tensor: DeepSeek V3, transformers, compressed-tensors, ModelOpt.
+"""Float8 with one scale per block, channel or tensor: DeepSeek V3, transformers, compressed-tensors, ModelOpt.
 
-A value is the code times the scale, whether the scale is called `X_scale` or `X_scale_inv`: both multiply.
+A value is code times scale, for both names of the scale: `X_scale` and `X_scale_inv`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SCALES = ("_scale_inv", "_scale")
 USUAL = 128
-"""The side of a block where no configuration names it and it fits."""
+"""Default side of a block, if no configuration names it and it fits."""
 
 _SIDES = tuple(1 << power for power in range(4, 13))
 
@@ -27,12 +27,12 @@ Pair = tuple[int, int]
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
-    """The parameter that a tensor of float8 codes and the scales beside it stand for."""
+    """Recognise float8 codes with scales."""
     dtype = tensors.dtype(codes)
     if dtype.kind != "float" or dtype.bits != 8 or dtype == "float8_e8m0fnu":
         return None
     scales = tensors.present(*(codes + end for end in SCALES))
-    if codes.endswith(".weight"):  # as DeepSeek's own programs name it
+    if codes.endswith(".weight"):  # naming of DeepSeek's own programs
         scales += tensors.present(codes.removesuffix("weight") + "scale")
     if not scales:
         return None
@@ -42,14 +42,14 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
 
 
 def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object) -> Claim | Refused:
-    """The claim of codes of 8 bits and their scales, whose shapes say which blocks they are of.
+    """Claim for 8-bit codes and scales, whose shapes determine the blocks.
 
     Args:
-        codes: The name of the codes.
-        scale: The name of the scales.
-        tensors: All tensors.
-        family: What the name of the encoding begins with.
-        stated: The sides of a block, as in a configuration; None where there is none.
+        codes: Name of the codes.
+        scale: Name of the scales.
+        tensors: All stored tensors.
+        family: Start of the encoding's name.
+        stated: Sides of a block in the configuration, or None.
     """
     parts = (codes, scale)
     shape = tensors.shape(codes)
@@ -62,10 +62,10 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
     ):
         return Claim(codes, shape, "mxfp8", parts, partial(_mxfp8, matrix=(prod(shape[:-1]), shape[-1])))
     if kind.kind != "float" or kind.bits < 8:
-        return Refused(parts, f"The scales {shaped(tensors, scale)} are no floating-point numbers")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} are not floating-point")
     matrix, given = _geometry(shape, tensors.shape(scale))
     if given is None:
-        return Refused(parts, f"The scales {shaped(tensors, scale)} fit no blocks of {list(shape)}")
+        return Refused(parts, f"The scales {shaped(tensors, scale)} do not match any blocks of {list(shape)}")
     if given not in ((1, 1), (matrix[0], 1)) and stated is not None:
         if not is_pair(stated):
             return Refused(parts, f"The configuration's weight_block_size is {stated!r}, not two sizes")
@@ -73,7 +73,7 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         if given != (-(-matrix[0] // stated[0]), -(-matrix[1] // stated[1])):
             return Refused(
                 parts,
-                f"The configuration says blocks of {stated}, which the scales {shaped(tensors, scale)} do not fit",
+                f"The scales {shaped(tensors, scale)} do not match the configured blocks of {stated}",
             )
         block: tuple[int | None, int | None] = (stated[0], stated[1])
     else:
@@ -82,8 +82,8 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
     if high is None or wide is None:
         return Refused(
             parts,
-            f"The scales {shaped(tensors, scale)} fit blocks of several sizes, "
-            "and no config.json names weight_block_size",
+            f"The scales {shaped(tensors, scale)} match blocks of several sizes, "
+            "and there is no config.json with weight_block_size",
         )
     return Claim(
         codes, shape, f"{family}-{_called(matrix, given, (high, wide))}", parts,
@@ -96,7 +96,7 @@ def _mxfp8(codes: Expression, scale: Expression, *, matrix: Pair) -> Expression:
 
 
 def is_pair(stated: object) -> bool:
-    """Whether a configuration's value is two sizes."""
+    """Whether a configuration value is a pair of sizes."""
     return isinstance(stated, list) and len(stated) == 2 and all(type(side) is int and side > 0 for side in stated)
 
 
@@ -106,7 +106,7 @@ def _called(matrix: Pair, given: Pair, block: Pair) -> str:
         return "tensor"
     if high == 1:
         return "channel" if given[1] == 1 else f"group{wide}"
-    if given[0] == 1 and rows <= wide:  # the only row of blocks, and shorter than one
+    if given[0] == 1 and rows <= wide:  # a single row of blocks, shorter than a block
         high = wide
     if given[1] == 1 and columns <= high:
         wide = high
@@ -114,13 +114,13 @@ def _called(matrix: Pair, given: Pair, block: Pair) -> str:
 
 
 def _geometry(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Pair, Pair | None]:
-    """Rows and columns of each matrix of codes, and rows and columns of its scales; None where they do not fit."""
+    """Rows and columns of each matrix of codes, and of its scales; None if they do not match."""
     if 0 in shape:
         return (1, 1), None
     whole = prod(shape)
-    if prod(scales) == 1:  # one for all
+    if prod(scales) == 1:  # one scale for all
         return (1, whole), (1, 1)
-    if len(shape) == 3 and scales[0] == shape[0] and len(scales) <= 3:  # a matrix for each expert
+    if len(shape) == 3 and scales[0] == shape[0] and len(scales) <= 3:  # a matrix per expert
         rows, columns = shape[1:]
         high, wide, *_ = (*scales[1:], 1, 1)
         given = (high, wide)
@@ -129,13 +129,13 @@ def _geometry(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Pair, Pa
     if len(shape) == 2 and len(scales) == 2:
         (rows, columns), given = (shape[0], shape[1]), (scales[0], scales[1])
         return (rows, columns), given if 1 <= given[0] <= rows and 1 <= given[1] <= columns else None
-    if len(shape) >= 2 and scales[0] == shape[0] == prod(scales):  # one for each output
+    if len(shape) >= 2 and scales[0] == shape[0] == prod(scales):  # one scale per output
         return (shape[0], whole // shape[0]), (shape[0], 1)
     return (1, whole), None
 
 
 def _side(size: int, count: int) -> int | None:
-    """The side of a block of which `count` cover `size`; None where several do."""
+    """Side of a block if `count` blocks cover `size`; None if several sides match."""
     if count == 1:
         return size
     if count == size:

@@ -1,7 +1,7 @@
-"""GPTQ and AWQ: groups of inputs with a scale and a zero point each, packed in words of 32 bits.
+"""GPTQ and AWQ: groups of inputs with a scale and a zero point each, packed in 32-bit words.
 
-Both store `qweight`, `qzeros` and `scales` with inputs before outputs. GPTQ packs codes along the inputs, in their own
-order or (act-order) with the group of each in `g_idx`; AWQ packs them along the outputs, in an order of its own.
+Both store `qweight`, `qzeros` and `scales` with inputs before outputs. GPTQ packs codes along the inputs, in order or
+(act-order) with the group of each input in `g_idx`. AWQ packs codes along the outputs, in its own order.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
 
 AWQ_ORDER = bytes([0, 2, 4, 6, 1, 3, 5, 7])
-"""Which of eight outputs each field of a word holds, the lowest bits first."""
+"""Output held by each field of a word, lowest bits first."""
 
 _BITS = (2, 3, 4, 8)
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
-    """The parameter of a layer of GPTQ or AWQ."""
+    """Recognise a layer of GPTQ or AWQ."""
     stem = codes.removesuffix("qweight")
     if stem == codes or not tensors.present(stem + "scales", stem + "qzeros"):
         return None
@@ -35,16 +35,16 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
         return Refused(parts, f"{quoted(missing[0])} is missing")
     for name in (codes, zeros):
         if tensors.dtype(name) != "int32" or len(tensors.shape(name)) != 2 or 0 in tensors.shape(name):
-            return Refused(parts, f"{shaped(tensors, name)} is not a matrix of int32")
+            return Refused(parts, f"{shaped(tensors, name)} is not an int32 matrix")
     if len(tensors.shape(scales)) != 2 or tensors.dtype(scales) not in ("float16", "bfloat16", "float32"):
-        return Refused(parts, f"The scales {shaped(tensors, scales)} are no matrix of floats")
+        return Refused(parts, f"The scales {shaped(tensors, scales)} are not a matrix of floats")
     outputs = tensors.shape(scales)[1]
     if tensors.shape(codes)[1] == outputs:
         return _gptq(stem, parts, tensors)
     if tensors.shape(codes)[1] * 8 == outputs:
         return _awq(stem, parts, tensors)
     return Refused(
-        parts, f"{shaped(tensors, codes)} and the scales {shaped(tensors, scales)} fit no layout that is known"
+        parts, f"{shaped(tensors, codes)} and the scales {shaped(tensors, scales)} do not match a known layout"
     )
 
 
@@ -54,7 +54,7 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
     words = tensors.shape(codes)[0]
     bits = [bits for bits in _BITS if tensors.shape(zeros) == (groups, -(-outputs * bits // 32))]
     if len(bits) != 1:
-        return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not fit {shaped(tensors, scales)}")
+        return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scales)}")
     width = bits[0]
     if order in tensors:
         inputs = tensors.infos[order].numel
@@ -69,16 +69,17 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
         return Refused(parts, f"The {groups} groups of {quoted(scales)} do not divide {inputs} inputs")
     stated = tensors.config.get("bits")
     if stated is not None and stated != width:
-        return Refused(parts, f"The configuration says {stated!r} bits, and the zero points are of {width}")
+        return Refused(parts, f"The configuration says {stated!r} bits, but the zero points have {width}")
     layout = _zero_points(tensors)
     if layout is None:
         return Refused(
             parts,
-            "Whether zero points are stored less one is not in the tensors: keep config.json or quantize_config.json "
+            "The tensors do not tell whether zero points are stored minus one: keep config.json or "
+            "quantize_config.json "
             "beside the file",
         )
     if layout not in (0, 1):
-        return Refused(parts, f"The configuration names the unknown format {layout!r}")
+        return Refused(parts, f"The configuration has an unknown format {layout!r}")
     operands = (codes, scales, zeros, *tensors.present(order))
     build = partial(_build_gptq, bits=width, shape=(outputs, inputs), group=group, above=layout)
     return Claim(
@@ -87,7 +88,7 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
 
 
 def _group(inputs: int, groups: int, stated: object) -> int | None:
-    """Inputs of a group; None where so many groups do not cover them."""
+    """Inputs per group; None if the groups do not cover the inputs."""
     if type(stated) is int and stated > 0 and -(-inputs // stated) == groups:
         return stated
     return inputs // groups if groups and inputs % groups == 0 else None
@@ -98,7 +99,7 @@ def _called(group: int, inputs: int) -> str:
 
 
 def _zero_points(tensors: Tensors) -> int | str | None:
-    """What is added to stored zero points; the name of an unknown format; None where no configuration says it."""
+    """Offset of stored zero points; the name of an unknown format; None without a configuration."""
     config = tensors.config
     if tensors.method not in ("gptq", "") or not config:
         return tensors.method or None
@@ -121,7 +122,7 @@ def _build_gptq(
     above: int,
 ) -> Expression:
     outputs, inputs = shape
-    # The one zero point that programs do not read alike is the largest, which is stored where zero was meant.
+    # Programs disagree only about the largest zero point, which means that zero minus one wrapped around.
     common: dict[str, Any] = {
         "table": COUNTED, "above": above, "limit": (1 << bits) - 1 - above, "index": index
     }  # fmt: skip
@@ -149,15 +150,15 @@ def _awq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused
     codes, zeros, scales = (stem + end for end in ("qweight", "qzeros", "scales"))
     (inputs, words), (groups, outputs) = tensors.shape(codes), tensors.shape(scales)
     if stem + "g_idx" in tensors:
-        return Refused(parts, f"{quoted(stem + 'g_idx')} belongs to no layout that packs outputs")
+        return Refused(parts, f"{quoted(stem + 'g_idx')} does not belong to a layout that packs outputs")
     version = tensors.config.get("version", "gemm")
     if not isinstance(version, str) or version.lower() not in ("gemm", "exllama", "ipex"):
-        return Refused(parts, f"The configuration names the AWQ version {version!r}, not 'gemm'")
+        return Refused(parts, f"The AWQ version {version!r} in the configuration is not supported; 'gemm' is")
     stated = tensors.config.get("bits", tensors.config.get("w_bit", 4))
     if stated != 4:
         return Refused(parts, f"The configuration says {stated!r} bits, not 4")
     if tensors.shape(zeros) != (groups, words) or not groups or inputs % groups:
-        return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not fit {shaped(tensors, scales)}")
+        return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scales)}")
     group = inputs // groups
     build = partial(_build_awq, shape=(outputs, inputs), group=group)
     return Claim(

@@ -1,7 +1,7 @@
-"""The encodings that are known, and which parameters of a source they claim.
+"""Registry of encodings, and the search for quantised parameters in a source.
 
-A quantised checkpoint keeps a weight as several tensors. Each encoding recognises its own by names, types and shapes,
-and by the configuration beside the checkpoint; where these do not say everything, nothing is claimed.
+A quantised checkpoint stores a weight as several tensors. Each encoding recognises its own by names, dtypes and shapes,
+and by the configuration beside the checkpoint. If these are not sufficient, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ENCODINGS: tuple[str, ...] = (
     "torchparams.encodings.bitsandbytes:claim",
     "torchparams.encodings.fp8:claim",
 )
-"""`module:function` of each encoding, asked in this order; imported once there are codes."""
+"""`module:function` of each encoding, tried in order; imported once there are codes."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the encodings say of the tensors of a source.
+    """Quantised parameters of a source.
 
     Attributes:
-        claims: The parameters that are understood, by the name of the codes.
-        coded: The tensors that hold codes, or belong to such, and that are not understood.
+        claims: Decodable parameters, by the name of their codes.
+        coded: Tensors that hold codes, or belong to codes, that cannot be decoded.
     """
 
     claims: Mapping[str, Claim] = field(default_factory=dict)
@@ -58,13 +58,13 @@ def find(
     read: Callable[[str], bytes],
     structures: Iterable[Structure] = (),
 ) -> Found:
-    """The parameters that encodings claim, and the codes that none does.
+    """Find quantised parameters, and codes that cannot be decoded.
 
     Args:
-        records: A reading of all stored tensors.
-        config: Gives the `quantization_config` beside the checkpoint; empty where there is none.
-        read: Gives the bytes of a small tensor.
-        structures: The parameters of classes that keep their values in other tensors.
+        records: Reading of all stored tensors.
+        config: Function that returns the `quantization_config` beside the checkpoint, or an empty mapping.
+        read: Function that returns the bytes of a small tensor.
+        structures: Parameters of classes that keep their values in other tensors.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -93,7 +93,7 @@ def find(
     for name in [each.name for each in unknown.values() if each.codes]:
         found = None if name in taken or name in refused else _claimed(name, tensors)
         if isinstance(found, Claim):
-            # A row has one name, and a stored tensor is a part of one row.
+            # Each row has one name, and each stored tensor belongs to one row.
             if taken.isdisjoint(found.parts) and (found.name in found.parts or found.name not in infos):
                 claims[name] = found
                 taken.update(found.parts)

@@ -1,4 +1,4 @@
-"""Codes of a few bits out of packed words and bytes, and matrices that are stored the other way round."""
+"""Expressions that unpack codes from words and bytes, and transpose matrices."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 U8, F32 = DType.of("uint8"), DType.of("float32")
 
 TILE = 1 << 22
-"""Elements that are turned at once, and kept for the blocks that follow."""
+"""Elements computed at once for a tile, which is cached for the next blocks."""
 
-_ALIGNED = 32  # rows of a tile: so many codes fill whole words, of any count of bits
-_WHOLE = 1 << 24  # bytes of a matrix that is rather read whole than in very many pieces
+_ALIGNED = 32  # rows per tile: this many codes fill whole words for any number of bits
+_WHOLE = 1 << 24  # bytes of a matrix up to which it is read whole instead of in very many pieces
 _PIECES = 1 << 11
 
 
 class Tiled(Expression):
-    """Matrices that are computed some rows at a time, because their rows are not stored one after the other.
+    """Matrices computed in tiles of rows, because their rows are not stored consecutively.
 
     Args:
-        shape: The shape; the last two dimensions are rows and columns.
-        dtype: The element type.
-        x: The stored matrices, each of `stored` rows and columns.
+        shape: Shape; the last two dimensions are rows and columns.
+        dtype: Dtype of the result.
+        x: Stored matrices, with rows and columns as in `stored`.
         stored: Rows and columns of a stored matrix.
     """
 
@@ -47,10 +47,10 @@ class Tiled(Expression):
 
     @abstractmethod
     def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
-        """Rows `[start, stop)` of matrix `number`, contiguous."""
+        """Compute rows `[start, stop)` of matrix `number`, contiguous."""
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The elements, out of one tile or several."""
+        """Compute elements from one or more tiles."""
         size, tiles = self.rows * self.columns, -(-self.rows // self.height)
         out = into
         at = start
@@ -96,12 +96,12 @@ class Tiled(Expression):
         return found.view(dtype).reshape(stop - start, columns)
 
     def summary(self) -> str:
-        """The stored tensor, unpacked."""
+        """Summary of the stored tensor, marked as unpacked."""
         return f"{self.operands[0].summary()} unpacked"
 
 
 class Transposed(Tiled):
-    """Matrices with rows and columns exchanged.
+    """Transposed matrices.
 
     >>> import numpy as np
     >>> from torchparams.expressions.work import evaluate
@@ -115,26 +115,26 @@ class Transposed(Tiled):
         super().__init__((*batch, columns, rows), x.dtype, x, (rows, columns))
 
     def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
-        """Columns of the stored matrix, turned."""
+        """Transposed columns of the stored matrix."""
         import numpy as np
 
         return np.array(self.columns_of(number, start, stop, work, self.dtype.numpy).T, order="C")
 
     def summary(self) -> str:
-        """The stored tensor, transposed."""
+        """Summary of the stored tensor, marked as transposed."""
         return f"{self.operands[0].summary()} transposed"
 
 
 class Unpacked(Tiled):
-    """Codes of a few bits, a byte each, out of words of 32 bits; the lowest bits come first.
+    """Codes unpacked from 32-bit words to one per byte, lowest bits first.
 
     Args:
-        words: A matrix of int32.
-        bits: Bits of a code.
+        words: int32 matrix.
+        bits: Bits per code.
         shape: Rows and columns of the codes.
-        axis: The axis of the words along which codes follow each other.
-        turned: Whether the codes are those of the words with rows and columns exchanged.
-        order: Which code of a word each field of it holds; None for one after the other.
+        axis: Axis of the words along which codes are packed.
+        turned: Whether the result is transposed.
+        order: Code held by each field of a word; None for consecutive codes.
 
     >>> import numpy as np
     >>> from torchparams.expressions.work import evaluate
@@ -159,7 +159,7 @@ class Unpacked(Tiled):
         self.bits, self.axis, self.turned, self.order = bits, axis, turned, order
 
     def tile(self, number: int, start: int, stop: int, work: Work) -> Array:
-        """The codes of some rows."""
+        """Codes of a range of rows."""
         import numpy as np
 
         from torchparams.sketch.decode import unpack
@@ -167,7 +167,7 @@ class Unpacked(Tiled):
         u32 = np.dtype(np.uint32)
         out = np.empty((stop - start, self.columns), np.uint8)
         take = self.columns_of if self.turned else self.rows_of
-        along = self.axis == (1 if self.turned else 0)  # whether the rows are what is packed
+        along = self.axis == (1 if self.turned else 0)  # whether the rows are packed
         if along:
             words = take(number, start * self.bits // 32, -(-stop * self.bits // 32), work, u32)
         else:
@@ -178,17 +178,17 @@ class Unpacked(Tiled):
 
     @property
     def footprint(self) -> int:
-        """The words, and the codes."""
+        """Bytes per element: words and codes."""
         return 2
 
 
 class Bytes(Expression):
-    """The bytes of elements, as elements of a type of one byte.
+    """Bytes of elements, viewed as a one-byte dtype.
 
     Args:
-        x: The elements, of a byte or more each.
-        dtype: The type.
-        shape: The shape.
+        x: Elements of at least one byte each.
+        dtype: Dtype of the result.
+        shape: Shape of the result.
 
     >>> import numpy as np
     >>> from torchparams.expressions.work import evaluate
@@ -203,7 +203,7 @@ class Bytes(Expression):
         self.granule = x.dtype.itemsize
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The bytes of whole elements, cut."""
+        """Compute a range of bytes."""
         import numpy as np
 
         (x,) = self.operands
@@ -213,16 +213,16 @@ class Bytes(Expression):
         return found[start - first * size : stop - first * size].view(self.dtype.numpy)
 
     def summary(self) -> str:
-        """The elements'."""
+        """Summary of the operand."""
         return self.operands[0].summary()
 
 
 class Nibbles(Expression):
-    """Codes of four bits, a byte each, out of bytes that hold two.
+    """Four-bit codes unpacked from bytes to one per byte.
 
     Args:
-        x: The bytes.
-        shape: The shape of the codes.
+        x: Packed bytes.
+        shape: Shape of the codes.
         high_first: Whether the upper half of a byte comes first.
 
     >>> import numpy as np
@@ -241,7 +241,7 @@ class Nibbles(Expression):
         self.high_first = high_first
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Both halves of each byte."""
+        """Unpack a range."""
         import numpy as np
 
         (x,) = self.operands
@@ -255,11 +255,11 @@ class Nibbles(Expression):
 
     @property
     def footprint(self) -> int:
-        """The bytes, and the codes."""
+        """Bytes per element: packed bytes and codes."""
         return 2
 
     def summary(self) -> str:
-        """The bytes, unpacked."""
+        """Summary of the operand, marked as unpacked."""
         return f"{self.operands[0].summary()} unpacked"
 
 
@@ -311,12 +311,12 @@ class Sixes(Expression):
 
 
 class Rescaled(Expression):
-    """Numbers times one number, or divided by it, in float32: scales that have a scale.
+    """Numbers multiplied or divided by a scalar, in float32: scales that have a scale.
 
     Args:
-        x: The numbers, of at most 32 bits.
-        by: The one number.
-        divide: Whether it divides.
+        x: Numbers of at most 32 bits.
+        by: Scalar.
+        divide: Whether to divide.
     """
 
     def __init__(self, x: Expression, by: Expression, *, divide: bool = False) -> None:
@@ -325,7 +325,7 @@ class Rescaled(Expression):
         self.divide = divide
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Each number, scaled."""
+        """Scale a range."""
         import numpy as np
 
         x, by = self.operands
@@ -336,5 +336,5 @@ class Rescaled(Expression):
         return out
 
     def summary(self) -> str:
-        """As a quotient or a product."""
+        """The expression as a product or quotient."""
         return f"{self.operands[0].summary()} {'/' if self.divide else '·'} {self.operands[1].summary()}"

@@ -1,4 +1,4 @@
-"""Codes of at most 8 bits that a table gives values for, with a scale for each block of a matrix."""
+"""Expression that decodes codes by a table, with one scale per block of a matrix."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ F32 = DType.of("float32")
 Table = tuple[float, ...]
 
 FP4: Table = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""The values of float4_e2m1fn, by code."""
+"""Values of float4_e2m1fn by code."""
 
 
 _E2M3 = (*(m / 8 for m in range(8)), *((1 + m / 8) * 2**e for e in range(3) for m in range(8)))
 
 FP6: Table = (*_E2M3, *(-value for value in _E2M3))
-"""The values of float6_e2m3fn, by code."""
+"""Values of float6_e2m3fn by code."""
 
 KEPT = 1 << 18
-"""Scales of a matrix that are kept for the blocks that follow; more are read again for each block."""
+"""Maximum number of scales of a matrix to cache between blocks; more are read again for each block."""
 
 COUNTED: Table = tuple(map(float, range(256)))
-"""Codes that are their own values."""
+"""Table in which each code is its own value."""
 
 
 class BlockScaled(Expression):
-    """Values of codes: that of the table, less a zero point, times the scale of the block.
+    """Decoded values: (table value - zero point) times the scale of the block.
 
     Args:
-        codes: Elements of one byte.
-        scales: One for each block, row by row of blocks; of several matrices, one after the other.
+        codes: Codes, one byte each.
+        scales: Scale of each block, row by row of blocks, for each matrix in turn.
         matrix: Rows and columns of a matrix of codes.
-        block: Rows and columns of a block; those at the end may be smaller.
-        table: The values of the codes, at most 256, where the codes' own type does not say it; or the tensor of them.
-        zeros: The zero point of each block; None for zero.
-        above: Added to zero points, as a format may store them less one.
-        limit: The largest zero point that is stored; a larger one is refused.
-        index: The block of each column of codes, or with `rows_by_index` of each row; None where the blocks' width or
-            height decides.
-        rows_by_index: Whether the index is of rows.
-        stored: The same elements as they lie in the file, where that is the other way round.
-        shape: The shape; that of the codes unless given.
-        dtype: The type that values are rounded to.
-        offset: Added to every scale.
-        factor: Times every value, after its scale.
+        block: Rows and columns of a block; blocks at the end may be smaller.
+        table: Values of the codes, at most 256, or a tensor of them; None if the dtype of the codes gives the values.
+        zeros: Zero point of each block; None for zero.
+        above: Number to add to stored zero points; some formats store them minus one.
+        limit: Largest valid stored zero point; larger ones raise an error.
+        index: Column of blocks for each column of codes, or row of blocks for each row with `rows_by_index`; None to
+            derive it from the block size.
+        rows_by_index: Whether `index` refers to rows.
+        stored: The same elements in the order of the file, if that order is transposed.
+        shape: Shape of the result; by default, that of the codes.
+        dtype: dtype that values are rounded to.
+        offset: Number to add to every scale.
+        factor: Factor for every value, after its scale.
 
     >>> import numpy as np
     >>> from torchparams.expressions.work import evaluate
@@ -94,7 +94,7 @@ class BlockScaled(Expression):
         self.rows_by_index, self._stored = rows_by_index, stored
         self.above, self.limit, self.offset, self.factor = above, limit, offset, factor
         rows, columns = matrix
-        # Rows and columns of blocks; with an index, as many as there are scales for.
+        # Rows and columns of blocks. With an index, their number follows from the number of scales.
         matrices = codes.numel // max(rows * columns, 1)
         self.lines, self.across = -(-rows // block[0]), -(-columns // block[1])
         if index is not None and rows_by_index:
@@ -107,11 +107,11 @@ class BlockScaled(Expression):
         self.granule = columns if columns <= 1 << 16 else 1
 
     def unordered(self) -> Expression:
-        """The elements as they are stored, where that is the other way round."""
+        """The elements in stored order, if that order is transposed."""
         return self if self._stored is None else self._stored
 
     def prepare(self, work: Work) -> Any:
-        """The block of each column, or of each row, where it is not what the size of the blocks says."""
+        """Block of each column, or of each row; None if the block size gives it."""
         import numpy as np
 
         if self.index is None:
@@ -125,7 +125,7 @@ class BlockScaled(Expression):
         return None if np.array_equal(found, plain) else found.astype(np.int32)
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The codes' values, scaled."""
+        """Decode a range."""
         import numpy as np
 
         direct = self.dtype == F32
@@ -136,7 +136,7 @@ class BlockScaled(Expression):
         columns, high = self.matrix[1], self.block[0]
         size = self.matrix[0] * columns
         at = start
-        while at < stop:  # one matrix after the other: the blocks of the next begin anew
+        while at < stop:  # one matrix after the other: blocks start anew in each
             number, begin = divmod(at, size)
             count = min(size - begin, stop - at)
             if index is not None and self.rows_by_index:
@@ -185,7 +185,7 @@ class BlockScaled(Expression):
         if self.lines * self.across <= KEPT:
             scales, *zeros = self._kept(number, work)[:, lines[0] : lines[1]]
         elif index is None and start % columns + len(codes) <= columns:
-            # Of one row, which may be a whole tensor, the scales of this part alone.
+            # A part of one row, which may be a whole tensor, needs only its own scales.
             begin, end = start % columns // wide, -(-(start % columns + len(codes)) // wide)
             scales, *zeros = (each.reshape(1, -1) for each in self._factors(first + begin, first + end, work))
             columns, start = (end - begin) * wide, start % columns - begin * wide
@@ -195,7 +195,7 @@ class BlockScaled(Expression):
         scaled(codes, table, scales, zeros[0] if zeros else None, index, columns, self.block, start, out)
 
     def _kept(self, number: int, work: Work) -> Array:
-        """The scales of a matrix and its zero points, which the blocks after this one need too."""
+        """Scales and zero points of a matrix, cached for the next blocks."""
         import numpy as np
 
         size = self.lines * self.across
@@ -207,7 +207,7 @@ class BlockScaled(Expression):
         return work.latest(self, number, read)
 
     def _factors(self, start: int, stop: int, work: Work) -> list[Array]:
-        """Some scales and, where there are any, zero points, in float32."""
+        """A range of scales and, if there are any, zero points, as float32."""
         import numpy as np
 
         scales = widen(self.scales.compute(start, stop, work), self.scales.dtype)
@@ -231,23 +231,23 @@ class BlockScaled(Expression):
 
     @property
     def footprint(self) -> int:
-        """The codes, the scales, and float32 before and after rounding."""
+        """Bytes per element: codes, scales, and float32 before and after rounding."""
         area = self.block[0] * self.block[1]
         scales = -(-(self.scales.footprint + 12) // min(area, self.scales.footprint + 12))
         return self.codes.footprint + scales + 4 + self.dtype.itemsize
 
     def summary(self) -> str:
-        """The codes, decoded."""
+        """Summary of the codes, marked as decoded."""
         return f"{self.codes.summary()} decoded"
 
     def to_json(self) -> dict[str, Any]:
-        """With the block."""
+        """The expression as JSON data, with the block."""
         return {**super().to_json(), "block": list(self.block)}
 
 
 @lru_cache
 def _padded(values: Table) -> Array:
-    """A table of 256 values, of which the others are NaN."""
+    """Table padded with NaN to 256 values."""
     import numpy as np
 
     table = np.full(256, np.nan, np.float32)
@@ -257,7 +257,7 @@ def _padded(values: Table) -> Array:
 
 @lru_cache
 def values_of(dtype: DType) -> Array:
-    """The value of each byte as an element of a type.
+    """Value of each byte in a dtype.
 
     >>> values_of(DType.of("float8_e4m3fn"))[[1, 0x7E]].tolist()
     [0.001953125, 448.0]

@@ -1,4 +1,4 @@
-"""Engines: where the work of reading tensors runs."""
+"""Engines: where the work on tensors runs."""
 
 from torchparams.engines.base import Done as Done
 from torchparams.engines.base import Engine as Engine

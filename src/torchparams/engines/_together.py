@@ -1,4 +1,4 @@
-"""Small jobs that a task takes at once: of rows that lie together in a file, or in live memory."""
+"""Batches of small jobs: rows that are close together in a file, or in live memory."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from torchparams.info import Location
 
 GAP = 4096
-"""Bytes between two tensors that are rather read than skipped."""
+"""Maximum gap between two tensors, in bytes, that is read along instead of skipped."""
 
-_MOST = 1024  # so that threads have an even share, and progress is seen
+_MOST = 1024  # keeps the threads evenly busy, and progress visible
 
 
 class Together:
-    """Jobs of one row each, in the order of their places.
+    """Jobs of one row each, in file order.
 
     Args:
-        most: Bytes of a file that are read at once.
+        most: Maximum bytes of a file per read.
 
     Attributes:
-        jobs: The jobs.
-        file: The file that all rows lie in; None for live memory.
-        places: Where each lies there.
-        start, stop: The range of the file.
+        jobs: Jobs in the batch.
+        file: File of all rows; None for live memory.
+        places: Byte range of each row.
+        start, stop: Byte range of the batch.
     """
 
     __slots__ = ("_most", "file", "jobs", "places", "start", "stop")
@@ -40,7 +40,7 @@ class Together:
         self.start = self.stop = 0
 
     def add(self, job: Job, place: Location | None) -> bool:
-        """Take a job, unless its row lies elsewhere, or there are enough; the first is always taken."""
+        """Add a job if its row is near and the batch is not full; returns whether it was added. The first always is."""
         if not self.jobs:
             if place is not None:
                 self.file, self.start, self.stop = place.file, place.start, place.stop
@@ -58,7 +58,7 @@ class Together:
         return True
 
     def in_memory(self) -> tuple[list[Job], list[int], list[Any], list[Job]]:
-        """Jobs with the address of each, what keeps the memory there, and the jobs whose rows have none."""
+        """Jobs with addresses and the objects that keep the memory alive, and jobs whose rows have no address."""
         jobs, starts, keep, left = [], [], [], []
         for job in self.jobs:
             (row,) = job.rows

@@ -1,16 +1,16 @@
-"""The contract of engines: jobs of rows go in, and a task's results come out.
+"""The contract of engines: run a task on jobs, and return the results.
 
-A **job** names the rows that are read together: one, or several with the same count of elements in step. A **task**
-says what is done with them: for each job, or each part of a large one, the engine makes a **fold**, gives it the blocks
-one after the other, and asks it for its result; the task combines the results of a job's parts, in order, to its own.
+A **job** names rows that are read together, in step: one row, or several with equally many elements. A **task** defines
+the work: for each job, or each part of a large one, the engine asks it for a **fold**, passes the blocks to the fold in
+order, and asks the fold for its result. The task then combines the results of a job's parts, in order.
 
-A row is an expression. One that is a byte range of a file is read as bytes; any other is computed block by block, in
-memory that depends neither on its size nor on how many tensors it is made of.
+A row is an expression. A row that is a byte range of a file is read as bytes; any other row is computed block by block,
+in memory that depends neither on its size nor on its number of operands.
 
 A job is cut at the same elements for any number of threads. So a fold that is a function of its blocks gives the same
-numbers everywhere, even if its sums are rounded.
+result everywhere, even if it rounds.
 
-To add an engine, subclass `Engine`, write `run`, and let its tests subclass `torchparams.testing.EngineTests`.
+To add an engine, subclass `Engine` and write `run`; its tests subclass `torchparams.testing.EngineTests`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Result = TypeVar("Result")
 PartOut = TypeVar("PartOut", covariant=True)
 
 
-@dataclass(slots=True, eq=False)  # not frozen: there may be a hundred thousand, and that would double their time
+@dataclass(slots=True, eq=False)  # not frozen: there may be 100,000, and frozen ones take twice as long to create
 class Job:
-    """Rows that are read together, in step. Nothing changes one after it is made.
+    """Rows that are read together, in step. Do not modify a job.
 
     Attributes:
-        key: The name of the result.
-        rows: Expressions, each with as many elements as the others.
-        nbytes: Bytes of all of them.
+        key: Name of the result.
+        rows: Expressions with equally many elements.
+        nbytes: Bytes of all rows.
     """
 
     key: str
@@ -55,22 +55,22 @@ class Job:
         rows = self.rows
         if len(rows) != 1 and len({row.numel for row in rows}) != 1:
             pairs = ", ".join(f"{row.summary()} of {_origin(row)} has {row.numel}" for row in rows)
-            raise MismatchError(f"tensors that are read in step have one count of elements: {pairs}")
-        self.nbytes = 0  # asked for at every step of a run, so it is counted once
+            raise MismatchError(f"tensors read in step must have equally many elements: {pairs}")
+        self.nbytes = 0  # computed once, because a run needs it at every step
         for row in rows:
             self.nbytes += row.nbytes
 
     @staticmethod
     def of(*operands: tuple[Source, str], key: str | None = None) -> Job:
-        """The job of reading one tensor, or several of equal numel.
+        """Create the job of reading one tensor, or several of equal numel.
 
         Args:
-            operands: A source, and the name of a tensor in it; for each tensor.
-            key: The name of the result; that of the first tensor unless given.
+            operands: Source and name of each tensor.
+            key: Name of the result; by default, the name of the first tensor.
 
         Raises:
             MismatchError: The tensors have different numel.
-            NotReadable: A tensor is lazy and has no values.
+            NotReadable: A tensor is lazy, without values.
             UnknownName: A source has no such tensor.
 
         >>> import numpy as np
@@ -83,12 +83,12 @@ class Job:
 
     @property
     def numel(self) -> int:
-        """Count of elements of each row."""
+        """Number of elements of each row."""
         return self.rows[0].numel
 
     @property
     def dtype(self) -> DType:
-        """Element type of the first row."""
+        """Dtype of the first row."""
         return self.rows[0].dtype
 
 
@@ -97,21 +97,21 @@ def _origin(row: Expression) -> str:
 
 
 class Fold(Protocol[PartOut]):
-    """The work on the blocks of a job, or of a part of one. One thread uses it, from begin to end."""
+    """Work on the blocks of a job, or of a part of one. A single thread uses it."""
 
     @property
     def update(self) -> Callable[..., None]:
-        """A method that takes the next block of each row: `update(block)`, or `update(of_a, of_b)`.
+        """Method that receives the next block of each row: `update(block)`, or `update(of_a, of_b)`.
 
-        They hold the same elements each. Blocks come in order, without gaps.
+        The blocks hold the same range of elements. They come in order, without gaps.
         """
 
     def finish(self) -> PartOut:
-        """The result; called once, after the last block. A tensor without elements has no block."""
+        """Return the result; called once, after the last block. A tensor without elements has no blocks."""
 
 
 class Task(ABC, Generic[Part, Result]):
-    """Work to do on every job. It pickles, so that engines can send it to other processes.
+    """Work to do on every job. Tasks can be pickled, so that engines can send them to other processes.
 
     Attributes:
         order: `any` where a job may be cut into parts with a fold each; `stream` where one fold must see all of a job,
@@ -122,30 +122,30 @@ class Task(ABC, Generic[Part, Result]):
 
     @abstractmethod
     def begin(self, job: Job) -> Fold[Part]:
-        """Make the fold of a job, or of one of its parts. Called in any thread."""
+        """Create the fold for a job, or for a part of one. May be called in any thread."""
 
     @abstractmethod
     def combine(self, job: Job, parts: Sequence[Part]) -> Result:
-        """Make a job's result from those of its parts, at least one, in order. Called in any thread."""
+        """Combine the results of a job's parts, at least one, in order. May be called in any thread."""
 
     def takes(self, job: Job) -> bool:
-        """Whether `many` takes a job, which has one row: its result there is the one that a fold would give."""
+        """Whether `many` supports a job with one row. It must give the same result as a fold."""
         return False
 
     def many(self, jobs: Sequence[Job], buffer: memoryview | None, starts: Sequence[int]) -> Sequence[Result]:
-        """Make the results of many small jobs at once; an engine may call it in place of `begin` and `combine`.
+        """Compute the results of many small jobs at once; engines may call this instead of `begin` and `combine`.
 
         Args:
-            jobs: Jobs that `takes` has said yes to.
-            buffer: Bytes that the row of each lies in, as in a file: in C order, contiguous, little-endian. They are
-                valid only during the call. None where the rows lie in live memory.
-            starts: Where in the buffer the row of each job begins; or its address.
+            jobs: Jobs for which `takes` is True.
+            buffer: Bytes of the rows, as in a file: C order, contiguous, little-endian. Valid only during the call.
+                None if the rows are in live memory.
+            starts: Offset of each row in the buffer, or its address.
         """
         raise NotImplementedError
 
 
 class Folding(Task[Part, Result]):
-    """A task of two functions, for engines that run in this process.
+    """A task made of two functions, for engines in this process.
 
     Args:
         begin, combine: See `Task`.
@@ -172,22 +172,22 @@ class Folding(Task[Part, Result]):
         self._begin, self._combine, self.order = begin, combine, order
 
     def begin(self, job: Job) -> Fold[Part]:
-        """What the first function gives."""
+        """Call the first function."""
         return self._begin(job)
 
     def combine(self, job: Job, parts: Sequence[Part]) -> Result:
-        """What the second function gives."""
+        """Call the second function."""
         return self._combine(job, parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A row whose values cannot be read.
+    """Row whose values cannot be read.
 
     Attributes:
-        name: The job's key.
-        reason: The reason, in words.
-        error: The error itself.
+        name: Key of the job.
+        reason: Reason in words.
+        error: The error.
     """
 
     name: str
@@ -196,17 +196,17 @@ class Unread:
 
     @classmethod
     def because(cls, name: str, error: NotReadable | LimitExceeded) -> Unread:
-        """The record of an error, without its place, which is known."""
+        """Create from an error, without its location, which is known."""
         return cls(name, error.what if error.hint is None else f"{error.what}; {error.hint}", error)
 
 
 class Done(NamedTuple, Generic[Result]):
-    """A job that is done.
+    """Finished job.
 
     Attributes:
         job: The job.
-        result: What the task made of it; an `Unread` where a row cannot be read.
-        lost: What casts within its rows lost; None where nothing was.
+        result: Result of the task, or an `Unread` if a row cannot be read.
+        lost: Losses of casts inside the rows, or None.
     """
 
     job: Job
@@ -215,10 +215,10 @@ class Done(NamedTuple, Generic[Result]):
 
 
 class Engine(ABC):
-    """Where and how jobs run.
+    """Runs jobs.
 
     Attributes:
-        label: The name in messages.
+        label: Name in messages.
     """
 
     label: str
@@ -227,26 +227,27 @@ class Engine(ABC):
     def run(
         self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
     ) -> Iterator[Done[Result]]:
-        """Give every job with its result as it gets done, in no particular order.
+        """Yield every job with its result, as they finish, in any order.
 
-        A row that has no values (`NotReadable`), or more than a limit allows (`LimitExceeded`), is a result: an
-        `Unread`. Damage is an error. Leaving the iterator early, an exception in anything that is called here, and
-        Ctrl-C all stop the work: when control is back, no thread of it runs any more.
+        A row without values (`NotReadable`), or beyond a limit (`LimitExceeded`), gives an `Unread` as result. Damage
+        raises an error. Leaving the iterator early, any exception, and Ctrl-C stop the work: afterwards, none of its
+        threads is running.
 
         Args:
-            jobs: What is to be read.
-            task: What is done with it.
-            progress: Called with bytes done and bytes in all, at most ten times a second, and at the end.
+            jobs: Jobs to run.
+            task: Work to do on each.
+            progress: Callback with the bytes done so far and in total, called at most ten times a second, and at the
+                end.
 
         Raises:
-            TruncatedFile: A file ended before a tensor did.
-            SourceError: A file was written to while it was read, or cannot be read.
+            TruncatedFile: A file ended inside a tensor.
+            SourceError: A file cannot be read, or changed while it was read.
         """
 
     def map(
         self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
     ) -> dict[str, Result]:
-        """The results of `run` by the jobs' keys, in the order of the jobs.
+        """Results of `run` by key, in job order.
 
         Raises:
             NotReadable, LimitExceeded: A row cannot be read.
@@ -261,11 +262,11 @@ class Engine(ABC):
 
 
 def jobs_of(source: Source, names: Iterable[str] | None = None) -> list[Job]:
-    """One job for each tensor of a source, or for each of `names`.
+    """One job per tensor of a source, or per given name.
 
     Raises:
         UnknownName: The source has no such tensor.
-        NotReadable: A tensor is lazy and has no values.
+        NotReadable: A tensor is lazy, without values.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -282,12 +283,12 @@ def jobs_of(source: Source, names: Iterable[str] | None = None) -> list[Job]:
 def readable_jobs(
     source: Source, infos: Iterable[ParameterInfo], held: Mapping[str, Any] | None = None
 ) -> tuple[list[Job], list[Unread]]:
-    """One job for each tensor that has values, and the others with the reason.
+    """One job per tensor with values; and the other tensors, with the reason.
 
     Args:
-        source: The source.
-        infos: Records of the tensors.
-        held: Canonical name → tensor, where a reading of a live source has found them: none is looked up again.
+        source: Source of the tensors.
+        infos: Infos of the tensors.
+        held: Tensors by canonical name, if a reading of a live source already found them.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -300,7 +301,7 @@ def readable_jobs(
     unread: list[Unread] = []
     for info in infos:
         try:
-            if info.device == "meta":  # says so itself, before an engine goes through terabytes of nothing
+            if info.device == "meta":  # raises before an engine would loop over terabytes of nothing
                 source.numpy(info.name)
             row = source.row(info.name, info)
             if held is not None and isinstance(row, Stored):
@@ -312,5 +313,5 @@ def readable_jobs(
 
 
 def stored_bits(dtype: DType, packed: bool) -> int:
-    """Bits that one element takes in a block."""
+    """Bits per element in a block."""
     return dtype.bits if packed or dtype.bits >= 8 else 8

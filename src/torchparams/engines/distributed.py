@@ -1,15 +1,16 @@
-"""The engine of live sharded models: it runs on every rank, over the process group that is already there.
+"""Engine for live sharded models: runs on every rank, over the existing process group.
 
 A job over sharded tensors runs in one of two ways:
 
-- **Folded where they lie**: each rank folds its own parts, of replicas one; then the ranks exchange the parts' results,
-  and each combines those of a share of the jobs. Sketches and exact sums do not depend on how elements are cut, so the
-  result is that of the whole tensor, bit for bit. All jobs together take one gather of parts, and one of results.
-- **Fetched**: where the fold must see a tensor in order (`digest`), where a row computes with a sharded tensor (a cast,
-  a merge), or where ranks keep summands (`Partial`), the lowest rank that keeps the tensor runs the job and asks the
-  others for elements, block by block.
+- **Folded in place**: each rank folds its own parts (of replicas, one copy). Then the ranks exchange the results of the
+  parts, and each rank combines them for a share of the jobs. Sketches and exact sums do not depend on how elements are
+  cut, so the result equals that of the whole tensor, bit for bit. All jobs together take one gather of parts, and one
+  of results.
+- **Fetched**: if the fold needs the elements in order (`digest`), if a row computes with a sharded tensor (a cast, a
+  merge), or if ranks hold summands (`Partial`), the lowest rank of the tensor runs the job, and asks the others for
+  elements, block by block.
 
-Jobs over plain tensors run on each rank by themselves: each rank has a tensor of its own.
+Jobs over plain tensors run on each rank separately, because each rank has its own tensor.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ Result = TypeVar("Result")
 
 
 def engine_for(jobs: Sequence[Job], *, mapped: bool = True) -> Engine:
-    """The engine that runs jobs if none was named: the threads of this process, or with the other ranks.
+    """Default engine for jobs: threads of this process, together with the other ranks if tensors are sharded.
 
     Args:
-        jobs: The jobs.
+        jobs: Jobs to run.
         mapped: See `ThreadEngine`.
     """
     inner = ThreadEngine(mapped=mapped)
@@ -50,24 +51,24 @@ def engine_for(jobs: Sequence[Job], *, mapped: bool = True) -> Engine:
 
 
 def _shards_of(job: Job) -> list[Sharded]:
-    # Nearly all rows are stored tensors, and there may be a hundred thousand.
+    # Nearly all rows are stored tensors, and there may be 100,000.
     return [shard for row in job.rows if type(row) is not Stored for shard in shards_in(row)]
 
 
 class DistributedEngine(Engine):
-    """Runs jobs over sharded tensors on the ranks that keep them, each of which makes the call.
+    """Runs jobs over sharded tensors on the ranks that hold them; every rank makes the call.
 
-    Verbs use it by themselves for models with DTensors or with FSDP's flat parameters. All ranks of these tensors enter
-    `run` with the same jobs. They meet first, so a call that some do not make ends in an error after
-    `limits.RANKS_SECONDS`; then they fold, and gather twice, parts and results (four collectives of torch, whatever the
-    jobs). Jobs without a sharded tensor communicate nothing.
+    Verbs use it automatically for models with DTensors or FSDP's flat parameters. All ranks of these tensors call `run`
+    with the same jobs. The ranks first meet, so a call that some ranks do not make ends in an error after
+    `limits.RANKS_SECONDS`. Then they fold, and gather twice, parts and results (four collectives of torch, for any
+    number of jobs). Jobs without sharded tensors need no communication.
 
-    Every rank gets the same results for sharded tensors, and its own for plain ones. Progress is reported on the lowest
-    rank alone.
+    Every rank gets the same results for sharded tensors, and its own for plain ones. Only the lowest rank reports
+    progress.
 
     Args:
-        inner: The engine that reads on each rank; a `ThreadEngine` that maps files unless given.
-        seconds: How long to wait for the other ranks to make the call; `limits.RANKS_SECONDS` unless given.
+        inner: Engine that reads on each rank; by default, a `ThreadEngine` that memory-maps files.
+        seconds: Time to wait for the other ranks; `limits.RANKS_SECONDS` by default.
     """
 
     label = "distributed"
@@ -79,10 +80,10 @@ class DistributedEngine(Engine):
     def run(
         self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
     ) -> Iterator[Done[Result]]:
-        """See `Engine.run`. All ranks of the sharded tensors in the jobs enter.
+        """See `Engine.run`. All ranks of the sharded tensors must call it.
 
         Raises:
-            RanksError: A rank does not make the same call in time, or fails in it.
+            RanksError: A rank does not make the same call in time, or fails.
         """
         own: list[Job] = []
         folded: list[_Folded] = []
@@ -98,7 +99,7 @@ class DistributedEngine(Engine):
             ranks = {shard.layout.ranks for shard in shards}
             if len(ranks) > 1:
                 which = " and ".join(f"{shard.name} by {_spelled(shard.layout.ranks)}" for shard in shards[:2])
-                error = NotReadable(f"tensors are kept by different ranks: {which}", where=shards[0].label)
+                error = NotReadable(f"the tensors are on different ranks: {which}", where=shards[0].label)
                 unread.append(Done(job, Unread.because(job.key, error)))
             elif task.order == "any" and _is_cut_alike(job):
                 folded.append(_Folded(job))
@@ -118,7 +119,7 @@ class DistributedEngine(Engine):
         try:
             parts = self._fold(folded, task, progress)
             results = list(self.inner.run(own, task, progress=None if folded or fetched else progress))
-        except Exception as error:  # the others wait for this rank
+        except Exception as error:  # the other ranks wait for this one
             failed = error
         if fetched:
             team.agree(failed)
@@ -126,7 +127,7 @@ class DistributedEngine(Engine):
                 served = self._fetch(fetched, task, progress)
             except Exception as error:  # as above
                 failed = error
-        # Each rank combines a share of the jobs: the parts are sent as bytes, and read by that rank alone.
+        # Each rank combines a share of the jobs: the parts are sent as bytes, and only that rank reads them.
         sent: dict[int, dict[str, Any]] = {}
         for each in folded:
             if each.job.key in parts:
@@ -159,7 +160,7 @@ class DistributedEngine(Engine):
     def _fold(
         self, folded: Sequence[_Folded], task: Task[Any, Any], progress: Progress | None
     ) -> dict[str, tuple[list[Any] | Unread, Losses | None]]:
-        """Results of this rank's parts, not combined, and what casts lost; by the job's key."""
+        """Results of this rank's parts before combining, with the losses of casts, by key."""
         mine = [job for each in folded if (job := each.part()) is not None]
         run = self.inner.run(mine, _Parts(task), progress=progress)
         return {job.key: (result, lost) for job, result, lost in run}
@@ -167,9 +168,9 @@ class DistributedEngine(Engine):
     def _fetch(
         self, fetched: Sequence[_Fetched], task: Task[Any, Any], progress: Progress | None
     ) -> dict[str, tuple[Any, Losses | None]]:
-        """Results of the jobs that this rank runs; of the others it serves the elements."""
+        """Run the jobs of this rank, and serve elements for the others; returns the results by key."""
         found: dict[str, tuple[Any, Losses | None]] = {}
-        # One order for all: larger teams first. Ranks that are in two of them meet in both in the same order.
+        # All ranks use the same order, larger teams first, so that ranks in two teams meet in the same order.
         for ranks in sorted({each.ranks for each in fetched}, key=lambda ranks: (-len(ranks), ranks)):
             jobs = [each.job for each in fetched if each.ranks == ranks]
             shards = [shard for job in jobs for shard in _shards_of(job)]
@@ -184,9 +185,9 @@ class DistributedEngine(Engine):
 
 
 def _call(task: Task[Any, Any], team: Ranks, jobs: Sequence[_Folded | _Fetched]) -> str:
-    """The call in words, equal on all ranks that make the same.
+    """Description of the call, equal on all ranks that make the same call.
 
-    Ranks may keep further tensors in smaller teams, such as experts, and those may have different names.
+    Smaller teams may hold further tensors, such as experts, with different names per rank.
     """
     common = [each.job for each in jobs if each.ranks == team.members]
     verb = type(task).__name__.removesuffix("Task").lower()
@@ -199,7 +200,7 @@ def _spelled(ranks: Sequence[int]) -> str:
 
 
 def _is_cut_alike(job: Job) -> bool:
-    """Whether every rank has, or can cut, the same part of each row of a job."""
+    """Whether every rank can cut the same part of each row of a job."""
     layouts = []
     for row in job.rows:
         if isinstance(row, Sharded):
@@ -215,14 +216,14 @@ def _is_cut_alike(job: Job) -> bool:
 
 
 class _Fetched(NamedTuple):
-    """A job that one rank runs, and the ranks that keep its tensors."""
+    """Job that one rank runs, with the ranks that hold its tensors."""
 
     job: Job
     ranks: tuple[int, ...]
 
 
 class _Folded:
-    """A job that each rank folds its part of.
+    """Job that is folded in parts, one per rank.
 
     Args:
         job: The job.
@@ -233,15 +234,15 @@ class _Folded:
         shard = next(row for row in job.rows if isinstance(row, Sharded))
         self.layout = shard.layout
         self.ranks = shard.layout.ranks
-        # Which of several replicas is folded depends on the name, so that all ranks have their share.
+        # The name decides which replica is folded, so that the work is spread over ranks.
         turn = crc32(job.key.encode(errors="surrogatepass"))
         self.owners = shard.layout.owners(turn) or self.ranks[:1]
         self.home = self.ranks[turn % len(self.ranks)]  # combines the parts
 
     def part(self) -> Job | None:
-        """The job of this rank's part; None where another rank folds a replica, or the part has no elements.
+        """Job of this rank's part; None if another rank folds a replica, or the part has no elements.
 
-        Of a tensor without elements, the first rank makes the result.
+        For a tensor without elements, the first rank makes the result.
         """
         import torch.distributed as dist
 
@@ -255,11 +256,11 @@ class _Folded:
         return Job(self.job.key, tuple(rows))
 
     def combine(self, task: Task[Any, Any], found: Mapping[int, Any]) -> tuple[Any, Losses | None]:
-        """The result of all parts, and what casts lost.
+        """Combine the results of all parts, and the losses of casts.
 
         Args:
             task: The task.
-            found: Rank → its parts and what was lost, or None.
+            found: Parts and losses by rank, or None.
 
         Raises:
             RanksError: A rank sent no part.
@@ -268,7 +269,9 @@ class _Folded:
         lost: Losses | None = None
         for rank in self.owners:
             if found[rank] is None:
-                raise RanksError(f"rank {rank} sent no part of {self.job.key!r}", hint="pass the same on every rank")
+                raise RanksError(
+                    f"rank {rank} sent no part of {self.job.key!r}", hint="pass the same arguments on every rank"
+                )
             part, more = found[rank]
             if isinstance(part, Unread):
                 return part, None
@@ -278,16 +281,16 @@ class _Folded:
 
 
 class _Parts(Task[Any, "list[Any]"]):
-    """A task whose results are the parts of another's, not combined."""
+    """Task that returns the results of another task's parts without combining them."""
 
     def __init__(self, task: Task[Any, Any]) -> None:
         self._task = task
         self.order = task.order
 
     def begin(self, job: Job) -> Fold[Any]:
-        """The other's fold."""
+        """Create the fold of the inner task."""
         return self._task.begin(job)
 
     def combine(self, job: Job, parts: Sequence[Any]) -> list[Any]:
-        """The parts themselves."""
+        """Return the parts."""
         return list(parts)

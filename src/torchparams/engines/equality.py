@@ -1,4 +1,4 @@
-"""Whether the rows of a job have the same bits."""
+"""Bitwise equality of the rows of a job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SameBits(Task[bool, bool]):
-    """The task that compares two rows of one dtype bit by bit.
+    """Task that compares two rows of one dtype bit by bit.
 
     >>> import numpy as np
     >>> from torchparams.engines import Job, ThreadEngine
@@ -25,11 +25,11 @@ class SameBits(Task[bool, bool]):
     """
 
     def begin(self, job: Job) -> _Fold:
-        """Nothing differs yet."""
+        """Start a comparison."""
         return _Fold()
 
     def combine(self, job: Job, parts: Sequence[bool]) -> bool:
-        """Whether all parts are the same."""
+        """Whether all parts are equal."""
         return all(parts)
 
 
@@ -44,7 +44,7 @@ class _Fold:
             return
         if a.packed == b.packed:
             self._same = bool(np.array_equal(a.data, b.data))
-        else:  # one of them has a byte for each element
+        else:  # one of them has one byte per element
             self._same = bool(np.array_equal(a.values().view(np.uint8), b.values().view(np.uint8)))
 
     def finish(self) -> bool:

@@ -1,8 +1,7 @@
-"""Elements of sharded tensors, fetched from the ranks that keep them: one rank asks, the others serve.
+"""Fetch elements of sharded tensors from the ranks that hold them: one rank asks, the others serve.
 
-The rank that asks reads whole rows along the first dimension, a chunk of them at once, and keeps the latest chunks:
-memory is that of a few chunks, whatever the size of the tensor. It says when it has finished, also by an error, so that
-the others go on.
+The asking rank reads whole rows along the first dimension in chunks, and keeps the latest chunks, so memory does not
+depend on the size of the tensor. It sends a message when it finishes, also after an error, so that the others continue.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 CHUNK_BYTES = 1 << 24
-"""Bytes of a tensor that are fetched at once: whole rows, at least one."""
+"""Bytes of a tensor per fetch: whole rows, at least one."""
 
-_CHUNKS = 4  # that are kept: threads read different parts of a tensor
+_CHUNKS = 4  # cached chunks: threads read different parts of a tensor
 
 _DONE, _ROWS, _REDUCE = range(3)
 
 
 class Fetching:
-    """Connects sharded tensors to the ranks that keep them, while it is entered.
+    """Context that connects sharded tensors to the ranks that hold them.
 
     Args:
-        team: The ranks; this one is the first of them.
-        shards: The tensors, in the order that all ranks have.
+        team: Ranks; this rank is the first.
+        shards: Sharded tensors, in the same order on all ranks.
     """
 
     def __init__(self, team: Ranks, shards: Sequence[Sharded]) -> None:
@@ -65,7 +64,7 @@ class Fetching:
             _say(rank, _DONE)
 
     def read(self, x: Sharded, start: int, stop: int) -> Array:
-        """Elements `[start, stop)` of the whole."""
+        """Elements `[start, stop)` of the whole tensor."""
         import numpy as np
 
         grid = x.layout.grid or (1,)
@@ -83,7 +82,7 @@ class Fetching:
         return out
 
     def _chunk(self, x: Sharded, number: int, first: int, last: int) -> Array:
-        """Rows `[first, last)` of a tensor, flat."""
+        """Rows `[first, last)` of a tensor, flattened."""
         key = id(x), number
         with self._lock:
             found = self._chunks.get(key)
@@ -104,7 +103,7 @@ class Fetching:
         grid = layout.grid or (1,)
         out = np.empty((last - first, *grid[1:]), x.dtype.numpy)
         asked: list[tuple[int, int, int, tuple[int, ...], tuple[int, ...]]] = []
-        # Of replicas, this rank's own or that of the lowest rank.
+        # Prefer this rank's replica, then that of the lowest rank.
         for rank in (here, *layout.owners()):
             box = layout.boxes[rank]
             offsets, sizes = box.offsets or (0,), box.sizes or (1,)
@@ -126,7 +125,7 @@ class Fetching:
         return out.reshape(-1)
 
     def _reduced(self, x: Sharded, first: int, last: int) -> Array:
-        """Rows of a tensor of which ranks keep summands: all ranks add them up once, and this one keeps the whole."""
+        """Rows of a tensor that is a sum over ranks: all ranks reduce it once, and this one keeps the result."""
         number = self._number[id(x)]
         if self._whole is None or self._whole[0] != number:
             for rank in self._team.others:
@@ -140,11 +139,11 @@ class Fetching:
 
 
 def serve(team: Ranks, shards: Sequence[Sharded]) -> None:
-    """Serve elements to the first of the ranks, until it has finished or failed.
+    """Serve elements to the first rank until it finishes or fails.
 
     Args:
-        team: The ranks; this one is not the first of them.
-        shards: The tensors, in the order that all ranks have.
+        team: Ranks; this rank is not the first.
+        shards: Sharded tensors, in the same order on all ranks.
     """
     import torch
 

@@ -94,7 +94,7 @@ class Away(Source):
         return self._source
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Those of the source, which is opened."""
+        """Infos of the source; opens it."""
         return self._opened().infos()
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:

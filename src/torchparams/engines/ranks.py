@@ -1,8 +1,8 @@
-"""The ranks of a process group that make one call together: they meet, and exchange objects and tensors.
+"""Ranks of a process group that make a call together: they meet, and exchange objects and tensors.
 
-A collective that only some ranks enter waits until torch's own timeout, half an hour by default, and does not
-name the reason. So ranks meet first, in the store of the default process group: each writes what it is about to do, and
-waits for the others to write the same.
+If only some ranks enter a collective, it waits for torch's timeout, half an hour by default, and the error does not
+tell the reason. So ranks first meet in the store of the default process group: each writes what it is about to do, and
+waits until the others wrote the same.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
     import torch
 
-_KEPT = 64  # texts of earlier calls that stay in the store
+_KEPT = 64  # number of texts of earlier calls to keep in the store
 
 _LEFT = "\0left"
-"""What a rank writes that has waited in vain."""
+"""Written by a rank that gave up waiting."""
 
 
 class Ranks:
-    """The ranks that make one call, this one among them.
+    """The ranks that make a call together, including this one.
 
     Args:
         members: Global ranks.
 
     Attributes:
         members: Global ranks, ascending.
-        here: This one.
+        here: This rank.
     """
 
     _met: ClassVar[WeakKeyDictionary[Any, dict[tuple[int, ...], int]]] = WeakKeyDictionary()
@@ -49,22 +49,22 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the lowest rank: the one that reports progress, and writes files."""
+        """Whether this is the lowest rank, which reports progress and writes files."""
         return self.here == self.members[0]
 
     @property
     def others(self) -> tuple[int, ...]:
-        """All members but this one."""
+        """All members except this rank."""
         return tuple(rank for rank in self.members if rank != self.here)
 
-    # --- to meet --------------------------------------------------------------------------------
+    # --- meeting --------------------------------------------------------------------------------
 
     def meet(self, what: str, seconds: float | None = None) -> None:
-        """Wait for all members to make this call. Uses the store of the default process group, and no collective.
+        """Wait until all members make this call. Uses the store of the default process group, without collectives.
 
         Args:
-            what: The call, in words; equal on all members.
-            seconds: How long to wait; `limits.RANKS_SECONDS` unless given.
+            what: Description of the call, equal on all members.
+            seconds: Time to wait; `limits.RANKS_SECONDS` by default.
 
         Raises:
             RanksError: A member did not come in time, or makes another call.
@@ -88,19 +88,19 @@ class Ranks:
             raise RanksError(
                 f"{_who(missing)} did not make this call within {seconds:g} s: {what}",
                 where=f"rank {self.here}",
-                hint=f"the ranks {_listed(self.members)} make it together; "
-                "torchparams.limits.RANKS_SECONDS is how long they wait",
+                hint=f"the ranks {_listed(self.members)} must all make it; "
+                "torchparams.limits.RANKS_SECONDS sets how long they wait",
             ) from None
         said = dict(zip(keys, (text.decode() for text in store.multi_get(list(keys.values()))), strict=True))
-        if number % _KEPT == 0:  # all have read those before this one
+        if number % _KEPT == 0:  # all ranks have read the earlier texts
             for old in range(max(number - _KEPT, 0), number):
                 store.delete_key(self._key(old, self.here))
         left = [rank for rank, text in said.items() if text == _LEFT]
         if left:
             raise RanksError(
-                f"{_who(left)} waited for this rank, and gave up: {what}",
+                f"{_who(left)} gave up waiting for this rank: {what}",
                 where=f"rank {self.here}",
-                hint=f"the ranks {_listed(self.members)} make a call together",
+                hint=f"the ranks {_listed(self.members)} must make the call together",
             )
         different = {rank: text for rank, text in said.items() if text != what}
         if different:
@@ -108,19 +108,19 @@ class Ranks:
             raise RanksError(
                 f"rank {rank} makes another call: {text}",
                 where=f"rank {self.here}",
-                exists=f"this one is: {what}",
+                exists=f"this rank makes: {what}",
                 hint="pass the same arguments on every rank",
             )
 
     def _key(self, number: int, rank: int) -> str:
         return f"torchparams/{_hashed(repr(self.members).encode())}/{number}/{rank}"
 
-    # --- to exchange ----------------------------------------------------------------------------
+    # --- exchange -------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all members, in their order, on each of them. It takes two collectives, whatever the values.
+        """Gather the values of all members, in order, on each of them, with two collectives.
 
-        Members of no process group of their own exchange values through the store.
+        Members without a process group of their own exchange values through the store.
         """
         if len(self.members) == 1:
             return [value]
@@ -135,7 +135,7 @@ class Ranks:
         return [by_rank[rank] for rank in self.members]
 
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of all members, equally many on each, in their order. It takes one collective."""
+        """Gather numbers of all members, equally many on each, in order, with one collective."""
         import torch
         import torch.distributed as dist
 
@@ -156,17 +156,17 @@ class Ranks:
         prefix = f"{self._key(number, self.here).rpartition('/')[0]}/gather"
         store.set(f"{prefix}/{self.here}", pickle.dumps(value))  # type: ignore[arg-type]  # it takes bytes
         found = [pickle.loads(store.get(f"{prefix}/{rank}")) for rank in self.members]
-        # The last one to have read everything removes it.
+        # The last reader removes the values.
         if store.add(f"{prefix}/read", 1) == len(self.members):
             for rank in (*self.members, "read"):
                 store.delete_key(f"{prefix}/{rank}")
         return found
 
     def agree(self, error: BaseException | None) -> None:
-        """Raise on all members if one of them failed. It takes two collectives.
+        """Raise on all members if one of them failed, with two collectives.
 
         Args:
-            error: What was raised here; None if nothing.
+            error: Exception on this rank, or None.
 
         Raises:
             RanksError: Another member failed.
@@ -177,7 +177,7 @@ class Ranks:
         self.refuse(found)
 
     def refuse(self, errors: Sequence[str | None]) -> None:
-        """Raise the first error of the other members, if there is one.
+        """Raise the first error of the other members, if any.
 
         Raises:
             RanksError: A member failed.
@@ -188,19 +188,19 @@ class Ranks:
 
 
 def described(error: BaseException | None) -> str | None:
-    """An error in one line, to be told to other ranks."""
+    """One-line description of an error for other ranks."""
     return None if error is None else f"{type(error).__name__}: {shorten(str(error), 300)}"
 
 
 def send(tensor: torch.Tensor, rank: int) -> None:
-    """Send a tensor to a rank, which calls `receive`."""
+    """Send a tensor to a rank that calls `receive`."""
     import torch.distributed as dist
 
     dist.send(tensor.to(_device()), rank)
 
 
 def receive(tensor: torch.Tensor, rank: int) -> torch.Tensor:
-    """Fill a contiguous tensor on the CPU with what a rank sends."""
+    """Receive a tensor from a rank into a contiguous CPU tensor."""
     import torch
     import torch.distributed as dist
 
@@ -211,7 +211,7 @@ def receive(tensor: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def _device() -> str:
-    """Device of the tensors that the default process group exchanges."""
+    """Device of tensors exchanged in the default process group."""
     import torch.distributed as dist
 
     found: str = str(dist.distributed_c10d._get_object_coll_device(None))
@@ -219,13 +219,13 @@ def _device() -> str:
 
 
 def _group_of(members: tuple[int, ...]) -> Any:
-    """A process group of exactly these ranks, all of which have it; None where there is no such one."""
+    """Process group of exactly these ranks, or None."""
     import torch.distributed as dist
 
     if len(members) == dist.get_world_size():
         return dist.group.WORLD
     known = dist.distributed_c10d._world.pg_group_ranks
-    # In the order in which they were made, which is one for all members.
+    # All members created the groups in the same order.
     return next((group for group, ranks in known.items() if tuple(sorted(ranks)) == members), None)
 
 
@@ -234,7 +234,7 @@ def _hashed(data: bytes) -> str:
 
 
 def fingerprint(texts: Iterable[str]) -> str:
-    """A short text that is equal for equal texts in the same order.
+    """Short text that is equal for equal texts in the same order.
 
     >>> fingerprint(["a", "b"]) == fingerprint(["a", "b"]), fingerprint(["a"]) == fingerprint(["b"])
     (True, False)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class SketchFold:
-    """The fold that makes a sketch.
+    """Fold that builds a sketch.
 
     Args:
-        dtype: The element type of the job's one tensor.
+        dtype: Dtype of the job's single row.
 
     Raises:
-        NotReadable: It is packed or quantised, not of numbers.
+        NotReadable: The dtype is packed or quantised, so its bits are not numbers.
     """
 
     def __init__(self, dtype: DType) -> None:
@@ -44,21 +44,21 @@ class SketchFold:
         self._counter.update(block.buffer, block.numel)
 
     def finish(self) -> Sketch:
-        """The sketch of all blocks."""
+        """Sketch of all blocks."""
         from torchparams.sketch import Sketch
 
         return Sketch.empty(self._dtype) if self._counter is None else Sketch(self._dtype, self._counter.finish())
 
 
 class SketchTask(Task["Sketch", "Sketch"]):
-    """The task that makes the sketch of every tensor."""
+    """Task that builds the sketch of each tensor."""
 
     def begin(self, job: Job) -> SketchFold:
-        """Count from nothing."""
+        """Start an empty sketch."""
         return SketchFold(job.dtype)
 
     def combine(self, job: Job, parts: Sequence[Sketch]) -> Sketch:
-        """Add the parts."""
+        """Merge the sketches of the parts."""
         return parts[0] if len(parts) == 1 else parts[0].merge(parts)
 
 
@@ -69,18 +69,18 @@ def sketches(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Sketch]]:
-    """Name and sketch of every tensor, or of `names`, as they get done.
+    """Yield the name and sketch of each tensor, as they finish.
 
     Args:
-        source: Where the tensors are.
+        source: Source of the tensors.
         names: Canonical names; None for all.
-        engine: The engine that runs it; a `ThreadEngine` unless given.
-        progress: Called with bytes read and bytes in all.
+        engine: Engine to run on; by default, a `ThreadEngine`.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
         UnknownName: The source has no such tensor.
-        NotReadable: A tensor's values cannot be read, or are not numbers.
-        TruncatedFile: A file ended before a tensor did.
+        NotReadable: The values of a tensor cannot be read, or are not numbers.
+        TruncatedFile: A file ended inside a tensor.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource

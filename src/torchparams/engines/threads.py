@@ -1,4 +1,4 @@
-"""The engine that runs on the threads of this process."""
+"""Engine that runs on threads of this process."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 BLOCK_BYTES = 1 << 20
-"""Bytes that a thread reads at once: they stay in its second-level cache while they are worked on."""
+"""Bytes per read of a thread: small enough to stay in the L2 cache."""
 
-_ARRAY_BLOCKS = 4  # of these at once where nothing is read: threads take turns in Python less often
-_MAPPED_BLOCKS = 8  # of these at once where files are mapped: to map and to unmap costs the same for any length
+_ARRAY_BLOCKS = 4  # blocks per step without reading, so that threads pass the GIL less often
+_MAPPED_BLOCKS = 8  # blocks per mapping, because the cost of mapping and unmapping does not depend on the length
 
 PART_BYTES = 1 << 25
-"""Bytes of the parts that a large tensor is cut into, each with a fold of its own."""
+"""Bytes of the parts of a large tensor, each with its own fold."""
 
 MEMORY = 256 << 20
-"""Bytes of memory that computed rows may take, unless told otherwise."""
+"""Default memory limit for computed rows, in bytes."""
 
 _BATCH = 256  # small tensors that a thread takes at once
-_SHARED = 1 << 22  # bytes of small tensors below which to start threads costs more than it spares
-_WORTHWHILE = 1 << 14  # bytes of a tensor below which its work is in Python, which one thread does at a time
+_SHARED = 1 << 22  # bytes of small tensors below which starting threads does not pay
+_WORTHWHILE = 1 << 14  # bytes of a tensor below which its work is mostly Python code, serialised by the GIL
 
 
 class ThreadEngine(Engine):
-    """Reads files block by block, on as many threads as there are processors; large tensors are shared among them.
+    """Reads files block by block on threads, one per processor by default; large tensors are split between threads.
 
-    Memory stays flat: each thread has one buffer, and nothing is mapped. Tensors whose bytes do not lie contiguous in a
-    file come from `Source.numpy`, as a whole where the source cannot give a view. Rows that are computed take blocks of
-    a size that fits the memory.
+    Memory does not grow with the file: each thread has one buffer, and nothing is mapped. Tensors that are not
+    contiguous in a file come from `Source.numpy`, as a whole if the source cannot give a view. Computed rows use blocks
+    that fit the memory limit.
 
-    With `mapped`, no byte of a file is copied, which saves up to a third of the time of counting and comparing. Blocks
-    are 8 times as long then, and each is unmapped after its use. A disk that fails is an error all the same: Linux
-    (from 5.14 on) is asked for all of a block's pages before one is touched. The price: where somebody makes the file
-    shorter during the scan, the system may end the process (SIGBUS) before it can say so.
+    With `mapped`, file bytes are not copied, which saves up to a third of the time of counting and comparing. Blocks
+    are 8 times as long, and are unmapped after use. A failing disk still raises an error: Linux (5.14 or newer) loads
+    all pages of a block before one is touched. The disadvantage: if another program truncates the file during the scan,
+    the system may kill the process (SIGBUS) before an error can be raised.
 
     Args:
-        threads: Count of threads; None for the processors that this process may use.
-        block_bytes: Bytes that are read at once.
+        threads: Number of threads; None for the number of available processors.
+        block_bytes: Bytes per read.
         part_bytes: Bytes of the parts of large tensors.
-        mapped: Map files block by block instead of reading them.
-        memory: Bytes of memory that computed rows may take, all threads together.
+        mapped: Memory-map files block by block instead of reading them.
+        memory: Memory limit for computed rows in all threads together, in bytes.
 
     >>> import numpy as np
     >>> from torchparams.engines import Folding, jobs_of
@@ -92,7 +92,7 @@ class ThreadEngine(Engine):
         memory: int = MEMORY,
     ) -> None:
         if threads is not None and threads < 1:
-            raise ValueError(f"at least one thread, not {threads}")
+            raise ValueError(f"the number of threads must be at least 1, not {threads}")
         self.threads = threads or processors()
         self.block_bytes = block_bytes
         self.part_bytes = max(part_bytes, block_bytes)
@@ -102,7 +102,7 @@ class ThreadEngine(Engine):
     def run(
         self, jobs: Iterable[Job], task: Task[Part, Result], *, progress: Progress | None = None
     ) -> Iterator[Done[Result]]:
-        """See `Engine.run`. With one thread, or tensors that are all small, all of it happens in the caller's."""
+        """See `Engine.run`. With one thread, or only small tensors, everything runs in the caller's thread."""
         listed = list(jobs)
         total = sum(job.nbytes for job in listed)
         sources = {id(leaf.source): leaf.source for job in listed for row in job.rows for leaf in row.leaves()}
@@ -129,28 +129,28 @@ class ThreadEngine(Engine):
             for some in done:
                 yield from some
         finally:
-            done.close()  # also where the caller leaves early: then the threads end now
+            done.close()  # also if the caller leaves early: the threads end now
         run.files.check()
         if progress is not None:
             progress(total, total)
 
 
 class _Run:
-    """One run: what its threads share."""
+    """State that the threads of a run share."""
 
     def __init__(self, engine: ThreadEngine, task: Task[Any, Any], jobs: list[Job], total: int) -> None:
         self.engine, self.task, self.total = engine, task, total
         self.stop = threading.Event()
         self.files = Files(self.stop.is_set)
-        self.heavy = threading.Lock()  # held for a row that keeps something large in memory: there is one at a time
-        self.most = engine.memory // engine.threads // 2  # bytes that the blocks of a computed row may take
-        # What a task takes many of at once, where it does.
+        self.heavy = threading.Lock()  # held for a row that keeps much memory: one at a time
+        self.most = engine.memory // engine.threads // 2  # bytes for the blocks of a computed row
+        # Predicate for jobs that the task supports in batches, if any.
         self.takes = None if type(task).takes is Task.takes else task.takes
         self.small = [False] * len(jobs) if self.takes is None else list(map(self._is_small, jobs))
         self.items = Shared(self._items(jobs))
 
     def _is_small(self, job: Job) -> bool:
-        """Whether the task takes a job together with others, and its row lies where it can be handed over."""
+        """Whether a job can be batched: the task supports it, and its row is in a file or in live memory."""
         row = job.rows[0]
         if len(job.rows) != 1 or self.takes is None or not self.takes(job):
             return False
@@ -162,15 +162,15 @@ class _Run:
         return Reader(self.files, self.engine.block_bytes)
 
     def _items(self, jobs: list[Job]) -> Iterator[list[_Piece] | Together]:
-        """What a thread takes at once: a part of a large job, or many small jobs."""
+        """Items of work for a thread: a part of a large job, or many small jobs."""
         engine = self.engine
         places = [(job.rows[0].place,) if len(job.rows) == 1 else tuple(row.place for row in job.rows) for job in jobs]
         order = list(range(len(jobs)))
         if all(place is not None for row in places for place in row):
-            # As they lie in the files, which may be on a disk.
+            # In file order, for the benefit of disks.
             order.sort(key=lambda i: [(place.file, place.start) for place in places[i] if place is not None])
         if self.task.order == "stream":
-            # A large tensor that cannot be shared comes first: as the last one, it would keep one thread alone busy.
+            # Large tensors that cannot be split come first: at the end, one would keep a single thread busy.
             order.sort(key=lambda i: jobs[i].nbytes * 4 * engine.threads < self.total)
         batch: list[_Piece] = []
         together = Together(engine.block_bytes)
@@ -200,13 +200,13 @@ class _Run:
             yield together
 
     def piece(self, job: Job) -> _Piece:
-        """A small job as a piece of its own."""
+        """Small job as a single piece."""
         return _Piece(self._record(job, (job.rows[0].place,))[0], 0, 0, job.numel)
 
     def _record(self, job: Job, places: tuple[Location | None, ...]) -> tuple[_Record, int]:
-        """A job, and the elements of its parts.
+        """Record of a job, and the number of elements in each of its parts.
 
-        Cuts are the same for any number of threads, and lie at whole bytes and groups of packed elements.
+        Cuts do not depend on the number of threads, and are at whole bytes and groups of packed elements.
         """
         engine = self.engine
         bits = [stored_bits(row.dtype, place is not None) for row, place in zip(job.rows, places, strict=True)]
@@ -228,7 +228,7 @@ class _Run:
 
 
 def _is_array(row: Expression) -> bool:
-    """Whether a row without a place in a file is read from the array that its source gives."""
+    """Whether a row without a file range is read from an array of its source."""
     return type(row) is Stored and row.dtype.numpy_name is not None
 
 
@@ -237,7 +237,7 @@ def _array_of(row: Stored) -> Callable[[], Array]:
 
 
 class _Record:
-    """A job under way."""
+    """State of a running job."""
 
     __slots__ = (
         *("arrays", "computed", "heavy", "job", "leaves", "left", "lock", "lost", "parts", "places", "prepared"),
@@ -256,8 +256,8 @@ class _Record:
         self.job = job
         self.places = places
         self.computed = computed
-        self.step = step  # elements in a block
-        self.heavy = heavy  # bytes that its rows keep in memory while they are computed
+        self.step = step  # elements per block
+        self.heavy = heavy  # bytes that its rows keep in memory during the computation
         self.parts: list[Any] = [None] * count
         self.left = count
         self.lock = threading.Lock()
@@ -272,7 +272,7 @@ class _Record:
             self.leaves: dict[int, SharedArray] = {}
 
     def array_of(self, leaf: Stored) -> Any:
-        """The array of a stored tensor within a computed row: got once for all parts of the job."""
+        """Array of a stored tensor inside a computed row, shared by all parts of the job."""
         with self.lock:
             shared = self.leaves.get(id(leaf))
             if shared is None:
@@ -280,7 +280,7 @@ class _Record:
         return shared.get()
 
     def release(self) -> None:
-        """Let go of its arrays: all parts are read."""
+        """Release the arrays after all parts are read."""
         self.arrays = [None] * len(self.arrays)
         if any(self.computed):
             self.leaves.clear()
@@ -294,12 +294,12 @@ class _Piece:
 
     def __init__(self, record: _Record, number: int, start: int, stop: int) -> None:
         self.record, self.number, self.start, self.stop = record, number, start, stop
-        # Where in its file the reading of each row may go on to, for the pieces that follow.
+        # For each row: the offset up to which a read may continue, for the following pieces.
         self.ahead = [0 if place is None else place.stop for place in record.places]
 
 
 def _run_together(batch: list[_Piece]) -> list[_Piece]:
-    """Lets tensors that lie one behind the other in a file be read at once."""
+    """Let tensors that are adjacent in a file be read together."""
     for piece, following in zip(reversed(batch[:-1]), reversed(batch[1:]), strict=True):
         for i, here in enumerate(piece.record.places):
             there = following.record.places[i] if i < len(following.record.places) else None
@@ -309,22 +309,22 @@ def _run_together(batch: list[_Piece]) -> list[_Piece]:
 
 
 class _Worker:
-    """What one thread does: takes pieces, folds their blocks, gives the results of jobs that it completes.
+    """Worker of one thread: takes pieces, folds their blocks, and yields the results of jobs that it completes.
 
     Args:
         run: The run.
-        tick: Called with the bytes done, after each block; None where the caller's thread asks for `nbytes` itself.
+        tick: Callback with the bytes done after each block; None if the caller reads `nbytes` itself.
     """
 
     def __init__(self, run: _Run, tick: Callable[[int], None] | None) -> None:
         self._run = run
         self._tick = tick
         self._readers: list[Reader] = []
-        self._works: list[Work] = []  # one for each row that is computed, as there is a reader for each
-        self.nbytes = 0  # read so far; only this thread writes it
+        self._works: list[Work] = []  # one per computed row, as for readers
+        self.nbytes = 0  # bytes read so far; written by this thread only
 
     def results(self) -> Iterator[Sequence[Done[Any]]]:
-        """The jobs that this worker read the last part of, some at a time."""
+        """Jobs whose last part this worker read, in batches."""
         run = self._run
         try:
             for item in run.items:
@@ -355,19 +355,19 @@ class _Worker:
             self._close()
 
     def _together(self, item: Together) -> tuple[list[Done[Any]], list[Job]]:
-        """Small jobs that are done, and those that the task cannot take after all."""
+        """Results of a batch, and jobs that could not be batched."""
         run = self._run
         jobs = item.jobs
         left: list[Job] = []
         if item.file is None:
             jobs, starts, keep, left = item.in_memory()
             results = run.task.many(jobs, None, starts) if jobs else ()
-            del keep  # until here, nobody may free what lies at the addresses
+            del keep  # up to here, the memory must stay alive
         else:
             if not self._readers:
                 self._readers.append(run.reader())
             buffer = self._readers[0].bytes_of(item.file, item.start, item.stop)
-            if len(buffer) < item.stop - item.start:  # the file ends before: this names the tensor
+            if len(buffer) < item.stop - item.start:  # too short: the call raises an error
                 for job, place in zip(jobs, item.places, strict=True):
                     self._readers[0].span(job.rows[0], place, 0, job.numel, 0)
             results = run.task.many(jobs, buffer, [place.start - item.start for place in item.places])
@@ -393,7 +393,7 @@ class _Worker:
                 raise LimitExceeded(
                     f"{record.job.key!r} needs {human_bytes(record.heavy)} of memory; "
                     f"the limit is {human_bytes(run.engine.memory)}",
-                    hint="raise it: engine=ThreadEngine(memory=…)",
+                    hint="raise the limit: engine=ThreadEngine(memory=…)",
                 )
             with run.heavy:
                 return self._computed_blocks(piece, fold)
@@ -437,7 +437,7 @@ class _Worker:
                 continue
             work = self._works[i]
             if row.is_prepared:
-                with record.preparing:  # by whoever comes first, for all parts
+                with record.preparing:  # the first thread does it for all parts
                     if record.prepared[i] is None:
                         work.begin(row, record.step, array_of=record.array_of)
                         record.prepared[i] = work.state
@@ -459,7 +459,7 @@ class _Worker:
         return self._readers[i].array(row.dtype, array.get(), start, stop)
 
     def _close(self) -> None:
-        """Close its files."""
+        """Close the files of this worker."""
         for reader in self._readers:
             reader.close()
         for work in self._works:
@@ -467,7 +467,7 @@ class _Worker:
 
 
 def _unread(job: Job, error: NotReadable | LimitExceeded) -> Unread:
-    """The record of an error; a row that is computed names the tensor, and the file that holds it."""
+    """Unread row for an error; for a computed row, the reason names the tensor and its file."""
     if all(type(row) is Stored for row in job.rows):
         return Unread.because(job.key, error)
     return Unread(job.key, str(error), error)

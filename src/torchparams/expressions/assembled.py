@@ -1,4 +1,4 @@
-"""A tensor that is stored in parts, each a box of it: the shards of ranks, the chunks of a distributed checkpoint."""
+"""A tensor stored in rectangular parts: shards of ranks, or chunks of a distributed checkpoint."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Chunk(NamedTuple):
     """A part of a tensor.
 
     Attributes:
-        offsets: Where it begins, along each dimension.
-        x: Its elements, in its own shape.
+        offsets: Offset in the tensor, in each dimension.
+        x: Elements of the chunk, in its own shape.
     """
 
     offsets: tuple[int, ...]
@@ -34,16 +34,16 @@ class Chunk(NamedTuple):
 
 
 class Assembled(Expression):
-    """A tensor made of chunks that tile it, which `torchparams.expressions.tiling` checks.
+    """A tensor made of chunks that tile it; `torchparams.expressions.tiling` checks this.
 
-    A block of it is a few boxes, and a box is cut by a chunk in one run of the chunk's elements. So each chunk is read
-    once for a box, into place where its elements are neighbours in the tensor too. Memory does not depend on how many
-    chunks there are.
+    A block consists of a few boxes, and a chunk contributes one run of its elements to a box. So each chunk is read
+    once per box, directly into the result if its elements are contiguous there. Memory does not depend on the number of
+    chunks.
 
     Args:
-        shape: Its shape.
-        dtype: The element type, which all chunks have.
-        chunks: At least one, unless there are no elements; those without elements count for nothing.
+        shape: Shape of the tensor.
+        dtype: dtype of the tensor and of all chunks.
+        chunks: At least one, unless the tensor is empty; empty chunks are ignored.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -60,7 +60,7 @@ class Assembled(Expression):
         kept = sorted((chunk for chunk in chunks if chunk.x.numel), key=lambda chunk: chunk.offsets)
         super().__init__(shape, dtype, tuple(chunk.x for chunk in kept))
         self._offsets = [chunk.offsets for chunk in kept]
-        # Chunks are found along the first dimension that is cut; the dimensions before it are whole in each.
+        # Chunks are found along the first dimension that is split; dimensions before it are whole in every chunk.
         self._along = next(
             (dim for dim, size in enumerate(self.shape) if any(chunk.x.shape[dim] != size for chunk in kept)), 0
         )
@@ -69,7 +69,7 @@ class Assembled(Expression):
         self._inner = [prod(self.shape[dim + 1 :]) for dim in range(len(self.shape))]
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Box by box, and chunk by chunk of a box."""
+        """Compute box by box, and chunk by chunk within a box."""
         if len(self.operands) == 1:
             return self.operands[0].compute(start, stop, work, into)
         out = work.scratch(self, 0, stop - start, self.dtype.numpy) if into is None else into
@@ -78,7 +78,7 @@ class Assembled(Expression):
         return out
 
     def _boxes(self, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
-        """The boxes that elements `[start, stop)` are: leading indexes, a range of the next one, and the first element.
+        """Split elements `[start, stop)` into boxes: leading indexes, a range of the next index, and the first element.
 
         All dimensions after the range are whole.
         """
@@ -96,7 +96,7 @@ class Assembled(Expression):
                 base += index * inner
 
     def _fill(self, lead: tuple[int, ...], first: int, last: int, out: Array, work: Work) -> None:
-        """Put the elements of a box into `out`."""
+        """Write the elements of a box to `out`."""
         dim = len(lead)
         box = out.reshape(last - first, *self.shape[dim + 1 :])
         along = self._along
@@ -106,7 +106,7 @@ class Assembled(Expression):
         begin = bisect_left(self._starts, low - self._longest + 1)
         for number in range(begin, bisect_left(self._starts, high)):
             x, offsets = self.operands[number], self._offsets[number]
-            # The chunk's own index of the run that the box cuts out of it.
+            # Start of the run that the box takes from the chunk, as an index of the chunk.
             at, inside = 0, True
             for index, offset, size in zip(lead, offsets, x.shape, strict=False):
                 inside = inside and offset <= index < offset + size
@@ -126,14 +126,14 @@ class Assembled(Expression):
             sides = zip(offsets[dim + 1 :], x.shape[dim + 1 :], strict=True)
             part = (slice(begins - first, ends - first), *(slice(offset, offset + size) for offset, size in sides))
             values = table.reshape(ends - begins, *x.shape[dim + 1 :])
-            if self.dtype.itemsize in (1, 2, 4, 8):  # as integers, which copy faster than the types of ml_dtypes
+            if self.dtype.itemsize in (1, 2, 4, 8):  # integers are copied faster than ml_dtypes types
                 kind = f"u{self.dtype.itemsize}"
                 box.view(kind)[part] = values.view(kind)
             else:
                 box[part] = values
 
     def spans(self) -> list[Location] | None:
-        """Those of its chunks, where each is one run of the tensor's elements."""
+        """Byte ranges of the chunks, if each is one run of elements of the tensor."""
         if not self.numel:
             return []
         found: list[Location] = []
@@ -148,7 +148,7 @@ class Assembled(Expression):
         return found
 
     def _run(self, number: int) -> int | None:
-        """The first element of a chunk that is one run of elements; None for another."""
+        """First element of a chunk that is one run of elements; otherwise None."""
         shape, offsets = self.operands[number].shape, self._offsets[number]
         cut = next((dim for dim, size in enumerate(shape) if size > 1), len(shape))
         if shape[cut + 1 :] != self.shape[cut + 1 :]:
@@ -157,16 +157,16 @@ class Assembled(Expression):
 
     @property
     def footprint(self) -> int:
-        """The chunks are computed one after the other: the largest counts."""
+        """Chunks are computed one after the other, so the largest counts."""
         return max((x.footprint for x in self.operands), default=0) + 2 * max(self.dtype.itemsize, 4)
 
     def summary(self) -> str:
-        """The first chunk's, and how many there are."""
+        """Summary of the first chunk, and the number of others."""
         if not self.operands:
             return "nothing"
         more = len(self.operands) - 1
         return f"{self.operands[0].summary()} and {more:,} more" if more else self.operands[0].summary()
 
     def to_json(self) -> dict[str, Any]:
-        """With the offsets."""
+        """The expression as JSON data, with the offsets."""
         return {**super().to_json(), "offsets": [list(offsets) for offsets in self._offsets]}

@@ -1,7 +1,7 @@
-"""Tensors that the ranks of a process group keep in parts.
+"""Tensors that are sharded over the ranks of a process group.
 
-A `Sharded` row has the shape of the whole, and an expression for the part that this rank keeps. Engines either fold the
-parts where they lie, or connect the row to a `Remote` that fetches elements from the ranks that keep them.
+A `Sharded` row has the shape of the whole tensor, and an expression for the part on this rank. An engine either reduces
+the parts on their ranks, or connects the row to a `Remote` that fetches elements from other ranks.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Box(NamedTuple):
-    """A part of a grid of elements.
+    """A rectangular part of a tensor.
 
     Attributes:
-        offsets: Where it begins, in each dimension.
-        sizes: Its shape.
+        offsets: Offset in each dimension.
+        sizes: Shape of the part.
     """
 
     offsets: tuple[int, ...]
@@ -39,18 +39,18 @@ class Box(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Count of elements."""
+        """Number of elements."""
         return prod(self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which rank keeps which part of a tensor.
+    """Which part of a tensor each rank keeps.
 
     Attributes:
-        grid: The shape in which parts are boxes: that of the tensor, or its count of elements for parts of flat memory.
+        grid: Shape that the boxes refer to: the shape of the tensor, or its number of elements for flat memory.
         ranks: Global ranks, ascending.
-        boxes: Rank → its part. Ranks with equal boxes keep replicas.
+        boxes: Part of each rank. Ranks with equal boxes keep replicas.
 
     >>> layout = Layout((4, 2), (0, 1), {0: Box((0, 0), (2, 2)), 1: Box((2, 0), (2, 2))})
     >>> layout.is_complete, layout.owners()
@@ -62,7 +62,7 @@ class Layout:
     boxes: Mapping[int, Box]
 
     def owners(self, turn: int = 0) -> tuple[int, ...]:
-        """One rank for each distinct part with elements, ascending; `turn` says which of the replicas."""
+        """One rank for each distinct, non-empty part, ascending; `turn` chooses among replicas."""
         replicas: dict[Box, list[int]] = {}
         for rank in self.ranks:
             if self.boxes[rank].numel:
@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the distinct parts are all elements of the tensor, each once."""
+        """Whether the distinct parts cover every element of the tensor exactly once."""
         boxes = {box for box in self.boxes.values() if box.numel}
         inside = all(
             offset + size <= whole
@@ -82,39 +82,39 @@ class Layout:
 
 
 def _overlap(boxes: list[Box]) -> bool:
-    """Whether two boxes share an element."""
+    """Whether two boxes overlap."""
     boxes.sort()
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             if a.offsets and b.offsets[0] >= a.offsets[0] + a.sizes[0]:
-                break  # neither do those that begin later
+                break  # boxes that begin later do not overlap either
             if all(x < y + m and y < x + n for x, n, y, m in zip(a.offsets, a.sizes, b.offsets, b.sizes, strict=True)):
                 return True
     return False
 
 
 class Remote(Protocol):
-    """Gives elements of a sharded tensor, wherever they lie."""
+    """Interface that fetches elements of a sharded tensor from any rank."""
 
     def read(self, x: Sharded, start: int, stop: int) -> Array:
-        """Elements `[start, stop)` of the whole, in C order."""
+        """Elements `[start, stop)` of the whole tensor, in C order."""
 
 
 class Sharded(Expression):
-    """A tensor that the ranks of a process group keep in parts.
+    """A tensor that is sharded over the ranks of a process group.
 
     Args:
-        name: Its name.
-        shape: Shape of the whole.
-        local: The part of this rank.
-        layout: Which rank keeps which part.
-        label: The source, for messages.
-        tensor: Gives this rank's part as a torch tensor.
-        reduce: Gives the whole as a torch tensor, by a collective that all ranks enter; None unless the ranks keep
-            summands (`Partial`), of which no part is a value.
+        name: Name of the tensor.
+        shape: Shape of the whole tensor.
+        local: Part on this rank.
+        layout: Which part each rank keeps.
+        label: Label of the source, for messages.
+        tensor: Callable that returns the part on this rank as a torch tensor.
+        reduce: Callable that returns the whole tensor with a collective that all ranks enter; used only if the parts
+            are summands (`Partial`).
 
     Attributes:
-        remote: What fetches elements for `compute`; None outside of an engine that reads shards.
+        remote: Fetches elements for `compute`; None unless an engine that reads shards has set it.
     """
 
     def __init__(
@@ -134,51 +134,51 @@ class Sharded(Expression):
 
     @property
     def local(self) -> Expression:
-        """The part of this rank."""
+        """The part on this rank."""
         return self.operands[0]
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """Elements of the whole, fetched from the ranks that keep them.
+        """Elements of the whole tensor, fetched from the ranks that keep them.
 
         Raises:
             NotReadable: The engine does not read shards.
         """
         if self.remote is None:
             raise NotReadable(
-                f"{self.name!r} is sharded over {len(self.layout.ranks)} ranks, and this rank has a part of it",
+                f"{self.name!r} is sharded over {len(self.layout.ranks)} ranks, and this rank only has a part of it",
                 where=self.label,
-                hint="torchparams.engines.DistributedEngine reads it; all of these ranks make the call",
+                hint="use torchparams.engines.DistributedEngine, and make the call on all of these ranks",
             )
         return self.remote.read(self, start, stop)
 
     def walk(self) -> Iterator[Expression]:
-        """Itself: its part is another tensor, and not read on the way to it."""
+        """Yield only this expression; its part is a different tensor."""
         yield self
 
     def leaves(self) -> Iterator[Stored]:
-        """Those of the part."""
+        """Leaves of the part."""
         return self.operands[0].leaves()
 
     @property
     def footprint(self) -> int:
-        """One element, which is received and copied."""
+        """Bytes of one element, received and copied."""
         return 2 * max(self.dtype.itemsize, 2)
 
     def summary(self) -> str:
-        """Its name."""
+        """Name of the tensor."""
         return self.name
 
     def to_json(self) -> dict[str, Any]:
-        """Its name and its source."""
+        """Name, source and ranks as JSON data."""
         return {"operation": "sharded", "source": self.label, "name": self.name, "ranks": list(self.layout.ranks)}
 
 
 class Run(Expression):
-    """Elements `[start, stop)` of another in C order, as one dimension.
+    """Elements `[start, stop)` of an expression in C order, as one dimension.
 
     Args:
-        x: The other.
-        start, stop: Where the part begins, and where it ends.
+        x: The expression.
+        start, stop: Range of elements.
     """
 
     def __init__(self, x: Expression, start: int, stop: int) -> None:
@@ -186,11 +186,11 @@ class Run(Expression):
         self.start = start
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
-        """The other's elements."""
+        """Compute the elements of the expression."""
         return self.operands[0].compute(start + self.start, stop + self.start, work, into)
 
     def spans(self) -> list[Location] | None:
-        """The bytes of the part, where the other is one run of bytes."""
+        """Byte range of the elements, if the expression is one byte range."""
         from torchparams.info import Location
 
         place, bits = self.operands[0].place, self.dtype.bits
@@ -202,12 +202,12 @@ class Run(Expression):
         return [Location(place.file, begin, begin + self.nbytes)]
 
     def summary(self) -> str:
-        """The other's, and the range."""
+        """Summary of the expression, with the range."""
         return f"{self.operands[0].summary()}.flat[{self.start}:{self.start + self.numel}]"
 
 
 def part_of(x: Expression, grid: Sequence[int], box: Box) -> Expression:
-    """The part of an expression that a box of a layout's grid says.
+    """The part of an expression that a box of a layout describes.
 
     >>> import numpy as np
     >>> from torchparams.expressions.base import Stored
@@ -226,5 +226,5 @@ def part_of(x: Expression, grid: Sequence[int], box: Box) -> Expression:
 
 
 def shards_in(x: Expression) -> list[Sharded]:
-    """The sharded tensors that an expression is made of; one that is used twice comes twice."""
+    """Sharded tensors in an expression; a tensor that is used twice is listed twice."""
     return [part for part in x.walk() if isinstance(part, Sharded)]

@@ -1,4 +1,4 @@
-"""Whether boxes tile a tensor: no element in none of them, and none in two."""
+"""Check that boxes tile a tensor: every element is in exactly one box."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STEPS = 2_000_000
-"""Most comparisons for one tensor, beside one for each box: boxes in no order may take the square of their number."""
+"""Maximum number of comparisons per tensor, beyond one per box; unordered boxes may need the square of their number."""
 
 
 class Box(NamedTuple):
-    """A part of a tensor.
+    """A rectangular part of a tensor.
 
     Attributes:
-        offsets: Where it begins, along each dimension.
-        sizes: How far it reaches.
+        offsets: Offset in each dimension.
+        sizes: Shape of the part.
     """
 
     offsets: tuple[int, ...]
@@ -28,11 +28,11 @@ class Box(NamedTuple):
 
 
 def fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
-    """What is wrong with boxes that should tile a tensor, in words that follow its name; None where they do.
+    """What is wrong with boxes that should tile a tensor, as text that follows its name; None if they tile it.
 
     Args:
-        shape: The tensor's shape.
-        boxes: The boxes, of as many dimensions.
+        shape: Shape of the tensor.
+        boxes: Boxes with the same number of dimensions.
 
     >>> fault((4, 6), [Box((0, 0), (4, 3)), Box((0, 3), (4, 3))])
     >>> fault((4, 6), [Box((0, 0), (4, 3))])
@@ -49,29 +49,27 @@ def fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
     total = 0
     for box in boxes:
         if len(box.offsets) != len(shape) or len(box.sizes) != len(shape):
-            return (
-                f"has {len(shape)} dimensions, and a part of it {len(box.offsets)} offsets and {len(box.sizes)} sizes"
-            )
+            return f"has {len(shape)} dimensions, but a part has {len(box.offsets)} offsets and {len(box.sizes)} sizes"
         for at, size, most in zip(box.offsets, box.sizes, shape, strict=True):
             if at < 0 or size < 0 or at + size > most:
-                return f"has the shape {list(shape)}, and a part {box}, which lies outside"
+                return f"has the shape {list(shape)}, but a part {box} outside of it"
         total += prod(box.sizes)
-    # Boxes inside the tensor that do not overlap tile it exactly if they have as many elements. The sum alone is no
-    # proof: a hole may be as large as an overlap.
+    # Boxes inside the tensor that do not overlap tile it exactly if they have as many elements. The sum alone proves
+    # nothing: a gap may be as large as an overlap.
     filled = [box for box in boxes if 0 not in box.sizes]
     if not whole:
         return None
     try:
         found = _Search(STEPS + len(filled)).fault(shape, filled, ())
     except _TooLong:
-        return f"has {len(filled):,} parts in no order, which are too many to check"
+        return f"has {len(filled):,} unordered parts, which are too many to check"
     if found is None and total != whole:
         raise AssertionError(f"{total} elements in boxes that tile {whole}")
     return found
 
 
 def _follow_each_other(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
-    """Whether boxes in order are rows of the tensor, each where the one before ends: by far the most frequent."""
+    """Whether the boxes are consecutive rows of the tensor, by far the most frequent case."""
     if not shape:
         return False
     rest, start = shape[1:], (0,) * (len(shape) - 1)
@@ -84,7 +82,7 @@ def _follow_each_other(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
 
 
 class _TooLong(Exception):
-    """The boxes need too many steps."""
+    """The boxes need too many comparisons."""
 
 
 class _Search:
@@ -92,9 +90,9 @@ class _Search:
         self._steps = steps
 
     def fault(self, shape: tuple[int, ...], boxes: Sequence[Box], lead: tuple[tuple[int, int], ...]) -> str | None:
-        """What is wrong within a slab: ranges of the leading dimensions, in which all the boxes are the same.
+        """What is wrong in a slab: ranges of the leading dimensions in which the set of boxes is constant.
 
-        Along the next dimension, boxes begin and end at a few places; between two of these, again all are the same.
+        Along the next dimension, boxes begin and end at a few places; between two of these, the set is constant again.
         """
         dim = len(lead)
         if dim == len(shape):
@@ -116,7 +114,7 @@ class _Search:
             if not open_:
                 return f"lacks the elements {_range((*lead, (at, ends)), shape)}"
             until = min(min(box.offsets[dim] + box.sizes[dim] for box in open_), ends)
-            # Alone and whole in all that follows: by far the most frequent.
+            # One box that is whole in all further dimensions: by far the most frequent case.
             only = open_[0]
             if len(open_) > 1 or only.sizes[dim + 1 :] != shape[dim + 1 :]:
                 found = self.fault(shape, open_, (*lead, (at, until)))
@@ -127,6 +125,6 @@ class _Search:
 
 
 def _range(lead: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> str:
-    """A slab as Python would slice it."""
+    """A slab in Python slice notation."""
     sides = (*lead, *((0, size) for size in shape[len(lead) :]))
     return "[" + ", ".join(f"{start}:{stop}" for start, stop in sides) + "]"

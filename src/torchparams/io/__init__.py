@@ -1,1 +1,1 @@
-"""Files, blocks of their bytes, and threads: everything that reads goes through here."""
+"""Input and output: files, blocks of bytes, and threads. All reading goes through this package."""

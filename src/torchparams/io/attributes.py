@@ -1,10 +1,10 @@
-"""What a file that replaces another takes over from it.
+"""Keep attributes of a file when it is replaced.
 
-**The rule**, for every file that is written: a target that exists is replaced by a new file, which gets the old one's
-group, owner, permissions, access control list and `user.` attributes, as far as the system lets this user set them.
-Where the group cannot be kept, the group's permissions are cut to those of everybody. Setuid, setgid and sticky bits
-and capabilities are never kept: they were given to other contents. Of a symbolic link as target, the link alone is
-replaced, by a file with the attributes of the one that it led to; that one stays as it is.
+**Rule for every written file**: a new file that replaces a target gets the target's group, owner, permissions, access
+control list and `user.` attributes, as far as the system permits. If the group cannot be kept, the group's permissions
+are reduced to those of everybody. Setuid, setgid and sticky bits and capabilities are never kept, because they were
+given to other content. If the target is a symbolic link, the link is replaced by a file with the attributes of the
+linked file, which itself does not change.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _KEPT = ("system.posix_acl_access", "security.selinux")
 
 
 def guard(fd: int, old: str) -> None:
-    """Let nobody read a new file who may not read the old one, while it is written."""
+    """Restrict reading of a new file during the write to those who may read the old one."""
     about = _about(old)
     if about is not None and hasattr(os, "fchmod"):
         system.change_mode(fd, 0o600 | stat.S_IMODE(about.st_mode) & os.fstat(fd).st_mode & 0o777)
 
 
 def keep(fd: int, old: str) -> list[str]:
-    """Give a new file the attributes of the one that it will replace.
+    """Copy attributes of a file to the new file that will replace it.
 
     Args:
-        fd: The new file.
-        old: Path of the old one; nothing is kept where there is none.
+        fd: Descriptor of the new file.
+        old: Path of the old file, which may be missing.
 
     Returns:
-        What could not be kept, in words.
+        Attributes that could not be kept, in words.
     """
     about = _about(old)
     if about is None or not hasattr(os, "fchmod"):
@@ -40,7 +40,7 @@ def keep(fd: int, old: str) -> list[str]:
     lost = []
     here = os.fstat(fd)
     mode = stat.S_IMODE(about.st_mode) & 0o777
-    # A user may give a file to a group of theirs, but seldom to another user: one after the other.
+    # A user may often change the group of a file, but rarely its owner: try them separately.
     if about.st_gid != here.st_gid and not _done(system.change_owner, fd, -1, about.st_gid):
         lost.append(f"the group {about.st_gid}")
         mode &= 0o707 | (mode & 0o007) << 3
@@ -63,13 +63,13 @@ def _about(path: str) -> os.stat_result | None:
 
 
 def _attributes(path: str) -> dict[str, bytes]:
-    """Extended attributes that say something of a file's users and not of its contents."""
+    """Extended attributes about the users of a file, not about its content."""
     if not hasattr(os, "listxattr"):
         return {}
     try:
         names = [name for name in os.listxattr(path) if name.startswith("user.") or name in _KEPT]
         return {name: os.getxattr(path, name) for name in names}
-    except OSError:  # the file system has none
+    except OSError:  # not supported by the file system
         return {}
 
 

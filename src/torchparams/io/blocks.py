@@ -1,4 +1,4 @@
-"""A block: elements of a tensor in a row, as bytes."""
+"""Blocks: contiguous elements of a tensor, as bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Block:
     """Elements `[start, stop)` of a tensor, in C order.
 
     Attributes:
-        dtype: The element type.
-        start, stop: Places of the first element, and of the one after the last.
-        buffer: Their bytes, one-dimensional, contiguous, little-endian. They are valid only during the call that they
-            are given to: the memory is used again. Do not write to them.
-        packed: Whether elements of less than a byte are packed, as in files; else each has a byte.
+        dtype: Dtype of the elements.
+        start, stop: Range of elements.
+        buffer: Bytes of the elements: one-dimensional, contiguous, little-endian. Valid only during the call that
+            receives the block, because the memory is reused. Do not write to it.
+        packed: Whether sub-byte elements are packed, as in files, instead of one per byte.
     """
 
     dtype: DType
@@ -33,21 +33,21 @@ class Block:
 
     @property
     def numel(self) -> int:
-        """Count of elements."""
+        """Number of elements."""
         return self.stop - self.start
 
     @property
     def data(self) -> Array:
-        """The bytes as a uint8 array; work that takes any buffer does without numpy, and so without its import."""
+        """Bytes as a uint8 array. Code that accepts any buffer should use `buffer`, which needs no NumPy."""
         import numpy as np
 
         return np.frombuffer(self.buffer, np.uint8)
 
     def values(self) -> Array:
-        """The elements as an array of their own type, shape (numel,): a view, unless they have to be unpacked.
+        """Elements as an array of their dtype, shape (numel,): a view, unless they must be unpacked.
 
         Raises:
-            NotReadable: Neither numpy nor ml_dtypes has the type.
+            NotReadable: NumPy and ml_dtypes lack the dtype.
         """
         if self.packed:
             from torchparams.io.packing import unpack

@@ -1,6 +1,6 @@
-"""The bytes of a file: read, mapped, and seen as arrays.
+"""Read byte ranges of files, map them, and view them as arrays.
 
-Shared by the readers of every file format.
+Used by the readers of all file formats.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 OWN_MAPPING = 1 << 20
-"""From this size on, in bytes, writable memory is a private mapping of the file; below it, a copy is cheaper."""
+"""Size in bytes from which writable memory is a private mapping of the file instead of a copy."""
 
-_MOST_DIMENSIONS = 64  # numpy's own limit
+_MOST_DIMENSIONS = 64  # limit of NumPy
 
 
 class FileBytes:
-    """A file's bytes, by range.
+    """Bytes of a file, by range.
 
-    It is looked at when this is made and opened anew when its bytes are wanted; a file that was written to or
-    replaced in between is refused, as what was learnt of it no longer holds. Threads may share one.
+    The file is inspected at creation, and reopened for each read. If it changed in between, reading raises an error,
+    because earlier results may be wrong. Threads may share an instance.
 
     Args:
-        path: The file, as the user wrote it.
+        path: Path of the file, as given by the user.
 
     Attributes:
-        size: Bytes in the file.
-        base: Where its first byte lies in the file on disk: 0, unless it is a part of one.
+        size: Size in bytes.
+        base: Offset of its first byte in the file on disk; 0 unless it is a part of one.
 
     Raises:
-        SourceError: There is no such file, it may not be read, or it is not a regular file.
+        SourceError: The file does not exist, cannot be read, or is not a regular file.
     """
 
     base = 0
@@ -63,11 +63,11 @@ class FileBytes:
 
     @property
     def whole(self) -> FileBytes:
-        """The file on disk: this, unless it is a part of one."""
+        """The file on disk; for a whole file, itself."""
         return self
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes `[start, stop)`, read; they must lie within the file."""
+        """Read the bytes `[start, stop)`, which must be inside the file."""
         with self._reopen() as file:
             file.seek(start)
             data: bytes = file.read(stop - start)
@@ -76,7 +76,7 @@ class FileBytes:
         return data
 
     def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes of each range `(start, stop)`, from a file that is opened once."""
+        """Read each range `(start, stop)`; opens the file once."""
         with self._reopen() as file:
             for start, stop in ranges:
                 if hasattr(os, "pread"):
@@ -89,26 +89,26 @@ class FileBytes:
                 yield data
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes `[start, stop)` where they lie, read-only: nothing is read until it is touched."""
+        """Memory-mapped bytes `[start, stop)`, read-only: nothing is read until it is touched."""
         if start == stop:
             return memoryview(b"")
         view = self._map
         if view is None:
-            # Two threads may both get here; then one mapping more exists for as long as its user needs it.
+            # Two threads may both get here; the extra mapping lives as long as its user.
             with self._reopen() as file:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             self._map = view
-        # Touching a mapped page that is behind the end of a file that was cut ends the process.
+        # Touching a mapped page beyond the end of a truncated file kills the process.
         now = view.obj.size()  # type: ignore[attr-defined]  # the obj of a memoryview of a mmap is that mmap
         if now < self.size:
             raise self._shrunk(now)
         return view[start:stop]
 
     def own(self, start: int, stop: int, alignment: int = 1) -> Any:
-        """The bytes `[start, stop)` in memory that may be written to and is nobody else's: the file never changes.
+        """Bytes `[start, stop)` in private writable memory; the file never changes.
 
         Args:
-            start, stop: The range.
+            start, stop: Range of bytes.
             alignment: The address of the first byte is a multiple of this.
         """
         if stop - start >= OWN_MAPPING and start % (alignment or 1) == 0:
@@ -118,27 +118,27 @@ class FileBytes:
                     private = mmap.mmap(file.fileno(), stop - page, access=mmap.ACCESS_COPY, offset=page)
                     return memoryview(private)[start - page :]
                 except OSError:
-                    pass  # a process may have only so many mappings
+                    pass  # the number of mappings per process is limited
         return bytearray(self.view(start, stop))
 
     def guard(self, start: int, stop: int, header: int, check: Callable[[bytes], None]) -> None:
-        """Have bytes that say something of others checked before the others are used.
+        """Check header bytes before the bytes after them are used.
 
-        For remote files, of which they are read together; of a file that is here, they are read at once.
+        For remote files, both are read together; for local files, the header is read immediately.
 
         Args:
-            start, stop: The others.
-            header: Where the bytes begin that stand right before them.
-            check: Called with the bytes `[header, start)`; raises an error if they do not fit.
+            start, stop: Range of the bytes after the header.
+            header: Offset of the header, which ends at `start`.
+            check: Function of the bytes `[header, start)` that raises if they are inconsistent.
         """
         check(self.read(header, start))
 
     def check_unchanged(self) -> None:
-        """Refuse the file if it was written to or replaced since this was made."""
+        """Raise if the file was changed or replaced since creation."""
         self._reopen().close()
 
     def close(self) -> None:
-        """Forget the mapping; it ends with the last array that is a view of it."""
+        """Release the mapping; it ends with the last array that is a view of it."""
         self._map = None
 
     def _reopen(self) -> Any:
@@ -148,23 +148,19 @@ class FileBytes:
             file.close()
             if about.st_size < self.size:
                 raise self._shrunk(about.st_size)
-            raise SourceError(
-                "the file was written to since it was listed", where=self.path, hint="open it anew to see what it holds"
-            )
+            raise SourceError("the file changed after it was listed", where=self.path, hint="open the file again")
         return file
 
     def _shrunk(self, size: int) -> TruncatedFile:
-        return TruncatedFile(
-            f"the file was cut to {size} bytes since it was listed, when it had {self.size}", where=self.path
-        )
+        return TruncatedFile(f"the file has {size} bytes; it had {self.size} when it was listed", where=self.path)
 
 
 class FilePart(FileBytes):
-    """A part of a file that is a file of its own: its bytes count from 0.
+    """Part of a file, used as a file of its own: its offsets start at 0.
 
     Args:
         whole: The file.
-        start, stop: The part; it must lie within the file.
+        start, stop: Byte range of the part, inside the file.
     """
 
     def __init__(self, whole: FileBytes, start: int, stop: int) -> None:
@@ -173,40 +169,40 @@ class FilePart(FileBytes):
 
     @property
     def whole(self) -> FileBytes:
-        """The file that it is a part of."""
+        """The file that contains the part."""
         return self._whole
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes `[start, stop)` of the part."""
+        """Read the bytes `[start, stop)` of the part."""
         return self._whole.read(self.base + start, self.base + stop)
 
     def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes of each range `(start, stop)` of the part."""
+        """Read each range `(start, stop)` of the part."""
         return self._whole.read_each((self.base + start, self.base + stop) for start, stop in ranges)
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes `[start, stop)` of the part where they lie."""
+        """Memory-mapped bytes `[start, stop)` of the part."""
         return self._whole.view(self.base + start, self.base + stop)
 
     def own(self, start: int, stop: int, alignment: int = 1) -> Any:
-        """The bytes `[start, stop)` of the part in memory that is nobody else's."""
+        """Bytes `[start, stop)` of the part in private writable memory."""
         return self._whole.own(self.base + start, self.base + stop, alignment)
 
     def guard(self, start: int, stop: int, header: int, check: Callable[[bytes], None]) -> None:
-        """Have bytes of the part checked before others are used."""
+        """Check header bytes of the part before the bytes after them are used."""
         self._whole.guard(self.base + start, self.base + stop, self.base + header, check)
 
     def check_unchanged(self) -> None:
-        """Refuse the whole file if it was written to or replaced."""
+        """Raise if the whole file was changed or replaced."""
         self._whole.check_unchanged()
 
     def close(self) -> None:
-        """Forget the mapping of the whole file."""
+        """Release the mapping of the whole file."""
         self._whole.close()
 
 
 def _open(path: str) -> Any:
-    # O_NONBLOCK: opening a named pipe that nobody writes to would wait for ever.
+    # O_NONBLOCK: opening a named pipe without a writer would block forever.
     try:
         return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)), "rb")
     except OSError as error:
@@ -223,20 +219,19 @@ def as_array(
     byteorder: str = "little",
     where: str | None = None,
 ) -> Array:
-    """The elements that lie in a buffer, as an array: a view where the machine's byte order and numpy allow it.
+    """View elements in a buffer as an array; copies only if the byte order requires it.
 
     Args:
         buffer: Bytes; the array is read-only if they are.
-        dtype: The element type.
-        shape: The array's shape.
-        offset: Where the first element starts, in bytes. It need not be aligned.
-        stride: Distances between neighbours along each dimension, in elements; None for C order. Zero is legal.
-            Elements of less than a byte come in C order only.
-        byteorder: `little` or `big`: how elements of several bytes are stored.
-        where: The file and the tensor, for messages.
+        dtype: Dtype of the elements.
+        shape: Shape of the array.
+        offset: Byte offset of the first element, which may be unaligned.
+        stride: Strides in elements, which may be zero; None for C order. Sub-byte elements support only C order.
+        byteorder: `little` or `big`, for multi-byte elements.
+        where: File and tensor, for messages.
 
     Raises:
-        NotReadable: Neither numpy nor ml_dtypes has such a type or such an array.
+        NotReadable: NumPy and ml_dtypes do not support the dtype or the array.
 
     >>> from torchparams.dtypes import DType
     >>> as_array(bytes([0, 1, 0, 2, 0, 3]), DType.of("I16"), (2,), offset=2, byteorder="big")
@@ -257,23 +252,23 @@ def as_array(
         strides = None if stride is None else [step * dtype.itemsize for step in stride]
         if byteorder == sys.byteorder or dtype.itemsize == 1:
             return np.ndarray(shape, kind, buffer, offset, strides)
-        # ml_dtypes know no byte order but the machine's: swap plain integers, and the two halves of a complex apart.
+        # ml_dtypes only supports native byte order: swap as integers, separately for the parts of complex numbers.
         width = dtype.itemsize // (2 if dtype.kind == "complex" else 1)
         parts = dtype.itemsize // width
         steps = None if strides is None else [*strides, width]
         plain = np.ndarray((*shape, parts), f"u{width}", buffer, offset, steps)
         return plain.byteswap().view(kind)[..., 0]
     except ValueError as error:
-        # numpy refuses more than 64 dimensions, and sizes whose product overflows even where one of them is 0.
+        # NumPy rejects more than 64 dimensions, and sizes whose product overflows, even if one of them is 0.
         about = f"{len(shape)} dimensions" if len(shape) > _MOST_DIMENSIONS else f"the shape {list(shape)}"
-        raise NotReadable(f"numpy has no arrays of {about}: {error}", where=where) from None
+        raise NotReadable(f"numpy does not support arrays with {about}: {error}", where=where) from None
 
 
 def check_name_lengths(names: Collection[str], path: str) -> None:
-    """Refuse names that no writer of tensors makes: tables and messages repeat them.
+    """Reject names that are too long, because tables and messages repeat them.
 
     Raises:
-        LimitExceeded: One is longer than `limits.NAME_LENGTH`.
+        LimitExceeded: A name is longer than `limits.NAME_LENGTH`.
     """
     most = limits.NAME_LENGTH
     if max(map(len, names), default=0) > most:
@@ -287,7 +282,7 @@ def check_name_lengths(names: Collection[str], path: str) -> None:
 
 @contextmanager
 def paused_gc() -> Iterator[None]:
-    """Without the cyclic collector: it would walk, again and again, what a parser makes by the ten thousand."""
+    """Pause the cyclic garbage collector, which would repeatedly scan the many objects that a parser creates."""
     collecting = gc.isenabled()
     gc.disable()
     try:

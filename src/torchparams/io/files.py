@@ -1,4 +1,4 @@
-"""Opening files, and reading ranges of them: the one place that does."""
+"""Open files and read byte ranges: the only module that does."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torchparams.io.remote.ranges import Ranges
 
 OPEN_FILES = 64
-"""Files that one thread keeps open."""
+"""Maximum number of open files per thread."""
 
 
 class Files:
-    """The files of one run, and the state that each had when the run first opened it. Threads share it.
+    """Files of one run, with their state at first opening. Threads share an instance.
 
-    A run that reads a file which somebody writes to meanwhile gets bytes of two states; `open` and `check` refuse that.
+    If a file changes during a run, the run would read bytes of two states; `open` and `check` raise an error then.
 
     Args:
-        stopped: Says whether the run has been stopped: then nobody waits for a remote file any more.
+        stopped: Function that tells whether the run was stopped, so that nobody waits for remote files any more.
     """
 
     def __init__(self, stopped: Callable[[], bool] | None = None) -> None:
@@ -33,7 +33,7 @@ class Files:
         self._planned: dict[str, Ranges] = {}
 
     def expect(self, places: Iterable[Location]) -> None:
-        """Say what the run will read of remote files, in any order: it is asked for in merged ranges, ahead."""
+        """Announce the ranges of remote files that the run will read: they are requested in advance, merged."""
         wanted: dict[str, list[tuple[int, int]]] = {}
         for place in places:
             if is_url(place.file):
@@ -45,15 +45,15 @@ class Files:
                 self._planned[path] = remote(path).plan(ranges)
 
     def open(self, path: str) -> Any:
-        """Open a file, unbuffered; of a remote one, what `read_into` and `size_of` take in its place.
+        """Open a file, unbuffered; for a remote one, returns an object for `read_into` and `size_of`.
 
         Raises:
-            SourceError: It cannot be opened, or is not the file that this run saw before.
+            SourceError: The file cannot be opened, or changed during this run.
         """
         if is_url(path):
             return self._open_remote(path)
         try:
-            # O_NONBLOCK: opening a named pipe that took the file's place would wait for ever.
+            # O_NONBLOCK: opening a named pipe that replaced the file would block forever.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
             file = os.fdopen(os.open(path, flags), "rb", buffering=0)
         except OSError as error:
@@ -74,10 +74,10 @@ class Files:
         return RemoteFile(file, self._planned.get(path) or Ranges(()), self._stopped)
 
     def check(self) -> None:
-        """Refuse a file that somebody has written to since this run opened it.
+        """Raise if a file changed since this run opened it.
 
         Raises:
-            SourceError: Somebody has.
+            SourceError: A file changed.
         """
         for path, before in self._seen.items():
             if is_url(path):
@@ -86,7 +86,7 @@ class Files:
             try:
                 now = _state(os.stat(path))
             except OSError:
-                continue  # gone, so nobody can have written to what was read
+                continue  # deleted, so what was read is consistent
             if now != before and now[0] == before[0]:
                 raise _changed(path)
 
@@ -96,14 +96,16 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
 
 
 def _changed(path: str) -> SourceError:
-    return SourceError("the file was written to while it was read", where=path, hint="open it anew, and run again")
+    return SourceError(
+        "the file changed while it was read", where=path, hint="open the file again, and repeat the call"
+    )
 
 
 class OpenFiles:
-    """The files that one thread has open, at most `OPEN_FILES` of them; the one used longest ago is closed first.
+    """Open files of one thread, at most `OPEN_FILES`; the least recently used is closed first.
 
     Args:
-        files: Opens them.
+        files: Opener of files.
     """
 
     def __init__(self, files: Files) -> None:
@@ -111,27 +113,27 @@ class OpenFiles:
         self._open: dict[str, Any] = {}
 
     def get(self, path: str) -> Any:
-        """The file, opened if it is not."""
+        """Get an open file; opens it if needed."""
         file = self._open.pop(path, None)
         if file is None:
             if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
             file = self._files.open(path)
-        self._open[path] = file  # now the last in the order
+        self._open[path] = file  # most recently used last
         return file
 
     def read(self, path: str, memory: memoryview, start: int, name: str) -> None:
-        """Fill memory with the bytes of a file from `start` on.
+        """Fill memory with bytes of a file.
 
         Args:
-            path: The file.
-            memory: Writable, of bytes.
+            path: Path of the file.
+            memory: Writable memory.
             start: Offset of the first byte.
-            name: The tensor that the bytes belong to, for messages.
+            name: Name of the tensor, for messages.
 
         Raises:
             TruncatedFile: The file ends before the memory is full.
-            SourceError: The system cannot read it.
+            SourceError: The file cannot be read.
         """
         file = self.get(path)
         got = read_into(file, [memory], start, path)
@@ -139,25 +141,25 @@ class OpenFiles:
             raise ended(path, start + got, name)
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all files."""
         for file in self._open.values():
             file.close()
         self._open.clear()
 
 
 def read_into(file: Any, memories: Sequence[memoryview], start: int, path: str) -> int:
-    """Fill memories, one after the other, with the bytes of an open file from `start` on.
+    """Fill several memories, in order, with bytes of an open file.
 
-    Where the system lacks `preadv`, the file's position is moved: two threads must not share the file then.
+    Without `preadv`, this moves the position of the file, so two threads must not share it.
 
     Returns:
-        How many bytes there were: fewer than the memories take where the file ends.
+        Number of bytes read; fewer than requested if the file ends.
 
     Raises:
-        SourceError: The system cannot read it.
+        SourceError: The file cannot be read.
     """
     fill = getattr(file, "fill", None)
-    if fill is not None:  # a remote one
+    if fill is not None:  # a remote file
         count: int = fill(memories, start)
         return count
     left = [memory for memory in memories if len(memory)]
@@ -182,16 +184,16 @@ def read_into(file: Any, memories: Sequence[memoryview], start: int, path: str) 
 
 
 def size_of(file: Any) -> int:
-    """The bytes of an open file."""
+    """Size of an open file, in bytes."""
     size: int = file.size if hasattr(file, "fill") else os.fstat(file.fileno()).st_size
     return size
 
 
 def read_whole(path: str, most: int) -> bytes:
-    """The first bytes of a file, at most so many.
+    """First bytes of a file, at most `most`.
 
     Raises:
-        SourceError: It cannot be read.
+        SourceError: The file cannot be read.
     """
     file = Files().open(path)
     try:
@@ -202,12 +204,12 @@ def read_whole(path: str, most: int) -> bytes:
 
 
 def unreadable(error: OSError, path: str) -> SourceError:
-    """The error for a file that the system cannot read."""
-    return SourceError(f"it could not be read: {error.strerror or error}", where=path)
+    """Error for a file that the system cannot read."""
+    return SourceError(f"the file cannot be read: {error.strerror or error}", where=path)
 
 
 def ended(path: str, at: int, name: str) -> TruncatedFile:
-    """The error for a file that ends within a tensor."""
+    """Error for a file that ends inside a tensor."""
     return TruncatedFile(
         f"the file ends at byte {at}, within the tensor {name!r}",
         where=path,

@@ -1,4 +1,4 @@
-"""The names in a directory, here or behind a URL."""
+"""List directories, local or behind a URL."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def is_directory(path: str) -> bool:
-    """Whether a path is known to be a directory; a URL where it ends in `/`, or names a whole repository."""
+    """Whether a path is a directory. A URL is one if it ends in `/`, or names a whole repository."""
     if not is_url(path):
         return os.path.isdir(path)
     return path.partition("?")[0].endswith("/") or (path.startswith("hf://") and path.count("/") == 3)
 
 
 def entries(path: str) -> dict[str, bool]:
-    """The names in a directory, and whether each is a directory itself.
+    """Names in a directory, and whether each is a directory.
 
     Raises:
-        OSError: There is no such directory, or it cannot be listed.
-        SourceError: The server does not list it.
+        OSError: The directory does not exist, or cannot be listed.
+        SourceError: The server cannot list it.
     """
     if is_url(path):
         from torchparams.io.remote.listing import entries as remote_entries
@@ -33,9 +33,9 @@ def entries(path: str) -> dict[str, bool]:
 
 
 def among(folder: str, names: list[str]) -> Iterator[str]:
-    """Those of some names that are files in a directory; links count that lead to one.
+    """Filter names to those of files in a directory; links to files count.
 
-    Where a server does not list a directory, every name counts: opening the file tells.
+    If a server cannot list a directory, all names are returned; opening the file will tell.
     """
     if not is_url(folder):
         yield from (name for name in names if os.path.isfile(os.path.join(folder, name)))

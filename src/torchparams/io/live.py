@@ -1,4 +1,4 @@
-"""The memory of live tensors as arrays, without a trace on the tensors."""
+"""Access the memory of live tensors without side effects on them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def memory_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The array of a tensor's own memory; the tensor is on the CPU and of a type that numpy has.
+    """Array over the memory of a tensor on the CPU, with a dtype that NumPy has.
 
-    `tensor.numpy()` marks the memory as not resizable for ever, and FSDP cannot free it afterwards. This leaves it as
-    it was. Freeing it leaves the array without memory: what is given to the user has to be a copy.
+    `tensor.numpy()` marks the storage as not resizable, which prevents FSDP from freeing it. This function does not. If
+    the memory is freed, the array becomes invalid, so arrays for the user must be copies.
 
     >>> import torch
     >>> tensor = torch.tensor([1.0, 2.0])
@@ -27,22 +27,22 @@ def memory_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     import numpy as np
     from torch._C import DisableTorchFunctionSubclass
 
-    # A subclass may answer with code of its own.
+    # A tensor subclass may override operations.
     with DisableTorchFunctionSubclass():
         array: np.ndarray[Any, Any] = np.from_dlpack(tensor.detach())
     return array
 
 
 def address_of(value: Any, dtype: DType, numel: int) -> int | None:
-    """The address of the elements of a tensor or an array, where they lie in memory of this process as in a file.
+    """Address of the elements of a tensor or array that is stored like in a file; otherwise None.
 
-    None of any other: on a device, sparse, conjugated, not contiguous, of a class of its own, whose memory was freed;
-    and of one that has a different dtype or numel by now. The address is good as long as somebody holds the value and
-    nobody frees its memory. Reading there leaves no trace on the value.
+    None for tensors on a device, sparse, conjugated, non-contiguous, of a subclass, or with freed memory; and if dtype
+    or numel changed. The address is valid as long as the object is alive and its memory is not freed. Reading there has
+    no side effects.
 
     Args:
-        value: A tensor, or an array.
-        dtype, numel: Its dtype and its count of elements, as they are known.
+        value: Tensor or array.
+        dtype, numel: Expected dtype and number of elements.
 
     >>> import torch
     >>> from torchparams.dtypes import DType
@@ -61,7 +61,7 @@ def address_of(value: Any, dtype: DType, numel: int) -> int | None:
 
 
 def _address_of_tensor(torch: Any, tensor: torch.Tensor, dtype: DType, numel: int) -> int | None:
-    # There may be a hundred thousand of them: what is asked of each is asked in C, and once.
+    # There may be 100,000 tensors: each check is a single C call.
     cls = type(tensor)
     if cls is not torch.nn.Parameter and cls is not torch.Tensor:
         return None
@@ -82,7 +82,7 @@ def _address_of_tensor(torch: Any, tensor: torch.Tensor, dtype: DType, numel: in
             address = tensor.const_data_ptr()  # type: ignore[attr-defined]  # of a lazy clone, data_ptr() makes a copy
         except AttributeError:
             address = tensor.data_ptr()
-    except (RuntimeError, NotImplementedError):  # a transform has wrapped it, and its memory is in other tensors
+    except (RuntimeError, NotImplementedError):  # wrapped by a transform; its memory is in other tensors
         return None
     return address if address or not numel else None
 
@@ -95,7 +95,7 @@ def _torch_dtype(dtype: DType) -> Any:
 
 
 def read_only_copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A copy to give away of the memory of a live tensor; read-only, since writing to it would not change the tensor.
+    """Read-only copy of the memory of a live tensor, for the user: writing to it would not change the tensor.
 
     >>> import numpy as np
     >>> read_only_copy(np.ones(2)).flags.writeable

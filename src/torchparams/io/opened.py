@@ -1,4 +1,4 @@
-"""The bytes of a file, wherever it lies."""
+"""Open the bytes of a file, local or remote."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torchparams.io.paths import is_url
 
 
 def bytes_of_file(path: str) -> FileBytes:
-    """The bytes of a file, by range, here or behind a URL.
+    """Bytes of a file by range, local or behind a URL.
 
     Raises:
-        SourceError: There is no such file, it may not be read, or it is not a regular file.
+        SourceError: The file does not exist, cannot be read, or is not a regular file.
     """
     if is_url(path):
         from torchparams.io.remote.file import RemoteBytes

@@ -1,4 +1,4 @@
-"""Elements of less than a byte, packed and unpacked; and the strides of a contiguous tensor."""
+"""Pack and unpack sub-byte elements; strides of contiguous tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def contiguous(shape: Sequence[int], fortran: bool = False) -> tuple[int, ...]:
-    """The strides of a contiguous tensor of that shape, in elements, as torch counts them: a size of 0 counts as 1.
+    """Strides of a contiguous tensor, in elements, as in torch: a size of 0 counts as 1.
 
     >>> contiguous((2, 3, 4)), contiguous((2, 3, 4), fortran=True), contiguous((2, 0, 4))
     ((12, 4, 1), (1, 2, 6), (4, 4, 1))
@@ -28,16 +28,16 @@ def contiguous(shape: Sequence[int], fortran: bool = False) -> tuple[int, ...]:
 
 
 def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Elements of 4 or 6 bits, each put into a byte of its own: ml_dtypes' layout.
+    """Unpack 4-bit or 6-bit elements to one per byte, the layout of ml_dtypes.
 
-    They follow each other from the lowest bit of the first byte on. So the first of two 4-bit elements is the low
-    half of its byte, as in the OCP Microscaling formats, ONNX and `torch.float4_e2m1fn_x2`; elements of 6 bits take
-    three bytes for four. No other order of 6-bit elements is in use, but no standard fixes it either.
+    Elements start at the lowest bit of the first byte. So the first of two 4-bit elements is the low half of its byte,
+    as in the OCP Microscaling formats, ONNX and `torch.float4_e2m1fn_x2`; four 6-bit elements take three bytes. No
+    other order of 6-bit elements is in use, but no standard defines it.
 
     Args:
-        packed: The bytes, as uint8, of at least as many elements as `shape` has.
-        dtype: The element type.
-        shape: The array's shape.
+        packed: Packed bytes as uint8, for at least as many elements as `shape` has.
+        dtype: Dtype of the elements.
+        shape: Shape of the array.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType
@@ -68,7 +68,7 @@ def unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
 
 
 def pack(array: Array, dtype: DType) -> Array:
-    """What `unpack` takes: the elements of `array` in C order, packed, as uint8; the last byte is filled with zeros.
+    """Pack elements in C order as uint8, the inverse of `unpack`; the last byte is padded with zeros.
 
     >>> import numpy as np
     >>> from torchparams.dtypes import DType

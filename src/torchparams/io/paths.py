@@ -1,9 +1,9 @@
-"""Paths of files and directories, here or behind a URL.
+"""Paths of files and directories, local or URLs.
 
-A path is a text. One that begins with `scheme://` is a URL: `https://…`, `s3://…`, `gs://…`, `hf://owner/repo/file`.
-A URL may hold a password or a signature. Tables, messages and records only ever hold its public name, which
-`public` makes: `https://me:secret@host/model.pt?sig=…` is called `https://host/model.pt?…`. Whoever opens a file by
-that name gets the URL behind it.
+A path is a text. If it starts with `scheme://`, it is a URL: `https://…`, `s3://…`, `gs://…`, `hf://owner/repo/file`. A
+URL may contain a password or signature, so tables, messages and infos only contain its public name, made by `public`:
+`https://me:secret@host/model.pt?sig=…` becomes `https://host/model.pt?…`. Opening a file by its public name uses the
+full URL.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import re
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _USER = re.compile(r"(?<=://)[^/?#@]*@")
 _QUERY = re.compile(r"\?(?:…\d*)?")
-_WITH_QUERY = ("http://", "https://")  # of other schemes, a question mark belongs to the name
-_REVISIONS = "hf://"  # there, an @ stands before a revision
+_WITH_QUERY = ("http://", "https://")  # in other schemes, a question mark is part of the name
+_REVISIONS = "hf://"  # here, @ starts a revision
 
 _behind: dict[str, str] = {}
-"""Public name → URL, where the two differ."""
+"""Full URL of each public name that differs from it."""
 
 _below: dict[str, tuple[str, str]] = {}
-"""Public name of a directory → user and query of the last file there: its neighbours are opened with them too."""
+"""User and query of the last file below the public name of a directory, for opening its neighbours."""
 
 
 def is_url(path: str) -> bool:
@@ -34,15 +34,15 @@ def is_url(path: str) -> bool:
 
 
 def is_http(path: str) -> bool:
-    """Whether a path is a URL of the web."""
+    """Whether a path is an HTTP or HTTPS URL."""
     return path.startswith(_WITH_QUERY)
 
 
 def public(target: str) -> str:
-    """The name of a URL without user, password and query; any other path, or a public name, as it is.
+    """Public name of a URL, without user, password and query. Other paths and public names are returned unchanged.
 
     Args:
-        target: A path or a URL, also one with `#inner` at its end.
+        target: Path or URL, optionally with `#inner` at the end.
 
     >>> public("https://me:secret@host/run.pt?X-Amz-Signature=abc#model")
     'https://host/run.pt?…#model'
@@ -62,10 +62,10 @@ def public(target: str) -> str:
     if is_http(name) and "?" in name:
         base, _, query = name.partition("?")
         if _QUERY.fullmatch("?" + query):
-            return target  # it is a public name already
+            return target  # already a public name
         name = f"{base}?…"
         number = 1
-        while _behind.get(name, url) != url:  # another query of the same path
+        while _behind.get(name, url) != url:  # same path with another query
             number += 1
             name = f"{base}?…{number}"
     if name != url:
@@ -75,7 +75,7 @@ def public(target: str) -> str:
 
 
 def full(name: str) -> str:
-    """The URL behind a public name, with user and query: for whoever connects, and for nothing that is shown."""
+    """Full URL of a public name, with user and query. Use it only to connect, never for output."""
     url = _behind.get(name)
     if url is None and is_http(name):
         user, query = _below.get(folder_of(name), ("", ""))
@@ -84,13 +84,13 @@ def full(name: str) -> str:
 
 
 def split_inner(target: str) -> tuple[str, str | None]:
-    """A URL and the text after its `#`, if there is one."""
+    """Split a URL at its `#`, if there is one."""
     url, mark, inner = target.partition("#")
     return url, inner if mark else None
 
 
 def join(folder: str, name: str) -> str:
-    """The path of a file in a directory.
+    """Join a directory and a file name.
 
     >>> join("https://host/model", "config.json"), join("s3://bucket/", "model.pt")
     ('https://host/model/config.json', 's3://bucket/model.pt')
@@ -99,7 +99,7 @@ def join(folder: str, name: str) -> str:
 
 
 def folder_of(path: str) -> str:
-    """The directory of a file.
+    """Directory of a file.
 
     >>> folder_of("https://host/model/a.pt?…"), folder_of("hf://owner/repo@main/a.pt")
     ('https://host/model', 'hf://owner/repo@main')
@@ -108,7 +108,7 @@ def folder_of(path: str) -> str:
 
 
 def name_of(path: str) -> str:
-    """The last part of a path.
+    """Last component of a path.
 
     >>> name_of("https://host/model/a.pt?…")
     'a.pt'

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def is_pattern(target: str) -> bool:
-    """Whether a target is a pattern, and not the name of something that exists.
+    """Whether a target is a pattern, and not the path of an existing file.
 
     >>> is_pattern("run/step-*"), is_pattern("model.safetensors"), is_pattern("https://host/a.pt?x=*")
     (True, False, False)
@@ -29,7 +29,7 @@ def is_pattern(target: str) -> bool:
 
 
 def expanded(targets: Iterable[str]) -> list[str]:
-    """Targets, with every pattern replaced by what it matches, in natural order.
+    """Replace every pattern among targets by its matches, in natural order.
 
     Args:
         targets: Paths and URLs, also with `#inner`, which every match keeps.
@@ -55,7 +55,7 @@ def expanded(targets: Iterable[str]) -> list[str]:
 
 
 def _remote(path: str) -> list[str]:
-    """The URLs that match a pattern, a component at a time."""
+    """URLs that match a pattern, found component by component."""
     scheme, _, rest = path.partition("://")
     first, *components = rest.split("/")
     found = [f"{scheme}://{first}"]

@@ -1,4 +1,4 @@
-"""Blocks of a tensor's elements, from a file or from an array."""
+"""Read blocks of a tensor from a file or an array."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-_POPULATE = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ, since Linux 5.14: Python has no name for it
+_POPULATE = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ of Linux 5.14, which Python does not define
 
 
 class Row(Protocol):
-    """What a reader needs to know of a tensor."""
+    """Properties of a tensor that a reader needs."""
 
     dtype: DType
 
     def summary(self) -> str:
-        """Its name, for messages."""
+        """Name of the tensor, for messages."""
 
 
 class Reader:
-    """Gives blocks to one thread; its memory is used again from block to block.
+    """Reads blocks for one thread; reuses its memory from block to block.
 
     Args:
-        files: Opens files.
-        nbytes: Bytes that are read at once.
+        files: Opener of files.
+        nbytes: Bytes per read.
     """
 
     def __init__(self, files: Files, nbytes: int) -> None:
@@ -52,20 +52,20 @@ class Reader:
         self._memory = memoryview(b"")
         self._file: Any = None
         self._path = ""
-        self._held = (0, 0)  # the range of the file that the memory holds
+        self._held = (0, 0)  # byte range in the memory
 
     def span(self, row: Row, place: Location, start: int, stop: int, ahead: int) -> Block:
-        """Elements of a tensor that lie packed in a file.
+        """Elements of a tensor that is stored packed in a file.
 
         Args:
             row: The tensor.
-            place: The byte range of its elements.
-            start, stop: The first element, and the one after the last.
-            ahead: Offset in the file up to which more will be asked for, closely packed: it may be read along.
+            place: Byte range of its elements.
+            start, stop: Range of elements.
+            ahead: Offset in the file up to which later calls will read: the bytes up to there may be read along.
 
         Raises:
-            TruncatedFile: The file ends before the tensor does.
-            SourceError: The system cannot read it.
+            TruncatedFile: The file ends inside the tensor.
+            SourceError: The file cannot be read.
         """
         dtype = row.dtype
         first, last = place.start + start * dtype.bits // 8, place.start + dtype.nbytes(stop)
@@ -79,15 +79,15 @@ class Reader:
             raise TruncatedFile(
                 f"the file ends at byte {size}, within the tensor {row.summary()!r}",
                 where=place.file,
-                exists=f"when it was listed, the tensor took the bytes {place.start} to {place.stop}",
+                exists=f"the tensor had the bytes {place.start} to {place.stop} when the file was listed",
             )
         return Block(dtype, start, stop, self._memory[first - begun : last - begun], packed=dtype.bits < 8)
 
     def bytes_of(self, path: str, first: int, last: int) -> memoryview:
-        """The bytes of a range of a file, or as many of them as there are; valid until the next call.
+        """Bytes of a file range, or fewer if the file ends; valid until the next call.
 
         Raises:
-            SourceError: The system cannot read it.
+            SourceError: The file cannot be read.
         """
         self._open(path)
         if not (self._held[0] <= first and last <= self._held[1]):
@@ -101,7 +101,7 @@ class Reader:
             self._file, self._path = self._files.open(path), path
 
     def _read(self, first: int, last: int) -> None:
-        """Read a range of the file, or as much of it as there is."""
+        """Read a range of the file into memory, or fewer bytes if the file ends."""
         self._held = (0, 0)
         if is_url(self._path):
             self._memory = self._file.view(first, last)
@@ -111,7 +111,7 @@ class Reader:
         self._held = (first, first + read_into(self._file, [memory], first, self._path))
 
     def array(self, dtype: DType, array: Array, start: int, stop: int) -> Block:
-        """Elements of an array of any layout: a view where they lie contiguous, else a copy of just these."""
+        """Elements of an array of any layout: a view if contiguous, otherwise a copy of the range."""
         import numpy as np
 
         if array.flags.c_contiguous and array.dtype.isnative:
@@ -120,7 +120,7 @@ class Reader:
         size = (stop - start) * array.itemsize
         data = self._buffer(size)[:size]
         if array.dtype.isnative and array.itemsize in (1, 2, 4, 8):
-            # As integers, of which the layout alone matters: they copy faster than the types of ml_dtypes.
+            # Copying as integers is faster than as dtypes of ml_dtypes.
             array = array.view(f"u{array.itemsize}")
         gather(array, np.frombuffer(data, array.dtype.newbyteorder("=")), start, stop)
         return Block(dtype, start, stop, data, packed=False)
@@ -131,25 +131,25 @@ class Reader:
         return self._memory
 
     def close(self) -> None:
-        """Close the file; the memory stays."""
+        """Close the file; the memory is kept."""
         if self._file is not None:
             self._file.close()
         self._file, self._path, self._held = None, "", (0, 0)
 
 
 class MappingReader(Reader):
-    """The same without a copy: a range of a file is mapped, until the next one is or an array needs the memory.
+    """Reader without copies: maps a range of a file until the next range, or until an array needs the memory.
 
-    To touch a page that the disk does not give, or behind the end of a file that was cut, ends the process (SIGBUS). So
-    Linux is asked to put all pages of a range in their place first, which is an error where it cannot. A file that is
-    cut after that takes them away again.
+    Touching a page that the disk cannot deliver, or beyond the end of a truncated file, kills the process (SIGBUS). So
+    Linux is first asked to load all pages of a range, and returns an error if it cannot. A file that is truncated later
+    still causes SIGBUS.
     """
 
     def _read(self, first: int, last: int) -> None:
-        if is_url(self._path):  # which is in memory already
+        if is_url(self._path):  # already in memory
             super()._read(first, last)
             return
-        self._memory, self._held = memoryview(b""), (0, 0)  # this unmaps what was mapped
+        self._memory, self._held = memoryview(b""), (0, 0)  # unmaps the previous range
         last = min(last, os.fstat(self._file.fileno()).st_size)
         if first >= last:
             self._held = (first, first)
@@ -159,7 +159,7 @@ class MappingReader(Reader):
             mapped = mmap.mmap(self._file.fileno(), last - begin, access=mmap.ACCESS_READ, offset=begin)
             _populate(mapped)
         except (OSError, ValueError) as error:
-            if os.fstat(self._file.fileno()).st_size < last:  # cut just now
+            if os.fstat(self._file.fileno()).st_size < last:  # truncated just now
                 self._read(first, last)
                 return
             why = error.strerror if isinstance(error, OSError) else error
@@ -173,18 +173,18 @@ class MappingReader(Reader):
 
 
 def _populate(mapped: mmap.mmap) -> None:
-    """Put all pages of a mapping in their place, or raise an error where it would end the process to touch them."""
+    """Load all pages of a mapping; raises an error if touching them would kill the process."""
     if _POPULATE is None:
         return
     try:
         mapped.madvise(_POPULATE)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # that is an older Linux, which does not know of it
+        if error.errno != errno.EINVAL:  # older versions of Linux do not support it
             raise
 
 
 def gather(array: Array, out: Array, start: int, stop: int) -> None:
-    """Copy the elements `[start, stop)` of `array`, in C order, to the one-dimensional `out`.
+    """Copy elements `[start, stop)` of `array`, in C order, to the one-dimensional `out`.
 
     >>> import numpy as np
     >>> out = np.empty(3, np.int64)
@@ -198,8 +198,8 @@ def gather(array: Array, out: Array, start: int, stop: int) -> None:
         out[:] = array.reshape(-1)[start:stop] if array.ndim == 0 else array[start:stop]
         return
     row = array.size // array.shape[0]
-    first, last = -(-start // row), stop // row  # the rows that are wanted whole
-    if first > last:  # all within one row
+    first, last = -(-start // row), stop // row  # whole rows
+    if first > last:  # within one row
         gather(array[last], out, start - last * row, stop - last * row)
         return
     head, body = first * row - start, (last - first) * row
@@ -212,10 +212,10 @@ def gather(array: Array, out: Array, start: int, stop: int) -> None:
 
 
 class SharedArray:
-    """An array that several threads read, made at the first use.
+    """Array that several threads read, created at first use.
 
     Args:
-        get: Makes it; called once. What it raises is raised at every use.
+        get: Function that creates it; called once. Its exception is raised at every use.
     """
 
     def __init__(self, get: Callable[[], Array]) -> None:
@@ -225,7 +225,7 @@ class SharedArray:
         self._lock = threading.Lock()
 
     def get(self) -> Array:
-        """The array."""
+        """Get the array."""
         with self._lock:
             if self._error is not None:
                 raise self._error

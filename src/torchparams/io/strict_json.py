@@ -1,8 +1,8 @@
-"""JSON without any licence: what the headers and indexes of checkpoints are held to.
+"""Strict JSON parser for headers and indexes of checkpoints.
 
-Python's own parser takes more than the standard: NaN, repeated keys, half surrogates, numbers of any length. Here
-each is an error that says where it is. This is the slow way, which only files that are odd or wrong go through,
-and files that are small.
+Python's parser accepts more than the standard: NaN, repeated keys, lone surrogates, numbers of any length. Here each of
+these is an error with its position. This parser is slow; it is used for small files, and for files that look odd or
+wrong.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from torchparams.errors import FileFormatError, shorten
 
 
 class Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs, in order, repeated keys and all; a JSON array is a plain list."""
+    """JSON object as a list of pairs, including repeated keys; a JSON array is a plain list."""
 
 
 class _Refused(Exception):
-    """What is wrong with a number."""
+    """A number is not allowed."""
 
 
-_MOST_DIGITS = 40  # more than any 64-bit integer has, and few enough to convert at once
+_MOST_DIGITS = 40  # more than any 64-bit integer, and cheap to convert
 
 
 def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
-    """The JSON text in `data`, with every object as `Pairs`.
+    """Parse JSON text, with every object as `Pairs`.
 
     Args:
         data: UTF-8 text.
-        what: What it is, for messages: `the header`.
-        path: The file, for messages.
-        start: Where `data` starts in the file.
+        what: Description for messages, such as `the header`.
+        path: File, for messages.
+        start: Offset of `data` in the file.
 
     Raises:
-        FileFormatError: It is not JSON. Says at which byte.
+        FileFormatError: The text is not JSON; the message has the byte offset.
     """
     try:
         text = data.decode()
@@ -52,7 +52,7 @@ def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
         reason = error.msg[:1].lower() + error.msg[1:]
         raise FileFormatError(f"{what} is not JSON: {reason}, found {found}", where=f"{path}, byte {at}") from None
     except RecursionError:
-        raise FileFormatError(f"{what} nests its values too deep to be one", where=path) from None
+        raise FileFormatError(f"{what} is nested too deeply", where=path) from None
     except _Refused as error:
         raise FileFormatError(f"{what} {error}", where=path) from None
     if "\\u" in text:
@@ -60,22 +60,22 @@ def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
     return value
 
 
-_HOLLOW = 10_000  # arrays and objects that any JSON text may hold
+_HOLLOW = 10_000  # arrays and objects that are always allowed
 
 
 def refuse_hollow(data: bytes, what: str, path: str) -> None:
-    """Refuse JSON that is hardly more than brackets, before it is parsed.
+    """Reject JSON that consists of brackets, before parsing it.
 
-    An empty array takes three bytes of text and sixty of memory. The entry of a tensor takes at least 48 bytes, with
-    three arrays and objects.
+    An empty array takes three bytes of text, but sixty bytes of memory. The entry of a tensor takes at least 48 bytes,
+    with three arrays and objects.
 
     Args:
-        data: The JSON text.
-        what: What it is, for messages: `the header`.
-        path: The file, for messages.
+        data: JSON text.
+        what: Description for messages, such as `the header`.
+        path: File, for messages.
 
     Raises:
-        FileFormatError: It has more arrays and objects than any file of tensors.
+        FileFormatError: There are more arrays and objects than tensors can need.
     """
     most = _HOLLOW + len(data) // 16
     count = data.count(b"[") + data.count(b"{")
@@ -83,12 +83,12 @@ def refuse_hollow(data: bytes, what: str, path: str) -> None:
         count = _brackets(data)
         if count > most:
             raise FileFormatError(
-                f"{what} of {len(data):,} bytes holds {count:,} arrays and objects, more than tensors need", where=path
+                f"{what} of {len(data):,} bytes has {count:,} arrays and objects, more than tensors need", where=path
             )
 
 
 def _brackets(data: bytes) -> int:
-    """How many arrays and objects begin outside of texts."""
+    """Number of arrays and objects that start outside strings."""
     data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     count = at = 0
     while at >= 0:
@@ -100,10 +100,10 @@ def _brackets(data: bytes) -> int:
 
 
 def as_object(value: Any, what: str, path: str) -> dict[str, Any]:
-    """The JSON object `value`, as `strict` gave it, as a dict.
+    """Convert a JSON object from `strict` to a dict.
 
     Raises:
-        FileFormatError: It is not an object, or a key stands in it twice.
+        FileFormatError: The value is not an object, or has a repeated key.
     """
     if type(value) is not Pairs:
         raise FileFormatError(f"{what} is {describe(value)}, not an object", where=path)
@@ -112,13 +112,13 @@ def as_object(value: Any, what: str, path: str) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in value:
             if key in seen:
-                raise FileFormatError(f"{what} holds the key {quoted(key)} twice", where=path)
+                raise FileFormatError(f"{what} has the key {quoted(key)} twice", where=path)
             seen.add(key)
     return made
 
 
 def refuse_repeats(value: Any, what: str, path: str) -> None:
-    """Refuse a value in which, at any depth, an object holds a key twice."""
+    """Reject a value that contains, at any depth, an object with a repeated key."""
     left = [value]
     while left:
         item = left.pop()
@@ -129,16 +129,16 @@ def refuse_repeats(value: Any, what: str, path: str) -> None:
 
 
 def plain(value: Any, what: str, path: str) -> Any:
-    """A value from `strict` with dicts for its objects.
+    """Convert a value from `strict` to plain dicts and lists.
 
     Raises:
-        FileFormatError: An object in it holds a key twice.
+        FileFormatError: An object has a repeated key.
     """
     refuse_repeats(value, what, path)
     try:
         return _plain(value)
     except RecursionError:
-        raise FileFormatError(f"{what} nests its values too deep", where=path) from None
+        raise FileFormatError(f"{what} is nested too deeply", where=path) from None
 
 
 def _plain(value: Any) -> Any:
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """What a JSON value is, for a message: `the number 3`, `an array`."""
+    """Description of a JSON value for messages, such as `the number 3` or `an array`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -159,27 +159,27 @@ def describe(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A name out of a file, short and on one line."""
+    """Name from a file, shortened to one line."""
     return f"'{shorten(text, 120)}'"
 
 
 def _integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
-        raise _Refused(f"holds the number {digits[:20]}… of {len(digits)} characters")
+        raise _Refused(f"has the number {digits[:20]}… of {len(digits)} characters")
     if digits == "-0":
-        raise _Refused("holds the number -0, which is not an integer")
+        raise _Refused("has the number -0, which is not an integer")
     return int(digits)
 
 
 def _fraction(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise _Refused(f"holds the number {digits[:40]}, which is beyond any float")
+        raise _Refused(f"has the number {digits[:40]}, which overflows float64")
     return number
 
 
 def _constant(name: str) -> NoReturn:
-    raise _Refused(f"holds {name}, which JSON does not have")
+    raise _Refused(f"has {name}, which JSON does not allow")
 
 
 _DECODER = json.JSONDecoder(
@@ -195,9 +195,7 @@ def _refuse_half_surrogates(value: Any, what: str, path: str) -> None:
             try:
                 item.encode()
             except UnicodeEncodeError:
-                raise FileFormatError(
-                    f"{what} holds the text {quoted(item)}, in which half of a surrogate pair stands alone", where=path
-                ) from None
+                raise FileFormatError(f"{what} has the text {quoted(item)} with a lone surrogate", where=path) from None
         elif isinstance(item, Pairs):
             for pair in item:
                 left.extend(pair)

@@ -1,6 +1,6 @@
-"""The calls that change what is on the disk, all of them: each is a moment at which a run may be killed or refused.
+"""All system calls that change files: the moments at which a run may be killed, or fail.
 
-Tests replace them one by one, to be told of every such moment.
+Tests replace these functions one by one, to act at each moment.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ _NOT_HERE = (
     *(errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EIO),
 )
 _PIECE = 1 << 20
-_most = 1 << 30  # copied by one call to the kernel
+_most = 1 << 30  # bytes per copy call to the kernel
 
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-"""A link that somebody has put where a temporary file goes leads to a file of somebody else's."""
+"""Do not follow a link that somebody placed under a temporary name: it may lead to any file."""
 
 
 def create(path: str) -> int:
-    """A file that may be written to, made if there is none; it is not emptied, and not a link."""
+    """Open a file for writing, creating it if missing; does not truncate it, and does not follow links."""
     flags = os.O_RDWR | os.O_CREAT | NO_LINK | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     return os.open(path, flags, 0o666)
 
 
 def change_mode(fd: int, mode: int) -> None:
-    """Give a file its permissions."""
+    """Set the permissions of a file."""
     os.fchmod(fd, mode)
 
 
 def change_owner(fd: int, user: int, group: int) -> None:
-    """Give a file to a user and a group; -1 leaves either."""
+    """Set the owner and group of a file; -1 keeps either."""
     os.fchown(fd, user, group)
 
 
 def set_attribute(fd: int, name: str, value: bytes) -> None:
-    """Give a file an extended attribute, if it does not have it already."""
+    """Set an extended attribute, unless it already has the value."""
     if sys.platform == "linux":
         with suppress(OSError):
             if os.getxattr(fd, name) == value:
@@ -48,12 +48,12 @@ def set_attribute(fd: int, name: str, value: bytes) -> None:
 
 
 def resize(fd: int, size: int) -> None:
-    """Give a file its size."""
+    """Set the size of a file."""
     os.ftruncate(fd, size)
 
 
 def reserve(fd: int, size: int) -> None:
-    """Have the file system reserve the bytes of a file, where it can at once: then they lie together."""
+    """Ask the file system to reserve the bytes of a file, so that they are contiguous."""
     fallocate = _fallocate()
     if fallocate is None or not size:
         return
@@ -76,10 +76,10 @@ def write(fd: int, data: Any, offset: int) -> None:
 
 
 def copy(source: int, start: int, fd: int, offset: int, count: int) -> int:
-    """Copy up to `count` bytes from one file to another: within the kernel, where the two file systems can.
+    """Copy up to `count` bytes between files, inside the kernel if the file systems support it.
 
     Returns:
-        How many were copied; 0 where the source ends.
+        Number of bytes copied; 0 at the end of the source.
     """
     if hasattr(os, "copy_file_range"):
         try:
@@ -93,7 +93,7 @@ def copy(source: int, start: int, fd: int, offset: int, count: int) -> int:
 
 
 def begin_writeback(fd: int, offset: int, count: int) -> None:
-    """Have the disk begin to write these bytes, so that `sync` has less to wait for."""
+    """Ask the disk to start writing these bytes, so that `sync` has less to wait for."""
     call = _sync_file_range()
     if call is not None:
         import ctypes
@@ -107,7 +107,7 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Wait until the names in a directory are on the disk; not every file system can, and those need it not."""
+    """Wait until the names in a directory are on the disk. Some file systems do not support it, and do not need it."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -122,17 +122,17 @@ def sync_directory(path: str) -> None:
 
 
 def rename(old: str, new: str) -> None:
-    """Give a file the name of another, which it replaces at once."""
+    """Rename a file, atomically replacing the target."""
     os.replace(old, new)
 
 
 def link(old: str, new: str) -> None:
-    """Give a file a second name."""
+    """Create a hard link."""
     os.link(old, new)
 
 
 def remove(path: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def remove(path: str) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Make a directory, if it is not there."""
+    """Create a directory, if missing."""
     os.makedirs(path, exist_ok=True)
 
 
@@ -150,7 +150,7 @@ def remove_directory(path: str) -> None:
 
 
 def lock(fd: int) -> bool | None:
-    """Whether this process has a file for itself now: True, False if another has it, None where nobody can."""
+    """Lock a file: True if locked, False if another process has the lock, None if locks are not supported."""
     try:
         import fcntl
     except ImportError:
@@ -179,7 +179,7 @@ def _of_libc(name: str) -> Any:
 
 
 def _fallocate() -> Any:
-    # Python's posix_fallocate writes to every block where the file system has no such call; this one says so.
+    # Python's posix_fallocate falls back to writing every block; this call fails instead.
     return _of_libc("fallocate64") or _of_libc("fallocate")
 
 

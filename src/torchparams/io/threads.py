@@ -1,4 +1,4 @@
-"""Work on the threads of this process: the one place that starts any."""
+"""Run work on threads: the only module that starts any."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done so far and the bytes in all, in the thread that asked for the work."""
+"""Callback with the bytes done so far and in total, called in the thread that requested the work."""
 
 TICK = 0.1
-"""Seconds between two reports of progress."""
+"""Minimum seconds between progress reports."""
 
 WAITING = 64
-"""Results that wait for a slow consumer; then the threads wait too."""
+"""Maximum number of results that wait for a slow consumer; then the workers wait."""
 
 
 def processors() -> int:
-    """Count of the processors that this process may use.
+    """Number of processors that this process may use.
 
     >>> processors() >= 1
     True
@@ -37,11 +37,11 @@ def processors() -> int:
 
 
 class Ticker:
-    """Reports progress, at most once in `TICK` seconds.
+    """Reports progress, at most once per `TICK` seconds.
 
     Args:
-        progress: The report; None for none.
-        total: Bytes in all.
+        progress: Progress callback, or None.
+        total: Total bytes.
     """
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -49,14 +49,14 @@ class Ticker:
         self._due = 0.0
 
     def __call__(self, done: int) -> None:
-        """Report that so many bytes are done, if it is time to."""
+        """Report the bytes done, if it is time."""
         if self._progress is not None and (now := time.monotonic()) >= self._due:
             self._progress(min(done, self._total), self._total)
             self._due = now + TICK
 
 
 class Shared(Generic[T]):
-    """An iterator that several threads draw from: each item goes to one of them."""
+    """Iterator shared by several threads: each item goes to one of them."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)
@@ -75,15 +75,15 @@ def results_of(
     stop: threading.Event,
     tick: Callable[[], object] = lambda: None,
 ) -> Generator[T, None, None]:
-    """What workers give, in no particular order; each runs on a thread of its own, a single one in the caller's.
+    """Yield the results of workers in any order. Each worker has its own thread; a single one runs in the caller's.
 
-    An exception of a worker is raised in the caller's thread. It, Ctrl-C and leaving the iterator early set `stop`, at
-    which workers end soon; when control is back, none of their threads runs any more.
+    An exception of a worker is raised in the caller's thread. Exceptions, Ctrl-C and leaving the iterator early set
+    `stop`, after which workers end soon. Afterwards, none of their threads is running.
 
     Args:
         workers: Iterators, usually generators; each is closed in its thread.
-        stop: Set when workers must end.
-        tick: Called in the caller's thread, about every `TICK` seconds and after each result.
+        stop: Event that tells workers to end.
+        tick: Callback in the caller's thread, about every `TICK` seconds and after each result.
     """
     if len(workers) == 1:
         (worker,) = workers
@@ -109,7 +109,7 @@ def results_of(
         try:
             for result in worker:
                 put(_Result(result))
-        except BaseException as error:  # raised anew in the caller's thread, whatever it is
+        except BaseException as error:  # raised again in the caller's thread
             put(error)
         finally:
             _close(worker)
@@ -144,13 +144,13 @@ def results_of(
 
 
 def each_of(items: Sequence[S], call: Callable[[S], T], threads: int, stop: threading.Event | None = None) -> list[T]:
-    """What a function gives for each item, in order; on so many threads, for calls that wait for others.
+    """Map a function over items with several threads, in order; for calls that mostly wait.
 
     Args:
         items: The items.
         call: The function.
-        threads: How many run at a time.
-        stop: Set when they must end.
+        threads: Maximum number of threads.
+        stop: Event that is set when the calls must end.
 
     >>> each_of([1, 2, 3], lambda item: item * item, 2)
     [1, 4, 9]
@@ -162,7 +162,7 @@ def each_of(items: Sequence[S], call: Callable[[S], T], threads: int, stop: thre
 
 
 class _Result(Generic[T]):
-    """A result on its way: a worker may give None, or an exception."""
+    """Wrapper that tells a result apart from None and exceptions."""
 
     __slots__ = ("value",)
 

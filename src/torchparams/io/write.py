@@ -1,6 +1,7 @@
-"""How a target gets to the disk: at every moment it is the old one, whole, or the new one, whole.
+"""Write targets so that they are complete at every moment: the old one, or the new one.
 
-**A file** is written under a temporary name beside it, synchronised, and renamed. A directory: see `_directory.py`.
+**A file** is written under a temporary name beside the target, synchronised, and renamed. Directories are written by
+`torchparams.edit.write.directory`.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PARTIAL = ".torchparams-partial"
-"""How temporary names end; they begin with a dot."""
+"""Suffix of temporary names, which start with a dot."""
 
 JOURNAL = ".torchparams-writing"
-"""The journal of a directory that is written to."""
+"""Name of the journal of a directory during a write."""
 
 STEM = "model"
-"""What files in a directory are named by: `model.safetensors`, `model-00001-of-00003.safetensors`."""
+"""Stem of file names in a directory: `model.safetensors`, `model-00001-of-00003.safetensors`."""
 
 INDEX = f"{STEM}.safetensors.index.json"
 
 NAME_BYTES = 255
-"""Longest name of a file on most file systems, in bytes."""
+"""Maximum length of a file name on most file systems, in bytes."""
 
 FAMILY = re.compile(rf"{STEM}(\.previous)?(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
-"""Names that files of a directory have, or had before the last ones took their names."""
+"""Current and previous names of files in a directory."""
 
-_ROOM = 12  # bytes of a temporary name for a dot and for the number of a process
+_ROOM = 12  # bytes in a temporary name for a dot and a process id
 
 TRIES = 20
-"""How often a lock is asked for that somebody may have for a moment only."""
+"""Number of attempts to get a lock that another process may hold briefly."""
 
 
 def partial(path: str) -> str:
-    """The temporary name of a target.
+    """Temporary name of a target.
 
     >>> partial("out/model.safetensors")
     'out/.model.safetensors.torchparams-partial'
@@ -60,10 +61,10 @@ def partial(path: str) -> str:
 
 @contextmanager
 def telling(path: str) -> Iterator[None]:
-    """Turns what the system says into an error that says what to do.
+    """Context that turns an `OSError` into a `WriteError` with a hint.
 
     Raises:
-        WriteError: In place of an `OSError`.
+        WriteError: Instead of an `OSError`.
     """
     try:
         yield
@@ -74,20 +75,20 @@ def telling(path: str) -> Iterator[None]:
 
 
 def write_error(error: OSError, path: str) -> WriteError:
-    """The error for what the system said while `path` was written."""
+    """Error for an `OSError` during the write of `path`."""
     reason = error.strerror or str(error)
     hint = {
-        errno.ENOSPC: "free some, or write elsewhere",
-        errno.EDQUOT: "free some, or write elsewhere",
+        errno.ENOSPC: "free some space, or write elsewhere",
+        errno.EDQUOT: "free some space, or write elsewhere",
         errno.EFBIG: "split it (max_shard_size), or raise the limit (ulimit -f)",
-        errno.EACCES: "write to a directory that you may write to",
-        errno.EPERM: "write to a directory that you may write to",
-        errno.EROFS: "write to a directory that you may write to",
-        errno.ENOENT: "make the directory first",
+        errno.EACCES: "choose a directory with write permission",
+        errno.EPERM: "choose a directory with write permission",
+        errno.EROFS: "choose a directory with write permission",
+        errno.ENOENT: "create the directory first",
         errno.ENAMETOOLONG: "choose a shorter name",
     }.get(error.errno or 0)
     made = WriteError(
-        f"it could not be written: {reason[:1].lower()}{reason[1:]}",
+        f"writing failed: {reason[:1].lower()}{reason[1:]}",
         where=path,
         exists="the target is unchanged, and temporary files were removed",
         hint=hint,
@@ -97,22 +98,22 @@ def write_error(error: OSError, path: str) -> WriteError:
 
 
 def free_bytes(folder: str) -> int:
-    """Bytes that may still be written to the file system of a directory."""
+    """Free bytes of the file system of a directory."""
     about = os.statvfs(folder or ".")
     return about.f_bavail * about.f_frsize
 
 
 class Target:
-    """Files that are written, and take their places together.
+    """Files that are written and put in place together.
 
-    Used as a context: what was not committed at its end is discarded.
+    Use it as a context: what is not committed at its end is discarded.
 
     Args:
-        path: The target as the user wrote it.
-        folder: The directory that the files are written to.
+        path: Path of the target, as given by the user.
+        folder: Directory for the files.
 
     Attributes:
-        not_kept: What the new files could not take over from those that they replace, in words.
+        not_kept: Attributes of replaced files that could not be kept, in words.
     """
 
     def __init__(self, path: str, folder: str) -> None:
@@ -129,15 +130,15 @@ class Target:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence on what could not be kept, if there is such."""
-        return (f"not kept of what was replaced: {', '.join(self.not_kept)}",) if self.not_kept else ()
+        """Note on attributes that could not be kept, if any."""
+        return (f"not kept from the replaced file: {', '.join(self.not_kept)}",) if self.not_kept else ()
 
     def __exit__(self, *_: object) -> None:
         try:
             if not self._committed:
                 self.discard()
             else:
-                with suppress(OSError):  # the new one is in place; what is left over is for the next run
+                with suppress(OSError):  # the new target is in place; the next run cleans up
                     self.settle()
         finally:
             if self._lock is not None:
@@ -145,7 +146,7 @@ class Target:
                 self._lock = None
 
     def create(self, name: str, size: int) -> int:
-        """The file that will be called `name`, of this size, to write to."""
+        """Create the temporary file for `name`, with this size."""
         path = self.temporary(name)
         fd = self._open[name] = self._descriptor(path)
         self.claim(name)
@@ -172,14 +173,14 @@ class Target:
             os.close(fd)
 
     def commit(self, index: bytes | None) -> None:
-        """Put the new in the place of the old."""
+        """Replace the old target by the new one."""
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Remove what the new does not need."""
+        """Remove leftovers of the old target."""
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the temporary files."""
         for fd in self._open.values():
             if fd != self._lock:
                 os.close(fd)
@@ -195,13 +196,13 @@ class Target:
             _system.sync_directory(folder or ".")
         except OSError as error:
             raise WriteError(
-                f"the disk did not confirm it: {error.strerror or error}",
+                f"the disk did not confirm the write: {error.strerror or error}",
                 where=self.path,
-                exists="the new one is in place, and may not be after a loss of power",
+                exists="the new target is in place, but a power failure may revert it",
             ) from error
 
     def temporary(self, name: str) -> str:
-        """Where a file is until it takes its place."""
+        """Temporary path of a file."""
         return partial(os.path.join(self.folder, name))
 
     def _descriptor(self, path: str) -> int:
@@ -209,10 +210,10 @@ class Target:
 
 
 class OneFile(Target):
-    """A target that is one file.
+    """Target that is a single file.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -226,7 +227,7 @@ class OneFile(Target):
         return self
 
     def temporary(self, name: str) -> str:
-        """Where the file is until it takes its place."""
+        """Temporary path of the file."""
         return self._partial
 
     def _descriptor(self, path: str) -> int:
@@ -234,19 +235,19 @@ class OneFile(Target):
         return self._lock
 
     def commit(self, index: bytes | None) -> None:
-        """Rename it."""
+        """Rename the temporary file to the target."""
         _system.rename(self._partial, self.path)
         self._confirm(self.folder)
 
     def discard(self) -> None:
-        """Remove the temporary file, also if nothing was written to it."""
+        """Remove the temporary file, even if nothing was written to it."""
         super().discard()
         with suppress(OSError):
             _system.remove(self._partial)
 
 
 def replace_file(path: str, contents: bytes) -> None:
-    """Put a small file in the place of another, at once; that its name is on the disk is for the caller to see to."""
+    """Replace a small file atomically. The caller ensures that the new name reaches the disk."""
     temporary = partial(path)
     fd = _system.create(temporary)
     try:
@@ -260,10 +261,10 @@ def replace_file(path: str, contents: bytes) -> None:
 
 
 def take(path: str, target: str) -> tuple[int, str]:
-    """A file that no other process has, opened; and its path, which differs where the file system has no locks.
+    """Open and lock a file. Returns its path, which differs if the file system has no locks.
 
     Raises:
-        WriteError: Another process has it.
+        WriteError: Another process has the lock.
     """
     for attempt in range(TRIES):
         fd = _system.create(path)
@@ -278,7 +279,7 @@ def take(path: str, target: str) -> tuple[int, str]:
         os.close(fd)
         if not held and attempt > TRIES // 2:
             break
-        time.sleep(0.005)  # whoever cleans up has it for a moment
+        time.sleep(0.005)  # a process that cleans up holds it briefly
     raise WriteError("another process is writing to it", where=target, hint="wait until it finishes")
 
 
@@ -292,12 +293,12 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def clean(folder: str) -> None:
-    """Remove what runs that were killed have left in a directory."""
+    """Remove leftovers of killed runs from a directory."""
     folder = folder or "."
     try:
         names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(PARTIAL)]
     except OSError:
-        return  # writing there will say why
+        return  # writing there will raise an error
     for name in names:
         path = os.path.join(folder, name)
         is_directory = os.path.isdir(path)
@@ -314,7 +315,7 @@ def clean(folder: str) -> None:
 
 
 def clear(folder: str) -> None:
-    """Remove a temporary directory, with what this library puts into one."""
+    """Remove a temporary directory with the files of this library."""
     for name in os.listdir(folder):
         if name.startswith(JOURNAL) or name.endswith(PARTIAL) or name == INDEX or FAMILY.fullmatch(name):
             _system.remove(os.path.join(folder, name))
@@ -322,10 +323,10 @@ def clear(folder: str) -> None:
 
 
 def write_file(path: str, contents: bytes) -> tuple[str, ...]:
-    """Write a small file: it takes the place of what is there as a whole, or not at all.
+    """Write a small file atomically.
 
     Returns:
-        A sentence on what the new file could not take over from the one that it replaces, if there is such.
+        Notes on attributes of the replaced file that could not be kept, if any.
 
     Raises:
         WriteError: Writing failed.
@@ -340,10 +341,10 @@ def write_file(path: str, contents: bytes) -> tuple[str, ...]:
 
 
 def check_target(path: str) -> None:
-    """Refuse a path at which no file can take the place of what is there.
+    """Raise if a file at this path cannot be replaced.
 
     Raises:
-        WriteError: Its name is too long, or a link to a device or a stream has it.
+        WriteError: The name is too long, or is a link to a device or stream.
     """
     folder, name = os.path.split(path)
     length, most = len(os.fsencode(name)), NAME_BYTES
@@ -352,27 +353,27 @@ def check_target(path: str) -> None:
             most = os.pathconf(folder or ".", "PC_NAME_MAX")
     if length > most:
         raise WriteError(
-            f"the name of the file has {length} bytes; the file system allows {most}",
+            f"the file name has {length} bytes; the limit of the file system is {most}",
             where=path,
             hint="choose a shorter name",
         )
-    if os.path.islink(path) and os.path.realpath(folder or ".") == "/dev":  # /dev/stdout, whatever it leads to
-        raise WriteError("not a regular file", where=path, hint="name a file")
+    if os.path.islink(path) and os.path.realpath(folder or ".") == "/dev":  # /dev/stdout, whatever it links to
+        raise WriteError("not a regular file", where=path, hint="choose a file")
 
 
 def free_or_raise(folder: str, needed: int, path: str) -> None:
-    """Refuse to begin what will not fit.
+    """Raise if the disk has too little space.
 
     Raises:
-        PlanError: The disk has less room than is needed.
+        PlanError: The disk has less free space than needed.
     """
     try:
         free = free_bytes(folder)
     except OSError:
-        return  # writing there will say why
+        return  # writing there will raise an error
     if needed > free:
         raise PlanError(
-            f"it takes {human_bytes(needed)}, and the disk has {human_bytes(free)} free",
+            f"it needs {human_bytes(needed)}; the disk has {human_bytes(free)} free",
             where=path,
-            hint="free some, or write elsewhere",
+            hint="free some space, or write elsewhere",
         )

@@ -116,7 +116,7 @@ def integrity(
 
 
 def _places(source: Source, info: ParameterInfo) -> Iterator[Location]:
-    """The byte ranges of a tensor; of one in parts, those of its parts."""
+    """Byte ranges of a tensor, or of its parts."""
     if info.location is not None:
         yield info.location
         return
@@ -131,7 +131,7 @@ def _are_zips(parts: Iterable[Source]) -> bool:
 
 
 def _unfit(part: Source, asked: Collection[str], everything: bool) -> FileFormatError | None:
-    """What is wrong with the parts of a training checkpoint, which are looked at where they lie."""
+    """First error in the parts of a training checkpoint, which are checked in place; None if they are valid."""
     from torchparams.sources.training.parted import PartedSource
 
     if isinstance(part, PartedSource):
@@ -142,7 +142,7 @@ def _unfit(part: Source, asked: Collection[str], everything: bool) -> FileFormat
             except FileFormatError as error:
                 return error
             except NotReadable:
-                continue  # of a kind that is not read here
+                continue  # not supported
     return None
 
 

@@ -1,12 +1,12 @@
-"""Figures of the singular values of large matrices, without the singular values: Lanczos from random starts.
+"""Spectral norm, nuclear norm and ranks of large matrices, estimated with Lanczos iterations from random vectors.
 
-A few random vectors are multiplied by the Gram matrix `AᵀA` again and again, a pass over A each time, all vectors at
-once. The largest singular value comes from the best of them, with a bound on its error by the residual. Sums over all
-singular values, which the nuclear norm and the effective rank are made of, are estimated by stochastic Lanczos
-quadrature (Ubaru, Chen and Saad, 2017). Their error is the standard error over the starts, and half the distance of two
-rules of quadrature that enclose the sum (Golub and Meurant, 2010).
+A few random vectors are multiplied by the Gram matrix `AᵀA` repeatedly: one pass over A multiplies all vectors. The
+largest singular value comes from the best vector, and its residual bounds the error. Sums over all singular values, for
+the nuclear norm and the effective rank, are estimated by stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017).
+Their error is the standard error over the random vectors, plus half the distance between two quadrature rules that
+enclose the sum (Golub and Meurant, 2010).
 
-scipy's `svds` finds extreme singular values only, and multiplies one vector in a pass.
+scipy's `svds` finds only extreme singular values, and multiplies one vector per pass.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 STARTS = 8
-"""Random vectors, unless memory allows fewer."""
+"""Number of random vectors; fewer if memory is limited."""
 
 STEPS = 96
-"""Most passes over the matrix."""
+"""Maximum number of passes over the matrix."""
 
 CLOSE = 1e-5
-"""Relative error of the largest singular value at which the passes end."""
+"""Relative error of the largest singular value at which the passes stop."""
 
 _FEWEST = 32  # passes, for the sums
 _HELD = 1 << 28  # bytes of all vectors
 
 
 class Product:
-    """Accumulates `Aᵀ(A V)` and the sum of squares of A, from the blocks of A in C order.
+    """Accumulate `Aᵀ(A V)` and the sum of squares of A, from the blocks of A in C order.
 
     Args:
         shape: Rows and columns of A.
@@ -58,7 +58,7 @@ class Product:
             self._add(tile)
 
     def finish(self) -> tuple[Array, float]:
-        """The product, and the sum of squares."""
+        """The product and the sum of squares."""
         self._add(self._rows.rest())
         return self._product, self._squares
 
@@ -72,12 +72,13 @@ class Product:
 def estimate(
     multiply: Callable[[Array], tuple[Array, float]], shape: tuple[int, int], seed: int = 0
 ) -> tuple[Figures, dict[str, float]]:
-    """Figures of a matrix, and the error of each: absolute, of the largest singular value a bound, else standard.
+    """Estimate the figures of a matrix and their absolute errors: a bound for the largest singular value, else standard
+    errors.
 
     Args:
-        multiply: Gives `Aᵀ(A V)` and the sum of squares of A; one pass over A.
+        multiply: Callable that returns `Aᵀ(A V)` and the sum of squares of A in one pass over A.
         shape: Rows and columns.
-        seed: Of the random vectors.
+        seed: Seed of the random vectors.
 
     Raises:
         FloatingPointError: A has elements that are not finite.
@@ -104,7 +105,7 @@ def estimate(
         ritz = [_tridiagonal(diagonals[:, k], beside[:, k]) for k in range(starts)]
         top, which = max((float(values[-1]), k) for k, (values, _) in enumerate(ritz))
         error = float(beta[which] * abs(ritz[which][1][-1, -1]))
-        is_spent = not (beta > 1e-10 * max(top, 1e-300)).all()  # a space that the matrix maps to itself: exact
+        is_spent = not (beta > 1e-10 * max(top, 1e-300)).all()  # an invariant subspace: the result is exact
         is_close = steps >= _FEWEST and error <= 2 * CLOSE * top
         if is_spent or is_close or steps >= min(STEPS, columns):
             break
@@ -115,15 +116,15 @@ def estimate(
 
 
 def _tridiagonal(diagonal: Array, beside: Array) -> tuple[Array, Array]:
-    """Eigenvalues, none below zero, and eigenvectors of a symmetric tridiagonal matrix."""
+    """Non-negative eigenvalues, and eigenvectors, of a symmetric tridiagonal matrix."""
     values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, -1), UPLO="L")
     return np.maximum(values, 0), vectors
 
 
 class _Sums:
-    """Estimates of Σσ and Σ σ ln σ from one start: by a rule of Gauss, and by one of Gauss and Radau with a node at 0.
+    """Estimates of Σσ and Σ σ ln σ from one random vector, by a Gauss rule and a Gauss–Radau rule with a node at 0.
 
-    Of Σσ, the first is an upper and the second a lower bound of what more steps would give.
+    For Σσ, the first is an upper bound and the second a lower bound of the limit of more steps.
     """
 
     def __init__(self, diagonal: Array, beside: Array, beta: float, scale: float) -> None:

@@ -1,4 +1,4 @@
-"""The same question about several targets: a line for each, and one answer."""
+"""Results for several targets of one command: a line for each, and one exit status."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SIGNS = {FINE: "good", FINDING: "warn", ERROR: "error"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer for one target.
+    """Result for one target.
 
     Attributes:
         target: The target.
         outcome: `fine`, `finding`, or `error` if it could not be read.
-        cells: What the table shows of it; of an error, the message.
-        form: The result as JSON data; of an error, None.
+        cells: Cells of the table; for an error, its message.
+        form: The result as JSON data; None for an error.
     """
 
     target: str
@@ -39,18 +39,18 @@ class Answer:
     form: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
-        """The answer as JSON data."""
+        """The result as JSON data."""
         error = {"error": self.cells[0]} if self.outcome == ERROR else {}
         return {"target": self.target, "outcome": self.outcome, **error, **(self.form or {})}
 
 
 @dataclass(frozen=True, repr=False)
 class Several(Result):
-    """Answers for several targets; it prints as a table with a line for each.
+    """Results for several targets; prints as a table with a line for each.
 
     Attributes:
         columns: Titles of the columns.
-        answers: The answers, in the order of the targets.
+        answers: Results, in the order of the targets.
     """
 
     columns: tuple[str, ...]
@@ -63,11 +63,11 @@ class Several(Result):
         return next((each for each in (ERROR, FINDING) if each in outcomes), FINE)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """The results as JSON data."""
         return {"outcome": self.outcome, "targets": [answer.to_json() for answer in self.answers]}
 
     def tree(self) -> Tree:
-        """The table, and how many targets there are of each outcome."""
+        """The table, and the number of targets per outcome."""
         columns = [Column("target", style="name", shrink=True)]
         columns += [Column(title, right=True) for title in self.columns[:-1]]
         columns.append(Column(self.columns[-1], wraps=True))
@@ -103,7 +103,7 @@ class Shared(Several):
     duplicates: Duplicates
 
     def to_json(self) -> dict[str, Any]:
-        """`sources`, `same_content` and `extra_bytes` as of `duplicates`, and `errors`: target to message."""
+        """`sources`, `same_content` and `extra_bytes` as in `duplicates`, and `errors`: messages by target."""
         errors = {answer.target: answer.cells[0] for answer in self.answers if answer.outcome == ERROR}
         return {**self.duplicates.to_json(), "errors": errors}
 
@@ -117,12 +117,12 @@ def several(
     columns: Sequence[str],
     answer: Callable[[Any], tuple[str, Sequence[str], dict[str, Any] | None]],
 ) -> Several:
-    """Ask the same of every target. One that cannot be read does not end the others.
+    """Run a function on every target; an error of one target does not stop the others.
 
     Args:
         targets: The targets.
         columns: Titles of the columns.
-        answer: Gives outcome, cells and JSON data of one target.
+        answer: Callable that returns outcome, cells and JSON data of one target.
     """
     found = []
     for target in targets:
@@ -136,7 +136,7 @@ def several(
 
 
 def _said(error: TorchParamsError, target: str) -> str:
-    """The message without the target's own name, which stands beside it."""
+    """Message without the name of the target, which the table shows already."""
     return str(error).removeprefix(f"{target}: ")
 
 
@@ -157,7 +157,7 @@ def listed(params: Parameters) -> tuple[str, tuple[str, ...], dict[str, Any]]:
 
 
 def checked(stats: Stats, kinds: Iterable[str]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """The line of statistics: which flags of some kinds there are."""
+    """The line of statistics: the number of flags of the given kinds."""
     wanted = frozenset(kinds)
     flags = [flag for flag in stats.flags if flag.kind in wanted]
     counts: dict[str, int] = {}
@@ -184,6 +184,6 @@ def verified(found: Verification) -> tuple[str, tuple[str, ...], dict[str, Any]]
 
 
 def digested(found: Digests, kept: list[Digests]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """The line of a digest, which is kept to be searched for duplicates."""
+    """The line of a digest, which is also kept for the search of duplicates."""
     kept.append(found)
     return FINE, (f"{len(found.tensors):,}", found.digest), found.to_json()

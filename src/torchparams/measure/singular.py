@@ -1,12 +1,12 @@
-"""Singular values of matrices, and the figures that are made of them.
+"""Singular values of matrices, and norms and ranks computed from them.
 
 The singular values of a matrix A are the square roots of the eigenvalues of its Gram matrix, `AᵀA` or `AAᵀ`, whichever
-is smaller. The Gram matrix is accumulated in float64 while A is read, so that A need not be in memory, and its
+is smaller. The Gram matrix is accumulated in float64 while A is read, so A need not fit into memory, and its
 eigenvalues cost a fraction of a singular value decomposition of A.
 
-The price is resolution: an error of the Gram matrix of 10⁻¹⁶ of its largest eigenvalue hides singular values below
-about 10⁻⁸ of the largest one. Those below `RESOLUTION` of it are not told apart from zero here: the condition number is
-then a lower bound, and the tail's fit leaves them out. Above it, singular values are right to about 10⁻⁶ of themselves.
+The price is resolution. A relative error of 10⁻¹⁶ in the Gram matrix hides singular values below about 10⁻⁸ of the
+largest. Values below `RESOLUTION` times the largest are treated as unresolved: the condition number is then a lower
+bound, and the fit of the tail ignores them. Larger singular values have a relative error of about 10⁻⁶.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 RESOLUTION = 1e-5
-"""Singular values below this part of the largest one are not resolved."""
+"""Singular values below this fraction of the largest are not resolved."""
 
 TILE = 1 << 21
-"""Elements that are multiplied at once."""
+"""Number of elements to multiply at once."""
 
 TAIL = 50
-"""Fewest singular values that a tail is fitted to."""
+"""Minimum number of singular values for a fit of the tail."""
 
 
 class Rows:
-    """Whole rows of a matrix, cut from the blocks that it comes in.
+    """Split the blocks of a matrix into whole rows.
 
     Args:
         shape: Rows and columns of the matrix.
-        dtype: The type that rows are given in.
+        dtype: dtype of the rows.
     """
 
     def __init__(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -46,7 +46,7 @@ class Rows:
         self._filled = 0
 
     def add(self, block: Block) -> list[Array]:
-        """Take the next block, and give the tiles that it fills; each is valid until the next call."""
+        """Add the next block and return the tiles that it completes; they are valid until the next call."""
         values = block.values()
         found = []
         at = 0
@@ -56,24 +56,24 @@ class Rows:
             self._filled += count
             at += count
             if self._filled == len(self._flat):
-                # A block may fill several tiles only if it is larger than one: then each needs memory of its own.
+                # A block completes several tiles only if it is larger than one; then each needs its own memory.
                 found.append(self._tile.copy() if at < len(values) else self._tile)
                 self._filled = 0
         return found
 
     def rest(self) -> Array:
-        """The rows that fill no tile, after the last block."""
+        """The rows of the last, incomplete tile."""
         return self._tile[: self._filled // self._columns]
 
 
 class Gram:
-    """Accumulates the Gram matrix of the smaller side of a matrix, from its blocks in C order.
+    """Accumulate the Gram matrix of the smaller side of a matrix, from its blocks in C order.
 
-    Of a matrix with fewer rows than columns, all of it is held until the last block, in its own dtype.
+    A matrix with fewer rows than columns is kept in memory until the last block, in its own dtype.
 
     Args:
         shape: Rows and columns.
-        dtype: Element type of the blocks.
+        dtype: dtype of the blocks.
     """
 
     def __init__(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -103,7 +103,7 @@ class Gram:
         return self._sum
 
     def _add(self, tile: Array) -> None:
-        with np.errstate(all="ignore"):  # what is not finite shows in the sum
+        with np.errstate(all="ignore"):  # non-finite values show in the sum
             self._sum += tile.T @ tile
 
 
@@ -118,21 +118,21 @@ def singular_values(gram: Array) -> Array:
 
 
 class Figures(NamedTuple):
-    """Figures of the singular values σ of a matrix, in descending order.
+    """Quantities computed from the singular values σ of a matrix, in descending order.
 
     Attributes:
         spectral_norm: σ₁.
         nuclear_norm: Σσ.
         stable_rank: Σσ² / σ₁² (Rudelson and Vershynin, 2007).
         effective_rank: exp(−Σ p ln p) with p = σ / Σσ (Roy and Vetterli, 2007).
-        rank: Count of those above `RESOLUTION` · σ₁.
-        condition: σ₁ / σₙ; 1 / `RESOLUTION` where σₙ is not resolved; infinite for a matrix of zeros.
+        rank: Number of singular values above `RESOLUTION` · σ₁.
+        condition: σ₁ / σₙ; 1 / `RESOLUTION` if σₙ is not resolved; infinite for a zero matrix.
         is_bound: Whether the condition number is a lower bound.
-        tail_exponent: α of the power law that the largest eigenvalues σ² follow best; None for fewer than `TAIL`.
-        tail_distance: Its Kolmogorov–Smirnov distance.
-        edge: Largest singular value to expect of independent entries with the same mean square: s·(√m + √n)
+        tail_exponent: α of the power law that fits the largest eigenvalues σ² best; None for fewer than `TAIL`.
+        tail_distance: Kolmogorov–Smirnov distance of the fit.
+        edge: Expected largest singular value of a matrix with independent entries of the same mean square: s·(√m + √n)
             (Marchenko and Pastur, 1967).
-        spikes: Count of singular values above it.
+        spikes: Number of singular values above `edge`.
     """
 
     spectral_norm: float
@@ -149,7 +149,7 @@ class Figures(NamedTuple):
 
 
 def figures(values: Array, shape: tuple[int, int]) -> Figures:
-    """The figures of singular values in descending order.
+    """Compute the figures of singular values in descending order.
 
     >>> found = figures(np.array([2.0, 1.0]), (2, 2))
     >>> found.nuclear_norm, found.stable_rank, found.condition
@@ -179,7 +179,7 @@ def figures(values: Array, shape: tuple[int, int]) -> Figures:
 
 
 def edge_of(squares: float, shape: tuple[int, int]) -> float:
-    """The Marchenko–Pastur edge of the singular values of a matrix, by its sum of squares.
+    """The Marchenko–Pastur edge of the singular values of a matrix, from its sum of squares.
 
     >>> edge_of(4.0, (2, 2))
     2.8284271247461903
@@ -189,10 +189,10 @@ def edge_of(squares: float, shape: tuple[int, int]) -> float:
 
 
 def tail(values: Array) -> tuple[float | None, float | None]:
-    """The exponent of the power law p(x) ∝ x^−α of the tail of ascending positive numbers, and its distance.
+    """Fit a power law p(x) ∝ x^−α to the tail of ascending positive numbers; return α and the distance.
 
-    The tail begins where the fit is best: for each number as the lower end, α is the maximum-likelihood estimate, and
-    the end with the least Kolmogorov–Smirnov distance is taken (Clauset, Shalizi and Newman, 2009).
+    The tail begins where the fit is best: α is the maximum-likelihood estimate for each number as the lower end, and
+    the end with the smallest Kolmogorov–Smirnov distance is chosen (Clauset, Shalizi and Newman, 2009).
 
     >>> tail(np.arange(1.0, 10.0))
     (None, None)
@@ -201,7 +201,7 @@ def tail(values: Array) -> tuple[float | None, float | None]:
     if count < TAIL:
         return None, None
     logs = np.log(values)
-    # Of the tail from each number on: how many there are, and how far they lie above it.
+    # Number of values in the tail from each value on, and the sum of their distances above it.
     counts = np.arange(count, 0, -1)
     above = np.cumsum(logs[::-1])[::-1] - counts * logs
     best, least = None, math.inf

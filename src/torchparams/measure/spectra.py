@@ -1,4 +1,4 @@
-"""Singular values of matrices, and the figures that are made of them."""
+"""Singular values of matrices, and norms and ranks computed from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 EXACT = 4096
-"""Longest smaller side of a matrix of which all singular values are computed, unless told otherwise."""
+"""Largest smaller side of a matrix for which all singular values are computed by default."""
 
 
 def spectra(
@@ -41,34 +41,34 @@ def spectra(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Spectra:
-    """Compute the singular values of every matrix, and norms, ranks and the tail's exponent from them.
+    """Compute singular values, norms, ranks and tail exponents of matrices.
 
-    A tensor of shape (m, n) is a matrix. One of more dimensions is taken as the kernel of a convolution,
-    (out, in, …), and flattened to (out, in · …). Tensors of fewer dimensions are left out and counted. For stacks of
-    matrices (experts, m, n), name them by `stacked`: each matrix is a row of its own.
+    A tensor of shape (m, n) is a matrix. A tensor with more dimensions is treated as the kernel of a convolution, (out,
+    in, …), and flattened to (out, in · …). Tensors with fewer dimensions are omitted and counted. Select stacks of
+    matrices, of shape (experts, m, n), with `stacked`: each matrix is then one row.
 
-    Singular values are the square roots of the eigenvalues of the float64 Gram matrix. They are right to about 10⁻⁶ of
-    themselves down to 10⁻⁵ of the largest one, and not told apart from zero below that. A matrix whose smaller side is
-    longer than `exact` gets estimates, each with its error, and no singular values; see `Spectrum.errors`.
+    Singular values are the square roots of the eigenvalues of the float64 Gram matrix. Their relative error is about
+    10⁻⁶ down to 10⁻⁵ of the largest; smaller ones are not resolved. A matrix whose smaller side is longer than `exact`
+    gets estimates with errors and no singular values; see `Spectrum.errors`.
 
-    Memory is that of a Gram matrix (8 bytes × the smaller side squared) for each thread, and the matrix itself where it
-    has fewer rows than columns.
+    Each thread needs memory for a Gram matrix (8 bytes × the smaller side squared), and for the matrix itself if it has
+    fewer rows than columns.
 
     Args:
-        x: Anything that has parameters: a model, a checkpoint's path, a mapping of tensors, a plan.
-        selector: The tensors to measure; None for all.
-        exact: Longest smaller side for which all singular values are computed.
-        stacked: Selects tensors of three or more dimensions that are stacks of matrices: the last two dimensions are
-            the matrix.
-        sort: Column that rows are ordered by, `-` before it for descending; see `Spectra.sorted`.
-        limit: Most rows that printing shows; None for all.
-        strict: Refuse selectors of which any union branch matches nothing.
-        engine: The engine that reads, or its name (`ray`); a `ThreadEngine` that maps files unless given.
-        progress: Called with bytes read and bytes in all.
+        x: Model, checkpoint, mapping of tensors, or plan.
+        selector: Tensors to measure; None for all.
+        exact: Largest smaller side for which all singular values are computed.
+        stacked: Selector of tensors with three or more dimensions that are stacks of matrices: the last two dimensions
+            are the matrix.
+        sort: Column to sort by, with `-` before it for descending order; see `Spectra.sorted`.
+        limit: Maximum number of rows to print; None for all.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine or its name (`ray`); by default, a `ThreadEngine` that maps files.
+        progress: Callback with the bytes read so far and in total.
 
     Raises:
         NoMatch: A branch of a selector matches nothing.
-        SelectorError: No such column to sort by.
+        SelectorError: `sort` is not a column.
         SourceError: The source cannot be read.
 
     >>> import numpy as np
@@ -128,11 +128,11 @@ def spectra(
 
 
 class Matrix(Slice):
-    """A tensor as a matrix: elements as they are, under two dimensions.
+    """A tensor as a matrix: the same elements with two dimensions.
 
     Args:
         x: The tensor.
-        start, stop: The part of its first dimension that is the matrix.
+        start, stop: Range of its first dimension that is the matrix.
         shape: Rows and columns.
     """
 
@@ -142,18 +142,18 @@ class Matrix(Slice):
 
 
 def _floats(infos: Iterable[ParameterInfo], unread: list[Unread]) -> list[ParameterInfo]:
-    """The tensors of real floating-point values; the others are added to `unread`."""
+    """Tensors with real floating-point values; the others are added to `unread`."""
     found = []
     for info in infos:
         if info.dtype is not None and info.dtype.kind != "float":
-            unread.append(Unread(info.name, f"has values of {info.dtype}: a spectrum is of floating-point values"))
+            unread.append(Unread(info.name, f"has the dtype {info.dtype}: only floating-point tensors have a spectrum"))
         else:
             found.append(info)
     return found
 
 
 def _matrices(jobs: Iterable[Job], stacks: frozenset[str]) -> list[Job]:
-    """A job for each matrix."""
+    """Make a job for each matrix."""
     found = []
     for job in jobs:
         (row,) = job.rows
@@ -174,16 +174,16 @@ def _matrices(jobs: Iterable[Job], stacks: frozenset[str]) -> list[Job]:
 
 
 class SpectraTask(Task[Any, "Spectrum | Unread"]):
-    """The task that makes a row of each matrix, from all of its singular values."""
+    """Task that computes the row of each matrix from all of its singular values."""
 
     order = "stream"
 
     def begin(self, job: Job) -> Gram:
-        """Start from a Gram matrix of zeros."""
+        """Start with a Gram matrix of zeros."""
         return Gram(_sides(job), job.dtype.numpy)
 
     def combine(self, job: Job, parts: Sequence[Any]) -> Spectrum | Unread:
-        """The row."""
+        """Compute the row."""
         (gram,) = parts
         if not np.isfinite(gram).all():
             return Unread(job.key, _INFINITE)
@@ -207,7 +207,7 @@ def _row(job: Job, values: tuple[float, ...] | None, found: Figures, errors: dic
 
 
 def _estimate(job: Job, engine: Engine) -> Spectrum | Unread:
-    """The row of a large matrix: an engine run for each product."""
+    """Row of a large matrix; each product is one run of the engine."""
 
     def multiply(vectors: Any) -> tuple[Any, float]:
         task = Folding(lambda _: lanczos.Product(_sides(job), vectors), lambda _, parts: parts[0], "stream")

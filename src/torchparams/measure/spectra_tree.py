@@ -1,4 +1,4 @@
-"""The result of `spectra`: rows, and how they look."""
+"""Result of `spectra`: rows and their table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchparams.left_out import LeftOut
 
 ROWS_SHOWN = 40
-"""Rows that printing shows at most; the middle of more is left out and counted."""
+"""Default number of rows to print; the middle of longer tables is omitted and counted."""
 
 _KEYS = (
     *("name", "spectral_norm", "nuclear_norm", "stable_rank", "effective_rank"),
@@ -39,7 +39,7 @@ def _key(name: str) -> Callable[[Spectrum], Any]:
 
 
 SORT_KEYS = {key: _key(key) for key in _KEYS}
-"""Columns that rows can be ordered by; rows without a value come last."""
+"""Columns that rows can be sorted by; rows without a value come last."""
 
 COLUMNS = {
     "name": str,
@@ -65,29 +65,29 @@ _WIDTH = 10
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """The singular values σ₁ ≥ σ₂ ≥ … of a matrix, and figures of them.
+    """Singular values σ₁ ≥ σ₂ ≥ … of a matrix, and quantities computed from them.
 
     Attributes:
-        name: The tensor's name; with `[i]` behind it for a matrix of a stack.
+        name: Name of the tensor; followed by `[i]` for a matrix of a stack.
         shape: Rows and columns of the matrix.
-        dtype: Element type of the tensor.
-        singular_values: All of them, descending; None where they are estimated.
+        dtype: dtype of the tensor.
+        singular_values: All singular values, descending; None if they are estimated.
         spectral_norm: σ₁.
         nuclear_norm: Σσ.
         stable_rank: Σσ² / σ₁² (Rudelson and Vershynin, 2007).
         effective_rank: exp of the entropy of σ / Σσ (Roy and Vetterli, 2007).
-        rank: Count of singular values above 10⁻⁵ σ₁; None where they are estimated.
-        condition: σ₁ / σₙ; None where they are estimated.
-        is_bound: Whether the condition number is a lower bound, since σₙ is below 10⁻⁵ σ₁.
-        tail_exponent: α of the power law x^−α fitted to the tail of the eigenvalues σ² by maximum likelihood, with the
-            start of the tail at the least Kolmogorov–Smirnov distance (Clauset, Shalizi and Newman, 2009), as
-            WeightWatcher defines it (Martin and Mahoney, 2021). None for fewer than 50 singular values, or estimates.
-        tail_distance: The Kolmogorov–Smirnov distance of that fit.
-        edge: Largest singular value to expect of a matrix of independent entries with the same mean square
-            (Marchenko and Pastur, 1967): s · (√m + √n).
-        spikes: Count of singular values above the edge; None where they are estimated.
-        errors: Of estimates, the absolute error of each figure: a bound for `spectral_norm` and `stable_rank`, a
-            standard error for `nuclear_norm` and `effective_rank`. Empty where all singular values were computed.
+        rank: Number of singular values above 10⁻⁵ σ₁; None if they are estimated.
+        condition: σ₁ / σₙ; None if they are estimated.
+        is_bound: Whether the condition number is a lower bound, because σₙ is below 10⁻⁵ σ₁.
+        tail_exponent: α of the power law x^−α fitted to the tail of the eigenvalues σ² by maximum likelihood. The tail
+            starts at the smallest Kolmogorov–Smirnov distance (Clauset, Shalizi and Newman, 2009), as in WeightWatcher
+            (Martin and Mahoney, 2021). None for fewer than 50 singular values, or estimates.
+        tail_distance: Kolmogorov–Smirnov distance of that fit.
+        edge: Expected largest singular value of a matrix with independent entries of the same mean square: s · (√m +
+            √n) (Marchenko and Pastur, 1967).
+        spikes: Number of singular values above the edge; None if they are estimated.
+        errors: Absolute error of each estimate: a bound for `spectral_norm` and `stable_rank`, a standard error for
+            `nuclear_norm` and `effective_rank`. Empty if all singular values were computed.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Spectrum:
 
     @property
     def bars(self) -> str:
-        """The singular values from the largest to the smallest as text; their height is linear."""
+        """Sketch of the singular values as text, from the largest to the smallest, with linear height."""
         values = self.singular_values
         if not values or not values[0]:
             return ""
@@ -118,7 +118,7 @@ class Spectrum:
         return "".join(_BARS[max(round(value * 8), 1 if value > 0 else 0)] for value in shown)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON takes it."""
+        """The row as JSON data."""
         values = self.singular_values
         found = {key: getattr(self, key) for key in COLUMNS}
         return {
@@ -132,20 +132,20 @@ class Spectrum:
 
 @dataclass(frozen=True, repr=False)
 class Spectra(Result, Tabular):
-    """Singular values of matrices; it prints as a table.
+    """Singular values of matrices; prints as a table.
 
-    `found["name"]` is a row; iterating and `len` go over the rows.
+    `found["name"]` is a row; iteration and `len` cover the rows.
 
     Attributes:
-        label: Name of the source.
+        label: Label of the source.
         format: The kind of source.
-        selector: The selector that chose the tensors; None for all.
-        rows: The rows, in the source's order until `sorted` makes another.
-        unread: Matrices that could not be measured, and why.
-        others: Count of tensors that are not matrices: scalars and vectors.
-        limit: Most rows that are shown; None for all.
-        left_out: State that belongs to the source and is in no row.
-        narrow: One line about a `*` of the selector that matches a few tensors where `**` would match many more.
+        selector: Selector of the tensors; None for all.
+        rows: Rows, in the order of the source until sorted.
+        unread: Matrices that could not be measured, with reasons.
+        others: Number of tensors that are not matrices: scalars and vectors.
+        limit: Maximum number of rows to print; None for all.
+        left_out: State of the source that is in no row.
+        narrow: Hint if a `*` in the selector matches a few tensors where `**` would match many more.
     """
 
     columns = COLUMNS
@@ -173,14 +173,14 @@ class Spectra(Result, Tabular):
         raise UnknownName.among(name, [row.name for row in self.rows], self.label)
 
     def sorted(self, by: str) -> Spectra:
-        """The same with rows in another order.
+        """Return a copy with sorted rows.
 
         Args:
             by: `name`, `spectral_norm`, `nuclear_norm`, `stable_rank`, `effective_rank`, `condition`, `tail_exponent`,
-                `edge` or `spikes`; descending with `-` before it. Rows without a value come last.
+                `edge` or `spikes`; with `-` before it for descending order. Rows without a value come last.
 
         Raises:
-            SelectorError: It is none of these.
+            SelectorError: `by` is not one of these.
         """
         return replace(self, rows=in_order(self.rows, SORT_KEYS, by))
 
@@ -189,7 +189,7 @@ class Spectra(Result, Tabular):
         return self.rows
 
     def tree(self) -> Tree:
-        """The table, and below it what was not measured."""
+        """The table, followed by the tensors that were not measured."""
         parts: list[Text | Table] = [Text(printable(f"{self.label} ({self.format})"), "title")]
         if self.rows:
             columns = (
@@ -221,7 +221,7 @@ class Spectra(Result, Tabular):
         return Tree(tuple(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """The result as JSON data."""
         return {
             "source": self.label,
             "format": self.format,

@@ -1,1 +1,1 @@
-"""The record of a training: what every parameter does over the steps, and what is read out of it."""
+"""Recording of a training: statistics of every parameter over the steps, and their analysis."""

@@ -1,4 +1,4 @@
-"""What went wrong first in a training, and where."""
+"""Diagnosis of a training: what went wrong first, and in which parameter."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from torchparams.record.watchdogs import Watchdog
 
 BEFORE = 5
-"""Records shown before the first finding."""
+"""Number of records to show before the first finding."""
 
 OTHERS = 5
-"""Parameters shown that moved most then."""
+"""Number of other parameters to show: those that changed most at that record."""
 
 WATCHED = (
     *("weight_norm", "mean", "max_abs", "zeros", "nonfinite"),
     *("grad_nonfinite", "update_ratio", "dead_rows"),
 )
-"""Columns that watchdogs look at."""
+"""Columns that watchdogs check."""
 
 SHOWN = ("weight_norm", "grad_norm", "update_ratio", "max_abs")
-"""Columns shown of the parameter that went wrong."""
+"""Columns to show for the parameter of the first finding."""
 
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Result):
-    """What went wrong first.
+    """The first finding in a training, and its context.
 
     Attributes:
-        label: The record.
+        label: Path of the record.
         steps: First and last step; None without steps.
         first: The first finding; None if nothing was found.
         findings: All findings, by step.
-        before: Rows of the parameter up to the first finding: (step, column → value), oldest first.
+        before: Records of the parameter before the first finding, oldest first: step, and value by column.
         moved: Parameters whose update-to-weight ratio at that record is furthest from its median until then: name →
             ratio and median.
     """
@@ -64,7 +64,7 @@ class Diagnosis(Result):
         return self.first is None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """The result as JSON data."""
         return {
             "source": self.label,
             "steps": None if self.steps is None else list(self.steps),
@@ -79,7 +79,7 @@ class Diagnosis(Result):
         }
 
     def tree(self) -> Tree:
-        """The first finding, the steps before it, what else moved, and the other findings."""
+        """The first finding, the steps before it, other changed parameters, and the other findings."""
         parts: list[Text | Table] = [Text(printable(self.label), "title")]
         if self.steps is not None:
             parts.append(Text(f"steps {self.steps[0]:,} to {self.steps[1]:,}", "dim"))
@@ -92,7 +92,7 @@ class Diagnosis(Result):
             rows = [Row((f"{step:,}", *(number(values[key]) for key in SHOWN))) for step, values in self.before]
             parts.append(Table(columns, tuple(rows)))
         if self.moved:
-            parts.append(Text("what else moved then", "dim"))
+            parts.append(Text("other parameters that changed", "dim"))
             columns = (Column("name", style="name", shrink=True), Column("update ratio", right=True),
                        Column("median before", right=True))  # fmt: skip
             rows = [Row((name, number(ratio), number(usual))) for name, (ratio, usual) in self.moved.items()]
@@ -109,12 +109,12 @@ class Diagnosis(Result):
 def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnosis:
     """Find what went wrong first in a training, and where.
 
-    The watchdogs look at every record again; of a record by `tp.Recorder`, its own findings count too, for it looks at
-    gradients at every step.
+    The watchdogs check every record. For a record of `tp.Recorder`, the findings that it made during the training are
+    included, because it checks gradients at every step.
 
     Args:
         x: The directory of a record, checkpoints (see `tp.history`), or a `History`.
-        watchdogs: What is looked for.
+        watchdogs: Checks to run.
 
     Raises:
         SourceError: There is no record and no checkpoint, or a file cannot be read.
@@ -146,7 +146,7 @@ def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnos
 
 
 def _watched(found: History, watchdogs: tuple[Watchdog, ...]) -> list[RecordFinding]:
-    """What the watchdogs find in the rows of parameters, each once."""
+    """Findings of the watchdogs in the rows of parameters, each once."""
     names = [name for name in found.names if name in found.infos]
     place = {name: i for i, name in enumerate(names)}
     trainable = np.array([found.infos[name].requires_grad is not False for name in names], bool)
@@ -167,7 +167,7 @@ def _watched(found: History, watchdogs: tuple[Watchdog, ...]) -> list[RecordFind
             column[at] = data[key][rows]
             columns[key] = column
         if not before:
-            # What is zero at first may change by a large part of its norm.
+            # A parameter that starts at zero may change by a large part of its norm.
             since[~(columns["update_ratio"] > 0)] = step
         seen = Seen(step, names, trainable, columns, before, ratios, step - since < YOUNG)
         for watchdog in watchdogs:

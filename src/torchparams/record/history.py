@@ -1,4 +1,4 @@
-"""What parameters did over the steps of a training: from a record, or from its checkpoints."""
+"""History of parameters over the steps of a training, from a record or from checkpoints."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def history(
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
-    """Read the record of a training, or make one from its checkpoints.
+    """Read the history of a training from a record or from checkpoints.
 
-    Of checkpoints, every one is measured, and the differences of neighbours are the updates: `update_norm` is the norm
-    of the difference to the checkpoint before, `update_ratio` divides it by the norm that the parameter had there.
-    Gradients and histograms are not in a checkpoint.
+    Every checkpoint is measured, and the differences between consecutive checkpoints are the updates: `update_norm` is
+    the norm of the difference to the previous checkpoint, and `update_ratio` divides it by the norm of the parameter
+    there. Checkpoints have no gradients and no histograms.
 
     Args:
         x: The directory of a record (`tp.Recorder`); a directory with checkpoints (`step-100/`, `checkpoint-200/`,
             `epoch=3.ckpt`), a pattern such as `run/step-*`, or a list of checkpoints. The last number in the name of a
             checkpoint is its step.
-        selector: The parameters; None for all.
+        selector: Parameters to include; None for all.
         steps: First and last step, both included; None for an open end.
-        strict: Refuse selectors of which any union branch matches nothing.
-        engine: The engine that reads checkpoints; see `tp.stats`.
-        progress: Called with checkpoints done and checkpoints in all.
+        strict: Raise if any branch of a selector matches nothing.
+        engine: Engine that reads checkpoints; see `tp.stats`.
+        progress: Callback with the number of checkpoints done and in total.
 
     Raises:
         SourceError: There is no record and no checkpoint, or a file cannot be read.
@@ -88,7 +88,7 @@ def _of_record(path: str) -> History:
     columns["counts"] = table.column("counts")
     columns["overwritten"] = _overwritten(columns["step"], columns["session"])
     numbers = read_table(path, "numbers")
-    # Of a step that was run twice, the later session counts.
+    # If a step was run twice, the later session counts.
     logged: dict[str, dict[int, float]] = {}
     for step, name, value in zip(*(numbers.column(key).to_pylist() for key in ("step", "name", "value")), strict=True):
         logged.setdefault(name, {})[step] = value
@@ -108,7 +108,7 @@ def _of_record(path: str) -> History:
 
 
 def _coded(column: Any) -> tuple[list[str], Array]:
-    """The names in a dictionary column, in the order of their first rows, and the place of each row's."""
+    """Names in a dictionary column, in the order of their first rows, and the index of the name of each row."""
     column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if not len(column):
         return [], np.empty(0, np.intp)
@@ -116,7 +116,7 @@ def _coded(column: Any) -> tuple[list[str], Array]:
 
 
 def _overwritten(steps: Array, sessions: Array) -> Array:
-    """Which rows a later session wrote again: those at its first step or later."""
+    """Mask of rows that a later session ran again: those at its first step or later."""
     found = np.zeros(len(steps), bool)
     for session in np.unique(sessions)[1:]:
         first = steps[sessions == session].min()
@@ -147,11 +147,11 @@ def _infos(head: Mapping[str, Any]) -> dict[str, ParameterInfo]:
 
 
 def checkpoints_of(x: object) -> list[tuple[int, Any]]:
-    """Step and target of each checkpoint, in the order of the steps.
+    """Step and target of each checkpoint, sorted by step.
 
     Raises:
-        SourceError: There are none.
-        OptionError: Two have one step.
+        SourceError: There are no checkpoints.
+        OptionError: Two checkpoints have the same step.
     """
     if isinstance(x, str | os.PathLike):
         path = os.fspath(x)
@@ -165,16 +165,16 @@ def checkpoints_of(x: object) -> list[tuple[int, Any]]:
             raise SourceError(
                 "no record and no checkpoints of several steps",
                 where=path,
-                hint="give the directory of a record, or of checkpoints named by their steps, or a pattern",
+                hint="pass the directory of a record or of checkpoints named by their steps, or a pattern",
             )
         steps = [int(found[1]) if (found := _NUMBER.search(os.path.basename(target))) else i
                  for i, target in enumerate(targets)]  # fmt: skip
         if len(set(steps)) < len(steps):
-            raise OptionError("two checkpoints have the same step", where=path, hint="give a pattern that matches one")
+            raise OptionError("two checkpoints have the same step", where=path, hint="pass a pattern that matches one")
         return sorted(zip(steps, targets, strict=True), key=lambda pair: pair[0])
     if isinstance(x, list | tuple) and x:
         return list(enumerate(x))
-    raise OptionError(f"a history is of a directory, a pattern or a list of checkpoints, not {type(x).__name__}")
+    raise OptionError(f"history needs a directory, a pattern or a list of checkpoints, not {type(x).__name__}")
 
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -216,7 +216,7 @@ def _of_checkpoints(
                 repeated.append((step, before[0]))
             for row in changes:
                 if row.compared is not None and not row.opaque:
-                    ratio = row.relative if row.compared.aa else np.nan  # of nothing, there is no part
+                    ratio = row.relative if row.compared.aa else np.nan  # a zero norm has no ratio
                     updates[row.name] = row.compared.distance, ratio
         for each in measured:
             update, ratio = updates.get(each.name, (np.nan, np.nan))

@@ -1,4 +1,4 @@
-"""The result of `history`: columns over steps and parameters, and how they look."""
+"""Result of `history`: columns over steps and parameters, and their table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUMBERS = (
     *("weight_norm", "mean", "std", "max_abs", "zeros", "nonfinite"),
     *("grad_norm", "grad_nonfinite", "update_norm", "update_ratio", "dead_rows"),
 )
-"""Columns with numbers; NaN where a step has none."""
+"""Numeric columns; NaN if a step has no value."""
 
 COLUMNS: dict[str, Any] = {
     "step": int,
@@ -40,7 +40,7 @@ COLUMNS: dict[str, Any] = {
     "exponent": float,
     "counts": list[int],
 }
-"""The columns of the table for other libraries."""
+"""Columns of the exported table."""
 
 ROWS_SHOWN = 40
 _BARS = "▁▂▃▄▅▆▇█"
@@ -54,16 +54,16 @@ class HistoryRow(NamedTuple):
         step: The step.
         name: The parameter, or the group.
         kind: `parameter` or `group`.
-        session: Which run of a training that was resumed, from 0.
+        session: Number of the run, from 0, if the training was resumed.
         overwritten: Whether a later session ran the step again.
-        weight_norm, mean, std, max_abs: L2 norm, mean, standard deviation and greatest magnitude of the elements.
-        zeros: Share of elements that are zero.
-        nonfinite: Count of NaN and infinities.
-        grad_norm, grad_nonfinite: L2 norm of the gradient's finite elements, and count of the others.
-        update_norm: L2 norm of what the step changed.
-        update_ratio: The same divided by the norm before the step.
-        dead_rows: Count of rows whose gradient is zero.
-        exponent, counts: Elements of a magnitude from 2^exponent on, a count for each power of two.
+        weight_norm, mean, std, max_abs: L2 norm, mean, standard deviation and largest magnitude of the elements.
+        zeros: Fraction of elements that are zero.
+        nonfinite: Number of NaN and infinities.
+        grad_norm, grad_nonfinite: L2 norm of the finite elements of the gradient, and number of the others.
+        update_norm: L2 norm of the change in the step.
+        update_ratio: `update_norm` divided by the norm before the step.
+        dead_rows: Number of rows whose gradient is zero.
+        exponent, counts: Histogram of magnitudes: number of elements per power of two, from 2^exponent on.
     """
 
     step: int
@@ -88,7 +88,7 @@ class HistoryRow(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class History(Result, Tabular):
-    """Numbers of parameters over steps; it prints as a table with a curve for each parameter.
+    """Statistics of parameters over steps; prints as a table with a curve for each parameter.
 
     `found["name"]` is a mapping from columns to arrays over the steps of one parameter.
 
@@ -97,13 +97,13 @@ class History(Result, Tabular):
         format: `record` or `checkpoints`.
         infos: Name → info of the parameters.
         names: Parameters and groups that have rows.
-        codes: The place in `names` of each row.
-        data: Column → array of all rows.
-        numbers: Numbers that were logged: name → step → value.
+        codes: Index in `names` for each row.
+        data: Array of all rows by column.
+        numbers: Logged numbers: name → step → value.
         findings: Findings of watchdogs, by step.
-        repeated: Steps whose checkpoints have the same bytes as the one before: pairs of steps.
-        shown: The column whose curves are printed.
-        limit: Most parameters printed; None for all.
+        repeated: Pairs of consecutive steps whose checkpoints have the same bytes.
+        shown: Column whose curves are printed.
+        limit: Maximum number of parameters to print; None for all.
     """
 
     columns = COLUMNS
@@ -122,7 +122,7 @@ class History(Result, Tabular):
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
-        """The steps, ascending."""
+        """Steps, ascending."""
         return tuple(np.unique(self.data["step"]).tolist())
 
     def __len__(self) -> int:
@@ -139,12 +139,12 @@ class History(Result, Tabular):
     def select(
         self, selector: object = None, *, steps: tuple[int | None, int | None] | None = None, strict: bool = True
     ) -> History:
-        """The history of some parameters and steps; groups stay.
+        """Select parameters and steps; groups are kept.
 
         Args:
-            selector: The parameters; None for all.
+            selector: Parameters to include; None for all.
             steps: First and last step, both included; None for an open end.
-            strict: Refuse selectors of which any union branch matches nothing.
+            strict: Raise if any branch of a selector matches nothing.
 
         Raises:
             NoMatch: A branch of the selector matches nothing.
@@ -171,7 +171,7 @@ class History(Result, Tabular):
         return replace(self, names=names, codes=codes, data=columns, findings=findings)
 
     def rows(self) -> list[HistoryRow]:
-        """All rows, as they were written."""
+        """All rows, in the order in which they were written."""
         columns = self.data
         counts = [None] * len(self) if columns["counts"] is None else columns["counts"].to_pylist()
         names = [self.names[code] for code in self.codes]
@@ -184,13 +184,13 @@ class History(Result, Tabular):
         return self.rows()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The rows as an Arrow C stream; a NaN is null."""
+        """The rows as an Arrow C stream; NaN becomes null."""
         from torchparams.render.arrow import stream
 
         return stream([_Nulls(row) for row in self.rows()], COLUMNS)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it; a number that was not recorded is null."""
+        """The result as JSON data; a number that was not recorded is null."""
         rows = []
         for row in self.rows():
             found = row._asdict()
@@ -206,13 +206,13 @@ class History(Result, Tabular):
         }
 
     def showing(self, column: str, limit: int | None = ROWS_SHOWN) -> History:
-        """The same, printed with the curves of another column.
+        """Return a copy that prints the curves of another column.
 
         Raises:
             OptionError: There is no such column.
         """
         if column not in NUMBERS:
-            raise OptionError(f"there is no column {column!r}", exists="columns are " + ", ".join(NUMBERS))
+            raise OptionError(f"there is no column {column!r}", exists="columns: " + ", ".join(NUMBERS))
         return replace(self, shown=column, limit=limit)
 
     def tree(self) -> Tree:
@@ -253,7 +253,7 @@ class History(Result, Tabular):
 
 
 def curve(values: Array, width: int = _CURVE) -> str:
-    """Values over time as text, from the least to the greatest.
+    """Draw values over time as text, scaled from the minimum to the maximum.
 
     >>> curve(np.arange(8.0))
     '▁▂▃▄▅▆▇█'
@@ -270,7 +270,7 @@ def curve(values: Array, width: int = _CURVE) -> str:
 
 
 class _Nulls:
-    """A row whose NaN are None: null for Arrow."""
+    """A row with None instead of NaN, which Arrow exports as null."""
 
     __slots__ = ("_row",)
 

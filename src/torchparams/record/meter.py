@@ -1,7 +1,7 @@
-"""Norms, means and counts of many tensors at once, where they lie.
+"""Norms, means and counts of many tensors at once, on their own device.
 
-Tensors in the CPU's memory are measured by one call of a kernel over their addresses. Tensors of an accelerator are
-measured by torch's operations there, and one transfer brings the numbers.
+Tensors in CPU memory are measured with one kernel call over their addresses. Tensors on an accelerator are measured
+with torch operations there, and one transfer fetches the numbers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Measured:
     """Numbers of tensors, a row for each.
 
     Attributes:
-        counts: Elements; int64, shape (n,).
-        sums, norms, most: Of finite elements the sum, the L2 norm and the greatest magnitude; float64, (n,).
-        zeros, nonfinite: Count of elements that are zero, and of NaN and infinities; int64, (n,).
-        exponents: Counts per power of two, see `sketch.moments.EXPONENTS`; int64, (n, 256). None if not asked for.
+        counts: Number of elements; int64, shape (n,).
+        sums, norms, most: Sum, L2 norm and largest magnitude of the finite elements; float64, (n,).
+        zeros, nonfinite: Number of elements that are zero, and of NaN and infinities; int64, (n,).
+        exponents: Histograms of magnitudes, see `sketch.moments.EXPONENTS`; int64, (n, 256). None if not requested.
     """
 
     counts: Array
@@ -50,21 +50,21 @@ class Measured:
 
     @property
     def means(self) -> Array:
-        """The mean of the finite elements; NaN of none."""
+        """Mean of the finite elements; NaN if there are none."""
         with np.errstate(all="ignore"):
             found: Array = self.sums / (self.counts - self.nonfinite)
         return found
 
     @property
     def deviations(self) -> Array:
-        """The standard deviation of the finite elements, with n - 1; NaN of a single one."""
+        """Standard deviation of the finite elements, with n - 1; NaN for a single element."""
         with np.errstate(all="ignore"):
             count = self.counts - self.nonfinite
             found: Array = np.sqrt(np.maximum(np.square(self.norms) - self.sums**2 / count, 0) / (count - 1))
         return found
 
     def grouped(self, members: Sequence[Sequence[int]]) -> Measured:
-        """The numbers of groups of rows, given by their places."""
+        """Combine rows into groups, given by row numbers."""
         sums = [getattr(self, key) for key in ("counts", "sums", "zeros", "nonfinite")]
         counts, total, zeros, nonfinite = (np.array([column[list(m)].sum() for m in members]) for column in sums)
         norms = np.array([together(self.norms[list(m)]) for m in members])
@@ -73,13 +73,13 @@ class Measured:
         return Measured(counts, total, norms, most, zeros, nonfinite, exponents)
 
     def packed(self) -> Array:
-        """All columns as one array of float64, which ranks exchange; counts are exact below 2^53."""
+        """All columns as one float64 array, which ranks exchange; counts are exact below 2^53."""
         columns = [self.norms, self.most, self.counts, self.sums, self.zeros, self.nonfinite]
         return np.column_stack([*columns, *([] if self.exponents is None else [self.exponents])]).astype(np.float64)
 
     @classmethod
     def unpacked(cls, ranks: Array) -> Measured:
-        """The numbers of whole tensors, from the `packed` numbers of the parts; shape (ranks, n, columns)."""
+        """Combine the `packed` numbers of all parts, of shape (ranks, n, columns), for whole tensors."""
         norms, most, total = together(ranks[:, :, 0]), ranks[:, :, 1].max(axis=0), ranks[:, :, 2:].sum(axis=0)
         counts, zeros, nonfinite = (total[:, i].astype(np.int64) for i in (0, 2, 3))
         exponents = total[:, 4:].astype(np.int64) if total.shape[1] > 4 else None
@@ -91,8 +91,8 @@ class _Alike:
     """Tensors that are measured together.
 
     Attributes:
-        places: Their places among all tensors.
-        layout: How they are cut for the kernel; None for tensors that torch measures.
+        places: Indexes among all tensors.
+        layout: Layout for the kernel; None for tensors that torch measures.
     """
 
     places: list[int]
@@ -103,7 +103,7 @@ class Meter:
     """Measures the same tensors, or others of the same shapes, at many steps.
 
     Args:
-        by_torch: Let torch measure all tensors, as it does those of an accelerator.
+        by_torch: Measure all tensors with torch, as for an accelerator.
     """
 
     def __init__(self, *, by_torch: bool = False) -> None:
@@ -111,13 +111,13 @@ class Meter:
         self._plans: dict[tuple[Any, ...], list[_Alike]] = {}
 
     def measure(self, tensors: Sequence[torch.Tensor | None], *, exponents: bool = False) -> Measured:
-        """Measure tensors; a row for each, of zeros where there is None.
+        """Measure tensors: one row each, with zeros for None.
 
-        Sparse tensors are measured by their values. A DTensor is measured by this rank's part.
+        For a sparse tensor, its stored values are measured; for a DTensor, the part on this rank.
 
         Args:
             tensors: The tensors.
-            exponents: Make the histograms of magnitudes too.
+            exponents: Compute histograms of magnitudes too.
         """
         found = Measured.empty(len(tensors), exponents)
         held = [None if tensor is None else plain(tensor) for tensor in tensors]
@@ -134,16 +134,16 @@ class Meter:
             found.norms[at] = _roots(got.squares, got.most, some)
             if found.exponents is not None:
                 found.exponents[at] = got.exponents
-        for alike, rows in remote:  # all are on their way before the first is waited for
+        for alike, rows in remote:  # all transfers start before the first is awaited
             _fill(found, alike.places, rows.cpu().numpy())
         return found
 
     def distance(self, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> Array:
-        """Norms of the differences between tensors and others, and of the others; float64, shape (n, 2).
+        """Norms of `tensors` - `others`, and norms of `others`; float64, shape (n, 2).
 
         Args:
             tensors: The tensors.
-            others: As many, of the same shapes, strides and dtypes.
+            others: Tensors with the same shapes, strides and dtypes.
         """
         import torch
 
@@ -167,7 +167,7 @@ class Meter:
         return found
 
     def nonfinite(self, tensors: Sequence[torch.Tensor | None]) -> Flags:
-        """Whether tensors have NaN or infinities; on an accelerator, nothing is waited for."""
+        """Whether tensors have NaN or infinities; does not wait for an accelerator."""
         import torch
 
         held = [None if tensor is None else plain(tensor) for tensor in tensors]
@@ -216,8 +216,8 @@ class Flags:
     """Which tensors have NaN or infinities.
 
     Args:
-        local: Places of those that are known.
-        flags: Places, and a tensor of flags on an accelerator for them.
+        local: Indexes of tensors that are known to have some.
+        flags: Indexes, and a tensor with their flags on an accelerator.
     """
 
     def __init__(self, local: list[int], flags: list[tuple[list[int], torch.Tensor]]) -> None:
@@ -225,11 +225,11 @@ class Flags:
 
     @property
     def is_here(self) -> bool:
-        """Whether no accelerator has to be waited for."""
+        """Whether the result is available without waiting for an accelerator."""
         return not self._flags
 
     def places(self) -> list[int]:
-        """The places, in order; this waits for an accelerator."""
+        """Sorted indexes of these tensors; waits for an accelerator."""
         found = list(self._local)
         for places, flags in self._flags:
             found += [place for place, flag in zip(places, flags.cpu().tolist(), strict=True) if flag]
@@ -237,7 +237,7 @@ class Flags:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The numbers of a tensor as one that is strided, dense and real; the tensor itself wherever it can be."""
+    """The elements of a tensor as a strided, dense, real tensor; the tensor itself if possible."""
     import torch
 
     tensor = tensor.detach()
@@ -250,7 +250,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.is_contiguous():
         return tensor
-    # Any order of the elements will do, if there is none between them.
+    # The order of the elements does not matter if the memory is dense.
     strides, shape = tuple(tensor.stride()), tuple(tensor.shape)
     dense = tensor.permute(sorted(range(tensor.dim()), key=lambda d: (-strides[d], -shape[d])))
     return dense if dense.is_contiguous() else tensor.contiguous()
@@ -261,7 +261,7 @@ def _floating(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _wider(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32, so that a difference is not rounded to few bits."""
+    """Convert to at least float32, so that differences keep precision."""
     return tensor if tensor.dtype.is_floating_point and tensor.dtype.itemsize >= 4 else tensor.float()
 
 
@@ -272,7 +272,7 @@ def _wide(tensor: torch.Tensor) -> torch.dtype | None:
 
 
 def _measured(tensors: Sequence[Any], exponents: bool) -> torch.Tensor:
-    """A row of numbers for each tensor, on its device: count, sum, norm, greatest, zeros, nonfinite, histogram."""
+    """Numbers for each tensor, on its device: count, sum, norm, maximum, zeros, nonfinite, histogram."""
     import torch
 
     rows = []
@@ -313,7 +313,7 @@ def _fill(found: Measured, places: list[int], rows: Array) -> None:
 
 
 def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Array:
-    """Norms; tensors of float64 whose squares overflow or vanish are scaled first."""
+    """Norms; float64 tensors whose squares overflow or underflow are scaled first."""
     with np.errstate(invalid="ignore"):
         norms: Array = np.sqrt(squares)
     lost = np.isinf(squares) | ((squares < 1e-280) & (most > 0))
@@ -324,7 +324,7 @@ def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Arra
 
 
 def together(norms: Array) -> Array:
-    """The norm of several tensors together, by the norm of each; along the first dimension.
+    """Combine the norms of several tensors along the first dimension.
 
     >>> together(np.array([[3.0], [4.0]])).tolist()
     [5.0]

@@ -1,4 +1,4 @@
-"""The ranks of a training: which of them writes, and how parts of sharded parameters come together."""
+"""Ranks of a training: which rank writes, and how numbers of sharded parameters are combined."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Team:
-    """The ranks of a training, seen from one of them.
+    """The ranks of a training, as seen from one rank.
 
     Args:
         tensors: The parameters.
 
     Attributes:
         is_first: Whether this rank writes the record: rank 0, or the only one.
-        is_sharded: Whether a parameter is sharded, so that ranks hold parts.
+        is_sharded: Whether any parameter is sharded.
     """
 
     def __init__(self, tensors: Sequence[Any]) -> None:
@@ -36,7 +36,7 @@ class Team:
         self._tensors = tensors
 
     def agree(self, number: int) -> int:
-        """The number of rank 0; a collective if parameters are sharded."""
+        """Return the number of rank 0; a collective if parameters are sharded."""
         if not self.is_sharded:
             return number
         return int(self._gather(np.array([[float(number)]]))[0][0, 0])
@@ -44,10 +44,10 @@ class Team:
     def collect(
         self, parts: Sequence[Measured], apart: Array | None, first: Array
     ) -> tuple[list[Measured], Array | None, Array]:
-        """The numbers of whole parameters, by one collective; none for parameters that are not sharded.
+        """Combine the numbers of whole parameters with one collective, if any parameter is sharded.
 
         Args:
-            parts: Numbers of this rank's parts, a row for each parameter.
+            parts: Numbers of the parts on this rank, one row per parameter.
             apart: Norms of differences and of weights, see `Meter.distance`; None if they were not measured.
             first: The first step with a gradient that is not finite; infinite for none.
         """
@@ -63,7 +63,7 @@ class Team:
         return whole, None if apart is None else together(pieces[-1]), ranks[:, :, -1].min(axis=0)
 
     def _counts(self, tensor: Any) -> bool:
-        """Whether this rank's part counts: of replicas, one does; of a plain tensor, that of rank 0."""
+        """Whether the part on this rank counts: one of several replicas, and rank 0 for a plain tensor."""
         if not is_dtensor(tensor):
             return self.is_first
         place = tensor.device_mesh.get_coordinate()

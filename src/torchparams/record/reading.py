@@ -1,4 +1,4 @@
-"""What is recorded of a model: its parameters, resolved once, and again when the model changes."""
+"""Parameters of a recorded model, listed once, and again when the model changes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """The parameters of a model, and buffers of its frozen modules.
+    """The parameters of a model, and the buffers of its frozen modules.
 
-    A frozen module is one whose parameters are all frozen: its running statistics are not meant to move either.
+    A frozen module is one whose parameters are all frozen; its running statistics should not change either.
 
     Args:
         model: A live `nn.Module`.
-        rows: Selects weights whose dead rows are counted; None for none.
+        rows: Selector of weights whose dead rows are counted; None for none.
 
     Attributes:
         label: Name of the model.
@@ -50,7 +50,7 @@ class Reading:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the model again; whether its tensors are others than before."""
+        """Read the model again; return whether its tensors have changed."""
         tensors = {**self.source.keys(), **self._frozen_buffers()}
         trainable = [tensor.requires_grad for tensor in tensors.values()]
         same = len(tensors) == len(self.tensors) and all(
@@ -83,7 +83,7 @@ class Reading:
         return found
 
     def local(self) -> list[torch.Tensor]:
-        """The tensors without autograd, as they are now; of a DTensor this rank's part."""
+        """The current tensors, detached; for a DTensor, the part on this rank."""
         return [getattr(tensor, "_local_tensor", tensor).detach() for tensor in self.tensors]
 
     def gradients(self) -> list[torch.Tensor | None]:
@@ -91,7 +91,7 @@ class Reading:
         return [tensor.grad for tensor in self.tensors]
 
     def dead_rows(self, grads: Sequence[torch.Tensor | None]) -> list[int | None]:
-        """Count of rows whose gradient is zero throughout, of the weights that were selected."""
+        """Number of rows with an all-zero gradient, for the selected weights."""
         found: list[int | None] = []
         for grad, chosen in zip(grads, self._chosen, strict=True):
             if not chosen or grad is None or grad.layout is not _strided():
@@ -102,7 +102,7 @@ class Reading:
         return found
 
     def head(self) -> dict[str, Any]:
-        """What `record.json` says of the model."""
+        """Description of the model for `record.json`."""
         return {
             "model": self.label,
             "parameters": [

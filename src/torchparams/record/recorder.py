@@ -1,4 +1,4 @@
-"""The flight recorder: what every parameter of a model does over a training."""
+"""Recorder of statistics of every parameter during a training."""
 
 from __future__ import annotations
 
@@ -32,61 +32,61 @@ if TYPE_CHECKING:
     Sink = Callable[[int, Mapping[str, float]], object]
 
 QUANTITIES = ("weights", "gradients", "updates", "histograms")
-"""What is recorded, and how often can be said of each."""
+"""Quantities to record, each with its own interval."""
 
 LONGEST = 100
-"""Most steps between two full records, unless told otherwise."""
+"""Default maximum number of steps between two full records."""
 
 SHORTEST = 10
-"""Fewest steps between two full records, unless told otherwise."""
+"""Default minimum number of steps between two full records."""
 
 BUDGET = 0.005
-"""Share of the run that full records may take, unless told otherwise."""
+"""Default fraction of the run time for full records."""
 
 FLUSH_SECONDS = 30.0
 FLUSH_BYTES = 64 << 20
 
 
 class Recorder(Result):
-    """Records what every parameter does over a training, at a small share of its time.
+    """Record statistics of every parameter during a training, at a small cost.
 
-    Call `step` after `optimizer.step()` and before `zero_grad()`. A record holds, for every parameter, the norms of the
-    weight, the gradient and the update, the update-to-weight ratio, mean, standard deviation, greatest magnitude, share
-    of zeros, count of non-finite elements, and a histogram of magnitudes (a count for each power of two). Non-finite
-    gradients are looked for at every step. `tp.history` and `tp.diagnose` read the record.
+    Call `step` after `optimizer.step()` and before `zero_grad()`. A record has, for every parameter, the norms of the
+    weight, gradient and update, the update-to-weight ratio, mean, standard deviation, largest magnitude, fraction of
+    zeros, number of non-finite elements, and a histogram of magnitudes (one bin per power of two). Gradients are
+    checked for non-finite elements at every step. `tp.history` and `tp.diagnose` read the record.
 
-    The model is not changed. Inside `with`, a hook of the optimizer keeps a copy of the weights before steps whose
-    update is recorded: the memory of one more copy of the parameters.
+    The model is not changed. Inside `with`, a hook of the optimizer copies the weights before each step whose update is
+    recorded, which needs memory for one more copy of the parameters.
 
     With several ranks, rank 0 writes. Parts of sharded parameters are combined by one collective for each record, which
-    all ranks enter; steps without a record communicate nothing.
+    all ranks enter; steps without a record do not communicate.
 
     Args:
         model: A live `nn.Module`.
         optimizer: Its optimizer, or a list of them.
-        path: The directory of the record; made if it does not exist.
+        path: Directory of the record; created if it does not exist.
         every: Steps between two records: a number, or a mapping from `weights`, `gradients`, `updates` and `histograms`
-            to numbers, where 0 or nothing is never. None records everything at step 0 and at least every 100 steps,
-            more often where that costs less than half a per cent of the run.
-        by: Groups that get rows too: `module`, `layer` or `dtype`, a selector or a list of them.
-        rows: Selects weights whose dead rows are counted: rows of which all gradients are zero.
-        resume: Go on with the record in `path`: steps count from its last one.
+            to numbers, where 0 or a missing key means never. None records everything at step 0 and at least every 100
+            steps, or more often if that costs less than 0.5 % of the run.
+        by: Groups to record too: `module`, `layer` or `dtype`, a selector or a list of them.
+        rows: Selector of weights whose dead rows are counted: rows with only zero gradients.
+        resume: Continue the record in `path`, after its last step.
         start: Number of the first step; 0, or the one after the last of a resumed record.
-        watchdogs: What is looked out for.
-        on_finding: Called with every finding, a `RecordFinding`.
-        sinks: Called with the step and the numbers of every record, by names such as `weight_norm/fc.weight`: see
+        watchdogs: Checks to run.
+        on_finding: Callback with every finding, a `RecordFinding`.
+        sinks: Callbacks with the step and the numbers of every record, under names such as `weight_norm/fc.weight`: see
             `record.sinks`.
-        quiet: Print no findings to standard error.
+        quiet: Do not print findings to standard error.
 
     Raises:
         UnsupportedSource: `model` is not a module, or `optimizer` not an optimizer.
-        OptionError: `every` names no quantity.
-        WriteError: There is a record in `path` already, or it cannot be written.
+        OptionError: `every` has an unknown key.
+        WriteError: `path` already has a record, or cannot be written.
         MissingDependency: pyarrow is not installed.
 
     Attributes:
-        findings: What the watchdogs found so far.
-        cost: Share of the time since `with` began that went into recording.
+        findings: Findings so far.
+        cost: Fraction of the time since the start of `with` spent on recording.
 
     >>> import tempfile, torch
     >>> import torchparams as tp
@@ -128,7 +128,7 @@ class Recorder(Result):
         self._reading = Reading(model, rows)
         self._team = Team(self._reading.tensors)
         if by is not None:
-            groups_of(self._reading.infos, by, where=self._reading.label)  # its errors come before the training
+            groups_of(self._reading.infos, by, where=self._reading.label)  # raises before the training starts
         self._watchdogs = tuple(watchdogs)
         self._on_finding, self._sinks, self._quiet = on_finding, tuple(sinks), quiet
         self.path = os.fspath(path)
@@ -143,7 +143,7 @@ class Recorder(Result):
         self._old: list[Any] | None = None
         self._has_old = self._stepped = False
         self._interval = SHORTEST
-        self._due = self._next  # the next full record, where the interval adapts
+        self._due = self._next  # next full record, if the interval adapts
         self._numbers: list[tuple[int, str, float]] = []
         self._pending: list[tuple[int, Any]] = []
         self._forget()
@@ -170,18 +170,18 @@ class Recorder(Result):
         self.flush()
 
     def log(self, **numbers: float) -> None:
-        """Keep numbers such as the loss with the step that the next call of `step` completes.
+        """Record numbers such as the loss for the step that the next call of `step` completes.
 
         Args:
-            numbers: Name → number; a tensor of one element is read, which waits for an accelerator.
+            numbers: Numbers by name; reading a tensor of one element waits for an accelerator.
         """
         self._numbers += [(self._next, name, float(value)) for name, value in numbers.items()]
 
     def step(self) -> bool:
-        """Record a step, if it is due; call it after `optimizer.step()` and before `zero_grad()`.
+        """Record a step if it is due; call this after `optimizer.step()` and before `zero_grad()`.
 
-        A call without a step of the optimizer before it is a part of an accumulated batch, and counts no step; unless
-        gradients are not finite: then a scaler skipped the step.
+        A call without an optimizer step before it is part of gradient accumulation and is not counted. The exception is
+        a non-finite gradient: then a scaler skipped the step, and it is counted.
 
         Returns:
             Whether a step was counted.
@@ -214,7 +214,7 @@ class Recorder(Result):
             self._look_back()
             self._check_weights(step)
         elif flags.is_here and not flags.places():
-            self._pending.pop()  # nothing to look back at
+            self._pending.pop()  # nothing to report
         self._has_old = False
         self._spend(begun)
         if due and self._every is None:
@@ -226,7 +226,7 @@ class Recorder(Result):
         return True
 
     def flush(self) -> None:
-        """Write what was recorded since the last flush; it happens by itself about twice a minute, and at the end.
+        """Write what was recorded since the last flush; happens automatically about twice a minute, and at the end.
 
         Raises:
             WriteError: The disk is full, or cannot be written.
@@ -241,7 +241,7 @@ class Recorder(Result):
 
     @property
     def cost(self) -> float:
-        """Share of the time since `with` began that went into recording."""
+        """Fraction of the time since the start of `with` spent on recording."""
         if not self._entered:
             return 0.0
         total = (self._left or time.perf_counter()) - self._entered
@@ -281,7 +281,7 @@ class Recorder(Result):
         return frozenset(name for name, steps in self._every.items() if at % steps == 0)
 
     def _adapt(self, took: float, step: int) -> None:
-        """Choose when the next full record is due."""
+        """Choose the step of the next full record."""
         steps = step - self._first
         if steps and not self._team.is_sharded:
             period = (time.perf_counter() - self._entered - self._spent) / steps
@@ -292,7 +292,7 @@ class Recorder(Result):
         self._due = step + self._interval
 
     def _refresh(self) -> bool:
-        """Read the model again; whether a layer was replaced, frozen or thawed."""
+        """Read the model again; return whether a layer was replaced, frozen or unfrozen."""
         if not self._reading.refresh():
             return False
         self._forget()
@@ -361,7 +361,7 @@ class Recorder(Result):
         self._since = np.full(count, -YOUNG)  # the last step before which a parameter was zero
 
     def _first_odd(self) -> Array:
-        """The first step with a gradient that is not finite since the last record, of each parameter."""
+        """First step with a non-finite gradient since the last record, for each parameter."""
         first = np.full(len(self._reading.names), math.inf)
         for step, flags in reversed(self._pending):
             first[flags.places()] = step
@@ -369,7 +369,7 @@ class Recorder(Result):
         return first
 
     def _look_back(self) -> None:
-        """Report the gradients that were not finite since the last record."""
+        """Report non-finite gradients since the last record."""
         first = self._first_odd()
         for at in np.unique(first[np.isfinite(first)]):
             self._ask(int(at), {"grad_nonfinite": (first == at).astype(float)})
@@ -425,7 +425,7 @@ class Recorder(Result):
                 self._on_finding(finding)
         self.flush()
 
-    # --- how it looks --------------------------------------------------------------------------------------
+    # --- printing ------------------------------------------------------------------------------------------
 
     def tree(self) -> Tree:
         """Steps, records, cost and findings."""
@@ -449,7 +449,7 @@ def _every(every: int | Mapping[str, int] | None) -> dict[str, int] | None:
         if name not in QUANTITIES:
             raise OptionError(f"every has the key {name!r}", exists=f"quantities are {', '.join(QUANTITIES)}")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise OptionError(f"every must be a count of steps, not {steps!r}")
+            raise OptionError(f"every must be a number of steps, not {steps!r}")
     return {name: steps for name, steps in asked.items() if steps}
 
 
@@ -476,7 +476,7 @@ def _columns(
     reading: Reading | None,
     dead: list[int | None] | None,
 ) -> dict[str, Any]:
-    """Column of the record → values, None where there is none."""
+    """Values by column of the record; None if there are none."""
     columns: dict[str, Any] = {}
     if "weights" in due:
         with np.errstate(all="ignore"):
@@ -505,7 +505,7 @@ def _histograms(found: Measured, due: frozenset[str]) -> dict[str, Any]:
         return {}
     first, counts = [], []
     for row, zeros in zip(found.exponents, found.zeros, strict=True):
-        small = row[:-1].copy()  # the last bin has what is not finite
+        small = row[:-1].copy()  # the last bin counts non-finite elements
         small[0] -= zeros
         used = np.flatnonzero(small)
         first.append(int(used[0]) - 127 if len(used) else None)

@@ -1,7 +1,7 @@
-"""Sinks hand the numbers of every record to another tool while the training runs.
+"""Sinks send the numbers of every record to another tool during the training.
 
-A sink is any function of a step and a mapping from names to numbers. Names are `weight_norm/fc.weight`, so that tools
-group them by the quantity.
+A sink is any function of a step and a mapping from names to numbers. Names have the form `weight_norm/fc.weight`, so
+that tools group them by quantity.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def tensorboard(writer: Any) -> Callable[[int, Mapping[str, float]], None]:
-    """A sink that writes scalars to TensorBoard.
+    """Make a sink that writes scalars to TensorBoard.
 
     Args:
-        writer: A `torch.utils.tensorboard.SummaryWriter`, or anything with its `add_scalar(name, value, step)`.
+        writer: A `torch.utils.tensorboard.SummaryWriter`, or any object with `add_scalar(name, value, step)`.
 
     >>> class Writer:
     ...     def add_scalar(self, name, value, step):
@@ -33,10 +33,10 @@ def tensorboard(writer: Any) -> Callable[[int, Mapping[str, float]], None]:
 
 
 def wandb(run: Any) -> Callable[[int, Mapping[str, float]], None]:
-    """A sink that logs to Weights & Biases.
+    """Make a sink that logs to Weights & Biases.
 
     Args:
-        run: What `wandb.init()` gives, or anything with its `log(numbers, step=step)`.
+        run: Result of `wandb.init()`, or any object with `log(numbers, step=step)`.
 
     >>> class Run:
     ...     def log(self, numbers, step):

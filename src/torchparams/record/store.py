@@ -7,9 +7,9 @@
 | `numbers-*.parquet` | a row for each number that was logged: the loss, the learning rate |
 | `findings-*.parquet` | a row for each finding of a watchdog |
 
-Each flush writes new files, under a temporary name that is then changed; none is ever written to again. So a process
-that is killed loses what it had not flushed, and nothing else. A training that is resumed writes a new *session*: rows
-of earlier sessions at its first step or later are overwritten, but remain.
+Each flush writes new files under temporary names and renames them; a file is never changed later. So a killed process
+loses only what it had not flushed. A resumed training writes a new *session*: rows of earlier sessions at its first
+step or later are marked as overwritten, but kept.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ TABLES: dict[str, dict[str, str]] = {
         "message": "text",
     },
 }
-"""Table → column → type. `counts` are the elements with a magnitude from 2^exponent on, one for each power of two."""
+"""Table → column → type. `counts` is a histogram of magnitudes with one bin per power of two, from 2^exponent on."""
 
 _PIECE = re.compile(r"(parameters|numbers|findings)-(\d{6,})\.parquet")
 
 
 def pyarrow() -> Any:
-    """The modules `pyarrow` and `pyarrow.parquet`.
+    """Import `pyarrow` and `pyarrow.parquet`.
 
     Raises:
-        MissingDependency: They are not installed.
+        MissingDependency: pyarrow is not installed.
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
@@ -103,20 +103,20 @@ def schema_of(table: str) -> Any:
 
 
 class Writer:
-    """Appends to the record in a directory.
+    """Append to the record in a directory.
 
     Args:
-        path: The directory; made if it does not exist.
-        head: What `record.json` holds beside the format.
-        resume: Go on with the record that is there.
+        path: The directory; created if it does not exist.
+        head: Contents of `record.json` besides the format.
+        resume: Continue an existing record.
 
     Attributes:
-        session: The number of this session, from 0.
-        last: The last step of the sessions before; None for none.
+        session: Number of this session, from 0.
+        last: Last step of earlier sessions; None if there are none.
 
     Raises:
-        WriteError: There is a record already, or the directory cannot be written.
-        FileFormatError: What is there is no record.
+        WriteError: The directory already has a record, or cannot be written.
+        FileFormatError: The existing files are not a record.
     """
 
     def __init__(self, path: str | os.PathLike[str], head: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -133,9 +133,9 @@ class Writer:
         if HEAD in names:
             if not resume:
                 raise WriteError(
-                    "there is a record already",
+                    "the directory already has a record",
                     where=self.path,
-                    hint="use resume=True to go on with it, or another directory",
+                    hint="use resume=True to continue it, or choose another directory",
                 )
             sessions = read_head(self.path)["sessions"]
             self.session = len(sessions)
@@ -149,11 +149,11 @@ class Writer:
         replace_file(os.path.join(self.path, HEAD), json.dumps(form, indent=1).encode())
 
     def add(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Keep rows until the next flush.
+        """Buffer rows until the next flush.
 
         Args:
             table: One of `TABLES`.
-            columns: Column → values; a column that is left out is null, and `session` is filled in.
+            columns: Values by column; a missing column is null, and `session` is filled in.
         """
         arrow, _ = pyarrow()
         count = len(next(iter(columns.values())))
@@ -173,14 +173,14 @@ class Writer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait for the next flush."""
+        """Number of buffered bytes."""
         return sum(rows.nbytes for kept in self._rows.values() for rows in kept)
 
     def flush(self) -> None:
-        """Write what was added, to new files.
+        """Write the buffered rows to new files.
 
         Raises:
-            WriteError: The disk is full, or cannot be written; the rows are kept for the next flush.
+            WriteError: Writing failed; the rows stay buffered for the next flush.
         """
         arrow, parquet = pyarrow()
         for table, kept in self._rows.items():
@@ -206,10 +206,10 @@ def is_record(path: str | os.PathLike[str]) -> bool:
 
 
 def read_head(path: str) -> dict[str, Any]:
-    """What `record.json` holds.
+    """Contents of `record.json`.
 
     Raises:
-        FileFormatError: It is not the head of a record.
+        FileFormatError: The file is not the head of a record.
     """
     name = os.path.join(path, HEAD)
     try:
@@ -253,6 +253,6 @@ def read_table(path: str, table: str) -> Any:
 
 
 def last_step(path: str) -> int | None:
-    """The last step that a record has; None of an empty one."""
+    """Last step of a record; None if it is empty."""
     steps = read_table(path, "parameters").column("step")
     return int(steps[-1].as_py()) if len(steps) else None

@@ -1,4 +1,4 @@
-"""Watchdogs: what a recorder looks out for, as data with an example each."""
+"""Watchdogs: the checks of a recorder, each with an example."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 EXPLODING = 0.3
-"""Update-to-weight ratio of a step above which a parameter explodes."""
+"""Update-to-weight ratio above which an update counts as exploding."""
 
 TIMES = 100.0
-"""A ratio this many times the median of the parameter's earlier ones explodes or, divided by it, vanishes."""
+"""Factor to the median of earlier ratios at which an update counts as exploding, or its inverse as vanishing."""
 
 HISTORY = 5
-"""Earlier ratios that a median needs."""
+"""Minimum number of earlier ratios for a median."""
 
 
 YOUNG = 20
-"""Steps for which a parameter that was zero at first may change by a large part of its norm."""
+"""Number of steps in which a parameter that started at zero may change by a large part of its norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFinding:
-    """What a watchdog found.
+    """Finding of a watchdog.
 
     Attributes:
         step: The step.
-        rule: The watchdog's name.
+        rule: Name of the watchdog.
         name: The parameter.
-        value: The number that it is about.
+        value: The number that triggered it.
         message: One sentence.
     """
 
@@ -48,7 +48,7 @@ class RecordFinding:
         return f"step {self.step}: {self.name}: {self.message}"
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as JSON takes it."""
+        """The finding as JSON data."""
         return {
             "step": self.step,
             "rule": self.rule,
@@ -60,14 +60,14 @@ class RecordFinding:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a watchdog looks at: the numbers of one record, by column, a row for each parameter.
+    """Input of a watchdog: the numbers of one record by column, with one row per parameter.
 
     Attributes:
         step: The step.
         names: The parameters.
         trainable: Whether each has `requires_grad`.
-        columns: Column of the record → values; see `store.TABLES`. Some may be missing.
-        before: The same of the record before; empty at the first.
+        columns: Values by column of the record; see `store.TABLES`. Some may be missing.
+        before: Columns of the previous record; empty for the first.
         ratios: Earlier update-to-weight ratios of each parameter, oldest first.
         young: Whether each was zero less than `YOUNG` steps ago.
     """
@@ -81,7 +81,7 @@ class Seen:
     young: Array
 
     def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
-        """A finding for each place."""
+        """Yield a finding for each marked parameter."""
         for i in np.flatnonzero(places).tolist():
             number = float(value[i])
             yield RecordFinding(self.step, rule, self.names[i], number, message(number))
@@ -89,13 +89,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
-    """Something to look out for.
+    """A check that a recorder runs on each record.
 
     Attributes:
         name: Its name.
-        about: What it finds, and why that matters.
-        look: Gives the findings of one record; each parameter is reported once.
-        example: Columns of two records of one parameter, of which the second is found.
+        about: What it finds, and why it matters.
+        look: Callable that yields the findings of one record; each parameter is reported once.
+        example: Columns of two records of one parameter; the second triggers a finding.
     """
 
     name: str
@@ -128,7 +128,7 @@ def _medians(seen: Seen) -> Array:
 def _exploding(seen: Seen) -> Iterator[RecordFinding]:
     ratio, usual = _column(seen, "update_ratio"), _medians(seen)
     with np.errstate(invalid="ignore"):
-        # What begins at zero, as biases do, changes by its whole norm at first.
+        # A parameter that starts at zero, such as a bias, changes by its whole norm at first.
         jumped = (ratio > TIMES * usual) & (ratio > EXPLODING / 10)
         places = seen.trainable & (((ratio > EXPLODING) & ~seen.young) | jumped)
     yield from seen.found(
@@ -177,7 +177,7 @@ def _moving(seen: Seen) -> Iterator[RecordFinding]:
         "frozen-moves",
         moved & ~seen.trainable,
         norm,
-        lambda _: "frozen, but its values changed since the record before",
+        lambda _: "frozen, but its values changed since the previous record",
     )
 
 
@@ -191,7 +191,7 @@ WATCHDOGS: tuple[Watchdog, ...] = (
     ),
     Watchdog(
         "nonfinite-weight",
-        "A parameter has NaN or infinite elements: all that follows is lost.",
+        "A parameter has NaN or infinite elements: all later results are invalid.",
         _weights,
         ({"nonfinite": 0}, {"nonfinite": 2}),
     ),
@@ -212,7 +212,7 @@ WATCHDOGS: tuple[Watchdog, ...] = (
     Watchdog(
         "dead-rows",
         "Rows of a weight (output units) have a gradient of exactly zero, and more of them than before: units behind a "
-        "ReLU that no input reaches any more.",
+        "ReLU that no input activates any more.",
         _dead,
         ({"dead_rows": 0}, {"dead_rows": 12}),
     ),
@@ -224,4 +224,4 @@ WATCHDOGS: tuple[Watchdog, ...] = (
         ({"weight_norm": 1, "trainable": 0}, {"weight_norm": 2, "trainable": 0}),
     ),
 )
-"""All of them, in the order in which they are asked."""
+"""All watchdogs, in the order in which they run."""

@@ -1,4 +1,4 @@
-"""The shape of a distribution, from counts of bit patterns: its kurtosis, and its magnitudes by power of two."""
+"""Shape of a distribution, from counts of bit patterns: its kurtosis, and its magnitudes by power of two."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Octaves(NamedTuple):
-    """Counts of finite values by magnitude.
+    """Number of finite values by magnitude.
 
     Attributes:
-        first: The exponent of the first interval: interval i holds magnitudes in [2^(first + i), 2^(first + i + 1)).
+        first: Exponent of the first interval: interval i holds magnitudes in [2^(first + i), 2^(first + i + 1)).
         negative: Counts of values below zero, uint64 of shape (n,).
         positive: Counts of values above zero, of the same shape.
     """
@@ -27,11 +27,11 @@ class Octaves(NamedTuple):
 
 
 def kurtosis(sketch: Sketch) -> float:
-    """Excess kurtosis of the finite values: the fourth central moment over the squared variance, minus 3.
+    """Excess kurtosis of the finite values: the fourth central moment divided by the squared variance, minus 3.
 
-    0 of a normal distribution, -1.2 of a uniform one; NaN where all values are equal. The moments are those of the
-    population (Fisher's definition, as of `scipy.stats.kurtosis`). Of types wider than 16 bits a value stands for its
-    code, which is within a relative 2^-8 of it.
+    It is 0 for a normal distribution, -1.2 for a uniform one, and NaN if all values are equal. The moments are those of
+    the population (Fisher's definition, as in `scipy.stats.kurtosis`). For dtypes wider than 16 bits, each value is
+    replaced by its code, with a relative error of at most 2^-8.
 
     >>> import numpy as np
     >>> from torchparams.sketch import Sketch
@@ -49,10 +49,10 @@ def kurtosis(sketch: Sketch) -> float:
 
 
 def octaves(sketch: Sketch) -> Octaves:
-    """Counts of the finite values by the power of two below their magnitude; zeros are left out.
+    """Count the finite values by the power of two below their magnitude; zeros are omitted.
 
-    Exact of every type: no code holds values on both sides of a power of two. Of float32 and float64, magnitudes too
-    small for a code of their own (below 2^-133, 2^-1029) count as zeros.
+    Exact for every dtype, because no code holds values on both sides of a power of two. Magnitudes too small for a code
+    count as zeros: below 2^-133 for float32, below 2^-1029 for float64.
 
     >>> import numpy as np
     >>> from torchparams.sketch import Sketch
@@ -77,7 +77,7 @@ def octaves(sketch: Sketch) -> Octaves:
 
 
 def _counts(cumulative: Array) -> Array:
-    """How many values there are of each: exact up to 2^53."""
+    """Number of values of each code: exact up to 2^53."""
     found = cumulative.astype(np.float64)
     found[1:] -= found[:-1].copy()
     return found

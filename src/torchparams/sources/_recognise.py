@@ -1,7 +1,6 @@
-"""Files and directories that are no checkpoint of a known format: what they are, and what to do next.
+"""Recognise files and directories that are not a supported checkpoint, and suggest the next step.
 
-Recognised by content, like the formats themselves. Nothing here reads more than the head of a file, or than the names
-in a directory.
+Recognition uses content, as for supported formats. It only reads the head of a file, or the names in a directory.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AGAIN = "download or copy the file again"
-"""What to do about a file of which a part is missing."""
+"""Hint for truncated files."""
 
 _ARRAYS = "and pass its arrays as a mapping to torchparams.of"
 
 
 class Magic(NamedTuple):
-    """How the files of a foreign format begin.
+    """Magic bytes of a foreign format.
 
     Attributes:
-        mark: The bytes.
-        at: Where they stand.
-        what: What such a file is.
-        hint: The next step.
+        mark: Magic bytes.
+        at: Their offset.
+        what: Description of the file.
+        hint: Next step.
     """
 
     mark: bytes
@@ -42,15 +41,15 @@ MAGICS = (
         b"GGUF",
         0,
         "a GGUF file of llama.cpp",
-        "transformers reads it: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name); pass the model",
+        "load it with transformers: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name); pass the model",
     ),
     *(
         Magic(mark, 0, "a GGML file, which llama.cpp wrote before GGUF", "convert it to GGUF with llama.cpp first")
         for mark in (b"lmgg", b"tjgg", b"fmgg", b"algg")
     ),
-    Magic(b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file", f"read it with h5py, or with Keras if it wrote it, {_ARRAYS}"),
+    Magic(b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file", f"read it with h5py, or with Keras if Keras wrote it, {_ARRAYS}"),
     Magic(b"\x93NUMPY", 0, "a numpy array", "pass it under a name: torchparams.of({'array': numpy.load(path)})"),
-    Magic(b"TFL3", 4, "a model of TensorFlow Lite", f"read it with its own library, {_ARRAYS}"),
+    Magic(b"TFL3", 4, "a TensorFlow Lite model", f"read it with TensorFlow Lite, {_ARRAYS}"),
     Magic(b"\x1f\x8b", 0, "compressed by gzip", "unpack it first: gunzip"),
     Magic(b"BZh", 0, "compressed by bzip2", "unpack it first: bunzip2"),
     Magic(b"\xfd7zXZ\0", 0, "compressed by xz", "unpack it first: unxz"),
@@ -59,16 +58,16 @@ MAGICS = (
     Magic(b"Rar!\x1a\x07", 0, "a RAR archive", "unpack it first"),
     Magic(b"%PDF", 0, "a PDF document", AGAIN),
 )
-"""Foreign formats that begin with a fixed mark."""
+"""Foreign formats with magic bytes."""
 
-# Patterns as text: they are compiled when they are first asked for, which of most files none is.
+# Patterns as text: they are compiled at first use, which most files do not need.
 _LFS = rb"version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/"
 _LFS_SIZE = rb"(?m)^size (\d{1,20})\r?$"
 _ANNEX = rb"(?:\.\./)*(?:\.git)?/annex/objects/"
 _HTML = rb"(?is)(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|script)\b"
 _TITLE = rb"(?is)<title[^>]*>(.*?)</title>"
 _WORDS = r"[A-Za-z]{2,}:? +[A-Za-z]{2,}"
-# ONNX is a protobuf message: first its ir_version, a small number, then one of the fields that a model has.
+# An ONNX file is a protobuf message: a small ir_version, then one of the fields of a model.
 _ONNX = rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]"
 _DCP_PART = r"__\d+_\d+\.distcp"
 _BESIDE = (
@@ -78,22 +77,22 @@ _BESIDE = (
 
 
 def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
-    r"""The error that names a file of a format that is not read here; None where none is recognised.
+    r"""Error that names a foreign format; None if the file is not recognised.
 
     Args:
-        path: The file.
-        head: Its first bytes.
-        size: How many it has.
+        path: Path of the file.
+        head: First bytes of the file.
+        size: Size of the file in bytes.
 
     >>> pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5368709120\n"
     >>> print(foreign_file("model.safetensors", pointer, len(pointer)))
     model.safetensors: A Git LFS pointer to 5,368,709,120 bytes, not the file itself. Run git lfs pull.
     """
-    if path.endswith(".distcp"):  # what begins like a zip is one tensor of many
+    if path.endswith(".distcp"):  # a zip of one tensor among many
         return FileFormatError(
             "one part of a distributed checkpoint (DCP)",
             where=path,
-            hint=f"name the directory: {os.path.dirname(path) or '.'}",
+            hint=f"pass the directory: {os.path.dirname(path) or '.'}",
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(_LFS, text):
@@ -108,27 +107,28 @@ def foreign_file(path: str, head: bytes, size: int) -> FileFormatError | None:
         return FileFormatError(
             f"an HTML page{f' ({named})' if named else ''}, not a checkpoint",
             where=path,
-            hint="the address leads to a page, or needs a login; download the file itself",
+            hint="the URL leads to a web page, or needs a login; download the file itself",
         )
     for magic in MAGICS:
         if head.startswith(magic.mark, magic.at):
-            return FileFormatError(f"{magic.what}, which is not read here", where=path, hint=magic.hint)
+            return FileFormatError(f"{magic.what}, which is not supported", where=path, hint=magic.hint)
     if re.match(_ONNX, head) and (path.endswith(".onnx") or b"onnx" in head or b"torch" in head):
         return FileFormatError(
-            "an ONNX model, which is not read here",
+            "an ONNX model, which is not supported",
             where=path,
-            hint="the onnx package reads it: torchparams.of({each.name: onnx.numpy_helper.to_array(each) for each in "
+            hint="load it with the onnx package: "
+            "torchparams.of({each.name: onnx.numpy_helper.to_array(each) for each in "
             "onnx.load(path).graph.initializer})",
         )
     if not any(head):
         return TruncatedFile(
-            f"it begins with {len(head):,} zero bytes, as an unfinished download does", where=path, hint=AGAIN
+            f"the file starts with {len(head):,} zero bytes, like an unfinished download", where=path, hint=AGAIN
         )
     return _text(path, text, size)
 
 
 def _text(path: str, head: bytes, size: int) -> FileFormatError | None:
-    """The error for a short text without the braces of JSON: a message that was saved in the file's stead."""
+    """Error for a short text that is not JSON: an error message saved in place of a file."""
     if size > len(head) + 8 or head[:1] in (b"{", b"["):
         return None
     try:
@@ -141,22 +141,22 @@ def _text(path: str, head: bytes, size: int) -> FileFormatError | None:
 
 
 def foreign_directory(path: str, there: Sequence[str]) -> SourceError | None:
-    """The error that names a directory with a checkpoint that is not read here; None where none is recognised.
+    """Error that names a directory with an unsupported checkpoint; None if it is not recognised.
 
     Args:
-        path: The directory.
-        there: The names in it.
+        path: Path of the directory.
+        there: Names in the directory.
     """
     if any(re.fullmatch(_DCP_PART, name) for name in there):
         return FileFormatError(
-            "a distributed checkpoint (DCP) without its .metadata: it was not written to its end, or not copied whole",
+            "a distributed checkpoint (DCP) without .metadata: writing or copying it was not completed",
             where=path,
         )
     return None
 
 
 def weights_among(names: Sequence[str]) -> list[str]:
-    """Of the files in a directory, those that may hold a model: not what a trainer saves beside it.
+    """Files in a directory that may hold a model, without files that a trainer saves beside it.
 
     >>> weights_among(["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "training_args.bin"])
     ['model.safetensors']
@@ -165,12 +165,12 @@ def weights_among(names: Sequence[str]) -> list[str]:
 
 
 def checkpoints_below(path: str, there: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
-    """The directories in a directory that hold files with these suffixes, or a distributed checkpoint.
+    """Subdirectories with files of these suffixes, or with a distributed checkpoint.
 
     Args:
-        path: The directory.
-        there: The names in it.
-        suffixes: How checkpoints end.
+        path: Path of the directory.
+        there: Names in the directory.
+        suffixes: Suffixes of checkpoints.
     """
     found = []
     for name in there:

@@ -1,8 +1,7 @@
-"""What a source is, which file formats there are, and how the right one is found.
+"""Base class of sources, the table of file formats, and functions that open a path.
 
-A **source** lists named parameters and reads their values. To add a file format, write one module
-beside this one with a `Source` in it and add a row to `FORMATS`; its tests subclass
-`torchparams.testing.SourceTests`.
+A **source** lists named parameters and reads their values. To add a file format, write a module in this folder with a
+`Source` subclass and add a row to `FORMATS`. Test it with a subclass of `torchparams.testing.SourceTests`.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 class Source(ABC):
-    """Named parameters, wherever they live.
+    """Named parameters: a model, a mapping, a checkpoint file, or several files.
 
-    A source never reads a value to list, and never reads one tensor to give another. Its methods
-    may be called from several threads at once.
+    Listing never reads values, and reading one tensor never reads another. The methods may be called from several
+    threads at once.
 
     Attributes:
-        label: What tables and messages call it: a path as the user wrote it, or a class name.
+        label: Name in tables and messages: a path as the user wrote it, or a class name.
         format: The kind of source: `module`, `mapping`, or a file format's name.
         live: Whether the next listing may differ from this one.
     """
@@ -68,19 +67,19 @@ class Source(ABC):
 
     @property
     def borrowed(self) -> bool:
-        """Whether its values lie in memory that belongs to others, who may write to it."""
+        """Whether the values lie in memory that others own and may write to."""
         return self.live
 
     @abstractmethod
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Canonical name → record, in the source's own order.
+        """Map canonical names to infos, in the order of the source.
 
-        A source that is not live gives the same mapping every time. The mapping may build its
-        records as they are asked for; its length and names cost nothing.
+        A source that is not live returns the same mapping every time. The mapping may build an info only when it is
+        looked up; the length and the names are cheap.
         """
 
     def ordered(self) -> Mapping[str, ParameterInfo]:
-        """The records in the order of tables: of files in natural order, else in the source's own."""
+        """Infos in the order of tables: natural order for files, otherwise the order of the source."""
         if self.live or not self.files:
             return self.infos()
         if self._ordered is None:
@@ -88,17 +87,17 @@ class Source(ABC):
         return self._ordered
 
     def keys(self) -> Mapping[str, Any]:
-        """A mapping whose keys are the canonical names, in order; cheaper than `infos` where that is not free."""
+        """A mapping whose keys are the canonical names, in order; can be cheaper than `infos`."""
         return self.infos()
 
     def count(self) -> int:
-        """How many entries it lists."""
+        """Number of tensors in the source."""
         return len(self.keys())
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
-        """Name, canonical name and value of every parameter, with the meaning of `nn.Module.named_parameters`.
+        """Yield name, canonical name and value of every parameter, like `nn.Module.named_parameters`.
 
-        The two names differ for aliases, which are given only without `remove_duplicate`.
+        The two names differ for aliases, which are included only if `remove_duplicate` is False.
         """
         for name, info in self.ordered().items():
             for given in (name, *(() if remove_duplicate else info.aliases)):
@@ -106,42 +105,42 @@ class Source(ABC):
                     yield given, name, self.value(name)
 
     def records(self) -> Records:
-        """One reading of the source, for something that asks several things of it; cheaper than `infos`."""
+        """One reading of the source; cheaper than `infos` for a caller that needs several fields."""
         return Records(self.infos().values())
 
     def alone(self, name: str) -> Lone | None:
-        """The one parameter that `name` leads to, where it can be found without a look at the others; else None."""
+        """The parameter `name`, if it can be found without listing the others; otherwise None."""
         return None
 
     def snapshot(self, records: Records) -> Source:
-        """A source of what `records`, a reading of this one, hold: it never changes."""
+        """A source with the contents of `records`, a reading of this source; it never changes."""
         return _opener("torchparams.sources.snapshot:SnapshotSource")(self, records)
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
-        """The tensors whose elements are no values by themselves, by canonical name; reads no values.
+        """Tensors that hold codes instead of values, by canonical name; reads no values.
 
-        Each verb that computes with values asks for them: codes without their scales would pass for numbers.
+        Every operation that computes with values checks this: codes without their scales must not pass for numbers.
 
         Args:
-            known: A reading of all tensors, where the caller has one; a selection may lack the scales.
+            known: A reading of all tensors, if the caller has one; a selection may lack the scales.
         """
         return coded(self.records() if known is None else known)
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of the tensor with the canonical name `name`, in its own shape.
+        """Values of the tensor with the canonical name `name`, in its own shape.
 
-        A view of the bytes where they lie whenever that is possible (then it is read-only or
-        private: writing to it never changes a file), else an array of its own. Types that numpy
-        lacks come as ml_dtypes' types, sub-byte types unpacked to an element a byte.
+        A view of the bytes if possible; the view is read-only or private, so writing to it never changes a file.
+        Otherwise a new array. dtypes that numpy lacks are returned as ml_dtypes types, and sub-byte dtypes are unpacked
+        to one byte per element.
 
         Raises:
-            NotReadable: There are no values to read: a meta tensor, an opaque type.
-            LimitExceeded: They are larger than a limit allows.
+            NotReadable: There tensor has no readable values, such as a meta tensor or an opaque dtype.
+            LimitExceeded: The tensor is larger than a limit allows.
         """
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """The values as an array to keep: that of `numpy`, or a copy where its memory may be freed before it is.
+        """Values as an array that stays valid: as `numpy`, but copied if its memory may be freed earlier.
 
         Raises:
             NotReadable: See `numpy`.
@@ -150,34 +149,34 @@ class Source(ABC):
         return self.numpy(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The values as a torch tensor, without a copy where possible."""
+        """Values as a torch tensor, without a copy where possible."""
         from torchparams.sources.totorch import from_numpy
 
         info = self.infos()[name]
         return from_numpy(self.numpy(name), info)
 
     def value(self, name: str) -> Any:
-        """What `params[name]` gives: the tensor itself where there is one, else one that is read."""
+        """The result of `params[name]`: the live tensor itself, or a tensor that is read."""
         return self.tensor(name)
 
     def span(self, name: str) -> Location | None:
-        """The byte range that holds exactly this tensor's elements, or None.
+        """Byte range that holds exactly the elements of this tensor, or None.
 
-        In it they lie in C order, contiguous, little-endian, uncompressed: such a range can be
-        scanned in blocks, compared and copied from file to file without knowing the tensor.
+        The elements in it are in C order, contiguous, little-endian and uncompressed. Such a range can be scanned in
+        blocks, compared, and copied from file to file.
         """
         return None
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression that the row with the canonical name `name` is.
+        """The expression for the row with the canonical name `name`.
 
         Args:
             name: The name.
-            info: Its record, where the caller has it.
+            info: Its info, if the caller has it.
 
         Raises:
             UnknownName: The source has no such row.
-            NotReadable: It is lazy: it has neither shape nor values. Or it is sharded in a way that is not known.
+            NotReadable: The row is lazy (no shape, no values), or its sharding is not supported.
         """
         if self.borrowed:
             info = self.info(self.resolve(name)) if info is None else info
@@ -188,33 +187,33 @@ class Source(ABC):
         return Stored(self, name, info)
 
     def check_size(self, name: str) -> None:
-        """Refuse a tensor that has far more elements than there are bytes behind them, before any of it is read.
+        """Raise if a tensor has far more elements than bytes behind them, before any of it is read.
 
         Raises:
-            LimitExceeded: It is one: a view that shows a few bytes over and over, or what a few bytes inflate to.
+            LimitExceeded: The tensor is an expanded view of a few bytes, or a few bytes inflate to it.
         """
         return
 
     def shows_storage(self, name: str) -> bool:
-        """Whether its elements are those of its record's storage as they lie there: no conjugates, no negatives."""
+        """Whether the elements are exactly the bytes of the storage: not conjugated, not negated."""
         value: Any = self.value(name) if self.borrowed else None
         return not (hasattr(value, "is_conj") and (value.is_conj() or value.is_neg()))
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
-        """Canonical name and value of every entry, or of `names`; each value is read when its turn comes."""
+        """Yield canonical name and value of every tensor, or of `names`; each value is read when it is reached."""
         for name in self.keys() if names is None else names:
             yield name, self.value(name)
 
     def info(self, name: str) -> ParameterInfo:
-        """The record of the canonical name `name`; cheaper than `infos` where that makes them all."""
+        """Info of the canonical name `name`; can be cheaper than `infos`."""
         return self.infos()[name]
 
     def takes(self, name: str) -> bool:
-        """Whether `value`, `tensor` and `numpy` take `name` as it is; they take at least every canonical name."""
+        """Whether `value`, `tensor` and `numpy` accept `name` as it is; they accept every canonical name."""
         return name in self.infos()
 
     def find(self, name: str) -> str | None:
-        """The canonical name for any spelling of it: canonical, raw, or an alias; None where there is no such one."""
+        """Canonical name for a canonical name, raw name or alias; None if there is no such parameter."""
         infos = self.infos()
         if name in infos:
             return name
@@ -229,10 +228,10 @@ class Source(ABC):
         return self._spellings.get(name)
 
     def resolve(self, name: str) -> str:
-        """What `find` gives, or an error that names the nearest.
+        """Canonical name for any spelling, as `find`.
 
         Raises:
-            UnknownName: The source has no such parameter.
+            UnknownName: The source has no such parameter; the message names similar ones.
         """
         found = self.find(name)
         if found is None:
@@ -242,70 +241,70 @@ class Source(ABC):
 
     @property
     def stored(self) -> Source:
-        """The source of the tensors as they are stored: itself, unless it decodes quantised parameters."""
+        """The source of the tensors as stored: itself, unless it decodes quantised parameters."""
         return self
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """The parameters of classes that keep their values in other tensors, which it lists by these tensors."""
+        """Parameters whose class keeps its values in other tensors; the source lists those tensors."""
         return ()
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the source says of itself beside its tensors: safetensors' metadata, a checkpoint's other entries."""
+        """Metadata beside the tensors: safetensors metadata, or the other entries of a checkpoint."""
         return NO_METADATA
 
     @property
     def mappings(self) -> tuple[str, ...]:
-        """The mappings within a checkpoint that hold tensors: what may follow `#` in a target. At most two levels."""
+        """Mappings in a checkpoint that hold tensors and may follow `#` in a target, at most two levels deep."""
         return ()
 
     @property
     def verdict(self) -> Verdict | None:
-        """What unpickling the files would do beside making tensors; None where nothing is a pickle."""
+        """What unpickling the files would do besides building tensors; None if nothing is a pickle."""
         return None
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """State that belongs to the source and that its table does not list, with the reason."""
+        """State of the source that its table does not list, with the reason."""
         return ()
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files it is read from, none for a source in memory."""
+        """Files of the source; empty for a source in memory."""
         return ()
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, size and modification time (ns) of every file: equal while nobody has written to them."""
+        """Path, size and modification time (ns) of every file: equal as long as nobody writes to them."""
         return tuple((path, *size_and_time(path)) for path in self.files)
 
     def check_unchanged(self) -> None:
-        """Refuse files that were written to since they were listed: what is read by `span` alone would be anything.
+        """Raise if a file was changed after it was listed.
 
         Raises:
-            SourceError: One was.
+            SourceError: A file was changed.
         """
-        return  # of what is in memory, each listing is new
+        return  # sources in memory are listed anew each time
 
     def why_empty(self) -> list[str]:
-        """Sentences that say why it lists nothing, where that is known."""
+        """Sentences that explain why the source lists no tensors, if the reason is known."""
         return []
 
     def close(self) -> None:
-        """Let go of open files. Arrays that were given out stay valid."""
+        """Close open files. Arrays that were returned stay valid."""
         return  # nothing is open
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A file format: how it is recognised and who reads it.
+    """A file format: how to recognise it, and what opens it.
 
     Attributes:
-        name: What messages call it.
-        suffixes: How its files usually end; only for messages, never for recognition.
-        sniff: Whether a file with this head (its first 512 bytes) and this size is one.
-        opener: `module:callable` of `(path: str, inner: str | None) -> Source`, imported when it is needed;
-            `inner` is the text after `#` in the target.
+        name: Name in messages.
+        suffixes: Usual file name suffixes; for messages only, not for recognition.
+        sniff: Whether a file with these first 512 bytes and this size has the format.
+        opener: `module:callable` that takes `(path: str, inner: str | None)` and returns a `Source`; imported when
+            needed. `inner` is the text after `#` in the target.
     """
 
     name: str
@@ -314,12 +313,12 @@ class Format:
     opener: str
 
     def open(self, path: str, inner: str | None) -> Source:
-        """The source that reads `path`."""
+        """Open `path` as a source."""
         return _opener(self.opener)(path, inner)
 
 
 def _opener(home: str) -> Callable[..., Source]:
-    """What makes a kind of source, imported when the first such thing comes."""
+    """Import the callable that opens a kind of source."""
     module, _, attribute = home.partition(":")
     found: Callable[..., Source] = getattr(importlib.import_module(module), attribute)
     return found
@@ -337,7 +336,7 @@ def _is_tar(head: bytes, size: int) -> bool:
 def _is_pickle(head: bytes, size: int) -> bool:
     if head[:1] == b"\x80":
         return head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    # Protocols 0 and 1 have no mark. They begin with a container, or with a global on a line for its module and one for
+    # Protocols 0 and 1 have no mark. They begin with a container, or with a global: one line for its module and one for
     # its name.
     return head[:1] in (b"(", b"]", b"}", b"c", b"i") and re.match(_OLD_PICKLE, head) is not None
 
@@ -346,9 +345,9 @@ _OLD_PICKLE = rb"\(?(?:[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n|[dl]p\d+\n)|[\]}][
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    # Eight bytes of header length, then JSON, which may start with white space. Any bytes can be a length, those of
-    # another format too; as a length, they are beyond the file. Where nothing else is meant, a length beyond the file
-    # is still this format's: its reader says what is wrong with it.
+    # A header starts with eight bytes of length, then JSON, which may start with white space. Any bytes can be a
+    # length, so a file of another format may match; its length is then larger than the file. If no other format
+    # matches, such a file is still opened as safetensors, and the reader explains what is wrong.
     if head[8:].lstrip(b" \t\r\n")[:1] != b"{":
         return False
     return int.from_bytes(head[:8], "little") <= size - 8 or not head.startswith((b"PK", b"\x80", b"{", b"<"))
@@ -395,17 +394,17 @@ FORMATS: tuple[Format, ...] = (
 
 
 def open_source(x: object, *, buffers: bool = False, raw: bool = False) -> Source:
-    """The source for anything that has parameters.
+    """Open anything that has parameters as a source.
 
     Args:
-        x: A live `nn.Module`, a mapping of names to tensors or arrays, a plan, a `Source`, or a path:
-            a file, a directory of shards, or either with `#inner` for a mapping inside it.
+        x: Live `nn.Module`, mapping of names to tensors or arrays, plan, `Source`, or path. A path is a file, a
+            directory of shards, or either with `#inner` for a mapping inside it.
         buffers: List a live model's buffers too.
-        raw: List the tensors of quantised parameters as they are stored.
+        raw: List the stored tensors of quantised parameters.
 
     Raises:
-        UnsupportedSource: Nothing here lists the parameters of such a thing.
-        FileFormatError: The file is of no known format, or breaks the rules of its own.
+        UnsupportedSource: `x` has no parameters.
+        FileFormatError: The format of the file is unknown, or the file is invalid.
     """
     source = _source_of(x, buffers)
     if raw:
@@ -416,7 +415,7 @@ def open_source(x: object, *, buffers: bool = False, raw: bool = False) -> Sourc
 
 
 def decoded(source: Source) -> Source:
-    """The source with its quantised parameters decoded; the source itself where none is known."""
+    """The source with its quantised parameters decoded; the same source if it has none."""
     if not source.coded():
         return source
     found: Source = _opener("torchparams.sources.decoded:DecodedSource")(source)
@@ -429,7 +428,7 @@ def _source_of(x: object, buffers: bool) -> Source:
     if isinstance(x, str | os.PathLike):
         return open_path(os.fspath(x))
     made = getattr(x, "__torchparams_source__", None)
-    if made is not None and not isinstance(x, type):  # a plan, or whatever else says what its source is
+    if made is not None and not isinstance(x, type):  # a plan, or another object that provides a source
         found: Source = made()
         return found
     torch = sys.modules.get("torch")
@@ -457,10 +456,10 @@ def _unsupported_hint(x: object) -> str | None:
 
 
 def open_path(target: str) -> Source:
-    """The source that reads the file or directory `target`, which may end in `#inner`."""
+    """Open the file or directory `target`, which may end in `#inner`."""
     path, inner = split_target(paths.public(target))
     if not path:
-        raise SourceError(f"{target!r} names no file", hint="it is the path of a checkpoint, or path#inner")
+        raise SourceError(f"{target!r} names no file", hint="pass the path of a checkpoint, or path#inner")
     described = paths.name_of(path) == ".metadata"  # it describes the distributed checkpoint in its directory
     if described:
         path = paths.folder_of(path) or "."
@@ -472,7 +471,7 @@ def open_path(target: str) -> Source:
 
 
 def _open_url(url: str, inner: str | None, directory: bool) -> Source:
-    """The source that reads what a URL names, which is looked at anew: a file, else a directory."""
+    """Open a URL as a file or a directory; cached information about it is dropped first."""
     from torchparams.io.remote.file import forget
     from torchparams.io.remote.listing import entries_if_listed
 
@@ -492,7 +491,7 @@ def _open_url(url: str, inner: str | None, directory: bool) -> Source:
 
 
 def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...] = FORMATS) -> Source:
-    """The source that reads the file `path`, which is of one of `formats`."""
+    """Open the file `path`, which must have one of `formats`."""
     if path.startswith("hf://"):
         from torchparams.io.remote.hub import cached
 
@@ -505,11 +504,11 @@ def open_file(path: str, inner: str | None = None, *, formats: tuple[Format, ...
 
 
 def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
-    """The format of the file `path`, by its first bytes; of a damaged file, the one that its name claims.
+    """Recognise the format of the file `path` by its first bytes; for a damaged file, by its suffix.
 
     Raises:
         SourceError: There is no such file.
-        FileFormatError: It is of none of `formats`; the message says what it is, where that is known.
+        FileFormatError: The file has none of `formats`; the message says what it is, if that is known.
     """
     try:
         # Opening a named pipe would wait for somebody to write to it.
@@ -524,7 +523,7 @@ def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
         raise SourceError(getattr(error, "strerror", None) or str(error), where=path) from None
     if size == 0:
         raise FileFormatError("the file is empty", where=path, hint="download or copy the file again")
-    if not path.endswith(".distcp"):  # the parts of a distributed checkpoint may begin like a checkpoint
+    if not path.endswith(".distcp"):  # shards of a distributed checkpoint may begin like another format
         for fmt in formats:
             if fmt.sniff(head, size):
                 return fmt
@@ -533,19 +532,19 @@ def format_of(path: str, formats: tuple[Format, ...] = FORMATS) -> Format:
     refused = foreign_file(path, head, size)
     if refused is not None:
         raise refused
-    # Too damaged to be recognised: the format that its name claims says what is wrong.
+    # Too damaged to be recognised: the reader of the format that the suffix suggests explains the error.
     for fmt in formats:
         if paths.name_of(path).endswith(fmt.suffixes):
             return fmt
     raise FileFormatError(
-        f"not a checkpoint that is known here: it starts with {head[:8]!r}",
+        f"unknown checkpoint format: the file starts with {head[:8]!r}",
         where=path,
-        exists="known are " + ", ".join(fmt.name for fmt in formats if fmt.name != "torch tar"),
+        exists="supported formats: " + ", ".join(fmt.name for fmt in formats if fmt.name != "torch tar"),
     )
 
 
 def _head(path: str) -> tuple[bytes, int]:
-    """The first 512 bytes of a file, and its size."""
+    """First 512 bytes of a file, and its size."""
     file = Files().open(path)
     try:
         memory = memoryview(bytearray(512))
@@ -565,13 +564,13 @@ def size_and_time(path: str) -> tuple[int, int]:
 
 
 def reopened(source: Source) -> tuple[Any, ...]:
-    """What `__reduce__` gives for a source of files: a copy, also one in another process, opens them itself."""
+    """Value of `__reduce__` for a source of files: a copy, even in another process, opens the files itself."""
     label, mark, inner = source.label.partition("#") if paths.is_url(source.label) else (source.label, "", "")
     return open_path, (paths.full(label) + mark + inner,)
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """A target's path and the text after `#`; a file whose own name holds `#` is found first."""
+    """Split a target into its path and the text after `#`; a file whose own name has `#` is tried first."""
     if paths.is_url(target):
         return paths.split_inner(target)
     if "#" not in target or os.path.exists(target):

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 _QUANTISED = (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization"),
               ("quantize_config.json", None), ("quant_config.json", None))  # fmt: skip
-"""Files that say how a checkpoint is quantised, and under which key; None for the whole file."""
+"""Files that describe how a checkpoint is quantised, and the key in them; None for the whole file."""
 
 
 def config_beside(source: Source, name: str = "config.json") -> dict[str, Any]:
-    """The configuration in the directory of a checkpoint; empty where there is none that can be read."""
+    """The configuration in the directory of a checkpoint; empty if there is none or it cannot be read."""
     if not source.files:
         return {}
     try:
@@ -30,7 +30,7 @@ def config_beside(source: Source, name: str = "config.json") -> dict[str, Any]:
 
 
 def quantization_config(source: Source) -> dict[str, Any]:
-    """How a checkpoint is quantised, as a file beside it says; empty where none does."""
+    """How a checkpoint is quantised, from a configuration file beside it; empty if no file says so."""
     for name, key in _QUANTISED:
         config = config_beside(source, name)
         found = config if key is None else config.get(key) or _of_the_text_model(config, key)

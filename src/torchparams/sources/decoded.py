@@ -1,4 +1,4 @@
-"""A source with its quantised parameters decoded: each is one row, named and shaped as in the unquantised model."""
+"""A source that decodes quantised parameters: each is one row with its original name and shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DecodedSource(Source):
-    """The rows of another source, of which the parts of a quantised parameter are one.
+    """The rows of another source, with the stored tensors of each quantised parameter combined into one row.
 
     Args:
         base: The source of the stored tensors.
@@ -56,7 +56,7 @@ class DecodedSource(Source):
     # --- listing -----------------------------------------------------------------------------------
 
     def _read(self) -> tuple[Found, Mapping[str, ParameterInfo]]:
-        """What the encodings claim, and the records; of a source that may change, anew each time."""
+        """Claims of the encodings, and infos; computed each time if the source may change."""
         if self._known is not None:
             return self._known
         base = self._base
@@ -77,13 +77,13 @@ class DecodedSource(Source):
         return read
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records; a quantised parameter stands where its codes do."""
+        """Infos; a quantised parameter has the position of its codes."""
         return self._read()[1]
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
-        """The codes that no encoding claims."""
+        """Codes that no encoding claims."""
         found = self._read()[0]
-        # A snapshot of a selection may lack the scales, and knows the codes all the same.
+        # A snapshot of a selection may lack the scales, but it still knows which tensors are codes.
         known_below = {name: each for name, each in self._base.coded().items() if name not in found.parts}
         return {**known_below, **found.coded}
 
@@ -95,29 +95,29 @@ class DecodedSource(Source):
         return found.claims[info.encoded.parts[0]]
 
     def snapshot(self, records: Records) -> Source:
-        """A source of what the stored tensors of `records` hold, decoded."""
+        """A decoded source of the stored tensors of `records`."""
         names = {name for info in records.infos for name in (info.raw_names if info.encoded else (info.name,))}
         return DecodedSource(self._base.snapshot(self._base.records().only(names)))
 
     @property
     def borrowed(self) -> bool:
-        """Whether the stored tensors lie in memory that belongs to others."""
+        """Whether the stored tensors lie in memory that others own."""
         return self._base.borrowed
 
     @property
     def stored(self) -> Source:
-        """The source of the stored tensors."""
+        """Source of the stored tensors."""
         return self._base
 
     # --- values ------------------------------------------------------------------------------------
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression of a row."""
+        """Expression of a row."""
         claim = self._claim(name)
         return self._base.row(name, info) if claim is None else claim.expression(self._base.row)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of a row, decoded where it is quantised."""
+        """Values of a row, decoded if it is quantised."""
         claim = self._claim(name)
         if claim is None:
             return self._base.numpy(name)
@@ -126,15 +126,15 @@ class DecodedSource(Source):
         return evaluate(claim.expression(self._base.row))
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of a row as an array to keep."""
+        """Values of a row as an array that stays valid."""
         return self._base.array(name) if self._claim(name) is None else self.numpy(name)
 
     def tensor(self, name: str) -> Any:
-        """The values of a row as a torch tensor."""
+        """Values of a row as a torch tensor."""
         return self._base.tensor(name) if self._claim(name) is None else super().tensor(name)
 
     def value(self, name: str) -> Any:
-        """The tensor of a plain row itself where there is one."""
+        """The tensor of a plain row itself, if there is one."""
         return self._base.value(name) if self._claim(name) is None else self.tensor(name)
 
     def span(self, name: str) -> Location | None:
@@ -142,39 +142,39 @@ class DecodedSource(Source):
         return self._base.span(name) if self._claim(name) is None else None
 
     def check_size(self, name: str) -> None:
-        """Refuse a plain row that has far more elements than there are bytes behind them."""
+        """Raise if a plain row has far more elements than bytes behind them."""
         if self._claim(name) is None:
             self._base.check_size(name)
 
     def shows_storage(self, name: str) -> bool:
-        """Whether the elements of a plain row are those of its storage."""
+        """Whether the elements of a plain row are exactly the bytes of its storage."""
         return self._claim(name) is None and self._base.shows_storage(name)
 
-    # --- the rest is the other's -------------------------------------------------------------------
+    # --- delegated to the base source ---------------------------------------------------------------
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the checkpoint says of itself."""
+        """Metadata of the checkpoint."""
         return self._base.metadata
 
     @property
     def mappings(self) -> tuple[str, ...]:
-        """The mappings within a checkpoint that hold tensors."""
+        """Mappings in a checkpoint that hold tensors."""
         return self._base.mappings
 
     @property
     def verdict(self) -> Verdict | None:
-        """What unpickling the files would do beside making tensors."""
+        """What unpickling the files would do besides building tensors."""
         return self._base.verdict
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """State that the stored tensors do not hold."""
+        """State that the stored tensors do not include."""
         return self._base.left_out
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files it is read from."""
+        """Files of the source."""
         return self._base.files
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
@@ -182,20 +182,20 @@ class DecodedSource(Source):
         return self._base.fingerprint()
 
     def check_unchanged(self) -> None:
-        """Refuse files that were written to since they were listed."""
+        """Raise if a file was changed after it was listed."""
         self._base.check_unchanged()
 
     def why_empty(self) -> list[str]:
-        """Sentences that say why it lists nothing."""
+        """Sentences that explain why the source lists no tensors."""
         return self._base.why_empty()
 
     def close(self) -> None:
-        """Let go of open files."""
+        """Close open files."""
         self._base.close()
 
 
 def small_bytes(source: Source, name: str) -> bytes:
-    """The bytes of a small stored tensor; of a file, without numpy."""
+    """Bytes of a small stored tensor; numpy is not needed for a file."""
     place = source.span(name)
     if place is None:
         return source.numpy(name).tobytes()

@@ -1,4 +1,4 @@
-"""A mapping in memory: a state dict, an optimizer's state, or any nesting of dicts and lists with tensors or arrays."""
+"""A mapping in memory: a state dict, an optimizer state, or nested dicts and lists with tensors or arrays."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _CERTAIN = frozenset(("shape", "ndim", "numel", "nbytes", "dtype", "device", "owner"))
-"""The fields that all names of a tensor agree on: the same memory may stand there as different objects."""
+"""Fields that are equal for all names of a tensor, even if different objects show the same memory."""
 
 Path = tuple[Any, ...]
-"""The keys and indexes that lead to an entry."""
+"""Keys and indexes that lead to an entry."""
 
 
 class MappingSource(Source):
-    """The tensors and arrays in a mapping, under the keys that lead to them, joined by dots.
+    """Tensors and arrays in a mapping, named by their keys joined with dots.
 
-    The mapping is read anew at every use, so a change to it shows. Lists and tuples that hold tensors count as mappings
-    of their indexes. Everything without a tensor in it, numpy's scalars too, is metadata. A tensor that stands in
-    several places, as one object or as the same elements of the same memory, is listed at the first, and its other
-    names are its aliases.
+    The mapping is read at every use, so changes show. Lists and tuples with tensors count as mappings of their indexes.
+    Entries without tensors, including numpy scalars, are metadata. A tensor that occurs several times, as one object or
+    as the same elements of the same memory, is listed once; its other names are aliases.
 
     Args:
-        mapping: Keys → `torch.Tensor`s, numpy arrays, further mappings, anything. Keys that are no text are spelled
-            with `str`, as those of an optimizer's state.
-        label: What tables and messages call it; the class's name unless given.
+        mapping: Mapping of keys to tensors, numpy arrays, nested mappings, or other values. Keys that are not str, such
+            as those of an optimizer state, are converted with `str`.
+        label: Name in tables and messages; by default, the class name.
 
     >>> import numpy as np
     >>> from torchparams.sources.mapping import MappingSource
@@ -62,9 +61,9 @@ class MappingSource(Source):
     def __init__(self, mapping: Mapping[Any, Any], label: str | None = None) -> None:
         self.mapping = mapping
         self.label = type(mapping).__name__ if label is None else label
-        self._paths: Mapping[str, Path] = {}  # where names led at the last listing; a guess, checked at each use
+        self._paths: Mapping[str, Path] = {}  # paths of the last listing; checked at each use
 
-    # Tables that were made at different times of one mapping are tables of one source.
+    # Tables made of one mapping at different times are tables of one source.
     def __eq__(self, other: object) -> bool:
         return self.mapping is other.mapping if isinstance(other, MappingSource) else NotImplemented
 
@@ -74,28 +73,28 @@ class MappingSource(Source):
     # --- listing ---------------------------------------------------------------------------
 
     def keys(self) -> Mapping[str, Any]:
-        """Canonical name → tensor or array; makes no records."""
+        """Map canonical names to tensors or arrays, without making infos."""
         tensors, aliases, *_ = self._list()
         others = {other for names in aliases.values() for other in names}
         return {name: tensor for name, tensor in tensors.items() if name not in others} if others else tensors
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
-        """Canonical name and object of every entry, or of `names`, as they are at the time of the call."""
+        """Yield canonical name and object of every tensor, or of `names`, at the time of the call."""
         tensors = self.keys()
         return iter(tensors.items()) if names is None else ((name, tensors[name]) for name in names)
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records, as they are at the time of the call.
+        """Infos at the time of the call.
 
         Raises:
-            UnsupportedSource: An entry is of a kind that has no parameters: an array of objects, a module.
-            SourceError: Two entries come to one name.
+            UnsupportedSource: An entry is an array of objects or a module.
+            SourceError: Two entries have the same name.
         """
         records = self.records()
         return dict(zip(records.names, records.infos, strict=True))
 
     def records(self) -> Records:
-        """One reading, of which as much is looked up as is asked for.
+        """One reading; fields are looked up when they are needed.
 
         Raises:
             UnsupportedSource, SourceError: See `infos`.
@@ -106,19 +105,19 @@ class MappingSource(Source):
         return _Reading(canonical, aliases, _Maker(self.label))
 
     def info(self, name: str) -> ParameterInfo:
-        """The record of one entry; makes no others."""
+        """Info of one tensor, without making the others."""
         tensors, aliases, *_ = self._list()
         return _Maker(self.label).make(name, tensors[name], tuple(aliases.get(name, ())))
 
     def alone(self, name: str) -> Lone | None:
-        """The tensor or array that `name` leads to, without a look at the others."""
+        """The tensor or array `name`, without listing the others."""
         found = self._reach(name)
         if found is None:
             return None
         return Lone(Records([_Maker(self.label).make(name, found, ())]), _CERTAIN)
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
-        """See `Source.coded`. Where no entry has a type that codes have, nothing but the types is looked at."""
+        """See `Source.coded`. Only dtypes are checked if no tensor has a dtype used for codes."""
         if known is None:
             dtype = _Maker(self.label).dtype
             entries = [(name, value) for name, path, value in _leaves(self.mapping, self.label) if path is not None]
@@ -128,26 +127,26 @@ class MappingSource(Source):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Everything that holds no tensor, as it stands there."""
+        """Entries without tensors, unchanged."""
         return self._list()[2]
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """The tensors of classes that keep their values in others, which are listed by these."""
+        """Tensors whose class keeps its values in other tensors, which are listed instead."""
         return self._list()[3]
 
     # --- values ----------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
-        """The very object that stands in the mapping, under any of its names."""
+        """The object in the mapping, under any of its names."""
         found = self._reach(name)
         return self.keys()[self.resolve(name)] if found is None else found
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor without its history, or one of an array's memory where torch can take it.
+        """The tensor, detached; an array as a tensor of the same memory where torch supports it.
 
         Raises:
-            NotReadable: torch has no such type.
+            NotReadable: torch has no such dtype.
         """
         from torchparams.sources.totorch import from_numpy
 
@@ -158,10 +157,10 @@ class MappingSource(Source):
         return detached
 
     def numpy(self, name: str) -> Array:
-        """The values as a read-only view of the memory they lie in; of a copy where the byte order is foreign.
+        """Values as a read-only view of the memory; a copy if the byte order is foreign.
 
         Raises:
-            NotReadable: It is on the meta device, lazy, sparse, or of a type that numpy lacks.
+            NotReadable: The tensor is on the meta device, lazy or sparse, or numpy lacks its dtype.
         """
         value = self.value(name)
         array: Array
@@ -183,7 +182,7 @@ class MappingSource(Source):
         return array
 
     def array(self, name: str) -> Array:
-        """The values to keep: a read-only view of an array's memory, a copy of a tensor, whose memory may be freed.
+        """Values that stay valid: a read-only view of an array, or a copy of a tensor, whose memory may be freed.
 
         Raises:
             NotReadable: See `numpy`.
@@ -193,7 +192,7 @@ class MappingSource(Source):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """The entries that hold a layer's state and are no tensors: extra state, packed weights."""
+        """Entries that hold the state of a layer but are not tensors: extra state, packed weights."""
         return tuple(
             LeftOut(name, f"{type(value).__module__}.{type(value).__qualname__}", reason)
             for name, value in self._list()[2].items()
@@ -203,11 +202,11 @@ class MappingSource(Source):
     # --- names -----------------------------------------------------------------------------
 
     def takes(self, name: str) -> bool:
-        """Whether `name` leads to a tensor now."""
+        """Whether `name` currently leads to a tensor."""
         return self._reach(name) is not None
 
     def find(self, name: str) -> str | None:
-        """The canonical name for any name of a tensor."""
+        """Canonical name for any name of a tensor."""
         tensors, aliases, *_ = self._list()
         if name not in tensors:
             return None
@@ -216,11 +215,11 @@ class MappingSource(Source):
     # --- the walk --------------------------------------------------------------------------
 
     def _reach(self, name: str) -> Any | None:
-        """The tensor that `name` leads to, without a look at the others; None where that is not known."""
+        """The tensor `name`, without listing the others; None if its path is not known."""
         here: Any = self.mapping
         for key in self._paths.get(name) or (name,):
             if isinstance(here, Mapping):
-                here = here.get(key)  # indexing would put what is missing into a defaultdict
+                here = here.get(key)  # indexing would add a missing key to a defaultdict
             elif isinstance(here, list | tuple) and isinstance(key, int) and key < len(here):
                 here = here[key]
             else:
@@ -230,7 +229,7 @@ class MappingSource(Source):
         return here if _is_tensor(here) and not any(_have_parts([(name, here)])) else None
 
     def _list(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any], list[Structure]]:
-        """Every name → tensor or array; canonical name → its other names; metadata; tensors that are taken apart."""
+        """Tensors by name; other names by canonical name; metadata; tensors whose class keeps other tensors."""
         paths: dict[str, Path] = {}
         tensors: dict[str, Any] = {}
         metadata: list[tuple[str, Any]] = []
@@ -241,7 +240,7 @@ class MappingSource(Source):
                 continue
             if name in tensors:
                 raise SourceError(
-                    f"two tensors come to the name {name!r} when keys are joined by dots",
+                    f"two tensors have the name {name!r} when keys are joined with dots",
                     where=self.label,
                     hint="pass one of the mappings inside",
                 )
@@ -257,7 +256,7 @@ class MappingSource(Source):
 
 
 def _have_parts(entries: Iterable[tuple[str, Any]]) -> Iterator[bool]:
-    """Whether each tensor may be of a class that keeps its values in other tensors."""
+    """Whether each tensor may belong to a class that keeps its values in other tensors."""
     kinds: dict[type, bool] = {}
     for _, value in entries:
         cls = type(value)
@@ -270,7 +269,7 @@ def _have_parts(entries: Iterable[tuple[str, Any]]) -> Iterator[bool]:
 def _taken_apart(
     tensors: Mapping[str, Any], names: Iterable[str], label: str
 ) -> tuple[dict[str, Any], list[Structure]]:
-    """The tensors, some of them by the tensors that they keep their values in; and how those belong together."""
+    """Replace tensors whose class keeps other tensors by those; return the structures too."""
     from torchparams.sources.live.parts import take_apart
 
     found = {name: parts for name in names if (parts := take_apart(name, tensors[name])) is not None}
@@ -281,7 +280,7 @@ def _taken_apart(
         known = structures.get(id(value))
         if parts is None:
             listed[name] = value
-        elif known is not None:  # the same object under another name
+        elif known is not None:  # an alias
             structures[id(value)] = replace(known, aliases=(*known.aliases, name))
         else:
             if parts.structure is not None:
@@ -297,13 +296,13 @@ _Frame = tuple[str, Any, Iterator[tuple[Any, Any]], int, int]
 
 
 def _leaves(root: Any, label: str) -> Iterator[tuple[str, Path | None, Any]]:
-    """Name, path and value of every tensor, in order; a path of None marks metadata."""
+    """Yield name, path and value of every tensor, in order; the path is None for metadata."""
     found: list[tuple[str, Path | None, Any]] = []
     kinds = _kinds()
     count = 0
     path: list[Any] = []
     on_path = {id(root)}
-    # A container, its children, and how many tensors and entries there were before it.
+    # A container, its children, and the number of tensors and entries before it.
     stack: list[_Frame] = [("", root, _children(root), 0, 0)]
     while stack:
         prefix, node, children, tensors_before, found_before = stack[-1]
@@ -315,12 +314,12 @@ def _leaves(root: Any, label: str) -> Iterator[tuple[str, Path | None, Any]]:
                 count += 1
             elif isinstance(child, Mapping | list | tuple):
                 if id(child) in on_path:
-                    raise SourceError(f"the mapping holds itself, at {name!r}", where=label)
+                    raise SourceError(f"the mapping contains itself, at {name!r}", where=label)
                 if len(stack) >= limits.NESTING or len(found) > 10 * limits.ALIASES:
                     raise LimitExceeded(
-                        f"the mapping nests deeper than {limits.NESTING:,} levels"
+                        f"the mapping is nested deeper than {limits.NESTING:,} levels"
                         if len(stack) >= limits.NESTING
-                        else "mappings that are shared give it too many names",
+                        else "shared mappings give it too many names",
                         where=label,
                         hint="pass one of the mappings inside",
                     )
@@ -335,7 +334,7 @@ def _leaves(root: Any, label: str) -> Iterator[tuple[str, Path | None, Any]]:
             on_path.discard(id(node))
             if stack:
                 path.pop()
-                if count == tensors_before:  # without a tensor it is one value, whatever it is made of
+                if count == tensors_before:  # without a tensor, it is one metadata value
                     found[found_before:] = [(prefix, None, node)]
     return iter(found)
 
@@ -354,7 +353,7 @@ def _plain(value: Any, name: str, label: str) -> Any:
     return value
 
 
-# What is not imported has no instances: neither package needs to be asked for.
+# A package that is not imported has no instances, so no import is needed.
 
 
 def _is_tensor(value: object) -> bool:
@@ -376,12 +375,12 @@ def _kinds() -> tuple[type, ...]:
 
 
 class _Reading(Records):
-    """The entries of one listing; their records are made when one is asked for.
+    """The entries of one listing; infos are made when they are needed.
 
     Args:
         entries: Canonical name → tensor or array.
-        aliases: Canonical name → its other names, of those that have any.
-        maker: Makes the records.
+        aliases: Canonical name → other names, for tensors that have any.
+        maker: Makes the infos.
     """
 
     tensors: Mapping[str, Any]
@@ -393,23 +392,23 @@ class _Reading(Records):
 
     @cached_property
     def names(self) -> list[str]:
-        """The canonical names."""
+        """Canonical names."""
         return list(self.tensors)
 
     @cached_property
     def infos(self) -> list[ParameterInfo]:
-        """The records themselves, all of them."""
+        """All infos."""
         make, tied = self._maker.make, self._tied
         return [make(name, value, tuple(tied.get(name, ()))) for name, value in self.tensors.items()]
 
     @property
     def raws(self) -> Iterable[tuple[int, str]]:
-        """None: the names are spelled as the mapping spells them."""
+        """Empty: raw names are the canonical names."""
         return ()
 
     @property
     def aliases(self) -> Iterable[tuple[int, str]]:
-        """Place and alias, for every alias."""
+        """Yield row number and alias, for every alias."""
         tied = self._tied
         return [(row, other) for row, name in enumerate(self.tensors) for other in tied.get(name, ())] if tied else ()
 
@@ -427,10 +426,10 @@ class _Reading(Records):
 
 
 class _Maker:
-    """Makes records; remembers what many tensors have in common.
+    """Make infos; caches values that many tensors share.
 
     Args:
-        label: The mapping's, for messages.
+        label: Label of the mapping, for messages.
     """
 
     def __init__(self, label: str) -> None:
@@ -462,7 +461,7 @@ class _Maker:
         from torchparams.sources.live.sharding import sharding_of
         from torchparams.sources.live.tensors import layout_of, sizes_of, stored_bytes
 
-        # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
+        # A subclass may run its own code even for its shape; the tensor itself does not.
         with DisableTorchFunctionSubclass():
             device = self._devices.get(value.device)
             if device is None:
@@ -470,10 +469,11 @@ class _Maker:
             shape, count = sizes_of(value)
             layout = layout_of(value)
             nbytes = stored_bytes(value, dtype, count, layout)
-            # `isinstance` asks the class of parameters, which takes its time.
+            # `isinstance` with `nn.Parameter` is slow.
             plain = type(value) is torch.Tensor
             kind = "tensor" if plain or not isinstance(value, torch.nn.Parameter) else "parameter"
-            # state_dict() detaches: whether the parameter requires grad is lost.
+            # state_dict() detaches tensors, so `requires_grad=False` of a plain tensor is parameter a fact about the
+            # parameter.
             grad = True if value.requires_grad else False if kind == "parameter" else None
             storage = _tensor_storage(value, device)
             return live_tensor(
@@ -497,14 +497,14 @@ class _Maker:
 
 
 def _tensor_storage(tensor: torch.Tensor, device: str) -> Storage | None:
-    """The memory that a tensor is a view of; None where it has none of its own (sparse, lazy, a wrapper)."""
+    """The memory that a tensor is a view of; None if it has none of its own (sparse, lazy, wrapper)."""
     import torch
 
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return None  # it keeps its values in other tensors; its own memory is made up
+        return None  # its values are in other tensors; its own memory is not real
     try:
         memory = tensor.untyped_storage()
-        # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
+        # Without an address (meta, or no bytes), the storage object identifies the memory.
         key = f"{device}:{memory.data_ptr() or memory._cdata:#x}"
         return view_of(key, int(tensor.storage_offset()), tensor.stride(), memory.nbytes())
     except Exception:  # as for the shape
@@ -516,17 +516,17 @@ def _array_storage(array: Array) -> Storage | None:
     owner = array
     while isinstance(owner.base, numpy.ndarray):
         owner = owner.base
-    # Of memory that belongs to something else, as much as the outermost array shows.
+    # If another object owns the memory, only the part that the outermost array covers is known.
     low, high = _bounds(owner)
     offset = _address(array) - low
     if any(step % array.itemsize for step in (offset, *array.strides)):
-        return None  # it cannot be told in elements
+        return None  # offsets are not whole elements
     stride = tuple(step // array.itemsize for step in array.strides)
     return Storage(f"cpu:{low:#x}", offset // array.itemsize, stride, high - low)
 
 
 def _bounds(array: Array) -> tuple[int, int]:
-    """The addresses of an array's first byte and of the one behind its last."""
+    """Addresses of the first byte of an array and of the byte after its last."""
     low = high = _address(array)
     if array.size == 0:
         return low, high
@@ -547,7 +547,7 @@ def _address(array: Array) -> int:
 
 
 def _aliases(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Canonical name → its other names, of those that have any."""
+    """Other names by canonical name, for tensors that have any."""
     places: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         places.setdefault(_place(tensor), []).append(name)
@@ -564,12 +564,12 @@ def _aliases(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _place(value: Any) -> int:
-    """The address of the first element; of the object where there is no element or no address."""
+    """Address of the first element, or the id of the object if there is no element or address."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return _address(value) if value.size else id(value)
-    # A tensor that keeps its values in others has an address that is made up. Sparse, lazy and wrapping tensors
-    # have none, and refuse with an error of any kind.
+    # A tensor that keeps its values in others has an address that is not real. Sparse, lazy and wrapping tensors have
+    # none, and may raise any error.
     if type(value).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         try:
             return value.data_ptr() or id(value)
@@ -579,7 +579,7 @@ def _place(value: Any) -> int:
 
 
 def _view(value: Any) -> Any:
-    """Of tensors and arrays at one place: equal for those that show the same elements."""
+    """A key that is equal for tensors and arrays of one place that show the same elements."""
     if _is_array(value):
         dtype = value.dtype
         return dtype.name if dtype.isnative else dtype.str, value.shape, value.strides

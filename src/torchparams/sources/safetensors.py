@@ -1,13 +1,13 @@
-"""safetensors: eight bytes of length, a JSON header, and the tensors' bytes without a gap.
+"""Reader of safetensors files: eight bytes of length, a JSON header, and the bytes of the tensors without gaps.
 
-Every file is read by `_read_header`. It has a fast way through, which takes the headers that writers write, and a
-strict way, which takes whatever is legal and says of everything else what is wrong with it. The fast way does not
-judge: whatever it is not sure of goes the strict way.
+`_read_header` reads every file. It has a fast path for headers as common writers write them, and a strict path that
+accepts every legal header and explains every error. If the fast path is not sure, it leaves the header to the strict
+path.
 
-Where this reader and the format's reference differ, this one refuses: a tensor's name or a key that stands twice,
-an entry spelled as an array or a dtype as an object, a `null` in place of the metadata, more arrays and objects than
-tensors need, sizes whose product overflows beside a zero, and, in keys that the format does not have, numbers of more
-than 40 characters or beyond any float.
+This reader refuses some files that the reference accepts: repeated tensor names or keys; an entry that is an array or a
+dtype that is an object; a `null` as metadata; more arrays and objects than tensors need; sizes whose product overflows
+beside a zero; and, in keys that are not part of the format, numbers of more than 40 characters or beyond the range of
+floats.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ _MOST = (1 << 64) - 1  # sizes and offsets are unsigned 64-bit integers
 
 
 def open_safetensors(path: str, inner: str | None = None) -> SafetensorsSource:
-    """The source that reads the safetensors file `path`.
+    """Open the safetensors file `path`.
 
     Args:
         path: The file.
-        inner: The text after `#` in a target; a safetensors file holds nothing nested, so only None is right.
+        inner: Text after `#` in the target; must be None, because safetensors files have no nested mappings.
 
     Raises:
-        SourceError: The file cannot be read, or something nested was asked for.
-        FileFormatError: It breaks a rule of the format. Says which, and at which byte or tensor.
+        SourceError: The file cannot be read, or `inner` is not None.
+        FileFormatError: The file is invalid; the message names the byte or tensor.
         LimitExceeded: Its header is longer than `limits.HEADER_BYTES`.
     """
     if inner is not None:
         raise SourceError(
-            f"a safetensors file holds no nested mapping, so none at {inner!r}",
+            f"safetensors files have no nested mappings, so there is none at {inner!r}",
             where=path,
             hint=f"leave #{inner} out, and select by name: {inner}.**" if inner else "leave # out",
         )
@@ -70,9 +70,9 @@ def open_safetensors(path: str, inner: str | None = None) -> SafetensorsSource:
 
 
 class SafetensorsSource(Source):
-    """A safetensors file: its header is read when it is opened, values when they are asked for.
+    """A safetensors file: the header is read on opening, values when needed.
 
-    Names are listed in the header's order.
+    Names are listed in the order of the header.
 
     Args:
         path: The file.
@@ -88,14 +88,14 @@ class SafetensorsSource(Source):
         self._metadata = MappingProxyType(metadata) if metadata else NO_METADATA
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records, in the order of the header."""
+        """Infos, in the order of the header."""
         return self._infos
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """A read-only view of the mapped file; elements of less than a byte are unpacked.
+        """A read-only view of the mapped file; sub-byte elements are unpacked.
 
         Raises:
-            NotReadable: numpy has no array of so many dimensions.
+            NotReadable: numpy does not support so many dimensions.
         """
         info, at = self._entry(name)
         return as_array(
@@ -106,10 +106,10 @@ class SafetensorsSource(Source):
         )
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor that may be written to: a private mapping of its bytes, or a copy where it is small.
+        """A writable tensor: a private mapping of its bytes, or a copy if it is small.
 
         Raises:
-            NotReadable: torch has no such type.
+            NotReadable: torch has no such dtype.
         """
         from torchparams.sources.totorch import from_bytes
 
@@ -119,12 +119,12 @@ class SafetensorsSource(Source):
         return from_bytes(memory, info, shape, contiguous(shape))
 
     def span(self, name: str) -> Location | None:
-        """The tensor's bytes: the format stores every tensor contiguous."""
+        """Byte range of the tensor: safetensors stores every tensor contiguously."""
         return self._entry(name)[1]
 
     @cached_property
     def structures(self) -> Sequence[Structure]:
-        """The parameters of torchao's classes that the metadata describes."""
+        """Parameters of torchao classes, as the metadata describes them."""
         if "tensor_names" not in self._metadata:
             return ()
         from torchparams.encodings.flattened import structures_of
@@ -133,7 +133,7 @@ class SafetensorsSource(Source):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The header's `__metadata__`."""
+        """The `__metadata__` of the header."""
         return self._metadata
 
     @property
@@ -142,7 +142,7 @@ class SafetensorsSource(Source):
         return (self._file.path,)
 
     def check_unchanged(self) -> None:
-        """Refuse the file if it was written to since it was listed."""
+        """Raise if the file was changed after it was listed."""
         self._file.check_unchanged()
 
     # A copy opens the files itself.
@@ -150,7 +150,7 @@ class SafetensorsSource(Source):
         return reopened(self)
 
     def close(self) -> None:
-        """Let go of the mapped file; it is mapped again when a value is asked for."""
+        """Close the mapped file; it is mapped again when values are read."""
         self._file.close()
 
     def _entry(self, name: str) -> tuple[ParameterInfo, Location]:
@@ -165,7 +165,7 @@ Header = tuple[dict[str, "ParameterInfo"], dict[str, str]]
 
 
 def _read_header(file: FileBytes) -> Header:
-    """Records by name, and the metadata."""
+    """Infos by name, and the metadata."""
     if file.size < 8:
         raise TruncatedFile(
             f"the file ends after {file.size} bytes, within the 8 bytes that give the header's length", where=file.path
@@ -184,14 +184,14 @@ def _read_header(file: FileBytes) -> Header:
         )
     header = file.read(8, 8 + length)
     refuse_hollow(header, "the header", file.path)
-    # Parsing makes several objects for each tensor and no cycles; the collector would take longer than all of it.
+    # Parsing makes several objects per tensor and no cycles; garbage collection would take longer than the parsing.
     with paused_gc():
         found: Header | None = None
         tiled = False
         try:
             found, tiled = _fast(header, file)
         except (_Unsure, ValueError, TypeError, KeyError, RecursionError):
-            pass  # the strict way says what it is
+            pass  # the strict path explains it
         infos, metadata = found or _strict(header, file)
         check_name_lengths(infos, file.path)
         if not tiled:
@@ -199,36 +199,36 @@ def _read_header(file: FileBytes) -> Header:
         return infos, metadata
 
 
-# --- the fast way ------------------------------------------------------------------------------
+# --- fast path ----------------------------------------------------------------------------------
 
 
 class _Unsure(Exception):
-    """The header is not as writers write it: perhaps wrong, perhaps only unusual."""
+    """The header is unusual: perhaps invalid, perhaps legal."""
 
 
 def _unsure(_: str) -> NoReturn:
     raise _Unsure
 
 
-# Numbers that are no integers are met while parsing, at no cost to those that are.
+# Numbers that are not integers are detected while parsing, at no cost for the others.
 _decode = json.JSONDecoder(parse_float=_unsure, parse_constant=_unsure).decode
 
-# None of these is in a header by right, though any may stand in a name or in the metadata: a string with an
-# escape (which may spell a key in another way), a truth value, a number with a sign.
+# None of these belongs in a header, except in a name or in the metadata: an escape in a string (it may hide a repeated
+# key), a boolean, a signed number.
 _ODD = (b"\\", b"true", b"false")
 _SIGNED = (b"[-", b",-", b":-", b" -", b"\t-", b"\n-", b"\r-")
 
 
 def _fast(header: bytes, file: FileBytes) -> tuple[Header, bool]:
-    """Records by name and the metadata, and whether the tensors fill the file in their order."""
-    # One byte is found ten times as fast as two.
+    """Infos by name and the metadata, and whether the tensors fill the file in their order."""
+    # Searching one byte is ten times as fast as two.
     if any(odd in header for odd in _ODD) or (b"-" in header and any(sign in header for sign in _SIGNED)):
         raise _Unsure
     entries: dict[str, Any] = _decode(header.decode())
     if type(entries) is not dict:
         raise _Unsure
-    # Python keeps the last of the values that a repeated key has. But every key has a colon, and with no escapes
-    # every colon is a key's or stands in a text: so many there must be, and one more is a key that was lost.
+    # Python keeps the last value of a repeated key. Without escapes, every colon belongs to a key or to a text, so the
+    # number of colons is known; one more means that a key was lost.
     colons = 4 * len(entries)
     metadata: Any = {}
     if "__metadata__" in entries:
@@ -269,14 +269,14 @@ def _fast(header: bytes, file: FileBytes) -> tuple[Header, bool]:
 
 _Size = tuple[DType, tuple[int, ...], int, int]
 
-_SIZES = 64  # cached; few, because a file could choose numbers whose hashes collide
+_SIZES = 64  # number to cache; small, because a file could choose numbers whose hashes collide
 
 
 def _size(name: str, entry: dict[str, Any]) -> _Size:
-    """Dtype, shape, number of elements and bytes of a tensor."""
+    """dtype, shape, number of elements and bytes of a tensor."""
     dtype = BY_CODE[entry["dtype"]]
     shape = entry["shape"]
-    # A sum refuses what is not a number; bounded factors, and few, keep their product short.
+    # `sum` refuses what is not a number; the bounds on factors keep the product small.
     if len(shape) > 8 or sum(shape) > _MOST:
         raise _Unsure
     numel = prod(shape)
@@ -287,7 +287,7 @@ def _size(name: str, entry: dict[str, Any]) -> _Size:
     return dtype, tuple(shape), numel, numel * dtype.bits // 8
 
 
-# --- the strict way ----------------------------------------------------------------------------
+# --- strict path --------------------------------------------------------------------------------
 
 
 _KEYS = ("dtype", "shape", "data_offsets")
@@ -362,8 +362,8 @@ def _sizes(value: Any, what: str, where: str) -> tuple[int, ...]:
 
 
 def _numel(shape: Sequence[int], dtype: DType, where: str) -> int:
-    # Multiplied step by step: a header may name sizes whose product would fill the memory. A zero
-    # must not hide what overflows beside it, as no array of such a shape can be made.
+    # Multiplied step by step, because the product of the sizes could be huge. A zero must not hide that the other sizes
+    # overflow, because no array can have such a shape.
     product = dtype.bits
     for size in shape:
         product *= size or 1
@@ -381,7 +381,7 @@ def _bytes_of(dtype: DType, shape: tuple[int, ...], numel: int) -> str:
 
 
 def _check_tiling(infos: dict[str, ParameterInfo], base: int, file: FileBytes) -> None:
-    """Ordered by their offsets, the tensors fill the data from its start to the file's end."""
+    """Check that the tensors, sorted by offset, fill the data up to the end of the file."""
     ranges = sorted(
         (info.location.start - base, info.location.stop - base, name)
         for name, info in infos.items()
@@ -404,7 +404,7 @@ def _check_tiling(infos: dict[str, ParameterInfo], base: int, file: FileBytes) -
             )
         end, before = stop, name
     if base + end > file.size:
-        # The first tensor that is not whole says more than the last.
+        # The first incomplete tensor is more useful to name than the last.
         name, start, stop = next((n, base + a, base + b) for a, b, n in ranges if base + b > file.size)
         raise TruncatedFile(
             f"the file ends at byte {file.size}, and its tensors at byte {base + end}: "
@@ -413,6 +413,7 @@ def _check_tiling(infos: dict[str, ParameterInfo], base: int, file: FileBytes) -
         )
     if base + end < file.size:
         raise TrailingBytes(
-            f"the tensors end at byte {base + end}, and the file at byte {file.size}: the rest belongs to none",
+            f"the tensors end at byte {base + end}, but the file ends at byte {file.size}: the rest belongs to "
+            "no tensor",
             where=file.path,
         )

@@ -1,7 +1,7 @@
-"""A checkpoint in several files: an index that says which tensor is in which, or a complete set of numbered shards.
+"""A checkpoint in several files: an index with its shards, or a complete set of numbered shards.
 
-It is one table. The index and its shards are held against each other both ways when it is opened, so that every
-tensor that is listed is there, and none is there that is not listed.
+The files form one table. Opening compares the index with the shards in both directions: every listed tensor must exist,
+and every tensor must be listed.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ if TYPE_CHECKING:
 
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[^.]+)")
-# What a directory is searched for. Its other files, among them `.json` and `.pkl`, are seldom checkpoints.
+# Suffixes that are searched for in a directory. Other files, such as `.json` and `.pkl`, are rarely checkpoints.
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_SHARD_FORMATS = tuple(fmt for fmt in FORMATS if fmt.name != "sharded index")  # an index of indexes may be endless
-_SHARDS_AT_ONCE = 8  # remote shards whose headers are asked for at a time
+_SHARD_FORMATS = tuple(fmt for fmt in FORMATS if fmt.name != "sharded index")  # an index of indexes could be endless
+_SHARDS_AT_ONCE = 8  # remote shards whose headers are requested at once
 _SHOWN = 6  # names of files or tensors in one message
 
 
 def open_index(path: str, inner: str | None = None, label: str | None = None) -> ShardedSource:
-    """The source that reads the shards which the index `path` names.
+    """Open the shards that the index `path` names.
 
     Args:
-        path: The index: JSON with a `weight_map`, tensor → file name. The files lie in the same directory.
-        inner: The text after `#` in a target; an index holds nothing nested, so only None is right.
-        label: What tables and messages call it; the path unless given.
+        path: The index: JSON with a `weight_map` from tensor to file name. The files are in the same directory.
+        inner: Text after `#` in the target; must be None, because an index has no nested mappings.
+        label: Name in tables and messages; by default, the path.
 
     Raises:
-        SourceError: A file cannot be read, or something nested was asked for.
-        FileFormatError: The index breaks a rule, a shard is not there or damaged, or the two disagree.
+        SourceError: A file cannot be read, or `inner` is not None.
+        FileFormatError: The index is invalid, a shard is missing or damaged, or the index and the shards disagree.
         LimitExceeded: The index is longer than `limits.INDEX_BYTES`.
     """
     if inner is not None:
         raise SourceError(
-            f"a sharded checkpoint holds no nested mapping, so none at {inner!r}",
+            f"sharded checkpoints have no nested mappings, so there is none at {inner!r}",
             where=label or path,
-            hint=f"leave #{inner} out, or name one of its shards",
+            hint=f"leave #{inner} out, or pass one of its shards",
         )
     weight_map, metadata = _read_index(path)
     folder = folder_of(path)
@@ -77,19 +77,19 @@ def open_index(path: str, inner: str | None = None, label: str | None = None) ->
 
 
 def open_directory(path: str, inner: str | None = None) -> Source:
-    """The source that reads the one checkpoint in the directory `path`.
+    """Open the one checkpoint in the directory `path`.
 
-    That is, in this order: its index, if it has exactly one; a complete set of numbered shards or a single file with
-    one of the usual suffixes, if there is exactly one of these. What a trainer saves beside a model (its optimizer, its
-    arguments, random states) does not count. Between several nothing is chosen.
+    An index is used if there is exactly one. Otherwise, a complete set of numbered shards or a single file with a usual
+    suffix is used if there is exactly one of these. Files that a trainer saves beside a model (optimizer, arguments,
+    random states) are ignored. It never chooses between several checkpoints.
 
     Args:
         path: The directory.
-        inner: The text after `#`; for a checkpoint that is one file.
+        inner: Text after `#`, for a checkpoint that is one file.
 
     Raises:
-        SourceError: It holds no checkpoint, or several.
-        FileFormatError: The checkpoint is damaged, or a shard of it is not there.
+        SourceError: The directory has no checkpoint, or several.
+        FileFormatError: The checkpoint is damaged, or a shard is missing.
     """
     try:
         everything = entries(path)
@@ -112,7 +112,7 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             f"there are {len(indexes)} checkpoints in this directory",
             where=path,
             exists=_some(indexes),
-            hint="name the index of one",
+            hint="pass the path of one index",
         )
     refused = foreign_directory(path, list(everything))
     if refused is not None:
@@ -143,23 +143,23 @@ def open_directory(path: str, inner: str | None = None) -> Source:
         f"there are {len(sets) + len(single)} checkpoints in this directory",
         where=path,
         exists=_some(single + [f"{s}-*-of-{count}{suffix}" for s, count, suffix in sets]),
-        hint="name one",
+        hint="choose one",
     )
 
 
 class ShardedSource(Source):
     """Several files as one table.
 
-    With an index, names are listed in the order of its `weight_map`; without, shard after shard. A record's
-    `location` names the shard.
+    With an index, names are listed in the order of its `weight_map`; otherwise shard by shard. The `location` of an
+    info names the shard.
 
     Args:
-        label: What tables and messages call it.
+        label: Name in tables and messages.
         shards: File name → source of that file.
-        order: File name and canonical name of every tensor, in the order of the listing; further mentions of a
-            tensor, under its aliases, are passed over.
-        index: The path of the index, if there is one.
-        metadata: What the index says beside its `weight_map`, under `metadata`.
+        order: File name and canonical name of every tensor, in the order of the listing. Repeated mentions of a tensor,
+            by its aliases, are skipped.
+        index: Path of the index, if there is one.
+        metadata: The `metadata` of the index.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ShardedSource(Source):
         self.format = f"sharded {kinds.pop()}" if len(kinds) == 1 else "sharded"
         self._index = index
         self._shards = dict(shards)
-        # Asked for of every tensor, so it is put together once.
+        # Needed for every tensor, so it is computed once.
         of_shards = (path for shard in self._shards.values() for path in shard.files)
         self._files = (*([] if index is None else [index]), *of_shards)
         self._metadata = MappingProxyType(dict(metadata)) if metadata else NO_METADATA
@@ -185,59 +185,59 @@ class ShardedSource(Source):
         infos: dict[str, ParameterInfo] = {}
         for file, name in order:
             info = shards[file].infos()[name]
-            if info.storage is not None:  # each file counts its storages for itself
+            if info.storage is not None:  # each file numbers its own storages
                 info = replace(info, storage=replace(info.storage, key=f"{file}/{info.storage.key}"))
             infos[name] = info
             self._holder[name] = shards[file]
         self._infos = MappingProxyType(infos)
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records of all shards."""
+        """Infos of all shards."""
         return self._infos
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """What the shard gives that holds it."""
+        """Values from the shard that holds the tensor."""
         return self._reading(name).numpy(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """What the shard gives that holds it."""
+        """The tensor from the shard that holds it."""
         return self._reading(name).tensor(name)
 
     def value(self, name: str) -> Any:
-        """What the shard gives that holds it."""
+        """The value from the shard that holds it."""
         return self._reading(name).value(name)
 
     def span(self, name: str) -> Location | None:
-        """The bytes in the shard that holds it."""
+        """Byte range in the shard that holds the tensor."""
         return self._holding(name).span(name)
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """What the shard says that holds it, where that is computed; else the row of this table."""
+        """The expression of the shard if it is computed; otherwise the row of this table."""
         computed = not self.shows_storage(name) and self._holding(name).row(name)
         return computed or super().row(name, info)
 
     def check_size(self, name: str) -> None:
-        """What the shard says that holds it."""
+        """Check the size in the shard that holds the tensor."""
         self._holding(name).check_size(name)
 
     def shows_storage(self, name: str) -> bool:
-        """What the shard says that holds it."""
+        """Whether the shard stores exactly these elements."""
         return self._holding(name).shows_storage(name)
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """Those of all shards; the parts of one may lie in several."""
+        """Structures of all shards; the parts of one may lie in several shards."""
         found = {each.name: each for shard in self.shards.values() for each in shard.structures}
         return tuple(found.values())
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The index's `metadata`, as it stands there; `check_total_size` compares its `total_size`."""
+        """The `metadata` of the index, unchanged; `check_total_size` compares its `total_size`."""
         return self._metadata
 
     @property
     def verdict(self) -> Verdict | None:
-        """What unpickling the shards would do beside making tensors."""
+        """What unpickling the shards would do besides building tensors."""
         found = [shard.verdict for shard in self._shards.values() if shard.verdict is not None]
         return reduce(or_, found) if found else None
 
@@ -252,14 +252,14 @@ class ShardedSource(Source):
         return MappingProxyType(self._shards)
 
     def check_total_size(self) -> None:
-        """Compare the index's `total_size` with the bytes of the tensors that are there.
+        """Compare the `total_size` of the index with the bytes of the tensors.
 
-        Nothing is read by it, and indexes of good checkpoints often have it from before a conversion. So opening
-        does not depend on it.
+        Nothing depends on this number, and indexes of valid checkpoints often keep an old one from before a conversion.
+        So opening does not check it.
 
         Raises:
-            SizeMismatch: The two differ.
-            FileFormatError: It is not a number of bytes.
+            SizeMismatch: The sizes differ.
+            FileFormatError: The `total_size` is not an integer.
         """
         if "total_size" not in self._metadata:
             return
@@ -269,10 +269,10 @@ class ShardedSource(Source):
             raise FileFormatError(f"its total_size is {describe(stated)}, not an integer", where=where)
         total = sum(info.nbytes for info in self._infos.values())
         if stated != total:
-            raise SizeMismatch(f"its total_size is {stated}, and its tensors take {total} bytes", where=where)
+            raise SizeMismatch(f"its total_size is {stated}, but its tensors take {total} bytes", where=where)
 
     def check_unchanged(self) -> None:
-        """Refuse shards that were written to since they were listed."""
+        """Raise if a shard was changed after it was listed."""
         for shard in self._shards.values():
             shard.check_unchanged()
 
@@ -281,7 +281,7 @@ class ShardedSource(Source):
         return reopened(self)
 
     def close(self) -> None:
-        """Close the shards that values were read from: a run closes its sources as often as once for each tensor."""
+        """Close the shards that were read; a run may call this after every tensor."""
         while self._read:
             with suppress(KeyError):  # another thread was faster
                 self._read.popitem()[1].close()
@@ -297,7 +297,7 @@ class ShardedSource(Source):
 
 
 def _open_each(folder: str, names: list[str]) -> dict[str, Source]:
-    """The sources of some files of a directory; remote ones are asked for several at a time."""
+    """Open some files of a directory; remote files are requested several at a time."""
     paths = [join(folder, name) for name in names]
     if not is_url(folder):
         return {name: open_file(path, formats=_SHARD_FORMATS) for name, path in zip(names, paths, strict=True)}
@@ -341,7 +341,7 @@ def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
                 f"the weight_map gives {quoted(name)} {describe(file_name)}, not a file name", where=path
             )
         if file_name not in checked:
-            # The text alone decides. Links are followed: a cache of downloads keeps its files elsewhere.
+            # Only the text is checked. Links are followed: a download cache keeps its files elsewhere.
             if not file_name or file_name in (".", "..") or re.search(r"[/\\\0]|^[A-Za-z]:", file_name):
                 raise FileFormatError(
                     f"the weight_map puts {quoted(name)} into {quoted(file_name)}, "
@@ -364,10 +364,10 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
         raise FileFormatError(
             f"the index names {len(missing)} {what} not there: {_some(map(quoted, missing))}",
             where=path,
-            exists=f"{_some(map(quoted, broken))} is a link that leads nowhere" if broken else None,
+            exists=f"{_some(map(quoted, broken))} is a broken link" if broken else None,
             hint=_stale(path, folder, names) if len(missing) == len(names) and not broken else None,
         )
-    # A shard of the same numbered set that lies there unnamed: its tensors would silently not be listed.
+    # A shard of the same set that the index does not name: its tensors would silently be missing.
     named = set(names)
     sets = {(m["stem"], m["count"], m["suffix"]) for m in map(_SHARD.fullmatch, names) if m}
     for name in sorted(_listed(folder)) if sets else ():
@@ -381,7 +381,7 @@ def _check_presence(path: str, folder: str, names: list[str]) -> None:
 
 
 def _listed(folder: str) -> Iterable[str]:
-    """The names in a directory; none where a server does not list it."""
+    """Names in a directory; empty if a server does not list it."""
     if not is_url(folder):
         return os.listdir(folder or ".")
     from torchparams.io.remote.listing import entries_if_listed
@@ -390,16 +390,16 @@ def _listed(folder: str) -> Iterable[str]:
 
 
 def _repair(folder: str) -> str:
-    """The command that writes an index anew from the shards that are there."""
-    return f"torchparams convert --repair-index {shlex.quote(folder or '.')} writes it anew from the shards"
+    """The command that rebuilds an index from its shards."""
+    return f"torchparams convert --repair-index {shlex.quote(folder or '.')} rebuilds it from the shards"
 
 
 def _stale(path: str, folder: str, names: list[str]) -> str | None:
-    """What to do about an index of which no shard is there: it may be left over beside the file that replaced them."""
+    """Hint for an index without any of its shards: it may be left over beside a file that replaced them."""
     single = re.sub(r"\.index(\.[^.]+)?\.json$", "", name_of(path))
     if single in names or single not in among(folder, [single]):
         return None
-    return f"{join(folder, single)} is there, perhaps in place of them; {_repair(folder)}"
+    return f"{join(folder, single)} exists and may have replaced them; {_repair(folder)}"
 
 
 def _check_agreement(path: str, weight_map: Mapping[str, str], shards: Mapping[str, Source]) -> None:
@@ -445,20 +445,20 @@ def _open_set(folder: str, inner: str | None, kind: tuple[str, str, str], names:
         range(1, len(names) + 1)
     ):
         there = set(names)
-        # The count is the file name's word: it may be 99999.
+        # The count comes from the file name: it may be 99999.
         wanted = (f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1))
         missing = [name for name in wanted if name not in there]
         raise FileFormatError(
-            f"{len(missing)} of {int(count)} shards are not there: {_some(map(quoted, missing))}"
+            f"{len(missing)} of {int(count)} shards are missing: {_some(map(quoted, missing))}"
             if missing
-            else f"these are more shards than {int(count)}: {_some(map(quoted, names))}",
+            else f"there are more than {int(count)} shards: {_some(map(quoted, names))}",
             where=folder,
         )
     if inner is not None and len(names) > 1:
         raise SourceError(
             f"a sharded checkpoint holds no nested mapping, so none at {inner!r}",
             where=folder,
-            hint=f"leave #{inner} out, or name one of its shards",
+            hint=f"leave #{inner} out, or choose one of its shards",
         )
     if len(names) == 1:
         return open_file(join(folder, names[0]), inner, formats=_SHARD_FORMATS)

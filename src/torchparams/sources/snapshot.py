@@ -1,4 +1,4 @@
-"""What one reading of a live source found, kept: names, records and tensors that no later change of the model moves."""
+"""A snapshot of a live source: names, infos and tensors of one reading."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class SnapshotSource(Source):
-    """A live source as it was: the same names and records at every use, and the very tensors that it held.
+    """A live source at one point in time: its names, infos and tensors do not change afterwards.
 
-    Tensors are referred to, not copied: what is written into one shows in its values.
+    Tensors are not copied, so in-place changes to their values show.
 
     Args:
         source: The live source.
@@ -52,13 +52,13 @@ class SnapshotSource(Source):
 
     @property
     def borrowed(self) -> bool:
-        """Its tensors are the model's own."""
+        """True: the tensors belong to the model."""
         return True
 
     # --- listing ---------------------------------------------------------------------------
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Canonical name → record."""
+        """Map canonical names to infos."""
         return MappingProxyType(self._infos)
 
     def records(self) -> Records:
@@ -68,16 +68,16 @@ class SnapshotSource(Source):
         return records
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
-        """Canonical name and tensor of every entry, or of `names`."""
+        """Yield canonical name and tensor of every entry, or of `names`."""
         return iter(self._tensors.items()) if names is None else ((name, self._tensors[name]) for name in names)
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
-        """The tensors whose elements were no values by themselves."""
+        """Tensors that held codes instead of values."""
         return self._coded
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the source said of itself."""
+        """Metadata of the source."""
         return self._metadata
 
     @property
@@ -86,34 +86,34 @@ class SnapshotSource(Source):
         return self._left_out
 
     def why_empty(self) -> list[str]:
-        """Sentences that say why the source listed nothing."""
+        """Sentences that explain why the source listed no tensors."""
         return list(self._why_empty)
 
     # --- values ----------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
-        """The very tensor or array, under any of its names."""
+        """The tensor or array itself, under any of its names."""
         found = self._tensors.get(name)
         return self._tensors[self.resolve(name)] if found is None else found
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor without its history; it shares the memory.
+        """The tensor, detached; it shares memory.
 
         Raises:
-            NotReadable: torch has no such type.
+            NotReadable: torch has no such dtype.
         """
         return self._alone(name).tensor(name)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values as a read-only array: a view of the memory that they lie in, where that is possible.
+        """Values as a read-only array: a view of the memory if possible.
 
         Raises:
-            NotReadable: It has no values (lazy, meta), or its class keeps them to itself.
+            NotReadable: The tensor has no values (lazy, meta), or its class does not give them.
         """
         return MappingSource({name: self.tensor(name)}, self.label).numpy(name)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy of the values: whoever frees the tensor's memory leaves no array without it.
+        """A copy of the values, which stays valid if the memory of the tensor is freed.
 
         Raises:
             NotReadable: See `numpy`.
@@ -126,7 +126,7 @@ class SnapshotSource(Source):
     # --- names -----------------------------------------------------------------------------
 
     def find(self, name: str) -> str | None:
-        """The canonical name for any spelling of it: canonical, raw, or an alias."""
+        """Canonical name for a canonical name, raw name or alias."""
         return name if name in self._infos else self._spelled.get(name)
 
     @cached_property

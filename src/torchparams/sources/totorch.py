@@ -1,4 +1,4 @@
-"""Arrays to torch tensors and back, without a copy where possible."""
+"""Conversion between arrays and torch tensors, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ML_DTYPES = frozenset(
 
 
 def require_torch(why: str) -> Any:
-    """The module torch.
+    """Import torch.
 
     Args:
-        why: What it is needed for, beginning with `to`.
+        why: The purpose, beginning with `to`.
 
     Raises:
-        MissingDependency: It is not installed.
+        MissingDependency: torch is not installed.
 
     >>> require_torch("to build a model").__name__
     'torch'
@@ -43,18 +43,18 @@ def require_torch(why: str) -> Any:
 
 
 def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor:
-    """The array as a tensor of the same memory; of a copy where torch cannot take the array as it is.
+    """Convert an array to a tensor of the same memory, or of a copy if torch cannot use the memory.
 
-    Copied are arrays that are read-only, not aligned, in a foreign byte order, or with negative strides or strides
-    that are no multiple of the element.
+    Arrays are copied if they are read-only, unaligned, in a foreign byte order, or have strides that are negative or no
+    multiple of the element size.
 
     Args:
-        array: Any shape, of the type that `info.dtype.numpy` is.
-        info: Of which tensor it holds the values.
+        array: Array of any shape, with the dtype `info.dtype.numpy`.
+        info: Info of the tensor whose values it holds.
 
     Raises:
-        NotReadable: torch has no such type.
-        LimitExceeded: An expanded array would have to be copied.
+        NotReadable: torch has no such dtype.
+        LimitExceeded: The array is expanded and would have to be copied.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -74,22 +74,22 @@ def from_numpy(array: np.ndarray[Any, Any], info: ParameterInfo) -> torch.Tensor
             )
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
     if info.dtype in _ML_DTYPES:
-        # torch takes no type of ml_dtypes, but integers of that size, and sees its own type in them.
+        # torch takes integers of the same size in place of ml_dtypes types, and can view them as its own dtype.
         return torch.from_numpy(array.view(f"u{array.itemsize}")).view(wanted)
     return torch.from_numpy(array)
 
 
 def from_bytes(memory: Any, info: ParameterInfo, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
-    """A tensor over memory that may be written to, of any type that torch has.
+    """Make a tensor over writable memory, of any dtype that torch has.
 
     Args:
-        memory: The bytes from the first to the last element.
-        info: Of which tensor it holds the values.
-        shape: The tensor's shape.
-        stride: Distances between neighbours along each dimension, in elements.
+        memory: Bytes from the first to the last element.
+        info: Info of the tensor whose values it holds.
+        shape: Shape of the tensor.
+        stride: Stride of each dimension, in elements.
 
     Raises:
-        NotReadable: torch has no such type.
+        NotReadable: torch has no such dtype.
 
     >>> import numpy as np
     >>> from torchparams.testing import MemorySource
@@ -108,16 +108,16 @@ def from_bytes(memory: Any, info: ParameterInfo, shape: tuple[int, ...], stride:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The tensor's values as an array: of the same memory for tensors on the CPU, of a copy for others.
+    """Convert a tensor to an array: of the same memory for tensors on the CPU, otherwise of a copy.
 
-    The memory stays resizable, and freeing it leaves the array without: see `torchparams.io.live`. bfloat16 and float8
-    come as ml_dtypes' types. Lazy conjugation and negation are carried out.
+    The memory stays resizable, and freeing it makes the array invalid: see `torchparams.io.live`. bfloat16 and float8
+    become ml_dtypes types. Lazy conjugation and negation are carried out.
 
     Args:
-        tensor: Of any shape and device; a `Parameter`, and one that requires grad, too.
+        tensor: Tensor of any shape and device, including a `Parameter` or a tensor that requires grad.
 
     Raises:
-        NotReadable: It is sparse, quantised, nested, on the meta device, or of a type that numpy lacks.
+        NotReadable: The tensor is sparse, quantised, nested or on the meta device, or numpy lacks its dtype.
 
     >>> import torch
     >>> to_numpy(torch.tensor([1.5, -2.0], dtype=torch.bfloat16))
@@ -127,24 +127,23 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
     if dispatches(type(tensor)) and not tensor.is_nested:
         raise NotReadable(
-            f"it is a {type(tensor).__name__}, which keeps its values in other tensors",
-            hint="make a plain tensor of it first: full_tensor() of a DTensor, dequantize() of a quantised one",
+            f"a {type(tensor).__name__} keeps its values in other tensors",
+            hint="convert it to a plain tensor first: full_tensor() of a DTensor, dequantize() of a quantised tensor",
         )
     tensor = tensor.detach()
     if tensor.is_nested:
-        raise NotReadable("a nested tensor has rows of different lengths, and no array")
+        raise NotReadable("a nested tensor has rows of different lengths and cannot become an array")
     if tensor.layout != torch.strided:
-        raise NotReadable(f"a sparse tensor ({tensor.layout}) has no array", hint="pass tensor.to_dense()")
+        raise NotReadable(f"a sparse tensor ({tensor.layout}) cannot become an array", hint="pass tensor.to_dense()")
     if tensor.is_quantized:
         raise NotReadable(
-            f"a quantised tensor ({tensor.dtype}) has no array", hint="pass tensor.dequantize() or tensor.int_repr()"
+            f"a quantised tensor ({tensor.dtype}) cannot become an array",
+            hint="pass tensor.dequantize() or tensor.int_repr()",
         )
     if tensor.device.type == "meta":
-        raise NotReadable("a tensor on the meta device has a shape and no values")
+        raise NotReadable("a tensor on the meta device has a shape but no values")
     if _was_freed(tensor):
-        raise NotReadable(
-            "its memory was freed, as a sharded model's is between two uses", hint="gather the model first"
-        )
+        raise NotReadable("its memory was freed, as in a sharded model between two uses", hint="gather the model first")
     try:
         dtype = DType.of(tensor.dtype)
     except TorchParamsError:
@@ -157,7 +156,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _was_freed(tensor: torch.Tensor) -> bool:
-    """Whether a tensor shows elements beyond the end of its memory."""
+    """Whether a tensor has elements beyond the end of its memory."""
     if not tensor.numel():
         return False
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -166,7 +165,7 @@ def _was_freed(tensor: torch.Tensor) -> bool:
 
 
 def _shareable(array: np.ndarray[Any, Any]) -> bool:
-    """Whether torch can take the array's memory as it is, and without a warning."""
+    """Whether torch can use the memory of the array directly and without a warning."""
     flags = array.flags
     if not flags.writeable or not flags.aligned or not array.dtype.isnative:
         return False

@@ -1,4 +1,4 @@
-"""A source whose rows are expressions over the rows of other sources: a conversion or a merge that is not written."""
+"""A source whose rows are expressions over other sources: a conversion or merge that has not been written."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class ViewSource(Source):
-    """Rows by name, each an expression. It pickles where its tensors are those of files.
+    """Named rows that are expressions. It can be pickled if all its tensors are in files.
 
     Args:
         rows: Pairs of name and expression, in order.
         label: The name in tables and messages.
-        aliases: Name of a row → further names of the same tensor.
-        metadata: What `metadata` gives.
+        aliases: Name of a row → other names of the same tensor.
+        metadata: The `metadata` of the source.
 
     Raises:
         PlanError: Two rows have one name, or an alias is the name of a row.
@@ -68,7 +68,7 @@ class ViewSource(Source):
         )
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records, in the order of the rows."""
+        """Infos, in the order of the rows."""
         if self._infos is None:
             self._infos = MappingProxyType({name: self._info_of(name, row) for name, row in self._rows.items()})
         return self._infos
@@ -89,41 +89,41 @@ class ViewSource(Source):
         )
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression of a row."""
+        """Expression of a row."""
         return self._rows[name] if name in self._rows else self._rows[self.resolve(name)]
 
     def span(self, name: str) -> Location | None:
-        """The byte range of a row that is one range of a file."""
+        """Byte range of a row that is one range of a file."""
         return self.row(name).place
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of a row, computed."""
+        """Computed values of a row."""
         from torchparams.expressions.work import evaluate
 
         return evaluate(self.row(name))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the view says beside its rows."""
+        """Metadata of the view."""
         return self._metadata
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What the sources of its rows do not list."""
+        """State that the sources of the rows do not list."""
         return tuple(each for source in self.sources for each in source.left_out)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files of the sources, each once."""
+        """Files of the sources, each once."""
         return tuple(dict.fromkeys(path for source in self.sources for path in source.files))
 
     def check_unchanged(self) -> None:
-        """Refuse files that were written to since they were listed."""
+        """Raise if a file was changed after it was listed."""
         for source in self.sources:
             source.check_unchanged()
 
     def close(self) -> None:
-        """Let go of open files."""
+        """Close open files."""
         for source in self.sources:
             source.close()
 

@@ -381,7 +381,7 @@ class EngineTests:
             with pytest.raises(TruncatedFile) as caught:
                 self._read(source)
             assert str(caught.value) == (
-                f"{source.files[0]}: The file was cut to {size - cut} bytes since it was listed, when it had {size}"
+                f"{source.files[0]}: The file has {size - cut} bytes; it had {size} when it was listed"
             )
 
     def test_a_file_that_is_written_to_meanwhile(self, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ class EngineTests:
         def touch() -> None:
             os.utime(source.files[0], ns=(1, 1))
 
-        with pytest.raises(SourceError, match="The file was written to while it was read") as caught:
+        with pytest.raises(SourceError, match="The file changed while it was read") as caught:
             self.make().map(jobs_of(source), Folding(lambda job: Recorder(touch), keep))
         assert str(caught.value).startswith(source.files[0])
 

@@ -1,4 +1,4 @@
-"""Norms of gradients, each summed so that no power overflows; of sharded ones, over all ranks."""
+"""Norms of gradients, computed without overflow; for sharded gradients, over all ranks."""
 
 from __future__ import annotations
 
@@ -180,20 +180,21 @@ def combined(norms: Iterable[float], p: float) -> float:
 def norms_of_shards(
     names: Sequence[str], grads: Sequence[Any], p: float, where: str, flat: Mapping[str, Sharding]
 ) -> tuple[list[float], list[int]]:
-    """The norm of each gradient, sharded or not, and the indices of gradients that are not finite.
+    """Norms of gradients, sharded or not, and indices of gradients that are not finite.
 
-    Each rank takes the norms of its own parts, replicas once; all ranks of the sharded gradients meet, and gather all
-    numbers at once. Gradients of which ranks keep summands (`Partial`) are added up first, all of one kind together.
+    Each rank computes the norms of its own parts, and replicas count once. All ranks of the sharded gradients meet and
+    gather all numbers at once. Gradients whose parts are summands (`Partial`) are summed first, all of one kind
+    together.
 
     Args:
         names, grads: The gradients.
         p: Order of the norm.
         where: The model, for errors.
-        flat: How the gradients are kept that FSDP says so of.
+        flat: Sharding of the gradients that FSDP keeps.
 
     Raises:
-        NotReadable: A gradient is one of a copy that FSDP frees again: what this rank has of it is no gradient.
-        RanksError: A rank does not make the call.
+        NotReadable: A gradient belongs to a temporary copy of FSDP, so this rank has no gradient.
+        RanksError: A rank did not make the call.
     """
     layouts: dict[int, Layout] = {}
     for place, name in enumerate(names) if flat else ():
@@ -239,7 +240,7 @@ def norms_of_shards(
 
 
 def _add_up(parts: list[Any], grads: Sequence[Any], places: Sequence[int]) -> None:
-    """Put the sums of all ranks in the place of summands: one collective for gradients of one mesh and dtype."""
+    """Replace summands by their sums over all ranks: one collective for gradients of one mesh and dtype."""
     import torch
     import torch.distributed as dist
 
@@ -249,7 +250,7 @@ def _add_up(parts: list[Any], grads: Sequence[Any], places: Sequence[int]) -> No
             if type(placement).__name__ == "Partial":
                 key = dim, grads[place].device_mesh, placement.reduce_op, parts[place].dtype
                 groups.setdefault(key, []).append(place)
-    # One order on all ranks: that of the mesh's dimensions, then that of the gradients.
+    # The same order on all ranks: by mesh dimension, then by gradient.
     for (dim, mesh, operation, _), those in sorted(groups.items(), key=lambda item: item[0][0]):
         group = mesh.get_group(dim)
         flat = torch.cat([parts[place].reshape(-1) for place in those])

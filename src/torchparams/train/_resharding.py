@@ -1,4 +1,4 @@
-"""Values and optimizer state for sharded parameters: what fits, and which elements a rank needs of it."""
+"""Values and optimizer state for sharded parameters: compatibility, and the elements that a rank needs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def sharded_problem(given: ParameterInfo, source: Source, wanted: ParameterInfo, target: Any) -> str:
-    """Reason why the values of one tensor cannot be copied to another, of which one is sharded; empty if they can.
+    """Reason why values cannot be copied between two tensors if one is sharded; empty if they can.
 
     Args:
-        given, source: The source's tensor.
-        wanted, target: The model's tensor.
+        given, source: Tensor of the source.
+        wanted, target: Tensor of the model.
     """
     for sharding in (given.sharding, wanted.sharding):
         if sharding is not None and sharding.kind != "DTensor":
@@ -39,7 +39,7 @@ def sharded_problem(given: ParameterInfo, source: Source, wanted: ParameterInfo,
     if given.sharding is None:
         return ""
     if not is_dtensor(target):
-        return "it is sharded, and the model's tensor is not: save it with torchparams.save, and load the file"
+        return "it is sharded, but the model's tensor is not: save it with torchparams.save, and load the file"
     value = source.value(given.name)
     if _is_alike(value, target):
         return ""
@@ -47,14 +47,14 @@ def sharded_problem(given: ParameterInfo, source: Source, wanted: ParameterInfo,
 
 
 def _is_alike(a: Any, b: Any) -> bool:
-    """Whether two DTensors are sharded alike."""
+    """Whether two DTensors have equal sharding."""
     return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
 
 
 def parts_of(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs with each DTensor's part in its place, and of the source the elements that belong there.
+    """Replace each DTensor by its part on this rank, and each source by the elements of that part.
 
-    A rank reads no others from a file.
+    So a rank reads only its own elements from a file.
     """
     targets = {id(pair.target) for pair in pairs}
     found: list[Pair] = []
@@ -80,7 +80,7 @@ def _part_of_row(pair: Pair, targets: set[int]) -> Expression:
     row = pair.source.row(pair.info.name, pair.info)
     if isinstance(row, Sharded):
         value = pair.source.value(pair.info.name)
-        if value is not pair.target and id(value) in targets:  # another pair writes to it, sooner perhaps
+        if value is not pair.target and id(value) in targets:  # another pair writes to it, perhaps earlier
             return MappingSource({pair.name: row.tensor().clone()}, pair.source.label).row(pair.name)
         return row.local
     layout = layout_of(pair.target, pair.name, pair.source.label)
@@ -90,13 +90,14 @@ def _part_of_row(pair: Pair, targets: set[int]) -> Expression:
 def losses_together(
     pairs: Sequence[Pair], lost: Mapping[str, Losses], lossy: Sequence[str], where: str
 ) -> dict[str, Losses]:
-    """What casts lose in all ranks' parts of DTensors, the same on every rank; of other tensors what they lose here.
+    """Losses of casts: for DTensors summed over all ranks, and equal on every rank; for other tensors on this rank.
 
-    All ranks of the tensors call it: they meet, and gather once. Without a cast that may lose values nothing happens.
+    All ranks of the tensors must call this: they meet, and gather once. It does nothing without casts that may lose
+    values.
 
     Args:
-        pairs: The pairs with the DTensors.
-        lost: What this rank's casts lose.
+        pairs: Pairs with DTensors as targets.
+        lost: Losses of casts on this rank.
         lossy: Names of tensors whose cast may lose values.
         where: Label of the load.
     """
@@ -117,18 +118,18 @@ def losses_together(
 
 
 def reshard(value: Any, parameter: Any, current: Any, name: str, where: str) -> Any:
-    """A value of an optimizer's state, sharded as its parameter is.
+    """Shard a value of an optimizer state like its parameter.
 
-    A DTensor that is sharded in another way is gathered first, by a collective.
+    A DTensor with different sharding is first gathered, with a collective.
 
     Args:
         value: The value, or a mapping or list of values.
         parameter: The parameter.
-        current: The optimizer's current value, or None.
+        current: Current value in the optimizer, or None.
         name, where: Name and optimizer, for errors.
 
     Raises:
-        MismatchError: The value has another shape than the parameter, and how it is sharded is not known.
+        MismatchError: The shapes of value and parameter differ, so its sharding is unknown.
     """
     import torch
 
@@ -149,9 +150,9 @@ def reshard(value: Any, parameter: Any, current: Any, name: str, where: str) -> 
         return sharded_like(like, whole, name, where)
     if is_dtensor(parameter) and whole.dim():
         raise MismatchError(
-            f"{name!r} has the shape {list(whole.shape)}, and its parameter {list(parameter.shape)}",
+            f"{name!r} has the shape {list(whole.shape)}, but its parameter has {list(parameter.shape)}",
             where=where,
-            exists="how it would be sharded is not known before the first step",
+            exists="its sharding is unknown before the first step",
             hint="step once before loading, or start without the saved state",
         )
     return whole

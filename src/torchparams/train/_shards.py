@@ -1,4 +1,4 @@
-"""Sharded parameters of a live model: which a change refuses, and how a whole tensor becomes this rank's part."""
+"""Sharded parameters of a live model: which changes are refused, and how a whole tensor is split into parts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def shardings(records: Records, names: Iterable[str]) -> dict[str, Sharding]:
-    """Name → sharding, for the sharded tensors among `names`."""
+    """The shardings of the sharded tensors among `names`, by name."""
     wanted = frozenset(names)
     columns = zip(records.names, records.column("sharding"), strict=True)
     return {name: sharding for name, sharding in columns if sharding is not None and name in wanted}
 
 
 def refuse_copies(records: Records, names: Iterable[str], where: str) -> None:
-    """Refuse copies that FSDP gathered for a forward pass: what changes them is lost.
+    """Raise for copies that FSDP gathered for a forward pass, because changes to them would be lost.
 
     Raises:
-        NotReadable: There is one among `names`.
+        NotReadable: One of `names` is such a copy.
     """
     for name, sharding in shardings(records, names).items():
         if sharding.kind == "unsharded":
@@ -40,10 +40,10 @@ def refuse_copies(records: Records, names: Iterable[str], where: str) -> None:
 
 
 def refuse_flat(records: Records, names: Iterable[str], where: str) -> None:
-    """Refuse parameters of which this rank has a run of elements, in FSDP1's flat parameter.
+    """Raise for parameters in FSDP1's flat parameter, of which this rank has only a run of elements.
 
     Raises:
-        NotReadable: There is one among `names`.
+        NotReadable: One of `names` is such a parameter.
     """
     for name, sharding in shardings(records, names).items():
         if sharding.kind == "FSDP1":
@@ -70,26 +70,26 @@ def refuse_flat_state(source: ModuleSource) -> None:
 
 
 def refuse_views(tensors: Mapping[str, Any], where: str, verb: str) -> None:
-    """Refuse parameters that exist only within FSDP1's flat parameter: they have no flags and no gradient of their own.
+    """Raise for parameters that exist only in FSDP1's flat parameter: they have no flags and no gradient of their own.
 
     Raises:
-        UnsupportedSource: There is one.
+        UnsupportedSource: One of them is such a parameter.
     """
     for name, tensor in tensors.items():
         if is_view(tensor):
             raise UnsupportedSource(
-                f"{verb} cannot treat {name} apart from the other parameters in its flat parameter",
+                f"{verb} cannot treat {name} separately from the other parameters in its flat parameter",
                 where=where,
-                hint="pass use_orig_params=True to FullyShardedDataParallel, or shard with fully_shard",
+                hint="pass use_orig_params=True to FullyShardedDataParallel, or use fully_shard",
             )
 
 
 def part_in(tensor: Any, whole: Any, name: str, where: str) -> Any:
-    """The view of a whole tensor that is this rank's part of a DTensor.
+    """View of a whole tensor that is this rank's part of a DTensor.
 
     Args:
         tensor: The DTensor.
-        whole: A plain tensor of its shape.
+        whole: Plain tensor of the same shape.
         name, where: Name and model, for errors.
     """
     import torch.distributed as dist
@@ -107,12 +107,12 @@ def put_whole(tensor: Any, whole: Any, name: str, where: str) -> None:
 
 
 def whole_of(tensor: Any) -> Any:
-    """All elements of a tensor as a plain one; of a DTensor by a collective that all ranks of its mesh enter."""
+    """All elements of a tensor as a plain tensor; a DTensor needs a collective on all ranks of its mesh."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def sharded_like(tensor: Any, whole: Any, name: str, where: str) -> Any:
-    """A DTensor with the elements of `whole`, sharded as `tensor` is; nothing is communicated."""
+    """A DTensor with the elements of `whole`, sharded like `tensor`; does not communicate."""
     from torch.distributed.tensor import DTensor
 
     part = part_in(tensor, whole, name, where).clone().contiguous()
@@ -122,13 +122,13 @@ def sharded_like(tensor: Any, whole: Any, name: str, where: str) -> Any:
 
 
 def summed_over_ranks(parts: Any, tensors: Mapping[str, Any], where: str) -> Any:
-    """The sum over all ranks of numbers that each made of its parts; replicas count once.
+    """Sum numbers over all ranks, one number per part; replicas count once.
 
-    All ranks of the tensors call it: they meet, and gather once. The derivative by each number is 1.
+    All ranks of the tensors must call it: they meet, and gather once. The derivative by each number is 1.
 
     Args:
-        parts: One-dimensional tensor, a number for each DTensor.
-        tensors: Name → DTensor.
+        parts: One-dimensional tensor with one number for each DTensor.
+        tensors: DTensors by name.
         where: Label of the model.
     """
     layouts = [layout_of(tensor, name, where) for name, tensor in tensors.items()]
@@ -137,17 +137,18 @@ def summed_over_ranks(parts: Any, tensors: Mapping[str, Any], where: str) -> Any
     team.meet(f"penalty ({fingerprint(common)})")
     heard = dict(zip(team.members, team.gather(parts.detach().double().cpu().tolist()), strict=True))
     total = math.fsum(heard[rank][place] for place, layout in enumerate(layouts) for rank in layout.owners())
-    # The value of the whole, and the derivative of this rank's part.
+    # The value of the sum over all ranks, and the derivative of this rank's part.
     own = parts.sum()
     return own - own.detach() + own.detach().new_tensor(total)
 
 
 class Together:
-    """A change of DTensors that all of their ranks make: each gathers the wholes, and keeps its parts of the results.
+    """A change of DTensors that all ranks make together: each gathers whole tensors, and keeps its parts of the
+    results.
 
     Args:
-        records: The reading of the model.
-        tensors: Name → tensor, sharded or not, for the tensors to change.
+        records: A reading of the model.
+        tensors: Tensors to change by name, sharded or not.
         where: Label of the model.
     """
 
@@ -158,10 +159,10 @@ class Together:
         self._made: dict[str, str] = {}
 
     def meet(self, what: str) -> None:
-        """Wait for the other ranks, if there is a sharded tensor.
+        """Wait for the other ranks, if any tensor is sharded.
 
         Raises:
-            RanksError: A rank does not make the call.
+            RanksError: A rank did not make the call.
         """
         if self._shardings:
             self._team = team = Ranks(rank for each in self._shardings.values() for rank in each.ranks)
@@ -178,17 +179,17 @@ class Together:
         return whole
 
     def put(self, name: str, tensor: Any, whole: Any) -> None:
-        """Keep this rank's part of a changed whole.
+        """Write this rank's part of a changed whole tensor.
 
         Raises:
-            NotReadable: Ranks keep summands of the tensor.
+            NotReadable: The ranks keep summands of the tensor.
         """
         import torch
         from blake3 import blake3
 
         if any(type(placement).__name__ == "Partial" for placement in tensor.placements):
             raise NotReadable(
-                f"ranks keep summands of {name}, which add up to its values",
+                f"the ranks keep summands of {name}, whose sum is its value",
                 where=self._where,
                 hint="redistribute it first",
             )
@@ -197,7 +198,7 @@ class Together:
         put_whole(tensor, whole.detach(), name, self._where)
 
     def agree(self, failed: Exception | None) -> None:
-        """Raise on all ranks if one failed, or if the ranks made different wholes.
+        """Raise on all ranks if one failed, or if the ranks computed different whole tensors.
 
         Args:
             failed: The error of this rank.
@@ -217,8 +218,8 @@ class Together:
             other = next((name for name, digest in self._made.items() if made.get(name, digest) != digest), None)
             if other is not None:
                 raise RanksError(
-                    f"the function gives {other} other values on rank {rank} than on rank {self._team.here}",
+                    f"the function gives {other} different values on ranks {rank} and {self._team.here}",
                     where=self._where,
                     exists="nothing was changed",
-                    hint="seed the random generators alike on all ranks, or call torchparams.init",
+                    hint="use the same random seed on all ranks, or call torchparams.init",
                 )

@@ -1,4 +1,4 @@
-"""Writes what the ranks of a process group keep together: the lowest rank writes, the others serve their parts."""
+"""Write tensors that are sharded over the ranks of a process group: one rank writes, the others send their parts."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 def execute_together(plan: Writable, shards: Sequence[Sharded], progress: Progress | None = None) -> Written:
-    """Run a plan with sharded tensors; all of their ranks call it.
+    """Run a plan with sharded tensors; all of their ranks must call this function.
 
-    A tensor that other ranks have under the same name and do not share with the writer (a plain one, or a DTensor on
-    another mesh) has to be the same there: its digests are compared first.
+    Other ranks may have a tensor with the same name that is not shared with the writer (a plain tensor, or a DTensor on
+    another mesh). Its values must be equal on all ranks, so its digests are compared first.
 
     Args:
         plan: The plan, the same on every rank.
         shards: The sharded tensors in it.
-        progress: Told bytes written, on the rank that writes.
+        progress: Callback with the bytes written so far and in total, on the rank that writes.
 
     Raises:
-        PlanError: A parameter is another tensor on other ranks: what is written would lack it.
-        RanksError: A rank does not make the call, or fails in it.
+        PlanError: A parameter has different values on the ranks, so one file cannot hold it.
+        RanksError: A rank did not make the call, or failed in it.
     """
     team = Ranks(rank for shard in shards for rank in shard.layout.ranks)
     texts = (f"{output.name} {list(output.expression.shape)} {output.expression.dtype}" for output in plan.outputs)
@@ -49,7 +49,7 @@ def execute_together(plan: Writable, shards: Sequence[Sharded], progress: Progre
         try:
             with Fetching(team, shards):
                 written = execute(plan, progress)
-        except Exception as error:  # the others wait for this rank
+        except Exception as error:  # the other ranks wait for this rank
             failed = error
     else:
         serve(team, shards)
@@ -63,7 +63,7 @@ def execute_together(plan: Writable, shards: Sequence[Sharded], progress: Progre
 
 
 def _compare_copies(plan: Writable, team: Ranks) -> list[str]:
-    """Refuse parameters that are different tensors on the ranks; notes on buffers that are."""
+    """Raise for parameters that differ between ranks; return notes for buffers that differ."""
     copies = [output for output in plan.outputs if _is_copy(output, team)]
     jobs = [Job(output.name, (output.expression,)) for output in copies]
     digests = DistributedEngine().map(jobs, DigestTask())
@@ -75,18 +75,18 @@ def _compare_copies(plan: Writable, team: Ranks) -> list[str]:
     wrong = [name for name in different if name not in buffers]
     if wrong:
         raise PlanError(
-            f"{plural(len(wrong), 'parameter is', 'parameters are')} different tensors on the ranks: {listed(wrong)}",
+            f"{plural(len(wrong), 'parameter has', 'parameters have')} different values on the ranks: {listed(wrong)}",
             where=plan.path,
-            exists=f"one file would hold those of rank {team.members[0]} alone",
-            hint="write them apart, each rank to a path of its own",
+            exists=f"one file would only hold the values of rank {team.members[0]}",
+            hint="write them separately, each rank to its own path",
         )
     if different:
-        return [f"different on the ranks: {listed(different)}; those of rank {team.members[0]} are written"]
+        return [f"different on the ranks: {listed(different)}; the values of rank {team.members[0]} are written"]
     return []
 
 
 def _is_copy(output: Output, team: Ranks) -> bool:
-    """Whether an output is made of live tensors that other ranks of the team have for themselves."""
+    """Whether an output uses live tensors of which the other ranks have their own copies."""
     shards = shards_in(output.expression)
     if any(shard.layout.ranks != team.members for shard in shards):
         return True

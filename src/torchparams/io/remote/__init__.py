@@ -1,1 +1,1 @@
-"""Files behind a URL, read by ranges through fsspec, which is imported when the first one is opened."""
+"""Remote files, read by ranges through fsspec, which is imported when the first one is opened."""

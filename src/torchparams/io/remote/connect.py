@@ -1,4 +1,4 @@
-"""What fetches ranges of one remote file: over HTTP, from S3, or from any other file system that fsspec has."""
+"""Connect to a remote file: over HTTP, to S3, to the Hugging Face Hub, or through any other fsspec file system."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def connect(name: str) -> Connection:
-    """The connection to a file.
+    """Open the connection to a file.
 
     Args:
-        name: Its public name.
+        name: Public name of the file.
 
     Raises:
-        MissingDependency: fsspec, or the package that it needs for this kind of URL, is not installed.
-        RemoteError: fsspec does not know this kind of URL.
+        MissingDependency: fsspec, or a package that it needs for this kind of URL, is not installed.
+        RemoteError: fsspec does not support this kind of URL.
     """
     if name.startswith("hf://"):
         from torchparams.io.remote.hub import hub_connection

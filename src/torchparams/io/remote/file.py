@@ -1,8 +1,7 @@
-"""A remote file, as the readers of formats and the engines see it: its size, and the bytes of any range.
+"""Remote files as format readers and engines see them: their size, and byte ranges.
 
-Whatever a run says that it will read is asked for in merged ranges, several at a time, ahead of those who read. What
-has come and waits takes `limits.REMOTE_CACHE_BYTES` at most, for all files together; ranges that somebody waits for
-come beside that.
+Ranges that a run announces are requested in advance, merged, and several at a time. Received bytes that wait take at
+most `limits.REMOTE_CACHE_BYTES` for all files together; ranges that a reader waits for are not counted.
 """
 
 from __future__ import annotations
@@ -30,34 +29,34 @@ if TYPE_CHECKING:
     Guard = Callable[[bytes], None]
 
 HEAD = 256 << 10
-"""Bytes that the first request for a file asks for: they hold most headers, and all of a small file."""
+"""Bytes of the first request for a file: enough for most headers, and for whole small files."""
 
 TAIL = 256 << 10
-"""Bytes that are asked for at once where the end of a file is wanted: they hold the directory of most zips."""
+"""Bytes per request near the end of a file: enough for the directory of most zips."""
 
 AHEAD = 8
-"""Requests ahead of each reader."""
+"""Requests in advance per reader."""
 
-_NEAR = 64 << 10  # bytes that are asked for at once where a header is read that lies in the middle
-_KEPT = 8  # parts that are kept of each file
-_KEEP = 32  # files of which the first and last bytes are kept
-_WAIT = 0.2  # seconds between two looks at whether the run has been stopped
+_NEAR = 64 << 10  # bytes per request for a header in the middle of a file
+_KEPT = 8  # ranges kept per file
+_KEEP = 32  # files whose first and last bytes are kept
+_WAIT = 0.2  # seconds between checks whether the run was stopped
 
 
 class Remote:
-    """A remote file in the state that it had when it was first asked for. Threads share it.
+    """Remote file, in the state of the first request. Threads share an instance.
 
     Args:
-        name: Its public name.
+        name: Public name of the file.
 
     Attributes:
-        name: Its public name.
-        size: Its bytes.
-        state: The state that every answer is held against.
-        number: One that no other file of this process has, or had.
+        name: Public name of the file.
+        size: Size in bytes.
+        state: State that every response is checked against.
+        number: Unique number of this file in the process.
 
     Raises:
-        RemoteError: It is not there, may not be read, or has no ranges.
+        RemoteError: The file does not exist, cannot be read, or the server does not support ranges.
     """
 
     def __init__(self, name: str) -> None:
@@ -83,7 +82,7 @@ class Remote:
         )
 
     def _keep(self, start: int, data: memoryview) -> None:
-        """Keep bytes that several parts of a reader look at, the latest first."""
+        """Keep recent bytes that several parts of a reader use."""
         self._kept = [(start, data), *self._kept[: _KEPT - 1]]
         with _opening:
             _keeping[self.number] = self
@@ -92,17 +91,17 @@ class Remote:
                 _keeping.popitem(last=False)[1].let_go()
 
     def let_go(self) -> None:
-        """Forget what is kept."""
+        """Release the kept bytes."""
         self._kept = []
 
     def read(self, memory: memoryview, start: int, planned: Ranges, stopped: Callable[[], bool] | None = None) -> None:
-        """Fill memory with the bytes from `start` on, which are there.
+        """Fill memory with bytes of the file.
 
         Args:
-            memory: Writable, of bytes.
+            memory: Writable memory.
             start: Offset of the first byte.
-            planned: What will be read of the file, this and more: the next of it is asked for ahead.
-            stopped: Says whether the run has been stopped.
+            planned: Ranges that will be read, including this one; the next ones are requested in advance.
+            stopped: Function that tells whether the run was stopped.
         """
         self._check_guards(start, start + len(memory), planned, stopped)
         self._read(memory, start, planned, stopped)
@@ -116,7 +115,7 @@ class Remote:
                 at += len(kept)
                 continue
             number = planned.at(at)
-            if number is None:  # nobody has said that this would be read
+            if number is None:  # not announced
                 after = planned.after(at)
                 end = stop if after is None else min(stop, after)
                 self._read(memory[at - start : end - start], at, Ranges([(at, end)]), stopped)
@@ -129,7 +128,7 @@ class Remote:
     def view(
         self, start: int, stop: int, planned: Ranges, stopped: Callable[[], bool] | None = None
     ) -> memoryview | None:
-        """The bytes of a range where they came, if they came together; else None: `read` copies them together."""
+        """View of a range if it was received in one piece; otherwise None, and `read` has to copy the pieces."""
         number = planned.at(start)
         if number is None or stop > planned[number][1] or self._of_kept(start, stop) is not None:
             return None
@@ -139,7 +138,7 @@ class Remote:
     def _piece(
         self, number: int, planned: Ranges, at: int, stop: int, stopped: Callable[[], bool] | None
     ) -> memoryview:
-        """What a piece has of a range; the next pieces are asked for ahead."""
+        """Part of a range in a piece; the next pieces are requested in advance."""
         begin, end = planned[number]
         piece = _window.want(self, begin, end)
         planned.asked[number] = True
@@ -159,7 +158,7 @@ class Remote:
         return None
 
     def keep_near(self, start: int, stop: int) -> None:
-        """Ask for what is around a header too, and keep it: a reader looks at one part after the other."""
+        """Request and keep the bytes around a header too, because readers look at several parts in turn."""
         kept = self._of_kept(start, stop)
         if kept is not None and len(kept) == stop - start:
             return
@@ -173,18 +172,18 @@ class Remote:
     # --- guards --------------------------------------------------------------------------------------
 
     def guard(self, start: int, stop: int, header: int, check: Guard) -> None:
-        """Have bytes that say something of others checked before the others are used.
+        """Check header bytes before the bytes after them are used.
 
         Args:
-            start, stop: The others.
-            header: Where the bytes begin that stand right before them.
-            check: Called with the bytes `[header, start)`, once; raises an error if they do not fit.
+            start, stop: Range of the bytes after the header.
+            header: Offset of the header, which ends at `start`.
+            check: Function of the bytes `[header, start)`, called once, that raises if they are inconsistent.
         """
         with self._lock:
             insort(self._guards, (start, stop, header, check), key=lambda guard: guard[0])
 
     def plan(self, ranges: Iterable[tuple[int, int]]) -> Ranges:
-        """The requests for ranges that are wanted, without what is kept, and with what is checked before them."""
+        """Requests for announced ranges, without kept bytes, including headers that must be checked."""
         kept = [(start, start + len(data)) for start, data in self._kept]
         return Ranges(part for each in self._with_guards(ranges) for part in _without(each, kept))
 
@@ -224,23 +223,23 @@ class Remote:
 
     @property
     def version(self) -> int:
-        """A number made of its ETag or date, in place of the time of a file."""
+        """Number derived from the ETag or date, used like the modification time of a local file."""
         from hashlib import blake2b
 
         return int.from_bytes(blake2b((self.state.tag or "").encode(), digest_size=7).digest())
 
     def confirm(self) -> None:
-        """Refuse the file if it is another by now, and no answer has said so.
+        """Raise if the file changed, and no response has shown it.
 
         Raises:
-            RemoteError: It is.
+            RemoteError: The file changed.
         """
         if not self._connection.confirm(self.state):
             raise changed(self.name, None)
 
 
 def _without(wanted: tuple[int, int], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What is left at the beginning and the end of a range without some others."""
+    """Remainder of a range after removing other ranges from its ends."""
     start, stop = wanted
     for first, last in others:
         if first <= start < last:
@@ -258,7 +257,7 @@ _opening = threading.Lock()
 
 
 def remote(name: str) -> Remote:
-    """The remote file of a public name: the one that somebody has open, or else asked for now."""
+    """Remote file of a public name: the open one, or a new one."""
     found = _open.get(name)
     if found is None:
         found = Remote(name)
@@ -268,7 +267,7 @@ def remote(name: str) -> Remote:
 
 
 def forget(name: str) -> None:
-    """Ask for a file, and for those below a directory, anew: somebody opens it once more."""
+    """Request a file, or all files below a directory, again: they are reopened."""
     folder = name.rstrip("/") + "/"
     with _opening:
         for each in [each for each in _open if each == name or each.startswith(folder)]:
@@ -312,7 +311,7 @@ def _result(
 
 
 class _Window:
-    """The ranges that are on their way, or have come and wait: at most so many bytes of all files."""
+    """Ranges in transfer, or received and waiting, for all files, up to a total size."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -322,7 +321,7 @@ class _Window:
         self._nbytes = 0
 
     def want(self, file: Remote, start: int, stop: int) -> concurrent.futures.Future[Any]:
-        """A range that somebody waits for."""
+        """Get a range that a reader waits for."""
         key = file.number, start, stop
         with self._lock:
             found = self._pieces.get(key)
@@ -333,7 +332,7 @@ class _Window:
             return self._begin(file, key)
 
     def ahead(self, file: Remote, start: int, stop: int) -> bool:
-        """Ask for a range that somebody will want; False where there is no room for it."""
+        """Request a range in advance; returns False if there is no room."""
         key = file.number, start, stop
         with self._lock:
             if key in self._pieces:
@@ -344,7 +343,7 @@ class _Window:
             return True
 
     def read(self, file: Remote, start: int, stop: int, nbytes: int, wanted: int) -> None:
-        """Note that bytes of a range were read. Once all are that were wanted, it is the first to go."""
+        """Record that bytes of a range were read. A fully read range is dropped first."""
         with self._lock:
             key = file.number, start, stop
             if key in self._pieces:
@@ -353,7 +352,7 @@ class _Window:
                     self._used[key] = None
 
     def forget(self, number: int) -> None:
-        """Drop all ranges of a file that nobody has open any more."""
+        """Drop all ranges of a closed file."""
         with self._lock:
             for key in [key for key in self._pieces if key[0] == number]:
                 self._drop(key)
@@ -365,7 +364,7 @@ class _Window:
         self._nbytes += stop - start
 
         def ended(piece: concurrent.futures.Future[Any], file: Remote = file) -> None:
-            # It holds the file until the range has come. One that failed is asked for again by the next who wants it.
+            # Keeps the file alive until the range has arrived. A failed range is requested again by the next reader.
             if piece.cancelled() or piece.exception() is not None:
                 with self._lock:
                     if self._pieces.get(key) is piece:
@@ -380,7 +379,7 @@ class _Window:
             self._drop(next(iter(self._used)))
         if self._nbytes + nbytes <= most:
             return True
-        if demanded:  # what was asked for ahead and never read, by a run that ended early
+        if demanded:  # requested in advance but never read, by a run that ended early
             for key in [key for key, piece in self._pieces.items() if piece.done()]:
                 if self._nbytes + nbytes <= 2 * most:
                     break
@@ -398,15 +397,15 @@ _window = _Window()
 
 
 class RemoteFile:
-    """A remote file that one thread reads, in place of an open file.
+    """Remote file for one thread, used like an open file.
 
     Args:
         file: The file.
-        planned: What the run will read of it.
-        stopped: Says whether the run has been stopped.
+        planned: Ranges that the run will read.
+        stopped: Function that tells whether the run was stopped.
 
     Attributes:
-        size: Bytes of the file.
+        size: Size in bytes.
     """
 
     def __init__(self, file: Remote, planned: Ranges, stopped: Callable[[], bool] | None = None) -> None:
@@ -414,7 +413,7 @@ class RemoteFile:
         self.size = file.size
 
     def fill(self, memories: Sequence[memoryview], start: int) -> int:
-        """Fill memories, one after the other, from `start` on; gives how many bytes there were."""
+        """Fill several memories, in order; returns the number of bytes."""
         at = start
         for memory in memories:
             count = min(len(memory), max(self.size - at, 0))
@@ -423,7 +422,7 @@ class RemoteFile:
         return at - start
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes of a range, or as many of them as there are: a view of what came, or a copy."""
+        """The bytes of a range, as far as the file reaches: a view of the received bytes, or a copy."""
         stop = min(stop, self.size)
         found = self._file.view(start, stop, self._planned, self._stopped) if start < stop else memoryview(b"")
         if found is None:
@@ -433,11 +432,11 @@ class RemoteFile:
         return found
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no open file."""
 
 
 class RemoteBytes(FileBytes):
-    """A remote file's bytes, by range. See `FileBytes`."""
+    """Bytes of a remote file, by range; see `FileBytes`."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -445,13 +444,13 @@ class RemoteBytes(FileBytes):
         self.size = self.file.size
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes `[start, stop)`; they must lie within the file. Headers are read so, which lie together."""
+        """Read the bytes `[start, stop)`, which must be inside the file. Requests nearby headers too."""
         if stop - start <= _NEAR or start >= self.size - TAIL:
             self.file.keep_near(start, stop)
         return bytes(self.view(start, stop))
 
     def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes of each range, of which the next ones are asked for ahead."""
+        """Read each range; the next ones are requested in advance."""
         listed = list(ranges)
         planned = self.file.plan(listed)
         for start, stop in listed:
@@ -460,24 +459,24 @@ class RemoteBytes(FileBytes):
             yield bytes(data)
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes `[start, stop)`, read-only."""
+        """Bytes `[start, stop)`, read-only."""
         return memoryview(self.own(start, stop)).toreadonly()
 
     def own(self, start: int, stop: int, alignment: int = 1) -> Any:
-        """The bytes `[start, stop)` in memory of their own."""
+        """Bytes `[start, stop)` in private memory."""
         data = bytearray(stop - start)
         self.file.read(memoryview(data), start, self.file.plan([(start, stop)]))
         return data
 
     def guard(self, start: int, stop: int, header: int, check: Guard) -> None:
-        """See `FileBytes.guard`: the check is made when the others are first read."""
+        """See `FileBytes.guard`: the check runs when the bytes after the header are first read."""
         if start < stop:
             self.file.guard(start, stop, header, check)
 
     def check_unchanged(self) -> None:
-        """Refuse the file if it was opened anew since, and is another now. The next answer tells the rest."""
+        """Raise if the file was reopened, and has changed. The next response shows other changes."""
         if remote(self.path).state != self.file.state:
             raise changed(self.path, None)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no open file."""

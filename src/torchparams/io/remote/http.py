@@ -1,7 +1,7 @@
-"""Ranges over HTTP, held against what was asked for.
+"""Byte ranges over HTTP, with checks of every response.
 
-fsspec gives the session, with its credentials. The requests are our own: fsspec takes whatever body a server sends for
-a range, and so the whole file from a server without ranges, or a body without an end.
+fsspec provides the session with its credentials. The requests are our own, because fsspec accepts any body as the
+response to a range: a whole file from a server without ranges, or an endless body.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from torchparams.io.remote.transfer import Transfer
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-_BUFFER = 256 << 10  # bytes that may wait in a connection before they are taken
-_SLOWEST = 16 << 10  # bytes a second, below which a server counts as one that never ends
-_AGAIN = (408, 425, 429)  # and all from 500 on: another try may help
+_BUFFER = 256 << 10  # bytes that may wait in a connection
+_SLOWEST = 16 << 10  # bytes per second, below which a server counts as hanging
+_AGAIN = (408, 425, 429)  # retried, as are all statuses from 500
 
 
 class HttpConnection:
-    """A file behind an HTTP URL.
+    """File behind an HTTP URL.
 
-    A server may redirect to a signed URL: once it has, ranges are asked for there, until that is refused.
+    If the server redirects to a signed URL, later ranges are requested there until it is refused.
 
     Args:
-        fs: fsspec's file system.
-        url: The URL.
-        name: The public name of the file.
-        headers: Headers to send to this URL, and to no other that it redirects to.
+        fs: File system of fsspec.
+        url: URL of the file.
+        name: Public name of the file.
+        headers: Headers for this URL only, not for redirect targets.
     """
 
     def __init__(self, fs: Any, url: str, name: str, headers: Mapping[str, str] | None = None) -> None:
@@ -54,7 +54,7 @@ class HttpConnection:
         begin = transfer.start + transfer.done
         options = dict(self._fs.kwargs)
         headers = {**options.pop("headers", {}), "Range": f"bytes={begin}-{transfer.stop - 1}"}
-        headers["Accept-Encoding"] = "identity"  # ranges are of the file, not of what it compresses to
+        headers["Accept-Encoding"] = "identity"  # ranges of the file itself, not of a compressed transfer
         direct = self._direct
         if direct is None:
             headers |= self._headers
@@ -82,8 +82,7 @@ class HttpConnection:
                 async for chunk in answer.content.iter_any():
                     if not transfer.take(chunk, stop - transfer.start):
                         raise RemoteError(
-                            f"the server sends more than the {stop - begin:,} bytes that it was asked for"
-                            f" (status {status})",
+                            f"the server sent more than the requested {stop - begin:,} bytes (status {status})",
                             where=self._name,
                             status=status,
                         )
@@ -92,34 +91,32 @@ class HttpConnection:
             if isinstance(error, RemoteError):
                 raise
             if isinstance(error, aiohttp.InvalidURL | aiohttp.TooManyRedirects):
-                raise RemoteError(
-                    f"not an address that can be read: {type(error).__name__}", where=self._name
-                ) from None
+                raise RemoteError(f"invalid URL: {type(error).__name__}", where=self._name) from None
             raise Broken(_reason(error, status), status) from None
 
     def confirm(self, known: State) -> bool:
-        """True: every answer says which state of the file it is of."""
+        """Return True: every response has the state of the file."""
         return True
 
     def look_at(self, answer: Any) -> None:
-        """For those who know more of a server: the first and every further answer."""
+        """Hook for subclasses that know more about a server; called for every response."""
 
     def _judge(self, answer: Any, begin: int, transfer: Transfer) -> tuple[State, int]:
-        """The state of the file, and the end of the range that the answer holds."""
+        """State of the file, and end of the range in the response."""
         status = answer.status
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if status == 206:
             found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if found is None or found[3] == "*":
                 given = answer.headers.get("Content-Range", "")[:60]
-                raise self._lies(f"names no size in its Content-Range {given!r}", 206)
+                raise self._lies(f"sent no size in Content-Range {given!r}", 206)
             first, stop, size = int(found[1]), int(found[2]) + 1, int(found[3])
             if first != begin or not begin < stop <= min(transfer.stop, size):
                 raise self._lies(
-                    f"answers bytes {first:,} to {stop:,} of {size:,} to bytes {begin:,} to {transfer.stop:,}", 206
+                    f"sent bytes {first:,} to {stop:,} of {size:,} for bytes {begin:,} to {transfer.stop:,}", 206
                 )
         elif status == 200 and answer.headers.get("Accept-Ranges") == "bytes" and begin == 0:
-            # A server that has ranges may answer so to a range that holds the whole file.
+            # A server with ranges may respond so to a range that covers the whole file.
             size = stop = answer.content_length if answer.content_length is not None else transfer.stop + 1
             if stop > transfer.stop:
                 raise self._without_ranges()
@@ -131,9 +128,9 @@ class HttpConnection:
             raise self._refused(answer)
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise self._lies(f"sends the bytes in the encoding {encoding[:20]!r}", status)
+            raise self._lies(f"sent the bytes in the encoding {encoding[:20]!r}", status)
         if answer.content_length is not None and answer.content_length != stop - begin:
-            raise self._lies(f"announces {answer.content_length:,} bytes for a range of {stop - begin:,}", status)
+            raise self._lies(f"announced {answer.content_length:,} bytes for a range of {stop - begin:,}", status)
         state = State(size, tag)
         if transfer.known is not None and state != transfer.known:
             raise changed(self._name, status)
@@ -143,23 +140,23 @@ class HttpConnection:
         status = answer.status
         said = f"{status} {phrase(status)}"
         if self._direct is not None and status in (400, 401, 403, 404, 410):
-            self._direct = None  # a signed URL has its time
-            return Broken(f"the server answers {said}", status)
+            self._direct = None  # signed URLs expire
+            return Broken(f"the server responded {said}", status)
         if status in (412, 416):
             return changed(self._name, status)
         if status in _AGAIN or status >= 500:
-            return Broken(f"the server answers {said}", status, _seconds(answer.headers.get("Retry-After", "")))
+            return Broken(f"the server responded {said}", status, _seconds(answer.headers.get("Retry-After", "")))
         hint = None
         if status in (401, 403):
             hint = CREDENTIALS
-        return RemoteError(f"the server answers {said}", where=self._name, status=status, hint=hint)
+        return RemoteError(f"the server responded {said}", where=self._name, status=status, hint=hint)
 
     def _without_ranges(self) -> RemoteError:
         return RemoteError(
-            "the server answers 200 OK to a request for a part of the file: it has no ranges",
+            "the server does not support ranges: it responded 200 OK to a range request",
             where=self._name,
             status=200,
-            hint="download the file, and name it",
+            hint="download the file, and pass its path",
         )
 
     def _lies(self, what: str, status: int) -> RemoteError:
@@ -167,7 +164,7 @@ class HttpConnection:
 
 
 def phrase(status: int) -> str:
-    """The words of the standard for a status; a server's own may be anything.
+    """Standard phrase of a status; the server's own phrase is not trusted.
 
     >>> phrase(404), phrase(599)
     ('Not Found', 'an unknown status')
@@ -185,14 +182,14 @@ def _seconds(text: str) -> float:
 def _reason(error: BaseException, status: int | None) -> str:
     import aiohttp
 
-    answered = "" if status is None else f"the server answers {status} {phrase(status)}, and then "
+    answered = "" if status is None else f"the server responded {status} {phrase(status)}, then "
     if isinstance(error, TimeoutError):
-        return f"{answered}nothing came in time"
+        return f"{answered}timed out"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "no such host"
+        return "host not found"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "the certificate of the server is not valid"
+        return "the server's certificate is not valid"
     if isinstance(error, aiohttp.ClientConnectorError):
         code = error.os_error.errno
-        return f"no connection: {os.strerror(code) if code else cleaned(str(error.os_error))}"
+        return f"cannot connect: {os.strerror(code) if code else cleaned(str(error.os_error))}"
     return f"{answered}the connection broke"

@@ -1,7 +1,7 @@
 """Files of the Hugging Face Hub: `hf://owner/repo@revision/path`.
 
-A file that the hub's local cache has is read from there. Any other is read by ranges, from the commit that the revision
-names when the first file of a checkpoint is opened: so all its shards are of one commit.
+A file in the hub's local cache is read from there. Other files are read by ranges, from the commit that the revision
+has when the first file of a checkpoint is opened, so all shards have the same commit.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _URL = re.compile(
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _commits: dict[tuple[str, str, str], str] = {}
-"""The commit of each kind, repository and revision, until they are asked for anew."""
+"""Commit of each kind, repository and revision, until they are requested again."""
 
 
 class Place(NamedTuple):
-    """A file or a directory of a repository.
+    """File or directory of a repository.
 
     Attributes:
         kind: `model`, `dataset` or `space`.
         repo: `owner/repo`.
-        revision: A branch, a tag or a commit.
-        path: The path in the repository; empty for its root.
+        revision: Branch, tag or commit.
+        path: Path in the repository; empty for the root.
     """
 
     kind: str
@@ -41,41 +41,43 @@ class Place(NamedTuple):
 
     @property
     def commit(self) -> str | None:
-        """The commit of the revision, where it is known."""
+        """Commit of the revision, if known."""
         if _COMMIT.fullmatch(self.revision):
             return self.revision
         return _commits.get((self.kind, self.repo, self.revision))
 
 
 def place_of(name: str) -> Place:
-    """What a URL names.
+    """Parse a hub URL.
 
     Raises:
-        RemoteError: It names no repository.
+        RemoteError: The URL does not name a repository.
 
     >>> place_of("hf://owner/repo@refs/pr/1/a/b.pt")
     Place(kind='model', repo='owner/repo', revision='refs/pr/1', path='a/b.pt')
     """
     found = _URL.fullmatch(name)
     if found is None:
-        raise RemoteError("names no repository of the hub", where=name, hint="write hf://owner/repo[@revision]/path")
+        raise RemoteError(
+            "the URL does not name a repository of the hub", where=name, hint="write hf://owner/repo[@revision]/path"
+        )
     kind = (found["kind"] or "models").removesuffix("s")
     return Place(kind, found["repo"], found["revision"] or "main", (found["path"] or "").strip("/"))
 
 
 def forget(name: str) -> None:
-    """Ask for the commit of a revision anew."""
+    """Request the commit of a revision again."""
     place = place_of(name)
     _commits.pop((place.kind, place.repo, place.revision), None)
 
 
 def cached(name: str) -> str | None:
-    """The path of a file in the local cache of the hub; None where it does not have the file of that commit.
+    """Path of a file in the local cache of the hub; None if the cache lacks it for that commit.
 
-    A branch or a tag may have moved on since the file was cached: one request tells, unless HF_HUB_OFFLINE is set.
+    A branch or tag may have moved since the file was cached: one request checks, unless HF_HUB_OFFLINE is set.
 
     Raises:
-        RemoteError: HF_HUB_OFFLINE is set, and the cache does not have the file; or the hub cannot be asked.
+        RemoteError: HF_HUB_OFFLINE is set and the cache lacks the file; or the hub cannot be reached.
     """
     hub = _hub(name)
     place = place_of(name)
@@ -91,14 +93,14 @@ def cached(name: str) -> str | None:
     found = look(place.revision)
     if hub.constants.HF_HUB_OFFLINE:
         if found is None:
-            raise RemoteError("HF_HUB_OFFLINE is set, and the local cache of the hub does not have it", where=name)
+            raise RemoteError("HF_HUB_OFFLINE is set, but the file is not in the local cache of the hub", where=name)
         return found
     if found is None or place.commit is not None:
         return None
     transferred.count()
     try:
         about = hub.get_hf_file_metadata(_address(hub, place), token=hub.get_token())
-    except Exception as error:  # the hub's own, or those of the libraries below it
+    except Exception as error:  # of huggingface_hub, or of the libraries below it
         raise _told(error, name) from None
     if about.commit_hash is not None:
         _commits[place.kind, place.repo, place.revision] = about.commit_hash
@@ -107,15 +109,15 @@ def cached(name: str) -> str | None:
 
 
 def _holds(path: str, etag: str | None) -> bool:
-    """Whether a file of an earlier commit is the same: the cache names contents by their ETag."""
+    """Whether a cached file of an earlier commit is the same: the cache names contents by ETag."""
     return etag is not None and os.path.basename(os.path.realpath(path)) == etag
 
 
 def cached_directory(name: str) -> str | None:
-    """The path of a directory in the local cache, where HF_HUB_OFFLINE is set; None where it is not.
+    """Path of a directory in the local cache if HF_HUB_OFFLINE is set; otherwise None.
 
     Raises:
-        RemoteError: The cache does not have it.
+        RemoteError: The cache lacks the directory.
     """
     hub = _hub(name)
     if not hub.constants.HF_HUB_OFFLINE:
@@ -125,25 +127,25 @@ def cached_directory(name: str) -> str | None:
         root = hub.snapshot_download(place.repo, revision=place.revision, repo_type=place.kind, local_files_only=True)
     except Exception as error:  # as above
         raise RemoteError(
-            "HF_HUB_OFFLINE is set, and the local cache of the hub does not have it", where=name
+            "HF_HUB_OFFLINE is set, but the directory is not in the local cache of the hub", where=name
         ) from error
     return os.path.join(root, *place.path.split("/")) if place.path else str(root)
 
 
 def hub_connection(name: str) -> HttpConnection:
-    """The connection to a file of the hub.
+    """Open the connection to a file of the hub.
 
     Raises:
         MissingDependency: huggingface_hub is not installed.
     """
     hub = _hub(name)
     place = place_of(name)
-    fs, _ = filesystem("https://huggingface.co")  # the file system of all HTTP URLs
+    fs, _ = filesystem("https://huggingface.co")  # file system of all HTTP URLs
     return _HubConnection(fs, name, place, hub)
 
 
 class _HubConnection(HttpConnection):
-    """A file of a repository: its first answer says of which commit it is, and further ones are of the same."""
+    """File of a repository: the first response fixes the commit for later requests."""
 
     def __init__(self, fs: Any, name: str, place: Place, hub: Any) -> None:
         token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
@@ -151,7 +153,7 @@ class _HubConnection(HttpConnection):
         self._place, self._hub = place, hub
 
     def look_at(self, answer: Any) -> None:
-        """Go on with the commit that an answer is of."""
+        """Continue with the commit of a response."""
         if self._place.commit is not None:
             return
         for each in (*answer.history, answer):
@@ -163,10 +165,10 @@ class _HubConnection(HttpConnection):
 
 
 def entries(name: str) -> dict[str, bool]:
-    """The names in a directory of a repository, and whether each is a directory itself.
+    """Names in a directory of a repository, and whether each is a directory.
 
     Raises:
-        RemoteError: There is no such directory, or the hub cannot be asked.
+        RemoteError: The directory does not exist, or the hub cannot be reached.
     """
     hub = _hub(name)
     place = place_of(name)

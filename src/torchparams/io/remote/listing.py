@@ -1,4 +1,4 @@
-"""The names in a directory behind a URL."""
+"""List directories behind a URL."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torchparams.io.remote.transfer import failed, filesystem, transferred
 
 
 def entries(name: str) -> dict[str, bool]:
-    """The names in a directory, and whether each is a directory itself.
+    """Names in a directory, and whether each is a directory.
 
     Args:
-        name: The public name of the directory.
+        name: Public name of the directory.
 
     Raises:
-        RemoteError: There is no such directory, or the server does not list it.
+        RemoteError: The directory does not exist, or the server cannot list it.
     """
     if name.startswith("hf://"):
         from torchparams.io.remote.hub import entries as hub_entries
 
         return hub_entries(name)
     fs, path = filesystem(name.rstrip("/") + "/")
-    path = path.partition("?")[0] if is_http(name) else path.rstrip("/")  # a signature is that of a file
+    path = path.partition("?")[0] if is_http(name) else path.rstrip("/")  # signatures are for single files
     transferred.count()
     try:
         found = fs.ls(path, detail=True)
-    except Exception as error:  # file systems raise what the libraries below them do
+    except Exception as error:  # file systems raise the errors of their libraries
         made = failed(error, name)
         raise made if isinstance(made, RemoteError) else RemoteError(str(made), where=name) from None
     own = path.rstrip("/")
@@ -38,7 +38,7 @@ def entries(name: str) -> dict[str, bool]:
 
 
 def entries_if_listed(name: str) -> dict[str, bool] | None:
-    """The same, or None where there is no list to rely on: a web server shows a page, or nothing."""
+    """As `entries`, or None for web servers, whose listings are not reliable, and after an error."""
     try:
         return None if is_http(name) else entries(name)
     except RemoteError:

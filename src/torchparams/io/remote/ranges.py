@@ -1,4 +1,4 @@
-"""Ranges of a file that will be read: merged where they adjoin, and cut into requests of an even size."""
+"""Byte ranges to read: merged if they are close, and split into requests of similar size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     Range = tuple[int, int]
 
 PIECE = 4 << 20
-"""Bytes that one request asks for at most. A merged range of 4 MiB or more is cut into requests of at least 2 MiB."""
+"""Maximum bytes per request. A merged range of 4 MiB or more is split into requests of at least 2 MiB."""
 
 GAP = 32 << 10
-"""Bytes between two ranges that are transferred too, since a request of their own would take longer."""
+"""Maximum gap between two ranges that is transferred too, because a separate request takes longer."""
 
 
 def merged(ranges: Iterable[Range], gap: int = GAP) -> list[Range]:
-    """The ranges `[start, stop)` in order, those that overlap or lie at most `gap` bytes apart joined.
+    """Sort ranges `[start, stop)`, and join those that overlap or are at most `gap` bytes apart.
 
     >>> merged([(40, 50), (0, 10), (12, 20), (5, 6)], gap=2)
     [(0, 20), (40, 50)]
@@ -35,7 +35,7 @@ def merged(ranges: Iterable[Range], gap: int = GAP) -> list[Range]:
 
 
 def cut(start: int, stop: int, most: int = PIECE) -> Iterator[Range]:
-    """A range in as few parts of at most `most` bytes as there may be, all of about one size.
+    """Split a range into the fewest parts of at most `most` bytes, of similar size.
 
     >>> list(cut(0, 10, 4))
     [(0, 3), (3, 6), (6, 10)]
@@ -47,10 +47,10 @@ def cut(start: int, stop: int, most: int = PIECE) -> Iterator[Range]:
 
 
 class Ranges:
-    """The requests for everything that a run will read of a file, in the order of the file.
+    """Requests for all ranges of a file that a run will read, in file order.
 
     Args:
-        ranges: Byte ranges `[start, stop)` that will be read, in any order.
+        ranges: Byte ranges `[start, stop)`, in any order.
 
     Attributes:
         asked: For each piece, whether somebody has asked for it: nobody does so ahead for a second time.
@@ -86,11 +86,11 @@ class Ranges:
         return self._wanted[number]
 
     def at(self, offset: int) -> int | None:
-        """The number of the piece that holds a byte; None where none does."""
+        """Index of the piece that contains an offset, or None."""
         number = bisect_right(self._starts, offset) - 1
         return number if number >= 0 and offset < self._pieces[number][1] else None
 
     def after(self, offset: int) -> int | None:
-        """Where the first piece begins that lies behind a byte; None where there is none."""
+        """Start of the first piece after an offset, or None."""
         number = bisect_right(self._starts, offset)
         return self._starts[number] if number < len(self._starts) else None

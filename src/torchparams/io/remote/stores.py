@@ -1,4 +1,4 @@
-"""Ranges of the objects in a bucket, and of the files of any other file system that fsspec has."""
+"""Byte ranges of objects in buckets, and of files of other fsspec file systems."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from torchparams.io.remote.transfer import Transfer
 
 _TAGS = ("ETag", "etag", "versionId", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
-"""Under which keys file systems describe the state of a file."""
+"""Keys under which file systems describe the state of a file."""
 
 
 class StoreConnection:
-    """A file of one of fsspec's file systems.
+    """File of an fsspec file system.
 
     Args:
         fs: The file system.
-        path: The path in it.
-        name: The public name of the file.
+        path: Path in the file system.
+        name: Public name of the file.
     """
 
     def __init__(self, fs: Any, path: str, name: str) -> None:
@@ -38,13 +38,15 @@ class StoreConnection:
                 transferred.count()
                 chunk = await self._call("cat_file", self._path, start=begin, end=stop)
                 if not transfer.take(chunk, stop - transfer.start):
-                    raise RemoteError(f"{len(chunk):,} bytes came for a range of {stop - begin:,}", where=self._name)
-        except Exception as error:  # file systems raise what the libraries below them do
+                    raise RemoteError(
+                        f"received {len(chunk):,} bytes for a range of {stop - begin:,}", where=self._name
+                    )
+        except Exception as error:  # file systems raise the errors of their libraries
             raise failed(error, self._name) from None
         return state
 
     def confirm(self, known: State) -> bool:
-        """Whether the file is still in a state: asks for its size and date once more."""
+        """Whether the file still has a state: requests its size and date again."""
         if known.tag is None:
             return True
         from fsspec.asyn import sync
@@ -62,7 +64,7 @@ class StoreConnection:
             raise RemoteError("404 Not Found: it is a directory", where=self._name, status=404)
         size = about.get("size")
         if not isinstance(size, int):
-            raise RemoteError("the server does not tell the size of the file", where=self._name)
+            raise RemoteError("the server does not report the size of the file", where=self._name)
         found = [f"{key}={about[key]}" for key in _TAGS if about.get(key) is not None]
         return State(size, " ".join(found) or None)
 
@@ -73,7 +75,7 @@ class StoreConnection:
 
 
 class S3Connection(StoreConnection):
-    """An object in an S3 bucket: one request for a range, which fails if the object is another by now."""
+    """Object in an S3 bucket: one request per range, which fails if the object changed."""
 
     async def fill(self, transfer: Transfer) -> State:
         """See `Connection.fill`."""
@@ -95,10 +97,10 @@ class S3Connection(StoreConnection):
             async with answer["Body"] as body:
                 while chunk := await body.read(1 << 20):
                     if not transfer.take(chunk, stop - transfer.start):
-                        raise RemoteError(f"more bytes came than the range of {stop - begin:,}", where=self._name)
+                        raise RemoteError(f"received more bytes than the range of {stop - begin:,}", where=self._name)
             state = State(size, answer.get("ETag"))
-        except Exception as error:  # botocore's, aiohttp's, or what s3fs makes of them
-            if status_of(error) == 416:  # of an object without bytes, none can be asked for
+        except Exception as error:  # of botocore, aiohttp or s3fs
+            if status_of(error) == 416:  # an empty object has no ranges
                 if known is None:
                     return State(0, None)
                 raise changed(self._name, 416) from None
@@ -108,11 +110,11 @@ class S3Connection(StoreConnection):
         return state
 
     def confirm(self, known: State) -> bool:
-        """True: every answer is of the object that was listed."""
+        """Return True: every response is for the listed object."""
         return True
 
 
 def _size(content_range: str | None, length: int) -> int:
-    """The size of an object: what stands behind the slash of its Content-Range, or all that comes."""
+    """Size of an object: the total in Content-Range, or the length of the response."""
     total = (content_range or "").rpartition("/")[2]
     return int(total) if total.isdecimal() else length

@@ -1,7 +1,7 @@
-"""A byte range on its way: what fetches it, what may go wrong, and what is tried again.
+"""Transfer of a byte range, with retries.
 
-A connection fills the memory of a `Transfer`. When it breaks off, what has come stays, and the next try goes on behind
-it. Credentials are fsspec's own: its configuration, the environment, or the URL.
+A connection fills the memory of a `Transfer`. If it breaks, received bytes are kept, and the next try continues after
+them. Credentials come from fsspec: its configuration, the environment, or the URL.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 TRIES = 4
-"""Tries in a row without a byte, after which a transfer is given up."""
+"""Maximum number of consecutive tries without progress."""
 
 DELAYS = (0.2, 0.5, 1.0)
 """Seconds before the second, third and fourth try, unless the server asks for more."""
 
 MOST_DELAY = 20.0
-"""Seconds that a server may ask to wait at most."""
+"""Maximum seconds of a delay that a server asks for."""
 
 
 class State(NamedTuple):
-    """The state of a file, which each answer is held against.
+    """State of a file, which each response is checked against.
 
     Attributes:
-        size: Its bytes.
-        tag: Its ETag, version or date; None where the server gives none.
+        size: Size in bytes.
+        tag: ETag, version or date, or None.
     """
 
     size: int
@@ -43,13 +43,13 @@ class State(NamedTuple):
 
 @dataclass
 class Transfer:
-    """A byte range on its way.
+    """Transfer of a byte range.
 
     Attributes:
-        start, stop: The range; of the first one of a file, the end may lie beyond the file's.
-        known: The state of the file; None for the first one.
-        memory: As many bytes as the range has.
-        done: Bytes that have come.
+        start, stop: Range; for the first one of a file, the end may be beyond the end of the file.
+        known: State of the file; None for the first range.
+        memory: Memory for the bytes of the range.
+        done: Number of bytes received.
     """
 
     start: int
@@ -62,7 +62,7 @@ class Transfer:
         self.memory = bytearray(self.stop - self.start)
 
     def take(self, chunk: bytes, most: int) -> bool:
-        """Take bytes as they come; False if they are more than `most` of this range."""
+        """Add received bytes; returns False if there are more than `most`."""
         if self.done + len(chunk) > most:
             return False
         self.memory[self.done : self.done + len(chunk)] = chunk
@@ -73,12 +73,12 @@ class Transfer:
 
 @dataclass
 class Transferred:
-    """All that this process has transferred.
+    """Total transfers of this process.
 
     Attributes:
-        requests: Requests that were sent, redirected ones included.
-        nbytes: Bytes of files that came, without the headers of answers.
-        since: Time of the first request, on the clock of `time.perf_counter`.
+        requests: Number of requests, including redirects.
+        nbytes: Bytes of files received, without headers.
+        since: Time of the first request, by `time.perf_counter`.
     """
 
     requests: int = 0
@@ -92,7 +92,7 @@ class Transferred:
         self.requests += requests
 
     def summary(self) -> str:
-        """The figures since the last time, in one line; empty where nothing was asked for."""
+        """Totals since the last call in one line, or an empty text; resets them."""
         if self.since is None:
             return ""
         seconds = time.perf_counter() - self.since
@@ -103,16 +103,16 @@ class Transferred:
 
 
 transferred = Transferred()
-"""The figures of this process."""
+"""Totals of this process."""
 
 
 class Broken(Exception):
-    """A try that failed, and that another one may make good.
+    """Failed try that may be repeated.
 
     Args:
-        reason: Why, in words.
-        status: The status of the answer, where there was one.
-        wait: Seconds that the server asks to wait.
+        reason: Reason in words.
+        status: Status of the response, if any.
+        wait: Seconds to wait, as requested by the server.
     """
 
     def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
@@ -124,31 +124,31 @@ class Connection(Protocol):
     """Fetches ranges of one file.
 
     Attributes:
-        loop: The event loop that `fill` runs in.
+        loop: Event loop of `fill`.
     """
 
     loop: Any
 
     def fill(self, transfer: Transfer) -> Awaitable[State]:
-        """Fetch what is left of a range, or a part of it, and give the state of the file.
+        """Fetch the rest of a range, or a part of it, and return the state of the file.
 
         Raises:
             Broken: The try failed.
-            RemoteError: There is no use in another one.
+            RemoteError: Another try is useless.
         """
 
     def confirm(self, known: State) -> bool:
-        """Whether the file is still in a state, where `fill` does not notice by itself."""
+        """Whether the file still has a state, if `fill` does not check it."""
 
 
 async def fetch(connection: Connection, name: str, start: int, stop: int, known: State | None) -> tuple[Any, State]:
-    """The bytes of a range as a read-only memoryview, and the state of the file.
+    """Fetch a range; returns a read-only memoryview, and the state of the file.
 
     Args:
-        connection: Fetches them.
-        name: The public name of the file.
-        start, stop: The range. Only where `known` is None may fewer bytes come: those up to the end of the file.
-        known: The state of the file.
+        connection: Connection to the file.
+        name: Public name of the file.
+        start, stop: Range. If `known` is None, it may extend beyond the end of the file.
+        known: State of the file, or None.
 
     Raises:
         RemoteError: The server or the connection failed.
@@ -171,7 +171,7 @@ async def fetch(connection: Connection, name: str, start: int, stop: int, known:
             return memoryview(transfer.memory)[: transfer.done].toreadonly(), state
         failures = 1 if transfer.done > before else failures + 1
         if failures >= TRIES:
-            raise RemoteError(f"the server sends {transfer.done:,} of {wanted:,} bytes, and no more", where=name)
+            raise RemoteError(f"the server sent only {transfer.done:,} of {wanted:,} bytes", where=name)
 
 
 def _given_up(broken: Broken, name: str, transfer: Transfer) -> RemoteError:
@@ -180,11 +180,11 @@ def _given_up(broken: Broken, name: str, transfer: Transfer) -> RemoteError:
 
 
 def filesystem(name: str) -> tuple[Any, str]:
-    """fsspec's file system for a public name, and the path in it.
+    """fsspec file system for a public name, and the path in it.
 
     Raises:
-        MissingDependency: fsspec, or the package that it needs for this kind of URL, is not installed.
-        RemoteError: fsspec does not know this kind of URL.
+        MissingDependency: fsspec, or a package that it needs for this kind of URL, is not installed.
+        RemoteError: fsspec does not support this kind of URL.
     """
     try:
         from fsspec.core import url_to_fs
@@ -201,7 +201,7 @@ def filesystem(name: str) -> tuple[Any, str]:
             hint="pip install 'torchparams[remote]' for https, s3 and hf; pip install gcsfs for gs",
         ) from None
     except ValueError as error:
-        raise RemoteError(cleaned(str(error)), where=name, hint="it is the URL of a checkpoint") from None
+        raise RemoteError(cleaned(str(error)), where=name, hint="pass the URL of a checkpoint") from None
     return found
 
 
@@ -213,7 +213,7 @@ def loop_of(fs: Any) -> Any:
 
 
 def cleaned(text: str) -> str:
-    r"""The text of a foreign error on one line, without what may be a password or a signature.
+    r"""Text of a foreign error in one line, without passwords and signatures.
 
     >>> cleaned("cannot reach https://me:secret@host/a?X-Amz-Signature=1\nat all")
     'cannot reach https://host/a?… at all'
@@ -223,7 +223,7 @@ def cleaned(text: str) -> str:
 
 
 def failed(error: BaseException, name: str) -> Exception:
-    """What to raise for an error of a foreign library: a `Broken`, or one that is final."""
+    """Exception to raise for an error of a foreign library: a `Broken`, or a final error."""
     if isinstance(error, TorchParamsError | Broken):
         return error
     status = status_of(error)
@@ -243,13 +243,13 @@ def failed(error: BaseException, name: str) -> Exception:
 
 
 _CONNECTING = ("aiohttp", "aiobotocore", "botocore", "httpx", "httpx2", "requests", "urllib3")
-"""Libraries whose errors without a status are those of a connection."""
+"""Libraries whose errors without a status are connection errors."""
 
-CREDENTIALS = "credentials are those that fsspec finds: its configuration, the environment, or the URL"
+CREDENTIALS = "set credentials for fsspec: in its configuration, the environment, or the URL"
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status that a foreign error carries, if there is one."""
+    """HTTP status of a foreign error, if any."""
     while error is not None:
         answer = getattr(error, "response", None)
         if isinstance(answer, dict):  # botocore
@@ -264,11 +264,11 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def changed(name: str, status: int | None) -> RemoteError:
-    """The error for a file that is not the one that was listed."""
+    """Error for a file that changed after it was listed."""
     answered = "" if status is None else f" (status {status})"
     return RemoteError(
-        f"the file was written to since it was listed{answered}",
+        f"the file changed after it was listed{answered}",
         where=name,
         status=status,
-        hint="open it anew to see what it holds",
+        hint="open the file again",
     )

@@ -1,1 +1,1 @@
-"""A live `nn.Module`: its parameters and buffers, what it hides, and how Python reaches them."""
+"""Live `nn.Module`s: parameters, buffers, hidden tensors, and the Python expressions for them."""

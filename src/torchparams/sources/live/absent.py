@@ -1,4 +1,4 @@
-"""What a network has that is not among its parameters, and why."""
+"""Explanations of modules and attributes of a network that are not among its parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from torchparams.sources.live.network import Network
 
 CODES_SHOWN = 3
-"""Expressions that one line shows."""
+"""Number of expressions on one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Modules or attributes that are not among the parameters for one reason.
+    """Modules or attributes that are missing from the parameters for one reason.
 
     Attributes:
         kind: `no-parameters`, `not-set`, `hidden`, `plain`, `computed`, `aside`, `lazy` or `not-saved`.
-        names: Where they are, as names with dots; empty for the network itself.
-        codes: The Python expressions for them.
-        why: What they are, and why they are not there.
-        cure: What to write instead; None where nothing is wrong.
-        inside: Names of the tensors within, where it is a container.
+        names: Their names, with dots; empty for the network itself.
+        codes: Python expressions for them.
+        why: What they are, and why they are missing.
+        cure: What to write instead; None if nothing is wrong.
+        inside: Names of the tensors in a container.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Absent:
         return f"{listed(ranges(self.codes), CODES_SHOWN)}: {self.why}{cure}"
 
     def to_json(self) -> dict[str, Any]:
-        """The reason as JSON takes it."""
+        """The explanation as JSON data."""
         return {
             "kind": self.kind,
             "names": list(self.names),
@@ -59,7 +59,7 @@ class Absent:
 
 
 def ranges(codes: Iterable[str]) -> list[str]:
-    """Python expressions, with those that are numbered on from each other as one.
+    """Shorten a list of Python expressions: consecutive indexes become one range.
 
     >>> ranges([f"model.layers[{i}].act" for i in range(12)])
     ['model.layers[0..11].act']
@@ -85,7 +85,7 @@ _INDEX = re.compile(r"\[(\d+(?:\.\.\d+)?)\]")
 
 
 def _joined(left: list[str], right: list[str]) -> list[str] | None:
-    """The two as one, where they differ in one index and the second follows the first."""
+    """Join two expressions that differ in one index, if the second index follows the first."""
     if len(left) != len(right):
         return None
     different = [at for at, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
@@ -100,7 +100,7 @@ def _joined(left: list[str], right: list[str]) -> list[str] | None:
 
 
 def find_absent(network: Network) -> list[Absent]:
-    """Everything of one network: first what is probably a mistake.
+    """Everything in a network that is not a parameter, with probable mistakes first.
 
     >>> from torch import nn
     >>> from torchparams.sources.live.network import Network
@@ -120,7 +120,7 @@ def find_absent(network: Network) -> list[Absent]:
 
 
 def why_empty(network: Network) -> list[str]:
-    """Sentences that say why the network has no parameters."""
+    """Sentences that explain why the network has no parameters."""
     found = [str(absent) for absent in find_absent(network) if absent.kind in ("hidden", "plain", "aside", "computed")]
     if not found:
         classes = dict.fromkeys(type(module).__name__ for module in network.modules)
@@ -134,7 +134,7 @@ def why_empty(network: Network) -> list[str]:
     return found
 
 
-# --- what nn.Module does not see ------------------------------------------------------------------
+# --- not registered in nn.Module --------------------------------------------------------------------
 
 
 def _unregistered(found: Found, access: Access) -> Iterator[Absent]:
@@ -161,7 +161,7 @@ def _unregistered(found: Found, access: Access) -> Iterator[Absent]:
         why = "the result of an operation on other tensors, which autograd recorded."
         yield Absent("computed", name, code, why, None, inside)
     if found.aside:
-        why = "put past nn.Module.__setattr__, so it is not registered."
+        why = "set without nn.Module.__setattr__, so it is not registered."
         yield Absent("aside", name, code, why, None)
 
 
@@ -176,7 +176,7 @@ def _registering(found: Found) -> str:
     return f"To train it, write {trained}; to save and move it, self.register_buffer({found.attribute!r}, …)"
 
 
-# --- what it sees, and is not a parameter --------------------------------------------------------------
+# --- registered, but not a parameter ----------------------------------------------------------------
 
 
 def _lazy(network: Network, access: Access) -> Iterator[Absent]:
@@ -185,7 +185,7 @@ def _lazy(network: Network, access: Access) -> Iterator[Absent]:
     names = tuple(entry.name for entry in (*network.parameters, *network.buffers) if is_lazy(entry.tensor))
     if names:
         codes = tuple(map(access.tensor, names))
-        why = "given by parameters(), but lazy: without shape and values before the first forward pass."
+        why = "in parameters(), but lazy: it has no shape and no values before the first forward pass."
         yield Absent("lazy", names, codes, why, "Run model(example) once")
 
 
@@ -215,7 +215,7 @@ def _not_saved(network: Network, access: Access) -> Iterator[Absent]:
 
 
 def _none(network: Network, access: Access) -> Iterator[Absent]:
-    """Modules without parameters, by class; and parameters that a layer was made without."""
+    """Modules without parameters, by class, and parameters that a layer was built without."""
     from torch.nn.utils.parametrize import ParametrizationList
 
     steps = {

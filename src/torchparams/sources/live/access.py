@@ -1,4 +1,4 @@
-"""The Python expression that leads to a module or tensor: `model.layers[3].attn.q.weight`."""
+"""Python expressions for modules and tensors: `model.layers[3].attn.q.weight`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Access:
-    """Python expressions for everything in one network.
+    """Python expressions for everything in a network.
 
-    Names without the components of wrappers are taken too; the expression has them, for Python needs them.
+    Names may omit the components of wrappers; the expression includes them, because Python needs them.
 
     Args:
         root: The network.
@@ -31,11 +31,11 @@ class Access:
         self._numbered: dict[int, list[str]] = {}
 
     def module(self, path: str) -> str:
-        """The expression for the module at `path`."""
+        """Expression for the module at `path`."""
         return self._reach(path)[1]
 
     def tensor(self, name: str) -> str:
-        """The expression for the parameter, buffer or other attribute `name`."""
+        """Expression for the parameter, buffer or other attribute `name`."""
         owner, code = self._owner(name)
         return self._item(owner, code, name.rpartition(".")[2])
 
@@ -49,7 +49,7 @@ class Access:
         return self._inside(module, code, last)
 
     def _reach(self, path: str) -> tuple[nn.Module, str]:
-        # Prefixes are kept: each module is reached from the one that holds it.
+        # Paths are cached: each module is reached from its parent.
         todo = []
         while path not in self._found:
             todo.append(path)
@@ -66,7 +66,7 @@ class Access:
         return module, code
 
     def _inside(self, module: nn.Module, code: str, key: str) -> tuple[nn.Module, str]:
-        """The module that has `key` itself: `module`, or one that it wraps."""
+        """The module that has `key` itself: `module`, or a module that it wraps."""
         while not _has(module, key) and (wrapped := wrapped_key(module)) is not None:
             inner = module._modules[wrapped]
             assert inner is not None  # wrapped_key has seen it
@@ -76,7 +76,7 @@ class Access:
     def _item(self, module: nn.Module, code: str, key: str) -> str:
         from torch import nn
 
-        # A subclass may have an __getitem__ of its own, which gives something else.
+        # A subclass may have its own __getitem__ that returns something else.
         getitem = getattr(type(module), "__getitem__", None)
         if key.isdecimal() and getitem in (nn.Sequential.__getitem__, nn.ModuleList.__getitem__):
             if id(module) not in self._numbered:

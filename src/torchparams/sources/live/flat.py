@@ -1,9 +1,8 @@
-"""Parameters of models that FSDP has wrapped: parts of flat parameters, and copies that are freed again.
+"""Parameters of models wrapped by FSDP: slices of flat parameters, and temporary copies.
 
-`FullyShardedDataParallel` (FSDP1) keeps the parameters of a module one after the other in a flat parameter, of which
-each rank has an equal run. With `use_orig_params=True` the modules hold views of the run, one-dimensional or empty;
-without it they hold no parameters at all. `fully_shard` (FSDP2) puts plain copies in the place of DTensors while it
-computes.
+`FullyShardedDataParallel` (FSDP1) concatenates the parameters of a module into a flat parameter, and each rank keeps an
+equal slice. With `use_orig_params=True`, the modules hold views of the slice, which are one-dimensional or empty;
+without it, they hold no parameters at all. `fully_shard` (FSDP2) replaces DTensors by plain copies while it computes.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "_flat_param"
-"""What `FullyShardedDataParallel` registers a flat parameter as."""
+"""Name under which `FullyShardedDataParallel` registers a flat parameter."""
 
 _PART = "_torchparams_part"  # attribute of a view of a flat parameter
 
 
 class FlatPart:
-    """One parameter within a flat parameter.
+    """One parameter in a flat parameter.
 
     Args:
-        handle: FSDP's handle of the flat parameter.
-        place: Which of its parameters.
+        handle: FSDP handle of the flat parameter.
+        place: Index of the parameter in it.
     """
 
     def __init__(self, handle: Any, place: int) -> None:
@@ -49,7 +48,7 @@ class FlatPart:
         return tuple(self._handle.flat_param._shapes[self._place])
 
     def sharding(self) -> Sharding:
-        """How it is kept now."""
+        """Current sharding of the parameter."""
         flat, ranks = self._handle.flat_param, _ranks(self._handle)
         if self._handle.uses_sharded_strategy and not self._handle.is_sharded(flat):
             return _copy(ranks, flat)
@@ -58,17 +57,17 @@ class FlatPart:
         return Sharding("FSDP1", ("Flat",), (len(ranks),), ranks, (count,), count * flat.element_size(), self)
 
     def layout(self, name: str, label: str) -> Layout:
-        """Which rank keeps which run of its elements.
+        """Which elements each rank keeps.
 
         Raises:
-            NotReadable: The parameter is a DTensor within the flat parameter.
+            NotReadable: The parameter is a DTensor inside the flat parameter.
         """
         flat = self._handle.flat_param
         if flat._param_extensions[self._place] is not None:
             raise NotReadable(
                 f"{name!r} is a DTensor within a flat parameter of FullyShardedDataParallel",
                 where=label,
-                hint="shard with fully_shard in its place",
+                hint="use fully_shard instead",
             )
         begin, size = self._begin(), flat._numels[self._place]
         boxes = {}
@@ -81,7 +80,7 @@ class FlatPart:
         return Layout((size,), tuple(sorted(boxes)), boxes)
 
     def _begin(self) -> int:
-        """Where it begins in the flat parameter, in elements; paddings lie between some."""
+        """Offset in the flat parameter, in elements; there is padding between some parameters."""
         flat = self._handle.flat_param
         at = 0
         numbers = iter(range(len(flat._numels)))
@@ -92,7 +91,7 @@ class FlatPart:
         raise AssertionError("a flat parameter lists each of its parameters")
 
     def _here(self) -> tuple[int, int]:
-        """The run of this rank's part of the flat parameter that is of this parameter."""
+        """Slice of this rank's part of the flat parameter that belongs to this parameter."""
         flat = self._handle.flat_param
         if not self._handle.is_sharded(flat):
             begin = self._begin()
@@ -115,7 +114,7 @@ class FlatPart:
         return flat.grad.reshape(-1)[:0]
 
     def view(self) -> Any:
-        """A parameter that shows this rank's part of it, for models whose modules hold none."""
+        """A parameter that shows the part on this rank, for models whose modules hold none."""
         import torch
 
         flat = self._handle.flat_param
@@ -135,12 +134,12 @@ def _ranks(handle: Any) -> tuple[int, ...]:
 def add_parts(
     root: nn.Module, flat: Any, prefix: str, names: list[str], tensors: list[Any], owners: list[nn.Module]
 ) -> Iterator[list[str]]:
-    """Add the parameters within a flat parameter to a listing; gives the names of each, as it is added.
+    """Add the parameters in a flat parameter to a listing, and yield the names of each.
 
     Args:
         root: The model.
         flat: The flat parameter.
-        prefix: Canonical prefix of the module that holds it.
+        prefix: Canonical prefix of the module that holds the flat parameter.
         names, tensors, owners: The listing.
     """
     handles = (vars(module).get("_handle") for module in all_modules(root))
@@ -171,13 +170,13 @@ def is_flat(tensor: Any) -> bool:
 
 
 def shardings(modules: Iterable[nn.Module], tensors: Iterable[Any]) -> list[Sharding | None] | None:
-    """How each live tensor is kept; None where FSDP wraps none of the modules.
+    """The sharding of each live tensor; None if FSDP wraps none of the modules.
 
-    Where FSDP is not loaded, the modules are not looked at.
+    If FSDP is not imported, the modules are not examined.
 
     Args:
-        modules: Modules, those that FSDP has wrapped among them.
-        tensors: Parameters and buffers of them.
+        modules: Modules, including those that FSDP wraps.
+        tensors: Parameters and buffers of the modules.
     """
     one = getattr(sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel"), "FullyShardedDataParallel", ())
     two = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
@@ -197,7 +196,7 @@ def shardings(modules: Iterable[nn.Module], tensors: Iterable[Any]) -> list[Shar
 def all_modules(root: nn.Module) -> Iterator[nn.Module]:
     """The modules of a model, each once."""
     seen, todo = {id(root)}, [root]
-    for module in todo:  # grows as it is read
+    for module in todo:  # grows during the loop
         yield module
         for child in module._modules.values():
             if child is not None and id(child) not in seen:
@@ -237,15 +236,15 @@ def _copy(ranks: tuple[int, ...], tensor: Any) -> Sharding:
 
 
 def refuse_part(modules: Iterable[nn.Module], tensor: Any, name: str, label: str) -> None:
-    """Refuse a tensor that is a part of a parameter, or a copy that FSDP frees again, in place of the parameter.
+    """Raise if a tensor is only a part of a parameter, or a copy that FSDP frees again.
 
     Args:
-        modules: The modules on the way to it, or all.
+        modules: The modules on the path to it, or all modules.
         tensor, name: The tensor.
         label: The model.
 
     Raises:
-        NotReadable: It is one.
+        NotReadable: The tensor is such a part or copy.
     """
     found = (shardings(modules, [tensor]) or [None])[0]
     if found is not None:
@@ -253,16 +252,15 @@ def refuse_part(modules: Iterable[nn.Module], tensor: Any, name: str, label: str
 
 
 def flat_part(name: str) -> str:
-    """What is wrong with a part of a flat parameter, in place of the parameter."""
-    return f"{name!r} is in a flat parameter of FullyShardedDataParallel, of which this rank has a part"
+    """Message for a part of a flat parameter."""
+    return f"{name!r} is in a flat parameter of FullyShardedDataParallel, and this rank holds only a part of it"
 
 
 def unsharded(name: str) -> str:
-    """What is wrong with a parameter that FSDP has gathered for a forward pass."""
-    return f"{name!r} is the copy that FSDP gathered for a forward pass and frees again"
+    """Message for a parameter that FSDP has gathered for a forward pass."""
+    return f"{name!r} is a temporary copy that FSDP gathered for a forward pass"
 
 
 RESHARD = (
-    "work within FullyShardedDataParallel.summon_full_params(model); of a model of fully_shard, call reshard() on its "
-    "modules first"
+    "use FullyShardedDataParallel.summon_full_params(model); with fully_shard, call reshard() on the modules first"
 )

@@ -1,7 +1,7 @@
-"""What modules keep where `nn.Module` does not look: in lists, dicts, tuples, sets and dataclasses.
+"""Search for tensors that `nn.Module` does not see: in lists, dicts, tuples, sets and dataclasses.
 
-Only what is stored is looked at, through the containers' own C functions and modules' `__dict__`: no property, no
-`__getattr__` and no `__iter__` of the network's own runs.
+Only stored objects are examined, through the C functions of the containers and the `__dict__` of modules. No property,
+`__getattr__` or `__iter__` of the network runs.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 
 DEPTH = 4
-"""Containers within containers that are looked into."""
+"""Maximum depth of nested containers."""
 
 ITEMS = 10_000
-"""Items of one container that are looked at: a vocabulary of a million words holds no module."""
+"""Maximum number of items per container: a vocabulary of a million words has no modules."""
 
 _SIMPLE = frozenset({int, float, str, bytes, bool, complex, type(None), type, slice, range})
 
 
 @dataclass(slots=True)
 class Found:
-    """What one attribute of a module hides.
+    """Hidden contents of one attribute of a module.
 
     Attributes:
-        owner: The path of the module.
-        attribute: The attribute's name.
-        container: What it is: `list`, `dict`, `set`, …; `attribute` for a tensor that is one itself.
-        trainable: Names of parameters with `requires_grad` that the network does not have.
-        frozen: Names of the other parameters and of buffers that it does not have.
-        switched: Names of modules without any of these that `train()` and `eval()` would switch: dropout.
-        leaves: Names of tensors that are no `nn.Parameter`, and that autograd computes a gradient for.
-        plain: Names of the other tensors that are neither parameters nor buffers of the network.
-        computed: Names of those that are the result of an operation that autograd recorded.
-        aside: Names of parameters and modules that were put past `nn.Module.__setattr__`.
-        modules: How many modules without a place in the network are in it.
-        parameters: How many such parameters are in it, beside those of the modules.
+        owner: Path of the module.
+        attribute: Name of the attribute.
+        container: Kind of container: `list`, `dict`, `set`, …; `attribute` if the attribute itself is a tensor.
+        trainable: Names of parameters with `requires_grad` that are not registered.
+        frozen: Names of other parameters and of buffers that are not registered.
+        switched: Names of modules without these that `train()` and `eval()` would switch, such as dropout.
+        leaves: Names of tensors that are not `nn.Parameter`s but receive gradients.
+        plain: Names of other tensors that are neither parameters nor buffers.
+        computed: Names of tensors that are results of operations recorded by autograd.
+        aside: Names of parameters and modules that were set without `nn.Module.__setattr__`.
+        modules: Number of modules in it that are not registered.
+        parameters: Number of such parameters, without those of the modules.
     """
 
     owner: str
@@ -66,18 +66,18 @@ class Found:
     parameters: int = 0
 
     def holds(self) -> bool:
-        """Whether there is something in it."""
+        """Whether anything was found."""
         unregistered = self.trainable or self.frozen or self.switched
         return bool(unregistered or self.leaves or self.plain or self.computed or self.aside)
 
     @property
     def name(self) -> str:
-        """The attribute, after the path of its module."""
+        """Name of the attribute with the path of its module."""
         return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
 
     @property
     def cure(self) -> str:
-        """The line of `__init__` that registers what a container hides."""
+        """The line of `__init__` that registers the hidden contents."""
         here = f"self.{self.attribute}"
         kind = "Parameter" if not self.modules else "Module"
         if self.container == "dict":
@@ -90,10 +90,10 @@ class Found:
 
 
 def find_hidden(named: Sequence[tuple[str, nn.Module]], tensors: Iterable[torch.Tensor]) -> list[Found]:
-    """One entry for each attribute that hides something.
+    """Find attributes with hidden contents.
 
     Args:
-        named: Path and module, of all modules of a network, itself first.
+        named: Path and module of all modules of a network, the network first.
         tensors: Its parameters and buffers.
     """
     search = _Search([module for _, module in named], list(tensors))
@@ -109,28 +109,28 @@ class _Search:
         import torch
         from torch import nn
 
-        self.modules: list[tuple[str, nn.Module]] = []  # found hidden, which may hide more
+        self.modules: list[tuple[str, nn.Module]] = []  # hidden modules, which may hide more
         self._root = modules[0]
         self._met = set(map(id, modules))
         self._registered = tensors
         self._tensors = set(map(id, tensors))
         self._places: set[int] | None = None
-        # What every module has, and what torch itself keeps of its parameters (in step with them).
+        # Attributes of every module, and copies that torch itself keeps of its parameters.
         self._known = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_all_weights"})
         self._others: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._module_class, self._tensor_class = nn.Module, torch.Tensor
 
     def attributes(self, module: nn.Module) -> list[str]:
-        """The attributes that could hide something."""
+        """Attributes that could hide something."""
         own = vars(module)
-        names = tuple(own)  # the same for very many modules of a few classes
+        names = tuple(own)  # equal for many modules of few classes
         others = self._others.get(names)
         if others is None:
             others = self._others[names] = tuple(name for name in names if name not in self._known)
         return [name for name in others if type(own[name]) not in _SIMPLE]
 
     def hidden_in(self, path: str, module: nn.Module, attributes: list[str]) -> Iterator[Found]:
-        """What they hide."""
+        """What the attributes hide."""
         for attribute in attributes:
             value = vars(module)[attribute]
             found = Found(path, attribute, _container(type(value)) or "attribute", [], [], [], [])
@@ -155,7 +155,7 @@ class _Search:
             return
         if issubclass(kind, self._module_class):
             if id(value) not in self._met:
-                # A module that is an attribute itself was put past nn.Module's __setattr__ on purpose.
+                # A module that is set directly as an attribute was set without nn.Module.__setattr__ on purpose.
                 if depth:
                     self._module(value, name, owner, found)
                 else:
@@ -174,7 +174,7 @@ class _Search:
         if id(tensor) in self._tensors or self._known_memory(tensor):
             return
         if isinstance(tensor, nn.Parameter):
-            if not depth:  # it was put past nn.Module's __setattr__ on purpose, as a module is
+            if not depth:  # set without nn.Module.__setattr__ on purpose, like a module
                 found.aside.append(name)
                 return
             found.parameters += 1
@@ -189,12 +189,12 @@ class _Search:
         from torch.nn.modules.dropout import _DropoutNd
 
         parts = _modules(module, name)
-        # A list that holds the module's own parent is a way back, not a part of the network.
+        # A list that contains the parent of the module is a reference back, not a part of the network.
         if any(part is owner or part is self._root for _, part in parts):
             return
         try:
             listing = list_tensors(module, True)
-        except (SourceError, AttributeError):  # one that is only being made
+        except (SourceError, AttributeError):  # under construction
             return
         new = False
         for key, tensor in listing.tensors.items():
@@ -212,7 +212,7 @@ class _Search:
         self.modules += parts
 
     def _known_memory(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor lies where one of the network's own does: a second object for the same values."""
+        """Whether the tensor shares memory with a registered tensor: another object for the same values."""
         if self._places is None:
             self._places = {place for tensor in self._registered if (place := _place(tensor))}
         return _place(tensor) in self._places
@@ -221,15 +221,15 @@ class _Search:
 def _place(tensor: torch.Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except Exception:  # lazy, sparse, wrapped: a kind of tensor may refuse with any error
+    except Exception:  # lazy, sparse or wrapped: such a tensor may raise any error
         return 0
 
 
 def _modules(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """Path and module, of it and all below; each once."""
+    """Path and module of a module and everything below it, each once."""
     found = [(name, module)]
     met = {id(module)}
-    for path, parent in found:  # grows as it is read
+    for path, parent in found:  # grows during the loop
         for key, child in vars(parent).get("_modules", {}).items():
             if child is not None and id(child) not in met:
                 met.add(id(child))
@@ -248,7 +248,7 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def _items(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
-    """Keys and items of a container, by its own functions whatever a subclass made of them; else nothing."""
+    """Keys and items of a container, read with the functions of its base class; otherwise empty."""
     base: Any = next((base for base in kind.__mro__ if base in _CONTAINERS), None)
     if base is dict:
         for place, (key, item) in enumerate(islice(dict.items(value), ITEMS)):
@@ -257,7 +257,7 @@ def _items(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
         for place, item in enumerate(islice(base.__iter__(value), ITEMS)):
             yield str(place), item
     for part in _fields(kind):
-        with suppress(AttributeError):  # a slot that nothing was put into
+        with suppress(AttributeError):  # an empty slot
             try:
                 yield part, object.__getattribute__(value, "__dict__")[part]
             except (AttributeError, KeyError):

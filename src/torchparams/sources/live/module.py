@@ -1,4 +1,4 @@
-"""The live network: every parameter of an `nn.Module`, found anew at each use."""
+"""Source of a live `nn.Module`, whose parameters are listed anew at each use."""
 
 from __future__ import annotations
 
@@ -40,16 +40,15 @@ if TYPE_CHECKING:
 
 
 class ModuleSource(Source):
-    """The parameters of a live network, in the order and with the names of `named_parameters`.
+    """The parameters of a live network, with the order and names of `named_parameters`.
 
-    Nothing is remembered between two uses, so whatever has been done to the network shows. Names are
-    canonical: without the components of wrappers (see `torchparams.names`). A tensor that stands in several places
-    is listed at the first, and its other names are its aliases.
+    Nothing is cached between two uses, so changes to the network show. Names are canonical: without the components of
+    wrappers (see `torchparams.names`). A tensor that occurs several times is listed once; its other names are aliases.
 
     Args:
-        module: The network, or any part of one.
-        buffers: List buffers too, each module's after its parameters, as `state_dict` does. `walk` has the meaning
-            of `named_parameters` and stays with the parameters.
+        module: The network, or any part of it.
+        buffers: List buffers too: after the parameters of each module, as `state_dict` does. `walk` always lists only
+            the parameters, like `named_parameters`.
 
     >>> from torch import nn
     >>> from torchparams.sources.live.module import ModuleSource
@@ -65,7 +64,7 @@ class ModuleSource(Source):
         self.buffers = buffers
         self.label = _label(module)
 
-    # Tables that were made at different times from one network are tables of one source.
+    # Tables made of one network at different times are tables of one source.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ModuleSource):
             return NotImplemented
@@ -77,35 +76,35 @@ class ModuleSource(Source):
     # --- listing ---------------------------------------------------------------------------
 
     def keys(self) -> Mapping[str, Any]:
-        """Canonical name → tensor; makes no records."""
+        """Map canonical names to tensors, without making infos."""
         return list_tensors(self.module, self.buffers, True).tensors
 
     def count(self) -> int:
-        """How many tensors it lists; makes no names."""
+        """Number of tensors, without making names."""
         return count_tensors(self.module, self.buffers)
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
-        """Canonical name and tensor of every entry, or of `names`, as they are at the time of the call."""
+        """Yield canonical name and tensor of every entry, or of `names`, at the time of the call."""
         tensors = self.keys()
         return iter(tensors.items()) if names is None else ((name, tensors[name]) for name in names)
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Canonical name → record, as they are at the time of the call."""
+        """Map canonical names to infos, at the time of the call."""
         records = self.records()
         return dict(zip(records.tensors, records.infos, strict=True))
 
     def records(self) -> LiveRecords:
-        """One reading, of which as much is looked up as is asked for."""
+        """One reading; fields are looked up when they are needed."""
         return LiveRecords.of(self.module, self.buffers, decode=quantised, packed=True)
 
     def held_records(self) -> LiveRecords:
-        """The same of the tensors that modules hold, without what packed weights give."""
+        """A reading of the tensors that modules hold, without tensors in packed weights."""
         return LiveRecords.of(self.module, self.buffers, decode=quantised)
 
     def _quantised(self, name: str) -> Source | None:
-        """The source of one quantised parameter, found without a look at the others; None of a plain one."""
+        """Source of one quantised parameter, without listing the others; None for a plain parameter."""
         spot = spot_of(self.module, name, self.buffers)
-        if spot is None:  # an alias of a spelling that no module has, or a name in packed weights
+        if spot is None:  # an alias that no path of modules spells, or a name in packed weights
             records = self.records()
             packed: Source | None = records.quantised.get(name) if records.packed else None
             return packed
@@ -114,16 +113,16 @@ class ModuleSource(Source):
         return decoded_parts(spot.name, spot.tensor, spot.modules[-1], self.label)
 
     def alone(self, name: str) -> Lone | None:
-        """The tensor that `name` leads to, from the modules on the way alone."""
+        """The tensor `name`, found through the modules on its path only."""
         spot = spot_of(self.module, name, self.buffers)
         if spot is None:
             return None
-        # A tensor that is a parameter somewhere is one; a buffer may be a parameter elsewhere.
+        # A tensor that is a parameter somewhere is a parameter; a buffer may be a parameter elsewhere.
         certain = INTRINSIC | {"kind"} if spot.persistent is None else INTRINSIC
         return Lone(LiveRecords.alone(self.module, spot, quantised), certain, (*spot.modules, spot.tensor))
 
     def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
-        """Beside what names tell, parameters whose class keeps the scales, as those of bitsandbytes do."""
+        """See `Source.coded`; also finds parameters whose class keeps the scales, as in bitsandbytes."""
         # A scale may be a buffer.
         whole = self.buffers or not any(module._buffers for module in modules_of(self.module))
         if isinstance(known, LiveRecords) and whole:
@@ -134,13 +133,13 @@ class ModuleSource(Source):
         return {name: each for name, each in found.items() if name not in records.quantised} if found else found
 
     def info(self, name: str) -> ParameterInfo:
-        """The record of one tensor; makes no others."""
+        """Info of one tensor, without making the others."""
         return self.records().one(name)
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
-        """Name, canonical name and parameter, found one by one: `next(params())` looks no further than the first.
+        """Yield name, canonical name and parameter one by one; `next(params())` stops at the first.
 
-        With `recurse=False`, those of the outermost module alone, as PyTorch has it; a wrapper has none.
+        With `recurse=False`, only the parameters of the outermost module, as in PyTorch; a wrapper has none.
         """
         try:
             if remove_duplicate:
@@ -168,15 +167,15 @@ class ModuleSource(Source):
     # --- values ----------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
-        """The very tensor, under any spelling of its name; looks at nothing but the modules on the way to it."""
+        """The tensor itself, under any name; only modules on its path are examined."""
         tensor = reach(self.module, name, self.buffers)
         return self.keys()[self.resolve(name)] if tensor is None else tensor
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor without its history; it shares the parameter's memory. Of a quantised one, its values.
+        """The tensor, detached and sharing memory. For a quantised parameter, its decoded values.
 
         Raises:
-            NotReadable: It is lazy, and has no values yet.
+            NotReadable: The parameter is lazy and has no values yet.
         """
         source = self._quantised(name)
         if source is not None:
@@ -186,7 +185,7 @@ class ModuleSource(Source):
         return detached
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression of a row: of a quantised parameter, computed from what its class or its layer keeps."""
+        """Expression of a row; for a quantised parameter, computed from the stored tensors."""
         source = self._quantised(name) if info is None or info.encoded is not None else None
         return super().row(name, info) if source is None else source.row(name)
 
@@ -196,16 +195,16 @@ class ModuleSource(Source):
 
     @property
     def stored(self) -> Source:
-        """The tensors that the network holds, a quantised parameter by those that it is stored in."""
+        """Source of the stored tensors, with the parts of each quantised parameter."""
         if not self.records().quantised:
             return self
         return StoredModule(self, self.records)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values as a read-only array: a view of the parameter's own memory where that is on the CPU.
+        """Values as a read-only array: a view of the memory of the parameter if it is on the CPU.
 
         Raises:
-            NotReadable: It has no values (lazy, meta), or its class keeps them to itself (distributed, quantised).
+            NotReadable: The parameter has no values (lazy, meta), or its class does not give them.
         """
         from torchparams.sources.totorch import to_numpy
 
@@ -217,7 +216,7 @@ class ModuleSource(Source):
             raise NotReadable(
                 f"{name!r} is on the meta device, which holds no values",
                 where=self.label,
-                hint="give the model memory with model.to_empty(device='cpu'), and load or initialise it",
+                hint="allocate memory with model.to_empty(device='cpu'), then load or initialise the model",
             )
         try:
             array = to_numpy(tensor).view()
@@ -241,27 +240,27 @@ class ModuleSource(Source):
         return tensor
 
     def refuse_part(self, name: str, tensor: Any) -> None:
-        """Refuse a tensor of which this rank has a part, or that FSDP frees again, in place of a parameter.
+        """Raise if this rank holds only a part of the parameter, or FSDP will free the tensor again.
 
         Raises:
-            NotReadable: It is one.
+            NotReadable: The tensor is such a part or copy.
         """
 
-        def on_the_way() -> Iterator[nn.Module]:  # not asked for unless FSDP is loaded
+        def on_the_way() -> Iterator[nn.Module]:  # used only if FSDP is imported
             spot = spot_of(self.module, name, self.buffers)
             yield from all_modules(self.module) if spot is None else spot.modules
 
         refuse_part(on_the_way(), tensor, name, self.label)
 
     def why_empty(self) -> list[str]:
-        """Sentences that say where its tensors are, and how to register them."""
+        """Sentences that say where the tensors of an empty table are, and how to register them."""
         from torchparams.sources.live.absent import why_empty
         from torchparams.sources.live.network import Network
 
         return why_empty(Network(self.module))
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy of the values: whoever frees the parameter's memory (FSDP does) leaves no array without it.
+        """A copy of the values, which stays valid if the memory of the parameter is freed (FSDP does this).
 
         Raises:
             NotReadable: See `numpy`.
@@ -270,7 +269,7 @@ class ModuleSource(Source):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """The modules that keep state outside their parameters and buffers; no code of theirs is run."""
+        """Modules that keep state outside their parameters and buffers; none of their code is run."""
         found = state_outside(self.module)
         if not found:
             return found
@@ -280,13 +279,13 @@ class ModuleSource(Source):
     # --- names -----------------------------------------------------------------------------
 
     def takes(self, name: str) -> bool:
-        """Whether the modules on the way that `name` spells lead to a tensor."""
+        """Whether `name` leads through the modules to a tensor."""
         return reach(self.module, name, self.buffers) is not None
 
     def find(self, name: str) -> str | None:
-        """The canonical name for its canonical or raw spelling, an alias, or the attributes that lead to it.
+        """Canonical name for a canonical name, raw name, alias, or path of attributes.
 
-        `layers[0].weight` is `layers.0.weight`. Attributes are followed where they are stored: no property runs.
+        For example, `layers[0].weight` is `layers.0.weight`. Only stored attributes are followed; no property runs.
         """
         listing = list_tensors(self.module, self.buffers, True)
         if name in listing.tensors:
@@ -300,7 +299,7 @@ class ModuleSource(Source):
         return None if tensor is None else next((n for n, t in listing.tensors.items() if t is tensor), None)
 
     def resolve(self, name: str) -> str:
-        """What `find` gives, or an error that says what stands there instead.
+        """Canonical name for any spelling, as `find`; the error says what the name is instead.
 
         Raises:
             UnknownName: The network has no such parameter.
@@ -319,7 +318,7 @@ class ModuleSource(Source):
 
 
 def _label(module: nn.Module) -> str:
-    """The class's name, within those of its wrappers: `DistributedDataParallel(Net)`."""
+    """Class name, within the names of its wrappers: `DistributedDataParallel(Net)`."""
     names: list[str] = []
     while True:
         names.append(class_names(module)[0].rpartition(".")[2])

@@ -1,6 +1,6 @@
-"""A live network as a whole: its modules by path, its parameters and buffers with their owners, and what it hides.
+"""A live network as a whole: modules by path, parameters and buffers with owners, and hidden tensors.
 
-Each fact is found out when it is first asked for, and once. The network's own code never runs.
+Each property is computed on first use and cached. The code of the network never runs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Entry(NamedTuple):
     """A parameter or buffer of the network.
 
     Attributes:
-        name: Its canonical name.
+        name: Canonical name.
         tensor: The tensor.
-        owner: The module that it is registered in.
+        owner: The module that registers it.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Entry(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The path of the owner; empty for the network itself."""
+        """Path of the owner; empty for the network itself."""
         return self.name.rpartition(".")[0]
 
     @property
     def key(self) -> str:
-        """What the owner calls it."""
+        """Name within the owner."""
         return self.name.rpartition(".")[2]
 
 
@@ -58,12 +58,12 @@ class Network:
         self.model = model
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Path and module, in the order of `nn.Module.named_modules`, without the components of wrappers."""
+        """Yield path and module, in the order of `nn.Module.named_modules`, without the components of wrappers."""
         return zip(*self._modules, strict=True)
 
     @cached_property
     def _modules(self) -> tuple[list[str], list[nn.Module]]:
-        # Two lists: a pair for each of very many modules would be as many objects for the cyclic garbage collector.
+        # Two lists: a tuple for each module would be many objects for the garbage collector.
         paths, modules = [""], [self.model]
         met = {id(self.model)}
         plain: set[type] = set()
@@ -105,21 +105,21 @@ class Network:
 
     @cached_property
     def parameters(self) -> list[Entry]:
-        """The parameters; a tied one once."""
+        """The parameters; a tied parameter once."""
         return self._listed[0]
 
     @cached_property
     def buffers(self) -> list[Entry]:
-        """The buffers; one that is a parameter too is not among them."""
+        """The buffers; a buffer that is also a parameter is omitted."""
         return self._listed[1]
 
     @cached_property
     def by_id(self) -> dict[int, Entry]:
-        """The parameters by the identity of the tensor."""
+        """The parameters by the id of the tensor."""
         return {id(entry.tensor): entry for entry in self.parameters}
 
     @cached_property
     def hidden(self) -> list[Found]:
-        """What modules keep where `nn.Module` does not look."""
+        """Tensors and modules that `nn.Module` does not see."""
         tensors = [entry.tensor for entry in (*self.parameters, *self.buffers)]
         return find_hidden(list(self.named_modules()), tensors)

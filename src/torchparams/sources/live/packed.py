@@ -1,6 +1,6 @@
-"""Layers of `torch.ao.quantization`: their weights are packed in compiled objects, and are no parameters.
+"""Layers of `torch.ao.quantization`, whose weights are packed in compiled objects and are not parameters.
 
-The weight is a quantised tensor, the bias a plain one. What is read is what torch's own layers give: `_weight_bias`.
+The weight is a quantised tensor, the bias a plain one. Both are read with `_weight_bias` of torch's own layers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _CLASSES = {
     ),
     "torch.ao.nn.intrinsic.quantized.dynamic": ("LinearReLU",),
 }  # fmt: skip
-"""Home → the layers there that are understood: torch's own, and no subclass of another's."""
+"""Module → supported layers in it: only torch's own classes, no subclasses."""
 
 _DYNAMIC = ("torch.ao.nn.quantized.dynamic.", "torch.ao.nn.intrinsic.quantized.dynamic.")
 
 
 @lru_cache(maxsize=1)
 def packed_classes() -> frozenset[type]:
-    """The classes of the layers with packed weights; `import torch` has imported them."""
+    """The classes of layers with packed weights; `import torch` has imported them."""
     found = ((sys.modules.get(home), names) for home, names in _CLASSES.items())
     return frozenset(
         cls for module, names in found for name in names if (cls := getattr(module, name, None)) is not None
@@ -36,10 +36,10 @@ def packed_classes() -> frozenset[type]:
 
 
 def unpacked(layer: nn.Module) -> dict[str, Any]:
-    """The weight and the bias of a layer with packed weights; they share the memory where torch keeps them plain.
+    """Weight and bias of a layer with packed weights; they share memory if torch keeps them unpacked.
 
     Args:
-        layer: A layer of one of `packed_classes`.
+        layer: Layer of one of `packed_classes`.
     """
     torchs: Any = layer
     weight, bias = torchs._weight_bias()
@@ -47,6 +47,6 @@ def unpacked(layer: nn.Module) -> dict[str, Any]:
 
 
 def keeps_output_scale(layer: nn.Module) -> bool:
-    """Whether a layer keeps the scale and the zero point of its output too, as those for static quantisation do."""
+    """Whether a layer also keeps the scale and zero point of its output, as in static quantisation."""
     cls = type(layer)
     return not f"{cls.__module__}.".startswith(_DYNAMIC)

@@ -1,6 +1,6 @@
-"""Tensor objects that keep their values in other tensors, taken apart: torchao's, bitsandbytes', torch's own quantised.
+"""Split tensors of torchao, bitsandbytes and torch's own quantisation into the plain tensors they keep.
 
-Only attributes are looked at. No code of these libraries runs, and no memory is copied but for scales.
+Only attributes are examined. No code of these libraries runs, and only scales are copied.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Parts:
     """The stored tensors of one parameter.
 
     Attributes:
-        tensors: Name → tensor, of torch's own class, the codes first.
-        structure: Their description, where names do not tell how they belong together.
+        tensors: Name → plain tensor, the codes first.
+        structure: How they belong together, if names do not tell.
     """
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -33,10 +33,10 @@ class Parts:
 
 
 def take_apart(name: str, value: Any, owner: nn.Module | None = None) -> Parts | None:
-    """The stored tensors of a parameter whose class keeps its values in other tensors; None of any other.
+    """Split a parameter whose class keeps its values in other tensors; None for any other parameter.
 
     Args:
-        name: Its name, which the names of the stored tensors are made from.
+        name: Name of the parameter; the names of the stored tensors are derived from it.
         value: The parameter.
         owner: The module that holds it, which may keep a part.
 
@@ -57,12 +57,12 @@ def take_apart(name: str, value: Any, owner: nn.Module | None = None) -> Parts |
 
 
 def may_have_parts(cls: type) -> bool:
-    """Whether `take_apart` may give something for a tensor of this class that is not one of torch's quantised ones."""
+    """Whether `take_apart` may return something for a tensor of this class (torch's quantised tensors aside)."""
     return cls.__module__.startswith(("torchao.", "bitsandbytes."))
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a tensor of torch's own class, without history."""
+    """The same memory as a detached, plain `torch.Tensor`."""
     import torch
 
     return tensor.detach().as_subclass(torch.Tensor)
@@ -76,7 +76,7 @@ def _torchao(name: str, value: Any) -> Parts | None:
     for key, each in vars(value).items():
         if isinstance(each, torch.Tensor):
             if type(each) not in (torch.Tensor, torch.nn.Parameter):
-                return None  # made of tensors that are made of others again
+                return None  # nested: its tensors keep other tensors
             tensors[key] = each.detach()
         elif isinstance(each, torch.dtype):
             attributes[key] = str(each).removeprefix("torch.")
@@ -95,7 +95,7 @@ def _four_bits(name: str, value: Any) -> Parts | None:
 
     state = vars(value).get("quant_state")
     kept = vars(state) if hasattr(state, "__dict__") else {}
-    # What a CPU multiplies with may be packed in another order, which only the library reads.
+    # The weights may be packed in another order for the CPU, which only the library reads.
     if not kept or kept.get("packing_format_for_cpu") or kept.get("quant_type") not in ("nf4", "fp4"):
         return None
     told: dict[str, Any] = {
@@ -117,7 +117,7 @@ def _four_bits(name: str, value: Any) -> Parts | None:
     found = {key: plain(each) for key, each in tensors.items() if isinstance(each, torch.Tensor)}
     if found.keys() != tensors.keys():
         return None
-    # As the library writes it to state dicts.
+    # The format that the library writes to state dicts.
     text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
     parts = {f"{name}.{key}": each for key, each in found.items()}
     return Parts({name: plain(value), **parts, f"{name}.quant_state.bitsandbytes__{told['quant_type']}": text})
@@ -142,7 +142,7 @@ def _torch(name: str, value: torch.Tensor) -> Parts | None:
     codes = {torch.qint8: torch.int8, torch.quint8: torch.uint8}.get(value.dtype)
     if codes is None:
         return None
-    # A view of the codes: `int_repr` would copy them.
+    # A view of the codes; `int_repr` would copy them.
     memory = torch.empty(0, dtype=codes).set_(
         value.untyped_storage(), value.storage_offset(), value.shape, value.stride()
     )
@@ -153,7 +153,7 @@ def _torch(name: str, value: torch.Tensor) -> Parts | None:
     else:
         attributes["axis"] = value.q_per_channel_axis()
         scale, zero = value.q_per_channel_scales(), value.q_per_channel_zero_points()
-    # torch itself computes with scales of 32 bits.
+    # torch itself computes with float32 scales.
     tensors = {"int_repr": memory, "scale": scale.to(torch.float32), "zero_point": zero}
     parts = {key: part_name(name, key) for key in tensors}
     kind = str(value.dtype).removeprefix("torch.")

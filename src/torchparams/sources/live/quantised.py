@@ -1,4 +1,4 @@
-"""The quantised parameters of a live network, each decoded by the stored tensors that its class or its layer keeps."""
+"""The quantised parameters of a live network, decoded from the tensors that their class or layer keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PartsSource(MappingSource):
 
     Args:
         parts: The tensors.
-        label: The network's.
+        label: Label of the network.
     """
 
     def __init__(self, parts: Parts, label: str) -> None:
@@ -34,18 +34,18 @@ class PartsSource(MappingSource):
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """How they belong together, where names do not tell it."""
+        """How the tensors belong together, if names do not tell."""
         return () if self._structure is None else (self._structure,)
 
 
 def decoded_parts(name: str, value: Any, owner: nn.Module, label: str) -> DecodedSource | None:
-    """A source of one quantised parameter; None of a plain one, and of one that is not understood.
+    """A source of one quantised parameter; None for a plain parameter or an unknown class.
 
     Args:
-        name: Its canonical name.
+        name: Canonical name.
         value: The tensor.
         owner: The module that holds it.
-        label: The network's.
+        label: Label of the network.
     """
     parts = take_apart(name, value, owner)
     if parts is None:
@@ -57,11 +57,11 @@ def decoded_parts(name: str, value: Any, owner: nn.Module, label: str) -> Decode
 
 
 def quantised(rows: Iterable[tuple[str, Any, nn.Module]], label: str) -> dict[str, DecodedSource]:
-    """Canonical name → source, of the quantised parameters that are understood.
+    """Sources of the supported quantised parameters, by canonical name.
 
     Args:
         rows: Canonical name, tensor and owner of all tensors.
-        label: The network's.
+        label: Label of the network.
     """
     found: dict[str, DecodedSource] = {}
     candidates: dict[type, bool] = {}
@@ -78,11 +78,11 @@ def quantised(rows: Iterable[tuple[str, Any, nn.Module]], label: str) -> dict[st
 
 
 class StoredModule(MappingSource):
-    """The tensors of a live network, its quantised parameters by the tensors that they are stored in.
+    """The tensors of a live network, with the stored tensors of each quantised parameter.
 
     Args:
-        source: The network.
-        read: Gives a reading of it.
+        source: Source of the network.
+        read: Callable that returns a reading of it.
     """
 
     format = "module"
@@ -99,12 +99,12 @@ class StoredModule(MappingSource):
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """How the stored tensors belong together, where names do not tell it."""
+        """How the stored tensors belong together, if names do not tell."""
         return [each for parts in self.read().quantised.values() for each in parts.stored.structures]
 
 
 class _Entries(Mapping[str, Any]):
-    """Name → tensor, read anew at each use."""
+    """Name → tensor, read at each use."""
 
     def __init__(self, read: Callable[[], LiveRecords]) -> None:
         self._read = read
@@ -127,5 +127,5 @@ class _Entries(Mapping[str, Any]):
         return len(self._now())
 
     def items(self) -> ItemsView[str, Any]:
-        """All entries, of one reading."""
+        """All entries, from one reading."""
         return self._now().items()

@@ -1,6 +1,6 @@
-"""The rows of sharded live tensors: which part each rank keeps, and how a verb reads the whole.
+"""Rows of sharded live tensors: which part each rank keeps, and how to read the whole.
 
-Nothing here communicates: a placement says by itself which part each rank keeps.
+Nothing here communicates: the placements determine the part of each rank.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from torchparams.sources.base import Source
 
 
-# --- which rank keeps what ------------------------------------------------------------------------
+# --- parts of the ranks ----------------------------------------------------------------------------
 
 
 def layout_of(tensor: Any, name: str, label: str) -> Layout:
-    """Which rank keeps which part of a DTensor.
+    """Which part of a DTensor each rank keeps.
 
     Raises:
-        NotReadable: A placement is not known here, or this rank's part is not of the shape that placements say.
+        NotReadable: A placement is not supported, or the part on this rank does not match the placements.
     """
     return layouts_of({name: tensor}, label)[0]
 
 
 def layouts_of(tensors: Mapping[str, Any], label: str) -> list[Layout]:
-    """Which rank keeps which part of each DTensor.
+    """Which part of each DTensor every rank keeps.
 
     Raises:
         NotReadable: See `layout_of`.
@@ -43,7 +43,7 @@ def layouts_of(tensors: Mapping[str, Any], label: str) -> list[Layout]:
     import torch.distributed as dist
 
     here = dist.get_rank() if dist.is_initialized() else -1
-    known: dict[Any, Layout] = {}  # of each mesh, placements and shape: a model has few
+    known: dict[Any, Layout] = {}  # per mesh, placements and shape: a model has few distinct ones
     found = []
     for name, tensor in tensors.items():
         spec = tensor._spec
@@ -52,13 +52,13 @@ def layouts_of(tensors: Mapping[str, Any], label: str) -> list[Layout]:
         if layout is None:
             layout = known[key] = _layout(spec, name, label, here)
         box, local = layout.boxes[here], tensor._local_tensor.shape
-        # A part without elements may be of any such shape.
+        # A part without elements may have any shape without elements.
         if local != box.sizes and (prod(local) or box.numel):
             raise NotReadable(
-                f"{name!r} has a part of shape {list(local)} on rank {here}, and its placements "
+                f"{name!r} has a part of shape {list(local)} on rank {here}, but its placements "
                 f"{', '.join(map(str, spec.placements))} say {list(box.sizes)}",
                 where=label,
-                hint="call full_tensor() on it, and pass the result",
+                hint="call full_tensor() on it and pass the result",
             )
         found.append(layout)
     return found
@@ -69,14 +69,14 @@ def _layout(spec: Any, name: str, label: str, here: int) -> Layout:
     try:
         layout = boxes_of(tuple(spec.tensor_meta.shape), sizes, ranks, tuple(map(_kind, spec.placements)))
     except ValueError as error:
-        raise NotReadable(f"{name!r} is sharded by {error}, which is not known here", where=label) from None
+        raise NotReadable(f"{name!r} is sharded by {error}, which is not supported", where=label) from None
     if here not in layout.boxes:
         raise NotReadable(
             f"{name!r} is kept by the ranks {_listed(ranks)}, and this is rank {here}"
             if here >= 0
             else f"{name!r} is a DTensor, and no process group is initialised",
             where=label,
-            hint="make the call on the ranks of its mesh",
+            hint="call this on the ranks of its mesh",
         )
     return layout
 
@@ -89,7 +89,7 @@ _Kind = tuple[str, int, int]
 
 
 def _kind(placement: Any) -> _Kind:
-    """What a placement does: its kind, the tensor's dimension, and the split factor."""
+    """Kind, tensor dimension and split factor of a placement."""
     cls = type(placement).__name__
     if cls == "_StridedShard":
         return cls, placement.dim, placement.split_factor
@@ -102,19 +102,19 @@ def _kind(placement: Any) -> _Kind:
 def boxes_of(
     shape: tuple[int, ...], sizes: tuple[int, ...], ranks: tuple[int, ...], placements: tuple[_Kind, ...]
 ) -> Layout:
-    """Which rank keeps which part of a tensor.
+    """Which part of a tensor each rank keeps.
 
-    Mesh dimensions split a tensor's dimension from the left to the right. A `_StridedShard` comes later, after the
-    mesh dimensions to its right whose sizes give its split factor: FSDP splits what tensor parallelism has split.
+    Mesh dimensions split a tensor dimension from left to right. A `_StridedShard` is applied later: after the mesh
+    dimensions to its right whose sizes give its split factor. So FSDP splits what tensor parallelism has split.
 
     Args:
-        shape: Shape of the whole.
-        sizes: Sizes of the mesh's dimensions.
-        ranks: Its ranks, in C order.
-        placements: Kind, tensor dimension and split factor for each dimension of the mesh.
+        shape: Shape of the whole tensor.
+        sizes: Sizes of the mesh dimensions.
+        ranks: Ranks of the mesh, in C order.
+        placements: Kind, tensor dimension and split factor for each mesh dimension.
 
     Raises:
-        ValueError: A placement is not known; the message is the placement.
+        ValueError: A placement is not supported; the message names it.
 
     >>> strided = boxes_of((8,), (2, 2), (0, 1, 2, 3), (("_StridedShard", 0, 2), ("Shard", 0, 1)))
     >>> [strided.boxes[rank].offsets for rank in range(4)]
@@ -163,11 +163,10 @@ def _coordinate(number: int, sizes: Sequence[int]) -> list[int]:
 
 
 def sharded_row(source: Source, info: ParameterInfo) -> Expression:
-    """The row of a sharded tensor of a source.
+    """The row of a sharded tensor.
 
     Raises:
-        NotReadable: No rank's part can be read as such: FSDP2 has put a throwaway copy in its place, or the placement
-            is not known.
+        NotReadable: FSDP2 has replaced the parameter by a temporary copy, or the placement is not supported.
     """
     from torchparams.sources.mapping import MappingSource
 
@@ -184,12 +183,12 @@ def sharded_row(source: Source, info: ParameterInfo) -> Expression:
         if any(type(placement).__name__ == "Partial" for placement in tensor.placements):
             reduce = tensor.detach().full_tensor
     if not layout.is_complete:
-        raise NotReadable(f"the parts of {name} on the ranks are not the whole of it", where=label)
+        raise NotReadable(f"the parts of {name} on the ranks do not make up the whole tensor", where=label)
     local = MappingSource({name: part}, label).row(name)
     return Sharded(name, info.shape, local, layout, label, lambda: part, reduce)
 
 
 def local_of(tensor: Any) -> Any:
-    """The part of a DTensor that this rank keeps, as it lies in memory; waits for a collective that is under way."""
+    """The part of a DTensor on this rank; waits for a pending collective."""
     local = tensor._local_tensor.detach()
     return local.wait() if type(local).__name__ == "AsyncCollectiveTensor" else local

@@ -1,4 +1,4 @@
-"""How a live tensor is sharded, as its record says it. Nothing here communicates."""
+"""How a live tensor is sharded. Nothing here communicates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_dtensor(tensor: object) -> bool:
 
 
 def sharding_of(tensor: Any) -> Sharding | None:
-    """How a DTensor is sharded; None of a plain tensor.
+    """The sharding of a DTensor; None for a plain tensor.
 
     >>> import torch
     >>> sharding_of(torch.ones(2)) is None

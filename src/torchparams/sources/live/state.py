@@ -1,7 +1,7 @@
-"""The modules of a live network that keep state outside their parameters and buffers.
+"""Modules of a live network that keep state outside their parameters and buffers.
 
-No code of such a module is run: some change the network when they are asked for their state dict. So what is found is
-that a module has state of its own, and how it writes it, not what the state is.
+No code of such a module is run, because some modules change the network when their state dict is requested. So this
+finds out that a module has its own state and how it writes it, but not the state itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRITERS = {
     "get_extra_state": "has extra state",
     "state_dict": "has a state_dict of its own",
 }
-"""The methods by which a module writes state, and what a class with one of its own does."""
+"""Methods by which a module writes state, and what a class that overrides one does."""
 
 _NOTHING_ELSE = (
     "torch.nn.modules.",  # nn.Module itself, and lazy modules
@@ -35,11 +35,11 @@ _NOTHING_ELSE = (
     "torch.ao.quantization.fake_quantize",
     "torch.ao.quantization.observer",
 )
-"""Where such methods are defined that write parameters and buffers only."""
+"""Modules whose versions of these methods write only parameters and buffers."""
 
 
 def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
-    """The modules with state outside their parameters and buffers, by canonical name, each once.
+    """Modules with state outside their parameters and buffers, by canonical name, each once.
 
     >>> import torch
     >>> class Counter(torch.nn.Module):
@@ -48,7 +48,7 @@ def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
     [('0', 'has extra state')]
     """
     known: dict[type, str] = {}
-    if not any(_candidates(root, known)):  # mostly there are none, and no names are made
+    if not any(_candidates(root, known)):  # usually there are none, and names are not needed
         return ()
     return tuple(
         LeftOut(name, class_names(module)[0], how, live=True)
@@ -58,12 +58,12 @@ def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
 
 
 def within_table(root: nn.Module, found: tuple[LeftOut, ...], records: LiveRecords) -> tuple[LeftOut, ...]:
-    """Of the modules with state of their own, those whose state is not what the table lists as quantised parameters.
+    """Keep the modules whose state is not already listed as quantised parameters.
 
     Args:
         root: The network.
-        found: What `state_outside` found in it.
-        records: A reading of all its tensors.
+        found: Result of `state_outside`.
+        records: A reading of all tensors of the network.
     """
     owners = {id(owner) for name, owner in zip(records.tensors, records.owners, strict=True)
               if name in records.quantised or name in records.packed}  # fmt: skip
@@ -81,7 +81,7 @@ def within_table(root: nn.Module, found: tuple[LeftOut, ...], records: LiveRecor
 
 
 def _is_quantisers(module: nn.Module) -> bool:
-    """Whether what a module writes is written by the code of a library that quantises, and not changed by a hook."""
+    """Whether only the code of a quantisation library writes the state of a module, without hooks."""
     methods = (getattr(type(module), method, None) for method in _WRITERS)
     return not _of_instance(module) and all(_is_harmless(method, (*_NOTHING_ELSE, *_QUANTISERS)) for method in methods)
 
@@ -90,7 +90,7 @@ _QUANTISERS = ("bitsandbytes.nn.", "torch.ao.nn.")
 
 
 def _candidates(root: nn.Module, known: dict[type, str]) -> Iterator[bool]:
-    """Whether a module has state of its own, for each whose class is new or has such, or that has hooks."""
+    """Whether each module with a new class, a class with state, or hooks has its own state."""
     for module in modules_of(root):
         own = module.__dict__
         if (
@@ -108,7 +108,7 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """Canonical name and module, each once."""
     seen = {id(root)}
     found = [("", root)]
-    for name, module in found:  # grows as it is read
+    for name, module in found:  # grows during the loop
         if not module._modules:
             continue
         skip = wrapped_key(module)
@@ -120,7 +120,7 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _how(module: nn.Module, known: dict[type, str]) -> str:
-    """How a module writes state of its own; empty where it has none."""
+    """How a module writes its own state; empty if it has none."""
     cls = type(module)
     how = known.get(cls)
     if how is None:
@@ -140,10 +140,10 @@ def _of_instance(module: nn.Module) -> list[str]:
             function = function.func
         if not _is_harmless(function, ("torch.",)):
             named = getattr(function, "__qualname__", type(function).__qualname__)
-            said.append(f"changes the state dict by a hook, {named}")
+            said.append(f"changes the state dict with a hook, {named}")
     return said
 
 
 def _is_harmless(function: object, homes: tuple[str, ...]) -> bool:
-    # A class may forget the method altogether, as those of TorchScript do.
+    # A class may lack the method altogether, as in TorchScript.
     return function is None or (getattr(function, "__module__", None) or "").startswith(homes)

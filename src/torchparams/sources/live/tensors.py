@@ -1,4 +1,4 @@
-"""The records of live tensors: one reading of an `nn.Module`, of which as much is looked up as is asked for."""
+"""Infos of live tensors: one reading of an `nn.Module`, whose fields are looked up when needed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 Decode: TypeAlias = "Callable[[Iterable[tuple[str, Any, nn.Module]], str], Mapping[str, Any]]"
-"""Gives canonical name → source, of quantised parameters; see `quantised.py`."""
+"""Callable that returns the sources of quantised parameters by canonical name; see `quantised.py`."""
 
 
 def is_leaf(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is no result of an operation.
+    """Whether a tensor is not the result of an operation.
 
-    One of several views that an operation gave cannot tell once its base has changed, as those of FSDP's flat
-    parameter; it is a result.
+    A view from an operation with several outputs, as in FSDP's flat parameter, raises once its base has changed; it
+    counts as a result.
 
     >>> import torch
     >>> is_leaf(torch.ones(2)), is_leaf(torch.ones(2, requires_grad=True) * 2)
@@ -49,14 +49,14 @@ def is_leaf(tensor: torch.Tensor) -> bool:
 
 
 class LiveRecords(Records):
-    """What one traversal of a network finds; every field is then asked of the tensors themselves.
+    """One traversal of a network; each field is then read from the tensors.
 
     Args:
-        listing: What the traversal found.
-        aliases: Gives the other names of its tensors, by canonical name.
+        listing: Result of the traversal.
+        aliases: Callable that returns the other names by canonical name.
         root: The network.
-        decode: Gives the sources of quantised parameters, whose records are those of the values then, not those of the
-            codes: of name, tensor and owner of all tensors, and of the name of the network.
+        decode: Callable that returns sources of quantised parameters, given name, tensor and owner of all tensors and
+            the name of the network. The infos of these parameters then describe the values, not the codes.
     """
 
     tensors: Mapping[str, Any]
@@ -78,20 +78,20 @@ class LiveRecords(Records):
 
     @classmethod
     def of(cls, module: nn.Module, buffers: bool, *, decode: Decode | None = None, packed: bool = False) -> LiveRecords:
-        """The reading of a network.
+        """Read a network.
 
         Args:
             module: The network.
-            buffers: Buffers too.
+            buffers: Include buffers.
             decode: See the class.
-            packed: The tensors in packed weights too, which no module holds.
+            packed: Include tensors in packed weights, which no module holds.
         """
         listing = list_tensors(module, buffers, packed)
         return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module, decode)
 
     @classmethod
     def alone(cls, module: nn.Module, spot: Spot, decode: Decode | None = None) -> LiveRecords:
-        """The reading of one tensor at one spot, as if it had no further names."""
+        """A reading of one tensor at one spot, as if it had no other names."""
         name = spot.name
         raws = {} if spot.raw == name else {name: spot.raw}
         buffers = {} if spot.persistent is None else {name: spot.persistent}
@@ -99,28 +99,28 @@ class LiveRecords(Records):
 
     @cached_property
     def names(self) -> list[str]:
-        """The canonical names."""
+        """Canonical names."""
         return list(self.tensors)
 
     @property
     def packed(self) -> frozenset[str]:
-        """The canonical names of tensors that no module holds, but that its packed weights give."""
+        """Canonical names of tensors in packed weights, which no module holds."""
         return self._listing.packed
 
     @property
     def owners(self) -> Sequence[nn.Module]:
-        """The modules that hold the tensors."""
+        """Modules that hold the tensors."""
         return self._listing.owners
 
     @property
     def raws(self) -> Iterable[tuple[int, str]]:
-        """Place and raw name of those whose raw name is not the canonical one."""
+        """Yield row number and raw name, if it differs from the canonical name."""
         raws = self._listing.raws
         return [(row, raws[name]) for row, name in enumerate(self.tensors) if name in raws] if raws else ()
 
     @property
     def aliases(self) -> Iterable[tuple[int, str]]:
-        """Place and alias, for every alias."""
+        """Yield row number and alias, for every alias."""
         tied = self._tied
         return [(row, alias) for row, name in enumerate(self.tensors) for alias in tied.get(name, ())] if tied else ()
 
@@ -129,7 +129,7 @@ class LiveRecords(Records):
         return self._find_aliases()
 
     def one(self, name: str) -> ParameterInfo:
-        """The record of one canonical name, as its tensor is at the time of the call; makes no others."""
+        """Info of one canonical name at the time of the call, without making the others."""
         if self._owner_of is None:
             self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
         listed = self._listing
@@ -138,7 +138,7 @@ class LiveRecords(Records):
         return info
 
     def only(self, names: Container[str]) -> LiveRecords:
-        """Those of `names`, in the same order."""
+        """The tensors in `names`, in the same order."""
         all_of = self._listing
         tensors: dict[str, Any] = {}
         owners: list[nn.Module] = []
@@ -150,7 +150,7 @@ class LiveRecords(Records):
 
     @property
     def infos(self) -> list[ParameterInfo]:
-        """The records themselves, all of them."""
+        """All infos."""
         if not self._made:
             rows = self.quantised
             columns = map(self._held_column if rows else self.column, _MADE_OF)
@@ -163,12 +163,12 @@ class LiveRecords(Records):
 
     @property
     def kept(self) -> Iterable[Any]:
-        """The parameters and buffers that say how each tensor is sharded, in order."""
+        """Parameters and buffers that determine the sharding of each tensor, in order."""
         return self.tensors.values()
 
     @cached_property
     def quantised(self) -> Mapping[str, Any]:
-        """Canonical name → source, of the quantised parameters that are understood; none unless they are decoded."""
+        """Sources of supported quantised parameters, by canonical name; empty if they are not decoded."""
         kinds = set(map(type, self.tensors.values()))
         if self.decode is None or not (self.packed or any(map(may_have_parts, kinds))):
             return {}
@@ -187,7 +187,7 @@ class LiveRecords(Records):
     def _held_column(self, field: str) -> Sequence[Any]:
         from torch._C import DisableTorchFunctionSubclass
 
-        # A subclass may answer even a question for its shape with code of its own; the tensor itself does not.
+        # A subclass may run its own code even for its shape; the tensor itself does not.
         with DisableTorchFunctionSubclass():
             return list(_COLUMNS[field](self))
 
@@ -198,18 +198,18 @@ class LiveRecords(Records):
 def _each(
     ask: Callable[[Any], Any], make: Callable[[Any], Any] | None = None
 ) -> Callable[[LiveRecords], Iterator[Any]]:
-    """The column of what `ask` gives for each tensor; of each distinct answer, `make` is called once."""
+    """A column of `ask` for each tensor; `make` is called once for each distinct answer."""
 
     def column(records: LiveRecords) -> Iterator[Any]:
         answers = map(ask, records.tensors.values())
-        # Networks have few distinct dtypes and devices, and tens of thousands of tensors.
+        # Networks have few distinct dtypes and devices, but tens of thousands of tensors.
         return answers if make is None else map(_Once(make).__getitem__, answers)
 
     return column
 
 
 class _Once(dict[Any, Any]):
-    """Makes a value for each key when it is first asked for."""
+    """Make a value for each key on first use."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self.make = make
@@ -227,7 +227,7 @@ def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]
             continue
         try:
             yield (shapes[tensor.shape], tensor.numel()) if own_memory[type(tensor)] else sizes_of(tensor)
-        except Exception:  # lazy and nested tensors have no shape; a kind of tensor may refuse with any error
+        except Exception:  # lazy and nested tensors have no shape; some tensors may raise any error
             yield sizes_of(tensor)
 
 
@@ -240,9 +240,9 @@ def _shardings(records: LiveRecords) -> Iterable[Sharding | None]:
 
 
 def sizes_of(tensor: Any) -> tuple[tuple[int, ...] | None, int]:
-    """The shape and the count of elements of a tensor; a lazy one has neither, a nested one has no shape."""
+    """Shape and number of elements of a tensor; a lazy tensor has neither, a nested tensor has no shape."""
     if getattr(tensor, "is_nested", False):
-        # The sizes of a jagged tensor are symbols; of the other kind they are an error.
+        # The sizes of a jagged tensor are symbols; other nested tensors raise.
         return None, int(tensor.numel() if layout_of(tensor) == "nested" else tensor.values().numel())
     try:
         return tuple(tensor.shape), tensor.numel()
@@ -251,7 +251,7 @@ def sizes_of(tensor: Any) -> tuple[tuple[int, ...] | None, int]:
 
 
 def layout_of(tensor: Any) -> str | None:
-    """How a tensor keeps its values: see `ParameterInfo.layout`."""
+    """Layout of a tensor; see `ParameterInfo.layout`."""
     from torch.nn.parameter import is_lazy
 
     if is_lazy(tensor):
@@ -265,7 +265,7 @@ def layout_of(tensor: Any) -> str | None:
 
 
 def stored_bytes(tensor: Any, dtype: DType, numel: int, layout: str | None) -> int:
-    """Bytes of a tensor as it is kept: of a sparse one its indices and values, of any other its elements."""
+    """Bytes of a tensor as stored: indices and values of a sparse tensor, otherwise its elements."""
     parts = _SPARSE_PARTS.get(layout or "", ())
     if not parts:
         return dtype.nbytes(numel)
@@ -298,7 +298,7 @@ def _layouts(records: LiveRecords) -> Iterator[str | None]:
 
 
 def dense_of(values: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], DType] | None]:
-    """Shape and dtype of each contiguous tensor of torch's own classes that has memory; None of any other value."""
+    """Yield shape and dtype of each plain, contiguous tensor with memory; None for any other value."""
     import torch
 
     plain, strided = (torch.nn.Parameter, torch.Tensor), torch.strided
@@ -307,17 +307,17 @@ def dense_of(values: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], DType] | 
         dense = None
         if type(value) in plain:
             try:
-                # Freed memory, and that of the meta device, has no address.
+                # Freed memory and the meta device have no address.
                 if value.layout is strided and value.data_ptr() and value.is_contiguous() and not value.is_nested:
                     dtype = dtypes[value.dtype]
                     dense = None if dtype is None else (value.shape, dtype)
-            except Exception:  # those within a transform are of these classes, and may refuse with any error
+            except Exception:  # tensors in a transform have these classes and may raise any error
                 dense = None
         yield dense
 
 
 def _copied(dtype: Any) -> DType | None:
-    """The type, where its elements can be copied one by one: those of quantised tensors have a scale beside them."""
+    """The dtype, if elements can be copied one by one; quantised tensors also have a scale."""
     made = DType.of(dtype)
     return None if made.kind == "opaque" else made
 
@@ -360,7 +360,7 @@ def _storages(records: LiveRecords) -> Iterator[Storage | None]:
             continue
         try:
             memory = tensor.untyped_storage()
-            # Without an address (meta, or no bytes) the object that stands for the memory is what tells two apart.
+            # Without an address (meta, or no bytes), the storage object identifies the memory.
             key = f"{device}:{hex(memory.data_ptr() or memory._cdata)}"
             yield view_of(key, tensor.storage_offset(), strides[tensor.stride()], memory.nbytes())
         except Exception:  # sparse, or wrapped by a transform
@@ -371,12 +371,12 @@ _MADE_OF = (
     *("shape", "dtype", "numel", "device", "kind", "requires_grad", "owner", "raw_name"),
     *("aliases", "storage", "persistent", "nbytes", "layout", "sharding"),
 )
-"""The columns that `live_tensor` takes, behind the name."""
+"""The columns that `live_tensor` takes, after the name."""
 
 _OF_VALUES = frozenset({
     "shape", "numel", "ndim", "nbytes", "layout", "dense", "dtype", "storage", "encoded", "encoding", "bpw"
 })  # fmt: skip
-"""The columns that differ between the tensor that a network holds and the quantised parameter that it stands for."""
+"""Columns that differ between a stored tensor and the quantised parameter that it belongs to."""
 
 
 def _of_values(info: ParameterInfo, field: str) -> Any:
@@ -386,7 +386,7 @@ def _of_values(info: ParameterInfo, field: str) -> Any:
 
 
 def _as_held(row: ParameterInfo, held: ParameterInfo) -> ParameterInfo:
-    """The record of a quantised parameter, where the network holds it."""
+    """The info of a quantised parameter at its place in the network."""
     return replace(
         row,
         kind=held.kind,
@@ -435,33 +435,33 @@ _COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
 
 
 def class_names(module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """Qualified names of a module's class, and of that and all its base classes up to `nn.Module`.
+    """Qualified name of the class of a module, and of the class and its bases up to `nn.Module`.
 
-    The class of a scripted module is generic: the one that it was compiled from comes before it.
+    For a class module, the class that it was compiled from comes first.
     """
     import torch
 
     mro = type(module).__mro__
     names = tuple(f"{c.__module__}.{c.__qualname__}" for c in mro[: mro.index(torch.nn.Module) + 1])
     if isinstance(module, torch.jit.ScriptModule):
-        with suppress(AttributeError):  # one that is only being made
+        with suppress(AttributeError):  # under construction
             names = (script_class(module._c._type().qualified_name()), *names)
     return names[0], names
 
 
 def dispatches(cls: type) -> bool:
-    """Whether a class of tensors runs operations by code of its own: its values are in other tensors."""
+    """Whether a tensor class runs its own code for operations: its values are in other tensors."""
     import torch
 
     return getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
 
 
 _STATES = ("SCB", "quant_state")
-"""Attributes in which the parameters of bitsandbytes keep their scales, for 8 and for 4 bits."""
+"""Attributes in which bitsandbytes parameters keep their scales, for 8 and for 4 bits."""
 
 
 def coded_in(records: LiveRecords) -> dict[str, Coded]:
-    """The tensors whose elements are no values by themselves, told by their names or by their class.
+    """Tensors that hold codes instead of values, by their names or class.
 
     Args:
         records: A reading of a network with its buffers.
@@ -470,7 +470,7 @@ def coded_in(records: LiveRecords) -> dict[str, Coded]:
 
 
 def _coded_parameters(records: LiveRecords) -> dict[str, Coded]:
-    """The parameters of a class of their own that hold codes: the scales are attributes of them, or of their layer."""
+    """Parameters of special classes that hold codes; the scales are attributes of them or of their layer."""
     import torch
 
     found: dict[str, Coded] = {}

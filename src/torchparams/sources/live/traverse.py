@@ -1,4 +1,4 @@
-"""Every way through a live network's modules: to all of its tensors, to one by name, to a tensor's other names."""
+"""Traversals of a live network: all tensors, one tensor by name, and the other names of a tensor."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def holders(
     shared: list[tuple[str, nn.Module]] | None = None,
     packed: Container[type] = (),
 ) -> Iterator[tuple[str, str | None, nn.Module]]:
-    """The modules that hold tensors, in the order of `named_modules`: canonical prefix, raw prefix, module.
+    """Yield the modules that hold tensors, in the order of `named_modules`: canonical prefix, raw prefix, module.
 
-    The raw prefix is None where it is the canonical one. A module without submodules comes as often as it is met, any
-    other once. With `every`, each comes once for each path to it that does not pass through it before.
+    The raw prefix is None if it equals the canonical prefix. A module without submodules is yielded each time it is
+    met, any other module once. With `every`, each module is yielded once for each path to it that has no cycle.
 
     Args:
         root: The network.
-        buffers: Modules that hold only buffers too.
-        recurse: Look into submodules.
+        buffers: Include modules that hold only buffers.
+        recurse: Include submodules.
         every: Follow every path.
-        shared: Collects the modules with submodules that are met again, with the canonical prefix that they have there.
-        packed: Classes of modules that come too, whatever they hold.
+        shared: Collects modules with submodules that are met again, with their canonical prefix there.
+        packed: Classes of modules to include even if they hold no tensors.
 
     Raises:
-        HalfBuilt: A module on the way was never initialised.
+        HalfBuilt: A module on the path was never initialised.
     """
-    # One loop with its own stack: nested generators would hand each item through as many frames as the network is deep,
-    # and end at Python's recursion limit.
+    # One loop with its own stack: nested generators would pass each item through one frame per level, and would end at
+    # Python's recursion limit.
     try:
         if root._parameters or (buffers and root._buffers) or type(root) in packed:
             yield "", None, root
@@ -102,27 +102,27 @@ def holders(
 
 
 def changed(error: Exception, root: nn.Module) -> Exception:
-    """The error for modules or tensors that changed while they were read; another error as it is.
+    """The error to raise if modules or tensors changed while they were read; any other error unchanged.
 
     Args:
-        error: What Python raised: a KeyError where a tensor was not found again, or a RuntimeError.
+        error: What Python raised: a KeyError if a tensor was not found again, or a RuntimeError.
         root: The network.
     """
     if isinstance(error, RuntimeError) and "during iteration" not in str(error):
         return error
     return SourceError(
-        "the model was changed while it was read, by another thread perhaps",
+        "the model changed while it was read, perhaps by another thread",
         where=type(root).__name__,
-        hint="read it again when nothing changes it, or hold one lock for both",
+        hint="read it when no other thread changes it, or use a lock",
     )
 
 
 def _bearing(root: nn.Module, buffers: bool) -> set[int]:
-    """The modules with a tensor in them or below; there may be as many paths to the others, and they lead nowhere."""
+    """Ids of modules with tensors in or below them; the others can have as many paths and lead to nothing."""
     parents: dict[int, list[int]] = {id(root): []}
     bearing: set[int] = set()
     modules = [root]
-    for module in modules:  # grows as it is read
+    for module in modules:  # grows during the loop
         if module._parameters or (buffers and module._buffers):
             bearing.add(id(module))
         for child in module._modules.values():
@@ -142,17 +142,17 @@ def _bearing(root: nn.Module, buffers: bool) -> set[int]:
 
 @dataclass(slots=True)
 class Listing:
-    """What one traversal finds.
+    """Result of one traversal.
 
     Attributes:
         tensors: Canonical name → tensor, each tensor once.
-        owners: The module that each belongs to, in the same order.
-        raws: Canonical name → raw name, where they differ.
+        owners: The module of each tensor, in the same order.
+        raws: Canonical name → raw name, if they differ.
         buffers: Canonical name of each buffer → whether it is persistent.
-        tied: Whether some tensor has a further name.
-        shared: Modules with submodules that were met again: their canonical prefix there, and the module.
-        also: Canonical name → further names, of parameters within a flat parameter.
-        packed: Canonical names of tensors that no module holds, but that its packed weights give.
+        tied: Whether any tensor has another name.
+        shared: Modules with submodules that were met again, with their canonical prefix there.
+        also: Canonical name → other names, for parameters in a flat parameter.
+        packed: Canonical names of tensors in packed weights, which no module holds.
     """
 
     tensors: dict[str, Any]
@@ -166,12 +166,12 @@ class Listing:
 
 
 def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listing:
-    """All tensors of a network, in one traversal.
+    """List all tensors of a network in one traversal.
 
     Args:
         root: The network.
-        buffers: Buffers too.
-        packed: The tensors in packed weights too.
+        buffers: Include buffers.
+        packed: Include tensors in packed weights.
 
     Raises:
         HalfBuilt: A module was never initialised.
@@ -221,7 +221,7 @@ def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listin
         raise
     except RuntimeError as error:
         raise changed(error, root) from None
-    # Asked once for all, since the answer is mostly no: asking for each tensor takes a fifth of the traversal.
+    # Checked once for all tensors, because usually none is tied; checking each takes a fifth of the traversal.
     tied = len(set(map(id, tensors))) < len(tensors)
     if tied:
         names, tensors, owners = _firsts(names, tensors, owners, saved)
@@ -237,7 +237,7 @@ def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listin
 
 
 def count_tensors(root: nn.Module, buffers: bool) -> int:
-    """How many tensors a network has, those in packed weights too, each counted once; faster than to name them.
+    """Number of distinct tensors of a network, including packed weights; faster than listing them.
 
     Raises:
         HalfBuilt: A module was never initialised.
@@ -254,7 +254,7 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
         for held in (root._parameters, root._buffers) if buffers else (root._parameters,):
             keys.update(held.keys())
             add(held.values())
-        for module in modules:  # grows as it is read
+        for module in modules:  # grows during the loop
             below = module._modules
             keys.update(below.keys())
             for child in below.values():
@@ -277,17 +277,17 @@ def count_tensors(root: nn.Module, buffers: bool) -> int:
         raise _explained(error) from None
     except RuntimeError as error:
         raise changed(error, root) from None
-    # Names may not be what they should; and a flat parameter of FSDP, or packed weights, are several.
+    # Names may be invalid, and an FSDP flat parameter or a packed weight counts as several tensors.
     if is_packed or KEY in keys or any(type(key) is not str or "." in key for key in keys):
         return len(list_tensors(root, buffers, True).tensors)
     return len(set(map(id, found)) - {id(None)})
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
-    """Every module of a network once, in no particular order; faster than `root.modules()`."""
+    """The modules of a network, each once, in any order; faster than `root.modules()`."""
     found = [root]
     met = {id(root)}
-    for module in found:  # grows as it is read
+    for module in found:  # grows during the loop
         if below := module._modules:
             for child in below.values():
                 if child is not None and id(child) not in met:
@@ -299,7 +299,7 @@ def modules_of(root: nn.Module) -> list[nn.Module]:
 def _firsts(
     names: list[str], tensors: list[Any], owners: list[nn.Module], buffers: Mapping[str, bool]
 ) -> tuple[list[str], list[Any], list[nn.Module]]:
-    """Each tensor at its first place; one that is a parameter somewhere is that parameter, wherever a buffer is it."""
+    """Keep each tensor at its first place; a tensor that is both parameter and buffer counts as the parameter."""
     first: dict[int, int] = {}
     for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
         held = first.setdefault(id(tensor), place)
@@ -317,7 +317,7 @@ def _held(module: nn.Module, buffers: bool) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_odd_keys(root: nn.Module) -> None:
-    """Refuse a network in which the key of a tensor is not text: it has no name.
+    """Raise if a network has the key of a tensor whose key is not a str, and which has no name.
 
     Raises:
         SourceError: There is such a key.
@@ -337,10 +337,10 @@ def refuse_odd_keys(root: nn.Module) -> None:
 
 
 def wrapped_key(module: nn.Module) -> str | None:
-    """The component that names need not have below `module`: None where it wraps nothing.
+    """The component below `module` that names may omit; None if it wraps nothing.
 
-    Also None where a wrapper holds something of its own under a name that the wrapped module uses too: without the
-    component, two tensors would have one name.
+    Also None if the wrapper and the wrapped module use the same name: without the component, two tensors would have one
+    name.
     """
     key = inside = wrapper_component(type(module))
     if key is None or module._modules.get(key) is None:
@@ -360,12 +360,12 @@ def _keys(module: nn.Module) -> set[str | None]:
 
 
 def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
-    """The tensor that `name` leads to, or None; a wrapper's component may stand in the name or not.
+    """The tensor `name`, or None; the name may include or omit the components of wrappers.
 
-    Looks only at the modules on the way.
+    Examines only the modules on the path.
 
     Raises:
-        HalfBuilt: A module on the way was never initialised.
+        HalfBuilt: A module on the path was never initialised.
     """
     *path, last = name.split(".")
     module: nn.Module | None = root
@@ -374,7 +374,7 @@ def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
             if module is None:
                 return None
             if wrapper_component(type(module)) is None:
-                if component not in module._modules:  # TorchScript's modules keep others in mappings without `get`
+                if component not in module._modules:  # TorchScript modules use mappings without `get`
                     return None
                 module = module._modules[component]
             else:
@@ -395,14 +395,14 @@ def reach(root: nn.Module, name: str, buffers: bool) -> Any | None:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a name leads to: one of the spots at which a tensor stands, if there are several.
+    """One of the places of a tensor in a network.
 
     Attributes:
-        name: The canonical name of the spot.
-        raw: Its name with the components of wrappers.
+        name: Canonical name for this place.
+        raw: The name with the components of wrappers.
         tensor: The tensor.
-        modules: The modules on the way, from the network to the owner.
-        persistent: Of a buffer, whether it is saved; None of a parameter.
+        modules: The modules on the path, from the network to the owner.
+        persistent: Whether a buffer is saved; None for a parameter.
     """
 
     name: str
@@ -413,10 +413,10 @@ class Spot:
 
 
 def spot_of(root: nn.Module, name: str, buffers: bool) -> Spot | None:
-    """Where `name` leads to, with all that is known of it there; None where `reach` gives None.
+    """The place that `name` leads to; None if `reach` returns None.
 
     Raises:
-        HalfBuilt: A module on the way was never initialised.
+        HalfBuilt: A module on the path was never initialised.
     """
     *path, last = name.split(".")
     modules: list[nn.Module] = [root]
@@ -460,8 +460,8 @@ def _child(module: nn.Module, component: str) -> nn.Module | None:
 
 
 def _steps(module: nn.Module, component: str) -> list[tuple[str, nn.Module]]:
-    """The keys and modules on the way from `module` to what `component` names in it, or in what it wraps."""
-    # What is inside a wrapper comes first: the canonical name is the one that is never in doubt.
+    """Keys and modules on the path from `module` to `component`, in it or in a module that it wraps."""
+    # The wrapped module comes first, because the canonical name is always unambiguous.
     spelled: list[tuple[str, nn.Module]] = []
     steps: list[tuple[str, nn.Module]] = []
     here = module
@@ -481,7 +481,7 @@ _INDEX = re.compile(r"\[(['\"]?)([^\[\]'\"]+)\1\]")
 
 
 def plain_name(name: str) -> str:
-    """`name` with dots for the brackets that Python has.
+    """Convert Python brackets in a name to dots.
 
     >>> plain_name("[0].layers[3].weight")
     '0.layers.3.weight'
@@ -491,10 +491,10 @@ def plain_name(name: str) -> str:
 
 
 def attribute(root: nn.Module, name: str) -> Any | None:
-    """What stands at the end of the attributes, keys and indices that `name` is made of; None where it ends before.
+    """The object at the end of a path of attributes, keys and indexes; None if the path ends earlier.
 
-    Only what is stored is followed: no property runs, for some change the network (a spectral norm that is computed
-    in training moves its buffers).
+    Only stored objects are followed and no property runs, because some change the network. For example, a spectral norm
+    in training mode changes its buffers.
     """
     here: Any = root
     for component in plain_name(name).split("."):
@@ -516,7 +516,7 @@ def attribute(root: nn.Module, name: str) -> Any | None:
 
 
 def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, list[str]]:
-    """Canonical name → further names, in the order of `named_parameters(remove_duplicate=False)`."""
+    """Canonical name → other names, in the order of `named_parameters(remove_duplicate=False)`."""
     canonical = {id(tensor): name for name, tensor in listing.tensors.items()}
     found = {name: list(others) for name, others in listing.also.items()}
     count = 0
@@ -524,7 +524,7 @@ def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, li
         for prefix, _, owner in holders(root, buffers=buffers, every=True):
             for key, tensor in _held(owner, buffers):
                 if key == KEY and is_flat(tensor):
-                    continue  # its parts' names are known
+                    continue  # the names of its parts are known
                 name, first = prefix + key, canonical[id(tensor)]
                 if name != first:
                     found.setdefault(first, []).append(name)
@@ -539,17 +539,17 @@ def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, li
 def _some_aliases(
     root: nn.Module, buffers: bool, listing: Listing, canonical: Mapping[int, str]
 ) -> dict[str, list[str]]:
-    """At least one further name for each tied tensor, without following every path.
+    """At least one other name for each tied tensor, without following every path.
 
-    A tied tensor stands at two places of one walk through the modules, or below a module that the walk has met again.
-    Each such place gives one further name to every tensor below it.
+    A tied tensor is at two places of one traversal, or below a module that the traversal met again. Each such place
+    gives one other name to every tensor below it.
     """
     share = max(1, limits.ALIASES // len(canonical))
     visits: Counter[int] = Counter()
     found: dict[str, list[str]] = {}
     for outer, module in [("", root), *listing.shared]:
         if visits[id(module)] >= share:
-            continue  # so often met, it has given each of its tensors its share
+            continue  # it has already given enough names to each of its tensors
         visits[id(module)] += 1
         for prefix, _, owner in holders(module, buffers=buffers):
             for key, tensor in _held(owner, buffers):
@@ -566,6 +566,7 @@ def _explained(error: AttributeError) -> AttributeError:
     if error.name not in ("_modules", "_parameters", "_buffers") or error.name in vars(error.obj):
         return error
     return HalfBuilt(
-        f"the __init__ of {type(error.obj).__qualname__} has not called nn.Module's: it cannot hold parameters yet",
-        hint="call super().__init__() in it, first of all",
+        f"the __init__ of {type(error.obj).__qualname__} has not called nn.Module.__init__, so it cannot hold "
+        "parameters yet",
+        hint="call super().__init__() first",
     )

@@ -1,1 +1,1 @@
-"""Files that torch has written, read without torch and without running their pickle."""
+"""Readers of files that torch writes; they need no torch and do not execute the pickle."""

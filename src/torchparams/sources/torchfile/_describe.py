@@ -1,4 +1,4 @@
-"""A few words, or a plain value, for what a pickle holds beside tensors; nothing of it is run."""
+"""Descriptions and plain values for the contents of a pickle that are not tensors; nothing is executed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PLAIN_BITS = 1024  # longer integers are described: Python refuses to print one
 
 
 def describe(value: Any, depth: int = 2) -> str:
-    """A few words on something that is no plain value; nothing of it is run."""
+    """A short description of a value that is not plain; nothing is executed."""
     kind = type(value)
     if kind is int and value.bit_length() > _PLAIN_BITS:
         return f"an integer of {value.bit_length():,} bits"
@@ -26,7 +26,7 @@ def describe(value: Any, depth: int = 2) -> str:
         shape = "lazy" if value.shape is None else " × ".join(map(str, value.shape)) or "scalar"
         return f"a tensor, {value.dtype} {shorten(shape)}"
     if kind is ArrayRef:
-        return describe(value.tensor) if value.tensor is not None else "a numpy array that is not a tensor"
+        return describe(value.tensor) if value.tensor is not None else "a numpy array that is not numeric"
     if kind is StorageRef:
         return f"a storage of {value.numel:,} × {value.dtype}"
     if kind is NumpyType:
@@ -87,7 +87,7 @@ def class_name(node: Reduced) -> str:
 
 
 def attributes_of(node: Reduced) -> list[dict[Any, Any]]:
-    """The dicts of an object's attributes: its `__dict__`, and its slots where it has any."""
+    """The attribute dicts of an object: its `__dict__`, and its slots if it has any."""
     state = node.state
     if type(state) is tuple and len(state) == 2:  # how copyreg spells an object with slots
         parts = [part for part in state if part is not None]

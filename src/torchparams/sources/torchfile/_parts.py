@@ -1,4 +1,4 @@
-"""Tensors of torchao's classes in a pickle, as the tensors that they keep their values in."""
+"""Tensors of torchao classes in a pickle, split into the tensors that they keep."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 _HOME = "torchao."
 _ATTRIBUTES = 64
-"""Attributes that are looked at; torchao's classes have about ten."""
+"""Maximum number of attributes to examine; torchao classes have about ten."""
 
 
 def take_apart(name: str, tensor: TensorRef) -> tuple[Structure, Mapping[str, TensorRef]] | None:
-    """The description of a tensor, and the tensors that it keeps its values in, by the names they are listed under.
+    """Describe a tensor, and return the tensors that it keeps under the names to list.
 
     Args:
-        name: Its name.
-        tensor: A tensor of a class that keeps its values in others.
+        name: Name of the tensor.
+        tensor: A tensor whose class keeps its values in other tensors.
 
     Returns:
-        None where it is of no class of torchao, or its attributes are not plain: it is listed as one tensor then.
+        None if the class is not from torchao or its attributes are not plain; the tensor is then listed as one.
     """
     cls, state = tensor.wrapper, tensor.state
     if cls is None or not cls.module.startswith(_HOME) or type(state) is not dict or len(state) > _ATTRIBUTES:

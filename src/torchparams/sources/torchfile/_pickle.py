@@ -1,19 +1,18 @@
-"""A pickle machine that executes nothing.
+"""A pickle interpreter that executes no code.
 
-A pickle is a program for a stack machine. Two of its operations name something to import and call
-it; here a global stays a name (`Global`) and a call stays a record of itself (`Reduced`), unless
-the name is in the table of constructors that our own code stands in for (`_rebuild.py`). So a file
-can describe anything and run nothing.
+A pickle is a program for a stack machine. Two of its operations import something and call it. Here, a global stays a
+name (`Global`) and a call is only recorded (`Reduced`), unless the name is in the table of known constructors
+(`_rebuild.py`). So a file can describe anything but execute nothing.
 
-What else a hostile file could do with the machine itself is met here too:
+The interpreter also protects itself against hostile files:
 
-- Time and memory. There are no jumps, so a pickle ends; an operation makes about 100 bytes at most,
-  and `limits.PICKLE_OPERATIONS` bounds their number by the size of the file. Declared lengths are
-  held against the bytes that are there before anything is made of them.
-- Hashing. No dictionary is keyed by numbers of the file, which could be chosen to collide: keys that are
-  numbers are wrapped in `NumberKey`, which hashes their text, and whatever is slow to hash or to compare in
-  `OddKey`, which hashes by identity. The memo is a list; indexes that leave gaps are kept by their text.
-- Nesting. The machine does not recurse, and nothing in it walks what it built.
+- Time and memory. There are no jumps, so a pickle always ends. An operation allocates about 100 bytes at most, and
+  `limits.PICKLE_OPERATIONS` limits their number in proportion to the file size. Declared lengths are checked against
+  the available bytes before anything is allocated.
+- Hashing. Numbers from the file, which could be chosen to collide, are never used as dict keys directly. Number keys
+  are wrapped in `NumberKey`, which hashes their text; keys that are slow to hash or compare are wrapped in `OddKey`,
+  which hashes by identity. The memo is a list; indexes that leave gaps are stored by their text.
+- Nesting. The interpreter does not recurse, and does not traverse what it built.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _u16 = struct.Struct("<H").unpack_from
 _i32 = struct.Struct("<i").unpack_from
 _u32 = struct.Struct("<I").unpack_from
 
-# The operations that the loop handles itself: those that most of a state_dict is made of.
+# Operations handled in the loop itself: most of a state_dict consists of them.
 _BINPUT, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"qrhj"
 _BININT1, _BININT2, _BININT, _BINUNICODE = b"KMJX"
 _MARK, _TUPLE, _TUPLE1, _TUPLE2 = b"(t\x85\x86"
 _BINPERSID, _REDUCE, _EMPTY_TUPLE, _NEWFALSE, _MEMOIZE, _STOP = b"QR)\x89\x94."
 _NEWOBJ, _BUILD, _EMPTY_DICT, _SETITEMS = b"\x81b}u"
 _PROTOCOL_2 = 0x80  # operations from here on came with protocol 2
-# Bytes that follow an operation of fixed length: tells an empty stack from an end that came early.
+# Number of bytes after an operation of fixed length, to tell an empty stack from a truncated file.
 _FIXED = {
     **dict.fromkeys(b"qhKUC\x80\x82\x8a\x8c", 1),
     **dict.fromkeys(b"M\x83", 2),
@@ -51,25 +50,25 @@ _BEYOND = "it goes on beyond its end"
 
 
 class Machine(Operations):
-    """Runs the pickles of one buffer.
+    """Run the pickles of one buffer.
 
     Args:
         data: The buffer.
-        stop: Where the bytes that may belong to a pickle end.
-        label: What error messages call the buffer: a path, or a member of a zip.
-        constructors: Our stand-ins, by module and name.
-        persistent: Makes something of a persistent id; raises `Malformed`.
-        file_bytes: Size of the whole file, which the allowance of operations grows with.
-        in_file: Whether the buffer is the whole file, so that a position in it is one in the file.
+        stop: End of the bytes that may belong to a pickle.
+        label: Name of the buffer in messages: a path, or a member of a zip.
+        constructors: Replacements for known constructors, by module and name.
+        persistent: Converts a persistent id to a value; raises `Malformed`.
+        file_bytes: Size of the whole file; the limit on operations is proportional to it.
+        in_file: Whether the buffer is the whole file, so that positions in it are file offsets.
     """
 
     def load(self, pos: int) -> tuple[Any, int]:
-        """The value of the pickle at byte `pos`, and the byte after its end.
+        """Run the pickle at byte `pos`; return its value and the byte after its end.
 
         Raises:
-            TruncatedFile: It goes on beyond the end of the buffer.
-            FileFormatError: It is not a pickle.
-            LimitExceeded: It runs too many operations.
+            TruncatedFile: The pickle continues beyond the end of the buffer.
+            FileFormatError: The data is not a pickle.
+            LimitExceeded: The pickle runs too many operations.
         """
         data, table, persistent = self.data, self.table, self.persistent
         stack: list[Any] = []
@@ -82,7 +81,7 @@ class Machine(Operations):
         allowed = self.left
         operations = repeat(None, allowed)
         try:
-            # The order is that of how often they come; `pos` moves only when an operation has succeeded.
+            # Ordered by frequency; `pos` moves only after an operation has succeeded.
             for _ in operations:
                 op = data[pos]
                 pos += 1
@@ -118,7 +117,7 @@ class Machine(Operations):
                         func = stack[-1]
                         build = func.build if type(func) is Global else None
                         made = NotImplemented if build is None else build(self, func, args)
-                        # Only a class can be asked for that, so nothing is noted as called.
+                        # Only classes can be called here, so no call is recorded.
                         stack[-1] = Reduced(func, args) if made is NotImplemented else made
                     else:
                         pos = table[op](pos)
@@ -176,7 +175,7 @@ class Machine(Operations):
                         target.state = state
                     elif isinstance(target, Rebuilt):
                         target.set_state(self, state)
-                    # Attributes of a dict (a state_dict's `_metadata`) and the like hold no parameters: let go.
+                    # Attributes of a dict (the `_metadata` of a state_dict) and similar hold no parameters: dropped.
                 elif op == _EMPTY_DICT:
                     push({})
                 elif op == _SETITEMS:
@@ -202,7 +201,7 @@ class Machine(Operations):
         return value, pos
 
     def _error(self, error: Exception, begin: int, pos: int) -> FileFormatError:
-        """The one clear error for what went wrong after byte `pos`."""
+        """The error for what went wrong after byte `pos`."""
         from torchparams.sources.torchfile.verdict import judge
 
         alarm = judge(self.imported).alarm
@@ -210,7 +209,7 @@ class Machine(Operations):
         at = pos - 1
         op = self.data[at] if begin <= at < len(self.data) else 0
         if isinstance(error, Cut) or pos >= self.stop or pos + _FIXED.get(op, 0) > self.stop:
-            # Other contents of the file follow the pickle; read as operations, they would name a wrong cause.
+            # Bytes after the end belong to another part of the file follow are no operations.
             detail = "" if not isinstance(error, Cut) else f", {error}" if at < self.stop else f", {_BEYOND}"
             return TruncatedFile(
                 f"the pickle that starts at byte {begin} is cut off at byte {self.stop}{detail}",

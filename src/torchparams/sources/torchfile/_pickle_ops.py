@@ -1,4 +1,4 @@
-"""The operations of a pickle's machine, except those that its loop handles itself (`_pickle.py`)."""
+"""Operations of the pickle interpreter, except those that its loop handles itself (`_pickle.py`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchparams.sources.torchfile._pickle_values import Buffer, Constructor
 
 INLINE_BYTES = 4096
-"""Byte strings longer than this stay where they lie, as a `Blob`."""
+"""Longer byte strings are not copied, but referenced as a `Blob`."""
 
 MARK_GONE = "its MARK was taken off the stack before"
 
@@ -35,9 +35,9 @@ _f64 = struct.Struct(">d").unpack_from
 
 
 class Operations:
-    """The state of a machine, and what an operation does to it.
+    """State of the interpreter, and a method for each operation.
 
-    Each operation is a method that takes the position after its own byte and gives the position to go on at.
+    An operation takes the position after its opcode and returns the position of the next opcode.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Operations:
             self.table[code] = getattr(self, method)
 
     def charge(self, cost: int) -> None:
-        """Count `cost` more operations: what a constructor does to a whole list at once.
+        """Count `cost` more operations, for a constructor that processes a whole list at once.
 
         Raises:
-            LimitExceeded: Together they are too many.
+            LimitExceeded: The pickle runs too many operations.
         """
         self.left -= cost
         if self.left < 0:
@@ -81,10 +81,10 @@ class Operations:
                 hint="if you trust the file, raise torchparams.limits.PICKLE_OPERATIONS",
             )
 
-    # --- what operations share -----------------------------------------------------------------
+    # --- shared by operations --------------------------------------------------------------------
 
     def call(self, func: Any, args: Any) -> Any:
-        """What stands for `func(*args)`; nothing is called but our own constructors."""
+        """The result of `func(*args)`; only known constructors are called."""
         if type(func) is Global and func.build is not None:
             made = func.build(self, func, args)
             if made is not NotImplemented:
@@ -92,12 +92,12 @@ class Operations:
         return self.recorded(func, args)
 
     def recorded(self, func: Any, args: Any) -> Reduced:
-        """The record of a call that nothing here stands in for."""
+        """Record a call of something that is not a known constructor."""
         self.note_call(func)
         return Reduced(func, args)
 
     def note_call(self, func: Any) -> None:
-        """Note that `func` would be called: a global, or what a call gives."""
+        """Note that `func` would be called: a global, or the result of another call."""
         if type(func) is Global:
             func.called = True
         elif not self._indirect:
@@ -107,7 +107,7 @@ class Operations:
             self.imported.append(result)
 
     def named(self, module: str, name: str) -> Global:
-        """The one `Global` of that name."""
+        """The single `Global` of that name."""
         key = (module, name)
         found = self.globals.get(key)
         if found is None:
@@ -117,7 +117,7 @@ class Operations:
         return found
 
     def text(self, begins: int, ends: int) -> str:
-        """The text at `[begins, ends)`, as pickle reads it; bytes that are none come out escaped, never as an error."""
+        """Text at `[begins, ends)`, decoded as pickle does; invalid bytes are escaped and never raise."""
         if ends > self.stop:
             raise Cut(f"in a text of {ends - begins:,} bytes")
         try:
@@ -127,7 +127,7 @@ class Operations:
         return self.texts.setdefault(text, text) if ends - begins > LONG_TEXT else text
 
     def encoded(self, text: str, codec: str) -> bytes:
-        """`text` in `codec`; made once for one text, however often a file asks for it."""
+        """`text` encoded with `codec`; cached, because a file may request it often."""
         found = self.encodings.get(id(text))
         if found is None:
             found = self.encodings[id(text)] = (text, text.encode(codec))
@@ -141,7 +141,7 @@ class Operations:
         return bytes(self.data[begins:ends])
 
     def _old_text(self, begins: int, ends: int) -> str | bytes | Blob:
-        # Python 2 wrote text and bytes alike; what decodes is text, and encodes back to the same bytes.
+        # Python 2 wrote text and bytes in the same way; if it decodes it is text, and encodes to the same bytes.
         raw = self._bytes(begins, ends)
         if isinstance(raw, Blob):
             return raw
@@ -198,7 +198,7 @@ class Operations:
         return pos + 8
 
     def _pop(self, pos: int) -> int:
-        # A POP straight after a MARK takes the mark.
+        # A POP directly after a MARK removes the mark.
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
@@ -375,7 +375,7 @@ class Operations:
             target[key if type(key) is str else as_key(key)] = next(rest)
 
     def store(self, index: int) -> None:
-        """Put the top of the stack into the memo."""
+        """Store the top of the stack in the memo."""
         value = self.stack[-1]
         if index < len(self.memo):
             self.memo[index] = value

@@ -1,4 +1,4 @@
-"""What a pickle's machine puts on its stack, beside plain values of Python."""
+"""Values on the stack of the pickle interpreter, besides plain Python values."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torchparams.errors import shorten
 Buffer = bytes | memoryview
 
 LONG_TEXT = 1024
-"""Texts longer than this are interned, so that equal ones are one object."""
+"""Longer texts are interned, so that equal texts are one object."""
 
-_SHORT_INT = 1 << 64  # the text of a longer integer takes time to make, and a key may be used again and again
+_SHORT_INT = 1 << 64  # formatting longer integers is slow, and a key may be used often
 
 
 class Malformed(Exception):
-    """What is wrong with the pickle; the machine adds where."""
+    """The pickle is invalid; the message says why, and the interpreter adds the position."""
 
 
 class Cut(Malformed):
-    """The pickle ends in the middle of something."""
+    """The pickle is truncated."""
 
 
 class Global:
-    """The name of something that Python would import.
+    """Name of an object that Python would import.
 
     Attributes:
-        module: As the file spells it.
-        name: As the file spells it; dotted for nested classes.
-        build: Our own stand-in for calling it, or None.
-        called: Whether the pickle calls it with arguments that no stand-in of ours understands.
+        module: Module as spelled in the file.
+        name: Name as spelled in the file; dotted for nested classes.
+        build: Replacement to call instead, or None.
+        called: Whether the pickle calls it with arguments that no replacement handles.
     """
 
     __slots__ = ("build", "called", "module", "name")
@@ -45,14 +45,14 @@ class Global:
 
 
 class Reduced:
-    """A call or an object that was not made: what was to be called, and everything given to it.
+    """A call that was not made, or an object that was not built.
 
     Attributes:
-        func: The class or function, a `Global`; a hostile file may put anything here.
-        args: Its arguments: a tuple, as a rule.
-        state: What `__setstate__` or the object's `__dict__` was to be given, or None.
-        items: Values that were to be appended, or None.
-        pairs: Values that were to be set by key, or None.
+        func: Class or function, usually a `Global`; a hostile file may use any value.
+        args: Arguments, usually a tuple.
+        state: Argument of `__setstate__` or the `__dict__` of the object, or None.
+        items: Values to append, or None.
+        pairs: Values to set by key, or None.
     """
 
     __slots__ = ("args", "func", "items", "pairs", "state")
@@ -65,7 +65,7 @@ class Reduced:
 
 
 class Blob:
-    """A long byte string, left where it lies: bytes `[start, stop)` of `data`, or of the file if that is None."""
+    """A long byte string that was not copied: bytes `[start, stop)` of `data`, or of the file if `data` is None."""
 
     __slots__ = ("data", "start", "stop")
 
@@ -77,7 +77,7 @@ class Blob:
 
 
 class OddKey:
-    """A dictionary key that hashes by identity, whatever it is."""
+    """Dict key that hashes by identity."""
 
     __slots__ = ("value",)
 
@@ -86,10 +86,10 @@ class OddKey:
 
 
 class NumberKey:
-    """A dictionary key that is a number: equal numbers are one key, as in Python.
+    """Dict key that is a number; equal numbers are one key, as in Python.
 
-    Python's hash of a number is known to everybody, so a file could choose numbers that collide. This one hashes its
-    text, of which the hash is a secret of the process.
+    Python's hash of a number is predictable, so a file could choose numbers that collide. This key hashes its text,
+    whose hash is randomised per process.
     """
 
     __slots__ = ("_text", "value")
@@ -106,13 +106,13 @@ class NumberKey:
 
 
 class Services(Protocol):
-    """What of the machine is there for constructors and for what they make.
+    """The part of the interpreter that constructors and their results may use.
 
     Attributes:
         data: The buffer that it runs.
-        label: What messages call that.
-        left: Operations that it may still run.
-        imported: Every global that was named, once.
+        label: Name of the buffer in messages.
+        left: Number of operations that may still run.
+        imported: All globals named so far, each once.
     """
 
     data: Buffer
@@ -124,37 +124,37 @@ class Services(Protocol):
         """Count `cost` more operations.
 
         Raises:
-            LimitExceeded: Together they are too many.
+            LimitExceeded: The pickle runs too many operations.
         """
 
     def note_call(self, func: Any) -> None:
-        """Note that `func` would be called, and nothing here stands in for that."""
+        """Note that `func` would be called and has no replacement."""
 
     def encoded(self, text: str, codec: str) -> bytes:
-        """`text` in `codec`, made once."""
+        """`text` encoded with `codec`, cached."""
 
     def set_items(self, target: Any, items: Sequence[Any]) -> None:
-        """Put keys and values, one after the other, into a dict."""
+        """Add alternating keys and values to a dict."""
 
 
 class Rebuilt:
-    """Base of the objects that our own constructors make and a later BUILD may complete."""
+    """Base of objects that known constructors build and a later BUILD may complete."""
 
     __slots__ = ()
 
     def set_state(self, machine: Services, state: Any) -> None:
-        """Take what `__setstate__` would be given."""
+        """Apply the argument of `__setstate__`."""
 
 
 Constructor = Callable[[Services, Global, Any], Any]
-"""`(machine, global, arguments) -> value`; NotImplemented when the arguments are not what it knows."""
+"""`(machine, global, arguments) -> value`; NotImplemented if the arguments are unknown."""
 
 
 def as_key(value: Any) -> Any:
-    """`value` as a key that hashes and compares quickly, whoever chose it."""
+    """`value` as a dict key that is always fast to hash and compare."""
     kind = type(value)
     if kind is str:
-        return value  # long ones are interned, so that comparing two equal ones never reads them
+        return value  # long texts are interned, so comparing equal ones is fast
     if kind is int or kind is float or kind is bool:
         return NumberKey(value) if -_SHORT_INT < value < _SHORT_INT else OddKey(value)  # NaN is an odd one too
     if value is None or (kind is bytes and len(value) <= LONG_TEXT):

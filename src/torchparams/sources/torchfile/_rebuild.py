@@ -1,10 +1,10 @@
-"""What torch's and numpy's own functions would make of their arguments, described instead of made.
+"""Replacements for the functions of torch and numpy in a pickle, which describe the result instead of building it.
 
-Each function here stands in for the one of that name in a pickle, and runs when the machine meets a
-call of it. None imports anything or touches a tensor's bytes.
+Each function here replaces the function of the same name, and runs when the interpreter meets a call of it. None
+imports anything or reads the bytes of a tensor.
 
-One operation of a pickle may call any of these with a huge argument that was made long before. So
-each looks at no more than a bounded number of parts of what it is given, or charges the machine.
+One operation of a pickle may call any of these with a huge argument that was built earlier. So each examines a bounded
+number of parts, or charges the interpreter.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def _arguments(func: Global, args: Any, least: int, most: int) -> tuple[Any, ...
 def _dtype(func: Global, value: Any) -> DType:
     found = DTYPES.get(value.name) if type(value) is Global and value.module == "torch" else None
     if found is None:
-        raise Malformed(f"{func} with the dtype {value if type(value) is Global else show(value)}, which is not known")
+        raise Malformed(f"{func} with the dtype {value if type(value) is Global else show(value)}, which is unknown")
     return found
 
 
 def _view(func: Global, storage: Any, dtype: DType | None, offset: Any, shape: Any, stride: Any) -> TensorRef:
     if type(storage) is not StorageRef:
         raise Malformed(f"{func} of {show(storage)} instead of a storage")
-    # Whether the view lies inside its storage is looked at later, when its name is known.
+    # Whether the view lies inside its storage is checked later, when its name is known.
     if not fits(offset, shape, stride):
         raise Malformed(f"a tensor of shape {show(shape)} with strides {show(stride)} at offset {show(offset)}")
     return TensorRef(storage, dtype or storage.dtype, offset, shape, stride)
@@ -92,7 +92,7 @@ def _quantised(machine: Services, func: Global, args: Any) -> TensorRef:
 def _parameter(machine: Services, func: Global, args: Any) -> Any:
     data, grad, _, *state = _arguments(func, args, 3, 4)
     if type(data) is not TensorRef:
-        return NotImplemented  # a tensor of a class that is not known here: its parts are listed
+        return NotImplemented  # a tensor of an unknown class: its parts are listed
     return data.replaced(is_parameter=True, requires_grad=grad is True, state=state[0] if state else data.state)
 
 
@@ -108,7 +108,7 @@ def _sparse(machine: Services, func: Global, args: Any) -> Any:
     tensor.requires_grad = tensors[-1].requires_grad
     known = layout.removeprefix("torch.") if type(layout) is str else ""
     tensor.layout = known if known in _SPARSE_LAYOUTS else "sparse"
-    tensor.problem = f"sparse ({shorten(layout) if type(layout) is str else 'in a layout that is not known'})"
+    tensor.problem = f"sparse ({shorten(layout) if type(layout) is str else 'in an unknown layout'})"
     tensor.nbytes = sum(part.dtype.nbytes(numel_of(part.shape or ())) for part in tensors)
     return tensor
 
@@ -137,7 +137,7 @@ def _meta(machine: Services, func: Global, args: Any) -> TensorRef:
     shape = sizes(shape, "the shape of a tensor")
     tensor = TensorRef(None, _dtype(func, dtype), 0, shape, sizes(stride, "the stride of a tensor"))
     tensor.requires_grad = grad is True
-    tensor.problem, tensor.meta = "a meta tensor, which has a shape and no values", True
+    tensor.problem, tensor.meta = "a meta tensor, which has a shape but no values", True
     return tensor
 
 
@@ -147,7 +147,7 @@ def _wrapper(machine: Services, func: Global, args: Any) -> TensorRef:
     tensor = TensorRef(None, _dtype(func, dtype), 0, shape, sizes(stride, "the stride of a tensor"))
     tensor.requires_grad = grad is True
     named = cls if type(cls) is Global else "subclass"
-    tensor.problem = f"a {named}, which keeps its values in other tensors, and is not decoded here"
+    tensor.problem = f"a {named}, which keeps its values in other tensors and cannot be decoded"
     tensor.layout = shorten(cls.name.rpartition(".")[2], 40) if type(cls) is Global else "wrapper"
     tensor.wrapper = cls if type(cls) is Global else None
     return tensor
@@ -165,15 +165,15 @@ def _device_tensor(machine: Services, func: Global, args: Any) -> Any:
 
 def _from_type(machine: Services, func: Global, args: Any) -> Any:
     inner, _, inner_args, state = _arguments(func, args, 4, 4)
-    # Only one level: a call of this function within itself would make the machine recurse.
+    # Only one level: a call of this function within itself would make the interpreter recurse.
     if type(inner) is not Global or inner.build is None or inner.build is _from_type:
-        machine.note_call(inner)  # which torch's function does with it
+        machine.note_call(inner)  # torch's function calls it
         return NotImplemented
     tensor = inner.build(machine, inner, inner_args)
     if type(tensor) is not TensorRef:
         machine.note_call(inner)
         return NotImplemented
-    # A parameter of a subclass is one by this attribute alone.
+    # A parameter of a subclass is marked by this attribute only.
     own = state[0] if type(state) is tuple and state else state
     is_parameter = tensor.is_parameter or (type(own) is dict and own.get("_is_param") is True)
     return tensor.replaced(state=state, is_parameter=is_parameter)
@@ -183,7 +183,7 @@ def _lazy(machine: Services, func: Global, args: Any) -> TensorRef:
     grad = args[0] if type(args) is tuple and args else False
     tensor = TensorRef(None, DType.of("float32"), 0, None, ())
     tensor.requires_grad = grad is True
-    tensor.problem, tensor.meta = "lazy: it has no shape and no values until its module first runs", True
+    tensor.problem, tensor.meta = "lazy: it has no shape and no values before its module first runs", True
     tensor.layout = "lazy"
     tensor.is_parameter = func.name == "UninitializedParameter"
     return tensor
@@ -243,7 +243,7 @@ def _numpy_scalar(machine: Services, func: Global, args: Any) -> Any:
     return struct.unpack((">" if dtype.big_endian else "<") + code, raw)[0]
 
 
-# --- Python's own ------------------------------------------------------------------------------
+# --- Python ------------------------------------------------------------------------------------
 
 
 def _empty_dict(machine: Services, func: Global, args: Any) -> dict[Any, Any]:
@@ -270,7 +270,7 @@ def _ordered_dict(machine: Services, func: Global, args: Any) -> Any:
 
 
 def _first(machine: Services, func: Global, args: Any) -> Any:
-    """A constructor that gives what it was given, as far as listing goes."""
+    """A constructor whose first argument is the result, as far as listing is concerned."""
     return args[0] if type(args) is tuple and len(args) >= 1 else NotImplemented
 
 
@@ -281,7 +281,7 @@ def _collection(machine: Services, func: Global, args: Any) -> Any:
 
 
 def _encode(machine: Services, func: Global, args: Any) -> Any:
-    # How protocol 2 spells bytes: `_codecs.encode(text, "latin1")`.
+    # Protocol 2 writes bytes as `_codecs.encode(text, "latin1")`.
     if type(args) is not tuple or len(args) != 2 or type(args[0]) is not str or type(args[1]) is not str:
         return NotImplemented
     if args[1] not in ("latin1", "latin-1"):
@@ -313,7 +313,7 @@ def _device(machine: Services, func: Global, args: Any) -> Any:
 
 
 def _object(machine: Services, func: Global, args: Any) -> Any:
-    # copyreg's ways to say "an object of this class"
+    # copyreg functions that create an object of this class
     return Reduced(args[0], args) if type(args) is tuple and args else NotImplemented
 
 
@@ -358,4 +358,4 @@ CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     **{(home, name): _object for home in ("copyreg", "copy_reg")
        for name in ("_reconstructor", "__newobj__", "__newobj_ex__")},
 }  # fmt: skip
-"""Our stand-ins, by the names that files spell."""
+"""Replacements, by the names used in files."""

@@ -1,4 +1,4 @@
-"""What a torch or numpy object in a pickle is described by: storages, tensors, arrays, element types."""
+"""Descriptions of torch and numpy objects in a pickle: storages, tensors, arrays, dtypes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _STORAGES = {
     "UntypedStorage": UINT8,
     "_UntypedStorage": UINT8,
 }  # fmt: skip
-# Bits that an element of these takes, where an element of the tensor is not one of the storage.
+# Bits per element, for dtypes whose tensors pack several elements into one element of the storage.
 _PACKED = {"quint4x2": 4, "quint2x4": 2}
 
 
 class Region:
-    """Where the bytes of a storage's memory lie.
+    """Location of the bytes of a storage.
 
     Attributes:
-        start: First byte in the file, or None where the file holds them compressed.
-        nbytes: Their count, uncompressed.
-        big_endian: Whether the most significant byte comes first.
-        problem: Why they are not to be read, or None.
-        expected: Whether `start` is where they should be, which is seen once they are read: no record tells it.
+        start: First byte in the file, or None if the bytes are compressed.
+        nbytes: Number of bytes, uncompressed.
+        big_endian: Whether the bytes are big-endian.
+        problem: Why the bytes must not be read, or None.
+        expected: Whether `start` is only expected; it is checked when the bytes are read.
     """
 
     __slots__ = ("big_endian", "expected", "nbytes", "problem", "start")
@@ -60,14 +60,14 @@ class StorageRef:
 
     Attributes:
         key: Its name in the file.
-        dtype: Element type that it was saved with; uint8 for untyped ones.
-        numel: Count of elements.
-        start: Where it begins in the memory called `key`, in elements.
-        is_view: Whether it is a part of that memory, which the legacy format knows.
-        nbytes: Its size.
-        inline: Its bytes, where the pickle itself holds them.
-        big_endian: Whether `inline` has the most significant byte first.
-        region: Where the bytes lie, once somebody has looked.
+        dtype: dtype that it was saved with; uint8 for untyped storages.
+        numel: Number of elements.
+        start: Offset in the memory named `key`, in elements.
+        is_view: Whether it is a part of that memory, as in the legacy format.
+        nbytes: Size in bytes.
+        inline: The bytes, if the pickle itself contains them.
+        big_endian: Whether `inline` is big-endian.
+        region: Location of the bytes, after it has been looked up.
     """
 
     __slots__ = ("big_endian", "dtype", "inline", "is_view", "key", "nbytes", "numel", "region", "start")
@@ -81,28 +81,28 @@ class StorageRef:
 
 
 class TensorRef(Rebuilt):
-    """A tensor: a strided view of a storage, or the reason why there is none.
+    """A tensor: a strided view of a storage, or the reason why it has none.
 
     Attributes:
         storage: The memory, or None.
-        dtype: Element type.
-        offset: First element, in elements from the storage's start.
-        shape: Sizes; None for a lazy parameter.
-        stride: Distances between neighbours, in elements.
-        requires_grad: As recorded.
+        dtype: dtype.
+        offset: First element, in elements from the start of the storage.
+        shape: Shape; None for a lazy parameter.
+        stride: Strides in elements.
+        requires_grad: Value recorded in the file.
         is_parameter: Whether it is an `nn.Parameter`.
         problem: Why its values cannot be read, or None.
-        conj: The values are the conjugates of the stored ones.
-        neg: The values are the stored ones with the other sign.
-        state: Attributes of a tensor of a subclass, or None.
-        meta: It has no values by design.
-        layout: How its values are kept, where it is no plain tensor; see `ParameterInfo.layout`.
-        ragged: Its rows have different lengths: the shape is that of all of them in one.
-        nbytes: Bytes that it takes; None for those of its elements.
-        wrapper: Of a tensor that keeps its values in others, which are in `state`: the name of its class.
+        conj: Whether the values are the conjugates of the stored elements.
+        neg: Whether the values are the negatives of the stored elements.
+        state: Attributes of a tensor subclass, or None.
+        meta: Whether it has no values by design.
+        layout: Layout if it is not strided; see `ParameterInfo.layout`.
+        ragged: Whether its rows have different lengths; the shape is then that of all values.
+        nbytes: Size in bytes; None for the size of its elements.
+        wrapper: Class name of a tensor that keeps its values in other tensors, which are in `state`.
     """
 
-    # Attributes of the class, which an instance that needs another value has of its own: most have those below.
+    # Class attributes are defaults; an instance overrides only those that differ.
     is_parameter = conj = neg = meta = requires_grad = ragged = False
     problem: str | None = None
     layout: str | None = None
@@ -122,19 +122,19 @@ class TensorRef(Rebuilt):
         self.shape, self.stride = shape, stride
 
     def replaced(self, **changes: Any) -> TensorRef:
-        """A copy in which some attributes differ."""
+        """A copy with some attributes changed."""
         made = TensorRef.__new__(TensorRef)
         made.__dict__.update(self.__dict__, **changes)
         return made
 
     @property
     def bits(self) -> int:
-        """Bits that an element takes in the storage."""
+        """Bits per element in the storage."""
         return self.dtype.bits if self.dtype.kind != "opaque" else _PACKED.get(self.dtype, self.dtype.bits)
 
 
 class NumpyType(Rebuilt):
-    """A numpy dtype: our own type for it, None for those that no tensor has, and its byte order."""
+    """A numpy dtype: its `DType` (None if no tensor has it) and byte order."""
 
     __slots__ = ("big_endian", "dtype", "spelling")
 
@@ -148,7 +148,7 @@ class NumpyType(Rebuilt):
 
 
 class ArrayRef(Rebuilt):
-    """A numpy array, completed by its state; `tensor` is None while it is none that a tensor could be."""
+    """A numpy array, completed by its state; `tensor` is None if no tensor could hold it."""
 
     __slots__ = ("tensor",)
 
@@ -161,8 +161,8 @@ class ArrayRef(Rebuilt):
             self.complete(machine, state[1], state[2], bool(state[3]), state[4])
 
     def complete(self, machine: Services, shape: Any, dtype: Any, fortran: bool, raw: Any) -> None:
-        """Take the array's description and bytes."""
-        if type(raw) is str:  # Python 2 wrote bytes so; they decoded, and encode back to themselves
+        """Set the description and the bytes of the array."""
+        if type(raw) is str:  # Python 2 wrote bytes like this; they decode, and encode to the same bytes
             raw = machine.encoded(raw, "utf-8")
         if type(dtype) is not NumpyType or dtype.dtype is None or not isinstance(raw, bytes | Blob):
             return
@@ -176,15 +176,15 @@ class ArrayRef(Rebuilt):
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:
-    """`value` as a tuple of counts.
+    """`value` as a tuple of sizes.
 
     Raises:
-        Malformed: It is not.
+        Malformed: `value` is not a tuple of sizes.
     """
     if type(value) is not tuple:
         raise Malformed(f"{what} is {show(value)}")
     if len(value) > DIMENSIONS:
-        raise Malformed(f"{what} has {len(value):,} dimensions; at most {DIMENSIONS} are known")
+        raise Malformed(f"{what} has {len(value):,} dimensions; the maximum is {DIMENSIONS}")
     for size in value:
         if type(size) is not int or not -1 << 63 <= size <= SIZE_LIMIT:
             raise Malformed(f"{what} holds {show(size)}")
@@ -192,7 +192,7 @@ def sizes(value: Any, what: str) -> tuple[int, ...]:
 
 
 def fits(offset: Any, shape: Any, stride: Any) -> bool:
-    """Whether these are an offset, a shape and strides at all: integers that torch could hold."""
+    """Whether these are a valid offset, shape and strides: integers that torch could hold."""
     if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= DIMENSIONS:
         return False
     for number in (offset, *shape, *stride):
@@ -202,10 +202,10 @@ def fits(offset: Any, shape: Any, stride: Any) -> bool:
 
 
 def numel_of(shape: Sequence[int]) -> int:
-    """Count of elements.
+    """Number of elements.
 
     Raises:
-        Malformed: torch could not count them either.
+        Malformed: The number is too large for torch.
     """
     numel = 1
     for size in shape:
@@ -213,7 +213,7 @@ def numel_of(shape: Sequence[int]) -> int:
             raise Malformed(f"a tensor of shape {show(tuple(shape))}")
         numel *= size
         if numel > SIZE_LIMIT:
-            # A zero further on does not make it legal: torch multiplies in int64 too.
+            # A later zero does not make it legal: torch also multiplies in int64.
             raise Malformed(f"a tensor of shape {show(tuple(shape))}: more elements than can be counted")
     return numel
 
@@ -235,14 +235,14 @@ _PERSISTENT = Global("pickle", "persistent_load")
 
 
 class Storages:
-    """Makes storages of persistent ids, one object for each memory and element type."""
+    """Create storages from persistent ids, one object for each memory and dtype."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, StorageRef] = {}
         self.others: dict[str, StorageRef] = {}
 
     def __call__(self, pid: Any) -> Any:
-        """The storage that a persistent id names; a class for torch's `("module", class, …)`."""
+        """The storage for a persistent id; the class for torch's `("module", class, …)`."""
         if type(pid) is not tuple or not pid:
             return Reduced(_PERSISTENT, (pid,))
         kind = pid[0]
@@ -251,7 +251,7 @@ class Storages:
         if kind != "storage" and kind != b"storage":
             return Reduced(_PERSISTENT, pid)
         if len(pid) not in (5, 6):
-            raise Malformed(f"a storage described by {len(pid)} values; 5 or 6 are known")
+            raise Malformed(f"a storage described by {len(pid)} values, not 5 or 6")
         cls, key, numel = pid[1], pid[2], pid[4]
         view = pid[5] if len(pid) == 6 else None
         if type(key) is not str or len(key) > 255:
@@ -265,7 +265,7 @@ class Storages:
             raise Malformed(f"a storage of {show(numel)} elements")
         if view is None:
             return self._one(key, dtype, numel)
-        # The legacy format knows views of storages: (key of the view, first element, count).
+        # The legacy format has views of storages: (key of the view, first element, count).
         if type(view) is not tuple or len(view) != 3:
             raise Malformed("a view of a storage that is not described by three values")
         _, start, count = view
@@ -281,7 +281,7 @@ class Storages:
         if found is None:
             found = self.by_key[key] = StorageRef(key, dtype, numel)
         elif is_view or found.dtype is not dtype or found.numel != numel:
-            # As one text, for which Python's hash is a secret: a file cannot make its keys collide.
+            # As one text, whose hash is randomised: a file cannot make its keys collide.
             name = f"{dtype} {numel} {start} {is_view} {key}"
             found = self.others.get(name)
             if found is None:
@@ -290,7 +290,7 @@ class Storages:
 
     @staticmethod
     def refuse(pid: Any) -> Any:
-        """Stands in where there is no place for storages to lie in."""
+        """Used where a pickle has no storages."""
         return Reduced(_PERSISTENT, (pid,))
 
     def __iter__(self) -> Iterator[StorageRef]:

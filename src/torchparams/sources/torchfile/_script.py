@@ -1,4 +1,4 @@
-"""What the code in a TorchScript archive declares of its modules. It is read as text, and not run."""
+"""Parameters and buffers that the code in a TorchScript archive declares. The code is parsed as text and never run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torchparams.sources.torchfile._zip import ZipDirectory
 
 CODE_BYTES = 64 << 20
-"""Bytes of code that are read of one archive at most; of what is beyond them, nothing is known."""
+"""Maximum number of bytes of code to read per archive; classes beyond that are unknown."""
 
 Names = tuple[frozenset[str], frozenset[str]]
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r'"([^"]*)"')
 
 
 class ScriptCode:
-    """From the name of a class in an archive to the parameters and buffers that its code declares.
+    """Look up the parameters and buffers that the code of a class declares.
 
     Args:
         directory: The archive.
@@ -33,10 +33,10 @@ class ScriptCode:
         self._known: dict[str, dict[str, Names]] = {}
 
     def __call__(self, name: str) -> Names | None:
-        """The names of the parameters and of the buffers of a class; None where it is no module, or not known.
+        """Names of the parameters and buffers of a class; None if it is not a module or not known.
 
         Args:
-            name: As the pickle spells it: `__torch__.torch.nn.modules.linear.Linear`.
+            name: Class name as in the pickle: `__torch__.torch.nn.modules.linear.Linear`.
         """
         module, _, cls = name.rpartition(".")
         if module not in self._known:
@@ -53,7 +53,7 @@ class ScriptCode:
 
 
 def declared_in(text: str) -> dict[str, Names]:
-    r"""Class name → its parameters and buffers, of the modules in a file of TorchScript code.
+    r"""Parameters and buffers by class name, for the modules in a file of TorchScript code.
 
     >>> declared_in('class Net(Module):\n  __parameters__ = ["w", ]\n  __buffers__ = []\n')
     {'Net': (frozenset({'w'}), frozenset())}

@@ -1,16 +1,15 @@
-"""From what a pickle holds to names: every tensor with its name, everything else as metadata.
+"""Names for the contents of a pickle: every tensor gets a name, everything else becomes metadata.
 
-- A dict gives its keys and a list its indexes, joined by dots; a flat state_dict keeps its names.
-- A pickled `nn.Module` gives the names of its parameters and buffers, in the order of its
-  state_dict. Tensors that are plain attributes of it are described in the metadata. So does a
-  module of TorchScript, whose code declares which of its attributes are which.
-- A tensor that is made of others (distributed, quantised) is one entry. Its parts are not listed.
-- Any other object that was not made gives its attributes, its items, and under `args` what it was
-  called with.
+- A dict contributes its keys and a list its indexes, joined with dots; a flat state_dict keeps its names.
+- A pickled `nn.Module` contributes its parameters and buffers, in the order of its state_dict. Other tensor
+  attributes are described in the metadata. A TorchScript module is listed in the same way; its code declares which
+  attributes are parameters and buffers.
+- A tensor made of other tensors (distributed, quantised) is one entry. Its parts are not listed.
+- Any other object that was not built contributes its attributes, its items, and its call arguments under `args`.
 - A tensor that is the whole file, or the whole of `#inner`, is named `tensor`.
 
-What was read may hold itself, or one dict ten thousand times over. So nothing here recurses without
-a bound, and every path that is followed is counted.
+The contents may contain themselves, or one dict ten thousand times. So every recursion has a bound, and every path that
+is followed is counted.
 """
 
 from __future__ import annotations
@@ -37,33 +36,33 @@ if TYPE_CHECKING:
 
 _LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, Global, Blob, OddKey, NumpyType})
 _CONTAINERS = (dict, list, tuple)
-_VALUE_NODES = 10_000  # parts of one metadata value that are copied; a larger one is described
+_VALUE_NODES = 10_000  # maximum number of parts of a metadata value to copy; larger values are described
 _VALUE_DEPTH = 8
-_MAPPINGS = 100  # that are remembered
-_UNSAVED = "non-persistent buffer"  # a kind of child, until it is an entry
+_MAPPINGS = 100  # maximum number to keep
+_UNSAVED = "non-persistent buffer"  # a temporary kind
 
 
 class _Parents(list[Any]):
-    """More than one parent: of a type of its own, as a parent may be a list."""
+    """Several parents: a separate type, because a parent may be a list."""
 
 
 Child = tuple[str, Any, str | None, str | None]
 """Component of the name, value, kind and module."""
 
 Declared = Callable[[str], tuple[frozenset[str], frozenset[str]] | None]
-"""From the name of a TorchScript class to the names of its parameters and of its buffers."""
+"""Returns the names of the parameters and of the buffers of a TorchScript class."""
 
 
 class Entry:
     """A tensor and its names.
 
     Attributes:
-        name: The first name it was met under.
-        aliases: Its other names.
+        name: The first name found.
+        aliases: Other names.
         tensor: The tensor.
         kind: `parameter`, `buffer` or `tensor`.
         module: Class name of the module that holds it, or None.
-        persistent: Whether a state_dict holds it.
+        persistent: Whether a state_dict includes it.
     """
 
     __slots__ = ("aliases", "kind", "module", "name", "persistent", "tensor")
@@ -75,7 +74,7 @@ class Entry:
 
 
 class Chosen:
-    """Tensors under names of the caller's, in place of a `Listing`.
+    """Tensors under names that the caller chose, instead of a `Listing`.
 
     Args:
         tensors: Name → tensor.
@@ -90,26 +89,26 @@ class Chosen:
 
 
 class Listing:
-    """Everything in `root`, or in what `inner` names within it.
+    """Everything in `root`, or in the part that `inner` names.
 
     Attributes:
-        names: Every name of a tensor, aliases too, with its entry; in the order of the file.
-        metadata: Other entries: plain values as they are, other objects described.
-        left_out: Of these, the state of layers.
-        mappings: The names of dicts with tensors in them, of the two outermost levels.
-        structures: The tensors that are listed by the tensors that they keep their values in.
+        names: Every name of a tensor, including aliases, with its entry, in the order of the file.
+        metadata: Everything but the tensors: plain values, and descriptions of other objects.
+        left_out: The part of the metadata that is state of layers.
+        mappings: Names of dicts with tensors in them, from the two outermost levels.
+        structures: Tensors that are listed by the tensors that they keep.
 
     Args:
-        root: What the pickle holds.
-        inner: The dotted path of what to list, or None for all.
-        label: The file's, for messages.
-        declared: Gives the names of the parameters and of the buffers that the code of a TorchScript class declares,
-            None where it is no module, or of which nothing is known.
+        root: Contents of the pickle.
+        inner: Dotted path of the part to list, or None for everything.
+        label: Label of the file, for messages.
+        declared: Returns the parameters and buffers that the code of a TorchScript class declares; None if it is not a
+            module or not known.
 
     Raises:
-        UnknownName: There is no `inner`.
-        SourceError: Two tensors come to the same name, or `inner` is not a tensor and holds none.
-        LimitExceeded: It is nested too deeply, or shared parts give it too many names.
+        UnknownName: `inner` does not exist.
+        SourceError: Two tensors have the same name, or `inner` contains not a tensors.
+        LimitExceeded: The contents are nested too deeply, or shared parts create too many names.
     """
 
     def __init__(self, root: Any, inner: str | None, label: str, declared: Declared | None = None) -> None:
@@ -138,9 +137,9 @@ class Listing:
         elif tensor is None:
             if inner:
                 raise SourceError(
-                    f"{inner!r} holds no tensors: it is {describe(root)}",
+                    f"{inner!r} contains no tensors: it is {describe(root)}",
                     where=label,
-                    hint="leave out what follows the # to see everything in the file",
+                    hint="leave out the part after # to list the whole file",
                 )
             self._note_all(root)
 
@@ -191,20 +190,20 @@ class Listing:
         if self._steps < 0 or self._name_characters < 0:
             limit = "ALIASES" if self._steps < 0 else "NAME_CHARACTERS"
             raise LimitExceeded(
-                "parts that are shared give its tensors too many or too long names",
+                "shared parts give its tensors too many or too long names",
                 where=self.label,
-                exists=f"{len(self.names):,} names were listed until then",
-                hint=f"list one part of it with #path, or raise torchparams.limits.{limit}",
+                exists=f"{len(self.names):,} names were listed so far",
+                hint=f"list a part of it with #path, or raise torchparams.limits.{limit}",
             )
         return name
 
     def _add(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
-        """List a tensor; one that keeps its values in others, by these where its class is known."""
+        """List a tensor; a tensor of a known class that keeps others is listed by those."""
         if tensor.wrapper is not None and (described := take_apart(name, tensor)) is not None:
             structure, parts = described
             kind = kind or ("parameter" if tensor.is_parameter else "tensor")
             first = self._structured.setdefault(id(tensor), (len(self.structures), tensor))[0]
-            if first < len(self.structures):  # a second place of the same tensor
+            if first < len(self.structures):  # an alias
                 known = self.structures[first]
                 self.structures[first] = replace(known, aliases=(*known.aliases, name))
                 return
@@ -235,19 +234,19 @@ class Listing:
         elif namesake is not entry:
             first = name.partition(".")[0]
             raise SourceError(
-                f"two tensors come to the name {shorten(repr(name))} when nested names are joined by dots",
+                f"two tensors have the name {shorten(repr(name))} when nested names are joined with dots",
                 where=self.label,
-                hint=f"list one part of the file, as in '{self.label}#{shorten(first)}'",
+                hint=f"list a part of the file, as in '{self.label}#{shorten(first)}'",
             )
 
     def _tied(self, known: Entry | dict[str, Entry], tensor: TensorRef) -> Entry | None:
-        """Of the entries in one memory, that of the same elements."""
+        """The entry of the same elements, among entries of one memory."""
         if isinstance(known, dict):
             return known.get(_view_text(tensor))
         return known if _view_text(known.tensor) == _view_text(tensor) else None
 
     def _together(self, known: Entry | dict[str, Entry], entry: Entry) -> dict[str, Entry]:
-        """The entries in one memory, by their view of it. Most memory has only one, and no text is made of that."""
+        """Entries of one memory, by their view of it; built only if the memory has several."""
         views = known if isinstance(known, dict) else {_view_text(known.tensor): known}
         views[_view_text(entry.tensor)] = entry
         return views
@@ -255,8 +254,8 @@ class Listing:
     # --- what holds what -----------------------------------------------------------------------
 
     def _find_holders(self, root: Any) -> tuple[set[int], int]:
-        """The ids of all containers with a tensor somewhere in them, and the number of references seen."""
-        # Most have one parent; a list is made for those that have more.
+        """Ids of all containers that hold a tensor at any depth, and the number of references seen."""
+        # Most have one parent; a list is created only for several.
         parents: dict[int, Any] = {id(root): None}
         found: list[Any] = []
         edges = 0
@@ -300,7 +299,7 @@ class Listing:
         return holders, edges
 
     def _children(self, node: Any, prefix: str | None) -> Iterator[Child]:
-        """Component of the name, value, kind and module of what `node` holds."""
+        """Yield component of the name, value, kind and module of the contents of `node`."""
         kind = type(node)
         if kind is dict:
             for key, child in node.items():
@@ -317,7 +316,7 @@ class Listing:
                 return
             script = _is_script(node)
             if prefix is None or not script:
-                self.metadata["(top)" if prefix is None else prefix] = f"an object of {class_name(node)}, not made"
+                self.metadata["(top)" if prefix is None else prefix] = f"an object of {class_name(node)}, not built"
             module = script_class(class_name(node)) if script else None
             names = self._declared(class_name(node)) if script else None
             if names is not None and module is not None:
@@ -340,11 +339,11 @@ class Listing:
                 yield "func", node.func, None, None
 
     def _module_children(self, node: Reduced, attributes: list[dict[Any, Any]], prefix: str | None) -> Iterator[Child]:
-        """What the state_dict of a pickled `nn.Module` holds, in its order."""
+        """Yield the contents of the state_dict of a pickled `nn.Module`, in its order."""
         state = attributes[0]
         module = class_name(node)
         if prefix is None:
-            self.metadata["(top)"] = f"a module of class {module}, not made"
+            self.metadata["(top)"] = f"a module of class {module}, not built"
         for key, child in state["_parameters"].items():
             if child is not None:
                 yield component_of(key), child, "parameter", module
@@ -370,7 +369,7 @@ class Listing:
         module: str,
         prefix: str | None,
     ) -> Iterator[Child]:
-        """What the state_dict of a module of TorchScript holds, in the order of its attributes."""
+        """Yield the contents of the state_dict of a TorchScript module, in the order of its attributes."""
         parameters, buffers = names
         for part in attributes:
             for key, child in part.items():
@@ -386,12 +385,12 @@ class Listing:
                     yield component, child, None, module
 
     def _note_attribute(self, prefix: str | None, key: Any, child: Any, module: str) -> bool:
-        """Describe a module's attribute that holds tensors in the metadata; whether it does."""
+        """Describe a module attribute that holds tensors in the metadata; return whether it holds any."""
         if type(child) in _LEAVES or (id(child) not in self._holders and self._tensor(child) is None):
             return False
         name = self._join(prefix, component_of(key))
         said = f"an attribute of {module}"
-        if type(child) is Reduced and self._tensor(child) is None:  # packed weights are kept so, and they are saved
+        if type(child) is Reduced and self._tensor(child) is None:  # such as packed weights, which are saved
             self._note(name, f"{said}, an object that holds tensors: {describe(child)}")
             self.left_out.append(LeftOut(name, class_name(child), f"is {said}, an object that holds tensors"))
         else:
@@ -399,7 +398,7 @@ class Listing:
         return True
 
     def _tensor(self, node: Any) -> TensorRef | None:
-        """The tensor that `node` is, in any of the ways that files spell one."""
+        """`node` as a tensor, in any of the forms that files use."""
         kind = type(node)
         if kind is TensorRef:
             return node  # type: ignore[no-any-return]  # its type was just looked at
@@ -416,7 +415,7 @@ class Listing:
     # --- metadata ------------------------------------------------------------------------------
 
     def _note_all(self, root: Any) -> None:
-        """The metadata of something without tensors."""
+        """Add the metadata of contents without tensors."""
         if type(root) is dict and len(root) <= _VALUE_NODES:
             for key, value in root.items():
                 self._note(self._join(None, component_of(key)), value)
@@ -435,7 +434,7 @@ class Listing:
                 self.left_out.append(LeftOut(name, kind, reason))
 
     def _plain(self, value: Any) -> Any:
-        """`value` as JSON could hold it, or described where it is too large or no plain value."""
+        """`value` as JSON data, or a description if it is too large or not plain."""
         allowed = min(self._value_nodes, _VALUE_NODES)
         budget = [allowed]
         copied = plain_copy(value, _VALUE_DEPTH, budget)
@@ -445,7 +444,7 @@ class Listing:
     # --- #inner --------------------------------------------------------------------------------
 
     def _resolve(self, root: Any, inner: str) -> Any:
-        """What the dotted path `inner` names; keys may hold dots themselves, the longest that fits goes first."""
+        """Resolve the dotted path `inner`; keys may contain dots, and the longest match is tried first."""
         self._holders, self._steps = set(), 1 << 62
         best = (0, root)
         seen = set()
@@ -474,9 +473,9 @@ class Listing:
         more = f" and {len(held) - 8:,} more" if len(held) > 8 else ""
         hint = f"did you mean '#{inner[:start]}{near[0]}'?" if near else None
         below = sum(component.startswith(f"{inner[start:]}.") for component, _ in held)
-        if below:  # a state_dict is flat: its names hold dots, and nothing is nested in it
-            leave = f"take '#{inner[: start - 1]}'" if start else f"leave #{inner} out"
-            shown, more = f"{plural(below, 'name')} in it beginning so, and nothing nested", ""
+        if below:  # a state_dict is flat: its names contain dots
+            leave = f"use '#{inner[: start - 1]}'" if start else f"leave #{inner} out"
+            shown, more = f"{plural(below, 'name')} with this prefix, but no nested mapping", ""
             hint = f"{leave}, and select by name: {inner[start:]}.**"
         raise UnknownName(
             f"there is no {inner[start:]!r} in {place}",
@@ -486,7 +485,7 @@ class Listing:
         )
 
     def _contents(self, node: Any) -> str:
-        """What `node` holds, in a few words."""
+        """A short description of the contents of `node`."""
         if type(node) in _LEAVES or self._tensor(node) is not None:
             return describe(node)
         seen, stack, count = {id(node)}, [node], 0
@@ -503,14 +502,14 @@ class Listing:
 
 
 def _view_text(tensor: TensorRef) -> str:
-    # As a text: Python's hash of one is a secret, so that a file cannot choose views that collide.
+    # As a text, whose hash is randomised: a file cannot choose views that collide.
     start = tensor.storage.start if tensor.storage is not None else 0
     flags = f"{tensor.conj} {tensor.neg} {tensor.problem}"
     return f"{tensor.dtype} {start + tensor.offset} {tensor.shape} {tensor.stride} {flags}"
 
 
 def _parts(node: Any) -> Iterator[Any]:
-    """Everything that `node` refers to."""
+    """Yield everything that `node` refers to."""
     kind = type(node)
     if kind is dict:
         yield from node.values()
@@ -538,7 +537,7 @@ def _storage_tensor(storage: StorageRef) -> TensorRef:
 
 
 def _old_tensor(node: Reduced) -> TensorRef | None:
-    """A tensor or parameter as torch pickled it before version 0.4: a class, and a state."""
+    """A tensor or parameter as pickled by torch before version 0.4: a class and a state."""
     func = node.func
     if type(func) is not Global or func.name not in ("Parameter", "Variable"):
         return _old_data(node)

@@ -1,7 +1,6 @@
-"""Tensors that are views of storages in a file: checked, described and read.
+"""Source of tensors that are views of storages in a file: checking, listing and reading them.
 
-What every format of torch has in common: `_torchzip.py` and `_legacy.py` say where a storage lies,
-and this says what the views of it are.
+This part is common to all torch formats. `torchzip.py` and `legacy.py` find the storages.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ if TYPE_CHECKING:
 
 
 def refuse_tensorless(what: str, root: Any, listing: Listing, machine: Services, path: str) -> None:
-    """Refuse a pickle without tensors, unless it is an empty mapping: the state of a model without parameters.
+    """Raise if a pickle has no tensors, unless it is an empty mapping: the state of a model without parameters.
 
     Args:
-        what: What the message calls the file.
-        root: What the pickle holds.
+        what: Name of the format in the message.
+        root: Contents of the pickle.
         listing: Its tensors.
-        machine: What ran the pickle.
+        machine: The interpreter that ran the pickle.
         path: The file.
 
     Raises:
-        FileFormatError: It holds none.
+        FileFormatError: The pickle has no tensors.
     """
     if listing.names or (root == {} and what != "pickle"):
         return
@@ -56,20 +55,20 @@ def refuse_tensorless(what: str, root: Any, listing: Listing, machine: Services,
 
     alarm = judge(machine.imported).alarm
     raise FileFormatError(
-        f"the {what} holds no tensors and no arrays of numbers: it is {describe(root)}",
+        f"the {what} contains no tensors and no numeric arrays: it is {describe(root)}",
         where=path,
         hint=None if alarm is None else f"it {alarm}",
     )
 
 
 class PickledSource(Source):
-    """A file whose pickle describes tensors as views of storages, each of which was found in the file already.
+    """A file whose pickle describes tensors as views of storages that were located in the file.
 
     Args:
         file: The file.
-        inner: What follows `#` in the target, or None.
-        listing: What the pickle holds.
-        imported: The globals that it names.
+        inner: Text after `#` in the target, or None.
+        listing: Contents of the pickle.
+        imported: Globals that the pickle names.
     """
 
     def __init__(
@@ -90,15 +89,15 @@ class PickledSource(Source):
         self._lock = Lock()
         self._described = {name: self._describe(entry) for name, entry in self._entries.items()}
         self._infos = MappingProxyType(self._described)
-        file.close()  # it is mapped anew, and looked at whether it is still the same, when a value is wanted
+        file.close()  # mapped again, and checked for changes, when values are read
 
     def _inflate(self, storage: StorageRef) -> bytearray:
-        """The bytes of a compressed storage."""
+        """Bytes of a compressed storage."""
         raise NotImplementedError  # only a format with compression has any
 
     @cached_property
     def _stored(self) -> dict[str, int]:
-        """Elements that each memory stores."""
+        """Number of elements stored in each memory."""
         found: dict[str, int] = {}
         for info in self._infos.values():
             if info.storage is not None and info.storage.key not in found:
@@ -107,9 +106,10 @@ class PickledSource(Source):
 
     @cached_property
     def _beyond(self) -> tuple[dict[tuple[str, bool], int], dict[bool, int], int]:
-        """Elements that the views of one memory show beyond what it stores, their sums, and how many are stored.
+        """Number of elements that the views of one memory show beyond the stored ones, their sums, and the stored
+        number.
 
-        Views that show more than there is each on its own are counted apart (True) from those that do so together.
+        Views that alone exceed their memory are counted separately (True) from views that exceed it together (False).
         """
         shown: dict[tuple[str, bool], int] = {}
         for info in self._infos.values():
@@ -121,10 +121,10 @@ class PickledSource(Source):
         return beyond, totals, sum(self._stored.values())
 
     def check_size(self, name: str) -> None:
-        """Refuse a tensor that has far more elements than there are bytes behind them.
+        """Raise if a tensor has far more elements than bytes behind them.
 
         Raises:
-            LimitExceeded: It, or the views of its memory together, and the file has more of such than a limit.
+            LimitExceeded: The views of this memory exceed it, and the file exceeds the limit on such elements.
         """
         info = self._infos[self._names[name].name]
         if info.storage is None:
@@ -137,7 +137,7 @@ class PickledSource(Source):
             raise LimitExceeded(
                 f"{info.name!r} has {info.numel:,} elements, which are a view of {behind}"
                 if own
-                else f"{info.name!r} is one of the views of {behind} that show {count:,} elements together",
+                else f"{info.name!r} is one of several views of {behind} that have {count:,} elements together",
                 where=self.label,
                 hint="if you trust the file, raise torchparams.limits.EXPANDED_ELEMENTS",
             )
@@ -145,43 +145,43 @@ class PickledSource(Source):
     # --- listing ---------------------------------------------------------------------------------
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """Name → record, in the order of the file."""
+        """Infos by name, in the order of the file."""
         return self._infos
 
     def takes(self, name: str) -> bool:
-        """Whether it is the name of a tensor, aliases included."""
+        """Whether `name` is the name of a tensor, including aliases."""
         return name in self._names
 
     def find(self, name: str) -> str | None:
-        """The first name of the tensor `name`, which may be an alias; None where there is none."""
+        """Canonical name for a name or alias; None if there is no such tensor."""
         entry = self._names.get(name)
         return None if entry is None else entry.name
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the file holds beside tensors: plain values as they are, objects described."""
+        """Contents of the file besides tensors: plain values, and descriptions of objects."""
         return self._metadata
 
     @property
     def structures(self) -> Sequence[Structure]:
-        """The tensors of torchao's classes, which are listed by the tensors that they keep their values in."""
+        """Tensors of torchao classes, which are listed by the tensors that they keep."""
         return self._structures
 
     @property
     def mappings(self) -> tuple[str, ...]:
-        """The mappings that hold tensors, of the two outermost levels."""
+        """Mappings that hold tensors, from the two outermost levels."""
         return self._mappings
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What unpickling the file would do beside making tensors."""
+        """What unpickling the file would do besides building tensors."""
         from torchparams.sources.torchfile.verdict import judge
 
         return judge(self._imported)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """The entries that hold a layer's state and are no tensors: extra state, packed weights."""
+        """Entries that hold the state of a layer but are not tensors: extra state, packed weights."""
         return self._left_out
 
     @property
@@ -190,7 +190,7 @@ class PickledSource(Source):
         return (self._file.path,)
 
     def check_unchanged(self) -> None:
-        """Refuse the file if it was written to since it was listed."""
+        """Raise if the file was changed after it was listed."""
         self._file.check_unchanged()
 
     # A copy opens the files itself.
@@ -198,11 +198,11 @@ class PickledSource(Source):
         return reopened(self)
 
     def close(self) -> None:
-        """Let go of the mapped file; it is mapped again when a value is asked for."""
+        """Close the mapped file; it is mapped again when values are read."""
         self._file.close()
 
     def _describe(self, entry: Entry) -> ParameterInfo:
-        """The record of one tensor, whose view is held against its storage."""
+        """Info of one tensor; its view is checked against its storage."""
         tensor, storage = entry.tensor, entry.tensor.storage
         name, shape, dtype = entry.name, tensor.shape, tensor.dtype
         start = stop = memory = None
@@ -226,7 +226,7 @@ class PickledSource(Source):
             and not (hidden or known or entry.aliases or entry.module or tensor.layout)
         ):
             made = file_tensor(name, shape or (), dtype, numel, nbytes, path, start, stop)
-            object.__setattr__(made, "storage", memory)  # nobody has seen it yet
+            object.__setattr__(made, "storage", memory)  # not shared yet
             return made
         return ParameterInfo(
             name=name,
@@ -250,7 +250,7 @@ class PickledSource(Source):
     def _place(
         self, tensor: TensorRef, storage: StorageRef, shape: tuple[int, ...]
     ) -> tuple[int | None, int | None, Storage]:
-        """The bytes of the file from the view's first to its last element, and the memory they are part of."""
+        """Bytes of the file from the first to the last element of a view, and the memory that contains them."""
         extent = extent_of(shape, tensor.stride)
         bits = tensor.bits
         if extent and (tensor.offset + extent) * bits > storage.nbytes * 8:
@@ -279,11 +279,11 @@ class PickledSource(Source):
     # --- values ----------------------------------------------------------------------------------
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """A read-only view of the mapped file; an array of its own for stored conjugates and foreign byte orders.
+        """A read-only view of the mapped file; a new array for conjugates and foreign byte orders.
 
         Raises:
-            NotReadable: It is quantised, sparse, meta or of a type that numpy lacks.
-            LimitExceeded: It would have to be copied or inflated, and is larger than a limit allows.
+            NotReadable: The tensor is quantised, sparse or meta, or numpy lacks its dtype.
+            LimitExceeded: The tensor would have to be copied or inflated, and exceeds a limit.
         """
         tensor = self._readable(name)
         if tensor.dtype.numpy_name is None:
@@ -291,17 +291,17 @@ class PickledSource(Source):
         return self._array(name, tensor, own=False)
 
     def as_stored(self, name: str) -> np.ndarray[Any, Any]:
-        """What `numpy` gives, without conjugation and sign."""
+        """Values without conjugation and negation."""
         return self._array(name, self._readable(name).replaced(conj=False, neg=False), own=False)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor that may be written to: a private mapping of its bytes, or a copy where it is small.
+        """A writable tensor: a private mapping of its bytes, or a copy if it is small.
 
-        Types that numpy lacks are read too. An expanded tensor is expanded.
+        dtypes that numpy lacks are supported. An expanded tensor stays expanded.
 
         Raises:
-            NotReadable: It is quantised, sparse or meta.
-            LimitExceeded: It would have to be copied or inflated, and is larger than a limit allows.
+            NotReadable: The tensor is quantised, sparse or meta.
+            LimitExceeded: The tensor would have to be copied or inflated, and exceeds a limit.
         """
         from torchparams.sources import totorch as _totorch
 
@@ -311,13 +311,13 @@ class PickledSource(Source):
             return _totorch.from_numpy(self._array(name, tensor, own=True), info)
         shape, stride = tensor.shape or (), tensor.stride
         if self._big_endian(tensor):
-            raise NotReadable(f"big-endian {tensor.dtype} is not read here", where=self._where(name))
+            raise NotReadable(f"big-endian {tensor.dtype} is not supported", where=self._where(name))
         made = _totorch.from_bytes(self._memory(tensor, own=True), info, shape, stride)
         made = made.conj() if tensor.conj else made
         return made.neg() if tensor.neg else made
 
     def span(self, name: str) -> Location | None:
-        """The byte range that holds exactly this tensor's elements in C order, or None."""
+        """Byte range that holds exactly the elements of this tensor in C order, or None."""
         entry = self._names[name]
         tensor, info = entry.tensor, self._infos[entry.name]
         location = info.location or self._expected.get(entry.name)
@@ -332,7 +332,7 @@ class PickledSource(Source):
         return None if self._big_endian(tensor) else location
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression that the row is: of a conjugate or a negative, computed block by block of what is stored."""
+        """Expression of the row; a conjugate or negative is computed in blocks from the stored elements."""
         tensor = self._names[name].tensor
         if not (tensor.conj or tensor.neg) or tensor.problem is not None or tensor.dtype.numpy_name is None:
             return super().row(name, info)
@@ -345,7 +345,7 @@ class PickledSource(Source):
         return Elementwise(np.negative, x) if tensor.neg else x
 
     def shows_storage(self, name: str) -> bool:
-        """Whether it is neither a conjugate nor a negative of what is stored."""
+        """Whether the tensor is neither a conjugate nor a negative of the stored elements."""
         tensor = self._names[name].tensor
         return tensor.problem is None and not tensor.conj and not tensor.neg
 
@@ -369,7 +369,7 @@ class PickledSource(Source):
         return storage.big_endian if storage.inline is not None else _region(storage).big_endian
 
     def _array(self, name: str, tensor: TensorRef, *, own: bool) -> np.ndarray[Any, Any]:
-        """The elements as the view shows them; `own` if the memory is to be nobody else's."""
+        """Elements as the view shows them; `own` for memory that is not shared."""
         dtype, shape, where = tensor.dtype, tensor.shape or (), self._where(name)
         swap = self._big_endian(tensor)
         numel = self._infos[self._names[name].name].numel
@@ -385,7 +385,7 @@ class PickledSource(Source):
 
             run = (len(memory) // dtype.itemsize,)
             memory = as_array(memory, dtype, run, byteorder="big", where=where).view(np.uint8)
-        # The step along a dimension of one element means nothing, and may be any number.
+        # The stride along a dimension of size 1 has no meaning and may be any number.
         steps = [step if size > 1 else 1 for size, step in zip(shape, tensor.stride, strict=True)]
         array = as_array(memory, dtype, shape, stride=steps, where=where)
         if tensor.conj or tensor.neg:
@@ -398,9 +398,9 @@ class PickledSource(Source):
         return array
 
     def _memory(self, tensor: TensorRef, *, own: bool) -> Any:
-        """The bytes from the first to the last element of a view."""
+        """Bytes from the first to the last element of a view."""
         storage = tensor.storage
-        assert storage is not None  # a tensor without one has a problem, which was asked for
+        assert storage is not None  # a tensor without one has a problem, which was checked
         size = tensor.dtype.itemsize
         begin = storage.start * storage.dtype.itemsize + tensor.offset * size
         end = begin + extent_of(tensor.shape or (), tensor.stride) * size
@@ -424,7 +424,7 @@ class PickledSource(Source):
         return bytearray(whole[begin:end]) if own else whole[begin:end]
 
     def _whole(self, storage: StorageRef) -> Any:
-        """All bytes of a compressed storage; its tensors share them for as long as one of them is in use."""
+        """All bytes of a compressed storage; its tensors share them while one of them is in use."""
         import weakref
 
         import numpy as np
@@ -441,7 +441,7 @@ class PickledSource(Source):
 
 
 class _AsStored(Source):
-    """The tensors of a file as they are stored, which a conjugate or a negative is not.
+    """The tensors of a file as stored, without conjugation and negation.
 
     Args:
         source: The file.
@@ -452,7 +452,7 @@ class _AsStored(Source):
         self.label, self.format = source.label, source.format
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records of the file."""
+        """Infos of the file."""
         return self._source.infos()
 
     def check_size(self, name: str) -> None:
@@ -469,7 +469,7 @@ class _AsStored(Source):
         return self._source.files
 
     def close(self) -> None:
-        """Let go of the mapped file."""
+        """Close the mapped file."""
         self._source.close()
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
@@ -487,12 +487,12 @@ def _turn(conj: bool, neg: bool, array: np.ndarray[Any, Any]) -> None:
 
 
 def _region(storage: StorageRef) -> Region:
-    assert storage.region is not None  # whoever made the source has looked for all of them
+    assert storage.region is not None  # all regions were found on opening
     return storage.region
 
 
 def extent_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Elements from the first to the last of a view, 0 of an empty one.
+    """Number of elements from the first to the last element of a view; 0 if it is empty.
 
     Raises:
         Malformed: A stride is negative.

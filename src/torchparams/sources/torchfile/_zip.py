@@ -1,7 +1,7 @@
-"""The directory of a zip file, read strictly.
+"""Strict reader of the directory of a zip file.
 
-A zip says everything twice, and programs that trust different copies see different files. Here the
-directory at the end of the file is what counts, and whatever contradicts it is an error.
+A zip stores most facts twice, and programs that trust different copies see different files. Here, the directory at the
+end of the file is used, and every contradiction to it is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torchparams.io.filebytes import FileBytes
 
-# Only what is used; x skips dates and attributes.
+# Only the fields that are used; x skips dates and attributes.
 _LOCAL = struct.Struct("<4s2xHH4xLLLHH")  # mark, flags, method, crc, stored, size, lengths of name and extra field
 _CENTRAL = struct.Struct("<4s2xBxHH4xLLLHHH8xL")  # mark, version, flags, method, crc, stored, size, lengths, header
 _END = struct.Struct("<4s4H2LH")
@@ -36,7 +36,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _COMMENT = 0xFFFF  # longest comment after the end record
 _STORED, _DEFLATED = 0, 8
 _VERSION = 63  # of the format that a member needs, times ten: nothing above 6.3 is specified
-# Encrypted, patched, strongly encrypted, masked headers: whatever says that the contents are not what they seem.
+# Encrypted, patched, strongly encrypted, masked headers: flags that say that the contents are transformed.
 _ODD_FLAGS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 13
 _PIECE = 1 << 20
 _ALIGNMENTS = tuple(64 << shift for shift in range(11))  # of contents; 64 unless torch.serialization is told otherwise
@@ -44,21 +44,21 @@ _METHODS = {1: "shrunk", 6: "imploded", 9: "Deflate64", 12: "bzip2", 14: "LZMA",
 
 
 class Member:
-    """One file in a zip, as the directory describes it.
+    """One file in a zip, as described by the directory.
 
     Attributes:
-        name: Its path in the zip.
-        header: Where its local header begins.
-        stored: Bytes that it takes in the file, compressed or not.
-        size: Bytes of its contents.
-        crc: CRC-32 of its contents; 0 may also mean that nobody computed it.
-        method: 0 for stored as it is, 8 for DEFLATE.
-        flags: Bit 0: encrypted. Bit 3: the local header does not know the sizes.
+        name: Path in the zip.
+        header: Offset of its local header.
+        stored: Size in the file, possibly compressed.
+        size: Size of the contents.
+        crc: CRC-32 of the contents; 0 may also mean that it was not computed.
+        method: 0 for stored, 8 for DEFLATE.
+        flags: Bit 0: encrypted. Bit 3: the local header does not have the sizes.
         version: Version of the format that it needs, times ten.
-        raw: Its name as it stands in the directory.
-        room: Where the next member's header or the directory begins.
-        problem: How its local header contradicts the directory, once somebody has looked, or None. It is listed all
-            the same, and not read.
+        raw: Name in the directory, as bytes.
+        room: Offset of the next local header or of the directory.
+        problem: How the local header contradicts the directory, after it was read, or None. Such a member is listed,
+            but not read.
     """
 
     __slots__ = ("crc", "flags", "header", "method", "name", "problem", "raw", "room", "size", "stored", "version")
@@ -74,7 +74,7 @@ class Member:
 
     @property
     def compressed(self) -> bool:
-        """Whether it has to be inflated."""
+        """Whether the member is compressed."""
         return self.method != _STORED
 
 
@@ -85,9 +85,9 @@ class ZipDirectory:
         members: By name.
 
     Raises:
-        TruncatedFile: The directory, or a part of it, is not there.
-        TrailingBytes: Something follows its end.
-        FileFormatError: It contradicts itself or the file.
+        TruncatedFile: The directory, or a part of it, is missing.
+        TrailingBytes: There is data after its end.
+        FileFormatError: The directory contradicts itself or the file.
     """
 
     def __init__(self, file: FileBytes) -> None:
@@ -97,7 +97,7 @@ class ZipDirectory:
         self._check_room(start)
 
     def _find(self) -> tuple[int, int, int]:
-        """Where the directory begins and ends, and how many members it lists."""
+        """Start and end of the directory, and the number of its members."""
         file = self.file
         tail_start = max(0, file.size - _END.size - _COMMENT)
         tail = file.read(tail_start, file.size)
@@ -111,7 +111,7 @@ class ZipDirectory:
             after = len(tail) - best - _END.size
             if best < 0 or after < int.from_bytes(tail[best + 20 : best + 22], "little"):
                 raise TruncatedFile(
-                    f"the zip is cut off: its directory should end it, and none does; {file.size:,} bytes are there",
+                    f"the zip is cut off: it has {file.size:,} bytes and no directory at its end",
                     where=file.path,
                     hint="copy or download the file again",
                 )
@@ -136,8 +136,8 @@ class ZipDirectory:
             raise FileFormatError("the zip is one part of several", where=file.path, hint="join its parts first")
         if start + nbytes != end:
             raise SizeMismatch(
-                f"the zip's directory takes bytes {start} to {start + nbytes} by its own account, "
-                f"and ends at byte {end}",
+                f"the zip's directory takes bytes {start} to {start + nbytes} in its end record, "
+                f"but ends at byte {end}",
                 where=file.path,
                 hint="bytes were added to, or are missing from, the beginning or the middle of the file",
             )
@@ -187,11 +187,11 @@ class ZipDirectory:
         return members
 
     def _check_room(self, directory: int) -> None:
-        """No two members overlap, and none reaches into the directory."""
+        """Check that no two members overlap, and that none overlaps the directory."""
         ordered = sorted(self.members.values(), key=lambda member: member.header)
         for member, after in zip_longest(ordered, ordered[1:]):
             member.room = directory if after is None else after.header
-            # The local header's extra field comes on top; it is looked at when the member is read.
+            # The extra field of the local header comes on top; it is checked when the member is read.
             if member.header + _LOCAL.size + len(member.raw) + member.stored > member.room:
                 other = "the directory" if after is None else shorten(repr(after.name))
                 raise FileFormatError(
@@ -201,44 +201,46 @@ class ZipDirectory:
                 )
 
     def starts(self, members: Iterable[Member]) -> dict[str, int]:
-        """Where each member's contents begin, by name: after its local header, which is read for this.
+        """Offset of the contents of each member, by name; reads the local headers.
 
-        The header is held against the directory. What keeps the contents from being read is a member's `problem`.
+        Each header is checked against the directory. What prevents reading is stored as `problem` of the member.
 
         Raises:
             FileFormatError: The header contradicts the directory, or the contents do not fit.
-            NotReadable: The member is encrypted, or compressed by something other than DEFLATE.
+            NotReadable: A member is encrypted, or compressed with a method other than DEFLATE.
         """
         chosen = list(members)
         self.refuse_unreadable(chosen)
-        # What `_check_room` found to be there: a header and the name.
+        # `_check_room` made sure that these bytes exist: a header and the name.
         ranges = ((member.header, member.header + _LOCAL.size + len(member.raw)) for member in chosen)
         headers = self.file.read_each(ranges)
         return {member.name: self._begin_of(member, header) for member, header in zip(chosen, headers, strict=True)}
 
     def refuse_unreadable(self, members: Iterable[Member]) -> None:
-        """Refuse members that are encrypted, or compressed by something other than DEFLATE.
+        """Raise if members are encrypted, or compressed with a method other than DEFLATE.
 
         Raises:
-            NotReadable: One is.
-            SizeMismatch: One is stored as it is, in another number of bytes than it has.
+            NotReadable: A member is encrypted or compressed in such a way.
+            SizeMismatch: A stored member has two different sizes.
         """
         where = self.file.path
         for member in members:
             if member.flags & 1:
                 raise NotReadable(f"{shorten(repr(member.name))} is encrypted", where=where)
             if member.method not in (_STORED, _DEFLATED):
-                how = _METHODS.get(member.method, f"compressed by method {member.method}")
-                raise NotReadable(f"{shorten(repr(member.name))} is {how}; stored and DEFLATE are read", where=where)
+                how = _METHODS.get(member.method, f"compressed with method {member.method}")
+                raise NotReadable(
+                    f"{shorten(repr(member.name))} is {how}; only stored and DEFLATE members are supported", where=where
+                )
             if member.method == _STORED and member.stored != member.size:
                 raise SizeMismatch(
-                    f"{shorten(repr(member.name))} is stored as it is, in {member.stored:,} bytes, "
-                    f"and has {member.size:,}",
+                    f"{shorten(repr(member.name))} is stored uncompressed in {member.stored:,} bytes, "
+                    f"but has {member.size:,}",
                     where=where,
                 )
 
     def _begin_of(self, member: Member, header: bytes) -> int:
-        """Where the contents of a member begin, by its local header, which is held against the directory."""
+        """Offset of the contents of a member, from its local header, which is checked against the directory."""
         where = self.file.path
         fixed = _LOCAL.size
         mark, flags, method, crc, stored, size, name_len, extra_len = _LOCAL.unpack_from(header)
@@ -248,17 +250,17 @@ class ZipDirectory:
                 f"there is no {shorten(repr(member.name))} at byte {member.header}, where the zip's directory has it",
                 where=where,
             )
-        # Writers that did not know the sizes beforehand left zeros.
+        # Writers that did not know the sizes in advance wrote zeros.
         if (stored and stored not in (member.stored, _MAX32)) or (size and size not in (member.size, _MAX32)):
             raise SizeMismatch(
-                f"{shorten(repr(member.name))} has {size:,} bytes by its own header and {member.size:,} by the "
+                f"{shorten(repr(member.name))} has {size:,} bytes in its own header and {member.size:,} in the "
                 "zip's directory",
                 where=where,
             )
         begin: int = member.header + fixed + name_len + extra_len
         if begin + member.stored > member.room:
             raise FileFormatError(
-                f"{shorten(repr(member.name))} takes bytes {begin} to {begin + member.stored}, and what follows it "
+                f"{shorten(repr(member.name))} takes bytes {begin} to {begin + member.stored}, but the next member "
                 f"begins at byte {member.room}",
                 where=where,
             )
@@ -271,23 +273,23 @@ class ZipDirectory:
         return begin
 
     def expected(self, members: Iterable[Member], read: Mapping[str, int]) -> dict[str, int] | None:
-        """Where the contents of members begin if one writer aligned them all as torch does; None if it did not.
+        """Expected offsets of the contents if one writer aligned all members as torch does; otherwise None.
 
-        For a file of which each local header would take a request. What is told of one here holds once `confirm` has
-        seen its header.
+        Used for a remote file, where reading each local header would need a request. The offsets are valid only after
+        `confirm` has checked the header.
 
         Args:
             members: The members.
-            read: Where others begin, whose headers were read.
+            read: Offsets of members whose headers were read.
 
         Raises:
-            NotReadable: A member is encrypted, or compressed by something other than DEFLATE.
-            SizeMismatch: One is stored as it is, in another number of bytes than it has.
+            NotReadable: A member is encrypted, or compressed with a method other than DEFLATE.
+            SizeMismatch: A stored member has two different sizes.
         """
         chosen = list(members)
         self.refuse_unreadable(chosen)
         wide = [member for member in chosen if member.size >= _MAX32 or member.header >= _MAX32]
-        known = {**read, **self.starts(wide[-1:])}  # writers differ in what they note of these
+        known = {**read, **self.starts(wide[-1:])}  # writers differ in the headers of these
         fitting = (
             size
             for size in _ALIGNMENTS
@@ -301,7 +303,7 @@ class ZipDirectory:
         return found if fits else None
 
     def confirm(self, member: Member, begin: int, header: bytes) -> None:
-        """Hold the header of a member against where its contents are expected.
+        """Check the header of a member against the expected offset of its contents.
 
         Raises:
             FileFormatError: The header contradicts the directory, or the contents are elsewhere.
@@ -310,32 +312,33 @@ class ZipDirectory:
         self.refuse(member)
         if found != begin:
             raise FileFormatError(
-                f"{shorten(repr(member.name))} begins at byte {found}, not at byte {begin}, as others are aligned",
+                f"{shorten(repr(member.name))} begins at byte {found}, not at byte {begin}, as the alignment of "
+                "other members suggests",
                 where=self.file.path,
-                hint="download the file, and name it",
+                hint="download the file and open the copy",
             )
 
     def refuse(self, member: Member) -> None:
-        """Refuse to read a member whose local header contradicts the directory.
+        """Raise if the local header of a member contradicts the directory.
 
         Raises:
-            FileFormatError: It does.
+            FileFormatError: The header contradicts the directory.
         """
         if member.problem is not None:
             raise FileFormatError(f"{shorten(repr(member.name))} {member.problem}", where=self.file.path)
 
     def inflate(self, member: Member, begin: int, most: int) -> bytearray:
-        """The contents of a compressed member.
+        """Contents of a compressed member.
 
         Raises:
-            LimitExceeded: They are more than `most` bytes.
-            SizeMismatch: They are not as many as the directory says.
-            FileFormatError: They are not DEFLATE.
+            LimitExceeded: The contents are more than `most` bytes.
+            SizeMismatch: The size differs from the directory.
+            FileFormatError: The contents are not DEFLATE.
         """
         where = f"{self.file.path}, {shorten(member.name)}"
         if member.size > most:
             raise LimitExceeded(
-                f"it inflates from {member.stored:,} to {member.size:,} bytes, and the limit is {most:,}", where=where
+                f"it inflates from {member.stored:,} to {member.size:,} bytes; the limit is {most:,}", where=where
             )
         contents = bytearray()
         for chunk in self.chunks(member, begin):
@@ -343,11 +346,11 @@ class ZipDirectory:
         return contents
 
     def chunks(self, member: Member, begin: int) -> Iterator[bytes]:
-        """The contents of a member, piece by piece; a compressed one never gives more than the directory says.
+        """Yield the contents of a member in pieces; never more than the size in the directory.
 
         Raises:
-            SizeMismatch: They are not as many bytes as the directory says.
-            FileFormatError: They are not DEFLATE.
+            SizeMismatch: The size differs from the directory.
+            FileFormatError: The contents are not DEFLATE.
         """
         import zlib
 
@@ -372,14 +375,14 @@ class ZipDirectory:
         if count != member.size or not machine.eof:
             more = " or more" if count >= member.size else ""
             raise SizeMismatch(
-                f"it inflates to {count:,} bytes{more}, and the zip's directory says {member.size:,}", where=where
+                f"it inflates to {count:,} bytes{more}, but the zip's directory says {member.size:,}", where=where
             )
 
 
 def _aligned(member: Member, alignment: int) -> int:
-    """Where torch puts the contents of a member: at a multiple of the alignment, behind a field that fills the room.
+    """Where torch puts the contents of a member: at a multiple of the alignment, after a padding field.
 
-    So `getPadding` of torch/csrc, caffe2/serialize/inline_container.cc.
+    See `getPadding` in torch/csrc, caffe2/serialize/inline_container.cc.
     """
     begin = member.header + _LOCAL.size + len(member.raw) + 4
     if member.size >= _MAX32 or member.header >= _MAX32:
@@ -388,23 +391,25 @@ def _aligned(member: Member, alignment: int) -> int:
 
 
 def _contradiction(member: Member, flags: int, crc: int, stored: int, size: int) -> str | None:
-    """What a local header says against the directory, or what neither should say; None where all is well."""
+    """How a local header contradicts the directory, or uses an unsupported feature; None if all is well."""
     if member.version > _VERSION:
-        return f"needs version {member.version / 10} of the zip format; {_VERSION / 10} is the last"
+        return f"needs version {member.version / 10} of the zip format; the last version is {_VERSION / 10}"
     odd = (flags | member.flags) & _ODD_FLAGS
     if odd:
         what = "encrypted" if odd & (1 << 0 | 1 << 6) else "patched" if odd & 1 << 5 else "masked"
-        return f"is {what} by its own header" if flags & odd else f"is {what} by the zip's directory"
-    # Writers that did not know them beforehand left zeros.
+        return (
+            f"is {what} according to its own header" if flags & odd else f"is {what} according to the zip's directory"
+        )
+    # Writers that did not know them in advance wrote zeros.
     if crc and crc != member.crc:
-        return f"has the CRC-32 {crc:#010x} by its own header and {member.crc:#010x} by the zip's directory"
+        return f"has the CRC-32 {crc:#010x} in its own header and {member.crc:#010x} in the zip's directory"
     if (stored and stored != member.stored) or (size and size != member.size):
-        return f"has {size:,} bytes by its own header and {member.size:,} by the zip's directory"
+        return f"has {size:,} bytes in its own header and {member.size:,} in the zip's directory"
     return None
 
 
 def _wide(extra: bytes, *values: int) -> list[int]:
-    """Sizes and offset that take 64 bits, which are in the extra field in the order size, stored, offset."""
+    """64-bit sizes and offset, stored in the extra field in the order size, stored, offset."""
     pos = 0
     while pos + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, pos)
@@ -418,4 +423,4 @@ def _wide(extra: bytes, *values: int) -> list[int]:
                 found[i] = int.from_bytes(wide[8 * place : 8 * place + 8], "little")
             return found
         pos += 4 + length
-    return list(values)  # then they are meant as they stand
+    return list(values)  # the values are valid as they are

@@ -1,7 +1,7 @@
-"""A zip that `torch.save` wrote: what its pickle holds, and where the bytes of each storage lie.
+"""A zip written by `torch.save`: the contents of its pickle, and the location of each storage.
 
-Listing reads the zip's directory, the pickle and thirty bytes before each storage; of a remote file, those bytes are
-read with the storage.
+Listing reads the directory of the zip, the pickle, and thirty bytes before each storage. For a remote file, those bytes
+are read together with the storage.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 _PICKLE = "data.pkl"
 _ZIP_HEADS = (b"PK\3\4", b"PK\5\6")
 _LEGACY_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_INFLATED_FREE = 64 << 20  # bytes that tensors may inflate to whatever their ratio
-_INFLATED_PICKLE = 32 << 20  # a compressed pickle may inflate to this, and to the size of the whole file twice
+_INFLATED_FREE = 64 << 20  # tensors may inflate to this size with any ratio
+_INFLATED_PICKLE = 32 << 20  # a compressed pickle may inflate to this, or to twice the size of the file
 
 
 class Archive:
-    """A zip of torch.
+    """A zip written by torch.
 
     Args:
-        file: The file, or the part of one that is the zip.
+        file: The file, or the part of a file that is the zip.
 
     Attributes:
         file: The same.
-        zip: Its directory.
-        folder: Its top folder, with the slash.
-        root: What its pickle holds; nothing of it was made.
-        machine: The machine that ran the pickle.
-        storages: The storages that the pickle names, each with its region.
+        zip: Directory of the zip.
+        folder: Top folder, with the slash.
+        root: Contents of the pickle; nothing was built.
+        machine: The interpreter that ran the pickle.
+        storages: Storages that the pickle names, with their regions.
 
     Raises:
-        FileFormatError: It is no zip, no checkpoint, or breaks a rule of either.
-        LimitExceeded: It is larger than `torchparams.limits` allows.
+        FileFormatError: The file is not a zip, not a checkpoint, or invalid.
+        LimitExceeded: The file exceeds a limit in `torchparams.limits`.
     """
 
     def __init__(self, file: FileBytes) -> None:
@@ -69,7 +69,7 @@ class Archive:
 
         buffer, begin, stop = self._pickle_buffer(pickle, label)
         self.storages = Storages()
-        # Positions in the pickle are those in the file where it lies there as it is.
+        # Positions in the pickle are file offsets if it is stored uncompressed.
         in_file = not pickle.compressed and not file.base and not is_url(file.path)
         self.machine = Machine(buffer, stop, label, CONSTRUCTORS, self.storages, file.size, in_file=in_file)
         self.root, end = self.machine.load(begin)
@@ -84,7 +84,7 @@ class Archive:
 
     @property
     def script(self) -> ScriptCode:
-        """What its code declares."""
+        """Parameters and buffers that its code declares."""
         return ScriptCode(self.zip, self.folder)
 
     def _read_order(self, member: Member) -> bool:
@@ -100,25 +100,25 @@ class Archive:
         return text == b"big"
 
     def _pickle_buffer(self, pickle: Member, label: str) -> tuple[Buffer, int, int]:
-        """The buffer that the pickle lies in, and its first and last byte there."""
+        """Buffer that contains the pickle, and the range of the pickle in it."""
         file = self.zip.file
         if pickle.size > limits.PICKLE_BYTES:
             raise LimitExceeded(
-                f"the pickle has {pickle.size:,} bytes, and the limit is {limits.PICKLE_BYTES:,}",
+                f"the pickle has {pickle.size:,} bytes; the limit is {limits.PICKLE_BYTES:,}",
                 where=label,
                 hint="if you trust the file, raise torchparams.limits.PICKLE_BYTES",
             )
         self.zip.refuse(pickle)
         begin = self._starts[pickle.name]
         if not pickle.compressed:
-            if is_url(file.path):  # of which nothing else is there
+            if is_url(file.path):  # only this part was downloaded
                 return file.view(begin, begin + pickle.size), 0, pickle.size
             return file.view(0, file.size), begin, begin + pickle.size
         most = min(limits.PICKLE_BYTES, _INFLATED_PICKLE + 2 * file.size)
         return bytes(self.zip.inflate(pickle, begin, most)), 0, pickle.size
 
     def member(self, storage: StorageRef) -> Member:
-        """The member that a storage is."""
+        """The zip member of a storage."""
         name = f"{self.folder}data/{storage.key}"
         member = self.zip.members.get(name)
         if member is None:
@@ -131,7 +131,7 @@ class Archive:
         return member
 
     def _place_storages(self) -> None:
-        """Find the member of each storage, and note its region."""
+        """Find the member of each storage and set its region."""
         placed = [(storage, self.member(storage)) for storage in self.storages]
         members = {member.name: member for _, member in placed}
         expected = self.zip.expected(members.values(), self._starts) if is_url(self.file.path) else None
@@ -142,7 +142,7 @@ class Archive:
         for storage, member in placed:
             if storage.nbytes != member.size and not storage.is_view:
                 raise SizeMismatch(
-                    f"{shorten(repr(member.name))} has {member.size:,} bytes, and its storage of {storage.numel:,} × "
+                    f"{shorten(repr(member.name))} has {member.size:,} bytes, but its storage of {storage.numel:,} × "
                     f"{storage.dtype} takes {storage.nbytes:,}",
                     where=self.zip.file.path,
                 )
@@ -155,7 +155,7 @@ class Archive:
             self.file.guard(begin, begin + member.stored, member.header, partial(self.zip.confirm, member, begin))
 
     def inflates_too_far(self, storage: StorageRef) -> str | None:
-        """Why a compressed storage is not to be inflated; None where it may be."""
+        """Why a compressed storage must not be inflated; None if it may be."""
         if self._inflates_to <= _INFLATED_FREE + limits.INFLATED_RATIO * self._deflated:
             return None
         if storage.inline is not None or not self.member(storage).compressed:
@@ -166,13 +166,13 @@ class Archive:
         )
 
     def inflate(self, storage: StorageRef) -> bytearray:
-        """The bytes of a compressed storage."""
+        """Bytes of a compressed storage."""
         member = self.member(storage)
         return self.zip.inflate(member, self._starts[member.name], limits.INFLATED_BYTES)
 
 
 def _check_head(file: FileBytes) -> None:
-    """Refuse what is no zip at all, and say what it is."""
+    """Raise if the file is not a zip, and say what it is."""
     head = file.read(0, min(file.size, 16))
     if head[:4] in _ZIP_HEADS:
         return
@@ -181,12 +181,12 @@ def _check_head(file: FileBytes) -> None:
     raise FileFormatError(
         f"not a torch checkpoint: it starts with {head[:8]!r}",
         where=file.path,
-        exists="those that torch.save writes start with b'PK\\x03\\x04', older ones with b'\\x80\\x02\\x8a\\n'",
+        exists="files of torch.save start with b'PK\\x03\\x04', older ones with b'\\x80\\x02\\x8a\\n'",
     )
 
 
 def _find_folder(directory: ZipDirectory) -> str:
-    """The folder that holds `data.pkl`, with its slash: the file's stem when it was saved, or anything."""
+    """The folder that holds `data.pkl`, with its slash; usually the stem of the file name when it was saved."""
     members = directory.members
     found = [name for name in members if name == _PICKLE or (name.endswith("/" + _PICKLE) and name.count("/") == 1)]
     if len(found) == 1:
@@ -209,31 +209,31 @@ def _find_folder(directory: ZipDirectory) -> str:
 
 
 def _what_zip(names: list[str]) -> tuple[str, str | None]:
-    """What a zip of these members is, and what to do with it."""
+    """What kind of zip has these members, and what to do with it."""
     known = set(names)
     if names and all(name.endswith(".npy") for name in names):
-        return "; it is a numpy .npz archive", "read it by torchparams.of(dict(numpy.load(path)))"
+        return "; it is a numpy .npz archive", "read it with torchparams.of(dict(numpy.load(path)))"
     if "[Content_Types].xml" in known:
-        return "; it is an office document", "name the checkpoint itself"
+        return "; it is an office document", "pass the checkpoint itself"
     if "model.weights.h5" in known:
         return "; it is a Keras model", "load it with keras, and pass its weights as a mapping to torchparams.of"
     if "META-INF/MANIFEST.MF" in known:
-        return "; it is a Java archive", "name the checkpoint itself"
+        return "; it is a Java archive", "pass the checkpoint itself"
     if any(name.endswith(".pb") for name in names):
         return (
             "; it is a network of caffe2",
             "read it with caffe2 of torch before 2.4, and pass its blobs as a mapping to torchparams.of",
         )
     if any(name.endswith(("/archive_format", "/archive_version")) for name in names):
-        return "; it is a program of torch.export", "load it by torch.export.load, and pass its state_dict"
+        return "; it is a program of torch.export", "load it with torch.export.load, and pass its state_dict"
     if any(name.rpartition("/")[2] == "model.json" for name in names):
         return (
             "; it is a TorchScript archive of torch before 1.4, in caffe2's layout",
-            "load it by torch.jit.load, and pass the model or save it again",
+            "load it with torch.jit.load, and pass the model or save it again",
         )
     if any("/.data/" in name for name in names) and any(name.endswith(".pkl") for name in names):
-        return "; it is an archive of torch.package", "load it by torch.package, and pass the model"
+        return "; it is an archive of torch.package", "load it with torch.package, and pass the model"
     inside = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))]
     if inside:
-        return "", f"unpack it, and list {inside[0]}"
+        return "", f"unpack it, and open {inside[0]}"
     return "", None

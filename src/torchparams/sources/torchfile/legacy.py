@@ -1,11 +1,11 @@
-"""What `torch.save` wrote before version 1.6, and plain pickles.
+"""Readers of the format of `torch.save` before version 1.6, and of plain pickles.
 
-A legacy file is five pickles (a magic number, the protocol, facts on the machine, the object, the
-storages' keys), and then of each storage its count of elements and their bytes. Both are
-little-endian on every machine; the facts in the third pickle say nothing of them.
+A legacy file is five pickles (a magic number, the protocol, information on the machine, the object, the keys of the
+storages), followed by the number of elements and the bytes of each storage. Both are little-endian on every machine,
+whatever the third pickle says.
 
-A plain pickle holds its bytes itself: numpy arrays, and torch tensors, each of which `pickle`
-writes as a legacy file within the pickle.
+A plain pickle contains the bytes itself: numpy arrays, and torch tensors, each of which `pickle` writes as a legacy
+file inside the pickle.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ if TYPE_CHECKING:
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_FIRST = 256 << 10  # bytes of a remote file in which its pickles are looked for first
-_COUNT = 8  # bytes of a storage's count of elements
+_FIRST = 256 << 10  # bytes of a remote file that are read first to find its pickles
+_COUNT = 8  # bytes of the number of elements of a storage
 
 
 def open_legacy(path: str, inner: str | None = None) -> LegacySource:
-    """The source that reads torch's format from before version 1.6.
+    """Open a file in the torch format from before version 1.6.
 
     Args:
         path: The file.
-        inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
+        inner: Dotted path of the mapping or object to list, or None for everything.
 
     Raises:
         SourceError: The file cannot be read.
-        FileFormatError: It breaks a rule of the format. Says which, and at which byte.
-        LimitExceeded: It is larger or more deeply nested than `torchparams.limits` allows.
-        UnknownName: There is no `inner` in it.
+        FileFormatError: The file is invalid; the message names the byte.
+        LimitExceeded: The file exceeds a limit in `torchparams.limits`.
+        UnknownName: `inner` does not exist.
     """
     with paused_gc():
         return LegacySource(bytes_of_file(path), inner)
 
 
 def open_plain_pickle(path: str, inner: str | None = None) -> PlainPickleSource:
-    """The source that reads a pickle with numpy arrays or torch tensors in it.
+    """Open a pickle that contains numpy arrays or torch tensors.
 
     Args:
         path: The file.
-        inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
+        inner: Dotted path of the mapping or object to list, or None for everything.
 
     Raises:
         SourceError: The file cannot be read.
-        FileFormatError: It is not one pickle, or holds no tensors.
-        LimitExceeded: It is larger or more deeply nested than `torchparams.limits` allows.
-        UnknownName: There is no `inner` in it.
+        FileFormatError: The file is not a single pickle, or has no tensors.
+        LimitExceeded: The file exceeds a limit in `torchparams.limits`.
+        UnknownName: `inner` does not exist.
     """
     with paused_gc():
         return PlainPickleSource(bytes_of_file(path), inner)
 
 
 def refuse_tar(path: str, inner: str | None = None) -> NoReturn:
-    """Say what to do with torch's oldest format, or any other tar.
+    """Raise for a tar file, and say what to do with it.
 
     Raises:
         FileFormatError: Always.
@@ -81,19 +81,21 @@ def refuse_tar(path: str, inner: str | None = None) -> NoReturn:
     head = file.read(0, min(file.size, 512))
     if head[:100].rstrip(b"\0") in (b"sys_info", b"tensors", b"storages", b"pickle"):
         raise FileFormatError(
-            "a tar archive of torch 0.1, which is not read here",
+            "a tar archive of torch 0.1, which is not supported",
             where=path,
             hint="load it with torch.load(path, weights_only=False) if you trust it, and save it again",
         )
-    raise FileFormatError("a tar archive, not a checkpoint", where=path, hint="unpack it, and list what is in it")
+    raise FileFormatError(
+        "a tar archive, not a checkpoint", where=path, hint="unpack it, and open the checkpoint in it"
+    )
 
 
 class LegacySource(PickledSource):
-    """A checkpoint in torch's format from before version 1.6.
+    """A checkpoint in the torch format from before version 1.6.
 
     Args:
         file: The file.
-        inner: The dotted path of what to list, or None for everything.
+        inner: Dotted path of the part to list, or None for everything.
     """
 
     format = "torch legacy"
@@ -110,11 +112,11 @@ class LegacySource(PickledSource):
 
 
 class PlainPickleSource(PickledSource):
-    """A pickle that holds its arrays' bytes itself.
+    """A pickle that contains the bytes of its arrays.
 
     Args:
         file: The file.
-        inner: The dotted path of what to list, or None for everything.
+        inner: Dotted path of the part to list, or None for everything.
     """
 
     format = "pickle"
@@ -122,7 +124,7 @@ class PlainPickleSource(PickledSource):
     def __init__(self, file: FileBytes, inner: str | None) -> None:
         if is_url(file.path) and file.size > limits.REMOTE_WHOLE_BYTES:
             raise LimitExceeded(
-                f"a plain pickle of {file.size:,} bytes, which cannot be listed from a part of it",
+                f"a plain pickle of {file.size:,} bytes cannot be listed without reading all of it",
                 where=file.path,
                 exists=f"the limit is {limits.REMOTE_WHOLE_BYTES:,}",
                 hint="download the file, or raise torchparams.limits.REMOTE_WHOLE_BYTES",
@@ -146,16 +148,16 @@ class PlainPickleSource(PickledSource):
 
 
 def _read(file: FileBytes) -> tuple[Machine, Any, int]:
-    """The machine that has read a legacy file, what the file holds, and where it ends."""
+    """Read a legacy file: the interpreter, the contents, and the end offset."""
     storages = Storages()
     machine = Machine(file.view(0, file.size), file.size, file.path, CONSTRUCTORS, storages, file.size, in_file=True)
     return machine, *read_legacy(machine, storages, 0, file.size)
 
 
 def _read_remote(file: FileBytes) -> tuple[Machine, Any, int]:
-    """The same of a remote file, of which no more is read than its pickles: they come first.
+    """Read only the pickles of a remote legacy file; they come first.
 
-    What counts the elements of a storage is read with it.
+    The number of elements of a storage is read together with the storage.
     """
     size = min(file.size, _FIRST)
     while True:
@@ -172,19 +174,19 @@ def _read_remote(file: FileBytes) -> tuple[Machine, Any, int]:
 def read_legacy(
     machine: Machine, storages: Storages, begin: int, stop: int, file: FileBytes | None = None
 ) -> tuple[Any, int]:
-    """What the legacy file at `[begin, stop)` of the machine's buffer holds, and where it ends.
+    """Read the legacy file at `[begin, stop)` of the buffer: the contents, and the end offset.
 
-    Gives each of `storages` the place of its bytes.
+    Sets the region of each of `storages`.
 
     Args:
-        machine: Runs the pickles.
-        storages: The storages that it meets.
-        begin, stop: Where the legacy file lies.
-        file: A remote file, whose counts of elements are looked at when the storages are read.
+        machine: The interpreter that runs the pickles.
+        storages: Collects the storages.
+        begin, stop: Range of the legacy file.
+        file: Remote file, whose numbers of elements are checked when the storages are read.
 
     Raises:
-        TruncatedFile: It goes on beyond `stop`.
-        FileFormatError: It breaks a rule of the format.
+        TruncatedFile: The file continues beyond `stop`.
+        FileFormatError: The file is invalid.
     """
     where = machine.label
     magic, pos = machine.load(begin)
@@ -193,7 +195,8 @@ def read_legacy(
     protocol, pos = machine.load(pos)
     if type(protocol) is not int or protocol != _PROTOCOL:
         raise FileFormatError(
-            f"torch's legacy format of the unknown protocol {describe(protocol)}; {_PROTOCOL} is known", where=where
+            f"torch's legacy format with the unknown protocol {describe(protocol)}; only {_PROTOCOL} is supported",
+            where=where,
         )
     _, pos = machine.load(pos)
     root, pos = machine.load(pos)
@@ -208,15 +211,13 @@ def read_legacy(
         name = key if type(key) is str else str(key) if type(key) is int and abs(key) < 1 << 64 else None
         storage = firsts.get(name) if name is not None else None
         if storage is None or name is None:
-            raise FileFormatError(
-                f"the file lists a storage {shorten(describe(key))} that nothing refers to", where=where
-            )
+            raise FileFormatError(f"the file lists a storage {shorten(describe(key))} that is not used", where=where)
         if name in places:
             raise FileFormatError(f"the file lists the storage {shorten(repr(name))} twice", where=where)
         start = pos + _COUNT
         if start > stop:
             raise TruncatedFile(
-                f"the file ends at byte {stop}, within the count of elements of the storage {shorten(repr(name))}",
+                f"the file ends at byte {stop}, within the number of elements of the storage {shorten(repr(name))}",
                 where=where,
             )
         check = partial(_check_count, storage.numel, name, f"{where}, byte {pos}")
@@ -242,7 +243,7 @@ def read_legacy(
             )
         if (storage.start + storage.numel) * storage.dtype.bits > region.nbytes * 8:
             raise SizeMismatch(
-                f"the storage {shorten(repr(storage.key))} has {region.nbytes:,} bytes, and is used as one of "
+                f"the storage {shorten(repr(storage.key))} has {region.nbytes:,} bytes, but is used as one of "
                 f"{storage.numel:,} × {storage.dtype}",
                 where=where,
             )
@@ -254,18 +255,17 @@ def read_legacy(
 
 
 def _check_count(numel: int, name: str, where: str, data: bytes | memoryview) -> None:
-    """Hold the count of elements that stands before a storage against that of the pickle."""
+    """Check the number of elements before a storage against the pickle."""
     count = int.from_bytes(data, "little", signed=True)
     if count != numel:
         raise SizeMismatch(
-            f"the storage {shorten(repr(name))} has {count:,} elements by its own account and "
-            f"{numel:,} by that of the pickle",
+            f"the storage {shorten(repr(name))} has {count:,} elements by its own header and {numel:,} by the pickle",
             where=where,
         )
 
 
 class _Embedded:
-    """Stands in for `torch.storage._load_from_bytes`: a legacy file that holds one storage, within a pickle."""
+    """Replacement for `torch.storage._load_from_bytes`, whose argument is a legacy file with one storage."""
 
     def __init__(self, file: FileBytes) -> None:
         self.file = file
@@ -288,14 +288,14 @@ class _Embedded:
         else:
             begin, stop = raw.start, raw.stop
         storages = Storages()
-        # Its own table of constructors has no entry for such a file: they are not read within each other.
+        # Its table of constructors has no entry for such a file, so these files cannot be nested.
         label = f"{outer.label}, a storage within the pickle"
         machine = Machine(whole, stop, label, CONSTRUCTORS, storages, stop - begin, in_file=in_file)
         machine.left, machine.imported = outer.left, outer.imported
         storage, end = read_legacy(machine, storages, begin, stop)
         outer.charge(outer.left - machine.left)
         if type(storage) is not StorageRef or storage.region is None or storage.region.start is None:
-            raise Malformed("torch.storage._load_from_bytes of something that is not a storage")
+            raise Malformed("torch.storage._load_from_bytes of an object that is not a storage")
         if end != stop:
             raise Malformed(f"{plural(stop - end, 'byte')} after the storage within the pickle")
         start = storage.region.start

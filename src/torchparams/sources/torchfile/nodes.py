@@ -1,4 +1,4 @@
-"""What a pickle holds, for the sources of other rooms: its nodes, the words for them, and a machine for one pickle."""
+"""The pickle interpreter for other packages: nodes, their descriptions, and a function that runs one pickle."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = [
 
 
 class Pickled(NamedTuple):
-    """What a pickle holds; nothing of it was made.
+    """Contents of a pickle; nothing was built.
 
     Attributes:
         root: The outermost node.
-        imported: Every global that it names.
+        imported: All globals that it names.
     """
 
     root: Any
@@ -47,16 +47,16 @@ class Pickled(NamedTuple):
 
 
 def unpickled(data: bytes, label: str, weight: int) -> Pickled:
-    """Run a pickle that is a file of its own.
+    """Run a pickle that is a whole file.
 
     Args:
-        data: The file.
-        label: Its path, for messages.
-        weight: Bytes that the allowance of operations grows with: see `limits.PICKLE_OPERATIONS`.
+        data: Contents of the file.
+        label: Path of the file, for messages.
+        weight: Bytes that the limit on operations is proportional to; see `limits.PICKLE_OPERATIONS`.
 
     Raises:
-        FileFormatError: It is no pickle, or more than one.
-        LimitExceeded: It runs too many operations.
+        FileFormatError: The file is not a pickle, or more than one.
+        LimitExceeded: The pickle runs too many operations.
     """
     machine = Machine(data, len(data), label, CONSTRUCTORS, Storages.refuse, weight, in_file=True)
     root, end = machine.load(0)
@@ -68,7 +68,7 @@ def unpickled(data: bytes, label: str, weight: int) -> Pickled:
 
 
 def fields_of(node: Any, kind: str) -> Mapping[Any, Any] | None:
-    """The attributes of an object of torch's class of that name; None where it is no such object."""
+    """Attributes of an object of the torch class `kind`; None if it is not such an object."""
     if type(node) is Reduced:
         func, state = node.func, node.state
         if type(func) is Global and func.name == kind and func.module.startswith("torch.") and type(state) is dict:
@@ -77,12 +77,12 @@ def fields_of(node: Any, kind: str) -> Mapping[Any, Any] | None:
 
 
 def is_size(value: Any) -> bool:
-    """Whether it is a count that torch can hold."""
+    """Whether the value is a number of elements that torch can hold."""
     return type(value) is int and 0 <= value <= SIZE_LIMIT
 
 
 def sizes_of(value: Any) -> tuple[int, ...] | None:
-    """A shape or offsets as a tuple; None where it is none."""
+    """A shape or offsets as a tuple; None if it is not valid."""
     if (type(value) is not tuple and type(value) is not list) or len(value) > _DIMENSIONS:
         return None
     for size in value:

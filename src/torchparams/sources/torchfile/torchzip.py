@@ -1,4 +1,4 @@
-"""What `torch.save` writes, as a source: a zip with a pickle, and the bytes of each storage as a member of its own."""
+"""Source of zip files written by `torch.save`: a pickle, and a member for each storage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class StoredCrc(NamedTuple):
-    """The CRC-32 that a zip stores of one of its members.
+    """The stored CRC-32 of a zip member.
 
     Attributes:
-        member: The member's name.
-        crc: The stored value; 0 means that nobody computed it, or that it is 0.
-        location: The bytes of the member as they lie in the file.
-        compressed: Whether the CRC is that of what they inflate to.
+        member: Name of the member.
+        crc: Stored value; 0 may also mean that it was not computed.
+        location: Bytes of the member in the file.
+        compressed: Whether the CRC is that of the inflated bytes.
     """
 
     member: str
@@ -36,30 +36,30 @@ class StoredCrc(NamedTuple):
 
 
 def open_torch_zip(path: str, inner: str | None = None, *, tensorless: bool = False) -> TorchZipSource:
-    """The source that reads what `torch.save` or `torch.jit.save` wrote.
+    """Open a file written by `torch.save` or `torch.jit.save`.
 
     Args:
-        path: The file, whatever its name.
-        inner: What to list of it: the dotted path of a mapping or object in it, or None for everything.
-        tensorless: Take a file that holds no tensors too.
+        path: The file; its name does not matter.
+        inner: Dotted path of the mapping or object to list, or None for everything.
+        tensorless: Accept a file without tensors.
 
     Raises:
         SourceError: The file cannot be read.
-        FileFormatError: It is no zip, no checkpoint, or breaks a rule of either.
-        LimitExceeded: It is larger or more deeply nested than `torchparams.limits` allows.
-        UnknownName: There is no `inner` in it.
+        FileFormatError: The file is not a zip, not a checkpoint, or invalid.
+        LimitExceeded: The file exceeds a limit in `torchparams.limits`.
+        UnknownName: `inner` does not exist.
     """
     with paused_gc():
         return TorchZipSource(Archive(bytes_of_file(path)), inner, tensorless=tensorless)
 
 
 class ArchiveSource(PickledSource):
-    """Tensors in a zip of torch.
+    """Tensors in a zip written by torch.
 
     Args:
         archive: The zip.
-        inner: The dotted path of what is listed, or None for everything.
-        listing: What is listed.
+        inner: Dotted path of the listed part, or None for everything.
+        listing: The listed tensors.
     """
 
     format = "torch zip"
@@ -69,10 +69,10 @@ class ArchiveSource(PickledSource):
         super().__init__(archive.file.whole, inner, listing, archive.machine.imported)
 
     def check_size(self, name: str) -> None:
-        """Refuse a tensor that has far more elements than there are bytes behind them.
+        """Raise if a tensor has far more elements than bytes behind them.
 
         Raises:
-            LimitExceeded: It is a view that shows a few bytes over and over, or what a few bytes inflate to.
+            LimitExceeded: The tensor is an expanded view of a few bytes, or a few bytes inflate to it.
         """
         super().check_size(name)
         storage = self._names[name].tensor.storage
@@ -89,12 +89,12 @@ class ArchiveSource(PickledSource):
 
 
 class ChosenSource(ArchiveSource):
-    """Tensors in a zip of torch, under names of the caller's.
+    """Tensors in a zip written by torch, under names that the caller chose.
 
     Args:
         archive: The zip.
         tensors: Name → tensor of the zip.
-        again: A function that makes the source once more, and its arguments: a copy in another process calls it.
+        again: A function that creates the source again, and its arguments; used by copies in other processes.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class TorchZipSource(ArchiveSource):
 
     Args:
         archive: The zip.
-        inner: The dotted path of what to list, or None for everything.
-        tensorless: Take one that holds no tensors too.
+        inner: Dotted path of the part to list, or None for everything.
+        tensorless: Accept a file without tensors.
     """
 
     def __init__(self, archive: Archive, inner: str | None, *, tensorless: bool = False) -> None:
@@ -121,21 +121,21 @@ class TorchZipSource(ArchiveSource):
         listing = Listing(archive.root, inner, path, archive.script)
         if archive.is_script:
             listing.metadata["(torchscript)"] = (
-                "an archive of torch.jit.save: listed are the parameters and buffers of its modules; "
-                "constants of its code are not, and its code is not run"
+                "an archive of torch.jit.save: it lists the parameters and buffers of the modules, "
+                "but not the constants of the code, which is not run"
             )
         if not tensorless:
             refuse_tensorless("checkpoint", archive.root, listing, archive.machine, path)
         super().__init__(archive, inner, listing)
 
-    # --- for verifying ---------------------------------------------------------------------------
+    # --- for `verify` ----------------------------------------------------------------------------
 
     def check_headers(self) -> None:
-        """Hold the local header of every member against the directory.
+        """Check the local header of every member against the directory.
 
         Raises:
             FileFormatError: They contradict each other.
-            NotReadable: A member is encrypted, or compressed by something other than DEFLATE.
+            NotReadable: A member is encrypted, or compressed with a method other than DEFLATE.
         """
         members = self._archive.zip.members.values()
         self._archive.zip.starts(members)
@@ -143,7 +143,7 @@ class TorchZipSource(ArchiveSource):
             self._archive.zip.refuse(member)
 
     def stored_crcs(self) -> list[StoredCrc]:
-        """The CRC-32 that the file stores of each of its members, in the order of its directory.
+        """The stored CRC-32 of each member, in the order of the directory.
 
         Raises:
             FileFormatError: A member contradicts the directory.
@@ -162,12 +162,12 @@ class TorchZipSource(ArchiveSource):
         ]
 
     def member_chunks(self, name: str) -> Iterator[bytes]:
-        """The contents of the member `name`, piece by piece, inflated: what its CRC-32 is that of.
+        """Yield the inflated contents of the member `name` in pieces: the data of its CRC-32.
 
         Raises:
-            FileFormatError: It is not there, or its compressed contents are damaged.
+            FileFormatError: The member is missing, or its compressed contents are damaged.
         """
         member = self._archive.zip.members.get(name)
         if member is None:
-            raise FileFormatError(f"the zip holds no {shorten(repr(name))}", where=self._archive.zip.file.path)
+            raise FileFormatError(f"the zip has no member {shorten(repr(name))}", where=self._archive.zip.file.path)
         yield from self._archive.zip.chunks(member, self._archive.zip.starts([member])[name])

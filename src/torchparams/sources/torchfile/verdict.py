@@ -1,12 +1,12 @@
-"""What unpickling a file would do beside making tensors, judged by the names that its pickle holds.
+"""Safety check of a pickle: what unpickling would do besides building tensors, judged by the names in it.
 
-Nothing is imported to judge a name. An allow-list holds what torch, numpy and Python's containers need. Of all other
-names:
+Names are judged without importing anything. An allow-list has the names that torch, numpy and Python's containers need.
+For all other names:
 
-- A function that is called is code that would run, whoever wrote it; so is the result of a call that is called.
-- Of Python's standard library, a name that is not on the list is named even where it is not called: it may be handed
-  to something that calls it.
-- Classes of other packages are listed without alarm. Whole models and configurations hold them.
+- A function that is called is code that would run, so it is reported; so is a result of a call that is called.
+- A name of Python's standard library that is not on the list is reported even if it is not called: it may be passed to
+  something that calls it.
+- Classes of other packages are listed without alarm. Whole models and configurations contain them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _KNOWN: dict[str, frozenset[str]] = {
         "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
     }.items()
 }
-"""What may be called, by module: it makes a value of its arguments and does nothing else."""
+"""Names that may be called, by module: they make a value from their arguments and do nothing else."""
 
 _SPELLED = {
     "_io": "io",
@@ -64,30 +64,30 @@ _SPELLED = {
     "numpy.core": "numpy._core",
     "numpy.core.multiarray": "numpy._core.multiarray",
 }
-"""Other names of a module, of earlier and later versions."""
+"""Module names used by earlier and later versions."""
 
 _CLASSES = frozenset({"typing", "abc", "enum", "numbers", "dataclasses", "collections", "builtins", "types", "string"})
-"""Modules whose other classes do nothing when they are named: types of annotations, exceptions."""
+"""Modules whose other classes do nothing when named: types of annotations, exceptions."""
 
 _QUIET = frozenset({"math", "cmath", "operator", "builtins", "itertools", "statistics"})
-"""Modules whose functions do nothing where they are only named: a layer may keep one as its activation."""
+"""Modules whose functions are harmless if only named: a layer may keep one as its activation."""
 
 _LOUD = frozenset({"eval", "exec", "compile", "open", "input", "breakpoint", "__import__", "setattr", "delattr"})
-"""Of the built-in functions, those that are named in no model."""
+"""Built-in functions that no model names."""
 
 _ANYWHERE = frozenset({"Popen"})
-"""Classes that do harm under whatever module's name a file spells them: modules of torch import them."""
+"""Classes that are harmful under any module name, because torch modules import them."""
 
 _OWN = ("torch", "torchvision", "torchaudio", "numpy", "ml_dtypes", "__torch__")
-"""Packages whose classes are no news."""
+"""Packages whose classes are not reported."""
 
 
 class Verdict(NamedTuple):
-    """What unpickling a file would do beside making tensors.
+    """What unpickling a file would do besides building tensors.
 
     Attributes:
         calls: Functions that it would call, in the order of the file.
-        names: Functions and classes that can do harm, and that it imports without a call.
+        names: Potentially harmful functions and classes that it imports without calling them.
         classes: Classes of other packages that it imports.
 
     >>> Verdict(("posix.system",)).alarm
@@ -100,21 +100,21 @@ class Verdict(NamedTuple):
 
     @property
     def alarm(self) -> str | None:
-        """One sentence where it would run code; None where it would not."""
+        """A sentence if unpickling would run code; otherwise None."""
         said = [f"{verb} {listed(names, 4)}" for verb, names in (("calls", self.calls), ("names", self.names)) if names]
         return f"{' and '.join(said)}: do not unpickle" if said else None
 
     def to_json(self) -> dict[str, Any]:
-        """All attributes."""
+        """The verdict as JSON data."""
         return {"calls": list(self.calls), "names": list(self.names), "classes": list(self.classes)}
 
     def __or__(self, other: Verdict) -> Verdict:
-        """Of two files."""
+        """Combine the verdicts of two files."""
         return Verdict(*(tuple(dict.fromkeys(mine + yours)) for mine, yours in zip(self, other, strict=True)))
 
 
 def judge(imported: Iterable[Global]) -> Verdict:
-    """The verdict on the globals of a pickle.
+    """Judge the globals of a pickle.
 
     >>> from torchparams.sources.torchfile._pickle_values import Global
     >>> system, net = Global("posix", "system"), Global("mylib.nets", "Net")
@@ -131,8 +131,8 @@ def judge(imported: Iterable[Global]) -> Verdict:
 
 
 def _kind(found: Global) -> str | None:
-    """The attribute of a verdict that a global belongs to; None where it is known to be harmless."""
-    # Pickles of protocol 0 to 2 spell names as Python 2 did (`commands.Popen`), and Python translates them.
+    """The attribute of `Verdict` for a global; None if it is known to be harmless."""
+    # Pickles of protocols 0 to 2 use the names of Python 2 (`commands.Popen`), which Python translates.
     module, name = NAME_MAPPING.get((found.module, found.name), (found.module, found.name))
     module = IMPORT_MAPPING.get(module, module)
     module = _SPELLED.get(module, module)
@@ -141,7 +141,7 @@ def _kind(found: Global) -> str | None:
     top = module.partition(".")[0]
     *outer, last = name.split(".")
     is_class = _is_class(last)
-    # A module's attributes include what it imports: `os.system` of one that imports os.
+    # A module's attributes include its imports: `os.system` can be reached through a module that imports os.
     through = not all(map(_is_class, outer)) or last in _ANYWHERE
     if through or top in sys.stdlib_module_names:
         if is_class and not through and module in _CLASSES and not outer:

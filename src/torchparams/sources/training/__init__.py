@@ -1,1 +1,1 @@
-"""Checkpoints that a training run wrote in parts, each as one table: nothing of torch runs, and no process group."""
+"""Checkpoints that a training run wrote in parts, each listed as one table; needs no torch and no process group."""

@@ -1,4 +1,4 @@
-"""What `.metadata` of a distributed checkpoint says, held against the files beside it."""
+"""The `.metadata` file of a distributed checkpoint, checked against the other files."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 METADATA = ".metadata"
 """The file that describes a checkpoint."""
 
-_DENSE_BYTES = 16 << 20  # bytes of `.metadata` of which each pair may be an operation of its pickle
+_DENSE_BYTES = 16 << 20  # up to this size, every two bytes of `.metadata` may be an operation of its pickle
 
 Places = list[tuple[tuple[int, ...] | None, "Item"]]
-"""Offsets of each chunk of a tensor, and where it lies."""
+"""Offsets of each chunk of a tensor, and its location."""
 
 
 class Item(NamedTuple):
-    """Where a chunk, or an entry that is not a tensor, lies.
+    """Location of a chunk, or of an entry that is not a tensor.
 
     Attributes:
-        file: The name of the file in the directory.
-        start, stop: Its bytes there.
-        transforms: What was done to the bytes when they were written.
+        file: Name of the file in the directory.
+        start, stop: Byte range in the file.
+        transforms: Transformations applied to the bytes when they were written.
     """
 
     file: str
@@ -62,9 +62,9 @@ class Tensor(NamedTuple):
     """A tensor, as `.metadata` describes it.
 
     Attributes:
-        shape, dtype: Of the whole.
+        shape, dtype: Shape and dtype of the whole tensor.
         boxes: Its chunks.
-        items: Where each lies.
+        items: Location of each chunk.
     """
 
     shape: tuple[int, ...]
@@ -74,15 +74,15 @@ class Tensor(NamedTuple):
 
 
 class Described:
-    """What `.metadata` says, held against the files.
+    """Contents of `.metadata`, checked against the files.
 
     Attributes:
-        tensors: By name.
-        entries: Where the entries that are no tensors lie, by name.
-        paths: Where in the state dict each tensor was, by name; empty where that is not said.
-        data: The files, by their name in the directory.
-        file: `.metadata` itself.
-        imported: The globals that it names.
+        tensors: Tensors by name.
+        entries: Locations of entries that are not tensors, by name.
+        paths: Path of each tensor in the state dict, by name; empty if it is not recorded.
+        data: The files, by name in the directory.
+        file: The `.metadata` file.
+        imported: Globals that it names.
     """
 
     def __init__(self, folder: str) -> None:
@@ -105,7 +105,7 @@ class Described:
                 self.tensors[name] = self._tensor(name, value, of_name)
         if places:
             name = next(iter(places))
-            raise self._error(f"it says where {shorten(repr(name))} lies, but not its shape and dtype")
+            raise self._error(f"it has the location of {shorten(repr(name))}, but does not describe it")
         self._check_apart()
         self.paths = self._paths(fields.get("planner_data"))
 
@@ -117,8 +117,8 @@ class Described:
                 where=self.path,
                 hint="if you trust the file, raise torchparams.limits.PICKLE_BYTES",
             )
-        # An operation of this pickle takes two bytes. A small file may be that dense, and to the entries of a large one
-        # belong chunks.
+        # An operation of this pickle takes two bytes. A small file may be that dense, and the entries of a large file
+        # have chunks.
         total = 0
         if not is_url(self.folder):
             with os.scandir(self.folder) as there:
@@ -129,11 +129,11 @@ class Described:
         return FileFormatError(what, where=self.path)
 
     def _fields(self, node: Any, kind: str, name: str = "") -> Mapping[Any, Any]:
-        """The attributes of an object of a class; a name for the message."""
+        """The attributes of an object of class `kind`; `name` is for the message."""
         found = fields_of(node, kind)
         if found is None:
             of = f" of {shorten(repr(name))}" if name else ""
-            raise self._error(f"it holds {describe(node)}{of} in place of a {kind}")
+            raise self._error(f"it holds {describe(node)}{of} instead of a {kind}")
         return found
 
     def _dict(self, value: Any, what: str) -> dict[Any, Any]:
@@ -141,10 +141,10 @@ class Described:
             raise self._error(f"{what} is {describe(value)}, not a dict")
         return value
 
-    # --- where the parts lie -----------------------------------------------------------------
+    # --- locations of the parts --------------------------------------------------------------
 
     def _places(self, storage_data: Any) -> dict[str, Places]:
-        """Name → offsets and place of each of its chunks."""
+        """Offsets and location of each chunk, by name."""
         found: dict[str, Places] = {}
         for key, value in self._dict(storage_data, "its storage_data").items():
             index = key.value if type(key) is OddKey else key
@@ -183,7 +183,7 @@ class Described:
         return Item(file, start, start + length, tuple(shorten(each, 40) for each in transforms[:4]))
 
     def _opened(self, name: str, file: str) -> FileBytes:
-        # The text alone decides, as in an index. Links are followed.
+        # Only the text is checked, as for an index. Links are followed.
         parts = file.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\\" in file or "\0" in file or file[1:2] == ":":
             raise self._error(
@@ -197,11 +197,11 @@ class Described:
                 f"{shorten(file)}, which holds {shorten(repr(name))}, cannot be opened: {error.what}",
                 where=self.folder,
                 exists=f"{plural(there, '.distcp file is', '.distcp files are')} there",
-                hint="the rank that writes it may not have finished; copy the whole directory",
+                hint="the rank that writes it may not have finished; wait for it, or copy the whole directory",
             ) from None
 
     def _check_apart(self) -> None:
-        """Refuse parts that share bytes: nobody writes such, and a small file would seem large."""
+        """Raise if parts share bytes: no writer does this, and a small file would seem large."""
         items = [(item, name) for name, each in self.tensors.items() for item in each.items]
         items += [(item, name) for name, item in self.entries.items()]
         items.sort(key=lambda pair: pair[0][:3])
@@ -212,11 +212,11 @@ class Described:
                     f"{shorten(repr(other))} at byte {second.start}"
                 )
 
-    # --- what there is -----------------------------------------------------------------------
+    # --- contents ----------------------------------------------------------------------------
 
     def _entry(self, name: str, places: Places) -> None:
         if len(places) != 1:
-            raise self._error(f"the entry {shorten(repr(name))} lies in {len(places)} places, not in one")
+            raise self._error(f"the entry {shorten(repr(name))} has {len(places)} locations, not one")
         self.entries[name] = places[0][1]
 
     def _tensor(self, name: str, value: Any, places: Places) -> Tensor:
@@ -234,21 +234,21 @@ class Described:
         wrong = fault(shape, boxes)
         if wrong is not None:
             raise self._error(f"{called} {wrong}")
-        # An offset of None stands for the only chunk there is.
+        # The offset None stands for the only chunk.
         placed = sorted(((offsets or (0,) * len(shape), item) for offsets, item in places), key=lambda pair: pair[0])
         if [offsets for offsets, _ in placed] != [box.offsets for box in boxes]:
             lost = next((box for box in boxes if all(offsets != box.offsets for offsets, _ in placed)), None)
             raise self._error(
-                f"it does not say where {called}{lost} lies"
+                f"it does not have the location of {called}{lost}"
                 if lost is not None
-                else f"it has {plural(len(placed), 'place')} for the {plural(len(boxes), 'chunk')} of {called}"
+                else f"it has {plural(len(placed), 'location')} for the {plural(len(boxes), 'chunk')} of {called}"
             )
         items = [item for _, item in placed]
         for box, item in zip(boxes, items, strict=True):
             needed = dtype.nbytes(prod(box.sizes))
             if item.stop - item.start < needed and not item.transforms:
                 raise self._error(
-                    f"{called}{box} takes {needed:,} bytes as {dtype}, and has {item.stop - item.start:,} in "
+                    f"{called}{box} takes {needed:,} bytes as {dtype}, but has {item.stop - item.start:,} in "
                     f"{shorten(item.file)}"
                 )
         return Tensor(shape, dtype, boxes, items)
@@ -259,7 +259,7 @@ class Described:
         kind = state[0] if type(state) is tuple and state else None
         found = DTYPES.get(kind.name) if type(kind) is Global and kind.module == "torch" else None
         if found is None:
-            raise self._error(f"{called} has the dtype {describe(kind)}, which is not known")
+            raise self._error(f"{called} has the dtype {describe(kind)}, which is unknown")
         return found
 
     def _box(self, chunk: Any, name: str) -> Box:
@@ -271,7 +271,7 @@ class Described:
         return Box(offsets, sizes)
 
     def _paths(self, planner_data: Any) -> dict[str, tuple[str, ...]]:
-        """Where in the state dict each tensor was; empty where the planner says something else."""
+        """Path of each tensor in the state dict; empty if the planner recorded something else."""
         if type(planner_data) is not dict:
             return {}
         return {

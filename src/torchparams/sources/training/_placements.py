@@ -1,7 +1,7 @@
-"""Where the shard of a rank lies in its tensor: what DTensor and ShardedTensor record, read and not run.
+"""Positions of shards in their tensors, as DTensor and ShardedTensor record them; nothing is executed.
 
-The arithmetic is that of `torch.distributed.tensor.placement_types`: `Shard` cuts as `torch.chunk` does, and
-`_StridedShard` cuts what another mesh dimension cuts later.
+The arithmetic is that of `torch.distributed.tensor.placement_types`. `Shard` splits like `torch.chunk`, and
+`_StridedShard` splits what a later mesh dimension splits again.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Runs = list[tuple[int, int]]
-"""Indexes along a dimension, as ranges (start, stop) one after the other."""
+"""Indexes along a dimension, as consecutive ranges (start, stop)."""
 
 _RANKS = 1 << 20  # more than any cluster has
 _RUNS = 1 << 16  # of one shard
 
 
 class Unplaced(Exception):
-    """Why a tensor cannot be placed, in words that follow its name."""
+    """The tensor cannot be placed; the message follows its name."""
 
 
 class Piece(NamedTuple):
-    """A part of a tensor that one rank holds.
+    """The part of a tensor that one rank holds.
 
     Attributes:
-        box: Where it lies in the whole.
+        box: Its position in the whole tensor.
         local: The tensor that holds it.
-        inside: Where it lies in that.
+        inside: Its position in the local tensor.
     """
 
     box: Box
@@ -43,12 +43,12 @@ class Piece(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A sharded tensor, as one rank describes it.
+    """A sharded tensor, as described by one rank.
 
     Attributes:
-        shape: The shape of the whole.
-        pieces: What this rank holds of it.
-        world: How many ranks there are by its own account; None where it does not say.
+        shape: Shape of the whole tensor.
+        pieces: Parts that this rank holds.
+        world: Number of ranks, if it is recorded; otherwise None.
     """
 
     shape: tuple[int, ...]
@@ -57,10 +57,10 @@ class Placed(NamedTuple):
 
 
 def placed(node: TensorRef, rank: int) -> Placed | None:
-    """Where the parts of a tensor lie; None where it is no sharded one.
+    """Positions of the parts of a tensor; None if it is not sharded.
 
     Raises:
-        Unplaced: It is one of a kind that is not known.
+        Unplaced: Its kind of sharding is not supported.
     """
     if node.layout not in ("DTensor", "ShardedTensor"):
         return None
@@ -100,7 +100,7 @@ def _sharded(state: Any) -> Placed:
 
 
 def _slots(node: Any, kind: str) -> Mapping[Any, Any]:
-    """The attributes of an object, which may have slots."""
+    """Attributes of an object, which may have slots."""
     if type(node) is Reduced and type(node.func) is Global and node.func.name == kind:
         state = node.state[1] if type(node.state) is tuple and len(node.state) == 2 else node.state
         if type(state) is dict:
@@ -143,17 +143,17 @@ def _place(runs: list[Runs], placement: Any, count: int, at: int) -> None:
     dim: Any = fields.get("dim")
     factor: Any = fields.get("split_factor", 1)
     if kind not in ("Shard", "_StridedShard") or not is_size(dim) or dim >= len(runs):
-        raise Unplaced(f"has the placement {describe(placement)}, which is not read here")
+        raise Unplaced(f"has the placement {describe(placement)}, which is not supported")
     if kind == "Shard":
         runs[dim] = _chunk(runs[dim], count, at)
         return
     if not is_size(factor) or not 0 < factor <= _RUNS:
-        raise Unplaced(f"is cut into {describe(factor)} strides")
+        raise Unplaced(f"is split into {describe(factor)} strides")
     runs[dim] = _joined(run for piece in range(factor) for run in _chunk(_chunk(runs[dim], factor, piece), count, at))
 
 
 def _chunk(runs: Runs, count: int, at: int) -> Runs:
-    """Chunk `at` of `count` that `torch.chunk` makes of indexes."""
+    """Chunk `at` of the `count` chunks that `torch.chunk` makes of the indexes."""
     total = sum(stop - start for start, stop in runs)
     size = -(-total // count)
     first, last = min(size * at, total), min(size * (at + 1), total)
@@ -168,7 +168,7 @@ def _chunk(runs: Runs, count: int, at: int) -> Runs:
 
 
 def _joined(runs: Any) -> Runs:
-    """Ranges, those that adjoin as one."""
+    """Ranges, with adjacent ones joined."""
     found: Runs = []
     for start, stop in runs:
         if found and found[-1][1] == start:
@@ -176,14 +176,14 @@ def _joined(runs: Any) -> Runs:
         else:
             found.append((start, stop))
             if len(found) > _RUNS:
-                raise Unplaced("lies in more pieces than are read here")
+                raise Unplaced("has more pieces than are supported")
     return found
 
 
 def _pieces(runs: Sequence[Runs], local: TensorRef) -> Any:
-    """The boxes that ranges along each dimension make, and where each lies in the local tensor."""
+    """Boxes made of the ranges along each dimension, with their positions in the local tensor."""
     if prod(len(each) for each in runs) > _RUNS:
-        raise Unplaced("lies in more pieces than are read here")
+        raise Unplaced("has more pieces than are supported")
     sides = []
     for each in runs:
         at, side = 0, []
@@ -198,23 +198,23 @@ def _pieces(runs: Sequence[Runs], local: TensorRef) -> Any:
 
 
 def _mesh(node: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int | None]:
-    """The shape of a DeviceMesh, the coordinates of a rank in it, and how many ranks it has."""
+    """Shape of a DeviceMesh, coordinates of a rank in it, and the number of its ranks."""
     fields = node.state if type(node) is Reduced and type(node.state) is dict else {}
     layout = fields.get("_layout")
     if layout is None:
         mesh, flat = fields.get("mesh"), sizes_of_many(fields.get("_flatten_mesh_list"))
         shape = mesh.shape if type(mesh) is TensorRef else None
         if shape is None or flat is None or prod(shape) != len(flat):
-            raise Unplaced(f"lies on {describe(node)}, a mesh of a form that is not known")
+            raise Unplaced(f"is on {describe(node)}, a mesh of an unknown form")
         axes: list[tuple[tuple[int, ...], tuple[int, ...]]]
         axes = [((size,), (prod(shape[dim + 1 :]),)) for dim, size in enumerate(shape)]
     else:
         flat = sizes_of_many(fields.get("_flatten_rank_map"))
         axes = _axes(layout)
         if flat is None:
-            raise Unplaced(f"lies on {describe(node)}, a mesh of a form that is not known")
+            raise Unplaced(f"is on {describe(node)}, a mesh of an unknown form")
     if rank not in flat:
-        raise Unplaced(f"lies on a mesh of the ranks {shorten(str(list(flat[:8])), 40)}, without rank {rank}")
+        raise Unplaced(f"is on a mesh of the ranks {shorten(str(list(flat[:8])), 40)}, without rank {rank}")
     at = flat.index(rank)
     sizes, coordinates = [], []
     for shape, strides in axes:
@@ -227,7 +227,7 @@ def _mesh(node: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], int |
 
 
 def _axes(layout: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Sizes and strides of each dimension of a mesh, which may be made of several of the root mesh's."""
+    """Sizes and strides of each dimension of a mesh, which may combine several dimensions of the root mesh."""
     fields = layout.state if type(layout) is Reduced and type(layout.state) is dict else {}
     axes = fields.get("axes")
     if type(axes) is tuple:
@@ -236,12 +236,12 @@ def _axes(layout: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     else:  # one pair for all of them
         shapes, strides = fields.get("shape"), fields.get("stride")
         if type(shapes) is not tuple or type(strides) is not tuple or len(shapes) != len(strides):
-            raise Unplaced(f"lies on a mesh with {describe(layout)}, a form that is not known")
+            raise Unplaced(f"is on a mesh with {describe(layout)}, an unknown form")
         found = list(zip(shapes, strides, strict=True))
     made = []
     for shape, stride in ((_ints(a), _ints(b)) for a, b in found):
         if shape is None or stride is None or len(shape) != len(stride) or 0 in shape:
-            raise Unplaced(f"lies on a mesh with {describe(layout)}, a form that is not known")
+            raise Unplaced(f"is on a mesh with {describe(layout)}, an unknown form")
         made.append((shape, stride))
     return made
 
@@ -251,7 +251,7 @@ def _ints(value: Any) -> tuple[int, ...] | None:
 
 
 def sizes_of_many(value: Any) -> tuple[int, ...] | None:
-    """The ranks of a mesh, of which there may be more than a tensor has dimensions."""
+    """Ranks of a mesh; there may be more than a tensor has dimensions."""
     if type(value) not in (tuple, list) or not 0 < len(value) <= _RANKS or not all(map(is_size, value)):
         return None
     return tuple(value)

@@ -1,4 +1,4 @@
-"""The files of a ZeRO checkpoint: what each says, checked one by one."""
+"""Files of a ZeRO checkpoint, each checked on its own."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
 
 MODEL = "module"
-"""The key of the model's own state dict in `*_model_states.pt`."""
+"""Key of the state dict of the model in `*_model_states.pt`."""
 
 OPTIM_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,7})_mp_rank_(?P<mp>\d{1,5})_optim_states\.pt")
 MODEL_FILE = re.compile(r"(?:(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,7})_)?mp_rank_(?P<mp>\d{1,5})_model_states\.pt")
 _EXPERT_FILE = re.compile(
     r"(?:expp_rank_\d+_mp_rank_\d+_optim_states|layer_\d+_expert_\d+_mp_rank_\d+_model_states)\.pt"
 )
-_SCRIPT = "zero_to_fp32.py"  # which DeepSpeed puts beside `latest`
+_SCRIPT = "zero_to_fp32.py"  # DeepSpeed writes it beside `latest`
 _TAG = re.compile(r"[\w.=+-]{1,200}")
 
 
 def is_tag(there: Iterable[str]) -> bool:
-    """Whether these are the names in the folder of a tag."""
+    """Whether these are the file names in the folder of a tag."""
     return any(OPTIM_FILE.fullmatch(name) for name in there)
 
 
 def folder_of(path: str, there: Mapping[str, bool]) -> str | None:
-    """The folder of the tag that `latest` names in a directory; the directory itself where it is one; else None.
+    """Folder of the tag that `latest` names, or the directory itself if it is such a folder; otherwise None.
 
     Raises:
-        FileFormatError: The directory is one of DeepSpeed, and `latest` does not name a folder in it.
+        FileFormatError: The directory is from DeepSpeed, but `latest` does not name a folder in it.
     """
     if is_tag(there):
         return path
@@ -50,7 +50,7 @@ def folder_of(path: str, there: Mapping[str, bool]) -> str | None:
         return None
     file = bytes_of_file(join(path, "latest"))
     tag = file.read(0, min(file.size, 256)).decode("utf-8", "replace").strip()
-    # The text alone decides whether it is a name, and no path.
+    # Only a plain name is accepted, not a path.
     if _TAG.fullmatch(tag) and tag not in (".", "..") and there.get(tag):
         folder = join(path, tag)
         return folder if is_tag(entries(folder)) else None
@@ -61,21 +61,21 @@ def folder_of(path: str, there: Mapping[str, bool]) -> str | None:
         f"it names the tag {shorten(repr(tag))}, which is not in the directory",
         where=file.path,
         exists=f"there are {listed(tags, 8)}" if tags else None,
-        hint=f"name one: {join(path, tags[-1])}" if tags else None,
+        hint=f"choose one: {join(path, tags[-1])}" if tags else None,
     )
 
 
 def opened(folder: str) -> tuple[list[ModelFile], list[OptimFile]]:
-    """The files in the folder of a tag, in the order of the ranks.
+    """Open the files in the folder of a tag, in the order of ranks.
 
     Raises:
-        FileFormatError: Ranks are missing, or the checkpoint is one of a kind that is not read here.
+        FileFormatError: Ranks are missing, or this kind of checkpoint is not supported.
     """
     there = sorted(entries(folder))
     experts = [name for name in there if _EXPERT_FILE.fullmatch(name)]
     if experts:
         raise FileFormatError(
-            f"it has experts in files of their own ({shorten(experts[0])}), which are not read here",
+            f"it has experts in separate files ({shorten(experts[0])}), which are not supported",
             where=folder,
             hint="ds_to_universal.py of DeepSpeed converts it",
         )
@@ -110,14 +110,15 @@ def opened(folder: str) -> tuple[list[ModelFile], list[OptimFile]]:
 
 
 def _numbered(folder: str, there: Sequence[str], pattern: re.Pattern[str]) -> dict[int, str]:
-    """Rank → name."""
+    """File names by rank."""
     found: dict[int, str] = {}
     for match in map(pattern.fullmatch, there):
         if match is None:
             continue
         if int(match["mp"]):
             raise FileFormatError(
-                f"{shorten(match[0])} is of a second model-parallel rank; how these cut the tensors is in no file",
+                f"{shorten(match[0])} belongs to a second model-parallel rank, but no file records how tensors "
+                "are split between these",
                 where=folder,
                 hint="ds_to_universal.py of DeepSpeed converts it",
             )
@@ -131,25 +132,25 @@ def _numbered(folder: str, there: Sequence[str], pattern: re.Pattern[str]) -> di
 
 
 class Flat:
-    """A flat tensor of a file, of which the first `numel` elements count.
+    """A flat tensor in a file, of which only the first `numel` elements are used.
 
     Args:
         source: The file.
-        name: The tensor's name there.
-        numel: Its elements; those beyond are padding.
+        name: Name of the tensor in it.
+        numel: Number of elements; the rest is padding.
     """
 
     def __init__(self, source: ChosenSource, name: str, numel: int) -> None:
         self.source, self.name, self.numel = source, name, numel
 
     def row(self) -> Expression:
-        """The tensor, with its padding; of one dimension."""
+        """The tensor with its padding, in one dimension."""
         x = self.source.row(self.name)
         return x if len(x.shape) == 1 else Strided(x, x.dtype, (x.numel,), 0, (1,))
 
 
 class _StateFile:
-    """What both kinds of files have in common.
+    """Base of both kinds of files.
 
     Attributes:
         path, name, file: The file.
@@ -163,7 +164,7 @@ class _StateFile:
         self._root = self._dict(self.archive.root, "it")
 
     def error(self, what: str) -> FileFormatError:
-        """The error for something that is wrong with it."""
+        """Make an error about the file."""
         return FileFormatError(what, where=self.path)
 
     def _dict(self, value: Any, what: str) -> dict[Any, Any]:
@@ -181,11 +182,11 @@ class OptimFile(_StateFile):
     """A `*_optim_states.pt`: the partition of one rank.
 
     Attributes:
-        stage: 1, 2 or 3; 0 for BF16_Optimizer, which lays out its groups as stage 1 does, and does not say so.
-        world: How many ranks there are by its own account.
+        stage: 1, 2 or 3; 0 for BF16_Optimizer, whose groups have the layout of stage 1.
+        world: Number of ranks according to the file.
         groups: The flat float32 weights of each group.
-        states: For each group, name → value of the optimizer's state.
-        beside: Entries of the optimizer other than tensors.
+        states: For each group, values of the optimizer state by name.
+        beside: Entries of the optimizer that are not tensors.
     """
 
     def __init__(self, path: str, rank: int) -> None:
@@ -198,8 +199,9 @@ class OptimFile(_StateFile):
             raise self.error(f"its partition_count is {describe(state.get('partition_count'))}")
         if len(set(counts)) > 1:
             raise self.error(
-                f"its groups are cut for different counts of ranks ({listed(sorted(map(str, set(counts))))}), as those "
-                "of experts are; that is not read here"
+                "its groups are split over different numbers of ranks "
+                f"({listed(sorted(map(str, set(counts))))}), as those "
+                "of experts are; this is not supported"
             )
         self.world: int = counts[0]
         self._made: ChosenSource | None = None
@@ -223,20 +225,20 @@ class OptimFile(_StateFile):
         if type(value) is Reduced and type(value.args) is tuple and len(value.args) == 1:  # an enumeration
             value = value.args[0]
         if value not in (0, 1, 2, 3) or type(value) is not int:
-            raise self.error(f"its zero_stage is {describe(value)}; 1, 2 and 3 are known")
+            raise self.error(f"its zero_stage is {describe(value)}, not 1, 2 or 3")
         return value
 
     @property
     def source(self) -> ChosenSource:
-        """Its tensors."""
+        """Tensors of the file."""
         assert self._made is not None  # made when the file is opened
         return self._made
 
     def _moments(self, state: dict[Any, Any], count: int) -> list[dict[str, TensorRef]]:
-        """For each group, the tensors of the optimizer's state; none where the file has no state."""
+        """Tensors of the optimizer state for each group; empty if the file has no state."""
         held = state.get("optimizer_state_dict" if self.stage == 3 else "base_optimizer_state")
         found: list[dict[str, TensorRef]] = [{} for _ in range(count)]
-        if type(held) is list:  # of checkpoints that other world sizes load: a dict for each group
+        if type(held) is list:  # checkpoints for other world sizes have a dict for each group
             pairs = list(enumerate(held))
         elif type(held) is dict and type(held.get("state")) is dict:
             pairs = [(key.value if type(key) is NumberKey else key, value) for key, value in held["state"].items()]
@@ -253,10 +255,10 @@ class OptimFile(_StateFile):
         return found
 
     def moment(self, group: int, key: str) -> Flat | None:
-        """The state of a group under one name; None where there is none.
+        """State of a group under one name; None if there is none.
 
         Raises:
-            FileFormatError: It has fewer elements than the group.
+            FileFormatError: The state has fewer elements than the group.
         """
         tensor = self.states[group].get(key)
         if tensor is None:
@@ -269,7 +271,7 @@ class OptimFile(_StateFile):
         return Flat(self.source, f"state.{group}.{key}", self.groups[group].numel)
 
     def single(self, group: int, key: str) -> Expression | None:
-        """A state that is one number for a whole group, such as the count of steps; None where it is none."""
+        """A state that is one number per group, such as the step; None for any other state."""
         tensor = self.states[group].get(key) if group < len(self.states) else None
         if tensor is None or tensor.shape is None or (tensor.shape and prod(tensor.shape) != 1):
             return None
@@ -278,7 +280,7 @@ class OptimFile(_StateFile):
         return self.source.row(f"state.{group}.{key}")
 
     def paddings(self, group: int, count: int) -> Sequence[int]:
-        """Elements of padding after each parameter of a group."""
+        """Number of padding elements after each parameter of a group."""
         given = self._state.get("param_alignment_paddings")
         if given is None:
             return [0] * count
@@ -300,12 +302,12 @@ class ModelFile(_StateFile):
     """A `*_model_states.pt`.
 
     Attributes:
-        shapes: For each group, name → shape, in the order of the elements.
-        frozen: Name → shape of the parameters that the optimizer does not hold.
-        module: Names of the model's own state dict.
+        shapes: Shapes by name for each group, in the order of the elements.
+        frozen: Shapes by name of the parameters that are not in the optimizer.
+        module: Names in the state dict of the model.
         buffers: Which of them are buffers.
-        shared: Name → the name of the parameter that it is tied to.
-        beside: Entries other than tensors.
+        shared: Parameter that each tied name stands for.
+        beside: Entries that are not tensors.
     """
 
     def __init__(self, path: str, rank: int) -> None:
@@ -315,7 +317,7 @@ class ModelFile(_StateFile):
             raise SourceError(
                 "it lacks the shapes of the parameters (param_shapes), which older versions of DeepSpeed did not write",
                 where=path,
-                hint="list its module alone: name the file with #module",
+                hint="open only its module: add #module to the file",
             )
         given = root["param_shapes"]
         self.shapes = [self._shapes(each, "param_shapes") for each in (given if type(given) is list else [given])]
@@ -328,7 +330,7 @@ class ModelFile(_StateFile):
         self.buffers = {name for name in self._list(names, "its buffer_names") if type(name) is str}
         self.module = [name for name, value in module.items() if type(value) is TensorRef]
         for name, shape in ((name, shape) for shapes in self.shapes for name, shape in shapes.items()):
-            whole = module.get(name)  # in 16 bits, unless it is partitioned
+            whole = module.get(name)  # float16 or bfloat16, unless it is partitioned
             if type(whole) is TensorRef and whole.shape not in (shape, (0,)):
                 raise self.error(
                     f"{shorten(repr(name))} has the shape {list(whole.shape or ())} in its {MODEL}, and "
@@ -337,12 +339,12 @@ class ModelFile(_StateFile):
         tensors = {f"{MODEL}.{name}": module[name] for name in self.module}
         for name in self.frozen:
             if type(held.get(name)) is not TensorRef:
-                raise self.error(f"it says the shape of the frozen {shorten(repr(name))}, and holds no fragment of it")
+                raise self.error(f"it has the shape of the frozen {shorten(repr(name))}, but no fragment of it")
             tensors[f"frozen.{name}"] = held[name]
         seen: set[str] = set()
         for name in (name for shapes in (*self.shapes, self.frozen) for name in shapes):
             if name in seen:
-                raise self.error(f"it says the shape of {shorten(repr(name))} twice")
+                raise self.error(f"it has the shape of {shorten(repr(name))} twice")
             seen.add(name)
         self.shared = self._pairs(root.get("shared_params"), seen)
         self._made = ChosenSource(self.archive, tensors, (_model_again, (path, rank)))
@@ -362,7 +364,7 @@ class ModelFile(_StateFile):
 
     @property
     def source(self) -> ChosenSource:
-        """Its tensors."""
+        """Tensors of the file."""
         return self._made
 
     def _shapes(self, value: Any, what: str) -> dict[str, tuple[int, ...]]:
@@ -375,7 +377,7 @@ class ModelFile(_StateFile):
         return found
 
     def _pairs(self, value: Any, known: set[str]) -> dict[str, str]:
-        """Name → parameter; of a chain of ties, the parameter at its end."""
+        """Parameter of each tied name; for a chain of ties, the last one."""
         pairs = {} if value is None else self._dict(value, "its shared_params")
         return {
             name: other
@@ -384,10 +386,10 @@ class ModelFile(_StateFile):
         }
 
     def fragment(self, name: str) -> Flat:
-        """What it holds of a frozen parameter."""
+        """The fragment of a frozen parameter in this file."""
         tensor = self._dict(self._root["frozen_param_fragments"], "its frozen_param_fragments").get(name)
         if type(tensor) is not TensorRef:
-            raise self.error(f"it holds no fragment of the frozen {shorten(repr(name))}")
+            raise self.error(f"it has no fragment of the frozen {shorten(repr(name))}")
         return Flat(self._made, f"frozen.{name}", prod(tensor.shape or ()))
 
 

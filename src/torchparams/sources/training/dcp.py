@@ -1,8 +1,8 @@
-"""Directories of `torch.distributed.checkpoint` (DCP), which torchtitan, FSDP2 and Megatron write.
+"""Source of `torch.distributed.checkpoint` (DCP) directories, as written by torchtitan, FSDP2 and Megatron.
 
-`.metadata` is a pickle: the tensors with their sizes and chunks, and where each chunk lies. A chunk is a small torch
-zip within a `.distcp` file; so is an entry that is not a tensor. Listing reads `.metadata` alone. It is held against
-the files: each chunk must lie in its file, no two share bytes, and together they tile their tensor.
+`.metadata` is a pickle with the tensors, their shapes and chunks, and the location of each chunk. A chunk is a small
+torch zip inside a `.distcp` file; so is an entry that is not a tensor. Listing reads only `.metadata`. It is checked
+against the files: each chunk must be inside its file, no two chunks share bytes, and together they tile their tensor.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from torchparams.sources.training._dcp_metadata import Item, Tensor
 
 ENTRIES_READ = 1000
-"""Entries beside the tensors of which the values are read; of others, the size is shown."""
+"""Maximum number of entries besides the tensors whose values are read; for others, the size is shown."""
 
 _ENTRY_BYTES = 1 << 20  # a longer entry is described by its size
 _ENTRY_DEPTH, _ENTRY_NODES = 8, 10_000
 
 
 def open_dcp(path: str, inner: str | None = None, label: str | None = None) -> DcpSource:
-    """The source that reads the DCP directory `path`.
+    """Open the DCP directory `path`.
 
     Args:
         path: The directory.
-        inner: Only what lies below this name, which is taken off: `model`, `optimizer`.
-        label: What tables and messages call it: the path and `inner` unless given.
+        inner: Include only tensors below this name, and remove it from their names: `model`, `optimizer`.
+        label: Name in tables and messages; by default, the path and `inner`.
 
     Raises:
         SourceError: A file cannot be read.
-        FileFormatError: `.metadata` breaks a rule, or disagrees with the files.
+        FileFormatError: `.metadata` is invalid, or disagrees with the files.
         LimitExceeded: `.metadata` is larger than `limits.PICKLE_BYTES`, or runs too many operations.
-        UnknownName: Nothing lies below `inner`.
+        UnknownName: No tensor is below `inner`.
     """
     with paused_gc():
         return DcpSource(path, inner, label)
@@ -98,14 +98,14 @@ class DcpSource(PartedSource):
         found = archive.root
         if type(found) is not TensorRef:
             raise FileFormatError(
-                f"bytes {item.start} to {item.stop} should be a chunk of {shorten(repr(name))}, and hold "
+                f"bytes {item.start} to {item.stop} should be a chunk of {shorten(repr(name))}, but hold "
                 f"{describe(found)}",
                 where=file.path,
             )
         if found.dtype != tensor.dtype or found.shape != box.sizes:
             raise FileFormatError(
-                f"{shorten(repr(called))} is {found.dtype} {list(found.shape or ())} where it lies, and {tensor.dtype} "
-                f"{list(box.sizes)} by .metadata",
+                f"{shorten(repr(called))} is {found.dtype} {list(found.shape or ())} in its file, but {tensor.dtype} "
+                f"{list(box.sizes)} in .metadata",
                 where=file.path,
             )
         part = part_at(self, found, called, file.path)
@@ -125,7 +125,7 @@ class DcpSource(PartedSource):
         return shown
 
     def _entry(self, item: Item, budget: list[int]) -> Any:
-        """The value of an entry that is not a tensor, or a description of it."""
+        """Value of an entry that is not a tensor, or a description of it."""
         part = FilePart(self._data[item.file], item.start, item.stop)
         if part.read(0, min(4, part.size)) != b"PK\3\4":
             return plural(part.size, "byte")
@@ -139,7 +139,7 @@ class DcpSource(PartedSource):
 
 
 def _chunk(file: FileBytes, item: Item, archive: Archive | None = None) -> ChosenSource:
-    """A source with one chunk, of a layout that is not C order or compressed."""
+    """A source with one chunk that is compressed or not in C order."""
     archive = archive or Archive(FilePart(file, item.start, item.stop))
     return ChosenSource(archive, {"chunk": archive.root}, (_chunk_again, (file.path, item)))
 
@@ -151,14 +151,14 @@ def _chunk_again(path: str, item: Item) -> ChosenSource:
 def _refuse_transforms(item: Item, where: str) -> None:
     if item.transforms:
         raise NotReadable(
-            f"its bytes were written through {listed(item.transforms)}, which is not read here",
+            f"its bytes were written through {listed(item.transforms)}, which is not supported",
             where=where,
             hint="save the checkpoint without extensions, or read it with torch.distributed.checkpoint",
         )
 
 
 def _mappings(paths: Mapping[str, tuple[str, ...]], prefix: str) -> list[str]:
-    """The mappings of the two outermost levels below a prefix, by where the planner found each entry."""
+    """Mappings of the two outermost levels below a prefix, from the paths that the planner recorded."""
     found: dict[str, None] = {}
     for name, path in paths.items():
         if not name.startswith(prefix):

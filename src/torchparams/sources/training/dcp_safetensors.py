@@ -1,7 +1,8 @@
-"""The safetensors form of distributed checkpoints: `HuggingFaceStorageWriter(save_distributed=True)`.
+"""Source of distributed checkpoints in safetensors files: `HuggingFaceStorageWriter(save_distributed=True)`.
 
-Each rank writes a safetensors file with its shards. The header's metadata says where in its tensor each shard begins;
-nothing says how large the tensors are, or how many files there should be. A tensor reaches as far as its shards do.
+Each rank writes a safetensors file with its shards. The metadata of its header has the offsets of each shard in its
+tensor. The shapes of the tensors and the number of files are not recorded, so the shape of a tensor is the extent of
+its shards.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
 
 KEY = "DCP_SHARDING_INFO"
-"""The metadata of a file that says where its shards begin."""
+"""Metadata key of the offsets of the shards."""
 
 _NAME = re.compile(r"shard-(?P<rank>\d{5})-model-\d{5}-of-\d{5}\.safetensors")
 
 
 def shards_among(there: Sequence[str]) -> list[str]:
-    """Of the names in a directory, those that the writer gives to shards, in order.
+    """File names in a directory that have the form of shards, sorted.
 
     >>> shards_among(["config.json", "shard-00002-model-00001-of-00001.safetensors"])
     ['shard-00002-model-00001-of-00001.safetensors']
@@ -41,15 +42,15 @@ def shards_among(there: Sequence[str]) -> list[str]:
 
 
 def open_shards(path: str, names: Sequence[str], inner: str | None = None) -> ShardsSource:
-    """The source that reads the shards `names` in the directory `path`.
+    """Open the shards `names` in the directory `path`.
 
     Args:
         path: The directory.
         names: The files.
-        inner: Only what lies below this name, which is taken off.
+        inner: Include only tensors below this name, and remove it from their names.
 
     Raises:
-        FileFormatError: A shard is missing or damaged, or they do not tile their tensors.
+        FileFormatError: A shard is missing or damaged, or the shards do not tile their tensors.
     """
     return ShardsSource(path, names, inner)
 
@@ -104,19 +105,19 @@ class ShardsSource(PartedSource):
 
 
 def _ranks(names: Sequence[str]) -> str:
-    """Which files are there. A rank that holds nothing writes none, so a gap alone is no error."""
+    """Which shards exist. A rank without tensors writes no file, so a gap alone is not an error."""
     ranks = [match["rank"].lstrip("0") for match in map(_NAME.fullmatch, names) if match]
     return f"there are the shards {listed(list(dict.fromkeys(ranks)), 8)}"
 
 
 def _offsets(shard: SafetensorsSource) -> dict[str, tuple[int, ...]]:
-    """Name → where its shard begins."""
+    """Offsets of each shard in its tensor, by name."""
     text = shard.metadata.get(KEY)
     if text is None:
         raise SourceError(
-            f"its metadata lacks {KEY}, which says where its shards begin",
+            f"its metadata lacks {KEY}, which has the offsets of its shards",
             where=shard.label,
-            hint="name the file itself to list the shards as they are",
+            hint="pass the file itself to list its shards",
         )
     found = {}
     given = dict(as_object(strict(text.encode(), KEY, shard.label), KEY, shard.label))

@@ -1,4 +1,4 @@
-"""What the sources of training checkpoints have in common: rows that are assembled from parts in several files."""
+"""Base of the sources of training checkpoints: rows assembled from parts in several files."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class PartedSource(Source):
-    """A table of tensors that lie in parts in several files.
+    """Tensors whose parts are in several files.
 
     Args:
-        label: The name in tables and messages, which opens it again.
-        infos: The records.
+        label: Name in tables and messages; opening it gives the same source.
+        infos: Infos of the tensors.
         files: The files.
-        imported: The globals that its pickles name.
-        mappings: What may follow `#` in a target.
+        imported: Globals that the pickles name.
+        mappings: Names that may follow `#` in a target.
 
     Attributes:
-        zips: Whether its parts are zips of torch.
+        zips: Whether its parts are torch zips.
     """
 
     zips = True
@@ -62,18 +62,18 @@ class PartedSource(Source):
 
     @abstractmethod
     def _build(self, name: str) -> Expression:
-        """The expression of a row; asked for once."""
+        """Make the expression of a row; called once."""
 
     def _entries(self) -> Mapping[str, Any]:
-        """What is beside the tensors; asked for once."""
+        """Entries besides the tensors; called once."""
         return NO_METADATA
 
     def infos(self) -> Mapping[str, ParameterInfo]:
-        """The records."""
+        """Infos of the tensors."""
         return self._infos
 
     def row(self, name: str, info: ParameterInfo | None = None) -> Expression:
-        """The expression of a row. For the first time, the headers of its parts are read."""
+        """Expression of a row; the first call reads the headers of its parts."""
         found = self._rows.get(name)
         if found is None:
             name = self.resolve(name)
@@ -81,30 +81,30 @@ class PartedSource(Source):
         return found
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
-        """The values of a row, assembled."""
+        """Values of a row, assembled."""
         from torchparams.expressions.work import evaluate
 
         return evaluate(self.row(name))
 
     def span(self, name: str) -> Location | None:
-        """The byte range of a row that is one range of a file."""
+        """Byte range of a row that is one range of a file."""
         return self.row(name).place
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What is beside the tensors."""
+        """Entries besides the tensors."""
         if self._beside is None:
             self._beside = MappingProxyType(dict(self._entries()))
         return self._beside
 
     @property
     def mappings(self) -> tuple[str, ...]:
-        """The mappings that hold tensors."""
+        """Mappings that hold tensors."""
         return self._mappings
 
     @property
     def verdict(self) -> Verdict | None:
-        """What unpickling the files would do beside making tensors."""
+        """What unpickling the files would do besides building tensors."""
         return judge(self._imported)
 
     @property
@@ -113,12 +113,12 @@ class PartedSource(Source):
         return self._files
 
     def check_unchanged(self) -> None:
-        """Refuse files that were written to since they were listed."""
+        """Raise if a file was changed after it was listed."""
         for file in self._opened:
             file.check_unchanged()
 
     def close(self) -> None:
-        """Let go of mapped files."""
+        """Close mapped files."""
         for file in self._opened:
             file.close()
 
@@ -128,26 +128,26 @@ class PartedSource(Source):
 
 
 def parted_info(name: str, shape: tuple[int, ...], dtype: DType, numel: int, kind: str = "tensor") -> ParameterInfo:
-    """The record of a row: where its parts lie is known when they are read."""
+    """The info of a row; the location of its parts is known only when they are read."""
     return ParameterInfo(name, shape, dtype, numel, dtype.nbytes(numel), "file", kind, raw_name=name)
 
 
 def part_at(source: Source, tensor: TensorRef, name: str, path: str) -> Stored | None:
-    """The elements of a tensor as a byte range of a file; None where they are none.
+    """The elements of a tensor as a byte range of a file; None if they are not one range.
 
     Args:
-        source: The source that the part belongs to.
-        tensor: The tensor, as a pickle describes it, with a region for its storage.
-        name: The name of the part, for messages.
+        source: Source that the part belongs to.
+        tensor: The tensor as described in a pickle, whose storage has a region.
+        name: Name of the part, for messages.
         path: The file.
 
     Raises:
-        FileFormatError: It is not a tensor that can be read, or reaches beyond its storage.
+        FileFormatError: The tensor cannot be read, or reaches beyond its storage.
     """
     storage = tensor.storage
     shape = tensor.shape
     if tensor.problem is not None or shape is None or storage is None:
-        raise FileFormatError(f"{shorten(repr(name))} is {tensor.problem or 'no plain tensor'}", where=path)
+        raise FileFormatError(f"{shorten(repr(name))} is {tensor.problem or 'not a plain tensor'}", where=path)
     region = storage.region
     bits = tensor.bits
     numel = 1
@@ -175,16 +175,16 @@ def part_at(source: Source, tensor: TensorRef, name: str, path: str) -> Stored |
 
 
 def within(label: str, inner: str | None, names: Sequence[str], beside: Iterable[str]) -> dict[str, str]:
-    """The names that lie below `inner`, each with the name that it has there.
+    """Names below `inner`, with their names relative to it.
 
     Args:
         label: The checkpoint.
-        inner: What follows `#` in the target, or None for all.
-        names: The names of its tensors.
-        beside: The names of its other entries, for the message.
+        inner: Text after `#` in the target, or None for all.
+        names: Names of the tensors.
+        beside: Names of the other entries, for the message.
 
     Raises:
-        UnknownName: There are none.
+        UnknownName: There are no such names.
     """
     if not inner:
         return {name: name for name in names}
@@ -194,7 +194,7 @@ def within(label: str, inner: str | None, names: Sequence[str], beside: Iterable
         heads = dict.fromkeys(name.partition(".")[0] for name in (*names, *beside))
         near = nearest(inner, list(heads)[:2000])
         raise UnknownName(
-            f"no tensor of it lies below {inner!r}",
+            f"no tensor is below {inner!r}",
             where=label,
             exists=f"its names begin with {listed([shorten(head, 40) for head in heads], 8)}",
             hint=f"did you mean '#{near[0]}'?" if near else None,

@@ -1,7 +1,7 @@
-"""State dicts that each rank saved for itself: `model_world_size_4_rank_0.pt` and so on.
+"""Source of state dicts that each rank saved in a file of its own: `model_world_size_4_rank_0.pt` and so on.
 
-Sharded tensors (FSDP's `SHARDED_STATE_DICT`: ShardedTensor or DTensor) say where their part lies; they are joined. What
-every rank holds whole is that of the first rank, which is also what FSDP's full state dict holds.
+Sharded tensors (FSDP's `SHARDED_STATE_DICT`: ShardedTensor or DTensor) record their position, and the parts are joined.
+A tensor that every rank holds whole is read from the first rank, as in FSDP's full state dict.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from torchparams.io.filebytes import FileBytes
 
 _NAME = re.compile(r"(?P<stem>.+?)_world_size_(?P<world>\d{1,7})_rank_(?P<rank>\d{1,7})\.(?:pt|pth|bin)")
-_DEPTH, _NODES = 8, 10_000  # of a value that is not a tensor
+_DEPTH, _NODES = 8, 10_000  # limits for a value that is not a tensor
 _MODEL = "model"
 
 
 class Shard(NamedTuple):
-    """A part of a tensor in the file of a rank.
+    """A part of a tensor in the file of one rank.
 
     Attributes:
-        box: Where it lies in the whole.
+        box: Its position in the whole tensor.
         rank: The rank.
-        name: The name of the local tensor in that rank's source.
-        inside: The part of the local tensor that it is.
+        name: Name of the local tensor in the source of that rank.
+        inside: Its position in the local tensor.
     """
 
     box: Box
@@ -58,9 +58,9 @@ class Row:
     """A tensor of all ranks.
 
     Attributes:
-        shape, dtype: Of the whole.
-        shards: Its parts; None where a rank holds all of it.
-        rank: The first rank that holds it.
+        shape, dtype: Shape and dtype of the whole tensor.
+        shards: Its parts; None if a rank holds all of it.
+        rank: First rank that holds it.
     """
 
     def __init__(self, shape: tuple[int, ...] | None, dtype: DType, shards: list[Shard] | None, rank: int) -> None:
@@ -68,7 +68,7 @@ class Row:
 
 
 def ranks_among(there: Sequence[str]) -> dict[str, dict[int, dict[int, str]]]:
-    """Of the names in a directory, those of rank files: stem → world size → rank → name.
+    """Find the rank files among names in a directory: stem → world size → rank → name.
 
     >>> ranks_among(["config.json", "model_world_size_2_rank_0.pt"])
     {'model': {2: {0: 'model_world_size_2_rank_0.pt'}}}
@@ -82,15 +82,15 @@ def ranks_among(there: Sequence[str]) -> dict[str, dict[int, dict[int, str]]]:
 
 
 def open_ranks(path: str, sets: Mapping[str, Mapping[int, Mapping[int, str]]], inner: str | None = None) -> RanksSource:
-    """The source that reads the rank files in the directory `path`.
+    """Open the rank files in the directory `path`.
 
     Args:
         path: The directory.
-        sets: What `ranks_among` found in it.
-        inner: The stem of another set than `model` (`optim`), or what lies below a name.
+        sets: Result of `ranks_among` for it.
+        inner: Stem of a set other than `model`, such as `optim`, or a name in the files.
 
     Raises:
-        SourceError: There are several sets, and none is called `model`.
+        SourceError: There are several sets, but none is called `model`.
         FileFormatError: A rank is missing, a file is damaged, or the shards do not tile their tensors.
     """
     head, _, rest = (inner or "").partition(".")
@@ -101,7 +101,7 @@ def open_ranks(path: str, sets: Mapping[str, Mapping[int, Mapping[int, str]]], i
             f"the ranks wrote {len(sets)} kinds of files",
             where=path,
             exists=listed(list(sets), 8),
-            hint=f"name one: {path}#{next(iter(sets))}",
+            hint=f"choose one: {path}#{next(iter(sets))}",
         )
     names = _complete(path, stem, sets[stem])
     others = [each for each in sets if each != stem]
@@ -111,18 +111,18 @@ def open_ranks(path: str, sets: Mapping[str, Mapping[int, Mapping[int, str]]], i
         except UnknownName:
             if head != default:
                 raise
-        # `#model` is first what the files hold under that name, then the files of that name.
+        # `#model` is first looked up in the files, then among the stems of the files.
         return RanksSource(path, names, inner, rest or None, others)
 
 
 def _complete(path: str, stem: str, worlds: Mapping[int, Mapping[int, str]]) -> list[str]:
-    """The files of all ranks, in their order."""
+    """Files of all ranks, in order."""
     if len(worlds) > 1:
         said = listed([f"{len(ranks)} of {world}" for world, ranks in sorted(worlds.items())])
         raise FileFormatError(
-            f"there are files of {stem} of different world sizes: {said}",
+            f"there are files of {stem} with different world sizes: {said}",
             where=path,
-            hint="move those of one run into a directory of their own",
+            hint="move the files of one run into a separate directory",
         )
     ((world, ranks),) = worlds.items()
     missing = [rank for rank in range(min(world, len(ranks) + 9)) if rank not in ranks]
@@ -134,7 +134,7 @@ def _complete(path: str, stem: str, worlds: Mapping[int, Mapping[int, str]]) -> 
             hint="copy the files of all ranks into the directory",
         )
     if len(ranks) > world:
-        raise FileFormatError(f"there are {len(ranks)} files of {world} ranks", where=path)
+        raise FileFormatError(f"there are {len(ranks)} files for {world} ranks", where=path)
     return [ranks[rank] for rank in range(world)]
 
 
@@ -143,10 +143,10 @@ class RanksSource(PartedSource):
 
     Args:
         path: The directory.
-        names: The files, in the order of the ranks.
-        inner: What follows `#` in the target.
-        below: What of it lies within the files.
-        others: The stems of other sets in the directory.
+        names: The files, in the order of ranks.
+        inner: Text after `#` in the target.
+        below: The part of it that is a name in the files.
+        others: Stems of other sets in the directory.
     """
 
     format = "rank files"
@@ -183,7 +183,7 @@ class RanksSource(PartedSource):
         )
 
     def _info(self, name: str, row: Row) -> ParameterInfo:
-        if row.shards is None:  # what its own file says of it, which may be that it has no plain values
+        if row.shards is None:  # use the info of its file, because it may have no plain values
             found = self._ranks[row.rank].infos()[self._long[name]]
             if found.layout is not None:
                 return found
@@ -205,19 +205,21 @@ class RanksSource(PartedSource):
     def _entries(self) -> Mapping[str, Any]:
         found = dict(self._values)
         if self._whole and len(self._ranks) > 1:
-            found["(whole)"] = f"{plural(self._whole, 'tensor')} that ranks hold whole; listed are those of the first"
+            found["(whole)"] = (
+                f"{plural(self._whole, 'tensor')} that every rank holds whole; those of the first rank are listed"
+            )
         return found
 
 
 class _Rank:
-    """What the file of one rank holds.
+    """Contents of the file of one rank.
 
     Attributes:
         archive: The file.
-        source: Its local tensors, by name.
-        rows: Name → the tensor as this rank describes it.
-        beside: Entries other than tensors.
-        mappings: The dicts in it that hold others, of two levels.
+        source: Local tensors, by name.
+        rows: Tensors as described by this rank, by name.
+        beside: Entries that are not tensors.
+        mappings: Dicts in it that hold others, from two levels.
     """
 
     def __init__(self, file: FileBytes, rank: int, world: int) -> None:
@@ -241,7 +243,7 @@ class _Rank:
                 continue
             if found.world not in (None, world):
                 raise self._error(
-                    f"{shorten(repr(name))} was cut for {found.world} ranks, and the files are those of {world}"
+                    f"{shorten(repr(name))} was sharded over {found.world} ranks, but there are files for {world}"
                 )
             shards = []
             for piece in found.pieces:
@@ -256,10 +258,10 @@ class _Rank:
         return FileFormatError(what, where=self.path)
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
-        """Name and node of every tensor; of other entries, a copy or a description."""
+        """Yield name and node of every tensor; for other entries, a copy or a description."""
         root = self.archive.root
         if type(root) is not dict:
-            raise self._error(f"a rank's file should hold a state dict, and holds {describe(root)}")
+            raise self._error(f"the file of a rank must contain a state dict, not {describe(root)}")
         left = [limits.PICKLE_OPERATIONS]
         budget = [_NODES]
         stack: list[tuple[str, int, Iterator[tuple[Any, Any]]]] = [("", 0, iter(root.items()))]
@@ -269,7 +271,9 @@ class _Rank:
                 left[0] -= 1
                 name = f"{prefix}{component_of(key)}"
                 if left[0] < 0 or len(name) > limits.NAME_LENGTH or depth > limits.NESTING:
-                    raise LimitExceeded("parts of it are shared or nested beyond any state dict", where=self.path)
+                    raise LimitExceeded(
+                        "its contents are shared or nested too deeply for a state dict", where=self.path
+                    )
                 if type(node) is dict and node:
                     if depth < 2:
                         self.mappings.append(name)
@@ -291,7 +295,7 @@ def _rank_again(path: str, rank: int, world: int) -> ChosenSource:
 
 
 def _joined(ranks: Sequence[_Rank], path: str) -> dict[str, Row]:
-    """The tensors of all ranks; of each sharded one, all parts.
+    """Tensors of all ranks, with all parts of sharded ones.
 
     Raises:
         FileFormatError: The ranks disagree, or parts are missing or overlap.
@@ -305,7 +309,7 @@ def _joined(ranks: Sequence[_Rank], path: str) -> dict[str, Row]:
             same = known.shape == row.shape and known.dtype == row.dtype
             if not same or (known.shards is None) is not (row.shards is None):
                 raise FileFormatError(
-                    f"rank {rank.rank} holds {shorten(repr(name))} as {_said(row)}, and rank {known.rank} as "
+                    f"rank {rank.rank} holds {shorten(repr(name))} as {_said(row)}, but rank {known.rank} as "
                     f"{_said(known)}",
                     where=path,
                 )
@@ -314,7 +318,7 @@ def _joined(ranks: Sequence[_Rank], path: str) -> dict[str, Row]:
     for name, row in rows.items():
         if row.shards is None:
             continue
-        # Ranks that hold the same part are replicas of it: the first is read.
+        # Ranks that hold the same part are replicas; the first is read.
         first = {str(shard.box): shard for shard in reversed(row.shards)}
         row.shards = sorted(first.values(), key=lambda shard: shard.box)
         wrong = fault(row.shape or (), [shard.box for shard in row.shards])

@@ -1,6 +1,6 @@
-"""Which training checkpoint a directory is, by the names in it, and what of it is meant.
+"""Recognition of training checkpoints in directories by their file names.
 
-The weights are what a directory is; what a trainer keeps beside them follows `#`: `DIR#optimizer`.
+A directory stands for its weights. Other parts that a trainer saves follow `#`: `DIR#optimizer`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _BESIDE = (".pt", ".bin", ".pth", ".ckpt", ".safetensors")
 def training_directory(
     path: str, there: Mapping[str, bool], weights: Sequence[str], inner: str | None
 ) -> Source | None:
-    """The source for a directory that a training run wrote; None where its weights are files that are read as such.
+    """Open a directory that a training run wrote; None if its weights are files that can be opened directly.
 
     Args:
         path: The directory.
-        there: The names in it, and whether each is a directory.
-        weights: Those of files that may hold a whole model.
-        inner: The text after `#`.
+        there: Names in the directory, and whether each is a directory.
+        weights: Names of files that may contain a whole model.
+        inner: Text after `#`.
     """
     if ".metadata" in there:
         return _dcp(path, there, inner)
@@ -77,7 +77,7 @@ def _dcp(path: str, there: Mapping[str, bool], inner: str | None) -> Source:
 
 
 def _accelerate(path: str, folder: str, part: str, inner: str, label: str) -> Source:
-    """A distributed checkpoint that accelerate keeps in a folder of its own, below a name of its own."""
+    """Open a distributed checkpoint that accelerate keeps in a subfolder, under its own name."""
     from torchparams.sources.training.dcp import open_dcp
 
     return open_dcp(join(path, folder), f"{part}.{inner}" if inner else part, label)
@@ -94,7 +94,7 @@ def _zero(path: str, there: Mapping[str, bool], inner: str | None) -> Source | N
 
 
 def _file_beside(path: str, inner: str | None) -> Source:
-    """A file beside the weights, which may hold no tensor: a schedule, random states."""
+    """Open a file beside the weights, which may contain no tensors: a scheduler, random states."""
     from torchparams.sources.torchfile.torchzip import open_torch_zip
 
     if format_of(path).name == "torch zip":

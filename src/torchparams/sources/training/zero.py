@@ -1,14 +1,14 @@
 """Checkpoints of DeepSpeed's ZeRO, stages 1 to 3, as one table.
 
-Each rank keeps its partition of the float32 weights, and of the optimizer's moments, as flat tensors in
-`*_optim_states.pt`. `*_model_states.pt` has the names and shapes, in the order in which the weights follow each other,
-and what is not partitioned: buffers, and frozen parameters in stages 1 and 2.
+Each rank saves its partition of the float32 weights and of the optimizer state as flat tensors in
+`*_optim_states.pt`. `*_model_states.pt` has the names and shapes in the order of the weights, and the tensors that are
+not partitioned: buffers, and in stages 1 and 2 frozen parameters.
 
-- Stages 1 and 2: the partitions of all ranks, one after the other, are the weights of a group one after the other, with
-  padding at the end, and now and then after a parameter.
-- Stage 3: each parameter is cut into as many parts as there are ranks; the last is padded.
+- Stages 1 and 2: the partitions of all ranks, concatenated, are the concatenated weights of a group, with padding at
+  the end and after some parameters.
+- Stage 3: each parameter is split into one part per rank; the last part is padded.
 
-DeepSpeed's own `zero_to_fp32.py` is the reference.
+DeepSpeed's `zero_to_fp32.py` is the reference.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     from torchparams.sources.training._zero_files import Flat
 
 OPTIMIZER = "optimizer"
-"""What follows `#` for the state of the optimizer."""
+"""Text after `#` for the state of the optimizer."""
 
 Place = tuple[int, int, tuple[int, ...]]
-"""The group that a parameter is in, its first element there, and its shape."""
+"""Group of a parameter, its first element in the group, and its shape."""
 
 _F32 = DType.of("float32")
-_DEPTH, _NODES = 8, 10_000  # of an entry that is not a tensor
+_DEPTH, _NODES = 8, 10_000  # limits for an entry that is not a tensor
 
 
 def open_zero(path: str, folder: str, inner: str | None = None, label: str | None = None) -> ZeroSource:
-    """The source that reads a ZeRO checkpoint.
+    """Open a ZeRO checkpoint.
 
     Args:
-        path: The directory as the user named it.
-        folder: The folder of the tag in it, or the same.
-        inner: `optimizer` for its state; else only what lies below this name.
-        label: What tables and messages call it: the path and `inner` unless given.
+        path: The directory as the user wrote it.
+        folder: Folder of the tag in it, or the directory itself.
+        inner: `optimizer` for the optimizer state; otherwise, include only tensors below this name.
+        label: Name in tables and messages; by default, the path and `inner`.
 
     Raises:
-        FileFormatError: A rank is missing, or the partitions do not hold what the shapes say.
-        UnknownName: Nothing lies below `inner`.
+        FileFormatError: A rank is missing, or the sizes of the partitions do not match the shapes.
+        UnknownName: No tensor is below `inner`.
     """
     with paused_gc():
         return ZeroSource(path, folder, inner, label)
@@ -131,12 +131,12 @@ class ZeroSource(PartedSource):
                 found[name] = number, at, shape
                 at += prod(shape) + padding
             there = sum(optim.groups[number].numel for optim in self._optims)
-            # DeepSpeed pads groups to a multiple of this. Where a parameter lies, the shapes alone say: with
+            # DeepSpeed pads groups to a multiple of this. Only the shapes give the positions of parameters: with
             # round_robin_gradients, param_slice_mappings have another order than the elements.
             unit = 2 * self._world
             if at > there or -(-at // unit) != -(-there // unit):
                 raise self._model.error(
-                    f"the shapes of group {number} take {at:,} elements, and the partitions of {self._world} ranks "
+                    f"the shapes of group {number} take {at:,} elements, but the partitions of {self._world} ranks "
                     f"hold {there:,}"
                 )
         return found
@@ -157,7 +157,7 @@ class ZeroSource(PartedSource):
     # --- rows ------------------------------------------------------------------------------------
 
     def _model_rows(self) -> dict[str, Expression]:
-        """The rows of the weights: in the order of the model, if it is known."""
+        """Rows of the weights, in the order of the model if it is known."""
         model = self._model
         rows: dict[str, Expression] = {}
         for name in self._places:
@@ -169,18 +169,18 @@ class ZeroSource(PartedSource):
                 continue
             x = model.source.row(f"{MODEL}.{name}")
             if self._optims[0].stage == 3 and name not in model.buffers and x.numel == 0:
-                raise model.error(f"{shorten(repr(name))} is partitioned, and no file says its shape")
-            # Buffers of a model in 16 bits are stored so; of the float32 model, they are float32.
+                raise model.error(f"{shorten(repr(name))} is partitioned, but no file has its shape")
+            # Buffers of a 16-bit model are stored in 16 bits; in the float32 model, they are float32.
             narrow = name in model.buffers and x.dtype.kind == "float" and x.dtype.bits == 16
             rows[name] = Cast(x, _F32) if narrow else x
         order = [name for name in model.module if name in rows]
         return {name: rows[name] for name in dict.fromkeys([*order, *rows])}
 
     def _moments(self) -> dict[str, Expression]:
-        """The rows of the optimizer's state."""
+        """Rows of the optimizer state."""
         keys = list(dict.fromkeys(key for states in self._optims[0].states for key in states))
         if not keys:
-            raise UnknownName("it holds no state of the optimizer", where=self._optims[0].path)
+            raise UnknownName("it has no optimizer state", where=self._optims[0].path)
         rows: dict[str, Expression] = {}
         for name, (number, _, _) in self._places.items():
             for key in keys:
@@ -190,7 +190,7 @@ class ZeroSource(PartedSource):
         return rows
 
     def _moment(self, name: str, key: str, number: int) -> Expression | None:
-        """One value of a parameter's state; None where its group has none of this name."""
+        """A state of a parameter; None if its group has no state of this name."""
         single = self._optims[0].single(number, key)
         if single is not None:
             return single
@@ -204,7 +204,7 @@ class ZeroSource(PartedSource):
         return self._assembled(name, partitions)
 
     def _assembled(self, name: str, partitions: Sequence[Sequence[Flat]]) -> Expression:
-        """A parameter, of the flat tensors of all ranks."""
+        """A parameter, assembled from the flat tensors of all ranks."""
         number, at, shape = self._places[name]
         numel = prod(shape)
         if self._optims[0].stage != 3:
@@ -215,7 +215,7 @@ class ZeroSource(PartedSource):
         return _reshaped(runs, shape) if numel else _reshaped(_run(partitions[0], 0, 0), shape)
 
     def _frozen(self, name: str, shape: tuple[int, ...]) -> Expression:
-        """A frozen parameter: whole, or a fragment of each rank."""
+        """A frozen parameter: whole, or assembled from a fragment per rank."""
         numel = prod(shape)
         fragments = [model.fragment(name) for model in self._models]
         if sum(flat.numel for flat in fragments) < numel:
@@ -227,7 +227,7 @@ class ZeroSource(PartedSource):
 
 
 def _run(flats: Sequence[Flat], start: int, stop: int) -> list[Expression]:
-    """Elements `[start, stop)` of flat tensors one after the other."""
+    """Elements `[start, stop)` of concatenated flat tensors."""
     starts = [0, *accumulate(flat.numel for flat in flats)]
     if start == stop:
         return [Slice(flats[0].row(), 0, 0, 0)]
@@ -244,7 +244,7 @@ def _run(flats: Sequence[Flat], start: int, stop: int) -> list[Expression]:
 
 
 def _reshaped(runs: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
-    """Runs of elements in the shape that they are to have."""
+    """Concatenate runs of elements and reshape them."""
     kept = [x for x in runs if x.numel] or list(runs[:1])
     dtypes = sorted({str(x.dtype) for x in kept})
     if len(dtypes) > 1:
