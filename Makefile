@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := src tests oracles bench scripts
 CHECKPOINT := demo/silero_vad_16k.safetensors
 
-.PHONY: demo demo-file test oracles check format bench fuzz docs web web-check clean help
+.PHONY: demo demo-file test oracles check format bench fuzz docs web web-check wheel workflows clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,16 @@ format: $(VENV)/.developed  ## format the code
 
 docs: $(VENV)/.developed  ## write the generated pages anew
 	$(BIN)/python scripts/generate_docs.py
+
+wheel: $(VENV)/.packaged  ## build the source distribution and the wheel of this machine; install it without a compiler, and try it
+	rm -rf dist
+	$(BIN)/python -m build -q
+	$(BIN)/python scripts/wheel_tag.py dist
+	$(BIN)/python bench/bench_install.py dist
+
+workflows: $(VENV)/.packaged  ## lint the workflow files
+	$(BIN)/yamllint -s .github .pre-commit-hooks.yaml
+	$(BIN)/zizmor -q --offline .github
 
 bench: $(VENV)/.developed  ## measure every claim; BENCH=bench/bench_x.py for one
 	@set -e; for file in $(or $(BENCH),$(sort $(wildcard bench/bench_*.py))); do \
@@ -80,11 +90,13 @@ $(VENV)/.oracles: $(VENV)/.developed
 	$(PIP) install -c constraints.txt -e '.[dev,oracles,remote]'
 	@touch $@
 
+$(VENV)/.packaged: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[ci]'
+	@touch $@
+
 web/node_modules/.installed: web/package-lock.json
 	cd web && npm ci --silent
 	@mkdir -p build && touch $@
 
-# Out of the package that it is published in, which is downloaded and not installed.
 $(CHECKPOINT): | $(VENV)/bin/python
-	$(PIP) download --no-deps --only-binary :all: -d demo 'silero-vad==6.2.3'
-	$(BIN)/python -c "import zipfile, sys; open(sys.argv[2], 'wb').write(zipfile.ZipFile(sys.argv[1]).read('silero_vad/data/silero_vad_16k.safetensors'))" demo/silero_vad-*.whl $@
+	$(BIN)/python scripts/demo_checkpoint.py $@

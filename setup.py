@@ -1,6 +1,7 @@
-"""The one thing that pyproject.toml cannot say: the kernels, which are built where there is a compiler."""
+"""What pyproject.toml cannot say: the kernels, which are built where there is a compiler, and the tag of the wheel."""
 
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
@@ -8,6 +9,8 @@ from setuptools import Extension, setup
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-g0", "-std=gnu11", "-fno-fast-math"]
 # Comparisons need each product as it rounds, and for merges it is part of the definition: none is fused with a sum.
 UNFUSED = [] if sys.platform == "win32" else ["-ffp-contract=off"]
+# One wheel serves Python 3.11 and all later ones; free-threaded Python has no stable ABI, and gets wheels of its own.
+STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
     ext_modules=[
@@ -16,8 +19,8 @@ setup(
             [f"src/torchparams/sketch/{file}.c" for file in (name, *more)],
             depends=[f"src/torchparams/sketch/{file}.h" for file in ("_common", "_compare", "_compare_lanes")],
             extra_compile_args=flags,
-            define_macros=[("Py_LIMITED_API", "0x030B0000")],
-            py_limited_api=True,
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
+            py_limited_api=STABLE,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
         for name, flags, *more in (
@@ -29,5 +32,5 @@ setup(
             ("_moments", FLAGS),
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE else {},
 )
