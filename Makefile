@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := src tests oracles bench scripts
 CHECKPOINT := demo/silero_vad_16k.safetensors
 
-.PHONY: demo demo-file test oracles check format bench fuzz docs web web-check wheel workflows clean help
+.PHONY: demo demo-file test oracles check format bench fuzz docs docs-site web web-check wheel workflows clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,9 @@ format: $(VENV)/.developed  ## format the code
 
 docs: $(VENV)/.developed  ## write the generated pages anew
 	$(BIN)/python scripts/generate_docs.py
+
+docs-site: $(VENV)/.documented  ## build the site of the documentation in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 wheel: $(VENV)/.packaged  ## build the source distribution and the wheel of this machine; install it without a compiler, and try it
 	rm -rf dist
@@ -88,6 +91,10 @@ $(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torch
 
 $(VENV)/.oracles: $(VENV)/.developed
 	$(PIP) install -c constraints.txt -e '.[dev,oracles,remote]'
+	@touch $@
+
+$(VENV)/.documented: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.packaged: pyproject.toml constraints.txt | $(VENV)/bin/python

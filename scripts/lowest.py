@@ -1,6 +1,6 @@
 """Prints the lowest version that pyproject.toml allows of each dependency, as constraints for pip.
 
-    python scripts/lowest.py > lowest.txt
+python scripts/lowest.py > lowest.txt
 """
 
 from __future__ import annotations
