@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import setuptools
 import yaml
-
 from lowest import lowest
 
 ROOT = Path(__file__).resolve().parents[1]
