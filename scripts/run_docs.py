@@ -91,9 +91,11 @@ def _console(block: Block) -> str:
             continue  # how to install it, or make: those are tried by hand and by the Makefile
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            run(arguments)
+            status = run(arguments)
         got = "\n".join(text.rstrip() for text in printed.getvalue().splitlines()) + "\n"
-        if not doctest.OutputChecker().check_output(expected.rstrip() + "\n", got, doctest.ELLIPSIS):
+        if status == 2 and "torchparams: " not in expected:  # an error, which `...` would let pass
+            wrong.append(f"$ {line}\nfails with\n{got}")
+        elif not doctest.OutputChecker().check_output(expected.rstrip() + "\n", got, doctest.ELLIPSIS):
             wrong.append(f"$ {line}\nshould print\n{expected}\nprints\n{got}")
     return "\n".join(wrong)
 

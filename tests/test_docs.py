@@ -30,8 +30,17 @@ def test_a_page_that_shows_what_is_not_so_is_found() -> None:
     assert "1 + 1" in _python(Block("page", 3, "python", ">>> 1 + 1\n3\n"), {})
     assert _python(Block("page", 3, "python", "raise ValueError('no')\n"), {}) == "ValueError: no"
     assert "prints\ntorchparams: nothing: No such" in _console(
-        Block("page", 3, "console", "$ torchparams ls nothing\nit\n")
+        Block("page", 3, "console", "$ torchparams ls nothing\ntorchparams: it\n")
     )
+    assert "fails with\ntorchparams: nothing" in _console(
+        Block("page", 3, "console", "$ torchparams ls nothing\n...\n")
+    )
+
+
+def test_there_are_forty_tasks_each_with_code_or_a_command() -> None:
+    tasks = re.split(r"^### \d+\. ", (ROOT / "docs" / "how_to.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(tasks) == 40
+    assert all("```python\n" in task or "```console\n" in task for task in tasks)
 
 
 @pytest.mark.parametrize("name", PAGES)

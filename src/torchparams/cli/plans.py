@@ -63,7 +63,8 @@ def carry_out(plan: Any, doing: str, *, engine: str | None = None, dry_run: bool
         show(plan, as_json)
         return
     with progress(doing) as tell:
-        written = plan.run(tell, engine=engine)
+        # Plans of adapters have no engine to choose.
+        written = plan.run(tell) if engine is None else plan.run(tell, engine=engine)
     show(written, as_json)
 
 
