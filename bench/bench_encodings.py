@@ -214,7 +214,7 @@ def measure_recognition() -> None:
     from torchparams.dtypes import DType
     from torchparams.encodings.companions import coded
     from torchparams.info import ParameterInfo
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
     def info(name: str, dtype: str) -> ParameterInfo:
         return ParameterInfo(name, (4,), DType.of(dtype), 4, 16, "file", "tensor", None)
@@ -224,9 +224,9 @@ def measure_recognition() -> None:
     for what, infos in {"plain": plain, "and one of integers": [*plain, info("ids", "int64")]}.items():
         times = []
         for _ in range(9):
-            records = Records(infos)
+            reading = Reading(infos)
             begun = time.perf_counter()
-            coded(records)
+            coded(reading)
             times.append(time.perf_counter() - begun)
         print(f"{what:<20} {statistics.median(times) * 1e3:.0f} ms")
 

@@ -16,8 +16,8 @@ from fake_infos import live, transformer
 from in_browser import chromium, opened
 from selector import test_globs, test_parser, test_table
 from selector_strategies import GLOBS, TEXTS
+from torchparams._selector.candidates import Table
 from torchparams._selector.parser import parse
-from torchparams._selector.table import Table
 from torchparams.errors import SelectorError, SelectorSyntaxError
 from torchparams.page import payload
 from torchparams.page.result import page_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchparams.lint.findings import Audit, Rule
+    from torchparams.lint.findings import Audit, AuditRule
 
 HEAD = """\
 # The audit
@@ -69,7 +69,7 @@ def audit_page() -> str:
     return "\n".join(lines)
 
 
-def _section(rule: Rule) -> str:
+def _section(rule: AuditRule) -> str:
     (finding, *_) = (finding for finding in run(rule.failing, rule.ranks) if finding.id == rule.id)
     paragraphs = [
         f"### {rule.id} {rule.name}",

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         (
             {"errors", "limits"},
             {"dtypes"},
-            {"info", "records"},
+            {"info", "reading"},
             {"render", "left_out", "names", "order", "_selector", "selectors", "renames"},
             {"io", "sketch"},
             {"expressions"},

@@ -69,7 +69,7 @@ WANTED = [f"h.{i}.{name}" for i in range(12) for name in ("b", "w")]
 def test_every_look_at_a_file(file: str, tmp_path: Path) -> None:
     params = tp.of(file)
     assert params.names == list(params) == list(params.keys()) == list(params.infos) == WANTED
-    assert [name for name, _ in params.items()] == params.records().names == WANTED
+    assert [name for name, _ in params.items()] == params.reading().names == WANTED
     assert [int(value[0]) for value in params.values()] == [LAYERS.index(name) for name in WANTED]
     assert [name for name, _ in params.named_parameters()] == WANTED
     assert params.select("h.{9,10}.*").names == ["h.9.b", "h.9.w", "h.10.b", "h.10.w"]

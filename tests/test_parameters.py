@@ -19,12 +19,12 @@ import torchparams as tp
 from torchparams.dtypes import DType
 from torchparams.errors import NoMatch, ReadOnlyTable, SelectorError, UnknownName, UnsupportedSource
 from torchparams.info import ParameterInfo
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.render import rows as table_module
 from torchparams.render.rows import ALIASES_SHOWN, ROWS_SHOWN, sort_infos, total_of
 from torchparams.render.tree import Row
 from torchparams.sources.base import Source
-from torchparams.sources.live.tensors import LiveRecords
+from torchparams.sources.live.tensors import LiveReading
 from torchparams.testing import MemorySource
 from torchparams.train.penalty import Penalty
 
@@ -1097,14 +1097,14 @@ def test_making_a_table_of_a_table() -> None:
 
 def test_a_reading_gives_every_selector_the_same_state() -> None:
     model = net()
-    records = tp.of(model).records()
-    assert tp.Selector("**.weight").names(records, strict=True) == {
+    reading = tp.of(model).reading()
+    assert tp.Selector("**.weight").names(reading, strict=True) == {
         name for name, _ in model.named_parameters() if name.endswith("weight")
     }
     model[0].requires_grad_(False)
     model.append(nn.Linear(2, 2))
-    assert len(records) == len(records.names) == len(tp.Selector("**").names(records)) == len(tp.of(model)) - 2
-    assert list(records) == records.infos == [tp.of(model).info(name) for name in records.names]
+    assert len(reading) == len(reading.names) == len(tp.Selector("**").names(reading)) == len(tp.of(model)) - 2
+    assert list(reading) == reading.infos == [tp.of(model).info(name) for name in reading.names]
 
 
 @pytest.mark.parametrize("source", ["module", "mapping"])
@@ -1114,19 +1114,19 @@ def test_every_field_of_a_reading_is_that_of_the_records(source: str) -> None:
     params = tp.of(nn.DataParallel(model), buffers=True) if source == "module" else tp.of(model.state_dict())
     fields = [field.name for field in dataclasses.fields(tp.ParameterInfo)]
     for chosen in (params, params.select("1.**" if source == "module" else "1.*")):
-        records, infos = chosen.records(), chosen.infos
-        assert records.names == list(infos)
+        reading, infos = chosen.reading(), chosen.infos
+        assert reading.names == list(infos)
         for field in (*fields, "ndim"):
-            assert list(records.column(field)) == [getattr(info, field) for info in infos.values()], field
-        assert list(records.column("owner")) == [(info.module, info.bases) for info in infos.values()]
-        assert list(records.raws) == list(Records(infos.values()).raws)
-        assert list(records.aliases) == list(Records(infos.values()).aliases)
-        assert records.infos == list(infos.values())
+            assert list(reading.column(field)) == [getattr(info, field) for info in infos.values()], field
+        assert list(reading.column("owner")) == [(info.module, info.bases) for info in infos.values()]
+        assert list(reading.raws) == list(Reading(infos.values()).raws)
+        assert list(reading.aliases) == list(Reading(infos.values()).aliases)
+        assert reading.infos == list(infos.values())
 
 
 def test_selecting_and_reading_what_was_selected_makes_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    monkeypatch.setattr(LiveRecords, "infos", property(lambda self: pytest.fail("records were made")))
+    monkeypatch.setattr(LiveReading, "infos", property(lambda self: pytest.fail("records were made")))
     params = tp.of(model)
     for text in ("0.*", "/.*bias/", ":norm", ":trainable", "[ndim=2]", "[module=Linear]", "~:bias & [numel<=6]"):
         chosen = params.select(text)
@@ -1136,8 +1136,8 @@ def test_selecting_and_reading_what_was_selected_makes_no_records(monkeypatch: p
 
 def test_a_selection_is_read_in_one_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
     model, readings = net(), []
-    of = LiveRecords.of
-    monkeypatch.setattr(LiveRecords, "of", lambda *args, **options: readings.append(1) or of(*args, **options))  # type: ignore[func-returns-value]  # counts
+    of = LiveReading.of
+    monkeypatch.setattr(LiveReading, "of", lambda *args, **options: readings.append(1) or of(*args, **options))  # type: ignore[func-returns-value]  # counts
     chosen = tp.of(model).select("**.weight")
     assert len(readings) == 1
     for use in (lambda: chosen.names, lambda: list(chosen.items()), lambda: chosen.infos, lambda: list(chosen())):

@@ -27,12 +27,12 @@ def infos(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, ParameterInfo]:
 
 
 def same(*names: str, shape: tuple[int, ...] = (2,)) -> Mapping[str, ParameterInfo]:
-    """Records of one shape."""
+    """Reading of one shape."""
     return infos(dict.fromkeys(names, shape))
 
 
 def distinct(*names: str) -> Mapping[str, ParameterInfo]:
-    """Records of a shape each."""
+    """Reading of a shape each."""
     return infos({name: (i + 1,) for i, name in enumerate(names)})
 
 

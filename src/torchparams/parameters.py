@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.render.result import Result
 from torchparams.render.rows import INFO_COLUMNS, sort_infos, table_of, total_of
 from torchparams.render.rows import ROWS_SHOWN as ROWS_SHOWN
@@ -88,8 +88,8 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
             return self._source.ordered()
         if self._chosen is not None:
             return self._chosen
-        records = self.records()
-        chosen = dict(zip(records.names, records.infos, strict=True))
+        reading = self.reading()
+        chosen = dict(zip(reading.names, reading.infos, strict=True))
         if not self._source.live:
             self._chosen = chosen
         return chosen
@@ -101,17 +101,17 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
             return None
         source = self._source
         return self._selector.narrow(
-            source.records() if source.live else Records(source.infos().values()), where=source.label
+            source.reading() if source.live else Reading(source.infos().values()), where=source.label
         )
 
-    def records(self) -> Records:
-        """Single reading of the table, to answer several questions; see `Records`."""
+    def reading(self) -> Reading:
+        """Single reading of the table, to answer several questions; see `Reading`."""
         if self._chosen is not None:
-            return Records(self._chosen.values())
-        records = self._source.records() if self._source.live else Records(self._source.ordered().values())
+            return Reading(self._chosen.values())
+        reading = self._source.reading() if self._source.live else Reading(self._source.ordered().values())
         # The order is that of the source, whatever the order of terms in the selector.
         return (
-            records if self._selector is None else records.only(self._selector.names(records, where=self._source.label))
+            reading if self._selector is None else reading.only(self._selector.names(reading, where=self._source.label))
         )
 
     def snapshot(self) -> Parameters:
@@ -129,7 +129,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         >>> before.names, tp.of(weights).names
         (['fc.weight', 'fc.bias'], ['fc.weight'])
         """
-        return Parameters(self._source.snapshot(self.records())) if self._source.live else self
+        return Parameters(self._source.snapshot(self.reading())) if self._source.live else self
 
     def info(self, name: str) -> ParameterInfo:
         """Info of a parameter by canonical or raw name.
@@ -140,10 +140,10 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
             UnknownName: The table has no such parameter.
         """
         if self._source.live and isinstance(name, str):
-            records = self._source.records()
-            if records.tensors is not None and name in records.tensors:
-                if self._selector is None or name in self._selector.names(records, where=self._source.label):
-                    return records.one(name)
+            reading = self._source.reading()
+            if reading.tensors is not None and name in reading.tensors:
+                if self._selector is None or name in self._selector.names(reading, where=self._source.label):
+                    return reading.one(name)
                 raise self._unselected(name)
         return self._source.info(self._name(name))
 
@@ -263,8 +263,8 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         """Tensors by name, from one reading of a live source."""
         if self._selector is None:
             return dict(self._source.items())
-        records = self.records()
-        return dict(self._source.items(records.names)) if records.tensors is None else records.tensors
+        reading = self.reading()
+        return dict(self._source.items(reading.names)) if reading.tensors is None else reading.tensors
 
     def _taken(self, name: str) -> str:
         """Spelling of a name that the source accepts for values; cheaper to find than the canonical one."""
@@ -311,14 +311,14 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
         chosen = Selector.of(selector)
         if strict:
-            chosen.names(self.records(), strict=True, where=self._source.label)
+            chosen.names(self.reading(), strict=True, where=self._source.label)
         return Parameters(self._source, chosen if self._selector is None else self._selector & chosen)
 
     def explain(self, selector: object) -> Explanation:
         """Explain which term of a selector matches which parameters; prints as a table."""
         from torchparams.selectors import Selector
 
-        return Selector.of(selector).explain(self.records(), where=self._source.label)
+        return Selector.of(selector).explain(self.reading(), where=self._source.label)
 
     def filter(self, keep: Callable[[ParameterInfo], bool]) -> Parameters:
         """Select the parameters whose info `keep` accepts."""
@@ -411,7 +411,7 @@ class _Keys(KeysView[str]):
         return isinstance(name, str) and name in self._reading
 
 
-class _Pairs:
+class _Held:
     """Reading that a view of tensors holds: the tensors of a live source, or the names of any other."""
 
     _mapping: Parameters
@@ -431,7 +431,7 @@ class _Pairs:
         return len(self._reading)
 
 
-class _Items(_Pairs, ItemsView[str, Any]):
+class _Items(_Held, ItemsView[str, Any]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return self._pairs()
 
@@ -446,7 +446,7 @@ class _Items(_Pairs, ItemsView[str, Any]):
         return bool(self._mapping[name] == value)
 
 
-class _Values(_Pairs, ValuesView[Any]):
+class _Values(_Held, ValuesView[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(self._reading.values()) if self._mapping._source.live else (value for _, value in self._pairs())
 

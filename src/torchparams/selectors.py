@@ -78,11 +78,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from torchparams._selector.candidates import Candidates, Rows
 from torchparams._selector.globs import Glob
 from torchparams._selector.globs import quote as quote
 from torchparams._selector.hints import narrow, refuse_empty, suggestion
 from torchparams._selector.parser import parse
-from torchparams._selector.table import Rows, Table
 from torchparams._selector.tree import (
     Compound,
     Condition,
@@ -99,14 +99,13 @@ from torchparams._selector.tree import (
     union,
 )
 from torchparams.errors import SelectorError, shorten
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.render.result import Result
-from torchparams.render.tree import Cell, Column, Row, Text, Tree, cut, human_count, plural
-from torchparams.render.tree import Table as ShownTable
+from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, cut, human_count, plural
 
 if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
-    from torchparams.records import Lone
+    from torchparams.reading import Lone
 
 ROWS_SHOWN = 40
 """Default number of parameters listed by a printed explanation."""
@@ -215,7 +214,7 @@ class Selector:
         decide alone. These do not: `:tied`, patterns that do not match, their complements, conditions on the first name
         of a tied tensor (`:bias`, `:norm`, `[module=…]`, functions), and numbers from the end.
         """
-        return None if self.relative else Table.decides(self._node, lone)
+        return None if self.relative else Candidates.decides(self._node, lone)
 
     def narrow(self, infos: Iterable[ParameterInfo], where: str | None = None) -> str | None:
         """Note about a `*` that matches few parameters where `**` would match many more, or None.
@@ -306,12 +305,12 @@ class Selector:
         return f"Selector({str(self)!r})"
 
 
-def _table_of(infos: Iterable[ParameterInfo], where: str | None) -> Table:
-    if not isinstance(infos, Records):
-        return Table(infos, where)
+def _table_of(infos: Iterable[ParameterInfo], where: str | None) -> Candidates:
+    if not isinstance(infos, Reading):
+        return Candidates(infos, where)
     if infos.applied is None:
-        infos.applied = Table(infos, where)
-    table: Table = infos.applied
+        infos.applied = Candidates(infos, where)
+    table: Candidates = infos.applied
     table.where = where
     return table
 
@@ -460,9 +459,9 @@ class Explanation(Result):
             Column("hits", style="dim", shrink=True, yields=True),
         )
         rows = tuple(_term_row(term) for term in self.terms)
-        parts: list[Text | ShownTable] = [
+        parts: list[Text | Table] = [
             Text(shorten(total.text, 200), "title"),
-            ShownTable(columns, rows, tree=True),
+            Table(columns, rows, tree=True),
         ]
         if len(set(self.by.values())) > 1:
             shown = (
@@ -470,7 +469,7 @@ class Explanation(Result):
                 Column("hit by", style="dim", shrink=True, yields=True),
             )
             reasons = [Row((name, "  ".join(texts))) for name, texts in self.by.items()]
-            parts += [Text(""), ShownTable(shown, cut(reasons, limit, "parameters"))]
+            parts += [Text(""), Table(shown, cut(reasons, limit, "parameters"))]
         parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))
         return Tree(tuple(parts))
 
@@ -508,7 +507,7 @@ def _term_row(term: Term) -> Row:
     return Row((shorten(term.text, 80), f"{len(term.hits):,}", human_count(term.numel), hits), depth=term.depth)
 
 
-def _terms(table: Table, node: Node, depth: int) -> Iterator[Term]:
+def _terms(table: Candidates, node: Node, depth: int) -> Iterator[Term]:
     hits = tuple(table.infos[row] for row in sorted(table.hits(node)))
     below = children(node)
     yield Term(str(node), depth, hits, "" if hits or not table.infos else suggestion(table, node))
@@ -516,7 +515,7 @@ def _terms(table: Table, node: Node, depth: int) -> Iterator[Term]:
         yield from _terms(table, child, depth + 1)
 
 
-def _reasons(table: Table, node: Node, rows: Rows) -> Iterator[tuple[str, Rows]]:
+def _reasons(table: Candidates, node: Node, rows: Rows) -> Iterator[tuple[str, Rows]]:
     """Terms that match `rows`, with the rows of each. The node matches all `rows`."""
     if isinstance(node, Union):
         for term in node.terms:

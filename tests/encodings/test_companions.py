@@ -16,7 +16,7 @@ import torchparams as tp
 from command import command
 from torchparams.encodings.companions import CODES, GROUPS, coded
 from torchparams.errors import MismatchError, NotReadable, TorchParamsError
-from torchparams.records import Records
+from torchparams.reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ F8 = torch.float8_e4m3fn
 
 def codes_of(weights: dict[str, Any]) -> dict[str, bool]:
     """Name → whether it is codes, of what is found."""
-    return {name: found.codes for name, found in coded(tp.of(weights, raw=True).records()).items()}
+    return {name: found.codes for name, found in coded(tp.of(weights, raw=True).reading()).items()}
 
 
 def tensor(dtype: torch.dtype = torch.float32, *shape: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_codes_and_what_belongs_to_them_are_recognised(name: str) -> None:
 
 def test_of_the_companions_floating_point_ones_are_numbers() -> None:
     weights = {"l.weight": tensor(torch.uint8), "l.weight_scale": tensor(F8), "l.weight_scale_2": tensor()}
-    found = coded(tp.of(weights, raw=True).records())
+    found = coded(tp.of(weights, raw=True).reading())
     assert {name: each.numbers for name, each in found.items()} == {
         "l.weight": False,
         "l.weight_scale": False,
@@ -169,7 +169,7 @@ def test_what_is_found_follows_from_names_and_types_in_any_order(dtypes: dict[st
 
 
 def test_a_source_is_looked_at_once_whatever_its_size() -> None:
-    class Counting(Records):
+    class Counting(Reading):
         looks = 0
 
         @property

@@ -12,13 +12,13 @@ from torch import nn
 
 import torchparams as tp
 from torchparams.lint.audit import RULES
-from torchparams.lint.findings import SEVERITIES, Rule
+from torchparams.lint.findings import SEVERITIES, AuditRule
 
 EACH = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 
 
 @EACH
-def test_the_failing_example_fails_by_this_rule_alone(rule: Rule) -> None:
+def test_the_failing_example_fails_by_this_rule_alone(rule: AuditRule) -> None:
     found = run(rule.failing, rule.ranks)
     assert [finding.id for finding in found] == [rule.id]
     (finding,) = found
@@ -27,7 +27,7 @@ def test_the_failing_example_fails_by_this_rule_alone(rule: Rule) -> None:
 
 
 @EACH
-def test_the_passing_example_passes_every_rule(rule: Rule) -> None:
+def test_the_passing_example_passes_every_rule(rule: AuditRule) -> None:
     assert list(run(rule.passing, rule.ranks)) == []
 
 
@@ -36,7 +36,7 @@ WHAT_FIXES_ITSELF = set("M101 M102 M103 M104 M108 M201 M202 M302 M303 O101 O104 
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.id in WHAT_FIXES_ITSELF], ids=lambda rule: rule.id)
-def test_the_fix_is_code_that_fixes(rule: Rule) -> None:
+def test_the_fix_is_code_that_fixes(rule: AuditRule) -> None:
     torch.manual_seed(0)
     made: dict[str, Any] = {"torch": torch, "nn": nn, "tp": tp}
     exec(rule.failing, made)
@@ -47,7 +47,7 @@ def test_the_fix_is_code_that_fixes(rule: Rule) -> None:
 
 
 @EACH
-def test_a_rule_is_described(rule: Rule) -> None:
+def test_a_rule_is_described(rule: AuditRule) -> None:
     assert re.fullmatch(r"[MOGD]\d{3}", rule.id)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
     assert rule.severity in SEVERITIES

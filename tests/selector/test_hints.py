@@ -7,9 +7,9 @@ import re
 import pytest
 
 from fake_infos import live, stored, transformer
+from torchparams._selector.candidates import Candidates
 from torchparams._selector.hints import refuse_empty
 from torchparams._selector.parser import parse
-from torchparams._selector.table import Table
 from torchparams.errors import NoMatch, SelectorError
 from torchparams.selectors import Selector
 
@@ -19,7 +19,7 @@ MODEL = transformer(12)
 def refusal(text: str) -> str:
     """What the strict selection says."""
     with pytest.raises(NoMatch) as caught:
-        refuse_empty(Table(MODEL, "BertModel"), parse(text))
+        refuse_empty(Candidates(MODEL, "BertModel"), parse(text))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -200,12 +200,12 @@ def test_what_was_meant_hits_something(text: str) -> None:
     ],
 )
 def test_a_selector_of_which_every_part_hits_is_not_refused(text: str) -> None:
-    refuse_empty(Table(MODEL), parse(text))
+    refuse_empty(Candidates(MODEL), parse(text))
 
 
 def test_a_branch_is_judged_by_the_whole_table() -> None:
     """`head.**` hits nothing below encoder, and is no mistake for that."""
-    refuse_empty(Table(MODEL), parse("encoder.** & (**.norm.** | head.**)"))
+    refuse_empty(Candidates(MODEL), parse("encoder.** & (**.norm.** | head.**)"))
 
 
 def test_nothing_is_in_an_empty_table() -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fake_infos import EMBEDDING, LINEAR, MODULE, NORM, live, stored, transformer
+from torchparams._selector.candidates import Candidates, class_spellings, is_bias
 from torchparams._selector.parser import parse
-from torchparams._selector.table import Table, class_spellings, is_bias
 from torchparams.errors import SelectorError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def hit(text: str, *infos: ParameterInfo) -> list[str]:
     """The names that a selector hits, in the table's order."""
-    table = Table(infos)
+    table = Candidates(infos)
     return [table.names[row] for row in sorted(table.hits(parse(text)))]
 
 
@@ -276,7 +276,7 @@ FILE = [stored("norm.weight"), stored("norm.bias")]
 )
 def test_what_is_not_recorded_is_an_error_and_not_an_empty_selection(text: str, message: str) -> None:
     with pytest.raises(SelectorError, match=re.escape(message)):
-        Table(FILE, "m.safetensors").hits(parse(text))
+        Candidates(FILE, "m.safetensors").hits(parse(text))
 
 
 def test_a_file_answers_what_it_records() -> None:
@@ -304,7 +304,7 @@ def test_a_node_is_found_out_once() -> None:
 
         __hash__ = str.__hash__
 
-    table = Table([live("a", device="cpu")])
+    table = Candidates([live("a", device="cpu")])
     node = parse("[kind=parameter]")
     object.__setattr__(table.infos[0], "kind", Counting("parameter"))
     for _ in range(3):

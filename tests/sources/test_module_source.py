@@ -1080,10 +1080,10 @@ def test_a_parameter_added_meanwhile_is_one_clear_error(reading: str) -> None:
 def test_aliases_that_are_asked_for_after_a_change() -> None:
     model: Any = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     model[1].weight = model[0].weight
-    records = ModuleSource(model).records()
+    reading = ModuleSource(model).reading()
     model.append(nn.Linear(1, 1))
     with pytest.raises(SourceError) as caught:
-        list(records.aliases)
+        list(reading.aliases)
     assert str(caught.value) == CHANGED
 
 

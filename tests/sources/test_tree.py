@@ -10,7 +10,7 @@ from torchparams.errors import LimitExceeded, SourceError, UnknownName
 from torchparams.sources.torchfile._describe import describe
 from torchparams.sources.torchfile._pickle_values import Blob, Global, OddKey, Reduced
 from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, TensorRef
-from torchparams.sources.torchfile._tree import Listing
+from torchparams.sources.torchfile._tree import Contents
 
 FLOAT = DType.of("float32")
 
@@ -27,12 +27,12 @@ def instance(module: str, name: str, state: Any = None, args: tuple[Any, ...] = 
 
 def names(root: Any, inner: str | None = None) -> dict[str, tuple[str, ...]]:
     """First names and their aliases."""
-    listing = Listing(root, inner, "a.pt")
+    listing = Contents(root, inner, "a.pt")
     return {entry.name: tuple(entry.aliases) for name, entry in listing.names.items() if name == entry.name}
 
 
 def metadata(root: Any, inner: str | None = None) -> dict[str, Any]:
-    return Listing(root, inner, "a.pt").metadata
+    return Contents(root, inner, "a.pt").metadata
 
 
 # --- names -------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_tied_tensors_are_one_entry() -> None:
 
 def test_a_tied_parameter_is_a_parameter() -> None:
     parameter = tensor("0").replaced(is_parameter=True, requires_grad=True)
-    listing = Listing({"plain": tensor("0"), "parameter": parameter}, None, "a.pt")
+    listing = Contents({"plain": tensor("0"), "parameter": parameter}, None, "a.pt")
     entry = listing.names["plain"]
     assert (entry.kind, entry.tensor.requires_grad, entry.aliases) == ("parameter", True, ["parameter"])
 
@@ -119,7 +119,7 @@ def test_a_module_lists_as_its_state_dict() -> None:
     inside = module({"w": tensor("1"), "bias": None}, {"running": tensor("2"), "tmp": tensor("3")})
     inside.state["_non_persistent_buffers_set"] = ["tmp", 5]
     root = module({"scale": tensor("0")}, None, {"fc": inside, "gone": None}, mask=tensor("4"), n=3)
-    listing = Listing(root, None, "a.pt")
+    listing = Contents(root, None, "a.pt")
     assert {name: (entry.kind, entry.module, entry.persistent) for name, entry in listing.names.items()} == {
         "scale": ("parameter", "lib.Net", True),
         "fc.w": ("parameter", "lib.Net", True),
@@ -163,7 +163,7 @@ def test_a_storage_or_an_array_is_a_tensor() -> None:
     storage = StorageRef("0", FLOAT, 3)
     array, none = ArrayRef(), ArrayRef()
     array.tensor = tensor("1")
-    listing = Listing({"s": storage, "again": storage, "a": array, "none": none}, None, "a.pt")
+    listing = Contents({"s": storage, "again": storage, "a": array, "none": none}, None, "a.pt")
     assert {name: entry.tensor.shape for name, entry in listing.names.items()} == {"s": (3,), "again": (3,), "a": (2,)}
     assert listing.names["s"].aliases == ["again"]
     assert listing.metadata == {"none": "a numpy array that is not numeric"}

@@ -13,7 +13,7 @@ from torch import nn
 import torchparams as tp
 from torchparams.errors import NoMatch, OptionError, SelectorSyntaxError, UnknownName, UnsupportedSource
 from torchparams.render.tree import to_html
-from torchparams.sources.live.tensors import LiveRecords
+from torchparams.sources.live.tensors import LiveReading
 from torchparams.train.groups import Groups
 
 
@@ -577,9 +577,9 @@ def test_printing_never_raises() -> None:
 
 def test_a_model_is_read_once_and_no_records_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     readings: list[int] = []
-    of = LiveRecords.of
-    monkeypatch.setattr(LiveRecords, "of", lambda *args, **options: readings.append(1) or of(*args, **options))  # type: ignore[func-returns-value]  # counts
-    monkeypatch.setattr(LiveRecords, "infos", property(lambda self: pytest.fail("records were made")))
+    of = LiveReading.of
+    monkeypatch.setattr(LiveReading, "of", lambda *args, **options: readings.append(1) or of(*args, **options))  # type: ignore[func-returns-value]  # counts
+    monkeypatch.setattr(LiveReading, "infos", property(lambda self: pytest.fail("records were made")))
     model = Net()
     tp.groups(model, tp.rule(tp.no_decay, weight_decay=0.0), tp.rule("head.**", lr=1.0), lr=0.1, layer_decay=0.9)
     assert readings == [1]

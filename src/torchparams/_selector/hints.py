@@ -10,9 +10,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from torchparams._selector.bounded import Bounded, TooSlow
+from torchparams._selector.candidates import Candidates, Rows, class_spellings, layer_of, modules_below
 from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Wild, literal_glob
 from torchparams._selector.parser import WORDS, parse
-from torchparams._selector.table import Rows, Table, class_spellings, layer_of, modules_below
 from torchparams._selector.tree import (
     Complement,
     Compound,
@@ -37,7 +37,7 @@ SHOWN = 4
 """Maximum number of values or names in a message."""
 
 
-def refuse_empty(table: Table, node: Node) -> None:
+def refuse_empty(table: Candidates, node: Node) -> None:
     """Raise if a part of the selector (term, intersection, complement, or its operand) matches nothing.
 
     Raises:
@@ -48,7 +48,7 @@ def refuse_empty(table: Table, node: Node) -> None:
     _refuse(table, node, node)
 
 
-def _refuse(table: Table, node: Node, whole: Node) -> None:
+def _refuse(table: Candidates, node: Node, whole: Node) -> None:
     for child in children(node):
         _refuse(table, child, whole)
     if isinstance(node, Names):
@@ -59,7 +59,7 @@ def _refuse(table: Table, node: Node, whole: Node) -> None:
         raise NoMatch(f"`{_text(node)}` matches nothing{place}", where=table.where, exists=exists, hint=hint)
 
 
-def _refuse_names(table: Table, node: Names) -> None:
+def _refuse_names(table: Candidates, node: Names) -> None:
     if not node.names:
         raise NoMatch("the list of names is empty", where=table.where, hint="use `**` to select every parameter")
     missing = [name for name in sorted(node.names) if name not in table.places]
@@ -77,7 +77,7 @@ def _text(node: Node | Glob | Regex) -> str:
     return shorten(str(node), 120)
 
 
-def why(table: Table, node: Node) -> tuple[str, str | None]:
+def why(table: Candidates, node: Node) -> tuple[str, str | None]:
     """Reason why a node matches nothing although its parts do, and a suggestion."""
     if isinstance(node, Compound):
         return _why_compound(table, node)
@@ -94,9 +94,9 @@ def why(table: Table, node: Node) -> tuple[str, str | None]:
     return f"the function accepts none of the {plural(len(table.names), 'parameter')}", None
 
 
-def _why_objects(table: Table, node: Objects) -> tuple[str, str | None]:
-    modules = modules_below(table.records.root)
-    held = set(map(id, (table.records.held or {}).values()))
+def _why_objects(table: Candidates, node: Objects) -> tuple[str, str | None]:
+    modules = modules_below(table.reading.root)
+    held = set(map(id, (table.reading.held or {}).values()))
     for same in node.objects:
         if isinstance(same.object, type):
             if not any(isinstance(module, same.object) for module in modules):
@@ -113,7 +113,7 @@ def _why_objects(table: Table, node: Objects) -> tuple[str, str | None]:
     return "the table has no parameter of it", None
 
 
-def _why_intersection(table: Table, node: Intersection) -> str:
+def _why_intersection(table: Candidates, node: Intersection) -> str:
     rows = table.hits(node.terms[0])
     for count, term in enumerate(node.terms[1:], 1):
         both = rows & table.hits(term)
@@ -127,7 +127,7 @@ def _why_intersection(table: Table, node: Intersection) -> str:
     raise AssertionError("an empty intersection has a term that makes it so")
 
 
-def _why_compound(table: Table, node: Compound) -> tuple[str, str | None]:
+def _why_compound(table: Candidates, node: Compound) -> tuple[str, str | None]:
     rows = set(range(len(table.names)))
     before: Compound | None = None
     if node.pattern is not None:
@@ -149,7 +149,7 @@ def _why_compound(table: Table, node: Compound) -> tuple[str, str | None]:
 # --- conditions ----------------------------------------------------------------------------------
 
 
-def _why_condition(table: Table, condition: Condition | Word, rows: Rows) -> tuple[str, str | None]:
+def _why_condition(table: Candidates, condition: Condition | Word, rows: Rows) -> tuple[str, str | None]:
     infos = [table.infos[row] for row in sorted(rows)]
     among = "them" if len(rows) < len(table.names) else f"the {plural(len(infos), 'parameter')}"
     if isinstance(condition, Word):
@@ -197,13 +197,13 @@ def _some(values: Counter[str]) -> str:
 # --- patterns ------------------------------------------------------------------------------------
 
 
-def _why_pattern(table: Table, pattern: Glob | Regex) -> tuple[str, str | None]:
+def _why_pattern(table: Candidates, pattern: Glob | Regex) -> tuple[str, str | None]:
     if isinstance(pattern, Regex):
         return _why_regex(table, pattern)
     return _why_glob(table, pattern)
 
 
-def _why_regex(table: Table, pattern: Regex) -> tuple[str, str | None]:
+def _why_regex(table: Candidates, pattern: Regex) -> tuple[str, str | None]:
     try:
         found = Bounded(pattern.pattern).count(table.names)
     except TooSlow:
@@ -220,7 +220,7 @@ def _why_regex(table: Table, pattern: Regex) -> tuple[str, str | None]:
     return exists, f"did you mean `{text}`?"
 
 
-def _computed(table: Table, glob: Glob) -> tuple[str, str] | None:
+def _computed(table: Candidates, glob: Glob) -> tuple[str, str] | None:
     """For a parametrised tensor: the tensors that it is computed from, and a selector of these."""
     last = glob.components[-1]
     if len(last) != 1 or not isinstance(last[0], str):
@@ -234,13 +234,13 @@ def _computed(table: Table, glob: Glob) -> tuple[str, str] | None:
     return None
 
 
-def _listed(table: Table, rows: Rows) -> str:
+def _listed(table: Candidates, rows: Rows) -> str:
     shown = [f"`{shorten(table.names[row])}`" for row in sorted(rows)]
     more = len(shown) - SHOWN
     return " and ".join(shown[:SHOWN]) + (f" and {plural(more, 'other')}" if more > 0 else "")
 
 
-def _why_glob(table: Table, glob: Glob) -> tuple[str, str | None]:
+def _why_glob(table: Candidates, glob: Glob) -> tuple[str, str | None]:
     if computed := _computed(table, glob):
         return computed
     for reason, meant in _meant(glob):
@@ -312,7 +312,7 @@ def _nearest_word(word: str, vocabulary: Collection[str]) -> str | None:
     return near[0] if near else None
 
 
-def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
+def _nearest_names(table: Candidates, name: str) -> tuple[str, str | None]:
     # Skip the comparison for absurdly long names, because it is quadratic in the length.
     near = nearest(name, _spellings(table), count=3) if len(name) <= 1_000 else []
     if not near:
@@ -320,12 +320,12 @@ def _nearest_names(table: Table, name: str) -> tuple[str, str | None]:
     return f"the nearest names are {', '.join(repr(shorten(n)) for n in near)}", None
 
 
-def _spellings(table: Table) -> list[str]:
+def _spellings(table: Candidates) -> list[str]:
     """Names and aliases; selectors accept both."""
-    return [*table.names, *(alias for _, alias in table.records.aliases)]
+    return [*table.names, *(alias for _, alias in table.reading.aliases)]
 
 
-def _range_of_names(table: Table) -> str:
+def _range_of_names(table: Candidates) -> str:
     """First components of the names."""
     firsts = Counter(name.partition(".")[0] for name in table.names)
     return f"the names start with {_some(firsts)}"
@@ -335,7 +335,7 @@ FEW = 4
 """Minimum factor between the matches of `**` and of `*` for a remark."""
 
 
-def narrow(table: Table, node: Node) -> str | None:
+def narrow(table: Candidates, node: Node) -> str | None:
     """Remark about a `*` that matches few parameters where `**` would match many more, or None."""
     for child in children(node):
         if not isinstance(node, Complement) and (found := narrow(table, child)):
@@ -352,7 +352,7 @@ def narrow(table: Table, node: Node) -> str | None:
     return f"`{_text(node)}` matches {few:,} of the {many:,} parameters that `{_text(deeper)}` matches"
 
 
-def suggestion(table: Table, node: Node) -> str:
+def suggestion(table: Candidates, node: Node) -> str:
     """One-line reason or suggestion for a term without matches."""
     if any(not table.hits(child) for child in children(node)):
         return "a part of it matches nothing"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.plan.entries import Entry, dtypes_of, make, refuse_cast_codes, text_metadata
 from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, VIEW, Plan, kind_of
+from torchparams.edit.plan.to_write import ToWrite, dtypes_of, make, refuse_cast_codes, text_metadata
 from torchparams.encodings.flattened import described
 from torchparams.errors import PlanError
 from torchparams.left_out import STATE_DICT_HINT, in_words
@@ -91,7 +91,7 @@ def convert(
     >>> [(cast.name, cast.losses.changed) for cast in written.casts]
     [('w', 1), ('b', 0)]
     """
-    params, dropped, notes = choose(x, selector, strict=strict)
+    params, dropped, notes = select_to_write(x, selector, strict=strict)
     source, infos = params.source, as_stored(params)
     if not infos:
         raise PlanError("it holds no tensors", where=source.label)
@@ -110,7 +110,7 @@ def convert(
     if any(info.encoded is not None and name in cast for name, info in infos.items()) and path is not None:
         config = _plain_config(source, rows, kind_of(path, format)[0], notes)
     entries = [
-        Entry(holder, info, tuple(names[name] for name in (info.name, *info.aliases)), wanted)
+        ToWrite(holder, info, tuple(names[name] for name in (info.name, *info.aliases)), wanted)
         for holder, info, wanted in rows
     ]
     return plan_of(
@@ -185,7 +185,7 @@ def _plain_config(
     return json.dumps(config, indent=2) + "\n"
 
 
-def choose(
+def select_to_write(
     x: object, selector: object, *, strict: bool = True, raw: bool = False
 ) -> tuple[Parameters, list[tuple[str, str]], list[str]]:
     """Choose what to write: the table, the tensors left out with the reason, and notes.
@@ -226,7 +226,7 @@ def as_stored(params: Parameters) -> dict[str, ParameterInfo]:
 
 
 def plan_of(
-    entries: list[Entry],
+    entries: list[ToWrite],
     path: str | os.PathLike[str] | None,
     source: Source,
     *,

@@ -6,9 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.convert import as_stored, choose, convert, plan_of
-from torchparams.edit.plan.entries import Entry
+from torchparams.edit.convert import as_stored, convert, plan_of, select_to_write
 from torchparams.edit.plan.plan import MEMORY, Plan
+from torchparams.edit.plan.to_write import ToWrite
 from torchparams.errors import MismatchError, PlanError, shorten
 from torchparams.parameters import of
 from torchparams.render.tree import plural
@@ -138,14 +138,14 @@ def delta(
 
     if not os.fspath(path).endswith(".safetensors"):
         raise PlanError("a delta is a safetensors file", where=os.fspath(path), hint="end its name in .safetensors")
-    params, dropped, notes = choose(x, selector, raw=True)
-    below, _, _ = choose(base, None, raw=True)
+    params, dropped, notes = select_to_write(x, selector, raw=True)
+    below, _, _ = select_to_write(base, None, raw=True)
     ours, theirs = _by_name(params.source, as_stored(params)), _by_name(below.source, as_stored(below))
     new = [name for name in ours if name not in theirs]
     gone = [name for name in theirs if name not in ours] if selector is None else []
     changed = differing(ours, theirs)
     entries = [
-        Entry(source, info, (name,), info.dtype)
+        ToWrite(source, info, (name,), info.dtype)
         for name, (source, info) in ours.items()
         if name in changed or name not in theirs
     ]
@@ -201,7 +201,7 @@ def apply_delta(
     """
     over = of(delta, raw=True)
     told = _told(over.metadata, over.source.label)
-    below, _, _ = choose(base, None, raw=True)
+    below, _, _ = select_to_write(base, None, raw=True)
     if check:
         from torchparams.measure.digest import digest
 
@@ -215,18 +215,18 @@ def apply_delta(
             )
     removed = set(told["removed"])
     changed = as_stored(over)
-    entries: list[Entry] = []
+    entries: list[ToWrite] = []
     for info in as_stored(below).values():
         kept = []
         for name in (info.name, *info.aliases):
             if name in changed:
-                entries.append(Entry(over.source, changed[name], (name,), changed[name].dtype))
+                entries.append(ToWrite(over.source, changed[name], (name,), changed[name].dtype))
             elif name not in removed:
                 kept.append(name)
         if kept:
-            entries.append(Entry(below.source, info, tuple(kept), info.dtype))
+            entries.append(ToWrite(below.source, info, tuple(kept), info.dtype))
     placed = {name for entry in entries for name in entry.names}
-    entries += [Entry(over.source, info, (name,), info.dtype) for name, info in changed.items() if name not in placed]
+    entries += [ToWrite(over.source, info, (name,), info.dtype) for name, info in changed.items() if name not in placed]
     notes = [
         f"{plural(len(changed), 'tensor')} from the delta, "
         f"{plural(sum(entry.source is below.source for entry in entries), 'tensor')} from the base"

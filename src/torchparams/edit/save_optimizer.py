@@ -6,9 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from torchparams.edit.convert import choose, plan_of
-from torchparams.edit.plan.entries import Entry
+from torchparams.edit.convert import plan_of, select_to_write
 from torchparams.edit.plan.plan import MEMORY, SAFETENSORS, kind_of
+from torchparams.edit.plan.to_write import ToWrite
 from torchparams.edit.plan.written import Written
 from torchparams.errors import PlanError, shorten
 from torchparams.io.write import OneFile, check_target, telling
@@ -70,9 +70,9 @@ def save_optimizer(
             raise PlanError("a torch file cannot store metadata", where=target, hint="write a .safetensors file")
         return _pickled(state, target, overwrite)
     tensors, text = as_tensors(state)
-    params, _, _ = choose(tensors, None)
+    params, _, _ = select_to_write(tensors, None)
     # A tensor with several names is written under each, because the JSON text refers to all of them.
-    entries = [Entry(params.source, info, (info.name, *info.aliases), info.dtype) for info in params.infos.values()]
+    entries = [ToWrite(params.source, info, (info.name, *info.aliases), info.dtype) for info in params.infos.values()]
     told = {**(metadata or {}), KEY: text}
     plan = plan_of(
         entries, target, params.source, shared="clone", metadata=told, format=kind, memory=memory, overwrite=overwrite

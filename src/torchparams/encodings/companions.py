@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 CODES = frozenset(
     dtype
@@ -98,27 +98,27 @@ class Coded:
         return f"Belongs to the codes in {quoted(self.beside)}, whose encoding is unknown"
 
 
-def coded(records: Records) -> dict[str, Coded]:
+def coded(reading: Reading) -> dict[str, Coded]:
     """Find codes of unknown encodings, and their companions, by canonical name.
 
     Linear in the number of names, and almost free if no tensor has a dtype in `CODES`.
 
     Args:
-        records: Reading of all tensors of a source; a selection may lack companions.
+        reading: Reading of all tensors of a source; a selection may lack companions.
 
     >>> import numpy as np
     >>> import torchparams as tp
     >>> weights = {"l.weight": np.zeros((2, 2), np.int8), "l.SCB": np.ones(2), "step": np.zeros(1, np.int64)}
-    >>> found = coded(tp.of(weights).records())
+    >>> found = coded(tp.of(weights).reading())
     >>> found["l.weight"].reason
     "Holds codes of an unknown encoding: their values need 'l.SCB'"
     >>> found["l.SCB"].numbers, "step" in found
     (True, False)
     """
-    dtypes: Sequence[DType] = records.column("dtype")
+    dtypes: Sequence[DType] = reading.column("dtype")
     if CODES.isdisjoint(dict.fromkeys(dtypes)):
         return {}
-    names, aliases = records.names, list(records.aliases)
+    names, aliases = reading.names, list(reading.aliases)
     suspects = [name for name, dtype in zip(names, dtypes, strict=True) if dtype in CODES]
     suspects += [alias for row, alias in aliases if dtypes[row] in CODES]
     # Four-bit codes may be stored in any dtype.

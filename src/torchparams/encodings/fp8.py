@@ -23,7 +23,7 @@ USUAL = 128
 
 _SIDES = tuple(1 << power for power in range(4, 13))
 
-Pair = tuple[int, int]
+Sides = tuple[int, int]
 
 
 def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
@@ -91,7 +91,7 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
     )  # fmt: skip
 
 
-def _mxfp8(codes: Expression, scale: Expression, *, matrix: Pair) -> Expression:
+def _mxfp8(codes: Expression, scale: Expression, *, matrix: Sides) -> Expression:
     return BlockScaled(codes, powers(scale), matrix, (1, 32))
 
 
@@ -100,7 +100,7 @@ def is_pair(stated: object) -> bool:
     return isinstance(stated, list) and len(stated) == 2 and all(type(side) is int and side > 0 for side in stated)
 
 
-def _called(matrix: Pair, given: Pair, block: Pair) -> str:
+def _called(matrix: Sides, given: Sides, block: Sides) -> str:
     (rows, columns), (high, wide) = matrix, block
     if given == (1, 1):
         return "tensor"
@@ -113,7 +113,7 @@ def _called(matrix: Pair, given: Pair, block: Pair) -> str:
     return f"block{high}" if high == wide else f"block{high}x{wide}"
 
 
-def _geometry(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Pair, Pair | None]:
+def _geometry(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Sides, Sides | None]:
     """Rows and columns of each matrix of codes, and of its scales; None if they do not match."""
     if 0 in shape:
         return (1, 1), None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torchparams.encodings.base import Structure
     from torchparams.info import ParameterInfo
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 ENCODINGS: tuple[str, ...] = (
     "torchparams.encodings.compressed:claim",
@@ -53,7 +53,7 @@ NOTHING = Found()
 
 
 def find(
-    records: Records,
+    reading: Reading,
     config: Callable[[], Mapping[str, Any]],
     read: Callable[[str], bytes],
     structures: Iterable[Structure] = (),
@@ -61,7 +61,7 @@ def find(
     """Find quantised parameters, and codes that cannot be decoded.
 
     Args:
-        records: Reading of all stored tensors.
+        reading: Reading of all stored tensors.
         config: Function that returns the `quantization_config` beside the checkpoint, or an empty mapping.
         read: Function that returns the bytes of a small tensor.
         structures: Parameters of classes that keep their values in other tensors.
@@ -70,13 +70,13 @@ def find(
     >>> import torchparams as tp
     >>> from torchparams.dtypes import DType
     >>> weights = {"w": np.ones((2, 3), DType.of("float8_e4m3fn").numpy), "w_scale": np.ones(1, np.float32)}
-    >>> [claim.encoding for claim in find(tp.of(weights, raw=True).records(), dict, lambda name: b"").claims.values()]
+    >>> [claim.encoding for claim in find(tp.of(weights, raw=True).reading(), dict, lambda name: b"").claims.values()]
     ['fp8-tensor']
     """
-    unknown = coded(records)
+    unknown = coded(reading)
     if not unknown and not structures:
         return NOTHING
-    infos = {info.name: info for info in records.infos}
+    infos = {info.name: info for info in reading.infos}
     tensors = Tensors(infos, config, read)
     claims: dict[str, Claim] = {}
     refused: dict[str, Coded] = {}

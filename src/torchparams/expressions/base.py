@@ -209,7 +209,7 @@ class Stored(Expression):
         Args:
             place: The range.
             source: The source that it belongs to.
-            info: Its record, with a shape.
+            info: Its info, with a shape.
         """
         made = cls.__new__(cls)
         made.info, made.source, made.place, made.operands = info, source, place, ()

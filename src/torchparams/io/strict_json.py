@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from torchparams.errors import FileFormatError, shorten
 
 
-class Pairs(list[tuple[str, Any]]):
+class Object(list[tuple[str, Any]]):
     """JSON object as a list of pairs, including repeated keys; a JSON array is a plain list."""
 
 
@@ -26,7 +26,7 @@ _MOST_DIGITS = 40  # more than any 64-bit integer, and cheap to convert
 
 
 def strict(data: bytes, what: str, path: str, start: int = 0) -> Any:
-    """Parse JSON text, with every object as `Pairs`.
+    """Parse JSON text, with every object as `Object`.
 
     Args:
         data: UTF-8 text.
@@ -105,7 +105,7 @@ def as_object(value: Any, what: str, path: str) -> dict[str, Any]:
     Raises:
         FileFormatError: The value is not an object, or has a repeated key.
     """
-    if type(value) is not Pairs:
+    if type(value) is not Object:
         raise FileFormatError(f"{what} is {describe(value)}, not an object", where=path)
     made = dict(value)
     if len(made) != len(value):
@@ -122,7 +122,7 @@ def refuse_repeats(value: Any, what: str, path: str) -> None:
     left = [value]
     while left:
         item = left.pop()
-        if type(item) is Pairs:
+        if type(item) is Object:
             left.extend(as_object(item, what if item is value else f"an object in {what}", path).values())
         elif type(item) is list:
             left.extend(item)
@@ -142,7 +142,7 @@ def plain(value: Any, what: str, path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if type(value) is Pairs:
+    if type(value) is Object:
         return {key: _plain(inner) for key, inner in value}
     return [_plain(inner) for inner in value] if type(value) is list else value
 
@@ -155,7 +155,7 @@ def describe(value: Any) -> str:
         return f"the text {quoted(value)}"
     if isinstance(value, int | float):
         return f"the number {value!r}"
-    return "an object" if isinstance(value, Pairs) else "an array"
+    return "an object" if isinstance(value, Object) else "an array"
 
 
 def quoted(text: str) -> str:
@@ -183,7 +183,7 @@ def _constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=Pairs, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
+    object_pairs_hook=Object, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
 )
 
 
@@ -196,7 +196,7 @@ def _refuse_half_surrogates(value: Any, what: str, path: str) -> None:
                 item.encode()
             except UnicodeEncodeError:
                 raise FileFormatError(f"{what} has the text {quoted(item)} with a lone surrogate", where=path) from None
-        elif isinstance(item, Pairs):
+        elif isinstance(item, Object):
             for pair in item:
                 left.extend(pair)
         elif isinstance(item, list):

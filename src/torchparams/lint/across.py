@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torchparams.expressions.sharded import Layout
     from torchparams.info import ParameterInfo
-    from torchparams.sources.live.network import Entry
+    from torchparams.sources.live.network import Member
 
 
 def ranks_of(modules: Sequence[nn.Module], infos: Sequence[ParameterInfo]) -> tuple[int, ...]:
@@ -57,9 +57,9 @@ class Across:
     def __init__(
         self,
         ranks: tuple[int, ...],
-        entries: Sequence[Entry],
+        entries: Sequence[Member],
         infos: dict[str, ParameterInfo],
-        gradients: Sequence[tuple[Entry, torch.Tensor]],
+        gradients: Sequence[tuple[Member, torch.Tensor]],
         where: str,
     ) -> None:
         self._infos, self._where = infos, where

@@ -10,7 +10,7 @@ from torchparams.errors import SelectorError, UnsupportedSource, nearest
 from torchparams.io.filebytes import paused_gc
 from torchparams.lint import rules_gradient, rules_memory, rules_model, rules_optimizer, rules_ranks
 from torchparams.lint.context import Context
-from torchparams.lint.findings import SEVERITIES, Audit, Finding, Hit, Rule, Rules
+from torchparams.lint.findings import SEVERITIES, Audit, AuditRule, Finding, Hit, Rules
 from torchparams.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[AuditRule, ...] = (
     *(*rules_model.RULES, *rules_memory.RULES, *rules_optimizer.RULES, *rules_gradient.RULES),
     *rules_ranks.RULES,
 )
@@ -48,7 +48,7 @@ def audit(
         optimizer: The optimizer (any object with `param_groups`), or a list of optimizers used together.
         select: Rules to run, by id (`M101`), prefix of an id (`M`, `O1`) or name; None for all.
         ignore: Rules to skip. If a rule is both selected and ignored, the longer prefix wins.
-        suppress: Rule, spelled as in `select` → selector of parameters to exclude from its findings, such as
+        suppress: AuditRule, spelled as in `select` → selector of parameters to exclude from its findings, such as
             `{"M303": "head.**"}`. It also matches other names in findings, such as `param_groups.1.lr_scale`.
         ranks: False to audit on this rank alone: nothing is communicated, and sharded values are not read.
 
@@ -189,7 +189,7 @@ def _spelled(texts: str | Iterable[str]) -> dict[str, int]:
     return found
 
 
-def rules_spelled(text: str) -> list[tuple[Rule, int]]:
+def rules_spelled(text: str) -> list[tuple[AuditRule, int]]:
     """Rules whose id begins with `text` or whose name is `text`, each with the length of the matched prefix.
 
     Raises:
@@ -210,8 +210,8 @@ def rules_spelled(text: str) -> list[tuple[Rule, int]]:
 
 
 def _suppress(
-    context: Context, hits: list[tuple[Rule, Hit]], suppress: Mapping[str, Any]
-) -> tuple[list[tuple[Rule, Hit]], int]:
+    context: Context, hits: list[tuple[AuditRule, Hit]], suppress: Mapping[str, Any]
+) -> tuple[list[tuple[AuditRule, Hit]], int]:
     """Hits without suppressed names, and the number of hits that were suppressed entirely."""
     if not suppress:
         return hits, 0
@@ -226,7 +226,7 @@ def _suppress(
         hushed = Selector.of(selector).names(infos, strict=True, where=context.source.label)
         for rule, _ in rules_spelled(text.strip()):
             silent.setdefault(rule.id, set()).update(hushed)
-    kept: list[tuple[Rule, Hit]] = []
+    kept: list[tuple[AuditRule, Hit]] = []
     for rule, hit in hits:
         names = tuple(name for name in hit.names if name not in silent.get(rule.id, ()))
         if names == hit.names:

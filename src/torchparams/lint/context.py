@@ -15,7 +15,7 @@ from torchparams.lint.memory import Sharing, sharing
 from torchparams.lint.values import Extremes, read_extremes
 from torchparams.selectors import Selector
 from torchparams.sources.live.module import ModuleSource
-from torchparams.sources.live.network import Entry as Entry
+from torchparams.sources.live.network import Member as Member
 from torchparams.sources.live.network import Network
 from torchparams.sources.live.tensors import class_names, is_leaf
 
@@ -72,7 +72,7 @@ class Context(Network):
         return dict(self.source.infos())
 
     @cached_property
-    def lazy(self) -> list[Entry]:
+    def lazy(self) -> list[Member]:
         """Parameters and buffers without a shape."""
         from torch.nn.parameter import is_lazy
 
@@ -133,7 +133,7 @@ class Context(Network):
         self.unread.update(dict.fromkeys(found.unread))
         return found
 
-    def _is_part(self, entry: Entry) -> bool:
+    def _is_part(self, entry: Member) -> bool:
         """Whether the tensor is only a part of the parameter, whose values are another's too."""
         return self.infos[entry.name].sharding is not None
 
@@ -151,7 +151,7 @@ class Context(Network):
         return found
 
     @cached_property
-    def gradients(self) -> list[tuple[Entry, torch.Tensor]]:
+    def gradients(self) -> list[tuple[Member, torch.Tensor]]:
         """Parameters with a gradient, each with its gradient."""
         # PyTorch warns if `.grad` of a non-leaf is read.
         leaves = (entry for entry in self.parameters if is_leaf(entry.tensor))

@@ -1,7 +1,8 @@
 """Types of an audit: rule, hit, finding, and the audit that holds them.
 
-A **rule** is data and a function. To add one, write the function in the module of its family and add a `Rule` to the
-tuple `RULES` at its end. The audit, the command, `docs/audit.md` and the tests of the examples read this tuple.
+A **rule** is data and a function. To add one, write the function in the module of its family and add an
+`AuditRule` to the tuple `RULES` at its end. The audit, the command, `docs/audit.md` and the tests of the examples read
+this tuple.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AuditRule:
     """Mistake that an audit looks for.
 
     Attributes:
@@ -86,7 +87,7 @@ class Rule:
         return Finding(self.id, self.name, self.severity, hit.names, hit.what, self.why, hit.fix, hit.where)
 
 
-class Rules(Result, tuple[Rule, ...]):
+class Rules(Result, tuple[AuditRule, ...]):
     """Rules, in order; they print as a table."""
 
     __slots__ = ()

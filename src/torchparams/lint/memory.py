@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from torchparams.sources.live.network import Entry
+    from torchparams.sources.live.network import Member
 
 MASK = 1 << 28
 """Maximum number of elements marked one by one to find out if strided views share an element."""
@@ -28,7 +28,7 @@ class View:
         itself: True if several of its indices share an element.
     """
 
-    entry: Entry
+    entry: Member
     device: object
     start: int
     stop: int
@@ -46,12 +46,12 @@ class Sharing:
         itself: Parameters in which several indices share an element.
     """
 
-    exact: list[list[Entry]]
-    partial: list[tuple[Entry, Entry]]
-    itself: list[Entry]
+    exact: list[list[Member]]
+    partial: list[tuple[Member, Member]]
+    itself: list[Member]
 
 
-def view_of(entry: Entry, strided: torch.layout) -> View | None:
+def view_of(entry: Member, strided: torch.layout) -> View | None:
     """Memory range of a parameter; None if it has none, as with layouts other than `torch.strided`."""
     tensor = entry.tensor
     try:
@@ -73,7 +73,7 @@ def view_of(entry: Entry, strided: torch.layout) -> View | None:
         return None
 
 
-def sharing(entries: Sequence[Entry]) -> Sharing:
+def sharing(entries: Sequence[Member]) -> Sharing:
     """Find parameters that share memory, by sorting their addresses."""
     import torch
 
@@ -128,7 +128,7 @@ def _split(cluster: list[View], found: Sharing) -> None:
         found.partial += _marked(distinct)
 
 
-def _marked(cluster: list[View]) -> list[tuple[Entry, Entry]]:
+def _marked(cluster: list[View]) -> list[tuple[Member, Member]]:
     """Pairs that share an element, found by marking the elements of each view in a map of the memory.
 
     Byte ranges are not enough: columns of one matrix interleave without sharing elements.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from torchparams._selector.table import is_bias
-from torchparams.lint.findings import Hit, Rule
+from torchparams._selector.candidates import is_bias
+from torchparams.lint.findings import AuditRule, Hit
 from torchparams.names import common
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchparams.lint.context import Context, Entry
+    from torchparams.lint.context import Context, Member
 
 
 def _none(context: Context) -> Iterator[Hit]:
@@ -76,7 +76,7 @@ def _non_finite(context: Context) -> Iterator[Hit]:
         yield _hit(bad, what, fix)
 
 
-def _hit(entries: list[Entry], what: str, fix: str) -> Hit:
+def _hit(entries: list[Member], what: str, fix: str) -> Hit:
     return Hit(tuple(entry.name for entry in entries), what, fix, common(entry.path for entry in entries))
 
 
@@ -92,7 +92,7 @@ class Net(nn.Module):
 _RUN = "\nmodel = Net()\nmodel(torch.ones(1, 4)).sum().backward()\n"
 
 RULES = (
-    Rule(
+    AuditRule(
         "G101",
         "no-gradient",
         "warning",
@@ -104,7 +104,7 @@ RULES = (
         "Gradient rules run only if at least one parameter has a gradient: after `backward()` and before "
         "`zero_grad()`.",
     ),
-    Rule(
+    AuditRule(
         "G102",
         "zero-gradient",
         "warning",
@@ -119,7 +119,7 @@ RULES = (
         "gradient in the first step only. So there is no finding if a weight of the same block, or of the head, is "
         "still zero and has a gradient.",
     ),
-    Rule(
+    AuditRule(
         "G103",
         "non-finite-gradient",
         "error",

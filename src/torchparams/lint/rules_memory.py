@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from torchparams.io.live import memory_of
-from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.findings import AuditRule, Hit
 from torchparams.lint.rules_model import at
 from torchparams.names import common
 from torchparams.render.tree import plural
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.lint.context import Context, Entry
+    from torchparams.lint.context import Context, Member
 
 # --- memory ---------------------------------------------------------------------------------
 
@@ -50,20 +50,20 @@ def _broken_ties(context: Context) -> Iterator[Hit]:
             yield _tie(entries, "hold the same values, but are different tensors")
 
 
-def _tie(entries: list[Entry], how: str) -> Hit:
+def _tie(entries: list[Member], how: str) -> Hit:
     first, *others = entries
     what = f"{first.name} and {', '.join(entry.name for entry in others[:3])} {how}"
     fix = "\n".join(f"{at(other.name)} = {at(first.name)}" for other in others[:3])
     return Hit(tuple(entry.name for entry in entries), what, fix, common(entry.path for entry in entries))
 
 
-def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
+def _equal_matrices(context: Context) -> Iterator[list[Member]]:
     """Groups of matrices that were probably one tensor before a copy."""
     extremes = context.extremes
     listed, pairs = _declared(context)
     counts = Counter(extremes.values())
     twice = {pair for pair, count in counts.items() if count > 1 and _spans(pair)}
-    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    alike: dict[tuple[Any, ...], list[Member]] = {}
     for entry in context.parameters:
         tensor = entry.tensor
         if context.infos[entry.name].sharding is not None:
@@ -73,7 +73,7 @@ def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
     for entries in alike.values():
         if len(entries) == 1 or not any(_may_tie(entry, listed) or entry.name in pairs for entry in entries):
             continue
-        same: dict[bytes, list[Entry]] = {}
+        same: dict[bytes, list[Member]] = {}
         for entry in entries:
             same.setdefault(_digest(entry.tensor), []).append(entry)
         for equal in same.values():
@@ -81,7 +81,7 @@ def _equal_matrices(context: Context) -> Iterator[list[Entry]]:
                 yield from _meant(equal, listed, pairs)
 
 
-def _meant(equal: list[Entry], listed: set[str], pairs: dict[str, str]) -> Iterator[list[Entry]]:
+def _meant(equal: list[Member], listed: set[str], pairs: dict[str, str]) -> Iterator[list[Member]]:
     """Groups among equal matrices that were tied."""
     by_name = {entry.name: entry for entry in equal}
     declared = [(by_name[pairs[name]], entry) for name, entry in by_name.items() if pairs.get(name) in by_name]
@@ -98,11 +98,11 @@ def _meant(equal: list[Entry], listed: set[str], pairs: dict[str, str]) -> Itera
             yield sorted(kept, key=lambda entry: (not _embeds(entry), entry.name in listed))
 
 
-def _may_tie(entry: Entry, listed: set[str]) -> bool:
+def _may_tie(entry: Member, listed: set[str]) -> bool:
     return entry.name in listed or _embeds(entry)
 
 
-def _embeds(entry: Entry) -> bool:
+def _embeds(entry: Member) -> bool:
     return entry.key == "weight" and any(cls.__name__.endswith("Embedding") for cls in type(entry.owner).__mro__)
 
 
@@ -171,7 +171,7 @@ def is_matrix(tensor: torch.Tensor) -> bool:
     return tensor.ndim >= 2 and sum(size > 1 for size in tensor.shape) >= 2
 
 
-def _weights(context: Context) -> Iterator[tuple[Entry, float]]:
+def _weights(context: Context) -> Iterator[tuple[Member, float]]:
     """Weights of layers other than norms whose elements are all equal, each with its value."""
     extremes = context.extremes
     for entry in context.parameters:
@@ -211,7 +211,7 @@ def _dead_layers(context: Context) -> Iterator[Hit]:
         yield Hit(names, what, fix, common(entry.path for entry in run))
 
 
-def _dead(context: Context) -> list[list[Entry]]:
+def _dead(context: Context) -> list[list[Member]]:
     """Runs of at least two consecutive layers whose weights are zero."""
     zero = {id(entry.owner): entry for entry, value in _weights(context) if value == 0}
     if len(zero) < 2:
@@ -226,13 +226,13 @@ def _dead(context: Context) -> list[list[Entry]]:
         for child in module._modules.values()
         if isinstance(child, nn.Sequential)
     }
-    runs: list[list[Entry]] = []
+    runs: list[list[Member]] = []
     told: set[int] = set()
     for module in context.modules:
         # The order in which modules of a list or dict run is unknown.
         if id(module) in inside or isinstance(module, nn.ModuleList | nn.ModuleDict):
             continue
-        run: list[Entry] = []
+        run: list[Member] = []
         for layer in _in_order(module):
             entry = zero.get(id(layer))
             if entry is not None and id(layer) not in told and (not run or _fits(run[-1].owner, layer)):
@@ -296,7 +296,7 @@ class Net(nn.Module):
 """
 
 RULES = (
-    Rule(
+    AuditRule(
         "M201",
         "overlapping-parameters",
         "error",
@@ -314,7 +314,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "Views that interleave without sharing an element (columns of one matrix) do not overlap. "
         "Exact ties are not overlaps. A parameter made by `expand()` overlaps itself.",
     ),
-    Rule(
+    AuditRule(
         "M202",
         "broken-tie",
         "warning",
@@ -327,7 +327,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "`_tied_weights_keys`, and two trainable parameters with the same memory. Equal parts of copies (a teacher, "
         "two towers, layers made by `deepcopy`) are not ties.",
     ),
-    Rule(
+    AuditRule(
         "M301",
         "non-finite-parameter",
         "error",
@@ -338,7 +338,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "model = nn.Linear(4, 2)\n",
         "Infinite buffers count only in normalisation layers: masks are infinite on purpose.",
     ),
-    Rule(
+    AuditRule(
         "M302",
         "constant-weight",
         "warning",
@@ -350,7 +350,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "The rule checks parameters called `weight` (or `weight_…`, `…_weight`) with two dimensions larger than 1, in "
         "layers other than norms. A frozen one is a fixed filter, such as an average.",
     ),
-    Rule(
+    AuditRule(
         "M303",
         "zero-weight",
         "note",
@@ -361,7 +361,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "model = nn.Linear(4, 2)\n",
         "This is often on purpose: the last layer of a residual branch, the second matrix of LoRA, a new head.",
     ),
-    Rule(
+    AuditRule(
         "M304",
         "zero-layers",
         "warning",
@@ -375,7 +375,7 @@ model = nn.ParameterDict({"a": nn.Parameter(base[:8]), "b": nn.Parameter(base[8:
         "fit. The order in which modules of an `nn.ModuleList` or `nn.ModuleDict` run is unknown. A single zero layer "
         "is only the note M303.",
     ),
-    Rule(
+    AuditRule(
         "M305",
         "odd-scale",
         "warning",

@@ -6,7 +6,7 @@ from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.findings import AuditRule, Hit
 from torchparams.names import common
 from torchparams.render.tree import plural
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torchparams.lint.context import Context, Entry
+    from torchparams.lint.context import Context, Member
 
 
 def at(path: str) -> str:
@@ -140,7 +140,7 @@ def _lazy(context: Context) -> Iterator[Hit]:
         yield Hit(names, what, fix, common(entry.path for entry in context.lazy))
 
 
-def _on_meta(context: Context) -> tuple[list[Entry], int]:
+def _on_meta(context: Context) -> tuple[list[Member], int]:
     shaped = {id(entry.tensor) for entry in context.lazy}
     entries = [entry for entry in context.parameters if id(entry.tensor) not in shaped]
     return [entry for entry in entries if entry.tensor.is_meta], len(entries)
@@ -195,12 +195,12 @@ def _is_wide_float(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
-def _mixed(entries: list[Entry], kind: Callable[[Entry], Any]) -> list[list[Entry]]:
+def _mixed(entries: list[Member], kind: Callable[[Member], Any]) -> list[list[Member]]:
     """Entries of each module with more than one kind."""
     kinds = list(map(kind, entries))
     if len(set(kinds)) < 2:  # the common case
         return []
-    by_owner: dict[int, tuple[list[Entry], set[Any]]] = {}
+    by_owner: dict[int, tuple[list[Member], set[Any]]] = {}
     for entry, found in zip(entries, kinds, strict=True):
         listed, of = by_owner.setdefault(id(entry.owner), ([], set()))
         listed.append(entry)
@@ -217,7 +217,7 @@ class Net(nn.Module):
 """
 
 RULES = (
-    Rule(
+    AuditRule(
         "M101",
         "hidden-parameter",
         "error",
@@ -231,7 +231,7 @@ RULES = (
         "`nn.Module.__setattr__`, is hidden on purpose. The rule checks containers four levels deep, and the first "
         "10,000 items of each.",
     ),
-    Rule(
+    AuditRule(
         "M102",
         "hidden-state",
         "note",
@@ -242,7 +242,7 @@ RULES = (
         _NET + "        self.drops = nn.ModuleList([nn.Dropout(0.1), nn.Dropout(0.2)])\n\nmodel = Net()\n",
         "This is only a note, because a frozen teacher is often put into a list so that it is not saved.",
     ),
-    Rule(
+    AuditRule(
         "M103",
         "hidden-leaf",
         "warning",
@@ -253,7 +253,7 @@ RULES = (
         _NET + "        self.scale = nn.Parameter(torch.ones(8))\n\nmodel = Net()\n",
         "Only leaf tensors count. A stored result (`self.last_output = x`) is not a leaf.",
     ),
-    Rule(
+    AuditRule(
         "M104",
         "moving-frozen-norm",
         "warning",
@@ -271,7 +271,7 @@ tp.freeze(model, "1.**")
         "The layer's weight and bias must both be frozen; layers without them are not checked. `tp.freeze` stops the "
         "statistics too, and they stay stopped after `model.train()`, which would undo an `eval()` of one layer.",
     ),
-    Rule(
+    AuditRule(
         "M105",
         "lazy-parameter",
         "warning",
@@ -281,7 +281,7 @@ tp.freeze(model, "1.**")
         "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\n",
         "model = nn.Sequential(nn.LazyLinear(8), nn.ReLU())\nmodel(torch.zeros(1, 4))\n",
     ),
-    Rule(
+    AuditRule(
         "M106",
         "meta-parameter",
         "error",
@@ -292,7 +292,7 @@ tp.freeze(model, "1.**")
         "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n",
         "If most parameters are on the meta device, the network was built there on purpose: see M107.",
     ),
-    Rule(
+    AuditRule(
         "M107",
         "meta-model",
         "note",
@@ -303,7 +303,7 @@ tp.freeze(model, "1.**")
         "model = nn.Linear(4, 8)\n",
         "The few other parameters (such as those made from constructor arguments) are not a finding.",
     ),
-    Rule(
+    AuditRule(
         "M108",
         "mixed-dtype",
         "warning",
@@ -315,7 +315,7 @@ tp.freeze(model, "1.**")
         "Only layers without submodules count, and no 8-bit dtypes: scales of quantised weights differ in dtype. "
         "Buffers do not count: a BatchNorm in half precision keeps its statistics in float32.",
     ),
-    Rule(
+    AuditRule(
         "M109",
         "mixed-device",
         "warning",
@@ -325,7 +325,7 @@ tp.freeze(model, "1.**")
         "model = nn.BatchNorm1d(4)\nmodel.running_mean = model.running_mean.to('meta')\n",
         "model = nn.BatchNorm1d(4)\n",
     ),
-    Rule(
+    AuditRule(
         "M110",
         "nothing-trainable",
         "note",
@@ -335,7 +335,7 @@ tp.freeze(model, "1.**")
         "model = nn.Linear(4, 2).requires_grad_(False)\n",
         "model = nn.Linear(4, 2)\nmodel.weight.requires_grad_(False)\n",
     ),
-    Rule(
+    AuditRule(
         "M111",
         "state-outside",
         "note",

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from torchparams._selector.table import is_bias
+from torchparams._selector.candidates import is_bias
 from torchparams.errors import nearest
-from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.findings import AuditRule, Hit
 from torchparams.names import common
 from torchparams.render.tree import listed, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchparams.lint.context import Context, Entry, Group
+    from torchparams.lint.context import Context, Group, Member
 
 
 NAMED = 4
 """Maximum number of names listed in a fix."""
 
 
-def _selecting(context: Context, chosen: list[Entry]) -> str:
+def _selecting(context: Context, chosen: list[Member]) -> str:
     """Code for a selector of exactly these parameters."""
     if len(chosen) == 1:
         return repr(chosen[0].name)
@@ -259,7 +259,7 @@ _MODEL = "model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n"
 _PLAIN = _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
 
 RULES = (
-    Rule(
+    AuditRule(
         "O101",
         "not-optimized",
         "warning",
@@ -270,7 +270,7 @@ RULES = (
         _MODEL + "model[0].requires_grad_(False)\noptimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)\n",
         "Pass several optimizers of one network as a list: `tp.audit(model, [muon, adamw])`.",
     ),
-    Rule(
+    AuditRule(
         "O102",
         "stale-parameter",
         "warning",
@@ -282,7 +282,7 @@ RULES = (
         "The rule also finds parameters of a loss in the same optimizer: audit a module that holds both, or suppress "
         "them by name.",
     ),
-    Rule(
+    AuditRule(
         "O103",
         "duplicate-parameter",
         "error",
@@ -293,7 +293,7 @@ RULES = (
         "optimizer.param_groups[0]['params'].append(model[0].weight)\n",
         _PLAIN,
     ),
-    Rule(
+    AuditRule(
         "O104",
         "frozen-with-gradient",
         "warning",
@@ -305,7 +305,7 @@ RULES = (
         "model[0].requires_grad_(False)\nmodel[0].weight.grad = model[0].bias.grad = None\n",
         "`tp.freeze` clears the gradients of the parameters it freezes.",
     ),
-    Rule(
+    AuditRule(
         "O105",
         "decayed-norm-or-bias",
         "note",
@@ -321,7 +321,7 @@ RULES = (
         ")\n",
         "Norms are identified by the class of their layer, not by their name.",
     ),
-    Rule(
+    AuditRule(
         "O106",
         "ignored-option",
         "warning",
@@ -334,7 +334,7 @@ RULES = (
         "may read keys without a default, so only misspelt defaults are found there. Only timm's schedulers apply "
         "`lr_scale`: suppress the rule if you use one of them.",
     ),
-    Rule(
+    AuditRule(
         "O107",
         "many-groups",
         "note",
@@ -346,7 +346,7 @@ RULES = (
         "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])\n"
         "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
     ),
-    Rule(
+    AuditRule(
         "O108",
         "stale-state",
         "warning",
@@ -359,7 +359,7 @@ RULES = (
         _MODEL + "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
         "model(torch.ones(1, 4)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n",
     ),
-    Rule(
+    AuditRule(
         "O109",
         "all-frozen",
         "warning",
@@ -371,7 +371,7 @@ RULES = (
         "Freeze first, then make the optimizer of the trainable parameters: `tp.groups(model)` leaves frozen "
         "parameters out.",
     ),
-    Rule(
+    AuditRule(
         "O110",
         "zero-learning-rate",
         "warning",

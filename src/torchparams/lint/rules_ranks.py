@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchparams.lint.findings import Hit, Rule
+from torchparams.lint.findings import AuditRule, Hit
 from torchparams.names import common
 from torchparams.render.tree import listed, plural
 
@@ -74,7 +74,7 @@ _FSDP = (
 )
 
 RULES = (
-    Rule(
+    AuditRule(
         "D101",
         "frozen-somewhere",
         "error",
@@ -87,7 +87,7 @@ RULES = (
         "all ranks make the call.",
         ranks=2,
     ),
-    Rule(
+    AuditRule(
         "D102",
         "replicas-differ",
         "error",
@@ -100,7 +100,7 @@ RULES = (
         "compared: running statistics differ between ranks.",
         ranks=2,
     ),
-    Rule(
+    AuditRule(
         "D103",
         "frozen-in-flat",
         "note",

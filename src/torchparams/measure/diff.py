@@ -16,9 +16,9 @@ from torchparams.measure.diff_tree import SORT_KEYS as SORT_KEYS
 from torchparams.measure.diff_tree import Diff as Diff
 from torchparams.measure.grouping import groups_of
 from torchparams.measure.numbers import sort_key
-from torchparams.measure.pairing import Pair, choose, pair, proposal
+from torchparams.measure.pairing import Pair, pair, proposal, selected
 from torchparams.parameters import ROWS_SHOWN, Parameters, of
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.renames import Renames
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def diff(
         renames = Renames.of(rename)
     pairs = pair(infos_a, infos_b, renames or Renames(), yours.source.label)
     if selector is not None:
-        pairs = choose(pairs, selector, strict=strict, where=where)
+        pairs = selected(pairs, selector, strict=strict, where=where)
     in_a, in_b = (
-        params.source.coded(Records(infos.values()) if params.selector is None else None)
+        params.source.coded(Reading(infos.values()) if params.selector is None else None)
         for params, infos in ((mine, infos_a), (yours, infos_b))
     )
     rows, lost = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)

@@ -81,7 +81,7 @@ def _by_name(infos: Infos, new: Mapping[str, str]) -> dict[str, ParameterInfo]:
     return found
 
 
-def choose(pairs: list[Pair], selector: object, *, strict: bool = True, where: str | None = None) -> list[Pair]:
+def selected(pairs: list[Pair], selector: object, *, strict: bool = True, where: str | None = None) -> list[Pair]:
     """Pairs that a selector matches on either side.
 
     Args:
@@ -92,7 +92,7 @@ def choose(pairs: list[Pair], selector: object, *, strict: bool = True, where: s
 
     Raises:
         NoMatch: A branch matches nothing.
-        SelectorError: The selector uses a property that neither side records.
+        SelectorError: The selector uses a property that neither side reading.
     """
     from torchparams.selectors import Selector
 

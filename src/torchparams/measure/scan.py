@@ -8,7 +8,7 @@ from torchparams.engines.base import Job, Unread, readable_jobs
 from torchparams.engines.by_name import named
 from torchparams.engines.distributed import engine_for
 from torchparams.expressions.base import Stored
-from torchparams.records import Records
+from torchparams.reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,14 +22,14 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-def records_of(params: Parameters) -> Records:
-    """Records of a table; a live model is read once."""
-    return params.records() if params.source.live else Records(params.infos.values())
+def reading_of(params: Parameters) -> Reading:
+    """Reading of a table; a live model is read once."""
+    return params.reading() if params.source.live else Reading(params.infos.values())
 
 
 def scan(
     source: Source,
-    records: Records,
+    reading: Reading,
     task: Task[Part, Result],
     *,
     whole: bool,
@@ -43,7 +43,7 @@ def scan(
 
     Args:
         source: Source of the tensors.
-        records: One reading of it: the tensors to read.
+        reading: One reading of it: the tensors to read.
         task: Task to run.
         whole: Whether these are all tensors of the source.
         ordered: Whether the task's result depends on the order of the elements.
@@ -53,12 +53,12 @@ def scan(
     Raises:
         SourceError: The source cannot be read.
     """
-    coded = source.coded(records if whole else None)
-    codes = {name for name in records.names if name in coded and not coded[name].numbers} if coded else set()
+    coded = source.coded(reading if whole else None)
+    codes = {name for name in reading.names if name in coded and not coded[name].numbers} if coded else set()
     for name in codes:
         yield name, Unread(name, coded[name].reason), None
-    readable = [info for info in records.infos if info.name not in codes] if codes else records.infos
-    jobs, cannot = readable_jobs(source, readable, records.tensors)
+    readable = [info for info in reading.infos if info.name not in codes] if codes else reading.infos
+    jobs, cannot = readable_jobs(source, readable, reading.tensors)
     for each in cannot:
         yield each.name, each, None
     if not ordered:

@@ -13,7 +13,7 @@ from torchparams.measure.columns import Columns, Rows
 from torchparams.measure.flags import flags_of
 from torchparams.measure.grouping import GroupSums, groups_of
 from torchparams.measure.numbers import sort_key
-from torchparams.measure.scan import records_of, scan
+from torchparams.measure.scan import reading_of, scan
 from torchparams.measure.stats_tree import ROWS_SHOWN as ROWS_SHOWN
 from torchparams.measure.stats_tree import SORT_KEYS as SORT_KEYS
 from torchparams.measure.stats_tree import Stats as Stats
@@ -92,13 +92,13 @@ def stats(
         params = params.select(selector, strict=strict)
     source = params.source
     with paused_gc():  # many objects, no cycles
-        records = records_of(params)
-        infos = dict(zip(records.names, records.infos, strict=True))
+        reading = reading_of(params)
+        infos = dict(zip(reading.names, reading.infos, strict=True))
         grouped = None if by is None else groups_of(infos, by, strict=strict, where=source.label)
         members = None if grouped is None else grouped[1]
         found = scan(
             source,
-            records,
+            reading,
             StatsTask(wanted, keep=members is not None),
             whole=params.selector is None,
             ordered=False,

@@ -356,8 +356,8 @@ def _selected(params: Parameters, listed: Mapping[str, TensorDigest], selector: 
         for name, t in listed.items()
         if name not in there
     ]
-    records = [*params.infos.values(), *missing]
-    return set(Selector.of(selector).names(records, strict=strict, where=params.source.label))
+    reading = [*params.infos.values(), *missing]
+    return set(Selector.of(selector).names(reading, strict=strict, where=params.source.label))
 
 
 def _compare(

@@ -10,7 +10,7 @@ from torchparams.engines.base import Unread
 from torchparams.io.filebytes import paused_gc
 from torchparams.measure.columns import Rows
 from torchparams.measure.flags import flags_of
-from torchparams.measure.scan import records_of, scan
+from torchparams.measure.scan import reading_of, scan
 from torchparams.measure.stats import stats
 from torchparams.page.measured import DETAILED, Measured, PageTask, Shape
 from torchparams.page.pictures import Picture, PictureTask
@@ -73,7 +73,7 @@ def measure(
     """
     with paused_gc():  # many objects, no cycles
         # A live model is read once.
-        records = records_of(params)
+        records = reading_of(params)
         infos = dict(zip(records.names, records.infos, strict=True))
         fine = len(infos) <= DETAILED if detailed is None else detailed
         task = PageTask(detailed=fine)
@@ -116,5 +116,5 @@ def pictures_of(params: Parameters, selector: object, *, strict: bool, engine: E
         NoMatch: A branch of the selector matches nothing.
     """
     chosen = params.select(selector, strict=strict)
-    found = scan(chosen.source, records_of(chosen), PictureTask(), whole=False, engine=engine)
+    found = scan(chosen.source, reading_of(chosen), PictureTask(), whole=False, engine=engine)
     return {name: made for name, made, _ in found if not isinstance(made, Unread) and made.rows and made.columns}

@@ -31,7 +31,7 @@ from torchparams.io import paths
 from torchparams.io.files import Files, read_into, size_of
 from torchparams.io.folders import is_directory
 from torchparams.order import naturally
-from torchparams.records import Lone, Records
+from torchparams.reading import Lone, Reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,19 +104,19 @@ class Source(ABC):
                 if recurse or "." not in given:
                     yield given, name, self.value(name)
 
-    def records(self) -> Records:
+    def reading(self) -> Reading:
         """One reading of the source; cheaper than `infos` for a caller that needs several fields."""
-        return Records(self.infos().values())
+        return Reading(self.infos().values())
 
     def alone(self, name: str) -> Lone | None:
         """The parameter `name`, if it can be found without listing the others; otherwise None."""
         return None
 
-    def snapshot(self, records: Records) -> Source:
-        """A source with the contents of `records`, a reading of this source; it never changes."""
-        return _opener("torchparams.sources.snapshot:SnapshotSource")(self, records)
+    def snapshot(self, reading: Reading) -> Source:
+        """A source with the contents of `reading`, a reading of this source; it never changes."""
+        return _opener("torchparams.sources.snapshot:SnapshotSource")(self, reading)
 
-    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Reading | None = None) -> Mapping[str, Coded]:
         """Tensors that hold codes instead of values, by canonical name; reads no values.
 
         Every operation that computes with values checks this: codes without their scales must not pass for numbers.
@@ -124,7 +124,7 @@ class Source(ABC):
         Args:
             known: A reading of all tensors, if the caller has one; a selection may lack the scales.
         """
-        return coded(self.records() if known is None else known)
+        return coded(self.reading() if known is None else known)
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
@@ -235,7 +235,7 @@ class Source(ABC):
         """
         found = self.find(name)
         if found is None:
-            aliases = (alias for _, alias in self.records().aliases)
+            aliases = (alias for _, alias in self.reading().aliases)
             raise UnknownName.among(name, self.keys(), self.label, aliases=aliases)
         return found
 

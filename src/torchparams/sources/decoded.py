@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.left_out import LeftOut
-    from torchparams.records import Records
+    from torchparams.reading import Reading
     from torchparams.sources.torchfile.verdict import Verdict
 
 
@@ -60,9 +60,9 @@ class DecodedSource(Source):
         if self._known is not None:
             return self._known
         base = self._base
-        records = base.records()
-        found = find(records, lambda: quantization_config(base), lambda name: small_bytes(base, name), base.structures)
-        infos = {info.name: info for info in records.infos}
+        reading = base.reading()
+        found = find(reading, lambda: quantization_config(base), lambda name: small_bytes(base, name), base.structures)
+        infos = {info.name: info for info in reading.infos}
         parts = found.parts
         made: dict[str, ParameterInfo] = {}
         for name, info in infos.items():
@@ -80,7 +80,7 @@ class DecodedSource(Source):
         """Infos; a quantised parameter has the position of its codes."""
         return self._read()[1]
 
-    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Reading | None = None) -> Mapping[str, Coded]:
         """Codes that no encoding claims."""
         found = self._read()[0]
         # A snapshot of a selection may lack the scales, but it still knows which tensors are codes.
@@ -94,10 +94,10 @@ class DecodedSource(Source):
             return None
         return found.claims[info.encoded.parts[0]]
 
-    def snapshot(self, records: Records) -> Source:
-        """A decoded source of the stored tensors of `records`."""
-        names = {name for info in records.infos for name in (info.raw_names if info.encoded else (info.name,))}
-        return DecodedSource(self._base.snapshot(self._base.records().only(names)))
+    def snapshot(self, reading: Reading) -> Source:
+        """A decoded source of the stored tensors of `reading`."""
+        names = {name for info in reading.infos for name in (info.raw_names if info.encoded else (info.name,))}
+        return DecodedSource(self._base.snapshot(self._base.reading().only(names)))
 
     @property
     def borrowed(self) -> bool:

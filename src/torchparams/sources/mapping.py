@@ -15,7 +15,7 @@ from torchparams.errors import LimitExceeded, NotReadable, SourceError, TorchPar
 from torchparams.info import ParameterInfo, Storage, live_tensor, view_of
 from torchparams.io.live import read_only_copy
 from torchparams.left_out import LeftOut, state_of_layer
-from torchparams.records import Lone, Records
+from torchparams.reading import Lone, Reading
 from torchparams.sources.base import Source
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class MappingSource(Source):
             UnsupportedSource: An entry is an array of objects or a module.
             SourceError: Two entries have the same name.
         """
-        records = self.records()
-        return dict(zip(records.names, records.infos, strict=True))
+        reading = self.reading()
+        return dict(zip(reading.names, reading.infos, strict=True))
 
-    def records(self) -> Records:
+    def reading(self) -> Reading:
         """One reading; fields are looked up when they are needed.
 
         Raises:
@@ -114,9 +114,9 @@ class MappingSource(Source):
         found = self._reach(name)
         if found is None:
             return None
-        return Lone(Records([_Maker(self.label).make(name, found, ())]), _CERTAIN)
+        return Lone(Reading([_Maker(self.label).make(name, found, ())]), _CERTAIN)
 
-    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Reading | None = None) -> Mapping[str, Coded]:
         """See `Source.coded`. Only dtypes are checked if no tensor has a dtype used for codes."""
         if known is None:
             dtype = _Maker(self.label).dtype
@@ -233,7 +233,7 @@ class MappingSource(Source):
         paths: dict[str, Path] = {}
         tensors: dict[str, Any] = {}
         metadata: list[tuple[str, Any]] = []
-        records = _Maker(self.label)
+        reading = _Maker(self.label)
         for name, path, value in _leaves(self.mapping, self.label):
             if path is None:
                 metadata.append((name, value))
@@ -244,7 +244,7 @@ class MappingSource(Source):
                     where=self.label,
                     hint="pass one of the mappings inside",
                 )
-            records.dtype(name, value)
+            reading.dtype(name, value)
             tensors[name], paths[name] = value, path
         self._paths = paths
         entries = list(tensors.items())
@@ -371,10 +371,10 @@ def _kinds() -> tuple[type, ...]:
     return tuple(getattr(m, name) for m, name in zip(modules, ("Tensor", "ndarray"), strict=True) if m is not None)
 
 
-# --- records ---------------------------------------------------------------------------------
+# --- infos ---------------------------------------------------------------------------------
 
 
-class _Reading(Records):
+class _Reading(Reading):
     """The entries of one listing; infos are made when they are needed.
 
     Args:

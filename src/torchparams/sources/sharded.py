@@ -22,7 +22,7 @@ from torchparams.errors import FileFormatError, LimitExceeded, SizeMismatch, Sou
 from torchparams.io.folders import among, entries
 from torchparams.io.opened import bytes_of_file
 from torchparams.io.paths import folder_of, is_url, join, name_of
-from torchparams.io.strict_json import Pairs, as_object, describe, plain, quoted, strict
+from torchparams.io.strict_json import Object, as_object, describe, plain, quoted, strict
 from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
 from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
 from torchparams.sources.training.recognise import training_directory
@@ -349,8 +349,8 @@ def _read_index(path: str) -> tuple[dict[str, str], dict[str, Any]]:
                     where=path,
                 )
             checked.add(file_name)
-    metadata = index.get("metadata", Pairs())
-    if type(metadata) is not Pairs:
+    metadata = index.get("metadata", Object())
+    if type(metadata) is not Object:
         raise FileFormatError(f"its metadata is {describe(metadata)}, not an object", where=path)
     return weight_map, plain(metadata, "its metadata", path)
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchparams.io.live import read_only_copy
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.sources.base import Source
 from torchparams.sources.mapping import MappingSource
 
@@ -29,7 +29,7 @@ class SnapshotSource(Source):
 
     Args:
         source: The live source.
-        records: A reading of it, or of a part of it.
+        reading: A reading of it, or of a part of it.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -40,11 +40,11 @@ class SnapshotSource(Source):
     (['w'], ['w', 'b'])
     """
 
-    def __init__(self, source: Source, records: Records) -> None:
+    def __init__(self, source: Source, reading: Reading) -> None:
         self.label = source.label
         self.format = source.format
-        self._infos = {info.name: info for info in records.infos}
-        self._tensors = dict(source.items(self._infos) if records.tensors is None else records.tensors)
+        self._infos = {info.name: info for info in reading.infos}
+        self._tensors = dict(source.items(self._infos) if reading.tensors is None else reading.tensors)
         self._coded = {name: code for name, code in source.coded().items() if name in self._infos}
         self._left_out = source.left_out
         self._metadata = dict(source.metadata)
@@ -61,17 +61,17 @@ class SnapshotSource(Source):
         """Map canonical names to infos."""
         return MappingProxyType(self._infos)
 
-    def records(self) -> Records:
+    def reading(self) -> Reading:
         """The reading itself."""
-        records = Records(self._infos.values())
-        records.tensors = self._tensors
-        return records
+        reading = Reading(self._infos.values())
+        reading.tensors = self._tensors
+        return reading
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
         """Yield canonical name and tensor of every entry, or of `names`."""
         return iter(self._tensors.items()) if names is None else ((name, self._tensors[name]) for name in names)
 
-    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Reading | None = None) -> Mapping[str, Coded]:
         """Tensors that held codes instead of values."""
         return self._coded
 

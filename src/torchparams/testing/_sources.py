@@ -103,7 +103,7 @@ class SourceTests(FileTests):
         if self.order:
             assert list(source.infos()) == list(tensors)
 
-    def test_records_agree_with_the_arrays(self, tmp_path: Path) -> None:
+    def test_infos_agree_with_the_arrays(self, tmp_path: Path) -> None:
         """Every info agrees with its array."""
         tensors = few()
         source = self.make(tmp_path, tensors)
@@ -123,14 +123,14 @@ class SourceTests(FileTests):
             assert info == dataclasses.replace(info)
             json.dumps(info.to_json())
 
-    def test_records_are_frozen(self, tmp_path: Path) -> None:
+    def test_infos_are_frozen(self, tmp_path: Path) -> None:
         """Attributes of infos cannot be set."""
         source = self.make(tmp_path, few())
         for info in source.infos().values():
             with pytest.raises(dataclasses.FrozenInstanceError):
                 info.name = "other"  # type: ignore[misc]  # this is what is tested
 
-    def test_records_know_the_dtype(self, tmp_path: Path, dtype: str) -> None:
+    def test_infos_know_the_dtype(self, tmp_path: Path, dtype: str) -> None:
         """Every dtype is listed by torch's name, with its size."""
         array = sample(dtype, (4, 2))
         info = self.make(tmp_path, {"a": array}).infos()["a"]
@@ -165,7 +165,7 @@ class SourceTests(FileTests):
         assert [name for name, _ in source.items()] == list(infos)
         assert source.count() == len(infos)
         alone = {name: source.alone(name) for name in infos}
-        assert {name: name if lone is None else lone.records.names for name, lone in alone.items()} == {
+        assert {name: name if lone is None else lone.reading.names for name, lone in alone.items()} == {
             name: name if alone[name] is None else [name] for name in infos
         }
         some = list(infos)[::-2]

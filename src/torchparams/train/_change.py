@@ -159,11 +159,11 @@ class Change(Result):
         self._of_no_model = chosen is None
         self._narrow = None if chosen is None else chosen.narrow
         if chosen is not None:
-            records = chosen.records
+            reading = chosen.reading
             self.names = tuple(chosen.parameters())
             self.label = chosen.source.label
-            self._sizes = dict(zip(records.tensors, records.column("sizes"), strict=True))
-            every = chosen.parameters(records.names)
+            self._sizes = dict(zip(reading.tensors, reading.column("sizes"), strict=True))
+            every = chosen.parameters(reading.names)
             self.numel = sum(self._sizes[name][1] for name in every)
             self.trainable = sum(self._sizes[name][1] for name, parameter in every.items() if parameter.requires_grad)
             self._ddp = "DistributedDataParallel(" in chosen.source.label

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torchparams.left_out import LeftOut
     from torchparams.sources.base import Source
     from torchparams.sources.live.module import ModuleSource
-    from torchparams.sources.live.tensors import LiveRecords
+    from torchparams.sources.live.tensors import LiveReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,20 @@ class Chosen:
 
     Attributes:
         source: The model.
-        records: One reading of the model, with all tensors by canonical name.
+        reading: One reading of the model, with all tensors by canonical name.
         names: Selected names, in the model's order.
         narrow: One line about a `*` that hits a few tensors where `**` would hit many more; None without such.
     """
 
     source: ModuleSource
-    records: LiveRecords
+    reading: LiveReading
     names: tuple[str, ...]
     narrow: str | None = None
 
     @property
     def tensors(self) -> Mapping[str, Any]:
         """All tensors of the model, by canonical name."""
-        return self.records.tensors
+        return self.reading.tensors
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -51,10 +51,10 @@ class Chosen:
         """Name → parameter for the selection, or for `names`. Buffers are left out."""
         # No list of pairs: tens of thousands of new tuples would trigger full garbage collections.
         names = self.names if names is None else names
-        tensors = self.records.tensors
+        tensors = self.reading.tensors
         if not self.source.buffers:
             return {name: tensors[name] for name in names}
-        kinds = dict(zip(tensors, self.records.column("kind"), strict=True))
+        kinds = dict(zip(tensors, self.reading.column("kind"), strict=True))
         return {name: tensors[name] for name in names if kinds[name] == "parameter"}
 
 
@@ -71,13 +71,13 @@ def refuse_codes(source: ModuleSource, tensors: Mapping[str, Any], verb: str) ->
     """
     from torch.nn import Parameter
 
-    from torchparams.sources.live.tensors import LiveRecords, coded_in
+    from torchparams.sources.live.tensors import LiveReading, coded_in
 
     # Only narrow dtypes and tensor subclasses can hold codes. Without them the model need not be read.
     kinds = {(type(tensor), tensor.dtype) for tensor in tensors.values()}
     if any(cls is not Parameter or dtype.itemsize == 1 or not dtype.is_floating_point for cls, dtype in kinds):
         hint = f"Leave it out of the selection: {verb} would use its codes as values"
-        codes = coded_in(LiveRecords.of(source.module, True))  # also those that are understood: they are not written
+        codes = coded_in(LiveReading.of(source.module, True))  # also those that are understood: they are not written
         refuse(codes, tensors, source.label, hint, numbers=True)
 
 
@@ -139,9 +139,9 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
         NotReadable: A tensor is a copy that FSDP gathered for a forward pass.
     """
     source, params = live_table(x, verb)
-    records = within = source.held_records()  # packed weights are given anew at each look: they cannot be changed
+    reading = within = source.held_reading()  # packed weights are given anew at each look: they cannot be changed
     if params.selector is not None:
-        within = records.only(params.selector.names(records))
+        within = reading.only(params.selector.names(reading))
     names = within.names
     narrow = None
     if selector is not None:
@@ -149,5 +149,5 @@ def choose(x: object, selector: object, verb: str) -> Chosen:
         hits = wanted.names(within, strict=True, where=source.label)
         names = [name for name in names if name in hits]
         narrow = wanted.narrow(within, source.label)
-    refuse_copies(records, names, source.label)
-    return Chosen(source, records, tuple(names), narrow)
+    refuse_copies(reading, names, source.label)
+    return Chosen(source, reading, tuple(names), narrow)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from torchparams.io.blocks import Block
-    from torchparams.train._pair import Pair
+    from torchparams.train._assignment import Assignment
 
 CAST_BYTES = 1 << 20
 """Block size in bytes for casts; the engine maps several blocks at once."""
@@ -26,13 +26,13 @@ CAST_BYTES = 1 << 20
 CASTERS = 2  # one maps its block while torch casts the other's on its own threads
 
 
-def lossy_names(pairs: Sequence[Pair]) -> list[str]:
+def lossy_names(pairs: Sequence[Assignment]) -> list[str]:
     """Names of the tensors whose cast can lose values."""
     kinds = {dtype: DType.of(dtype) for dtype in {pair.target.dtype for pair in pairs}}
     return [pair.name for pair in pairs if not exact(pair.info.dtype, kinds[pair.target.dtype])]
 
 
-def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
+def losses_of(pairs: Sequence[Assignment]) -> dict[str, Losses]:
     """Name → values that the tensor's cast would lose, for casts with losses.
 
     The values are read once; nothing is cast.
@@ -55,7 +55,7 @@ def losses_of(pairs: Sequence[Pair]) -> dict[str, Losses]:
     return {name: lost for name, lost in found.items() if lost}
 
 
-def refuse_overflow(lost: Mapping[str, Losses], pairs: Sequence[Pair], where: str) -> None:
+def refuse_overflow(lost: Mapping[str, Losses], pairs: Sequence[Assignment], where: str) -> None:
     """Raise if a finite value of the source would become infinite in the model.
 
     Raises:

@@ -13,7 +13,7 @@ from torchparams.sources.live.sharded import layout_of, local_of
 from torchparams.sources.live.sharding import is_dtensor
 from torchparams.sources.mapping import MappingSource
 from torchparams.sources.view import ViewSource
-from torchparams.train._pair import Pair
+from torchparams.train._assignment import Assignment
 from torchparams.train._shards import sharded_like, whole_of
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def _is_alike(a: Any, b: Any) -> bool:
     return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
 
 
-def parts_of(pairs: Sequence[Pair]) -> list[Pair]:
+def parts_of(pairs: Sequence[Assignment]) -> list[Assignment]:
     """Replace each DTensor by its part on this rank, and each source by the elements of that part.
 
     So a rank reads only its own elements from a file.
     """
     targets = {id(pair.target) for pair in pairs}
-    found: list[Pair] = []
+    found: list[Assignment] = []
     rows: list[tuple[str, Expression]] = []
     places: list[int] = []
     for pair in pairs:
@@ -70,11 +70,11 @@ def parts_of(pairs: Sequence[Pair]) -> list[Pair]:
     view = ViewSource(rows, label=pairs[0].source.label)
     for place in places:
         pair = pairs[place]
-        found[place] = Pair(pair.name, local_of(pair.target), view, view.infos()[pair.name])
+        found[place] = Assignment(pair.name, local_of(pair.target), view, view.infos()[pair.name])
     return found
 
 
-def _part_of_row(pair: Pair, targets: set[int]) -> Expression:
+def _part_of_row(pair: Assignment, targets: set[int]) -> Expression:
     import torch.distributed as dist
 
     row = pair.source.row(pair.info.name, pair.info)
@@ -88,7 +88,7 @@ def _part_of_row(pair: Pair, targets: set[int]) -> Expression:
 
 
 def losses_together(
-    pairs: Sequence[Pair], lost: Mapping[str, Losses], lossy: Sequence[str], where: str
+    pairs: Sequence[Assignment], lost: Mapping[str, Losses], lossy: Sequence[str], where: str
 ) -> dict[str, Losses]:
     """Losses of casts: for DTensors summed over all ranks, and equal on every rank; for other tensors on this rank.
 

@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torchparams.info import Sharding
-    from torchparams.records import Records
+    from torchparams.reading import Reading
     from torchparams.sources.live.module import ModuleSource
 
 
-def shardings(records: Records, names: Iterable[str]) -> dict[str, Sharding]:
+def shardings(reading: Reading, names: Iterable[str]) -> dict[str, Sharding]:
     """The shardings of the sharded tensors among `names`, by name."""
     wanted = frozenset(names)
-    columns = zip(records.names, records.column("sharding"), strict=True)
+    columns = zip(reading.names, reading.column("sharding"), strict=True)
     return {name: sharding for name, sharding in columns if sharding is not None and name in wanted}
 
 
-def refuse_copies(records: Records, names: Iterable[str], where: str) -> None:
+def refuse_copies(reading: Reading, names: Iterable[str], where: str) -> None:
     """Raise for copies that FSDP gathered for a forward pass, because changes to them would be lost.
 
     Raises:
         NotReadable: One of `names` is such a copy.
     """
-    for name, sharding in shardings(records, names).items():
+    for name, sharding in shardings(reading, names).items():
         if sharding.kind == "unsharded":
             raise NotReadable(unsharded(name), where=where, hint=RESHARD)
 
 
-def refuse_flat(records: Records, names: Iterable[str], where: str) -> None:
+def refuse_flat(reading: Reading, names: Iterable[str], where: str) -> None:
     """Raise for parameters in FSDP1's flat parameter, of which this rank has only a run of elements.
 
     Raises:
         NotReadable: One of `names` is such a parameter.
     """
-    for name, sharding in shardings(records, names).items():
+    for name, sharding in shardings(reading, names).items():
         if sharding.kind == "FSDP1":
             raise NotReadable(flat_part(name), where=where, hint=RESHARD)
 
@@ -58,9 +58,9 @@ def refuse_flat_state(source: ModuleSource) -> None:
     """
     if "torch.distributed.fsdp" not in sys.modules:
         return
-    records = source.records()
-    refuse_copies(records, records.names, source.label)
-    flat = next((name for name, each in shardings(records, records.names).items() if each.kind == "FSDP1"), None)
+    reading = source.reading()
+    refuse_copies(reading, reading.names, source.label)
+    flat = next((name for name, each in shardings(reading, reading.names).items() if each.kind == "FSDP1"), None)
     if flat is not None:
         raise NotReadable(
             flat_part(flat),
@@ -147,14 +147,14 @@ class Together:
     results.
 
     Args:
-        records: A reading of the model.
+        reading: A reading of the model.
         tensors: Tensors to change by name, sharded or not.
         where: Label of the model.
     """
 
-    def __init__(self, records: Records, tensors: Mapping[str, Any], where: str) -> None:
+    def __init__(self, reading: Reading, tensors: Mapping[str, Any], where: str) -> None:
         self._where = where
-        self._shardings = shardings(records, (name for name, tensor in tensors.items() if is_dtensor(tensor)))
+        self._shardings = shardings(reading, (name for name, tensor in tensors.items() if is_dtensor(tensor)))
         self._team: Ranks | None = None
         self._made: dict[str, str] = {}
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Progress
     from torchparams.info import Location
     from torchparams.io.blocks import Block
-    from torchparams.train._pair import Pair
+    from torchparams.train._assignment import Assignment
 
 PIECE_BYTES = 16 << 20
 """Bytes that a thread reads into a parameter per call."""
@@ -48,7 +48,7 @@ _is_little = sys.byteorder == "little"
 _MOST_THREADS = 16  # more are not faster: memory or disk speed is the limit
 
 
-def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
+def transfer(pairs: Sequence[Assignment], progress: Progress | None = None) -> None:
     """Copy all values. Targets with the dtype of the source get the same bits.
 
     Args:
@@ -62,8 +62,8 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
 
     state = _State(pairs, progress)
     direct: list[_Direct] = []
-    casts: list[Pair] = []
-    others: list[tuple[Pair, Location | None]] = []
+    casts: list[Assignment] = []
+    others: list[tuple[Assignment, Location | None]] = []
     with paused_gc():  # creates many objects and no cycles
         saved = _saved_from_overwriting(pairs)
         for pair in pairs:
@@ -107,14 +107,14 @@ def transfer(pairs: Sequence[Pair], progress: Progress | None = None) -> None:
 class _State:
     """Progress of the transfer."""
 
-    def __init__(self, pairs: Sequence[Pair], progress: Progress | None) -> None:
+    def __init__(self, pairs: Sequence[Assignment], progress: Progress | None) -> None:
         self._pairs = pairs
         self._progress = progress
         self._total = sum(pair.info.nbytes for pair in pairs)
         self._seen = 0
         self._done: set[str] = set()
 
-    def done(self, pair: Pair) -> None:
+    def done(self, pair: Assignment) -> None:
         self._done.add(pair.name)
         self._seen += pair.info.nbytes
         if self._progress is not None:
@@ -135,14 +135,14 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Direct:
-    """Pair whose bytes are read from the file straight into the parameter's memory."""
+    """Assignment whose bytes are read from the file straight into the parameter's memory."""
 
-    pair: Pair
+    pair: Assignment
     place: Location
     memory: memoryview
 
 
-def _memory(pair: Pair) -> memoryview | None:
+def _memory(pair: Assignment) -> memoryview | None:
     """Memory of a target that can hold the file's bytes unchanged; None if they need a conversion."""
     target = pair.target
     if (
@@ -240,7 +240,7 @@ def _read_run(run: Piece, files: OpenFiles) -> None:
 # --- cast -----------------------------------------------------------------------------------------
 
 
-def _cast_all(pairs: Sequence[Pair], state: _State) -> None:
+def _cast_all(pairs: Sequence[Assignment], state: _State) -> None:
     by_name = {pair.name: pair for pair in pairs}
     engine = ThreadEngine(CASTERS, block_bytes=CAST_BYTES, mapped=True)
     jobs = [Job(pair.name, (pair.source.row(pair.info.name, pair.info),)) for pair in pairs]
@@ -265,7 +265,7 @@ class _Casting:
 # --- through a buffer -----------------------------------------------------------------------------
 
 
-def _through(buffer: torch.Tensor, pair: Pair, place: Location, files: OpenFiles) -> torch.Tensor:
+def _through(buffer: torch.Tensor, pair: Assignment, place: Location, files: OpenFiles) -> torch.Tensor:
     """Read, cast and copy part by part. Returns the buffer, which may have grown."""
     import torch
 
@@ -297,7 +297,7 @@ def _parts(target: torch.Tensor, most: int) -> Iterator[tuple[torch.Tensor, int]
         yield target[first : first + step], first * row
 
 
-def _values(pair: Pair) -> torch.Tensor:
+def _values(pair: Assignment) -> torch.Tensor:
     import torch
 
     if pair.info.dtype.torch_name is not None:
@@ -311,7 +311,7 @@ def _values(pair: Pair) -> torch.Tensor:
 # --- a model loaded from itself -------------------------------------------------------------------
 
 
-def _saved_from_overwriting(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
+def _saved_from_overwriting(pairs: Sequence[Assignment]) -> dict[str, torch.Tensor]:
     """Name → copy of values in memory that a different pair writes to.
 
     The copies allow parameters of one model to be swapped. Values already in their target need no copy.

@@ -21,7 +21,7 @@ from torchparams.train.gradients import GradientSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 
 def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> Applied:
@@ -71,25 +71,25 @@ def apply_(model: object, selector: object, function: Callable[[Any], Any]) -> A
             hint="call torchparams.apply_(model, selector, function)",
         )
     every: Mapping[str, Any] = {}
-    records: Records
+    reading: Reading
     left_out: tuple[LeftOut, ...] = ()
     if isinstance(model, Parameters) and isinstance(model.source, GradientSource):
         label = model.source.label
         tensors = _gradients(model, selector)
         refuse_without_values(tensors, label)
-        records = model.source.records()
+        reading = model.source.reading()
     else:
         chosen = choose(model, selector, "torchparams.apply_")
         label, every, left_out = chosen.source.label, chosen.tensors, chosen.left_out
         tensors = {name: every[name] for name in chosen.names}
         refuse_without_values(tensors, label)
         refuse_codes(chosen.source, tensors, "apply_")
-        records = chosen.records
-    refuse_copies(records, tensors, label)
-    refuse_flat(records, tensors, label)
+        reading = chosen.reading
+    refuse_copies(reading, tensors, label)
+    refuse_flat(reading, tensors, label)
     import torch
 
-    together = Together(records, tensors, label)
+    together = Together(reading, tensors, label)
     together.meet(f"apply_ {function_name(function)}")
     failed: Exception | None = None
     with torch.no_grad(), all_or_nothing() as undo:
@@ -123,13 +123,13 @@ def _gradients(table: Parameters, selector: object) -> dict[str, Any]:
     Raises:
         NoMatch: There are no gradients, or a part of the selector matches nothing.
     """
-    records = table.records()
-    gradients = records.tensors or {}
+    reading = table.reading()
+    gradients = reading.tensors or {}
     if not gradients:
         raise NoMatch("there are no gradients", where=table.source.label, hint=" ".join(table.source.why_empty()))
     if selector is None:
         return dict(gradients)
-    hits = Selector.of(selector).names(records, strict=True, where=table.source.label)
+    hits = Selector.of(selector).names(reading, strict=True, where=table.source.label)
     return {name: gradient for name, gradient in gradients.items() if name in hits}
 
 

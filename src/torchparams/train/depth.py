@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 _NUMBER = "\ue000"
 """Placeholder for `{}` while a pattern is parsed: a private-use character that no name contains."""
 
 
-def depths(records: Records, model: nn.Module | None, by: object, where: str | None = None) -> list[int]:
+def depths(reading: Reading, model: nn.Module | None, by: object, where: str | None = None) -> list[int]:
     """Depth of every parameter: 0 before the first block, 1 to N in the blocks, N + 1 after the last.
 
     A parameter between two blocks, as in a layer between two stages, has the depth of the block that follows.
 
     Args:
-        records: The parameters.
+        reading: The parameters.
         model: The network; needed if `by` is None.
         by: None to find the blocks from the order of the modules; a pattern with `{}` for the block's number, such as
             `encoder.layer.{}.**`; or a function of `ParameterInfo` that returns the depth.
@@ -44,11 +44,11 @@ def depths(records: Records, model: nn.Module | None, by: object, where: str | N
         SelectorError: The pattern is invalid or has no `{}`.
     """
     if by is None:
-        return _spread(_by_modules(records, model, where))
+        return _spread(_by_modules(reading, model, where))
     if isinstance(by, str):
-        return _spread(_by_pattern(records.names, by, where))
+        return _spread(_by_pattern(reading.names, by, where))
     if callable(by):
-        return [_whole(by(info), info.name) for info in records.infos]
+        return [_whole(by(info), info.name) for info in reading.infos]
     raise OptionError(
         f"`depth` must be a pattern such as 'encoder.layer.{{}}.**' or a function, not a {type(by).__name__}",
         where=where,
@@ -125,8 +125,8 @@ class _Stack:
         return Counter(map(type, self.blocks)).most_common(1)[0][0]
 
 
-def _by_modules(records: Records, model: nn.Module | None, where: str | None) -> list[int | None]:
-    if model is None or records.tensors is None:
+def _by_modules(reading: Reading, model: nn.Module | None, where: str | None) -> list[int | None]:
+    if model is None or reading.tensors is None:
         raise OptionError(
             "a layer decay needs the modules of a model to find the depth, and this has none",
             where=where,
@@ -145,7 +145,7 @@ def _by_modules(records: Records, model: nn.Module | None, where: str | None) ->
         for _, _, owner in holders(block):
             for parameter in owner._parameters.values():
                 depth.setdefault(id(parameter), number)
-    return [depth.get(id(tensor)) for tensor in records.tensors.values()]
+    return [depth.get(id(tensor)) for tensor in reading.tensors.values()]
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

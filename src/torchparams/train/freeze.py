@@ -224,7 +224,7 @@ class Frozen(Change):
         """
         chosen = choose(model, None, "Frozen.of")
         names = tuple(name for name, parameter in chosen.parameters().items() if not parameter.requires_grad)
-        chosen = Chosen(chosen.source, chosen.records, names)
+        chosen = Chosen(chosen.source, chosen.reading, names)
         held = tuple(name for name, layer in Layers(chosen).by_name.items() if hold_on(layer) is not None)
         frozen = cls(chosen, (), held, Steps(), ())
         frozen._found = True
@@ -267,7 +267,7 @@ class Frozen(Change):
         """
         chosen = choose(model, None, "Frozen.apply")
         names = _found(self.names, chosen)
-        chosen = Chosen(chosen.source, chosen.records, tuple(name for name in chosen.tensors if name in names))
+        chosen = Chosen(chosen.source, chosen.reading, tuple(name for name in chosen.tensors if name in names))
         layers = Layers(chosen).by_name
         missing = [name for name in self.statistics if name not in layers]
         _refuse_missing(missing, self.statistics, tuple(layers), "layers", chosen)
@@ -337,7 +337,7 @@ class Unfrozen(Change):
 def _found(names: Sequence[str], chosen: Chosen) -> frozenset[str]:
     """Canonical names for `names`, which may come from a model with different ties or wrappers."""
     known = list(chosen.tensors)
-    other = {spelling: known[row] for row, spelling in (*chosen.records.aliases, *chosen.records.raws)}
+    other = {spelling: known[row] for row, spelling in (*chosen.reading.aliases, *chosen.reading.raws)}
     found = {name: name if name in chosen.tensors else other.get(name) for name in names}
     _refuse_missing([n for n, hit in found.items() if hit is None], names, known, "parameters", chosen)
     return frozenset(name for name in found.values() if name is not None)

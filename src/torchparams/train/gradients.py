@@ -30,8 +30,8 @@ from torchparams.selectors import Selector
 from torchparams.sources.base import Source
 from torchparams.sources.live.flat import all_modules, shardings
 from torchparams.sources.live.sharding import is_dtensor
-from torchparams.sources.live.tensors import LiveRecords
-from torchparams.sources.live.traverse import Listing
+from torchparams.sources.live.tensors import LiveReading
+from torchparams.sources.live.traverse import Traversal
 from torchparams.sources.snapshot import SnapshotSource
 from torchparams.train._live import live_table, refuse_path
 from torchparams.train._norms import combined, norms_of, norms_of_shards, settle
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo, Sharding
-    from torchparams.records import Lone, Records
+    from torchparams.reading import Lone, Reading
     from torchparams.sources.live.module import ModuleSource
 
 
@@ -108,7 +108,7 @@ class GradientSource(Source):
     def keys(self) -> Mapping[str, Any]:
         """Canonical name → gradient; makes no infos."""
         if "torch.distributed.fsdp" in sys.modules:
-            return self.records().tensors
+            return self.reading().tensors
         return {name: grad for name, p in self.model.keys().items() if (grad := p.grad) is not None}
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -118,24 +118,24 @@ class GradientSource(Source):
 
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Canonical name → info at the time of the call."""
-        records = self.records()
-        return dict(zip(records.names, records.infos, strict=True))
+        reading = self.reading()
+        return dict(zip(reading.names, reading.infos, strict=True))
 
-    def records(self) -> GradientRecords:
+    def reading(self) -> GradientRecords:
         """One reading; fields are looked up when needed."""
-        return GradientRecords.of_parameters(self.model.held_records())
+        return GradientRecords.of_parameters(self.model.held_reading())
 
     def alone(self, name: str) -> Lone | None:
         """The gradient of the parameter `name`, found by visiting only the modules on its path."""
         lone = self.model.alone(name)
         if lone is None or lone.passed[-1].grad is None:
             return None
-        assert isinstance(lone.records, LiveRecords)  # a model's are
-        return replace(lone, records=GradientRecords.of_parameters(lone.records))
+        assert isinstance(lone.reading, LiveReading)  # a model's are
+        return replace(lone, reading=GradientRecords.of_parameters(lone.reading))
 
-    def snapshot(self, records: Records) -> Source:
-        """A source of the gradients in `records`, a reading of this source."""
-        return GradientSnapshot(self, records)
+    def snapshot(self, reading: Reading) -> Source:
+        """A source of the gradients in `reading`, a reading of this source."""
+        return GradientSnapshot(self, reading)
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
         """Name, canonical name and gradient, with the semantics of `nn.Module.named_parameters`."""
@@ -239,12 +239,12 @@ def _with_zeros(grad: torch.Tensor) -> torch.Tensor:
     return grad if str(grad.layout) == "torch.strided" else grad.to_dense()
 
 
-class GradientRecords(LiveRecords):
+class GradientRecords(LiveReading):
     """One reading of the gradients; `requires_grad` is that of the parameters."""
 
     def __init__(
         self,
-        listing: Listing,
+        listing: Traversal,
         aliases: Callable[[], Mapping[str, list[str]]],
         root: nn.Module,
         parameters: Mapping[str, Any],
@@ -253,11 +253,11 @@ class GradientRecords(LiveRecords):
         self._parameters = parameters
 
     @classmethod
-    def of_parameters(cls, records: LiveRecords) -> GradientRecords:
+    def of_parameters(cls, reading: LiveReading) -> GradientRecords:
         """Gradients of the parameters in a reading of the model."""
         grads: dict[str, Any] = {}
         owners = []
-        columns = records.tensors.items(), records.owners, records.column("sharding")
+        columns = reading.tensors.items(), reading.owners, reading.column("sharding")
         for (name, parameter), owner, sharding in zip(*columns, strict=True):
             grad = parameter.grad
             if grad is None and sharding is not None and sharding.part is not None:
@@ -265,9 +265,9 @@ class GradientRecords(LiveRecords):
             if grad is not None:
                 grads[name] = grad
                 owners.append(owner)
-        read = records._listing
-        listing = Listing(grads, owners, read.raws, read.buffers, read.tied, read.shared)
-        return cls(listing, lambda: records._tied, records.root, records.tensors)
+        read = reading._listing
+        listing = Traversal(grads, owners, read.raws, read.buffers, read.tied, read.shared)
+        return cls(listing, lambda: reading._tied, reading.root, reading.tensors)
 
     @property
     def held(self) -> Mapping[str, Any]:
@@ -385,8 +385,8 @@ def _read(model: object) -> tuple[ModuleSource, Mapping[str, Any]]:
     source, params = live_table(params, "torchparams.grad_norms")
     if params.selector is None:
         return source, source.keys()
-    records = source.records()
-    return source, records.only(params.selector.names(records)).tensors
+    reading = source.reading()
+    return source, reading.only(params.selector.names(reading)).tensors
 
 
 _WORDS: dict[str, Callable[[str, Any], str]] = {
@@ -413,7 +413,7 @@ def _members(
             f"group {place}": tuple(of_id[id(p)] for p in group["params"] if id(p) in of_id)
             for place, group in enumerate(by)
         }
-    records = source.records().only(parameters)
+    reading = source.reading().only(parameters)
     if isinstance(by, dict):
         wanted = {str(label): Selector.of(what) for label, what in by.items()}
     else:
@@ -423,7 +423,7 @@ def _members(
             # Selectors of modules of one class print alike, so number them.
             alike = sum(label.partition(" (")[0] == str(selector) for label in wanted)
             wanted[f"{selector} ({alike + 1})" if alike else str(selector)] = selector
-    found = {label: what.names(records, strict=True, where=source.label) for label, what in wanted.items()}
+    found = {label: what.names(reading, strict=True, where=source.label) for label, what in wanted.items()}
     return {label: tuple(name for name in norms if name in hits) for label, hits in found.items()}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torchparams.parameters import Parameters
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 
 def groups(
@@ -65,22 +65,22 @@ def groups(
     params = of(model)
     parsed = tuple(map(_rule, rules))
     _refuse_wrong(params, layer_decay, depth, defaults)
-    records = _parameters(params.records())
-    tensors = _tensors(params, records)
+    reading = _parameters(params.reading())
+    tensors = _tensors(params, reading)
     where = params.source.label
-    refuse_copies(records, records.names, where)
+    refuse_copies(reading, reading.names, where)
     refuse_views(tensors, where, "groups")
-    masks, hits = _masks(parsed, records, where)
-    deep: Iterable[int | None] = [None] * len(records)
+    masks, hits = _masks(parsed, reading, where)
+    deep: Iterable[int | None] = [None] * len(reading)
     deepest = 0
     if layer_decay is not None:
-        deep, deepest = _depths(params, records, depth)
+        deep, deepest = _depths(params, reading, depth)
     made: dict[tuple[int, int | None], tuple[Origin, dict[str, Any] | None]] = {}
     by_options: dict[Any, dict[str, Any]] = {}
     scaled: dict[tuple[Any, int], Any] = {}
     origins: dict[str, Origin] = {}
     frozen: list[str] = []
-    for name, trainable, at in zip(records.names, records.column("requires_grad"), deep, strict=True):
+    for name, trainable, at in zip(reading.names, reading.column("requires_grad"), deep, strict=True):
         mask = masks.get(name, 0)
         known_origin = made.get((mask, at))
         if known_origin is None:
@@ -154,42 +154,42 @@ def _refuse_wrong(params: Parameters, layer_decay: object, depth: object, defaul
         )
 
 
-def _parameters(records: Records) -> Records:
+def _parameters(reading: Reading) -> Reading:
     """The reading without buffers, which optimizers do not step."""
-    kinds = records.column("kind")
+    kinds = reading.column("kind")
     if "buffer" not in kinds:
-        return records
-    return records.only({name for name, kind in zip(records.names, kinds, strict=True) if kind != "buffer"})
+        return reading
+    return reading.only({name for name, kind in zip(reading.names, kinds, strict=True) if kind != "buffer"})
 
 
-def _masks(rules: tuple[Rule, ...], records: Records, where: str) -> tuple[dict[str, int], tuple[int, ...]]:
+def _masks(rules: tuple[Rule, ...], reading: Reading, where: str) -> tuple[dict[str, int], tuple[int, ...]]:
     """Parameter name → bit mask of the matching rules, and the number of parameters that each rule matches."""
     masks: dict[str, int] = {}
     hits = []
     for place, one in enumerate(rules):
-        names = one.selector.names(records, strict=one.strict, where=where)
+        names = one.selector.names(reading, strict=one.strict, where=where)
         hits.append(len(names))
         for name in names:
             masks[name] = masks.get(name, 0) | 1 << place
     return masks, tuple(hits)
 
 
-def _depths(params: Parameters, records: Records, depth: object) -> tuple[Iterable[int], int]:
+def _depths(params: Parameters, reading: Reading, depth: object) -> tuple[Iterable[int], int]:
     """Depth of each parameter, and the greatest depth in the model."""
     # For a selection, depths are still those in the whole model, so that several selections agree.
-    whole = records if params.selector is None else _parameters(params.source.records())
+    whole = reading if params.selector is None else _parameters(params.source.reading())
     found = depths(whole, getattr(params.source, "module", None), depth, params.source.label)
     deepest = max(found, default=0)
-    if whole is records:
+    if whole is reading:
         return found, deepest
-    return map(dict(zip(whole.names, found, strict=True)).__getitem__, records.names), deepest
+    return map(dict(zip(whole.names, found, strict=True)).__getitem__, reading.names), deepest
 
 
-def _tensors(params: Parameters, records: Records) -> Mapping[str, Any]:
+def _tensors(params: Parameters, reading: Reading) -> Mapping[str, Any]:
     """Name → parameter."""
-    if records.tensors is not None:
-        return records.tensors
-    tensors = dict(params.source.items(records.names))
+    if reading.tensors is not None:
+        return reading.tensors
+    tensors = dict(params.source.items(reading.names))
     for name, tensor in tensors.items():
         if not hasattr(tensor, "requires_grad"):
             raise UnsupportedSource(

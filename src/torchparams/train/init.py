@@ -126,14 +126,14 @@ def init(
     elif not isinstance(seed, int) or isinstance(seed, bool):
         raise OptionError(f"`seed` must be a whole number, not {seed!r}")
     parsed = [_rule(given) for given in rules]
-    records = chosen.records.only(frozenset(chosen.names))
+    reading = chosen.reading.only(frozenset(chosen.names))
     of_name: dict[str, int] = {}
     for place, (selector, _, strict) in enumerate(parsed):
-        of_name.update(dict.fromkeys(selector.names(records, strict=strict, where=chosen.source.label), place))
+        of_name.update(dict.fromkeys(selector.names(reading, strict=strict, where=chosen.source.label), place))
     reached = {name: chosen.tensors[name] for name in chosen.names if name in of_name}
     refuse_without_values(reached, chosen.source.label, meta=True)
     refuse_codes(chosen.source, reached, "init")
-    refuse_flat(chosen.records, reached, chosen.source.label)
+    refuse_flat(chosen.reading, reached, chosen.source.label)
     materialised = {name: tensor for name, tensor in reached.items() if tensor.device.type == "meta"}
     with all_or_nothing() as undo:
         undo.append(give_memory(materialised, device, where=chosen.source.label))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.io.filebytes import paused_gc
 from torchparams.parameters import Parameters, stored
-from torchparams.records import InfosByName
+from torchparams.reading import InfosByName
 from torchparams.renames import Renames, best_match, propose, renamed
 from torchparams.render.tree import listed, plural
 from torchparams.sources.base import open_source
 from torchparams.sources.live.module import ModuleSource
-from torchparams.sources.live.tensors import LiveRecords, coded_in
+from torchparams.sources.live.tensors import LiveReading, coded_in
+from torchparams.train._assignment import Assignment
 from torchparams.train._fit import (
     EXTRA_STATE,
     beside_tensors,
@@ -26,7 +27,6 @@ from torchparams.train._fit import (
 from torchparams.train._live import live_table
 from torchparams.train._losses import losses_of, lossy_names, refuse_overflow
 from torchparams.train._memory import give_memory
-from torchparams.train._pair import Pair
 from torchparams.train._resharding import losses_together, parts_of
 from torchparams.train._transfer import transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Progress
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
-    from torchparams.records import Records
+    from torchparams.reading import Reading
 
 
 def load(
@@ -157,17 +157,17 @@ class _Matching:
             table = table.select(selector)
         self.module: nn.Module = source.module
         self.live = ModuleSource(source.module, buffers=True)
-        records = self.records = LiveRecords.of(source.module, True)  # the tensors as they are held
-        self.targets: Mapping[str, torch.Tensor] = records.tensors
-        self.model_infos = InfosByName(records)
-        self.saved = dict(zip(records.names, records.column("persistent"), strict=True))
-        chosen = records.names if table == Parameters(self.live) else table.names
-        self.wanted = InfosByName(records, [name for name in chosen if self.saved.get(name)])
+        reading = self.reading = LiveReading.of(source.module, True)  # the tensors as they are held
+        self.targets: Mapping[str, torch.Tensor] = reading.tensors
+        self.model_infos = InfosByName(reading)
+        self.saved = dict(zip(reading.names, reading.column("persistent"), strict=True))
+        chosen = reading.names if table == Parameters(self.live) else table.names
+        self.wanted = InfosByName(reading, [name for name in chosen if self.saved.get(name)])
         given = _table_of(x)
         if self._live_coded:  # quantised layers accept the stored codes
             given = stored(given)
         self.given = given.source
-        self._given_records = given.records()
+        self._given_records = given.reading()
         persistent = zip(self._given_records.names, self._given_records.column("persistent"), strict=True)
         self.given_infos = InfosByName(self._given_records, [name for name, is_saved in persistent if is_saved])
         self._arguments = model, x, selector
@@ -188,7 +188,7 @@ class _Matching:
         found: dict[str, list[str]] = {}
         unexpected: dict[str, str] = {}
         left_out: list[str] = []
-        places = _Places(self.live, self.records)
+        places = _Places(self.live, self.reading)
         for source_name, name in names.items():
             canonical = name if name in self.targets else places.find(name)
             if canonical is None:
@@ -201,7 +201,7 @@ class _Matching:
                 unexpected[source_name] = name
 
         missing = [name for name in self.wanted if name not in found]
-        self.counters = _counters(missing, self.records)
+        self.counters = _counters(missing, self.reading)
         missing = [name for name in missing if name not in self.counters]
         mismatched = self._judge_all(found, have)
         extra, hooked = beside_tensors(self.module)
@@ -228,11 +228,11 @@ class _Matching:
         """The rename found by `"auto"`, and its description."""
         have = {name: self.given_infos[canonical] for name, canonical in spelled.items()}
         want = {
-            name: self.model_infos[canonical] for name, canonical in _spellings(self.records, self.model_infos).items()
+            name: self.model_infos[canonical] for name, canonical in _spellings(self.reading, self.model_infos).items()
         }
         proposal = propose(have, want)
         names = proposal.apply(have) if proposal else dict(zip(have, have, strict=True))
-        places = _Places(self.live, self.records)
+        places = _Places(self.live, self.reading)
         met = {places.find(name) for name in names.values()}
         free = {source: have[source] for source, name in names.items() if places.find(name) is None}
         left = {name: info for name, info in self.wanted.items() if name not in met}
@@ -248,7 +248,7 @@ class _Matching:
 
     def _judge_all(self, found: Mapping[str, list[str]], have: Mapping[str, str]) -> dict[str, Item]:
         """Judges each tensor that something was found for: remembers what fits, and gives what does not."""
-        ours = dict(zip(self.records.names, self.records.column("dense"), strict=True))
+        ours = dict(zip(self.reading.names, self.reading.column("dense"), strict=True))
         theirs = dict(zip(self._given_records.names, self._given_records.column("dense"), strict=True))
         mismatched: dict[str, Item] = {}
         for name in self.wanted:
@@ -307,7 +307,7 @@ class _Matching:
 
     @cached_property
     def _live_coded(self) -> Mapping[str, Coded]:
-        return coded_in(self.records)
+        return coded_in(self.reading)
 
     def _differing(self, given: Mapping[str, ParameterInfo], names: list[str]) -> str | None:
         first, *others = (given[name] for name in names)
@@ -348,16 +348,18 @@ class _Matching:
 
     # --- results ---------------------------------------------------------------------------------
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[Assignment]:
         """The tensors to copy."""
         with paused_gc():
             infos, targets = self.given_infos, self.targets
-            return [Pair(name, targets[name], self.given, infos[given]) for name, (given, _) in self._loaded.items()]
+            return [
+                Assignment(name, targets[name], self.given, infos[given]) for name, (given, _) in self._loaded.items()
+            ]
 
     @property
     def without_memory(self) -> dict[str, torch.Tensor]:
         """Name → tensor, for loaded tensors that are lazy or on the meta device."""
-        columns = self.records.names, self.records.column("shape"), self.records.column("device")
+        columns = self.reading.names, self.reading.column("shape"), self.reading.column("device")
         names = (name for name, shape, device in zip(*columns, strict=True) if shape is None or device == "meta")
         return {name: self.targets[name] for name in names if name in self._loaded}
 
@@ -376,7 +378,7 @@ class _Matching:
     def left_on_meta(self) -> Iterator[str]:
         """A sentence on tensors that still have no memory."""
         done = {*self._loaded, *self.counters}
-        devices = zip(self.records.names, self.records.column("device"), strict=True)
+        devices = zip(self.reading.names, self.reading.column("device"), strict=True)
         left = [name for name, device in devices if device == "meta" and name not in done]
         if left:
             yield f"still on the meta device: {listed(left)}; they were not loaded, and have no values"
@@ -434,14 +436,14 @@ class _Matching:
         return f"load {target!r}"
 
 
-def _counters(missing: Iterable[str], records: LiveRecords) -> list[str]:
+def _counters(missing: Iterable[str], reading: LiveReading) -> list[str]:
     """Missing batch counters. Early versions of torch did not save them, and torch's load does not need them."""
     names = [name for name in missing if name.rpartition(".")[2] == _COUNTER]
     if not names:
         return []
     from torch.nn.modules.batchnorm import _NormBase
 
-    owners = dict(zip(records.tensors, records.owners, strict=True))
+    owners = dict(zip(reading.tensors, reading.owners, strict=True))
     return [name for name in names if isinstance(owners[name], _NormBase)]
 
 
@@ -477,10 +479,10 @@ def _own_state(left_out: Iterable[LeftOut], extra: list[str]) -> Iterator[str]:
 class _Places:
     """Lookup of canonical names from any spelling that the model accepts."""
 
-    def __init__(self, source: ModuleSource, records: LiveRecords) -> None:
+    def __init__(self, source: ModuleSource, reading: LiveReading) -> None:
         self._source = source
-        self._records = records
-        self._canonical = records.tensors
+        self._reading = reading
+        self._canonical = reading.tensors
         self._others: dict[str, str] | None = None
         self._names: dict[int, str] | None = None
 
@@ -489,8 +491,8 @@ class _Places:
         if name in self._canonical:
             return name
         if self._others is None:
-            names = self._records.names
-            self._others = {other: names[row] for row, other in (*self._records.aliases, *self._records.raws)}
+            names = self._reading.names
+            self._others = {other: names[row] for row, other in (*self._reading.aliases, *self._reading.raws)}
         found = self._others.get(name)
         if found is not None:
             return found
@@ -502,13 +504,13 @@ class _Places:
         return self._names.get(id(self._source.value(name)))
 
 
-def _spellings(records: Records, among: Collection[str]) -> dict[str, str]:
+def _spellings(reading: Reading, among: Collection[str]) -> dict[str, str]:
     """Every name of those `among` a reading's, aliases included, in order → the canonical name."""
-    names = records.names
-    if not records.aliases and len(among) == len(names):
+    names = reading.names
+    if not reading.aliases and len(among) == len(names):
         return dict(zip(names, names, strict=True))
     others: dict[str, list[str]] = {}
-    for row, other in records.aliases:
+    for row, other in reading.aliases:
         others.setdefault(names[row], []).append(other)
     return {
         name: canonical for canonical in names if canonical in among for name in (canonical, *others.get(canonical, ()))

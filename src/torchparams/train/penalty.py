@@ -115,7 +115,7 @@ class Penalty:
         self._source = chosen.source
         self._bases: list[torch.Tensor] | None = None
         refuse_codes(self._source, selected, "penalty")
-        refuse_flat(chosen.records, selected, self._source.label)
+        refuse_flat(chosen.reading, selected, self._source.label)
         _refuse_unusable(selected, self._source.label)
         if toward is not None:
             table = of(toward)
@@ -166,9 +166,9 @@ class Penalty:
     def _refuse_gathered(self) -> None:
         """Refuse parameters in the middle of a step of FSDP: copies, and parts."""
         if "torch.distributed.fsdp" in sys.modules:
-            records = self._source.records()
-            refuse_copies(records, self.names, self._source.label)
-            refuse_flat(records, self.names, self._source.label)
+            reading = self._source.reading()
+            refuse_copies(reading, self.names, self._source.label)
+            refuse_flat(reading, self.names, self._source.label)
 
     def _settle(self, parameters: Sequence[Any]) -> None:
         """Move the targets to the devices of the parameters."""
@@ -221,12 +221,12 @@ def _refuse_unusable(tensors: Mapping[str, Any], where: str) -> None:
 
 def _matched(names: Sequence[str], chosen: Chosen, table: Parameters) -> dict[str, str]:
     """Name in the model → name in the target."""
-    records = table.records()
-    known = list(records.names)
-    spelled = {alias: known[row] for row, alias in records.aliases} | {name: name for name in known}
+    reading = table.reading()
+    known = list(reading.names)
+    spelled = {alias: known[row] for row, alias in reading.aliases} | {name: name for name in known}
     ours: dict[str, list[str]] = {}
-    for row, alias in chosen.records.aliases:
-        ours.setdefault(chosen.records.names[row], []).append(alias)
+    for row, alias in chosen.reading.aliases:
+        ours.setdefault(chosen.reading.names[row], []).append(alias)
     found: dict[str, str] = {}
     missing = []
     for name in names:

@@ -9,9 +9,9 @@ from math import inf, isnan
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from torchparams._selector.table import is_bias, is_norm
+from torchparams._selector.candidates import is_bias, is_norm
 from torchparams.errors import OptionError, shorten
-from torchparams.records import FieldFunction
+from torchparams.reading import FieldFunction
 from torchparams.selectors import Selector
 
 if TYPE_CHECKING:

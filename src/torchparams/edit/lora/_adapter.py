@@ -86,7 +86,7 @@ _FACTOR = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Factors:
     """The two LoRA factors of one weight.
 
     Attributes:
@@ -117,7 +117,7 @@ class Adapter:
     """
 
     source: Source
-    pairs: dict[str, Pair] = field(default_factory=dict)
+    pairs: dict[str, Factors] = field(default_factory=dict)
     biases: dict[str, tuple[ParameterInfo, float]] = field(default_factory=dict)
     whole: dict[str, list[ParameterInfo]] = field(default_factory=dict)
     left: list[tuple[str, str]] = field(default_factory=list)
@@ -305,7 +305,7 @@ def _refuse_unknown(config: Mapping[str, Any], path: str) -> None:
         )
 
 
-def _pair(module: str, both: Mapping[str, ParameterInfo], numbers: _Numbers, file: str) -> Pair:
+def _pair(module: str, both: Mapping[str, ParameterInfo], numbers: _Numbers, file: str) -> Factors:
     embedding = any(kind.startswith("lora_embedding") for kind in both)
     kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     if set(both) != set(kinds):
@@ -328,7 +328,7 @@ def _pair(module: str, both: Mapping[str, ParameterInfo], numbers: _Numbers, fil
             f"but the configuration says r={rank:g}",
             where=file,
         )
-    return Pair(a, b, numbers.scale(module, rank), embedding)
+    return Factors(a, b, numbers.scale(module, rank), embedding)
 
 
 class _Numbers:

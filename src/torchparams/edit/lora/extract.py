@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.edit.convert import as_stored, choose
+from torchparams.edit.convert import as_stored, select_to_write
 from torchparams.edit.lora._adapter import CONFIG, PREFIX, WEIGHTS
 from torchparams.edit.lora._lowrank import Difference, Factor, Factors
 from torchparams.edit.lora._orientation import EMBEDDING, Orientation
@@ -101,8 +101,8 @@ def extract_lora(
     wanted = DType.of(dtype)
     if not combines(wanted):
         raise OptionError(f"the dtype of factors must be floating-point, not {wanted}")
-    ours, _, notes = choose(tuned, selector)
-    below, _, _ = choose(base, None)
+    ours, _, notes = select_to_write(tuned, selector)
+    below, _, _ = select_to_write(base, None)
     before, after = as_stored(below), as_stored(ours)
     theirs = {name: info for info in before.values() for name in (info.name, *info.aliases)}
     _check_same(theirs, after, below.source, ours.source)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torchparams.edit.convert import as_stored, choose, plan_of
+from torchparams.edit.convert import as_stored, plan_of, select_to_write
 from torchparams.edit.lora._adapter import read_adapter
 from torchparams.edit.lora._lowrank import Folded
 from torchparams.edit.lora._orientation import EMBEDDING, Orientation
 from torchparams.edit.merge.matching import some
-from torchparams.edit.plan.entries import Entry, dtypes_of, refuse_cast_codes
 from torchparams.edit.plan.plan import MEMORY
+from torchparams.edit.plan.to_write import ToWrite, dtypes_of, refuse_cast_codes
 from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, OptionError, PlanError, nearest
@@ -98,7 +98,7 @@ def fold_lora(
     """
     if compute not in ("float32", "float64"):
         raise OptionError(f"`compute` must be 'float32' or 'float64', not {compute!r}")
-    params, dropped, notes = choose(base, None)
+    params, dropped, notes = select_to_write(base, None)
     source, infos = params.source, as_stored(params)
     spelled = {name: info for info in infos.values() for name in (info.name, *info.aliases)}
     found = read_adapter(adapter, spelled)
@@ -108,13 +108,13 @@ def fold_lora(
     kinds, said = dtypes_of(dtype, infos, source.label)
     refuse_cast_codes(source, infos.values(), kinds.values())
     _refuse_codes(found, infos, source)
-    entries: list[Entry] = []
+    entries: list[ToWrite] = []
     untied: list[str] = []
     for info in infos.values():
         names = (info.name, *info.aliases)
         plain = tuple(name for name in names if name not in changes)
         if plain:
-            entries.append(Entry(source, info, plain, kinds[info.name]))
+            entries.append(ToWrite(source, info, plain, kinds[info.name]))
         for name in names:
             if name in plain:
                 continue
@@ -343,12 +343,12 @@ class _Changes:
         whole = self._found.whole.get(name)
         return (self._source, self._spelled[name]) if whole is None else (self._found.source, whole[0])
 
-    def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, accumulate: str) -> Entry:
-        """Entry for one name that the adapter changes."""
+    def entry(self, name: str, info: ParameterInfo, dtype: DType, scale: float, accumulate: str) -> ToWrite:
+        """Tensor to write for one name that the adapter changes."""
         source, start = self._start(name)
         pair, bias = self._found.pairs.get(name), self._found.biases.get(name)
         if pair is None and bias is None:
-            return Entry(source, start, (name,), dtype if combines(start.dtype) else start.dtype)
+            return ToWrite(source, start, (name,), dtype if combines(start.dtype) else start.dtype)
         if not combines(info.dtype):
             raise PlanError(
                 f"cannot add to {name!r} of dtype {info.dtype}",
@@ -363,7 +363,7 @@ class _Changes:
         elif bias is not None:
             added = self._found.source.row(bias[0].name, bias[0])
             x = Linear((x, added), (1.0, bias[1] * scale), dtype, accumulate)
-        return Entry(self._source, replace(info, shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
+        return ToWrite(self._source, replace(info, shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
 
 
 def _range_of(numbers: list[int]) -> str:

@@ -142,8 +142,8 @@ def _elected(sums: list[Array], scratch: Array) -> Array:
 
     positive, negative, of_positive, of_negative = sums
     up = _bits(np.add(positive, negative, out=scratch) >= 0, scratch)
-    _choose(up, positive, negative)
-    _choose(up, of_positive, of_negative)
+    _blend(up, positive, negative)
+    _blend(up, of_positive, of_negative)
     of_positive += of_positive == 0  # avoids 0/0; the sum is zero or NaN there
     positive /= of_positive
     return positive
@@ -163,7 +163,7 @@ def _keep(mask: Array, values: Array, scratch: Array) -> None:
     values.view(f"i{values.itemsize}")[...] &= _bits(mask, scratch)
 
 
-def _choose(mask: Array, values: Array, others: Array) -> None:
+def _blend(mask: Array, values: Array, others: Array) -> None:
     """Copy `others` into `values` where the bit mask is unset. `others` is not changed."""
     mine, theirs = values.view(mask.dtype), others.view(mask.dtype)
     mine ^= theirs

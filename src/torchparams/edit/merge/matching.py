@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.edit.convert import as_stored, choose
+from torchparams.edit.convert import as_stored, select_to_write
 from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
@@ -30,7 +30,7 @@ _MISSING = ("refuse", "keep", "drop")
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class _Renamed:
     """Tensors of one source, by every name after renaming."""
 
     source: Source
@@ -38,7 +38,7 @@ class _Table:
     infos: Mapping[str, ParameterInfo]
 
 
-class Tables:
+class Matched:
     """Tensors of all sources, matched by name; the first source leads.
 
     Attributes:
@@ -57,15 +57,15 @@ class Tables:
             raise OptionError(f"`missing` must be 'refuse', 'keep' or 'drop', not {missing!r}")
         self.dropped: list[tuple[str, str]] = []
         self.notes: list[str] = []
-        self._tables: list[_Table] = []
+        self._tables: list[_Renamed] = []
         every = list(things)
         for i, thing in enumerate(every):
-            params, dropped, notes = choose(thing, selector if not i else None, strict=strict)
+            params, dropped, notes = select_to_write(thing, selector if not i else None, strict=strict)
             if not i:
                 self.dropped += dropped
                 self.notes += notes
             infos = as_stored(params)
-            self._tables.append(_Table(params.source, _by_name(infos, {}), infos))
+            self._tables.append(_Renamed(params.source, _by_name(infos, {}), infos))
         self.sources = [table.source for table in self._tables]
         if not self._tables[0].infos:
             raise PlanError("the source has no tensors", where=self.label(0))

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torchparams.edit.convert import plan_of
-from torchparams.edit.merge.matching import SHOWN, Tables, some
+from torchparams.edit.merge.matching import SHOWN, Matched, some
 from torchparams.edit.merge.methods import METHODS, Recipe
 from torchparams.edit.merge.weights import groups, per_tensor
-from torchparams.edit.plan.entries import Entry, dtypes_of, refuse_cast_codes
 from torchparams.edit.plan.layout import parse_bytes
 from torchparams.edit.plan.plan import MEMORY
+from torchparams.edit.plan.to_write import ToWrite, dtypes_of, refuse_cast_codes
 from torchparams.errors import OptionError, nearest
 from torchparams.render.tree import human_bytes, plural
 
@@ -112,7 +112,7 @@ def merge(
     _check_options(how, method, weights=weights, density=density, scale=scale, seed=seed, normalize=normalize)
     if compute not in ("float32", "float64"):
         raise OptionError(f"`compute` must be 'float32' or 'float64', not {compute!r}")
-    tables = Tables(([base] if base is not None else []) + given, selector, rename, missing, strict=strict)
+    tables = Matched(([base] if base is not None else []) + given, selector, rename, missing, strict=strict)
     count, first = len(given), tables.label(0)
     infos = tables.infos
     shares = per_tensor(
@@ -128,12 +128,12 @@ def merge(
     for (source, info), name in ((found[0], names[0]) for names, found in tables.tensors if len(found) == 1):
         refuse_cast_codes(source, [info], [kinds[name]])
 
-    entries: list[Entry] = []
+    entries: list[ToWrite] = []
     merged: dict[str, tuple[float, ...]] = {}
     for names, found in tables.tensors:
         (source, info), name = found[0], names[0]
         if len(found) == 1:
-            entries.append(Entry(source, info, names, kinds[name]))
+            entries.append(ToWrite(source, info, names, kinds[name]))
             continue
         parts = [source.row(info.name, info) for source, info in found]
         recipe = Recipe(
@@ -142,7 +142,7 @@ def merge(
         )  # fmt: skip
         x = how.build(parts[0], parts[1:], recipe) if how.base else how.build(None, parts, recipe)
         merged[name] = shares[name]
-        entries.append(Entry(source, replace(info, storage=None), names, x.dtype, x))
+        entries.append(ToWrite(source, replace(info, storage=None), names, x.dtype, x))
     told = _told(how, tables, merged, densities, scale, seed, compute, count)
     return plan_of(
         entries,
@@ -242,7 +242,7 @@ def _checked(
 
 def _told(
     how: Method,
-    tables: Tables,
+    tables: Matched,
     merged: Mapping[str, tuple[float, ...]],
     densities: Mapping[str, tuple[float, ...]],
     scale: float | None,

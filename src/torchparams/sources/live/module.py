@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import NotReadable, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.names import wrapper_component
-from torchparams.records import INTRINSIC, Lone, Records
+from torchparams.reading import INTRINSIC, Lone, Reading
 from torchparams.sources.base import Source
 from torchparams.sources.live.flat import all_modules, refuse_part
 from torchparams.sources.live.parts import may_have_parts
 from torchparams.sources.live.quantised import StoredModule, decoded_parts, quantised
 from torchparams.sources.live.state import state_outside, within_table
-from torchparams.sources.live.tensors import LiveRecords, class_names, coded_in
+from torchparams.sources.live.tensors import LiveReading, class_names, coded_in
 from torchparams.sources.live.traverse import (
     attribute,
     changed,
@@ -90,23 +90,23 @@ class ModuleSource(Source):
 
     def infos(self) -> Mapping[str, ParameterInfo]:
         """Map canonical names to infos, at the time of the call."""
-        records = self.records()
-        return dict(zip(records.tensors, records.infos, strict=True))
+        reading = self.reading()
+        return dict(zip(reading.tensors, reading.infos, strict=True))
 
-    def records(self) -> LiveRecords:
+    def reading(self) -> LiveReading:
         """One reading; fields are looked up when they are needed."""
-        return LiveRecords.of(self.module, self.buffers, decode=quantised, packed=True)
+        return LiveReading.of(self.module, self.buffers, decode=quantised, packed=True)
 
-    def held_records(self) -> LiveRecords:
+    def held_reading(self) -> LiveReading:
         """A reading of the tensors that modules hold, without tensors in packed weights."""
-        return LiveRecords.of(self.module, self.buffers, decode=quantised)
+        return LiveReading.of(self.module, self.buffers, decode=quantised)
 
     def _quantised(self, name: str) -> Source | None:
         """Source of one quantised parameter, without listing the others; None for a plain parameter."""
         spot = spot_of(self.module, name, self.buffers)
         if spot is None:  # an alias that no path of modules spells, or a name in packed weights
-            records = self.records()
-            packed: Source | None = records.quantised.get(name) if records.packed else None
+            reading = self.reading()
+            packed: Source | None = reading.quantised.get(name) if reading.packed else None
             return packed
         if not may_have_parts(type(spot.tensor)):
             return None
@@ -119,22 +119,22 @@ class ModuleSource(Source):
             return None
         # A tensor that is a parameter somewhere is a parameter; a buffer may be a parameter elsewhere.
         certain = INTRINSIC | {"kind"} if spot.persistent is None else INTRINSIC
-        return Lone(LiveRecords.alone(self.module, spot, quantised), certain, (*spot.modules, spot.tensor))
+        return Lone(LiveReading.alone(self.module, spot, quantised), certain, (*spot.modules, spot.tensor))
 
-    def coded(self, known: Records | None = None) -> Mapping[str, Coded]:
+    def coded(self, known: Reading | None = None) -> Mapping[str, Coded]:
         """See `Source.coded`; also finds parameters whose class keeps the scales, as in bitsandbytes."""
         # A scale may be a buffer.
         whole = self.buffers or not any(module._buffers for module in modules_of(self.module))
-        if isinstance(known, LiveRecords) and whole:
-            records = known
+        if isinstance(known, LiveReading) and whole:
+            reading = known
         else:
-            records = LiveRecords.of(self.module, True, decode=quantised)
-        found = coded_in(records)
-        return {name: each for name, each in found.items() if name not in records.quantised} if found else found
+            reading = LiveReading.of(self.module, True, decode=quantised)
+        found = coded_in(reading)
+        return {name: each for name, each in found.items() if name not in reading.quantised} if found else found
 
     def info(self, name: str) -> ParameterInfo:
         """Info of one tensor, without making the others."""
-        return self.records().one(name)
+        return self.reading().one(name)
 
     def walk(self, *, recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, str, Any]]:
         """Yield name, canonical name and parameter one by one; `next(params())` stops at the first.
@@ -196,9 +196,9 @@ class ModuleSource(Source):
     @property
     def stored(self) -> Source:
         """Source of the stored tensors, with the parts of each quantised parameter."""
-        if not self.records().quantised:
+        if not self.reading().quantised:
             return self
-        return StoredModule(self, self.records)
+        return StoredModule(self, self.reading)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """Values as a read-only array: a view of the memory of the parameter if it is on the CPU.
@@ -273,8 +273,8 @@ class ModuleSource(Source):
         found = state_outside(self.module)
         if not found:
             return found
-        records = LiveRecords.of(self.module, True, decode=quantised, packed=True)
-        return within_table(self.module, found, records)
+        reading = LiveReading.of(self.module, True, decode=quantised, packed=True)
+        return within_table(self.module, found, reading)
 
     # --- names -----------------------------------------------------------------------------
 
@@ -307,7 +307,7 @@ class ModuleSource(Source):
         found = self.find(name)
         if found is not None:
             return found
-        aliases = (alias for _, alias in self.records().aliases)
+        aliases = (alias for _, alias in self.reading().aliases)
         error = UnknownName.among(name, self.keys(), self.label, aliases=aliases)
         path, _, last = name.rpartition(".")
         if not self.buffers and reach(self.module, name, True) is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Entry(NamedTuple):
+class Member(NamedTuple):
     """A parameter or buffer of the network.
 
     Attributes:
@@ -95,26 +95,26 @@ class Network:
         return self._modules[1]
 
     @cached_property
-    def _listed(self) -> tuple[list[Entry], list[Entry]]:
+    def _listed(self) -> tuple[list[Member], list[Member]]:
         listing = list_tensors(self.model, True)
-        entries = list(map(Entry, listing.tensors, listing.tensors.values(), listing.owners))
+        entries = list(map(Member, listing.tensors, listing.tensors.values(), listing.owners))
         if not listing.buffers:
             return entries, []
         parameters = [entry for entry in entries if entry.name not in listing.buffers]
         return parameters, [entry for entry in entries if entry.name in listing.buffers]
 
     @cached_property
-    def parameters(self) -> list[Entry]:
+    def parameters(self) -> list[Member]:
         """The parameters; a tied parameter once."""
         return self._listed[0]
 
     @cached_property
-    def buffers(self) -> list[Entry]:
+    def buffers(self) -> list[Member]:
         """The buffers; a buffer that is also a parameter is omitted."""
         return self._listed[1]
 
     @cached_property
-    def by_id(self) -> dict[int, Entry]:
+    def by_id(self) -> dict[int, Member]:
         """The parameters by the id of the tensor."""
         return {id(entry.tensor): entry for entry in self.parameters}
 

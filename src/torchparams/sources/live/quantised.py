@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchparams.encodings.base import Structure
     from torchparams.sources.base import Source
     from torchparams.sources.live.parts import Parts
-    from torchparams.sources.live.tensors import LiveRecords
+    from torchparams.sources.live.tensors import LiveReading
 
 
 class PartsSource(MappingSource):
@@ -87,9 +87,9 @@ class StoredModule(MappingSource):
 
     format = "module"
 
-    def __init__(self, source: Source, read: Callable[[], LiveRecords]) -> None:
+    def __init__(self, source: Source, read: Callable[[], LiveReading]) -> None:
         self.source, self.read = source, read
-        super().__init__(_Entries(read), source.label)
+        super().__init__(_StoredTensors(read), source.label)
 
     def __eq__(self, other: object) -> bool:
         return self.source == other.source if isinstance(other, StoredModule) else NotImplemented
@@ -103,17 +103,17 @@ class StoredModule(MappingSource):
         return [each for parts in self.read().quantised.values() for each in parts.stored.structures]
 
 
-class _Entries(Mapping[str, Any]):
+class _StoredTensors(Mapping[str, Any]):
     """Name → tensor, read at each use."""
 
-    def __init__(self, read: Callable[[], LiveRecords]) -> None:
+    def __init__(self, read: Callable[[], LiveReading]) -> None:
         self._read = read
 
     def _now(self) -> dict[str, Any]:
-        records = self._read()
+        reading = self._read()
         found: dict[str, Any] = {}
-        for name, tensor in records.tensors.items():
-            parts = records.quantised.get(name)
+        for name, tensor in reading.tensors.items():
+            parts = reading.quantised.get(name)
             found |= {name: tensor} if parts is None else dict(parts.stored.items())
         return found
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torchparams.sources.live.tensors import LiveRecords
+    from torchparams.sources.live.tensors import LiveReading
 
 _WRITERS = {
     "_save_to_state_dict": "writes state of its own to the state dict",
@@ -57,16 +57,16 @@ def state_outside(root: nn.Module) -> tuple[LeftOut, ...]:
     )
 
 
-def within_table(root: nn.Module, found: tuple[LeftOut, ...], records: LiveRecords) -> tuple[LeftOut, ...]:
+def within_table(root: nn.Module, found: tuple[LeftOut, ...], reading: LiveReading) -> tuple[LeftOut, ...]:
     """Keep the modules whose state is not already listed as quantised parameters.
 
     Args:
         root: The network.
         found: Result of `state_outside`.
-        records: A reading of all tensors of the network.
+        reading: A reading of all tensors of the network.
     """
-    owners = {id(owner) for name, owner in zip(records.tensors, records.owners, strict=True)
-              if name in records.quantised or name in records.packed}  # fmt: skip
+    owners = {id(owner) for name, owner in zip(reading.tensors, reading.owners, strict=True)
+              if name in reading.quantised or name in reading.packed}  # fmt: skip
     modules = dict(named_modules(root)) if owners else {}
     covered = {name for name, module in modules.items() if id(module) in owners}
     left: list[LeftOut] = []

@@ -13,11 +13,11 @@ from torchparams.dtypes import DType
 from torchparams.encodings.companions import CODES, Coded, coded
 from torchparams.info import live_tensor, view_of
 from torchparams.names import script_class
-from torchparams.records import Records
+from torchparams.reading import Reading
 from torchparams.sources.live.flat import all_modules, shardings
 from torchparams.sources.live.parts import may_have_parts
 from torchparams.sources.live.sharding import sharding_of
-from torchparams.sources.live.traverse import Listing, Spot, aliases_of, list_tensors
+from torchparams.sources.live.traverse import Spot, Traversal, aliases_of, list_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def is_leaf(tensor: torch.Tensor) -> bool:
         return False
 
 
-class LiveRecords(Records):
+class LiveReading(Reading):
     """One traversal of a network; each field is then read from the tensors.
 
     Args:
@@ -63,7 +63,7 @@ class LiveRecords(Records):
 
     def __init__(
         self,
-        listing: Listing,
+        listing: Traversal,
         aliases: Callable[[], Mapping[str, list[str]]],
         root: nn.Module,
         decode: Decode | None = None,
@@ -77,7 +77,7 @@ class LiveRecords(Records):
         self._owner_of: dict[str, nn.Module] | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, buffers: bool, *, decode: Decode | None = None, packed: bool = False) -> LiveRecords:
+    def of(cls, module: nn.Module, buffers: bool, *, decode: Decode | None = None, packed: bool = False) -> LiveReading:
         """Read a network.
 
         Args:
@@ -90,12 +90,12 @@ class LiveRecords(Records):
         return cls(listing, lambda: aliases_of(module, buffers, listing) if listing.tied else {}, module, decode)
 
     @classmethod
-    def alone(cls, module: nn.Module, spot: Spot, decode: Decode | None = None) -> LiveRecords:
+    def alone(cls, module: nn.Module, spot: Spot, decode: Decode | None = None) -> LiveReading:
         """A reading of one tensor at one spot, as if it had no other names."""
         name = spot.name
         raws = {} if spot.raw == name else {name: spot.raw}
         buffers = {} if spot.persistent is None else {name: spot.persistent}
-        return cls(Listing({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module, decode)
+        return cls(Traversal({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module, decode)
 
     @cached_property
     def names(self) -> list[str]:
@@ -134,10 +134,10 @@ class LiveRecords(Records):
             self._owner_of = dict(zip(self.tensors, self.owners, strict=True))
         listed = self._listing
         alone = replace(listed, tensors={name: self.tensors[name]}, owners=[self._owner_of[name]])
-        (info,) = LiveRecords(alone, lambda: self._tied, self.root, self.decode).infos
+        (info,) = LiveReading(alone, lambda: self._tied, self.root, self.decode).infos
         return info
 
-    def only(self, names: Container[str]) -> LiveRecords:
+    def only(self, names: Container[str]) -> LiveReading:
         """The tensors in `names`, in the same order."""
         all_of = self._listing
         tensors: dict[str, Any] = {}
@@ -146,7 +146,7 @@ class LiveRecords(Records):
             if name in names:
                 tensors[name] = tensor
                 owners.append(owner)
-        return LiveRecords(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root, self.decode)
+        return LiveReading(replace(all_of, tensors=tensors, owners=owners), lambda: self._tied, self.root, self.decode)
 
     @property
     def infos(self) -> list[ParameterInfo]:
@@ -197,11 +197,11 @@ class LiveRecords(Records):
 
 def _each(
     ask: Callable[[Any], Any], make: Callable[[Any], Any] | None = None
-) -> Callable[[LiveRecords], Iterator[Any]]:
+) -> Callable[[LiveReading], Iterator[Any]]:
     """A column of `ask` for each tensor; `make` is called once for each distinct answer."""
 
-    def column(records: LiveRecords) -> Iterator[Any]:
-        answers = map(ask, records.tensors.values())
+    def column(reading: LiveReading) -> Iterator[Any]:
+        answers = map(ask, reading.tensors.values())
         # Networks have few distinct dtypes and devices, but tens of thousands of tensors.
         return answers if make is None else map(_Once(make).__getitem__, answers)
 
@@ -219,9 +219,9 @@ class _Once(dict[Any, Any]):
         return made
 
 
-def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]:
+def _sizes(reading: LiveReading) -> Iterator[tuple[tuple[int, ...] | None, int]]:
     shapes, own_memory = _Once(tuple), _Once(lambda cls: not dispatches(cls))
-    for tensor, sharding in zip(records.tensors.values(), records.column("sharding"), strict=True):
+    for tensor, sharding in zip(reading.tensors.values(), reading.column("sharding"), strict=True):
         if sharding is not None and sharding.part is not None:
             yield sharding.part.shape, prod(sharding.part.shape)
             continue
@@ -231,9 +231,9 @@ def _sizes(records: LiveRecords) -> Iterator[tuple[tuple[int, ...] | None, int]]
             yield sizes_of(tensor)
 
 
-def _shardings(records: LiveRecords) -> Iterable[Sharding | None]:
-    by_fsdp = shardings(all_modules(records.root), records.kept)
-    tensors = records.tensors.values()
+def _shardings(reading: LiveReading) -> Iterable[Sharding | None]:
+    by_fsdp = shardings(all_modules(reading.root), reading.kept)
+    tensors = reading.tensors.values()
     own_memory = _Once(lambda cls: not dispatches(cls))
     found = [None if own_memory[type(tensor)] else sharding_of(tensor) for tensor in tensors]
     return found if by_fsdp is None else [a or b for a, b in zip(by_fsdp, found, strict=True)]
@@ -283,12 +283,12 @@ _SPARSE_PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _layouts(records: LiveRecords) -> Iterator[str | None]:
+def _layouts(reading: LiveReading) -> Iterator[str | None]:
     import torch
 
     strided = torch.strided
     own_memory = _Once(lambda cls: not dispatches(cls))
-    columns = records.tensors.values(), records.column("shape"), records.column("sharding")
+    columns = reading.tensors.values(), reading.column("shape"), reading.column("sharding")
     for tensor, shape, sharding in zip(*columns, strict=True):
         if sharding is not None and sharding.part is not None:
             yield sharding.kind
@@ -322,27 +322,27 @@ def _copied(dtype: Any) -> DType | None:
     return None if made.kind == "opaque" else made
 
 
-def _nbytes(records: LiveRecords) -> Iterator[int]:
-    columns = records.tensors.values(), *map(records.column, ("dtype", "numel", "layout"))
+def _nbytes(reading: LiveReading) -> Iterator[int]:
+    columns = reading.tensors.values(), *map(reading.column, ("dtype", "numel", "layout"))
     dense = _Once(lambda size: size[0].nbytes(size[1]))
     for tensor, dtype, numel, layout in zip(*columns, strict=True):
         yield dense[dtype, numel] if layout is None else stored_bytes(tensor, dtype, numel, layout)
 
 
-def _kinds(listing: Listing) -> Iterator[str]:
+def _kinds(listing: Traversal) -> Iterator[str]:
     for name in listing.tensors:
         yield "buffer" if name in listing.buffers else "tensor" if name in listing.packed else "parameter"
 
 
-def _nth(place: int) -> Callable[[LiveRecords], Iterator[Any]]:
-    return lambda records: (size[place] for size in records.column("sizes"))
+def _nth(place: int) -> Callable[[LiveReading], Iterator[Any]]:
+    return lambda reading: (size[place] for size in reading.column("sizes"))
 
 
-def _owners(records: LiveRecords) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _owners(reading: LiveReading) -> Iterator[tuple[str, tuple[str, ...]]]:
     import torch
 
     known: dict[type, tuple[str, tuple[str, ...]]] = {}
-    for owner in records.owners:
+    for owner in reading.owners:
         names = known.get(type(owner))
         if names is None:
             names = class_names(owner)
@@ -351,9 +351,9 @@ def _owners(records: LiveRecords) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield names
 
 
-def _storages(records: LiveRecords) -> Iterator[Storage | None]:
+def _storages(reading: LiveReading) -> Iterator[Storage | None]:
     own_memory, strides = _Once(lambda cls: not dispatches(cls)), _Once(lambda stride: stride)
-    columns = records.tensors.values(), *map(records.column, ("shape", "device", "sharding"))
+    columns = reading.tensors.values(), *map(reading.column, ("shape", "device", "sharding"))
     for tensor, shape, device, sharding in zip(*columns, strict=True):
         if shape is None or not own_memory[type(tensor)] or (sharding is not None and sharding.part is not None):
             yield None
@@ -400,36 +400,36 @@ def _as_held(row: ParameterInfo, held: ParameterInfo) -> ParameterInfo:
     )
 
 
-_COLUMNS: dict[str, Callable[[LiveRecords], Iterable[Any]]] = {
-    "name": lambda records: records.tensors,
+_COLUMNS: dict[str, Callable[[LiveReading], Iterable[Any]]] = {
+    "name": lambda reading: reading.tensors,
     "sizes": _sizes,
     "shape": _nth(0),
     "numel": _nth(1),
-    "ndim": lambda records: (None if shape is None else len(shape) for shape in records.column("shape")),
+    "ndim": lambda reading: (None if shape is None else len(shape) for shape in reading.column("shape")),
     "nbytes": _nbytes,
     "layout": _layouts,
-    "dense": lambda records: (
+    "dense": lambda reading: (
         dense if sharding is None else None
-        for dense, sharding in zip(dense_of(records.tensors.values()), records.column("sharding"), strict=True)
+        for dense, sharding in zip(dense_of(reading.tensors.values()), reading.column("sharding"), strict=True)
     ),
     "sharding": _shardings,
     "dtype": _each(attrgetter("dtype"), DType.of),
     "device": _each(attrgetter("device"), str),
     "requires_grad": _each(attrgetter("requires_grad")),
-    "kind": lambda records: _kinds(records._listing),
-    "persistent": lambda records: (records._listing.buffers.get(name, True) for name in records.tensors),
+    "kind": lambda reading: _kinds(reading._listing),
+    "persistent": lambda reading: (reading._listing.buffers.get(name, True) for name in reading.tensors),
     "owner": _owners,
-    "module": lambda records: (owner[0] for owner in records.column("owner")),
-    "bases": lambda records: (owner[1] for owner in records.column("owner")),
-    "raw_name": lambda records: (records._listing.raws.get(name, name) for name in records.tensors),
-    "aliases": lambda records: (tuple(records._tied.get(name, ())) for name in records.tensors),
+    "module": lambda reading: (owner[0] for owner in reading.column("owner")),
+    "bases": lambda reading: (owner[1] for owner in reading.column("owner")),
+    "raw_name": lambda reading: (reading._listing.raws.get(name, name) for name in reading.tensors),
+    "aliases": lambda reading: (tuple(reading._tied.get(name, ())) for name in reading.tensors),
     "storage": _storages,
-    "location": lambda records: (None for _ in records.tensors),
-    "encoded": lambda records: (None for _ in records.tensors),
-    "encoding": lambda records: (None for _ in records.tensors),
-    "bpw": lambda records: (
+    "location": lambda reading: (None for _ in reading.tensors),
+    "encoded": lambda reading: (None for _ in reading.tensors),
+    "encoding": lambda reading: (None for _ in reading.tensors),
+    "bpw": lambda reading: (
         8 * nbytes / numel if numel else None
-        for nbytes, numel in zip(records.column("nbytes"), records.column("numel"), strict=True)
+        for nbytes, numel in zip(reading.column("nbytes"), reading.column("numel"), strict=True)
     ),
 }
 
@@ -460,23 +460,23 @@ _STATES = ("SCB", "quant_state")
 """Attributes in which bitsandbytes parameters keep their scales, for 8 and for 4 bits."""
 
 
-def coded_in(records: LiveRecords) -> dict[str, Coded]:
+def coded_in(reading: LiveReading) -> dict[str, Coded]:
     """Tensors that hold codes instead of values, by their names or class.
 
     Args:
-        records: A reading of a network with its buffers.
+        reading: A reading of a network with its buffers.
     """
-    return {**coded(records), **_coded_parameters(records)}
+    return {**coded(reading), **_coded_parameters(reading)}
 
 
-def _coded_parameters(records: LiveRecords) -> dict[str, Coded]:
+def _coded_parameters(reading: LiveReading) -> dict[str, Coded]:
     """Parameters of special classes that hold codes; the scales are attributes of them or of their layer."""
     import torch
 
     found: dict[str, Coded] = {}
-    classes = set(map(type, records.tensors.values())) - {torch.nn.Parameter, torch.Tensor}
+    classes = set(map(type, reading.tensors.values())) - {torch.nn.Parameter, torch.Tensor}
     keeping = {cls for cls in classes if issubclass(cls, torch.nn.Parameter) and not dispatches(cls)}
-    for name, tensor in records.tensors.items() if keeping else ():
+    for name, tensor in reading.tensors.items() if keeping else ():
         cls = type(tensor)
         if cls not in keeping:
             continue

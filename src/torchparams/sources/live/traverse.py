@@ -141,7 +141,7 @@ def _bearing(root: nn.Module, buffers: bool) -> set[int]:
 
 
 @dataclass(slots=True)
-class Listing:
+class Traversal:
     """Result of one traversal.
 
     Attributes:
@@ -165,7 +165,7 @@ class Listing:
     packed: frozenset[str] = frozenset()
 
 
-def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listing:
+def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Traversal:
     """List all tensors of a network in one traversal.
 
     Args:
@@ -233,7 +233,7 @@ def list_tensors(root: nn.Module, buffers: bool, packed: bool = False) -> Listin
             where=type(root).__name__,
             hint="a key of _modules, _parameters or _buffers holds a dot; register them through PyTorch's functions",
         )
-    return Listing(table, owners, raws, saved, tied or bool(shared or also), shared, also, frozenset(given))
+    return Traversal(table, owners, raws, saved, tied or bool(shared or also), shared, also, frozenset(given))
 
 
 def count_tensors(root: nn.Module, buffers: bool) -> int:
@@ -515,7 +515,7 @@ def attribute(root: nn.Module, name: str) -> Any | None:
 # --- a tensor's other names -----------------------------------------------------------------
 
 
-def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, list[str]]:
+def aliases_of(root: nn.Module, buffers: bool, listing: Traversal) -> dict[str, list[str]]:
     """Canonical name → other names, in the order of `named_parameters(remove_duplicate=False)`."""
     canonical = {id(tensor): name for name, tensor in listing.tensors.items()}
     found = {name: list(others) for name, others in listing.also.items()}
@@ -537,7 +537,7 @@ def aliases_of(root: nn.Module, buffers: bool, listing: Listing) -> dict[str, li
 
 
 def _some_aliases(
-    root: nn.Module, buffers: bool, listing: Listing, canonical: Mapping[int, str]
+    root: nn.Module, buffers: bool, listing: Traversal, canonical: Mapping[int, str]
 ) -> dict[str, list[str]]:
     """At least one other name for each tied tensor, without following every path.
 

@@ -53,7 +53,7 @@ Declared = Callable[[str], tuple[frozenset[str], frozenset[str]] | None]
 """Returns the names of the parameters and of the buffers of a TorchScript class."""
 
 
-class Entry:
+class Named:
     """A tensor and its names.
 
     Attributes:
@@ -73,22 +73,22 @@ class Entry:
         self.aliases: list[str] = []
 
 
-class Chosen:
-    """Tensors under names that the caller chose, instead of a `Listing`.
+class Given:
+    """Tensors under names that the caller chose, instead of a `Contents`.
 
     Args:
         tensors: Name → tensor.
     """
 
     def __init__(self, tensors: Mapping[str, TensorRef]) -> None:
-        self.names = {name: Entry(name, tensor, "tensor", None) for name, tensor in tensors.items()}
+        self.names = {name: Named(name, tensor, "tensor", None) for name, tensor in tensors.items()}
         self.metadata: dict[str, Any] = {}
         self.left_out: list[LeftOut] = []
         self.mappings: list[str] = []
         self.structures: list[Structure] = []
 
 
-class Listing:
+class Contents:
     """Everything in `root`, or in the part that `inner` names.
 
     Attributes:
@@ -118,10 +118,10 @@ class Listing:
         self.structures: list[Structure] = []
         self._structured: dict[int, tuple[int, TensorRef]] = {}
         self._declared = declared or (lambda name: None)
-        self.names: dict[str, Entry] = {}
+        self.names: dict[str, Named] = {}
         self.metadata: dict[str, Any] = {}
         self._tensors: dict[int, tuple[Any, TensorRef | None]] = {}
-        self._of_memory: dict[str | int, Entry | dict[str, Entry]] = {}
+        self._of_memory: dict[str | int, Named | dict[str, Named]] = {}
         self._value_nodes = 10 * _VALUE_NODES
         self._name_characters = limits.NAME_CHARACTERS
         if inner:
@@ -221,7 +221,7 @@ class Listing:
         known = self._of_memory.get(memory)
         entry = None if known is None else self._tied(known, tensor)
         if entry is None:
-            entry = Entry(name, tensor, kind or ("parameter" if tensor.is_parameter else "tensor"), module)
+            entry = Named(name, tensor, kind or ("parameter" if tensor.is_parameter else "tensor"), module)
             self._of_memory[memory] = entry if known is None else self._together(known, entry)
         elif tensor.is_parameter and not entry.tensor.is_parameter:
             entry.tensor = entry.tensor.replaced(is_parameter=True, requires_grad=tensor.requires_grad)
@@ -239,13 +239,13 @@ class Listing:
                 hint=f"list a part of the file, as in '{self.label}#{shorten(first)}'",
             )
 
-    def _tied(self, known: Entry | dict[str, Entry], tensor: TensorRef) -> Entry | None:
+    def _tied(self, known: Named | dict[str, Named], tensor: TensorRef) -> Named | None:
         """The entry of the same elements, among entries of one memory."""
         if isinstance(known, dict):
             return known.get(_view_text(tensor))
         return known if _view_text(known.tensor) == _view_text(tensor) else None
 
-    def _together(self, known: Entry | dict[str, Entry], entry: Entry) -> dict[str, Entry]:
+    def _together(self, known: Named | dict[str, Named], entry: Named) -> dict[str, Named]:
         """Entries of one memory, by their view of it; built only if the memory has several."""
         views = known if isinstance(known, dict) else {_view_text(known.tensor): known}
         views[_view_text(entry.tensor)] = entry

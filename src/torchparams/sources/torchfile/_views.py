@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
     from torchparams.sources.torchfile._pickle_values import Global, Services
-    from torchparams.sources.torchfile._tree import Chosen, Entry, Listing
+    from torchparams.sources.torchfile._tree import Contents, Given, Named
     from torchparams.sources.torchfile.verdict import Verdict
 
 
-def refuse_tensorless(what: str, root: Any, listing: Listing, machine: Services, path: str) -> None:
+def refuse_tensorless(what: str, root: Any, listing: Contents, machine: Services, path: str) -> None:
     """Raise if a pickle has no tensors, unless it is an empty mapping: the state of a model without parameters.
 
     Args:
@@ -72,7 +72,7 @@ class PickledSource(Source):
     """
 
     def __init__(
-        self, file: FileBytes, inner: str | None, listing: Listing | Chosen, imported: Sequence[Global]
+        self, file: FileBytes, inner: str | None, listing: Contents | Given, imported: Sequence[Global]
     ) -> None:
         self.label = f"{file.path}#{inner}" if inner else file.path
         self._file = file
@@ -201,7 +201,7 @@ class PickledSource(Source):
         """Close the mapped file; it is mapped again when values are read."""
         self._file.close()
 
-    def _describe(self, entry: Entry) -> ParameterInfo:
+    def _describe(self, entry: Named) -> ParameterInfo:
         """Info of one tensor; its view is checked against its storage."""
         tensor, storage = entry.tensor, entry.tensor.storage
         name, shape, dtype = entry.name, tensor.shape, tensor.dtype

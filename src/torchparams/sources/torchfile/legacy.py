@@ -24,7 +24,7 @@ from torchparams.sources.torchfile._pickle import Machine
 from torchparams.sources.torchfile._pickle_values import Blob, Malformed
 from torchparams.sources.torchfile._rebuild import CONSTRUCTORS
 from torchparams.sources.torchfile._refs import Region, StorageRef, Storages
-from torchparams.sources.torchfile._tree import Listing
+from torchparams.sources.torchfile._tree import Contents
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class LegacySource(PickledSource):
             raise TrailingBytes(
                 f"{plural(file.size - end, 'byte')} after the last storage, at byte {end}", where=file.path
             )
-        listing = Listing(root, inner, file.path)
+        listing = Contents(root, inner, file.path)
         refuse_tensorless("checkpoint", root, listing, machine, file.path)
         super().__init__(file, inner, listing, machine.imported)
 
@@ -142,7 +142,7 @@ class PlainPickleSource(PickledSource):
             raise TrailingBytes(
                 f"{plural(file.size - end, 'byte')} after the end of the pickle, at byte {end}", where=file.path
             )
-        listing = Listing(root, inner, file.path)
+        listing = Contents(root, inner, file.path)
         refuse_tensorless("pickle", root, listing, machine, file.path)
         super().__init__(file, inner, listing, machine.imported)
 

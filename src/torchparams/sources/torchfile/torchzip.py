@@ -8,7 +8,7 @@ from torchparams.errors import FileFormatError, LimitExceeded, shorten
 from torchparams.info import Location
 from torchparams.io.filebytes import paused_gc
 from torchparams.io.opened import bytes_of_file
-from torchparams.sources.torchfile._tree import Chosen, Listing
+from torchparams.sources.torchfile._tree import Contents, Given
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 from torchparams.sources.torchfile.archive import Archive
 
@@ -64,7 +64,7 @@ class ArchiveSource(PickledSource):
 
     format = "torch zip"
 
-    def __init__(self, archive: Archive, inner: str | None, listing: Listing | Chosen) -> None:
+    def __init__(self, archive: Archive, inner: str | None, listing: Contents | Given) -> None:
         self._archive = archive
         super().__init__(archive.file.whole, inner, listing, archive.machine.imported)
 
@@ -100,7 +100,7 @@ class ChosenSource(ArchiveSource):
     def __init__(
         self, archive: Archive, tensors: Mapping[str, TensorRef], again: tuple[Callable[..., Source], tuple[Any, ...]]
     ) -> None:
-        super().__init__(archive, None, Chosen(tensors))
+        super().__init__(archive, None, Given(tensors))
         self._again = again
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ class TorchZipSource(ArchiveSource):
 
     def __init__(self, archive: Archive, inner: str | None, *, tensorless: bool = False) -> None:
         path = archive.file.path
-        listing = Listing(archive.root, inner, path, archive.script)
+        listing = Contents(archive.root, inner, path, archive.script)
         if archive.is_script:
             listing.metadata["(torchscript)"] = (
                 "an archive of torch.jit.save: it lists the parameters and buffers of the modules, "

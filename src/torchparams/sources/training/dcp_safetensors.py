@@ -16,7 +16,7 @@ from torchparams.expressions.assembled import Assembled, Chunk
 from torchparams.expressions.tiling import Box, fault
 from torchparams.io.opened import bytes_of_file
 from torchparams.io.paths import join
-from torchparams.io.strict_json import Pairs, as_object, describe, quoted, strict
+from torchparams.io.strict_json import Object, as_object, describe, quoted, strict
 from torchparams.render.tree import listed, plural
 from torchparams.sources.safetensors import SafetensorsSource
 from torchparams.sources.training.parted import PartedSource, parted_info, within
@@ -123,7 +123,7 @@ def _offsets(shard: SafetensorsSource) -> dict[str, tuple[int, ...]]:
     given = dict(as_object(strict(text.encode(), KEY, shard.label), KEY, shard.label))
     for name, info in shard.infos().items():
         entry = given.get(name)
-        offsets = dict(entry).get("saved_offsets") if type(entry) is Pairs else None
+        offsets = dict(entry).get("saved_offsets") if type(entry) is Object else None
         fits = type(offsets) is list and len(offsets) == len(info.shape or ())
         if not fits or not all(type(each) is int and 0 <= each < 1 << 62 for each in offsets or ()):
             raise FileFormatError(

@@ -1,4 +1,4 @@
-"""Pair of a load: a tensor of the model and the source of its values."""
+"""Assignment of a load: a tensor of the model and the source of its values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Assignment:
     """Tensor of the model and the source of its values.
 
     Attributes:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
 
 
-class Records:
+class Reading:
     """Infos of one reading in source order; valid for one call, and never stored.
 
-    A verb with several questions reads the model once, by `Parameters.records`, and passes the reading to each
+    A verb with several questions reads the model once, by `Parameters.reading`, and passes the reading to each
     selector, so that all see the same state. Fields are computed at first use.
 
     Args:
@@ -33,10 +33,10 @@ class Records:
 
     >>> import numpy as np
     >>> import torchparams as tp
-    >>> records = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}).records()
-    >>> records.names, records.column("ndim")
+    >>> reading = tp.of({"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}).reading()
+    >>> reading.names, reading.column("ndim")
     (['fc.weight', 'fc.bias'], [2, 1])
-    >>> sorted(tp.Selector("[ndim=1]").names(records))
+    >>> sorted(tp.Selector("[ndim=1]").names(reading))
     ['fc.bias']
     """
 
@@ -104,9 +104,9 @@ class Records:
     def _by_name(self) -> dict[str, ParameterInfo]:
         return {info.name: info for info in self.infos}
 
-    def only(self, names: Container[str]) -> Records:
-        """Records of the given names, in the same order."""
-        part = Records(info for info in self.infos if info.name in names)
+    def only(self, names: Container[str]) -> Reading:
+        """Reading of the given names, in the same order."""
+        part = Reading(info for info in self.infos if info.name in names)
         if self.tensors is not None:
             part.tensors = {name: self.tensors[name] for name in part.names}
         return part
@@ -132,12 +132,12 @@ class Lone:
     """One parameter, found by name without reading the others; it may have further names.
 
     Attributes:
-        records: Reading with this parameter alone, under the name it was found by.
+        reading: Reading with this parameter alone, under the name it was found by.
         certain: Fields that do not depend on other parameters.
         passed: Modules on the path to it, and the object at the end.
     """
 
-    records: Records
+    reading: Reading
     certain: frozenset[str] = INTRINSIC
     passed: tuple[Any, ...] = ()
 
@@ -146,19 +146,19 @@ class InfosByName(Mapping[str, "ParameterInfo"]):
     """Infos of a reading by canonical name; the first access creates all of them.
 
     Args:
-        records: Reading of a source.
+        reading: Reading of a source.
         names: Names to include; by default, all.
 
     >>> import numpy as np
     >>> import torchparams as tp
-    >>> infos = InfosByName(tp.of({"w": np.ones(2), "b": np.zeros(1)}).records(), ["b"])
+    >>> infos = InfosByName(tp.of({"w": np.ones(2), "b": np.zeros(1)}).reading(), ["b"])
     >>> list(infos), infos["b"].shape
     (['b'], (1,))
     """
 
-    def __init__(self, records: Records, names: Iterable[str] | None = None) -> None:
-        self._records = records
-        self._names = dict.fromkeys(records.names if names is None else names)
+    def __init__(self, reading: Reading, names: Iterable[str] | None = None) -> None:
+        self._of = reading
+        self._names = dict.fromkeys(reading.names if names is None else names)
 
     def __getitem__(self, name: str) -> ParameterInfo:
         return self._infos[name]
@@ -174,7 +174,7 @@ class InfosByName(Mapping[str, "ParameterInfo"]):
 
     @cached_property
     def _infos(self) -> dict[str, ParameterInfo]:
-        made = dict(zip(self._records.names, self._records.infos, strict=True))
+        made = dict(zip(self._of.names, self._of.infos, strict=True))
         return {name: made[name] for name in self._names}
 
 
@@ -183,7 +183,7 @@ class FieldFunction:
 
     Args:
         name: Name in printed selectors.
-        fields: Fields, as in `Records.column`.
+        fields: Fields, as in `Reading.column`.
         function: Function of the values, in this order.
 
     >>> import numpy as np
@@ -200,8 +200,8 @@ class FieldFunction:
 
     def __call__(self, info: ParameterInfo) -> bool:
         """Result for one info."""
-        return self.over(Records([info]))[0]
+        return self.over(Reading([info]))[0]
 
-    def over(self, records: Records) -> list[bool]:
+    def over(self, reading: Reading) -> list[bool]:
         """Result for every info of a reading."""
-        return [bool(self.function(*values)) for values in zip(*map(records.column, self.fields), strict=True)]
+        return [bool(self.function(*values)) for values in zip(*map(reading.column, self.fields), strict=True)]

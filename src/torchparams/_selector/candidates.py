@@ -24,36 +24,36 @@ from torchparams._selector.tree import (
     Word,
 )
 from torchparams.errors import SelectorError, shorten
-from torchparams.records import FieldFunction, Records
+from torchparams.reading import FieldFunction, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torchparams.info import ParameterInfo
-    from torchparams.records import Lone
+    from torchparams.reading import Lone
 
 Rows: TypeAlias = "set[int]"
 """Row indices of parameters."""
 
 
-class Table:
+class Candidates:
     """Parameters to evaluate selectors on. Results are cached per node.
 
     Args:
-        infos: Infos in order, or `Records`, of which only the requested fields are computed.
+        infos: Infos in order, or `Reading`, of which only the requested fields are computed.
         where: Label of the table, for messages.
     """
 
     def __init__(self, infos: Iterable[ParameterInfo], where: str | None = None) -> None:
-        self.records = infos if isinstance(infos, Records) else Records(infos)
-        self.names = self.records.names
+        self.reading = infos if isinstance(infos, Reading) else Reading(infos)
+        self.names = self.reading.names
         self.where = where
         self._known: dict[int, tuple[Node, Rows]] = {}  # the node is stored too, so that its id is not reused
 
     @property
     def infos(self) -> list[ParameterInfo]:
         """Infos of all parameters; for a live model they are created now."""
-        return self.records.infos
+        return self.reading.infos
 
     def hits(self, node: Node) -> Rows:
         """Rows that a node matches.
@@ -99,7 +99,7 @@ class Table:
         Any name of a tied tensor can match, and only one of its names is known here. So a matching pattern decides, and
         one that does not match gives None. Conditions on the first name, such as its owner, give None too.
         """
-        return cls(lone.records)._decide(node, lone)
+        return cls(lone.reading)._decide(node, lone)
 
     def _decide(self, node: Node, lone: Lone) -> bool | None:
         if isinstance(node, Union):
@@ -132,7 +132,7 @@ class Table:
     def places(self) -> dict[str, int]:
         """Row of every spelling: canonical names take precedence over raw names, and these over aliases."""
         places = dict(zip(self.names, range(len(self.names)), strict=True))
-        for row, raw in self.records.raws:
+        for row, raw in self.reading.raws:
             places.setdefault(raw, row)
         for row, alias in self._aliases:
             places.setdefault(alias, row)
@@ -140,14 +140,14 @@ class Table:
 
     @cached_property
     def _aliases(self) -> list[tuple[int, str]]:
-        return list(self.records.aliases)
+        return list(self.reading.aliases)
 
     @cached_property
     def _raws(self) -> dict[frozenset[str], list[tuple[int, str]]]:
         """Raw names that differ from the canonical ones, grouped by the components that wrappers added."""
         raws: dict[frozenset[str], list[tuple[int, str]]] = {}
         prefixes: dict[str, frozenset[str]] = {}
-        for row, raw in self.records.raws:
+        for row, raw in self.reading.raws:
             name = self.names[row]
             if raw.endswith(f".{name}"):
                 prefix = raw[: -len(name) - 1]
@@ -222,7 +222,7 @@ class Table:
             return rows & named if condition.op == "=" else rows - named
         self._refuse_unrecorded(condition)
         for field, holds in _word(condition.word) if isinstance(condition, Word) else [_comparison(condition)]:
-            values = list(map(layer_of, self.names)) if field == "layer" else self.records.column(field)
+            values = list(map(layer_of, self.names)) if field == "layer" else self.reading.column(field)
             rows = {row for row in rows if holds(values[row])}
         return rows
 
@@ -242,11 +242,11 @@ class Table:
         if asked not in _RECORDED or not self.names:
             return None
         field, absent, what, instead = _RECORDED[asked]
-        return (what, instead) if all(value == absent for value in self.records.column(field)) else None
+        return (what, instead) if all(value == absent for value in self.reading.column(field)) else None
 
     def _accepted(self, node: Predicate) -> Rows:
         if isinstance(node.function, FieldFunction):
-            return {row for row, holds in enumerate(node.function.over(self.records)) if holds}
+            return {row for row, holds in enumerate(node.function.over(self.reading)) if holds}
         rows = set()
         for row, info in enumerate(self.infos):
             try:
@@ -258,7 +258,7 @@ class Table:
         return rows
 
     def _of_objects(self, node: Objects) -> Rows:
-        held, root = self.records.held, self.records.root
+        held, root = self.reading.held, self.reading.root
         if held is None or root is None:
             raise SelectorError(
                 f"`{shorten(str(node))}` needs the live model",

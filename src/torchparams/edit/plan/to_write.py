@@ -28,7 +28,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ToWrite:
     """A tensor to write.
 
     Attributes:
@@ -66,7 +66,7 @@ class Made:
     metadata: dict[str, str]
 
 
-def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
+def make(entries: Sequence[ToWrite], format: str, shared: str | None) -> Made:
     """Make outputs from entries.
 
     Args:
@@ -100,7 +100,7 @@ def make(entries: Sequence[Entry], format: str, shared: str | None) -> Made:
     return made
 
 
-def _make_one(entry: Entry, format: str, how: str, base: tuple[Entry, int] | None, made: Made) -> None:
+def _make_one(entry: ToWrite, format: str, how: str, base: tuple[ToWrite, int] | None, made: Made) -> None:
     first, *others = entry.names
     info = entry.info
     if base is None:
@@ -125,7 +125,7 @@ def _make_one(entry: Entry, format: str, how: str, base: tuple[Entry, int] | Non
                 made.metadata[name] = first
 
 
-def _expression(entry: Entry, format: str) -> Expression:
+def _expression(entry: ToWrite, format: str) -> Expression:
     stored = entry.source.row(entry.info.name, entry.info) if entry.expression is None else entry.expression
     for leaf in stored.leaves():
         _check_readable(leaf)
@@ -168,12 +168,12 @@ def _c_order(shape: Sequence[int]) -> tuple[int, ...]:
 class _Extent:
     """Byte range of a tensor in its storage."""
 
-    entry: Entry
+    entry: ToWrite
     start: int
     stop: int
 
 
-def _components(entries: Iterable[Entry]) -> Iterator[list[_Extent]]:
+def _components(entries: Iterable[ToWrite]) -> Iterator[list[_Extent]]:
     """Groups of tensors with overlapping bytes. A tensor without overlap is a group of its own."""
     by_storage: dict[tuple[int, str], list[_Extent]] = {}
     for entry in entries:
@@ -198,9 +198,9 @@ def _components(entries: Iterable[Entry]) -> Iterator[list[_Extent]]:
         yield group
 
 
-def _bases(entries: Sequence[Entry], made: Made) -> dict[int, tuple[Entry, int]]:
+def _bases(entries: Sequence[ToWrite], made: Made) -> dict[int, tuple[ToWrite, int]]:
     """For each entry that is a view (by `id`): the entry that holds its bytes, and the offset there, in elements."""
-    found: dict[int, tuple[Entry, int]] = {}
+    found: dict[int, tuple[ToWrite, int]] = {}
     for group in _components(entries):
         if len(group) == 1:
             continue
@@ -242,7 +242,7 @@ def _fits(extent: _Extent, base: _Extent) -> bool:
     return old == base.entry.info.dtype and new == base.entry.dtype
 
 
-def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
+def _note(entries: Sequence[ToWrite], format: str, how: str, made: Made) -> None:
     tied = [entry for entry in entries if len(entry.names) > 1]
     if tied:
         shown = "; ".join(" = ".join(entry.names) for entry in tied[:_SHOWN])
@@ -261,11 +261,11 @@ def _note(entries: Sequence[Entry], format: str, how: str, made: Made) -> None:
                 made.notes.append(f"{names}{more} are views of the same memory; each gets its own copy")
 
 
-def _cloned(tied: Sequence[Entry]) -> int:
+def _cloned(tied: Sequence[ToWrite]) -> int:
     return sum(entry.dtype.nbytes(entry.info.numel) * (len(entry.names) - 1) for entry in tied)
 
 
-def _compacted(entries: Iterable[Entry], bases: Mapping[int, object]) -> int:
+def _compacted(entries: Iterable[ToWrite], bases: Mapping[int, object]) -> int:
     """Bytes of file storages that no written tensor uses."""
     storages: dict[tuple[int, str], int] = {}
     written: Counter[tuple[int, str]] = Counter()
