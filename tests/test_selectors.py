@@ -305,7 +305,7 @@ def test_an_explanation_of_one_term_is_short() -> None:
 def test_an_explanation_says_why_a_term_hits_nothing() -> None:
     shown = str(Selector("bias | [dtype=bf16] | head.** | ~** & nope").explain(MODEL))
     assert "nothing: did you mean `**.bias`?" in shown
-    assert "nothing: dtype of the 28 parameters is float32" in shown
+    assert "nothing: `dtype` of the 28 parameters is float32" in shown
     assert "nothing: a part of it matches nothing" in shown
     assert "nothing: `**` matches all 28 parameters" in shown
 
@@ -340,7 +340,7 @@ def test_an_explanation_as_json() -> None:
                 "tensors": 0,
                 "numel": 0,
                 "names": [],
-                "note": "No name has the component 'nope'; the names start with encoder, head, embeddings, decode_head",
+                "note": "no name has the component 'nope'; the names start with encoder, head, embeddings, decode_head",
             },
         ],
     }
