@@ -16,7 +16,7 @@ from fake_infos import live, transformer
 from in_browser import chromium, opened
 from selector import test_globs, test_parser, test_table
 from selector_strategies import GLOBS, TEXTS
-from torchparams._selector.candidates import Table
+from torchparams._selector.candidates import Candidates
 from torchparams._selector.parser import parse
 from torchparams.errors import SelectorError, SelectorSyntaxError
 from torchparams.page import payload
@@ -87,8 +87,8 @@ def form_of(listed: list[ParameterInfo]) -> dict[str, Any]:
 
 
 @cache
-def table() -> Table:
-    return Table(INFOS)
+def table() -> Candidates:
+    return Candidates(INFOS)
 
 
 def agrees(text: str, said: dict[str, Any]) -> None:
