@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import html.parser
 import re
 import threading
@@ -1112,7 +1111,7 @@ def test_every_field_of_a_reading_is_that_of_the_records(source: str) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.LazyLinear(2))
     model.append(model[0])
     params = tp.of(nn.DataParallel(model), buffers=True) if source == "module" else tp.of(model.state_dict())
-    fields = [field.name for field in dataclasses.fields(tp.ParameterInfo)]
+    fields = tp.ParameterInfo._fields
     for chosen in (params, params.select("1.**" if source == "module" else "1.*")):
         reading, infos = chosen.reading(), chosen.infos
         assert reading.names == list(infos)

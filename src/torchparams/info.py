@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torchparams.dtypes import DType
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(NamedTuple):
     """Storage that a tensor is a view of.
 
     Attributes:
@@ -26,8 +25,7 @@ class Storage:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Byte range `[start, stop)` of a tensor in a file.
 
     For a view, the range from its first to its last byte.
@@ -96,8 +94,7 @@ class Sharding:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterInfo:
+class ParameterInfo(NamedTuple):
     """Description of a named parameter: one row of a table, without values.
 
     Attributes:
@@ -142,11 +139,15 @@ class ParameterInfo:
     aliases: tuple[str, ...] = ()
     storage: Storage | None = None
     location: Location | None = None
-    bases: tuple[str, ...] = field(default=(), repr=False)
+    bases: tuple[str, ...] = ()
     persistent: bool = True
     layout: str | None = None
     encoded: Encoded | None = None
     sharding: Sharding | None = None
+
+    def __repr__(self) -> str:
+        shown = zip(self._fields, self, strict=True)
+        return f"ParameterInfo({', '.join(f'{name}={value!r}' for name, value in shown if name != 'bases')})"
 
     @property
     def encoding(self) -> str | None:
@@ -207,37 +208,33 @@ class ParameterInfo:
         return row
 
 
+_new = tuple.__new__
+"""Creates a named tuple from its fields in order, in half the time of its class: a header may list 100,000 tensors."""
+
+
 def file_tensor(
-    name: str, shape: tuple[int, ...], dtype: DType, numel: int, nbytes: int, file: str, start: int, stop: int
+    name: str,
+    shape: tuple[int, ...],
+    dtype: DType,
+    numel: int,
+    nbytes: int,
+    file: str,
+    start: int,
+    stop: int,
+    storage: Storage | None = None,
 ) -> ParameterInfo:
-    """Create the info of a tensor that owns the bytes `[start, stop)` of a file; three times as fast as the class.
+    """Create the info of a tensor in the bytes `[start, stop)` of a file, faster than the class does.
 
     >>> from torchparams.dtypes import DType
     >>> file_tensor("w", (2,), DType.of("U8"), 2, 2, "a.safetensors", 80, 82).location
     Location(file='a.safetensors', start=80, stop=82)
     """
-    # Setting an attribute of a frozen record costs a call each. A header of 100,000 tensors is read in
-    # about the time that this would take; so the attributes are set while the object is of a plain class
-    # of the same layout, and then it becomes what it is.
-    location = _LocationDraft()
-    location.file = file
-    location.start = start
-    location.stop = stop
-    location.__class__ = Location  # type: ignore[assignment]  # same slots, which Python checks
-    draft = _ParameterInfoDraft()
-    draft.name = draft.raw_name = name
-    draft.shape = shape
-    draft.dtype = dtype
-    draft.numel = numel
-    draft.nbytes = nbytes
-    draft.device = "file"
-    draft.kind = "tensor"
-    draft.requires_grad = draft.module = draft.storage = draft.layout = draft.encoded = draft.sharding = None
-    draft.aliases = draft.bases = ()
-    draft.location = location
-    draft.persistent = True
-    draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
-    return draft  # type: ignore[return-value]  # it is one now
+    location = _new(Location, (file, start, stop))
+    fields = (
+        name, shape, dtype, numel, nbytes, "file", "tensor", None, None,
+        name, (), storage, location, (), True, None, None, None,
+    )  # fmt: skip
+    return _new(ParameterInfo, fields)
 
 
 def live_tensor(
@@ -264,26 +261,13 @@ def live_tensor(
     >>> live_tensor("w", (2,), f32, 2, "cpu", "parameter", True, net, "w", (), None, True).nbytes
     8
     """
-    draft = _ParameterInfoDraft()
-    draft.name = name
-    draft.shape = shape
-    draft.dtype = dtype
-    draft.numel = numel
-    draft.nbytes = dtype.nbytes(numel) if nbytes is None else nbytes
-    draft.device = device
-    draft.kind = kind
-    draft.requires_grad = requires_grad
-    draft.module, draft.bases = owner
-    draft.raw_name = raw_name
-    draft.aliases = aliases
-    draft.storage = storage
-    draft.location = None
-    draft.persistent = persistent
-    draft.layout = layout
-    draft.encoded = None
-    draft.sharding = sharding
-    draft.__class__ = ParameterInfo  # type: ignore[assignment]  # as above
-    return draft  # type: ignore[return-value]  # it is one now
+    size = dtype.nbytes(numel) if nbytes is None else nbytes
+    module, bases = owner
+    fields = (
+        name, shape, dtype, numel, size, device, kind, requires_grad, module,
+        raw_name, aliases, storage, None, bases, persistent, layout, None, sharding,
+    )  # fmt: skip
+    return _new(ParameterInfo, fields)
 
 
 def view_of(key: str, offset: int, stride: tuple[int, ...], nbytes: int) -> Storage:
@@ -292,47 +276,4 @@ def view_of(key: str, offset: int, stride: tuple[int, ...], nbytes: int) -> Stor
     >>> view_of("cpu:0x10", 0, (3, 1), 24)
     Storage(key='cpu:0x10', offset=0, stride=(3, 1), nbytes=24)
     """
-    draft = _StorageDraft()
-    draft.key = key
-    draft.offset = offset
-    draft.stride = stride
-    draft.nbytes = nbytes
-    draft.__class__ = Storage  # type: ignore[assignment]  # as above
-    return draft  # type: ignore[return-value]  # it is one now
-
-
-class _LocationDraft:
-    __slots__ = Location.__slots__
-    file: str
-    start: int
-    stop: int
-
-
-class _StorageDraft:
-    __slots__ = Storage.__slots__
-    key: str
-    offset: int
-    stride: tuple[int, ...]
-    nbytes: int
-
-
-class _ParameterInfoDraft:
-    __slots__ = ParameterInfo.__slots__
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: DType
-    numel: int
-    nbytes: int
-    device: str
-    kind: str
-    requires_grad: bool | None
-    module: str | None
-    raw_name: str
-    aliases: tuple[str, ...]
-    storage: Storage | None
-    location: _LocationDraft | None
-    bases: tuple[str, ...]
-    persistent: bool
-    layout: str | None
-    encoded: Encoded | None
-    sharding: Sharding | None
+    return _new(Storage, (key, offset, stride, nbytes))

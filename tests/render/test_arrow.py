@@ -59,7 +59,7 @@ def test_no_result_is_a_mapping_or_a_sequence(name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "columns", "apart"),
     [
-        (ParameterInfo, INFO_COLUMNS, {"encoded"}),  # its parts are columns
+        (ParameterInfo, INFO_COLUMNS, {"encoded", "sharding"}),  # their parts are columns
         (TensorStats, STATS, set()),
         (TensorDigest, DIGESTS, {"memory"}),  # an address, which means nothing elsewhere
         (TensorDiff, DIFFS, {"compared"}),  # its numbers are columns

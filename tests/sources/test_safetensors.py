@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
@@ -191,10 +190,7 @@ def test_quick_records_are_records() -> None:
     assert quick == plain
     assert hash(quick) == hash(plain)
     assert repr(quick) == repr(plain)
-    assert [getattr(quick, f.name) for f in dataclasses.fields(quick)] == [
-        getattr(plain, f.name) for f in dataclasses.fields(plain)
-    ]
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         quick.name = "v"  # type: ignore[misc]  # this is what is tested
 
 

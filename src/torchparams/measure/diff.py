@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torchparams.engines.base import Unread
@@ -226,7 +225,7 @@ def _groups(
 ) -> tuple[tuple[str, ...], tuple[GroupDiff, ...]]:
     by_name = {row.name: row for row in rows}
     # Groups use the names in the table; a tensor of B alone may be renamed there.
-    infos = {name: row.info if row.info.name == name else replace(row.info, name=name) for name, row in by_name.items()}
+    infos = {name: row.info if row.info.name == name else row.info._replace(name=name) for name, row in by_name.items()}
     how: tuple[str, ...]
     names: dict[str, list[str]] = {}
     if isinstance(by, list | tuple) and len(by) == 1:

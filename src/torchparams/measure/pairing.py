@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torchparams.errors import NoMatch, SelectorError
@@ -98,7 +98,7 @@ def selected(pairs: list[Pair], selector: object, *, strict: bool = True, where:
 
     chosen = Selector.of(selector)
     sides = [
-        [replace(info, name=p.name) if info.name != p.name else info for p in pairs if (info := getattr(p, side))]
+        [info._replace(name=p.name) if info.name != p.name else info for p in pairs if (info := getattr(p, side))]
         for side in ("a", "b")
     ]
     hits: set[str] = set()

@@ -11,7 +11,6 @@ import re
 import shlex
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from functools import reduce
 from operator import or_
 from types import MappingProxyType
@@ -186,7 +185,7 @@ class ShardedSource(Source):
         for file, name in order:
             info = shards[file].infos()[name]
             if info.storage is not None:  # each file numbers its own storages
-                info = replace(info, storage=replace(info.storage, key=f"{file}/{info.storage.key}"))
+                info = info._replace(storage=info.storage._replace(key=f"{file}/{info.storage.key}"))
             infos[name] = info
             self._holder[name] = shards[file]
         self._infos = MappingProxyType(infos)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import pickle
@@ -119,15 +118,15 @@ class SourceTests(FileTests):
             assert (info.numel, info.nbytes) == (array.size, array.nbytes)
             assert (info.kind, info.device, info.requires_grad) == (self.kind, self.device, self.requires_grad)
             assert info.aliases == ()
-            assert hash(info) == hash(dataclasses.replace(info))
-            assert info == dataclasses.replace(info)
+            assert hash(info) == hash(info._replace())
+            assert info == info._replace()
             json.dumps(info.to_json())
 
     def test_infos_are_frozen(self, tmp_path: Path) -> None:
         """Attributes of infos cannot be set."""
         source = self.make(tmp_path, few())
         for info in source.infos().values():
-            with pytest.raises(dataclasses.FrozenInstanceError):
+            with pytest.raises(AttributeError):
                 info.name = "other"  # type: ignore[misc]  # this is what is tested
 
     def test_infos_know_the_dtype(self, tmp_path: Path, dtype: str) -> None:

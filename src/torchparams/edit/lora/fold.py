@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torchparams.edit.convert import as_stored, plan_of, select_to_write
@@ -363,7 +362,7 @@ class _Changes:
         elif bias is not None:
             added = self._found.source.row(bias[0].name, bias[0])
             x = Linear((x, added), (1.0, bias[1] * scale), dtype, accumulate)
-        return ToWrite(self._source, replace(info, shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
+        return ToWrite(self._source, info._replace(shape=x.shape, aliases=(), storage=None), (name,), dtype, x)
 
 
 def _range_of(numbers: list[int]) -> str:

@@ -74,7 +74,7 @@ class Matched:
         self._check_shapes()
         self._refuse_codes()
         self._take_integers()
-        self.infos = {names[0]: replace(found[0][1], name=names[0], aliases=names[1:]) for names, found in self.tensors}
+        self.infos = {names[0]: found[0][1]._replace(name=names[0], aliases=names[1:]) for names, found in self.tensors}
 
     def label(self, i: int) -> str:
         """Label of a source, for messages."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torchparams.edit.convert import plan_of
@@ -142,7 +141,7 @@ def merge(
         )  # fmt: skip
         x = how.build(parts[0], parts[1:], recipe) if how.base else how.build(None, parts, recipe)
         merged[name] = shares[name]
-        entries.append(ToWrite(source, replace(info, storage=None), names, x.dtype, x))
+        entries.append(ToWrite(source, info._replace(storage=None), names, x.dtype, x))
     told = _told(how, tables, merged, densities, scale, seed, compute, count)
     return plan_of(
         entries,

@@ -387,8 +387,7 @@ def _of_values(info: ParameterInfo, field: str) -> Any:
 
 def _as_held(row: ParameterInfo, held: ParameterInfo) -> ParameterInfo:
     """The info of a quantised parameter at its place in the network."""
-    return replace(
-        row,
+    return row._replace(
         kind=held.kind,
         requires_grad=held.requires_grad,
         module=held.module,

@@ -5,7 +5,6 @@ This part is common to all torch formats. `torchzip.py` and `legacy.py` find the
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from types import MappingProxyType
@@ -225,9 +224,7 @@ class PickledSource(Source):
             and stop is not None
             and not (hidden or known or entry.aliases or entry.module or tensor.layout)
         ):
-            made = file_tensor(name, shape or (), dtype, numel, nbytes, path, start, stop)
-            object.__setattr__(made, "storage", memory)  # not shared yet
-            return made
+            return file_tensor(name, shape or (), dtype, numel, nbytes, path, start, stop, memory)
         return ParameterInfo(
             name=name,
             shape=None if tensor.ragged else shape,
@@ -379,7 +376,7 @@ class PickledSource(Source):
         expected = self._expected.get(self._names[name].name)
         if expected is not None:  # and it is there
             info = self._described[self._names[name].name]
-            self._described[info.name] = replace(info, location=expected)
+            self._described[info.name] = info._replace(location=expected)
         if swap and numel:
             import numpy as np
 
