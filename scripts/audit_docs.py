@@ -71,14 +71,15 @@ def audit_page() -> str:
 
 def _section(rule: AuditRule) -> str:
     (finding, *_) = (finding for finding in run(rule.failing, rule.ranks) if finding.id == rule.id)
+    kind = "python" if rule.ranks == 1 else "py"  # what is run on several ranks is run by the tests of the audit
     paragraphs = [
         f"### {rule.id} {rule.name}",
         f"*{rule.severity}.* {rule.title}. Why it matters: {rule.why}.",
         *([rule.background] if rule.background else []),
         *([f"The examples run on {rule.ranks} ranks."] if rule.ranks > 1 else []),
-        f"```python\n{rule.failing}```",
+        f"```{kind}\n{rule.failing}```",
         f"```text\n{finding}\n```",
-        f"Without it:\n\n```python\n{rule.passing}```",
+        f"Without it:\n\n```{kind}\n{rule.passing}```",
     ]
     return "\n\n".join(paragraphs) + "\n"
 

@@ -59,10 +59,10 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
         (["lss"], "torchparams: No such command 'lss'. Did you mean 'ls'? See torchparams --help"),
         (["ls"], "torchparams: Missing argument 'TARGET...'. See torchparams ls --help"),
         (["ls", "x", "--colour"], "torchparams: No such option '--colour'. See torchparams ls --help"),
-        (["ls", "nothing.pt"], "torchparams: nothing.pt: no such file or directory"),
-        (["ls", ""], "torchparams: '' names no file. pass the path of a checkpoint, or path#inner."),
-        (["ls", "#model"], "torchparams: '#model' names no file. pass the path of a checkpoint, or path#inner."),
-        (["ls", "nothing.pt", "--debug"], "torchparams.errors.SourceError: nothing.pt: no such file or directory"),
+        (["ls", "nothing.pt"], "torchparams: nothing.pt: No such file or directory"),
+        (["ls", ""], "torchparams: '' names no file. pass The path of a checkpoint, or path#inner."),
+        (["ls", "#model"], "torchparams: '#model' names no file. Pass The path of a checkpoint, or path#inner."),
+        (["ls", "nothing.pt", "--debug"], "torchparams.errors.SourceError: nothing.pt: No such file or directory"),
     ],
 )
 def test_an_error_is_one_line_and_exits_2(
@@ -147,7 +147,7 @@ def test_completion_scripts_are_there(shell: str) -> None:
 
 
 def completed(words: str, model: Path) -> list[str]:
-    """What bash proposes for the last of `words`."""
+    """What bash proposes for The last of `words`."""
     env = {
         **os.environ,
         "COMP_WORDS": words,
@@ -163,7 +163,7 @@ def completed(words: str, model: Path) -> list[str]:
 
 
 def test_completion_knows_commands_files_and_what_is_in_them(model: Path) -> None:
-    assert completed("torchparams d", model) == ["plain,diff", "plain,digest", "plain,delta"]
+    assert completed("torchparams d", model) == ["plain,diff", "plain,digest", "plain,diagnose", "plain,delta"]
     assert completed("torchparams ls --t", model) == ["plain,--tree"]
     assert completed("torchparams ls m", model) == ["file,m"]
     assert completed(f"torchparams show {model.name} fc.", model) == ["plain,fc.weight", "plain,fc.bias"]

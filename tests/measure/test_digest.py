@@ -371,9 +371,6 @@ def test_the_records_are_read_once() -> None:
 def test_what_has_no_values_is_named() -> None:
     cases = {
         "dict: 'w': A tensor on the meta device has a shape but no values": torch.zeros(2, device="meta"),
-        "dict: w is quantised: its memory does not hold its values": torch.quantize_per_tensor(
-            torch.ones(2), 0.1, 0, torch.qint8
-        ),
         "dict: 'w': A sparse tensor (torch.sparse_coo) cannot become an array. Pass tensor.to_dense().": torch.eye(
             2
         ).to_sparse(),

@@ -242,7 +242,7 @@ def number_of_blocks(*members: nn.Module) -> int:
 @pytest.mark.parametrize("other", [Mixer, Gated, Deep])
 def test_a_stage_may_have_blocks_of_several_classes(kind: Any, other: Callable[[], nn.Module]) -> None:
     class Larger(Deep):
-        pass
+        Pass
 
     stages = [Stage(*(Deep() for _ in range(3)), kind=kind), Stage(*(Larger() for _ in range(8)), other(), kind=kind)]
     assert number_of_blocks(*stages) == 12
@@ -364,13 +364,13 @@ def test_a_model_without_blocks_says_so() -> None:
     with pytest.raises(OptionError) as error:
         tp.groups(module(a=nn.Linear(1, 1), b=nn.Linear(1, 1)), lr=1.0, layer_decay=0.5)
     assert str(error.value) == (
-        "Module: no stack of blocks was found, so a layer decay has no depth. "
+        "Module: No stack of blocks was found, so a layer decay has no depth. "
         "a stack is an nn.ModuleList or nn.Sequential with at least two modules of one class. "
-        "pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**', or a function."
+        "Pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**', or a function."
     )
     with pytest.raises(OptionError) as error:
         tp.groups(dict(nn.Linear(1, 1).named_parameters()), lr=1.0, layer_decay=0.5)
-    assert "a layer decay needs the modules of a model to find the depth, and this has none" in str(error.value)
+    assert "a layer decay needs the modules of a model to find The depth, and this has none" in str(error.value)
 
 
 def test_a_deep_network_is_no_deep_recursion() -> None:
@@ -419,7 +419,7 @@ def test_a_depth_that_is_a_function() -> None:
     for wrong in (-1, 1.5, None, True):
         with pytest.raises(OptionError) as error:
             depth_of(model, lambda info, wrong=wrong: wrong)
-        assert str(error.value) == (f"the depth of 'cls_token' is {wrong!r}, not a whole number of at least 0")
+        assert str(error.value) == (f"The depth of 'cls_token' is {wrong!r}, not a whole number of at least 0")
 
 
 def test_a_depth_that_is_wrong() -> None:
@@ -427,7 +427,7 @@ def test_a_depth_that_is_wrong() -> None:
     with pytest.raises(NoMatch) as error:
         depth_of(model, "layers.{}.**")
     assert str(error.value) == (
-        "Module: the depth `layers.{}.**` matches nothing. the names are cls_token to head.bias. "
+        "Module: The depth `layers.{}.**` matches nothing. The names are cls_token to head.bias. "
         "it must match whole names: end it with .** to match everything in a block."
     )
     with pytest.raises(SelectorError, match=r"has no \{\} for the number"):

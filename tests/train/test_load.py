@@ -307,7 +307,7 @@ def test_small_tensors_side_by_side_are_read_by_one_call(
     model = nn.ParameterDict({n: nn.Parameter(torch.zeros_like(v), requires_grad=False) for n, v in values.items()})
     load(model, path)
     if most == 10_000:
-        assert calls == [_transfer.VECTOR, 525 - _transfer.VECTOR]
+        assert calls == [1, _transfer.VECTOR, 525 - _transfer.VECTOR]  # the header first
     assert all(torch.equal(model[name], value) for name, value in values.items())
 
 
@@ -330,14 +330,15 @@ def test_a_file_that_ends_within_one_of_many_small_tensors(tmp_path: Path, monke
     preadv = os.preadv
 
     def cut(file: int, memories: list[memoryview], start: int) -> int:
-        os.truncate(path, size - 20)
+        if len(memories) > 1:  # the header is read alone
+            os.truncate(path, size - 20)
         return preadv(file, memories, start)
 
     monkeypatch.setattr(os, "preadv", cut)
     with pytest.raises(TruncatedFile) as caught:
         load(model, path)
     assert str(caught.value) == (
-        f"{path}: the file ends at byte {size - 20}, within the tensor 'p6'. it was longer when it was listed."
+        f"{path}: The file ends at byte {size - 20}, within the tensor 'p6'. It was longer when it was listed."
     )
 
 
@@ -387,7 +388,7 @@ def test_overflow_is_refused_before_anything_changes(kind: str, tmp_path: Path) 
     with pytest.raises(MismatchError) as caught:
         load(model, given, strict=False)
     assert str(caught.value).endswith(
-        " → Holder: 2 values of 'w' are too large for float16. nothing was changed. load into a model of a wider "
+        " → Holder: 2 values of 'w' are too large for float16. Nothing was changed. Load into a model of a wider "
         "dtype, or pass allow_overflow=True."
     )
     assert model.w.eq(1).all()
@@ -629,7 +630,7 @@ def test_an_error_on_the_way_says_what_was_loaded(tmp_path: Path, monkeypatch: p
     with pytest.raises(TruncatedFile) as caught:
         load(model, path, progress=cut)
     assert str(caught.value) == (
-        f"{path}: the file ends at byte 6000, within the tensor 'b'. it was longer when it was listed."
+        f"{path}: The file ends at byte 6000, within the tensor 'b'. It was longer when it was listed."
     )
     assert caught.value.__notes__ == [
         "the model is partly loaded: 1 tensor of 2 holds the new values; these hold old ones, or some of both: b"
@@ -656,7 +657,7 @@ def test_only_a_live_model_can_be_loaded_into() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         load({"w": torch.zeros(1)}, nn.Linear(1, 1))
     assert str(caught.value) == (
-        "dict: torchparams.load needs a live model, not a mapping. pass the nn.Module, or a Parameters of it."
+        "dict: torchparams.load needs a live model, not a mapping. Pass the nn.Module, or a Parameters of it."
     )
 
 

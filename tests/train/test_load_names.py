@@ -151,7 +151,7 @@ def test_a_strictness_that_is_none() -> None:
     with pytest.raises(OptionError) as caught:
         load(net(), ones(net()), strict=("missed",))
     assert str(caught.value) == (
-        "strict='missed' is not a kind of mismatch. the kinds are missing, unexpected, mismatched. "
+        "strict='missed' is not a kind of mismatch. The kinds are missing, unexpected, mismatched. "
         "pass several as strict=('missing', 'unexpected')."
     )
 
@@ -160,7 +160,7 @@ def test_loading_nothing_is_never_meant() -> None:
     with pytest.raises(MismatchError) as caught:
         load(nn.Linear(1, 2), {"w": torch.zeros(7)}, strict=False)
     assert str(caught.value) == (
-        "dict → Linear: none of its tensors fit the model. it holds w; the model weight, bias."
+        "dict → Linear: None of its tensors fit the model. It holds w; the model weight, bias."
     )
 
 
@@ -287,7 +287,7 @@ def test_a_table_without_buffers_lacks_them() -> None:
         load(model, tp.of(nn.BatchNorm1d(2)))
     assert str(caught.value) == (
         "BatchNorm1d → BatchNorm1d: 2 missing: 'running_mean', 'running_var'. "
-        "2 tensors fit, and nothing was changed. pass the model itself, not a table without its buffers."
+        "2 tensors fit, and nothing was changed. Pass the model itself, not a table without its buffers."
     )
 
 

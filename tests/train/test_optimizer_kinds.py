@@ -170,8 +170,8 @@ def test_counters_of_groups_that_become_one_must_agree() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, Own(model.parameters()), state)
     assert str(caught.value) == (
-        "the parameters of group 0 were in the groups 0 and 1, whose count was 3 and 1. "
-        "group the parameters as they were."
+        "The parameters of group 0 were in the groups 0 and 1, whose count was 3 and 1. "
+        "group The parameters as they were."
     )
 
 
@@ -224,7 +224,7 @@ def test_what_an_optimizer_held_is_put_back_when_it_refuses() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, optimizer, state)
     assert str(caught.value) == (
-        "Sequential: load_state_dict() of Fussy refused the state: KeyError: 'step'. the optimizer was restored."
+        "Sequential: load_state_dict() of Fussy refused the state: KeyError: 'step'. The optimizer was restored."
     )
     assert isinstance(caught.value.__cause__, KeyError)
     assert copied(optimizer.state_dict()) == before
@@ -324,7 +324,7 @@ def test_a_wrapper_that_keeps_state_to_itself_is_refused() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.optimizer_state(model, optimizer)
     assert str(caught.value) == (
-        "Sequential: the state_dict() of Keeping leaves out state of the SGD inside it: momentum_buffer. "
+        "Sequential: The state_dict() of Keeping leaves out state of the SGD inside it: momentum_buffer. "
         "pass the optimizer inside it."
     )
     state = tp.optimizer_state(model, optimizer.base_optimizer)
@@ -439,7 +439,7 @@ def test_one_optimizer_of_several() -> None:
     found = tp.load_optimizer_state(model, part, state, strict=("missing", "mismatched"))
     assert list(found.unexpected) == ["2.weight", "2.bias"]
     mixed = tp.optimizer_state(model, [two[0], torch.optim.SGD(model[2].parameters())])
-    with pytest.raises(MismatchError, match="the parameters of one Adam were in several optimizers"):
+    with pytest.raises(MismatchError, match="The parameters of one Adam were in several optimizers"):
         tp.load_optimizer_state(model, one, mixed)
 
 

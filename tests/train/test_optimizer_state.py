@@ -181,7 +181,7 @@ def test_tensors_that_the_model_does_not_hold() -> None:
         with pytest.raises(MismatchError) as caught:
             call()
         assert str(caught.value) == (
-            "Linear: the optimizer holds 2 tensors that the model does not: the first is of shape [5, 3], in group 0. "
+            "Linear: The optimizer holds 2 tensors that the model does not: the first is of shape [5, 3], in group 0. "
             "pass the model that the optimizer was made of; if parameters were replaced since, make a new optimizer."
         )
 

@@ -18,7 +18,7 @@ def net(*names: str, width: int = 2) -> nn.ModuleDict:
 
 
 def stepped(model: nn.ModuleDict, make: Any = torch.optim.Adam, **options: Any) -> torch.optim.Optimizer:
-    """An optimizer after one step; gradients tell the parameters apart."""
+    """An optimizer after one step; gradients tell The parameters apart."""
     optimizer: torch.optim.Optimizer = make(model.parameters(), **{"lr": 0.1, **options})
     for i, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, i + 1.0)
@@ -133,7 +133,7 @@ def test_loading_nothing_is_never_meant() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(new, torch.optim.Adam(new.parameters()), state, strict=False)
     assert str(caught.value) == (
-        "Adam state → Adam of ModuleDict: none of the state fits the optimizer. it is of a.weight; the optimizer has "
+        "Adam state → Adam of ModuleDict: None of The state fits the optimizer. It is of a.weight; the optimizer has "
         'b.weight. rename="auto" finds the prefixes that wrappers add.'
     )
 
@@ -153,7 +153,7 @@ def test_another_kind_of_optimizer_is_refused() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, torch.optim.SGD(model.parameters()), state, strict=False)
     assert str(caught.value) == (
-        "the state is from torch.optim.adam.Adam, and the optimizer is a torch.optim.sgd.SGD. "
+        "The state is from torch.optim.adam.Adam, and the optimizer is a torch.optim.sgd.SGD. "
         "start without the saved state: the two kinds are incompatible."
     )
     assert tp.load_optimizer_state(model, torch.optim.AdamW(model.parameters()), state).complete
@@ -179,8 +179,8 @@ def test_options_are_restored_only_when_asked_for() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(model, mixed, state, options=True)
     assert str(caught.value) == (
-        "the parameters of group 0 were in the groups 0 and 1, whose lr was 0.1 and 0.2. "
-        "group the parameters as they were, or leave options out and set them."
+        "The parameters of group 0 were in the groups 0 and 1, whose lr was 0.1 and 0.2. "
+        "group The parameters as they were, or leave options out and set them."
     )
 
 
@@ -207,8 +207,8 @@ def test_names_by_position_are_never_guessed() -> None:
     with pytest.raises(UnsupportedSource) as caught:
         tp.load_optimizer_state(new, other, saved)
     assert str(caught.value) == (
-        "the state identifies its parameters by position and has no names. "
-        "pass names=, the names of the parameters in the optimizer's order: "
+        "The state identifies its parameters by position and has no names. "
+        "Pass names=, the names of The parameters in the optimizer's order: "
         "list(dict(model.named_parameters())) of the original model, if the optimizer got model.parameters()."
     )
     tp.load_optimizer_state(new, other, saved, names=["a.weight", "b.weight"])
@@ -239,7 +239,7 @@ def test_lbfgs_by_position() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(new, other, optimizer.state_dict(), names=["a.weight", "x.weight"])
     assert str(caught.value) == (
-        "LBFGS keeps vectors over all its parameters, and the model lacks some of them. it lacks x.weight. "
+        "LBFGS keeps vectors over all its parameters, and the model lacks some of them. It lacks x.weight. "
         "save torchparams.optimizer_state(model, optimizer).state_dict(), which splits them by name."
     )
     more = net("a", "b", "c")
@@ -248,7 +248,7 @@ def test_lbfgs_by_position() -> None:
             more, torch.optim.LBFGS(more.parameters()), tp.optimizer_state(old, optimizer), strict=False
         )
     assert str(caught.value) == (
-        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state for all parameters together, and the parameters "
+        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state for all parameters together, and The parameters "
         "differ. c.weight differ. start without the saved state."
     )
 
