@@ -60,8 +60,8 @@ def test_every_command_teaches_by_examples(name: str, capsys: pytest.CaptureFixt
         (["ls"], "torchparams: Missing argument 'TARGET...'. See torchparams ls --help"),
         (["ls", "x", "--colour"], "torchparams: No such option '--colour'. See torchparams ls --help"),
         (["ls", "nothing.pt"], "torchparams: nothing.pt: No such file or directory"),
-        (["ls", ""], "torchparams: '' names no file. pass The path of a checkpoint, or path#inner."),
-        (["ls", "#model"], "torchparams: '#model' names no file. Pass The path of a checkpoint, or path#inner."),
+        (["ls", ""], "torchparams: '' names no file. Pass the path of a checkpoint, or path#inner."),
+        (["ls", "#model"], "torchparams: '#model' names no file. Pass the path of a checkpoint, or path#inner."),
         (["ls", "nothing.pt", "--debug"], "torchparams.errors.SourceError: nothing.pt: No such file or directory"),
     ],
 )

@@ -162,7 +162,7 @@ def test_the_index_of_a_single_file_comes_right(tmp_path: Path) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(FileFormatError) as caught:
             tp.of(tmp_path)
-        assert f"torchparams convert --repair-index {tmp_path} writes it anew" in str(caught.value)
+        assert f"torchparams convert --repair-index {tmp_path} rebuilds it from the shards" in str(caught.value)
         assert tp.repair_index(tmp_path).tensors == 2
         assert tp.of(tmp_path).names == ["a", "b"]
 
@@ -180,6 +180,6 @@ def test_what_a_stale_index_proposes_works(shards: Path, capsys: pytest.CaptureF
     path.write_text(json.dumps(index))
     with pytest.raises(FileFormatError) as caught:
         tp.of(shards)
-    words = shlex.split(str(caught.value).partition("torchparams ")[2].partition(" writes")[0])
+    words = shlex.split(str(caught.value).partition("torchparams ")[2].partition(" rebuilds")[0])
     assert command(capsys, *words).status == 0
     assert len(tp.of(shards)) == len(index["weight_map"]) + 1

@@ -369,13 +369,13 @@ def test_directories_that_are_no_adapters(tmp_path: Path) -> None:
     assert message(FileFormatError, tmp_path) == "here/adapter_config.json: The JSON is not an object"
     (tmp_path / "adapter_config.json").write_text("{}")
     assert message(SourceError, tmp_path) == (
-        "here: the directory has no adapter weights. the file name is adapter_model.safetensors."
+        "here: The directory has no adapter weights. The file name is adapter_model.safetensors."
     )
     path = adapter(tmp_path, factors(Q, 6, 5))
     with pytest.raises(PlanError) as caught:
         tp.fold_lora({f"{Q}.weight": np.zeros((6, 5), np.int8)}, path, tmp_path / "x.safetensors")
     assert str(caught.value) == (
-        "dict: cannot add to 'layers.0.q.weight' of dtype int8. use a base with floating-point weights."
+        "dict: Cannot add to 'layers.0.q.weight' of dtype int8. Use a base with floating-point weights."
     )
     with pytest.raises(OptionError, match=r"`compute` must be 'float32' or 'float64', not 'int8'"):
         tp.fold_lora(BASE, path, tmp_path / "x.safetensors", compute="int8")
@@ -582,16 +582,16 @@ def test_what_extracting_refuses(tmp_path: Path) -> None:
     )
     assert (
         message(PlanError, w, v, tmp_path / "no" / "a")
-        == "here/no: directory not found. make it first: mkdir -p here/no."
+        == "here/no: Directory not found. Make it first: mkdir -p here/no."
     )
     (tmp_path / "file").touch()
     assert (
         message(PlanError, w, v, tmp_path / "file")
-        == "here/file: an adapter needs a directory, but the target is a file. choose another target."
+        == "here/file: An adapter needs a directory, but the target is a file. Choose another target."
     )
     tp.extract_lora(w, v, tmp_path / "a", rank=1).run()
     assert message(PlanError, w, v) == (
-        "here/a/adapter_config.json: it exists already. "
+        "here/a/adapter_config.json: It exists already. "
         "To replace it once the new one is complete, pass overwrite=True (--force)."
     )
     tp.extract_lora(w, v, tmp_path / "a", rank=1, overwrite=True).run()

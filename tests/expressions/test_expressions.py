@@ -242,9 +242,9 @@ def test_what_does_not_fit_is_refused_when_it_is_made() -> None:
     assert message(MismatchError, lambda: Concat([a], 2)) == "'w' of shape [2, 3] has no dimension 2"
     assert message(MismatchError, lambda: Linear([a, b], [1, 1])) == "'w' has shape [2, 3], and 'w' [3, 2]"
     assert message(PlanError, lambda: Linear([i], [1])) == "w: A weighted sum needs floating-point tensors, not int32"
-    assert message(PlanError, lambda: Cast(a, DType.of("int8"))) == "w: float32 cannot be cast to int8"
+    assert message(PlanError, lambda: Cast(a, DType.of("int8"))) == "w: Dtype float32 cannot be cast to int8"
     assert message(PlanError, lambda: evaluate(Elementwise(np.sum, a))) == (
-        "the function 'sum' returned an array of shape [] for 6 elements"
+        "The function 'sum' returned an array of shape [] for 6 elements"
     )
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         Linear([a, a], [1])

@@ -230,12 +230,12 @@ def test_the_optimizer_of_one_tensor() -> None:
 
 
 def test_a_wrong_name_has_its_neighbours() -> None:
-    with pytest.raises(tp.errors.UnknownName, match=r"named 'embed.wieght'. did you mean 'embed.weight'"):
+    with pytest.raises(tp.errors.UnknownName, match=r"named 'embed.wieght'. Did you mean 'embed.weight'"):
         tp.explain(Everything(), "embed.wieght")
 
 
 def test_a_checkpoint_has_no_calls_to_explain() -> None:
-    with pytest.raises(tp.errors.UnsupportedSource, match=r"a checkpoint cannot be explained.*torchparams.ls lists"):
+    with pytest.raises(tp.errors.UnsupportedSource, match=r"A checkpoint cannot be explained.*torchparams.ls lists"):
         tp.explain("model.pt")
 
 

@@ -209,10 +209,10 @@ def test_what_cannot_be_read_is_listed_with_the_reason() -> None:
     assert [row.name for row in found] == ["a", "quantised", "z"]
     assert found["quantised"].mean == pytest.approx(1.0)
     assert [(each.name, each.reason) for each in found.unread] == [
-        ("meta", "A tensor on the meta device has a shape but no values"),
+        ("meta", "a tensor on the meta device has a shape but no values"),
         ("sparse", "a sparse tensor (torch.sparse_coo) cannot become an array; pass tensor.to_dense()"),
     ]
-    assert "not read: 2 tensors\n  meta: A tensor on the meta device has a shape but no values\n" in str(found)
+    assert "not read: 2 tensors\n  meta: a tensor on the meta device has a shape but no values\n" in str(found)
     assert found.to_json()["unread"][0]["name"] == "meta"
 
 

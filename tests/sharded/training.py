@@ -123,7 +123,7 @@ def apply_refuses_values_that_differ_between_ranks() -> None:
     model = fsdp2(plain())
     was = full(model)
     torch.manual_seed(dist.get_rank())
-    refused(RanksError, "other values", tp.apply_, model, "0.weight", nn.init.normal_)
+    refused(RanksError, "different values", tp.apply_, model, "0.weight", nn.init.normal_)
     _same(was, full(model), "differ")
 
     def fails_somewhere(w: torch.Tensor) -> torch.Tensor:

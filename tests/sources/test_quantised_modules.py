@@ -142,4 +142,4 @@ def test_scales_along_another_dimension_are_refused_by_name() -> None:
     flat = torch.quantize_per_channel(torch.randn(2, 3), torch.rand(3), torch.zeros(3), 1, torch.qint8)
     assert torch.equal(tp.of({"w": flat})["w"], flat.dequantize())
     x = torch.quantize_per_channel(torch.ones(2, 2, 3), torch.ones(3), torch.zeros(3), 2, torch.qint8)
-    assert "'w' has scales along its dimension 2" in tp.stats({"w": x}).unread[0].reason
+    assert "'w' has scales along dimension 2" in tp.stats({"w": x}).unread[0].reason

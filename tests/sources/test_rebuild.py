@@ -162,7 +162,7 @@ def test_errors_say_what_was_given() -> None:
     def said(value: bytes) -> str:
         with pytest.raises(FileFormatError) as caught:
             load(value)
-        return str(caught.value).partition(": the pickle is broken at byte ")[2].partition(": ")[2]
+        return str(caught.value).partition(": The pickle is broken at byte ")[2].partition(": ")[2]
 
     assert said(called("torch._utils", "_rebuild_tensor", number(1))) == (
         "torch._utils._rebuild_tensor with 1 arguments; it takes 4 to 4"

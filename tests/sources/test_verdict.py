@@ -154,7 +154,7 @@ def test_a_pickle_that_breaks_after_the_call(tmp_path: Path, capsys: Captured) -
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path, legacy: bool) -> None:
-    with pytest.raises(FileFormatError, match=r"The checkpoint holds no tensors .*: it is a dict of 2 items$"):
+    with pytest.raises(FileFormatError, match=r"The checkpoint contains no tensors .*: it is a dict of 2 items$"):
         tp.of(written(tmp_path, saved({"epoch": 3, "lr": 0.1}, legacy=legacy)))
     assert len(tp.of(written(tmp_path, saved(nn.ReLU().state_dict(), legacy=legacy)))) == 0
 

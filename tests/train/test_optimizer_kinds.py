@@ -171,7 +171,7 @@ def test_counters_of_groups_that_become_one_must_agree() -> None:
         tp.load_optimizer_state(model, Own(model.parameters()), state)
     assert str(caught.value) == (
         "The parameters of group 0 were in the groups 0 and 1, whose count was 3 and 1. "
-        "group The parameters as they were."
+        "Group the parameters as they were."
     )
 
 
@@ -325,7 +325,7 @@ def test_a_wrapper_that_keeps_state_to_itself_is_refused() -> None:
         tp.optimizer_state(model, optimizer)
     assert str(caught.value) == (
         "Sequential: The state_dict() of Keeping leaves out state of the SGD inside it: momentum_buffer. "
-        "pass the optimizer inside it."
+        "Pass the optimizer inside it."
     )
     state = tp.optimizer_state(model, optimizer.base_optimizer)
     fresh = Keeping(model.parameters())
@@ -347,9 +347,9 @@ class Odd(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (RuntimeError("gather it first"), "the state_dict() of Odd failed: gather it first"),
-        ({"fast_state": {}}, "the state_dict() of Odd has no state by parameter. its keys are fast_state"),
-        ({"state": {}, "param_groups": []}, "the state_dict() of Odd and the optimizer have different groups"),
+        (RuntimeError("gather it first"), "The state_dict() of Odd failed: gather it first"),
+        ({"fast_state": {}}, "The state_dict() of Odd has no state by parameter. Its keys are fast_state"),
+        ({"state": {}, "param_groups": []}, "The state_dict() of Odd and the optimizer have different groups"),
     ],
 )
 def test_a_state_dict_that_cannot_be_matched(answer: Any, message: str) -> None:
