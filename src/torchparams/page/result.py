@@ -85,7 +85,10 @@ class Page(Result):
 
     def _repr_html_(self) -> str:
         # The frame isolates styles and scripts.
+        try:
+            text = html.escape(self.html.decode("ascii"))
+        except Exception:  # half made: a repr never raises
+            return super()._repr_html_()
         return (
-            f'<iframe sandbox="allow-scripts" width="100%" height="{HEIGHT}" style="border:0" '
-            f'srcdoc="{html.escape(self.html.decode("ascii"))}"></iframe>'
+            f'<iframe sandbox="allow-scripts" width="100%" height="{HEIGHT}" style="border:0" srcdoc="{text}"></iframe>'
         )
