@@ -242,7 +242,7 @@ def number_of_blocks(*members: nn.Module) -> int:
 @pytest.mark.parametrize("other", [Mixer, Gated, Deep])
 def test_a_stage_may_have_blocks_of_several_classes(kind: Any, other: Callable[[], nn.Module]) -> None:
     class Larger(Deep):
-        Pass
+        pass
 
     stages = [Stage(*(Deep() for _ in range(3)), kind=kind), Stage(*(Larger() for _ in range(8)), other(), kind=kind)]
     assert number_of_blocks(*stages) == 12
