@@ -69,7 +69,7 @@ def test_one_name(capsys: Captured) -> None:
 def test_a_wrong_name_is_an_error_with_its_neighbours(capsys: Captured) -> None:
     ran = command(capsys, "explain", "explained_nets:Net", "fc.wieght")
     assert (ran.status, ran.out) == (2, "")
-    assert "did you mean 'fc.weight'" in ran.err
+    assert "Did you mean 'fc.weight'" in ran.err
 
 
 def test_json(capsys: Captured) -> None:

@@ -116,7 +116,7 @@ def test_a_model_that_is_quantised_when_it_is_built(capsys: Captured, tmp_path: 
     )
     ran = command(capsys, "ls", "net.py:build")
     assert ran.status == 0
-    assert "not in the table: the state of 2 modules" in ran.out
+    assert "0.weight" in ran.out and "(4 stored)" in ran.out  # rows of whole parameters
     assert "net.py:build is built with values" in ran.err
 
 

@@ -304,9 +304,8 @@ def test_a_node_is_found_out_once() -> None:
 
         __hash__ = str.__hash__
 
-    table = Candidates([live("a", device="cpu")])
+    table = Candidates([live("a", device="cpu")._replace(kind=Counting("parameter"))])
     node = parse("[kind=parameter]")
-    object.__setattr__(table.infos[0], "kind", Counting("parameter"))
     for _ in range(3):
         assert table.hits(node) == {0}
     assert calls == ["parameter"]

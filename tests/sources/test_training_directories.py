@@ -57,7 +57,7 @@ def test_a_trainers_directory(tmp_path: Path) -> None:
     assert tp.of(f"{folder}#scheduler").metadata == {"last_epoch": 5, "base_lrs": [0.1]}
     assert tp.of(f"{folder}#scheduler").names == []
     assert "cpu" in tp.of(f"{folder}#rng_state").names
-    with pytest.raises(SourceError, match="holds no nested mapping"):
+    with pytest.raises(SourceError, match="have no nested mappings"):
         tp.of(f"{folder}#other")
 
 

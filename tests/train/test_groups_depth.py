@@ -365,12 +365,12 @@ def test_a_model_without_blocks_says_so() -> None:
         tp.groups(module(a=nn.Linear(1, 1), b=nn.Linear(1, 1)), lr=1.0, layer_decay=0.5)
     assert str(error.value) == (
         "Module: No stack of blocks was found, so a layer decay has no depth. "
-        "a stack is an nn.ModuleList or nn.Sequential with at least two modules of one class. "
+        "A stack is an nn.ModuleList or nn.Sequential with at least two modules of one class. "
         "Pass a pattern of the blocks' names, as in depth='encoder.layer.{}.**', or a function."
     )
     with pytest.raises(OptionError) as error:
         tp.groups(dict(nn.Linear(1, 1).named_parameters()), lr=1.0, layer_decay=0.5)
-    assert "a layer decay needs the modules of a model to find The depth, and this has none" in str(error.value)
+    assert "A layer decay needs the modules of a model to find the depth, and this has none" in str(error.value)
 
 
 def test_a_deep_network_is_no_deep_recursion() -> None:
@@ -428,7 +428,7 @@ def test_a_depth_that_is_wrong() -> None:
         depth_of(model, "layers.{}.**")
     assert str(error.value) == (
         "Module: The depth `layers.{}.**` matches nothing. The names are cls_token to head.bias. "
-        "it must match whole names: end it with .** to match everything in a block."
+        "It must match whole names: end it with .** to match everything in a block."
     )
     with pytest.raises(SelectorError, match=r"has no \{\} for the number"):
         depth_of(model, "blocks.*.**")

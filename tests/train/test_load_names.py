@@ -152,7 +152,7 @@ def test_a_strictness_that_is_none() -> None:
         load(net(), ones(net()), strict=("missed",))
     assert str(caught.value) == (
         "strict='missed' is not a kind of mismatch. The kinds are missing, unexpected, mismatched. "
-        "pass several as strict=('missing', 'unexpected')."
+        "Pass several as strict=('missing', 'unexpected')."
     )
 
 

@@ -182,7 +182,7 @@ def test_tensors_that_the_model_does_not_hold() -> None:
             call()
         assert str(caught.value) == (
             "Linear: The optimizer holds 2 tensors that the model does not: the first is of shape [5, 3], in group 0. "
-            "pass the model that the optimizer was made of; if parameters were replaced since, make a new optimizer."
+            "Pass the model that the optimizer was made of; if parameters were replaced since, make a new optimizer."
         )
 
 

@@ -133,7 +133,7 @@ def test_loading_nothing_is_never_meant() -> None:
     with pytest.raises(MismatchError) as caught:
         tp.load_optimizer_state(new, torch.optim.Adam(new.parameters()), state, strict=False)
     assert str(caught.value) == (
-        "Adam state → Adam of ModuleDict: None of The state fits the optimizer. It is of a.weight; the optimizer has "
+        "Adam state → Adam of ModuleDict: None of the state fits the optimizer. It is of a.weight; the optimizer has "
         'b.weight. rename="auto" finds the prefixes that wrappers add.'
     )
 
@@ -154,7 +154,7 @@ def test_another_kind_of_optimizer_is_refused() -> None:
         tp.load_optimizer_state(model, torch.optim.SGD(model.parameters()), state, strict=False)
     assert str(caught.value) == (
         "The state is from torch.optim.adam.Adam, and the optimizer is a torch.optim.sgd.SGD. "
-        "start without the saved state: the two kinds are incompatible."
+        "Start without the saved state: the two kinds are incompatible."
     )
     assert tp.load_optimizer_state(model, torch.optim.AdamW(model.parameters()), state).complete
 
@@ -180,7 +180,7 @@ def test_options_are_restored_only_when_asked_for() -> None:
         tp.load_optimizer_state(model, mixed, state, options=True)
     assert str(caught.value) == (
         "The parameters of group 0 were in the groups 0 and 1, whose lr was 0.1 and 0.2. "
-        "group The parameters as they were, or leave options out and set them."
+        "Group the parameters as they were, or leave options out and set them."
     )
 
 
@@ -208,12 +208,12 @@ def test_names_by_position_are_never_guessed() -> None:
         tp.load_optimizer_state(new, other, saved)
     assert str(caught.value) == (
         "The state identifies its parameters by position and has no names. "
-        "Pass names=, the names of The parameters in the optimizer's order: "
+        "Pass names=, the names of the parameters in the optimizer's order: "
         "list(dict(model.named_parameters())) of the original model, if the optimizer got model.parameters()."
     )
     tp.load_optimizer_state(new, other, saved, names=["a.weight", "b.weight"])
     assert [moment(new, other, name) for name in "ab"] == [0.1, 0.2]
-    with pytest.raises(MismatchError, match="there are 1 name for 2 parameters"):
+    with pytest.raises(MismatchError, match="There are 1 name for 2 parameters"):
         tp.load_optimizer_state(new, other, saved, names=["a.weight"])
 
 
@@ -240,7 +240,7 @@ def test_lbfgs_by_position() -> None:
         tp.load_optimizer_state(new, other, optimizer.state_dict(), names=["a.weight", "x.weight"])
     assert str(caught.value) == (
         "LBFGS keeps vectors over all its parameters, and the model lacks some of them. It lacks x.weight. "
-        "save torchparams.optimizer_state(model, optimizer).state_dict(), which splits them by name."
+        "Save torchparams.optimizer_state(model, optimizer).state_dict(), which splits them by name."
     )
     more = net("a", "b", "c")
     with pytest.raises(MismatchError) as caught:
@@ -248,8 +248,8 @@ def test_lbfgs_by_position() -> None:
             more, torch.optim.LBFGS(more.parameters()), tp.optimizer_state(old, optimizer), strict=False
         )
     assert str(caught.value) == (
-        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state for all parameters together, and The parameters "
-        "differ. c.weight differ. start without the saved state."
+        "LBFGS state → LBFGS of ModuleDict: LBFGS keeps one state for all parameters together, and the parameters "
+        "differ. c.weight differ. Start without the saved state."
     )
 
 
