@@ -113,7 +113,7 @@ def experts_of_one_name_are_told_apart() -> None:
     assert not [f for f in tp.audit(model, suppress={"D102": "expert.**"}) if f.id == "D102"]
     # One file cannot hold them under one name; files of each rank can.
     with shared_folder() as folder:
-        refused(PlanError, "different tensors on the ranks", tp.save, model, f"{folder}/all.safetensors")
+        refused(PlanError, "different values on the ranks", tp.save, model, f"{folder}/all.safetensors")
         tp.save(model, f"{folder}/rank-{dist.get_rank()}.safetensors", "expert.**")
         tp.save(model, f"{folder}/router.safetensors", "router.**")
         assert tp.diff(model, f"{folder}/rank-{dist.get_rank()}.safetensors", "expert.**").same
@@ -135,7 +135,7 @@ def experts_on_a_part_of_the_mesh_are_told_apart() -> None:
     assert tp.digest(model).tensors["expert.weight"].digest == tp.digest({"w": whole}).tensors["w"].digest
     assert tp.diff(model, {"expert.weight": whole}, "expert.weight").same
     with shared_folder() as folder:
-        refused(PlanError, "different tensors on the ranks", tp.save, model, f"{folder}/all.safetensors")
+        refused(PlanError, "different values on the ranks", tp.save, model, f"{folder}/all.safetensors")
         path = f"{folder}/ep-{mesh.get_local_rank('ep')}.safetensors"
         tp.save(model, path, "expert.**")
         assert tp.diff(model, path, "expert.**").same
