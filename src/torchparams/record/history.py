@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_NUMBER = re.compile(r"(?<!\d)(\d{1,18})(?!.*\d)")  # a step fits into 64 bits
 
 
 def history(

@@ -9,28 +9,10 @@
  * Both release the global interpreter lock. Whoever calls keeps the memory alive.
  */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_common.h"
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "exponents are read from the upper half of little-endian values: other machines use the NumPy definition"
-#endif
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static __forceinline
-#endif
-
-#if defined(__GNUC__) && defined(__x86_64__)
-#define X86 1
-#define AVX2 __attribute__((target("avx2,fma")))
-#else
-#define X86 0
+#if X86
+#define AVX2 TARGET("avx2,fma")
 #endif
 
 enum kind { F32, F64, BF16, F16, KINDS };
