@@ -71,6 +71,8 @@ class LiveReading(Reading):
         super().__init__(())
         self.root = root
         self.decode = decode
+        self.path: tuple[nn.Module, ...] | None = None
+        """For a reading of one tensor, the modules on its path."""
         self.tensors = listing.tensors
         self._listing = listing
         self._find_aliases = aliases
@@ -95,7 +97,9 @@ class LiveReading(Reading):
         name = spot.name
         raws = {} if spot.raw == name else {name: spot.raw}
         buffers = {} if spot.persistent is None else {name: spot.persistent}
-        return cls(Traversal({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module, decode)
+        made = cls(Traversal({name: spot.tensor}, [spot.modules[-1]], raws, buffers, False, []), dict, module, decode)
+        made.path = spot.modules
+        return made
 
     @cached_property
     def names(self) -> list[str]:
@@ -232,7 +236,7 @@ def _sizes(reading: LiveReading) -> Iterator[tuple[tuple[int, ...] | None, int]]
 
 
 def _shardings(reading: LiveReading) -> Iterable[Sharding | None]:
-    by_fsdp = shardings(all_modules(reading.root), reading.kept)
+    by_fsdp = shardings(all_modules(reading.root) if reading.path is None else reading.path, reading.kept)
     tensors = reading.tensors.values()
     own_memory = _Once(lambda cls: not dispatches(cls))
     found = [None if own_memory[type(tensor)] else sharding_of(tensor) for tensor in tensors]
