@@ -30,6 +30,8 @@ TILE = 1 << 21
 TAIL = 50
 """Minimum number of singular values for a fit of the tail."""
 
+_STARTS = 32  # tails that are fitted at once
+
 
 class Rows:
     """Split the blocks of a matrix into whole rows.
@@ -204,13 +206,15 @@ def tail(values: Array) -> tuple[float | None, float | None]:
     # Number of values in the tail from each value on, and the sum of their distances above it.
     counts = np.arange(count, 0, -1)
     above = np.cumsum(logs[::-1])[::-1] - counts * logs
-    best, least = None, math.inf
-    for i in range(count - 1):
-        if above[i] <= 0 or (i and logs[i] == logs[i - 1]):
-            continue
-        slope = counts[i] / above[i]
-        expected = -np.expm1(-slope * (logs[i:] - logs[i]))
-        distance = float(np.abs(expected - np.arange(counts[i]) / counts[i]).max())
-        if distance < least:
-            best, least = 1 + slope, distance
-    return (None, None) if best is None else (float(best), least)
+    usable = above[:-1] > 0
+    usable[1:] &= logs[1:-1] != logs[:-2]
+    slopes = np.divide(counts[:-1], above[:-1], out=np.zeros(count - 1), where=usable)
+    distances = np.full(count - 1, math.inf)
+    for begin in range(0, count - 1, _STARTS):
+        starts = np.arange(begin, min(begin + _STARTS, count - 1))[:, None]
+        expected = -np.expm1(-slopes[starts] * np.maximum(logs[begin:] - logs[starts], 0))
+        observed = np.maximum(np.arange(begin, count) - starts, 0) / counts[starts]
+        distances[starts[:, 0]] = np.abs(expected - observed).max(axis=1)
+    distances[~usable] = math.inf
+    best = int(distances.argmin())
+    return (1 + float(slopes[best]), float(distances[best])) if usable[best] else (None, None)

@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from torchparams.engines.base import Folding, Job, Task, Unread, readable_jobs
 from torchparams.engines.by_name import named
@@ -101,11 +102,13 @@ def spectra(
         else:
             (small if min(job.rows[0].shape) <= exact else large).append(job)
     found: dict[str, Spectrum] = {}
-    for job, result, _ in engine.run(small, SpectraTask(), progress=progress):
-        if isinstance(result, Spectrum):
-            found[job.key] = result
-        else:
-            unread.append(result)
+    # The engine's threads measure one matrix each; threads of the BLAS within each of them would wait for each other.
+    with threadpool_limits(1 if len(small) > 1 else None, user_api="blas"):
+        for job, result, _ in engine.run(small, SpectraTask(), progress=progress):
+            if isinstance(result, Spectrum):
+                found[job.key] = result
+            else:
+                unread.append(result)
     for job in large:
         estimated = _estimate(job, engine)
         if isinstance(estimated, Spectrum):
