@@ -10,6 +10,8 @@ import torchao.quantization as ao
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torchao.prototype.gptq.api import _int4_row_dequantize_zp, _int4_row_quantize_zp_precomputed_qparams
+from torchao.prototype.quantization.int4 import Int4OpaqueTensor
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
 import torchparams as tp
@@ -146,3 +148,114 @@ def test_another_class_is_refused_by_name(tmp_path: Path) -> None:
         torch.save({"l.weight": x}, tmp_path / "mx.pt")
         unread = {each.name: each.reason for each in tp.stats(target).unread}
         assert "'l.weight' has the class MXTensor, which is not supported" in unread["l._weight_qdata"]
+
+
+# --- int4 ----------------------------------------------------------------------------------------
+# torchao makes an Int4Tensor on a GPU only, with kernels of another package. Its own functions for GPTQ quantise to the
+# codes of one and back, in torch; the codes are packed here as `pack_int4` of that package does.
+
+
+def int4(dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
+    """An Int4Tensor, and the values that torchao's own function makes of its codes."""
+    w = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    blocks = w.view(48, -1, 16)
+    scale = ((blocks.amax(-1) - blocks.amin(-1)) / 15).to(dtype).T.contiguous()
+    zero = (blocks.amin(-1).to(dtype).T + scale * 8).contiguous()
+    codes = _int4_row_quantize_zp_precomputed_qparams(w, scale.float(), zero.float(), 16)
+    packed = torch.bitwise_or(codes[:, ::2] & 15, codes[:, 1::2] << 4).contiguous()
+    expected = _int4_row_dequantize_zp(codes, scale.float(), zero.float(), 16)
+    assert (expected - w).abs().max() < 0.3
+    return ao.Int4Tensor(packed, scale, zero, [1, 16], torch.Size((48, 64))), expected
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_int4_has_the_values_of_torchao_wherever_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
+    weight, expected = int4(dtype)
+    model = nn.Sequential(nn.Linear(64, 48))
+    model[0].weight = nn.Parameter(weight, requires_grad=False)
+    state = model.state_dict()
+    for x in (model, state, *files(model, tmp_path)):
+        params = tp.of(x)
+        info = params.info("0.weight")
+        assert (info.encoding, info.shape, info.dtype) == ("int4-g16", (48, 64), "float32")
+        # torchao adds 8 to the codes and takes it off again, so its float32 values are rounded once more.
+        values = torch.tensor(params.numpy("0.weight"))
+        assert torch.allclose(values, expected, rtol=1e-5, atol=1e-6)
+        assert not tp.stats(x).unread
+    stored = {f"0._weight_{part}": getattr(weight, part) for part in ("qdata", "scale", "zero_point")}
+    raw = tp.of(tmp_path / "model.safetensors", raw=True)
+    assert all(torch.equal(raw[name], value) for name, value in stored.items())
+
+
+def test_inputs_that_are_scaled_first_are_refused() -> None:
+    weight, _ = int4(BF16)
+    weight.act_pre_scale = torch.full((64,), 2.0)
+    unread = {each.name: each.reason for each in tp.stats({"l.weight": weight}).unread}
+    assert "multiplies its inputs by 'l._weight_act_pre_scale'" in unread["l._weight_qdata"]
+
+
+def opaque() -> Any:
+    w = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return Int4OpaqueTensor.from_hp(w, [1, 32])
+
+
+SCALES = (torch.zeros(4, 64, dtype=BF16), torch.zeros(4, 64, dtype=BF16))
+PACKED: dict[str, tuple[Callable[[], Any], str]] = {
+    "Int4OpaqueTensor": (opaque, "packed in an order that depends on the CPU that made it"),
+    # The constructors run on a CPU; packing does not.
+    "Int4TilePackedTo4dTensor": (
+        lambda: ao.Int4TilePackedTo4dTensor(
+            torch.zeros(8, 1, 32, 4, dtype=torch.int32), torch.zeros(4, 64, 2, dtype=BF16), [1, 32], (64, 128)
+        ),
+        "packed for the tensor cores of a GPU",
+    ),
+    "Int4PreshuffledTensor": (
+        lambda: ao.Int4PreshuffledTensor(
+            torch.zeros(64, 64, dtype=torch.int8), SCALES[0], [1, 32], (64, 128), SCALES[1]
+        ),
+        "packed for one kernel of a GPU",
+    ),
+    "Int4PlainInt32Tensor": (
+        lambda: ao.Int4PlainInt32Tensor(
+            torch.zeros(64, 16, dtype=torch.int32), SCALES[0], torch.zeros(4, 64, dtype=torch.int8), [1, 32], (64, 128)
+        ),
+        "packed in an order that depends on the device that made it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_int4_packed_for_a_kernel_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    make, reason = PACKED[kind]
+    weight = make()
+    torch.save({"l.weight": weight}, tmp_path / "m.pt")
+    targets: list[Any] = [{"l.weight": weight}, tmp_path / "m.pt"]
+    if kind in ("Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor"):  # those that torchao writes to safetensors
+        tensors, metadata = flatten_tensor_state_dict({"l.weight": weight})
+        save_file(tensors, tmp_path / "m.safetensors", metadata=metadata)
+        targets.append(tmp_path / "m.safetensors")
+    for target in targets:
+        stats = tp.stats(target)
+        unread = {each.name: each.reason for each in stats.unread}
+        assert f"'l.weight' has the class {kind}, {reason}" in unread["l._weight_qdata"]
+        assert "l._weight_qdata" not in {row.name for row in stats.rows}
+    live = nn.Module()
+    live.weight = nn.Parameter(weight, requires_grad=False)
+    assert [each.name for each in tp.stats(live).unread] == ["weight"]
+
+
+def other_classes() -> dict[str, Any]:
+    from torchao.optim.subclass_8bit import OptimState8bit
+    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
+
+    return {"NF4Tensor": to_nf4(torch.randn(512, 512), 64, 256), "OptimState8bit": OptimState8bit.zeros((64, 64))}
+
+
+def test_tensors_of_other_classes_are_never_numbers(tmp_path: Path) -> None:
+    for kind, weight in other_classes().items():
+        torch.save({"l.weight": weight}, tmp_path / "m.pt")
+        codes = {"NF4Tensor": "l._weight_quantized_data", "OptimState8bit": "l._weight_codes"}[kind]
+        for raw in (False, True):
+            stats = tp.stats(tp.of(tmp_path / "m.pt", raw=raw))
+            assert codes in {each.name for each in stats.unread}
+            assert codes not in {row.name for row in stats.rows}

@@ -73,6 +73,10 @@ def test_blocks_of_two_dimensions_and_of_batches(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "another class": (told("NewTensor", ["qdata", "scale"]), {}, "has the class NewTensor, which is not supported"),
+    "codes for a kernel": (told("Int4TilePackedTo4dTensor", ["qdata", "scale"]), {}, "the tensor cores of a GPU"),
+    "inputs that are scaled first": (told("Int8Tensor", ["qdata", "scale", "act_pre_scale"], block_size=[1, 8],
+                                          dtype="float32"), {"act_pre_scale": SCALE},
+                                     "multiplies its inputs by 'l._weight_act_pre_scale'"),
     "a part that is missing": (told("Int8Tensor", ["qdata", "scale", "x"], block_size=[1, 8], dtype="float32"), {},
                                "'l._weight_x' is missing"),
     "blocks that do not divide": (told("Int8Tensor", ["qdata", "scale"], block_size=[1, 3], dtype="float32"), {},
@@ -107,6 +111,15 @@ def test_what_does_not_fit_is_refused_by_the_name_of_the_part(case: str, tmp_pat
     unread = {each.name: each.reason for each in tp.stats(path).unread}
     assert reason in unread["l._weight_qdata"]
     assert "\n" not in unread["l._weight_qdata"]
+
+
+def test_parts_of_an_unknown_class_are_not_numbers_whatever_their_names(tmp_path: Path) -> None:
+    metadata = told("NF4Tensor", ["quantized_data", "scaler_mean"])
+    path = written(tmp_path / "m.safetensors", metadata, quantized_data=CODES, scaler_mean=SCALE)
+    for raw in (False, True):
+        stats = tp.stats(tp.of(path, raw=raw))
+        assert "l._weight_quantized_data" in {each.name for each in stats.unread}
+        assert "l._weight_quantized_data" not in {row.name for row in stats.rows}
 
 
 VALUES: Any = st.recursive(

@@ -33,10 +33,14 @@ def structured(structure: Structure, tensors: Tensors) -> Claim | Refused:
     parts = tuple(structure.parts.values())
     function = CLASSES.get(structure.kind)
     if function is None:
-        return Refused(parts, f"{quoted(structure.name)} has the class {structure.kind}, which is not supported")
+        why = PACKED_FOR.get(structure.kind, "which is not supported")
+        return Refused(parts, f"{quoted(structure.name)} has the class {structure.kind}, {why}")
     missing = [part for part in parts if part not in tensors]
     if missing:
         return Refused(tuple(part for part in parts if part in tensors) or parts, f"{quoted(missing[0])} is missing")
+    if _FACTORS in structure.parts:
+        factors = quoted(structure.parts[_FACTORS])
+        return Refused(parts, f"The layer multiplies its inputs by {factors}, which the weight does not include")
     return function(structure, parts, tensors)
 
 
@@ -160,6 +164,18 @@ CLASSES: dict[str, Callable[[Structure, tuple[str, ...], Tensors], Claim | Refus
     "quint8": _torch,
 }
 """Supported classes of torchao, and dtypes of torch's quantised tensors."""
+
+
+PACKED_FOR = {
+    "Int4OpaqueTensor": "packed in an order that depends on the CPU that made it",
+    "Int4TilePackedTo4dTensor": "packed for the tensor cores of a GPU",
+    "Int4PreshuffledTensor": "packed for one kernel of a GPU",
+    "Int4PlainInt32Tensor": "packed in an order that depends on the device that made it",
+}
+"""Classes of torchao whose order of codes only their own kernels know, and the reason."""
+
+_FACTORS = "act_pre_scale"
+"""Part of torchao's classes with a factor for each input, as in AWQ and SmoothQuant."""
 
 
 # --- common checks -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
+    from torchparams.encodings.base import Structure
     from torchparams.reading import Reading
 
 CODES = frozenset(
@@ -146,6 +147,20 @@ def coded(reading: Reading) -> dict[str, Coded]:
                 at = rows[other]
                 members.setdefault(names[at], Coded(names[at], name, False, dtypes[at] not in CODES))
     return {**members, **found}
+
+
+def by_class(structures: Iterable[Structure]) -> dict[str, Coded]:
+    """Stored tensors of parameters whose class keeps the values, by canonical name.
+
+    >>> from torchparams.encodings.base import Structure
+    >>> by_class([Structure("w", "NF4Tensor", {"quantized_data": "_w_quantized_data"})])["_w_quantized_data"].reason
+    'Holds codes of an unknown encoding: their values need the scales that NF4Tensor keeps'
+    """
+    return {
+        part: Coded(part, structure.kind, True, by_class=True)
+        for structure in structures
+        for part in structure.parts.values()
+    }
 
 
 class _Groups(dict[str, tuple[Group, ...]]):

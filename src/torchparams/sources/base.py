@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torchparams.encodings.companions import coded
+from torchparams.encodings.companions import by_class, coded
 from torchparams.errors import (
     FileFormatError,
     RemoteError,
@@ -124,7 +124,8 @@ class Source(ABC):
         Args:
             known: A reading of all tensors, if the caller has one; a selection may lack the scales.
         """
-        return coded(self.reading() if known is None else known)
+        found = coded(self.reading() if known is None else known)
+        return {**by_class(self.structures), **found}
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
