@@ -30,7 +30,7 @@ class Claim:
     Attributes:
         name: Name in the unquantised model.
         shape: Shape in the unquantised model.
-        encoding: Name of the encoding.
+        encoding: Name of the encoding; empty for a plain tensor that is stored under another name.
         parts: Names of the stored tensors, codes first.
         build: Function that makes the expression from the rows of `operands`, in order. Must be picklable.
         operands: Parts that hold elements; None for all.
@@ -54,6 +54,8 @@ class Claim:
             infos: Infos of the stored tensors.
         """
         codes, *others = (infos[part] for part in self.parts)
+        if not self.encoding:
+            return codes._replace(name=self.name, storage=None, location=None)
         numel = 1
         for size in self.shape:
             numel *= size
@@ -126,6 +128,26 @@ def part_name(name: str, attribute: str) -> str:
     """
     module, dot, last = name.rpartition(".")
     return f"{module}{dot}_{last}_{attribute}"
+
+
+_UNPACKED = {
+    "_packed_params._packed_params.0": "weight",
+    "_packed_params._packed_params.1": "bias",
+    "_packed_params._packed_weight": "weight",
+}
+"""Names that `torch.ao.quantization` writes to a state dict, and those of the layer before it was quantised."""
+
+
+def unpacked_name(name: str) -> str:
+    """Name of a parameter before `torch.ao.quantization` packed it; other names are unchanged.
+
+    >>> unpacked_name("fc._packed_params._packed_params.0"), unpacked_name("fc.weight")
+    ('fc.weight', 'fc.weight')
+    """
+    for end, last in _UNPACKED.items():
+        if name.endswith(end) and name[: len(name) - len(end)][-1:] in ("", "."):
+            return name[: len(name) - len(end)] + last
+    return name
 
 
 class Tensors:

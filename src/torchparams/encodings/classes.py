@@ -15,11 +15,12 @@ from torchparams.encodings.packed import Nibbles, Transposed
 from torchparams.encodings.scaled import F32, BlockScaled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torchparams.dtypes import DType
     from torchparams.encodings.base import Structure, Tensors
     from torchparams.expressions.base import Expression
+    from torchparams.info import ParameterInfo
 
 Geometry = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns of a matrix, and of a block."""
@@ -137,7 +138,7 @@ def _bits(spelling: object) -> int | None:
 def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused:
     """Quantised tensor of torch: (code - zero point) times scale, per tensor or per channel."""
     codes, scale, zero = (structure.parts.get(part, "") for part in ("int_repr", "scale", "zero_point"))
-    problem = _misfit(structure, codes, scale, tensors, "int8", "uint8")
+    problem = _misfit(structure, codes, scale, tensors, "int8", "uint8", scales=(*_FLOATS, "float64"))
     if problem:
         return Refused(parts, problem)
     shape, axis = tensors.shape(codes), structure.attributes.get("axis")
@@ -153,6 +154,23 @@ def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cl
     if laid is None:
         return Refused(parts, f"{quoted(structure.name)} has scales along dimension {axis}, which is not supported")
     return _claim(structure, structure.kind, shape, laid, tensors, (codes, scale, zero))
+
+
+def unpacked_biases(claim: Claim, infos: Mapping[str, ParameterInfo]) -> Iterator[Claim]:
+    """The bias that a state dict of `torch.ao.quantization` has beside a packed weight, under its own name.
+
+    Args:
+        claim: Claim of the weight.
+        infos: Infos of the stored tensors.
+    """
+    module = claim.name.removesuffix("weight")
+    stored, name = f"{module}_packed_params._packed_params.1", f"{module}bias"
+    if module != claim.name and stored in infos and name not in infos and claim.encoding.startswith("q"):
+        yield Claim(name, infos[stored].shape or (), "", (stored,), _itself)
+
+
+def _itself(x: Expression) -> Expression:
+    return x
 
 
 CLASSES: dict[str, Callable[[Structure, tuple[str, ...], Tensors], Claim | Refused]] = {
@@ -181,7 +199,9 @@ _FACTORS = "act_pre_scale"
 # --- common checks -------------------------------------------------------------------------------
 
 
-def _misfit(structure: Structure, codes: str, scale: str, tensors: Tensors, *dtypes: str) -> str:
+def _misfit(
+    structure: Structure, codes: str, scale: str, tensors: Tensors, *dtypes: str, scales: tuple[str, ...] = _FLOATS
+) -> str:
     """Reason why codes and scales do not match a class; empty if they do."""
     if not codes or not scale:
         return f"{quoted(structure.name)} has no codes, or no scale"
@@ -190,7 +210,7 @@ def _misfit(structure: Structure, codes: str, scale: str, tensors: Tensors, *dty
         return f"{shaped(tensors, codes)} does not hold codes of {structure.kind}"
     if structure.shape not in (None, shape):
         return f"{shaped(tensors, codes)} does not hold the codes of {list(structure.shape or ())}"
-    if tensors.dtype(scale) not in _FLOATS:
+    if tensors.dtype(scale) not in scales:
         return f"The scales {shaped(tensors, scale)} are not floating-point"
     if structure.dtype is None or structure.dtype not in _FLOATS:
         return f"{quoted(structure.name)} has no dtype for its values"

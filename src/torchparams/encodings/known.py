@@ -82,7 +82,7 @@ def find(
     refused: dict[str, Coded] = {}
     taken: set[str] = set()
     for structure in structures:
-        from torchparams.encodings.classes import structured
+        from torchparams.encodings.classes import structured, unpacked_biases
 
         described = structured(structure, tensors)
         if isinstance(described, Refused):
@@ -90,6 +90,9 @@ def find(
         elif taken.isdisjoint(described.parts) and described.name not in infos:
             claims[described.parts[0]] = described
             taken.update(described.parts)
+            for bias in unpacked_biases(described, infos):
+                claims[bias.parts[0]] = bias
+                taken.update(bias.parts)
     for name in [each.name for each in unknown.values() if each.codes]:
         found = None if name in taken or name in refused else _claimed(name, tensors)
         if isinstance(found, Claim):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torchparams.encodings.known import Found, find
+from torchparams.encodings.known import find
 from torchparams.io.opened import bytes_of_file
 from torchparams.sources.base import Source
 from torchparams.sources.config import quantization_config
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
     from torchparams.encodings.base import Claim
     from torchparams.encodings.companions import Coded
+    from torchparams.encodings.known import Found
     from torchparams.expressions.base import Expression
     from torchparams.info import Location, ParameterInfo
     from torchparams.left_out import LeftOut
     from torchparams.reading import Reading
     from torchparams.sources.torchfile.verdict import Verdict
+
+
+_Read = tuple["Found", "Mapping[str, ParameterInfo]", "dict[str, Claim]"]
 
 
 class DecodedSource(Source):
@@ -42,7 +46,7 @@ class DecodedSource(Source):
     def __init__(self, base: Source) -> None:
         self._base = base
         self.label, self.format, self.live = base.label, base.format, base.live
-        self._known: tuple[Found, Mapping[str, ParameterInfo]] | None = None
+        self._known: _Read | None = None
 
     def __eq__(self, other: object) -> bool:
         return self._base == other._base if isinstance(other, DecodedSource) else NotImplemented
@@ -55,8 +59,8 @@ class DecodedSource(Source):
 
     # --- listing -----------------------------------------------------------------------------------
 
-    def _read(self) -> tuple[Found, Mapping[str, ParameterInfo]]:
-        """Claims of the encodings, and infos; computed each time if the source may change."""
+    def _read(self) -> _Read:
+        """What the encodings found, infos, and claims by name; computed each time if the source may change."""
         if self._known is not None:
             return self._known
         base = self._base
@@ -65,13 +69,15 @@ class DecodedSource(Source):
         infos = {info.name: info for info in reading.infos}
         parts = found.parts
         made: dict[str, ParameterInfo] = {}
+        claims: dict[str, Claim] = {}
         for name, info in infos.items():
             if name in found.claims:
                 row = found.claims[name].info(infos)
                 made[row.name] = row
+                claims[row.name] = found.claims[name]
             elif name not in parts:
                 made[name] = info
-        read = found, MappingProxyType(made)
+        read = found, MappingProxyType(made), claims
         if not self.live:
             self._known = read
         return read
@@ -88,15 +94,12 @@ class DecodedSource(Source):
         return {**known_below, **found.coded}
 
     def _claim(self, name: str) -> Claim | None:
-        found, infos = self._read()
-        info = infos.get(name)
-        if info is None or info.encoded is None:
-            return None
-        return found.claims[info.encoded.parts[0]]
+        return self._read()[2].get(name)
 
     def snapshot(self, reading: Reading) -> Source:
         """A decoded source of the stored tensors of `reading`."""
-        names = {name for info in reading.infos for name in (info.raw_names if info.encoded else (info.name,))}
+        claims = self._read()[2]
+        names = {part for name in reading.names for part in (claims[name].parts if name in claims else (name,))}
         return DecodedSource(self._base.snapshot(self._base.reading().only(names)))
 
     @property

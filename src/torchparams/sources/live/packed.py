@@ -1,6 +1,7 @@
 """Layers of `torch.ao.quantization`, whose weights are packed in compiled objects and are not parameters.
 
-The weight is a quantised tensor, the bias a plain one. Both are read with `_weight_bias` of torch's own layers.
+The weight is a quantised tensor, the bias a plain one. Both are read with methods of torch's own layers:
+`_weight_bias`, and `weight` of embeddings.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CLASSES = {
-    "torch.ao.nn.quantized": ("Linear", "Conv1d", "Conv2d", "Conv3d"),
+    "torch.ao.nn.quantized": ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "EmbeddingBag"),
     "torch.ao.nn.quantized.dynamic": ("Linear", "Conv1d", "Conv2d", "Conv3d"),
     "torch.ao.nn.intrinsic.quantized": (
         "LinearReLU", "LinearLeakyReLU", "LinearTanh", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "ConvAdd2d",
@@ -22,6 +23,8 @@ _CLASSES = {
     "torch.ao.nn.intrinsic.quantized.dynamic": ("LinearReLU",),
 }  # fmt: skip
 """Module → supported layers in it: only torch's own classes, no subclasses."""
+
+_EMBEDDINGS = ("Embedding", "EmbeddingBag")
 
 _DYNAMIC = ("torch.ao.nn.quantized.dynamic.", "torch.ao.nn.intrinsic.quantized.dynamic.")
 
@@ -42,6 +45,8 @@ def unpacked(layer: nn.Module) -> dict[str, Any]:
         layer: Layer of one of `packed_classes`.
     """
     torchs: Any = layer
+    if type(layer).__name__ in _EMBEDDINGS:
+        return {"weight": torchs.weight().detach()}
     weight, bias = torchs._weight_bias()
     return {"weight": weight.detach()} | ({} if bias is None else {"bias": bias.detach()})
 
@@ -49,4 +54,4 @@ def unpacked(layer: nn.Module) -> dict[str, Any]:
 def keeps_output_scale(layer: nn.Module) -> bool:
     """Whether a layer also keeps the scale and zero point of its output, as in static quantisation."""
     cls = type(layer)
-    return not f"{cls.__module__}.".startswith(_DYNAMIC)
+    return not f"{cls.__module__}.".startswith(_DYNAMIC) and cls.__name__ not in _EMBEDDINGS

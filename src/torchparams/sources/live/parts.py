@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
-from torchparams.encodings.base import Structure, part_name
+from torchparams.encodings.base import Structure, part_name, unpacked_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,9 +153,10 @@ def _torch(name: str, value: torch.Tensor) -> Parts | None:
     else:
         attributes["axis"] = value.q_per_channel_axis()
         scale, zero = value.q_per_channel_scales(), value.q_per_channel_zero_points()
-    # torch itself computes with float32 scales.
-    tensors = {"int_repr": memory, "scale": scale.to(torch.float32), "zero_point": zero}
-    parts = {key: part_name(name, key) for key in tensors}
+    # torch computes with float32 scales, and keeps those of channels as float64.
+    tensors = {"int_repr": memory, "scale": scale, "zero_point": zero}
+    shown = unpacked_name(name)
+    parts = {key: part_name(shown, key) for key in tensors}
     kind = str(value.dtype).removeprefix("torch.")
-    structure = Structure(name, kind, parts, attributes, tuple(value.shape), DType.of(torch.float32))
+    structure = Structure(shown, kind, parts, attributes, tuple(value.shape), DType.of(torch.float32))
     return Parts({parts[key]: each for key, each in tensors.items()}, structure)

@@ -86,6 +86,7 @@ def _quantised(machine: Services, func: Global, args: Any) -> TensorRef:
     tensor = _flagged(_view(func, storage, None, offset, shape, stride), grad, None)
     scheme = params[0] if type(params) is tuple and params else None
     tensor.problem = f"quantised ({scheme})" if type(scheme) is Global else "quantised"
+    tensor.quantizer = params
     return tensor
 
 

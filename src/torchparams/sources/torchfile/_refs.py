@@ -100,6 +100,7 @@ class TensorRef(Rebuilt):
         ragged: Whether its rows have different lengths; the shape is then that of all values.
         nbytes: Size in bytes; None for the size of its elements.
         wrapper: Class name of a tensor that keeps its values in other tensors, which are in `state`.
+        quantizer: Of a quantised tensor of torch, the scheme with its scales and zero points as the pickle has them.
     """
 
     # Class attributes are defaults; an instance overrides only those that differ.
@@ -109,6 +110,7 @@ class TensorRef(Rebuilt):
     nbytes: int | None = None
     state: Any = None
     wrapper: Global | None = None
+    quantizer: Any = None
 
     def __init__(
         self,

@@ -199,7 +199,8 @@ class Contents:
 
     def _add(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
         """List a tensor; a tensor of a known class that keeps others is listed by those."""
-        if tensor.wrapper is not None and (described := take_apart(name, tensor)) is not None:
+        special = tensor.wrapper is not None or tensor.quantizer is not None
+        if special and (described := take_apart(name, tensor)) is not None:
             structure, parts = described
             kind = kind or ("parameter" if tensor.is_parameter else "tensor")
             first = self._structured.setdefault(id(tensor), (len(self.structures), tensor))[0]
