@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -113,6 +114,11 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return (
             reading if self._selector is None else reading.only(self._selector.names(reading, where=self._source.label))
         )
+
+    def records(self) -> Reading:
+        """Deprecated name of `reading`, which will be removed in the next version."""
+        warnings.warn("Parameters.records is now reading", DeprecationWarning, stacklevel=2)
+        return self.reading()
 
     def snapshot(self) -> Parameters:
         """Immutable reading of the table: later changes of a live model do not affect it.

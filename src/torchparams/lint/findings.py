@@ -7,6 +7,7 @@ this tuple.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,11 @@ class Finding:
     def tree(self) -> Tree:
         """The finding as a tree."""
         return Tree((self._heading(), *self._body()))
+
+    def report(self) -> Tree:
+        """Deprecated name of `tree`, which will be removed in the next version."""
+        warnings.warn("Finding.report is now tree", DeprecationWarning, stacklevel=2)
+        return self.tree()
 
     def _heading(self) -> Text:
         return Text(printable(f"{self.severity} {self.id} {self.rule}: {self.why}"), _STYLES.get(self.severity, ""))
