@@ -107,6 +107,19 @@ def test_integers_fold_exactly(tmp_path: Path) -> None:
     assert np.array_equal(small["fc.weight"], made["fc.weight"])
 
 
+def test_a_product_beyond_float32_is_refused(tmp_path: Path) -> None:
+    both = {"fc.lora_A.weight": np.full((2, 5), 1e30, np.float32), "fc.lora_B.weight": np.ones((6, 2), np.float32)}
+    both["fc.lora_B.weight"][0] = 1e30  # overflows in each of the 5 columns
+    both["fc.lora_B.weight"][1] = np.nan  # is no overflow
+    given = {"fc.weight": normal(6, 5)}, adapter(tmp_path, both)
+    with pytest.raises(PlanError, match=r"5 values are too large for float32\. Nothing was written"):
+        folded(*given, tmp_path)
+    made = folded(*given, tmp_path, allow_overflow=True)["fc.weight"]
+    assert np.isinf(made[0]).all()
+    assert np.isnan(made[1]).all()
+    assert np.isfinite(made[2:]).all()
+
+
 def test_tiles_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_lowrank, "_TILE", 64)
     w = normal(33, 20, dtype="bfloat16")

@@ -644,6 +644,21 @@ def test_a_sum_beyond_the_type_is_refused(tmp_path: Path) -> None:
     assert only(tmp_path, infinite, weights=[1, 1]).tolist() == [np.inf, 2]
 
 
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare"])
+def test_a_sum_beyond_the_type_of_the_sum_is_refused(method: str, compute: str, tmp_path: Path) -> None:
+    kind = np.dtype(compute).type
+    large = np.finfo(kind).max
+    sources = of([np.array([large, 1, np.inf], kind)] * 2)
+    options: dict[str, Any] = {"method": method, "compute": compute, "weights": [3, 3]}
+    if method != "linear":
+        options["base"] = {"w": np.array([-large / 2, 0, 0], kind)}
+    plan = tp.merge(sources, tmp_path / "m.safetensors", **options)
+    with pytest.raises(PlanError, match=rf"1 value is too large for {compute}\. Nothing was written"):
+        plan.run()
+    assert not np.isfinite(only(tmp_path, sources, allow_overflow=True, **options)[[0, 2]]).any()
+
+
 # --- what the plan says -------------------------------------------------------------------------
 
 

@@ -130,7 +130,7 @@ class Away(Source):
                 ) from None
             if now != before:
                 raise SourceError(
-                    "the file was written to while it was read, or this node has another copy of it",
+                    "the file changed while it was read, or this node has another copy of it",
                     where=path,
                     hint="keep one copy on a disk that all nodes share, and run again",
                 )

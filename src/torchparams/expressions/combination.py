@@ -51,7 +51,8 @@ def check_floats(parts: Sequence[Expression]) -> None:
 class Combination(Expression):
     """Elementwise combination of tensors of equal shape, in float32 or float64.
 
-    Finite results that overflow in the dtype of the result are counted; only writing raises an error.
+    Results that are not finite although all operands are, and those that overflow in the dtype of the result, are
+    counted as overflow; only writing raises an error.
 
     Args:
         parts: Tensors to combine.
@@ -88,11 +89,29 @@ class Combination(Expression):
 
     def compute(self, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
         """Compute elements in pieces, each rounded once."""
+        import numpy as np
+
         out = work.scratch(self, -1, stop - start, self.dtype.numpy) if into is None else into
         for at in range(start, stop, PIECE):
             end = min(at + PIECE, stop)
-            work.count(self, self.narrow(self.combine(at, end, work), out[at - start : end - start]))
+            total = self.combine(at, end, work)
+            lost = self.narrow(total, out[at - start : end - start])
+            with np.errstate(all="ignore"):
+                rest = np.add.reduce(total)  # finite only if all elements are
+            if not np.isfinite(rest):
+                odd = ~np.isfinite(total)
+                lost += Losses(overflow=int(np.count_nonzero(odd & self.finite(at, end, work))) if odd.any() else 0)
+            work.count(self, lost)
         return out
+
+    def finite(self, start: int, stop: int, work: Work) -> Array:
+        """Whether all that elements `[start, stop)` are computed from is finite; bool, shape (stop - start,)."""
+        import numpy as np
+
+        found = np.ones(stop - start, np.bool_)
+        for part in self.operands:
+            found &= np.isfinite(self.wide(part, 0, start, stop, work))
+        return found
 
     def pieces(self, work: Work) -> Iterator[tuple[int, int]]:
         """Ranges that cover all elements, in order, for passes over the whole tensor."""

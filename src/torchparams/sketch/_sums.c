@@ -4,7 +4,7 @@
  * Each product and each sum is rounded to float32, in the order of the tensors: none may be fused.
  *
  *   weighted(out, kind, parts)   parts is a tuple of (buffer, kind, weight); the global interpreter lock is released.
- *                                Returns the number of finite results that overflow when rounded.
+ *                                Returns the number of results that are not finite although their elements are.
  */
 
 #include "_common.h"
@@ -53,18 +53,53 @@ INLINE void add_f32(float *restrict total, const float *restrict x, float weight
     }
 }
 
-/* To the nearest, ties to even; NaN to the quiet one of its sign. */
+/* To the nearest, ties to even; NaN to the quiet one of its sign. Returns how many results are not finite. */
 INLINE uint32_t round_bf16(uint16_t *restrict out, const float *restrict total, size_t n)
 {
-    uint32_t over = 0;
+    uint32_t odd = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, &total[i], 4);
         uint32_t magnitude = bits & 0x7fffffff;
         uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         uint32_t nan = (bits >> 16 & 0x8000) | 0x7fc0;
-        over += (magnitude < 0x7f800000) & ((rounded & 0x7fff) == 0x7f80);
+        odd += (magnitude > 0x7f800000) | ((rounded & 0x7fff) == 0x7f80);
         out[i] = (uint16_t)(magnitude > 0x7f800000 ? nan : rounded);
+    }
+    return odd;
+}
+
+/* Returns how many results are not finite. */
+INLINE uint32_t copy_f32(float *restrict out, const float *restrict total, size_t n)
+{
+    uint32_t odd = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &total[i], 4);
+        odd += (bits & 0x7f800000) == 0x7f800000;
+        out[i] = total[i];
+    }
+    return odd;
+}
+
+static int is_finite(const char *x, int kind, size_t at)
+{
+    if (kind == BF16)
+        return (((const uint16_t *)x)[at] & 0x7f80) != 0x7f80;
+    uint32_t bits;
+    memcpy(&bits, x + at * sizeof(float), 4);
+    return (bits & 0x7f800000) != 0x7f800000;
+}
+
+/* How many results are not finite although all elements are that they are sums of. */
+static uint64_t overflows(const char *out, int kind, const part *parts, size_t count, size_t at, size_t m)
+{
+    uint64_t over = 0;
+    for (size_t i = at; i < at + m; i++) {
+        int odd = !is_finite(out, kind, i);
+        for (size_t k = 0; odd && k < count; k++)
+            odd = is_finite(parts[k].data, parts[k].kind, i);
+        over += (uint64_t)odd;
     }
     return over;
 }
@@ -86,10 +121,9 @@ INLINE uint64_t weigh(char *out, int kind, const part *parts, size_t count, size
             else
                 add_f32(total, (const float *)x, parts[i].weight, m, 0);
         }
-        if (kind == BF16)
-            over += round_bf16((uint16_t *)out + at, total, m);
-        else
-            memcpy((float *)out + at, total, m * sizeof(float));
+        uint32_t odd = kind == BF16 ? round_bf16((uint16_t *)out + at, total, m) : copy_f32((float *)out + at, total, m);
+        if (odd)
+            over += overflows(out, kind, parts, count, at, m);
     }
     return over;
 }

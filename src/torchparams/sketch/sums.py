@@ -68,14 +68,18 @@ class NumpySum:
             out: Array for the results.
 
         Returns:
-            Number of results that are finite in float32, but not in the dtype of the result.
+            Number of results that are not finite although all elements that they are sums of are.
         """
         with np.errstate(all="ignore"):
-            total = parts[0].astype(np.float32) * self._weights[0]
-            for part, weight in zip(parts[1:], self._weights[1:], strict=True):
-                total = total + part.astype(np.float32) * weight
+            values = [part.astype(np.float32) for part in parts]
+            total = values[0] * self._weights[0]
+            for value, weight in zip(values[1:], self._weights[1:], strict=True):
+                total = total + value * weight
             out[...] = total.astype(self._dtype.numpy)
-            return int(np.count_nonzero(np.isfinite(total) & ~np.isfinite(out.astype(np.float32))))
+            over = ~np.isfinite(out.astype(np.float32))
+            for value in values if over.any() else ():
+                over &= np.isfinite(value)
+            return int(np.count_nonzero(over))
 
 
 class CSum(NumpySum):

@@ -110,6 +110,17 @@ class Folded(Combination):
                 at = end
         return total
 
+    def finite(self, start: int, stop: int, work: Work) -> Array:
+        """See `Combination.finite`: an element is computed from one of W, a row of B, and a column of A."""
+        import numpy as np
+
+        left, right = work.prepared(self)
+        rows, columns = np.divmod(np.arange(start, stop), self._columns)
+        found: Array = np.isfinite(self.wide(self.operands[0], 0, start, stop, work))
+        found &= np.isfinite(left).all(axis=1)[rows]
+        found &= np.isfinite(right).all(axis=0)[columns]
+        return found
+
     def _tile_of(self, number: int, work: Work) -> Array:
         """Change for one tile of rows, shape (tile · columns,). The last tile is cached."""
 
