@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 import torchparams as tp
@@ -50,6 +51,31 @@ def test_integers_of_compressed_tensors(encoding: str, symmetric: bool) -> None:
     params = tp.of({f"l.{name}": value for name, value in stored.items()})
     assert params.info("l.weight").encoding == encoding
     assert set(params.info("l.weight").raw_names) == {f"l.{name}" for name in stored}
+    assert torch.equal(params["l.weight"], expected.float())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_integers_of_experts(bits: int, symmetric: bool) -> None:
+    experts = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0))
+    half = 1 << (bits - 1)
+    scale = experts.view(3, 40, -1, 32).abs().amax(-1) / (half - 1)
+    zeros = torch.zeros(scale.shape, dtype=torch.int8)
+    if not symmetric:
+        zeros = torch.randint(-half, half, scale.shape, dtype=torch.int8)
+    arguments: dict[str, Any] = {"num_bits": bits, "strategy": "group", "group_size": 32, "symmetric": symmetric}
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(type="int", **arguments))
+    compressor: Any = BaseCompressor.get_value_from_registry("pack-quantized")
+    one = [{"weight": experts[i], "weight_scale": scale[i], "weight_zero_point": zeros[i]} for i in range(3)]
+    # Quantised one by one, and packed together, as the library packs a stack of matrices.
+    each = [compressor.compress(state, scheme) for state in one]
+    expected = torch.stack([compressor.decompress(dict(state), scheme)["weight"] for state in each])
+    stored = {name: torch.stack([state[name] for state in each]) for name in each[0] if name != "weight_shape"}
+    together = pack_to_int32(torch.stack([unpack_from_int32(s["weight_packed"], bits, (40, 64)) for s in each]), bits)
+    assert torch.equal(stored["weight_packed"], together)
+    stored["weight_shape"] = torch.tensor(experts.shape)
+    params = tp.of({f"l.{name}": value for name, value in stored.items()})
+    assert (params.info("l.weight").encoding, params.info("l.weight").shape) == (f"int{bits}-g32", (3, 40, 64))
     assert torch.equal(params["l.weight"], expected.float())
 
 

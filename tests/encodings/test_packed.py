@@ -11,6 +11,7 @@ import pytest
 
 import torchparams as tp
 import torchparams.encodings.scaled as scaled_module
+from command import command
 from torchparams.dtypes import DType
 from torchparams.encodings.packed import Unpacked
 from torchparams.encodings.scaled import FP4, BlockScaled
@@ -322,6 +323,31 @@ def test_pack_quantized(bits: int, zeros: bool, columns: int) -> None:
     assert np.array_equal(values, expected)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("columns", [64, 62])
+def test_pack_quantized_experts(bits: int, zeros: bool, columns: int) -> None:
+    weights, expected = packed(bits, zeros, columns)
+    other = {name: value[::-1].copy() for name, value in weights.items()}
+    if zeros:  # packed along the rows
+        other["l.weight_zero_point"] = weights["l.weight_zero_point"]
+    one, _ = sole({**other, "l.weight_shape": weights["l.weight_shape"]})
+    experts = {name: np.stack([value, other[name], value]) for name, value in weights.items()}
+    experts["l.weight_shape"] = np.array([3, 24, columns])
+    values, info = sole(experts)
+    assert (info.name, info.shape, info.encoding) == ("l.weight", (3, 24, columns), f"int{bits}-g{columns // 2}")
+    assert np.array_equal(values, np.stack([expected, one, expected]))
+    assert np.array_equal(one, expected[::-1]) != zeros
+    assert tp.stats(experts)["l.weight"].max == values.max()
+
+
+def test_an_order_of_experts_is_refused() -> None:
+    weights, _ = packed(4, False)
+    experts = {name: np.stack([value, value]) for name, value in weights.items()}
+    experts |= {"l.weight_shape": np.array([2, 24, 64]), "l.weight_g_idx": np.zeros((2, 64), np.int32)}
+    assert "'l.weight_g_idx'" in tp.stats(experts).unread[0].reason
+
+
 def test_pack_quantized_in_the_order_of_activations() -> None:
     weights, _ = packed(4, False)
     order = rng().permutation(np.arange(64) // 32).astype(np.int32)
@@ -337,6 +363,7 @@ def test_pack_quantized_in_the_order_of_activations() -> None:
         {"weight_shape": np.array([24, 1 << 60])},
         {"weight_shape": np.array([-24, 64])},
         {"weight_shape": np.array([24])},
+        {"weight_shape": np.array([1, 24, 64])},
         {"weight_shape": None},
         {"weight_scale": None},
         {"weight_scale": np.ones((24, 3), np.float32)},
@@ -390,7 +417,11 @@ EXCLUDED: list[tuple[dict[str, Any], str | None]] = [
     ({"ignore": ["layers.0.fc"]}, "layers.0.fc"),
     ({"exclude_modules": ["model.layers.*.fc"]}, "model.layers.*.fc"),
     ({"ignored_layers": ["fc"]}, "fc"),
-    ({"modules_to_not_convert": ["model.layers.00", "ayers.0.fc", "re:.*fc", "c", "layers", 3, None, ""]}, None),
+    ({"ignore": ["re:.*fc"]}, "re:.*fc"),
+    ({"ignore": ["re:model[.]layers[.][0-9]+[.]fc$"]}, "re:model[.]layers[.][0-9]+[.]fc$"),
+    ({"ignore": ["re:fc", "re:.*fc2", "re:.*c$b", "re:layers.*", "re:.*weight"]}, None),
+    ({"ignore": ["Linear", "LlamaMLP"]}, None),  # a file does not tell classes
+    ({"modules_to_not_convert": ["model.layers.00", "ayers.0.fc", "c", "layers", 3, None, ""]}, None),
     ({"modules_to_not_convert": "fc"}, None),
     ({}, None),
 ]
@@ -409,3 +440,32 @@ def test_modules_that_are_not_converted_hold_no_codes(
         assert not unread
     else:
         assert f"the configuration says that '{module}' is not quantised" in unread[0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("re:(", "is not a regular expression"),
+        ("re:a)|(b", "is not a regular expression"),
+        ("re:" + "a" * 2000, "is not a regular expression"),
+        ("re:" + "(" * 900, "is not a regular expression"),
+        (r"re:(a*)*\1(a|b|ab)*\1$", "could take too long"),
+    ],
+)
+def test_patterns_of_a_configuration_that_cannot_be_used_are_refused(
+    pattern: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a" * 60 + ".weight"
+    weights: dict[str, Array] = {name: np.ones((4, 4), F8), f"{name}_scale": np.ones((), np.float32)}
+    path = directory(tmp_path / "m", weights, {"quant_method": "compressed-tensors", "ignore": [pattern]})
+    assert reason in tp.stats(path).unread[0].reason
+    done = command(capsys, "convert", path, tmp_path / "out", "--dtype", "f32")
+    assert (done.status, done.err.count("Traceback")) == (2, 0)
+    assert reason in done.err
+
+
+def test_a_pattern_that_makes_choices_without_end_takes_no_time(tmp_path: Path) -> None:
+    name = "a" * 200 + ".weight"
+    weights: dict[str, Array] = {name: np.ones((4, 4), F8), f"{name}_scale": np.ones((), np.float32)}
+    path = directory(tmp_path / "m", weights, {"quant_method": "fp8", "ignore": ["re:(a+)+b$", "re:(a|aa)+$"]})
+    assert "'re:(a|aa)+$' is not quantised" in tp.stats(path).unread[0].reason

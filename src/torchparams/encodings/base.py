@@ -8,10 +8,10 @@ the wrong shape, or is an unknown variant gives a `Refused` that names it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
+from torchparams.encodings.excluded import Excluded
 from torchparams.errors import NotReadable, shorten
 from torchparams.info import Encoded, ParameterInfo
 
@@ -169,7 +169,7 @@ class Tensors:
         self._config = config
         self._read = read
         self._found: Mapping[str, Any] | None = None
-        self._excluded: tuple[set[str], list[str]] | None = None
+        self._excluded: Excluded | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -187,27 +187,12 @@ class Tensors:
     def unconverted(self, name: str) -> str | None:
         """What a configuration calls the module of a parameter, if it says that the module is not quantised.
 
-        A module is named from its first component, from one in the middle to the last, or with `*` for any.
+        Raises:
+            NotReadable: A pattern in the configuration cannot be used.
         """
         if self._excluded is None:
-            stated = (self.config.get(key) for key in _EXCLUDED)
-            texts = [each for given in stated if isinstance(given, list) for each in given if isinstance(each, str)]
-            exact = {text for text in texts if text and not set(text) & set("*?[(^$|\\")}
-            self._excluded = exact, [text for text in texts if "*" in text and not set(text) & set("[(^$|\\:")]
-        exact, patterns = self._excluded
-        if not exact and not patterns:
-            return None
-        path = name.split(".")
-        # The parameter of a module is `module.weight`; fused experts are a parameter themselves.
-        for parts in (path[:-1], path):
-            spans = [parts[:end] for end in range(1, len(parts) + 1)] + [
-                parts[start:] for start in range(1, len(parts))
-            ]
-            found = next((text for span in spans if (text := ".".join(span)) in exact), None)
-            found = found or next((text for text in patterns if _matches(text.split("."), parts)), None)
-            if found is not None:
-                return found
-        return None
+            self._excluded = Excluded(self.config)
+        return self._excluded.entry(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self.infos
@@ -233,19 +218,6 @@ class Tensors:
         if self.infos[name].nbytes > most:
             raise NotReadable(f"{quoted(name)} has {self.infos[name].nbytes:,} bytes; the limit is {most:,}")
         return self._read(name)
-
-
-_EXCLUDED = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
-"""Where configurations list modules that are not quantised: transformers, compressed-tensors, ModelOpt, vLLM."""
-
-
-def _matches(pattern: list[str], path: list[str]) -> bool:
-    """Whether a path begins as a pattern says, whose components may hold `*`; a `*` at its end stands for any rest.
-
-    >>> _matches(["layers", "*", "attn"], ["layers", "3", "attn", "q"]), _matches(["a*"], ["b"])
-    (True, False)
-    """
-    return len(pattern) <= len(path) and all(map(fnmatchcase, path, pattern))
 
 
 def quoted(name: str) -> str:

@@ -50,40 +50,45 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
         return mxfp4(name, codes, scale, tensors)
     size, zeros, order = name + "_shape", name + "_zero_point", name + "_g_idx"
     parts = (codes, scale, *tensors.present(zeros, order, size))
-    if tensors.dtype(codes) != "int32" or len(tensors.shape(codes)) != 2 or 0 in tensors.shape(codes):
-        return Refused(parts, f"{shaped(tensors, codes)} is not an int32 matrix")
+    stored = tensors.shape(codes)
+    if tensors.dtype(codes) != "int32" or len(stored) not in (2, 3) or 0 in stored:
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold int32 matrices")
     if size not in tensors:
         return Refused(parts, f"{quoted(size)} is missing")
-    if tensors.shape(size) != (2,) or tensors.dtype(size) not in ("int64", "int32"):
-        return Refused(parts, f"{shaped(tensors, size)} does not hold two sizes")
-    rows, columns = struct.unpack("<2q" if tensors.dtype(size) == "int64" else "<2i", tensors.bytes_of(size, 16))
-    high, words = tensors.shape(codes)
-    bits = [bits for bits in _BITS if (rows, -(-columns * bits // 32)) == (high, words)]
+    if tensors.shape(size) != (len(stored),) or tensors.dtype(size) not in ("int64", "int32"):
+        return Refused(parts, f"{shaped(tensors, size)} does not hold {len(stored)} sizes")
+    letter = "q" if tensors.dtype(size) == "int64" else "i"
+    *batch, rows, columns = struct.unpack(f"<{len(stored)}{letter}", tensors.bytes_of(size, 24))
+    bits = [bits for bits in _BITS if (*batch, rows, -(-columns * bits // 32)) == stored]
     if len(bits) > 1:  # a few columns fill as many words with codes of several widths
         bits = [each for each in bits if each in _stated(tensors.config)]
     if len(bits) != 1 or columns < 1:
-        return Refused(parts, f"{shaped(tensors, codes)} does not hold {rows} x {columns} codes of 1 to 8 bits")
+        wanted = " x ".join(map(str, (*batch, rows, columns)))
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold {wanted} codes of 1 to 8 bits")
     width = bits[0]
-    lines, groups = (*tensors.shape(scale), 0, 0)[:2]
-    if len(tensors.shape(scale)) != 2 or lines != rows or not groups or tensors.dtype(scale).kind != "float":
+    *lines, groups = tensors.shape(scale) or (0,)
+    if lines != [*batch, rows] or not groups or tensors.dtype(scale).kind != "float":
         return Refused(parts, f"The scales {shaped(tensors, scale)} do not match {rows} rows")
     if columns % groups:
         return Refused(parts, f"The {groups} groups of {quoted(scale)} do not divide {columns} columns")
     group = columns // groups
     operands = [codes, scale]
     if zeros in tensors:
-        if tensors.shape(zeros) != (-(-rows * width // 32), groups) or tensors.dtype(zeros) != "int32":
+        if tensors.shape(zeros) != (*batch, -(-rows * width // 32), groups) or tensors.dtype(zeros) != "int32":
             return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scale)}")
         operands.append(zeros)
     if order in tensors:
+        if batch:
+            return Refused(parts, f"The order of several matrices ({quoted(order)}) is not supported")
         if tensors.shape(order) != (columns,) or tensors.dtype(order) not in ("int32", "int64"):
             return Refused(parts, f"{shaped(tensors, order)} is not a list of groups")
         operands.append(order)
+    shape = (*batch, rows, columns)
     build = partial(
-        _build, bits=width, shape=(rows, columns), group=group, has_zeros=zeros in tensors, has_order=order in tensors
+        _build, bits=width, shape=shape, group=group, has_zeros=zeros in tensors, has_order=order in tensors
     )
     called = "channel" if groups == 1 else f"g{group}"
-    return Claim(name, (rows, columns), f"int{width}-{called}", parts, build, tuple(operands))
+    return Claim(name, shape, f"int{width}-{called}", parts, build, tuple(operands))
 
 
 def _stated(config: Mapping[str, Any]) -> set[int]:
@@ -99,7 +104,7 @@ def _build(
     scale: Expression,
     *others: Expression,
     bits: int,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     group: int,
     has_zeros: bool,
     has_order: bool,
@@ -109,9 +114,9 @@ def _build(
     return BlockScaled(
         Unpacked(codes, bits, shape, 1),
         scale,
-        shape,
+        (shape[-2], shape[-1]),
         (1, group),
         table=tuple(float(code - half) for code in range(256)),
-        zeros=Unpacked(others[0], bits, (shape[0], scale.shape[1]), 0) if has_zeros else None,
+        zeros=Unpacked(others[0], bits, scale.shape, 0) if has_zeros else None,
         index=others[-1] if has_order else None,
     )

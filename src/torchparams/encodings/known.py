@@ -112,9 +112,14 @@ def _claimed(name: str, tensors: Tensors) -> Claim | Refused | None:
             found = claim(name, tensors)
         except NotReadable as error:
             return Refused((name,), error.what)
-        if isinstance(found, Claim) and (module := tensors.unconverted(found.name)) is not None:
+        if isinstance(found, Claim):
+            try:
+                module = tensors.unconverted(found.name)
+            except NotReadable as error:
+                return Refused(found.parts, error.what)
             # Then it is either no code, or the configuration is that of another checkpoint.
-            return Refused(found.parts, f"The configuration says that {quoted(module)} is not quantised")
+            if module is not None:
+                return Refused(found.parts, f"The configuration says that {quoted(module)} is not quantised")
         if found is not None:
             return found
     return None

@@ -129,9 +129,9 @@ class Unpacked(Tiled):
     """Codes unpacked from 32-bit words to one per byte, lowest bits first.
 
     Args:
-        words: int32 matrix.
+        words: int32 matrix, or several.
         bits: Bits per code.
-        shape: Rows and columns of the codes.
+        shape: Shape of the codes; the last two dimensions are rows and columns.
         axis: Axis of the words along which codes are packed.
         turned: Whether the result is transposed.
         order: Code held by each field of a word; None for consecutive codes.
@@ -148,13 +148,13 @@ class Unpacked(Tiled):
         self,
         words: Expression,
         bits: int,
-        shape: tuple[int, int],
+        shape: Sequence[int],
         axis: int,
         *,
         turned: bool = False,
         order: bytes | None = None,
     ) -> None:
-        rows, columns = words.shape
+        rows, columns = words.shape[-2:]
         super().__init__(shape, U8, words, (rows, columns))
         self.bits, self.axis, self.turned, self.order = bits, axis, turned, order
 
