@@ -77,14 +77,14 @@ class ProcessGroup:
             self._ends.append(ours)
             self._processes.append(process)
 
-    def run(self, module: str, name: str) -> None:
+    def run(self, module: str, name: str, *arguments: str) -> None:
         """Run a check on all processes.
 
         Raises:
             AssertionError: It failed on one of them.
         """
         for end in self._ends:
-            end.send((module, name))
+            end.send((module, name, arguments))
         said = [end.recv() if end.poll(SECONDS) else "it did not end" for end in self._ends]
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(said) if text]
         if failed:
@@ -112,11 +112,11 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[int, ProcessGroup] = {}
 
-    def run(self, world: int, module: str, name: str) -> None:
-        """Run a check in the group of a size."""
+    def run(self, world: int, module: str, name: str, *arguments: str) -> None:
+        """Run a check in the group of a size; it may take texts, such as a folder."""
         if world not in self._groups or not self._groups[world].is_alive:
             self._groups[world] = ProcessGroup(world)
-        self._groups[world].run(module, name)
+        self._groups[world].run(module, name, *arguments)
 
     def end(self) -> None:
         """End all processes."""
@@ -148,14 +148,14 @@ def _work(rank: int, world: int, port: int, end: Connection, path: list[str]) ->
     limits.RANKS_SECONDS = 10.0
     while True:
         try:
-            module, name = end.recv()
+            module, name, arguments = end.recv()
         except EOFError:
             return
         said = ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                getattr(importlib.import_module(module), name)()
+                getattr(importlib.import_module(module), name)(*arguments)
                 # A check that a rank has left early would disturb the next one.
                 _barrier(rank, world, f"{module}.{name}")
         except BaseException:

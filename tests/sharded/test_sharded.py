@@ -10,6 +10,7 @@ import process_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MODULES = ("sharded.reading", "sharded.training", "sharded.storing", "sharded.auditing", "sharded.examples")
 
@@ -28,3 +29,9 @@ def groups() -> Iterator[process_group.Groups]:
 )
 def test_check(groups: process_group.Groups, world: int, module: str, name: str) -> None:
     groups.run(world, module, name)
+
+
+def test_a_run_goes_on_with_other_ranks_and_shards(groups: process_group.Groups, tmp_path: Path) -> None:
+    for step in ("save", "go_on"):
+        for world in process_group.WORLDS:
+            groups.run(world, "sharded.runs", step, str(tmp_path))

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
 import torchparams as tp
 from optimizers import OPTIMIZERS, Complex, Net, step, trained
-from torchparams.errors import FileFormatError, PlanError, TorchParamsError, UnsupportedSource
+from torchparams.errors import FileFormatError, NotReadable, PlanError, TorchParamsError, UnsupportedSource
+from torchparams.train._placeholders import copied
 from torchparams.train.optimizer_file import KEY, read_optimizer_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+dcp: Any = checkpoint  # which does not declare what it exports
 SUFFIXES = ("safetensors", "pt")
 
 
@@ -77,7 +81,7 @@ def test_every_kind_of_value_comes_back(suffix: str, tmp_path: Path) -> None:
     state = tp.optimizer_state(model, optimizer)
     tp.save(state, tmp_path / f"state.{suffix}")
     # Not through an optimizer: torch's own load_state_dict makes a generator's name of a text.
-    assert repr(read_optimizer_file(str(tmp_path / f"state.{suffix}"))) == repr(state.state_dict())
+    assert repr(copied(read_optimizer_file(str(tmp_path / f"state.{suffix}")))) == repr(state.state_dict())
 
 
 def test_a_safetensors_file_is_a_table_of_its_tensors(tmp_path: Path) -> None:
@@ -215,3 +219,41 @@ def test_names_that_meet(tmp_path: Path) -> None:
     assert other.state[parameter]["momentum_buffer"].item() == 1
     assert other.param_groups[0]["weight"]["momentum_buffer"].item() == 2
     assert json.loads(tp.of(tmp_path / "state.safetensors").metadata[KEY])["version"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.parametrize("kind", ["by position", "by name", "ours", "flattened", "SGD"])
+def test_a_distributed_checkpoint_holds_a_state(kind: str, tmp_path: Path) -> None:
+    model = Net()
+    make = OPTIMIZERS["SGD" if kind == "SGD" else "AdamW"]
+    optimizer = trained(model, make)
+    flat = StateDictOptions(flatten_optimizer_state_dict=kind == "flattened")
+    saved = {
+        "by position": optimizer.state_dict,
+        "ours": tp.optimizer_state(model, optimizer).state_dict,
+        "SGD": optimizer.state_dict,
+    }.get(kind, lambda: get_optimizer_state_dict(model, optimizer, options=flat))()
+    dcp.save({"run": {"optimizer": saved}, "step": 3}, checkpoint_id=tmp_path / "step-3", no_dist=True)
+    names = [name for name, _ in model.named_parameters()] if kind in ("by position", "SGD") else None
+    other = make(model.parameters())
+    found = tp.load_optimizer_state(model, other, f"{tmp_path}/step-3#run.optimizer", names=names, options=True)
+    assert found.complete
+    for parameter, state in optimizer.state.items():
+        assert state.keys() == other.state[parameter].keys()
+        assert all(torch.equal(value, other.state[parameter][key]) for key, value in state.items())
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    with pytest.raises(UnsupportedSource, match=r"step-3#run\.optimizer"):
+        tp.load_optimizer_state(model, other, f"{tmp_path}/step-3")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
+def test_directories_without_a_state_are_refused(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = trained(model, OPTIMIZERS["AdamW"])
+    tp.convert(model, tmp_path / "shards").run()
+    with pytest.raises(UnsupportedSource, match="holds no optimizer state"):
+        tp.load_optimizer_state(model, optimizer, tmp_path / "shards")
+    state = {**optimizer.state_dict(), "odd": complex(1, 2)}
+    dcp.save({"optimizer": state}, checkpoint_id=tmp_path / "odd", no_dist=True)
+    with pytest.raises(NotReadable, match=r"odd: optimizer.odd: It holds"):
+        tp.load_optimizer_state(model, optimizer, f"{tmp_path}/odd#optimizer")

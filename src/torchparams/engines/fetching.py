@@ -11,7 +11,7 @@ from collections import OrderedDict
 from math import prod
 from typing import TYPE_CHECKING, Any, Self
 
-from torchparams.engines.ranks import receive, send
+from torchparams.engines.ranks import bytes_of, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,7 +133,7 @@ class Fetching:
             assert x.reduce is not None
             self._whole = number, x.reduce().detach().cpu().contiguous()
         grid = x.layout.grid or (1,)
-        part = _bytes_of(self._whole[1].reshape(grid)[first:last])
+        part = bytes_of(self._whole[1].reshape(grid)[first:last])
         made: Array = part.numpy().view(x.dtype.numpy)
         return made
 
@@ -170,11 +170,4 @@ def _say(rank: int, what: int, number: int = 0, begin: int = 0, end: int = 0) ->
 def _rows_of(x: Sharded, begin: int, end: int) -> torch.Tensor:
     """Rows of this rank's part, as bytes."""
     part = x.tensor()
-    return _bytes_of(part.reshape(1) if not part.ndim else part[begin:end])
-
-
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8)
+    return bytes_of(part.reshape(1) if not part.ndim else part[begin:end])

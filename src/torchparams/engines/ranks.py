@@ -142,7 +142,7 @@ class Ranks:
         group = _group_of(self.members)
         if group is None:
             return self._through_store(list(numbers))
-        mine = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        mine = torch.tensor(numbers, dtype=torch.float64, device=exchange_device())
         found = [torch.empty_like(mine) for _ in self.members]
         dist.all_gather(found, mine, group=group)
         by_rank = dict(zip(dist.get_process_group_ranks(group), torch.stack(found).tolist(), strict=True))
@@ -196,7 +196,7 @@ def send(tensor: torch.Tensor, rank: int) -> None:
     """Send a tensor to a rank that calls `receive`."""
     import torch.distributed as dist
 
-    dist.send(tensor.to(_device()), rank)
+    dist.send(tensor.to(exchange_device()), rank)
 
 
 def receive(tensor: torch.Tensor, rank: int) -> torch.Tensor:
@@ -204,18 +204,26 @@ def receive(tensor: torch.Tensor, rank: int) -> torch.Tensor:
     import torch
     import torch.distributed as dist
 
-    device = _device()
+    device = exchange_device()
     there = tensor if tensor.device == torch.device(device) else tensor.to(device)
     dist.recv(there, rank)
     return tensor if there is tensor else tensor.copy_(there)
 
 
-def _device() -> str:
+def exchange_device() -> str:
     """Device of tensors exchanged in the default process group."""
     import torch.distributed as dist
 
     found: str = str(dist.distributed_c10d._get_object_coll_device(None))
     return found
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a tensor as bytes, in C order."""
+    import torch
+
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8)
 
 
 def _group_of(members: tuple[int, ...]) -> Any:

@@ -1,25 +1,28 @@
-"""Values and optimizer state for sharded parameters: compatibility, and the elements that a rank needs."""
+"""Loading of values into sharded parameters: compatibility, and the elements that a rank needs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from torchparams.engines.ranks import Ranks, fingerprint
-from torchparams.errors import MismatchError
+from torchparams.engines.redistribute import redistribute, whole_on
 from torchparams.expressions.casts import Losses
 from torchparams.expressions.sharded import Sharded, part_of
+from torchparams.render.tree import listed, plural
 from torchparams.sources.live.flat import RESHARD
 from torchparams.sources.live.sharded import layout_of, local_of
 from torchparams.sources.live.sharding import is_dtensor
 from torchparams.sources.mapping import MappingSource
 from torchparams.sources.view import ViewSource
 from torchparams.train._assignment import Assignment
-from torchparams.train._shards import sharded_like, whole_of
+from torchparams.train._shards import box_here, is_alike
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from torchparams.engines.base import Progress
     from torchparams.expressions.base import Expression
+    from torchparams.expressions.sharded import Layout
     from torchparams.info import ParameterInfo
     from torchparams.sources.base import Source
 
@@ -38,30 +41,39 @@ def sharded_problem(given: ParameterInfo, source: Source, wanted: ParameterInfo,
             return "ranks keep summands of it"
     if given.sharding is None:
         return ""
-    if not is_dtensor(target):
-        return "it is sharded, but the model's tensor is not: save it with torchparams.save, and load the file"
-    value = source.value(given.name)
-    if _is_alike(value, target):
-        return ""
-    return "it is sharded differently: save it with torchparams.save, and load the file"
+    if given.device == "meta":
+        return "it is on the meta device, which holds no values"
+    theirs = sorted(given.sharding.ranks)
+    if wanted.sharding is not None and sorted(wanted.sharding.ranks) != theirs:
+        ours = listed([str(rank) for rank in sorted(wanted.sharding.ranks)], 8)
+        there = listed([str(rank) for rank in theirs], 8)
+        return f"the ranks {there} keep it, and {ours} the model's: save it with torchparams.save, and load the file"
+    return ""
 
 
-def _is_alike(a: Any, b: Any) -> bool:
-    """Whether two DTensors have equal sharding."""
-    return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
+def _is_moved(pair: Assignment) -> bool:
+    """Whether the values are sharded, and in another way than the model's tensor."""
+    if pair.info.sharding is None:
+        return False
+    return not (is_dtensor(pair.target) and is_alike(pair.source.value(pair.info.name), pair.target))
 
 
-def parts_of(pairs: Sequence[Assignment]) -> list[Assignment]:
+def parts_of(pairs: Sequence[Assignment], writing: Iterable[Assignment] = ()) -> list[Assignment]:
     """Replace each DTensor by its part on this rank, and each source by the elements of that part.
 
-    So a rank reads only its own elements from a file.
+    So a rank reads only its own elements from a file. For values that are sharded in another way than their target, the
+    elements are those of the source's part.
+
+    Args:
+        pairs: The pairs.
+        writing: All pairs whose targets are written; values that are among these are copied first.
     """
-    targets = {id(pair.target) for pair in pairs}
+    targets = {id(pair.target) for pair in (*pairs, *writing)}
     found: list[Assignment] = []
     rows: list[tuple[str, Expression]] = []
     places: list[int] = []
     for pair in pairs:
-        if is_dtensor(pair.target):
+        if is_dtensor(pair.target) or pair.info.sharding is not None:
             places.append(len(found))
             rows.append((pair.name, _part_of_row(pair, targets)))
         found.append(pair)
@@ -70,13 +82,12 @@ def parts_of(pairs: Sequence[Assignment]) -> list[Assignment]:
     view = ViewSource(rows, label=pairs[0].source.label)
     for place in places:
         pair = pairs[place]
-        found[place] = Assignment(pair.name, local_of(pair.target), view, view.infos()[pair.name])
+        target = local_of(pair.target) if is_dtensor(pair.target) else pair.target
+        found[place] = Assignment(pair.name, target, view, view.infos()[pair.name])
     return found
 
 
 def _part_of_row(pair: Assignment, targets: set[int]) -> Expression:
-    import torch.distributed as dist
-
     row = pair.source.row(pair.info.name, pair.info)
     if isinstance(row, Sharded):
         value = pair.source.value(pair.info.name)
@@ -84,7 +95,60 @@ def _part_of_row(pair: Assignment, targets: set[int]) -> Expression:
             return MappingSource({pair.name: row.tensor().clone()}, pair.source.label).row(pair.name)
         return row.local
     layout = layout_of(pair.target, pair.name, pair.source.label)
-    return part_of(row, layout.grid, layout.boxes[dist.get_rank()])
+    return part_of(row, layout.grid, box_here(layout))
+
+
+class Moving:
+    """The pairs of a load whose values are sharded, and in another way than their targets: ranks exchange elements.
+
+    Args:
+        pairs: All pairs of the load.
+        where: Label of the load.
+
+    Attributes:
+        others: The other pairs.
+        nbytes: Total size of the values, of whole tensors.
+    """
+
+    def __init__(self, pairs: Sequence[Assignment], where: str) -> None:
+        targets = {id(pair.target) for pair in pairs}
+        self.others = [pair for pair in pairs if not _is_moved(pair)]
+        self._where = where
+        self._moves: list[tuple[Assignment, Any, Layout]] = []
+        for pair in pairs if len(self.others) < len(pairs) else ():
+            if _is_moved(pair):
+                value = pair.source.value(pair.info.name)
+                part = local_of(value)
+                if id(value) in targets:  # another pair may write to it earlier
+                    part = part.clone()
+                self._moves.append((pair, part, layout_of(value, pair.name, where)))
+        self.nbytes = sum(pair.info.nbytes for pair, _, _ in self._moves)
+
+    def meet(self) -> None:
+        """Wait for the other ranks, if there are pairs to move.
+
+        Raises:
+            RanksError: A rank does not make the same call in time.
+        """
+        if self._moves:
+            team = Ranks(rank for _, _, layout in self._moves for rank in layout.ranks)
+            common = [pair.name for pair, _, layout in self._moves if layout.ranks == team.members]
+            team.meet(f"load of {plural(len(common), 'tensor')} between different shards ({fingerprint(common)})")
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Copy the values, one tensor after the other; all ranks call it after `meet`.
+
+        Args:
+            progress: Callback with the bytes moved so far and in total.
+        """
+        done = 0
+        for pair, part, source in self._moves:
+            target = pair.target.detach()
+            layout = layout_of(target, pair.name, self._where) if is_dtensor(target) else whole_on(source)
+            redistribute(part, local_of(target) if is_dtensor(target) else target, source, layout)
+            done += pair.info.nbytes
+            if progress is not None:
+                progress(done, self.nbytes)
 
 
 def losses_together(
@@ -96,63 +160,26 @@ def losses_together(
     values.
 
     Args:
-        pairs: Pairs with DTensors as targets.
+        pairs: All pairs of the load.
         lost: Losses of casts on this rank.
         lossy: Names of tensors whose cast may lose values.
         where: Label of the load.
     """
     names = frozenset(lossy)
-    tensors = {pair.name: pair.target for pair in pairs if pair.name in names and is_dtensor(pair.target)}
-    if not tensors:
+    layouts: dict[str, Layout] = {}
+    for pair in pairs:
+        if pair.name in names and pair.info.sharding is not None:  # each rank counted the values of its own part
+            layouts[pair.name] = layout_of(pair.source.value(pair.info.name), pair.name, where)
+        elif pair.name in names and is_dtensor(pair.target):
+            layouts[pair.name] = layout_of(pair.target, pair.name, where)
+    if not layouts:
         return dict(lost)
-    layouts = {name: layout_of(tensor, name, where) for name, tensor in tensors.items()}
     team = Ranks(rank for layout in layouts.values() for rank in layout.ranks)
-    team.meet(f"load {len(tensors)} sharded tensors with casts ({fingerprint(tensors)})")
+    team.meet(f"load {len(layouts)} sharded tensors with casts ({fingerprint(layouts)})")
     heard = dict(zip(team.members, team.gather(dict(lost)), strict=True))
-    found = {name: losses for name, losses in lost.items() if name not in tensors}
+    found = {name: losses for name, losses in lost.items() if name not in layouts}
     for name, layout in layouts.items():
         total = sum((heard[rank].get(name, Losses()) for rank in layout.owners()), Losses())
         if total:
             found[name] = total
     return found
-
-
-def reshard(value: Any, parameter: Any, current: Any, name: str, where: str) -> Any:
-    """Shard a value of an optimizer state like its parameter.
-
-    A DTensor with different sharding is first gathered, with a collective.
-
-    Args:
-        value: The value, or a mapping or list of values.
-        parameter: The parameter.
-        current: Current value in the optimizer, or None.
-        name, where: Name and optimizer, for errors.
-
-    Raises:
-        MismatchError: The shapes of value and parameter differ, so its sharding is unknown.
-    """
-    import torch
-
-    if isinstance(value, dict):
-        inside = current if isinstance(current, dict) else {}
-        return {key: reshard(each, parameter, inside.get(key), f"{name}.{key}", where) for key, each in value.items()}
-    if isinstance(value, list):
-        several = current if isinstance(current, list) and len(current) == len(value) else [None] * len(value)
-        pairs = zip(value, several, strict=True)
-        return [reshard(each, parameter, now, f"{name}.{i}", where) for i, (each, now) in enumerate(pairs)]
-    if not isinstance(value, torch.Tensor) or not (is_dtensor(value) or is_dtensor(parameter)):
-        return value
-    like = parameter if value.shape == parameter.shape else current
-    if is_dtensor(value) and is_dtensor(like) and _is_alike(value, like):
-        return value
-    whole = whole_of(value)
-    if is_dtensor(like) and like.shape == whole.shape:
-        return sharded_like(like, whole, name, where)
-    if is_dtensor(parameter) and whole.dim():
-        raise MismatchError(
-            f"{name!r} has the shape {list(whole.shape)}, but its parameter has {list(parameter.shape)}",
-            where=where,
-            exists="its sharding is unknown before the first step",
-            hint="step once before loading, or start without the saved state",
-        )
-    return whole

@@ -9,6 +9,7 @@ from typing import Any
 from torchparams.errors import MismatchError, UnsupportedSource
 from torchparams.render.tree import listed, plural
 from torchparams.sources.live.module import ModuleSource
+from torchparams.train._placeholders import copied
 from torchparams.train.optimizer import FLAT, OptimizerState, real_shape, split_flat
 from torchparams.train.optimizer_file import read_optimizer_file
 
@@ -49,7 +50,7 @@ def parsed(x: Any, names: Sequence[str] | None, source: ModuleSource) -> Optimiz
             "the optimizer state is malformed",
             exists="it needs a mapping under state, and a list of mappings with params under param_groups",
         )
-    groups = [dict(group) for group in x["param_groups"]]
+    groups = [copied(dict(group)) for group in x["param_groups"]]
     keys = [key for group in groups for key in group["params"]]
     if names is None and all(isinstance(key, str) for key in keys):
         called = dict(zip(keys, keys, strict=True))
@@ -62,7 +63,7 @@ def parsed(x: Any, names: Sequence[str] | None, source: ModuleSource) -> Optimiz
     shared |= x.get("shared") or {}
     if "shapes" not in x and any(_is_flat(value) for value in state.values()):
         # Torch's LBFGS keeps vectors over all parameters, under the first parameter.
-        flat = next(value for value in state.values() if _is_flat(value))
+        flat = copied(next(value for value in state.values() if _is_flat(value)))
         model = ModuleSource(source.module).keys()
         found = {name: source.resolve(name) for name in called.values() if source.takes(name)}
         shapes = {name: real_shape(model[canonical]) for name, canonical in found.items() if canonical in model}

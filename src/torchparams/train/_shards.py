@@ -16,6 +16,7 @@ from torchparams.sources.live.sharding import is_dtensor
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from torchparams.expressions.sharded import Box, Layout
     from torchparams.info import Sharding
     from torchparams.reading import Reading
     from torchparams.sources.live.module import ModuleSource
@@ -92,9 +93,7 @@ def part_in(tensor: Any, whole: Any, name: str, where: str) -> Any:
         whole: Plain tensor of the same shape.
         name, where: Name and model, for errors.
     """
-    import torch.distributed as dist
-
-    box = layout_of(tensor, name, where).boxes[dist.get_rank()]
+    box = box_here(layout_of(tensor, name, where))
     return whole[tuple(slice(offset, offset + size) for offset, size in zip(*box, strict=True))]
 
 
@@ -106,18 +105,24 @@ def put_whole(tensor: Any, whole: Any, name: str, where: str) -> None:
         tensor.copy_(whole)
 
 
-def whole_of(tensor: Any) -> Any:
-    """All elements of a tensor as a plain tensor; a DTensor needs a collective on all ranks of its mesh."""
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+def is_alike(a: Any, b: Any) -> bool:
+    """Whether two DTensors have equal sharding."""
+    return bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
 
 
-def sharded_like(tensor: Any, whole: Any, name: str, where: str) -> Any:
-    """A DTensor with the elements of `whole`, sharded like `tensor`; does not communicate."""
+def box_here(layout: Layout) -> Box:
+    """The part of this rank."""
+    import torch.distributed as dist
+
+    return layout.boxes[dist.get_rank()]
+
+
+def dtensor_like(tensor: Any, part: Any) -> Any:
+    """A DTensor sharded like another, of this rank's part; does not communicate."""
     from torch.distributed.tensor import DTensor
 
-    part = part_in(tensor, whole, name, where).clone().contiguous()
     return DTensor.from_local(
-        part, tensor.device_mesh, tensor.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
 
 

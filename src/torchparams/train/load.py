@@ -27,7 +27,7 @@ from torchparams.train._fit import (
 from torchparams.train._live import live_table
 from torchparams.train._losses import losses_of, lossy_names, refuse_overflow
 from torchparams.train._memory import give_memory
-from torchparams.train._resharding import losses_together, parts_of
+from torchparams.train._resharding import Moving, losses_together, parts_of
 from torchparams.train._transfer import transfer
 from torchparams.train.coverage import Coverage, Item, candidates, grouped, strict_kinds
 
@@ -67,8 +67,10 @@ def load(
     before they are loaded.
 
     Of a sharded parameter (a DTensor), each rank reads the byte ranges of its own part alone, and nothing is
-    communicated, but for casts that can lose values: all ranks meet then, and gather the losses once. Parameters in
-    FSDP1's flat parameter are refused outside of `summon_full_params`.
+    communicated, with two exceptions, in which all ranks make the call. For casts that can lose values, they meet and
+    gather the losses with two collectives. From a model that is sharded differently on the same ranks, they meet and
+    send each other the elements, without collectives. Parameters in FSDP1's flat parameter are refused outside of
+    `summon_full_params`.
 
     Args:
         model: A live `nn.Module`, wrapped or not, or a table of one: `torchparams.of(model).select(…)`.
@@ -111,8 +113,13 @@ def load(
     lost = losses_together(pairs, losses_of(parts_of(pairs)), lossy_names(pairs), match.where)
     if not allow_overflow:
         refuse_overflow(lost, pairs, match.where)
+    moving = Moving(pairs, match.where)
+    moving.meet()
     give_memory(match.without_memory, device, match.shapes, where=match.live.label)
-    transfer(parts_of(pairs), progress)
+    parts = parts_of(moving.others, pairs)
+    done = sum(pair.info.nbytes for pair in parts)
+    transfer(parts, progress and (lambda at, total: progress(at, total + moving.nbytes)))
+    moving.run(progress and (lambda at, total: progress(done + at, done + total)))
     match.set_counters(device)
     found = match.coverage
     loaded = {name: item._replace(lost=lost[name]) if name in lost else item for name, item in found.loaded.items()}

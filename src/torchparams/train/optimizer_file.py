@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import FileFormatError, PlanError, TorchParamsError, UnsupportedSource, nearest, shorten
 from torchparams.parameters import of
 from torchparams.sources.base import format_of, split_target
+from torchparams.train._placeholders import placeholder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torchparams.train.optimizer import OptimizerState
 
 KEY = "torchparams.optimizer"
@@ -82,9 +86,10 @@ def _at(path: tuple[str, ...]) -> str:
 
 
 def read_optimizer_file(target: str) -> Any:
-    """Read an optimizer state written by `torchparams.save` or `torch.save`, as plain dicts, lists and tensors.
+    """Read an optimizer state written by `torchparams.save`, `torch.save` or `torch.distributed.checkpoint`.
 
-    A pickle is read by torch's restricted reader, which runs no code.
+    It is made of plain dicts, lists and tensors. A pickle is read by torch's restricted reader, which runs no code.
+    Tensors of other files are placeholders, so that the ranks of a sharded model read only their own parts.
 
     Args:
         target: A path; for a state inside a checkpoint, followed by `#` and its keys, joined by dots.
@@ -94,6 +99,8 @@ def read_optimizer_file(target: str) -> Any:
         FileFormatError: The file cannot be read.
     """
     path, inner = split_target(target)
+    if os.path.isdir(path) or path.endswith("/"):
+        return _from_directory(path, inner)
     if format_of(path).name == "safetensors":
         params = of(path)
         if KEY not in params.metadata or inner is not None:
@@ -129,7 +136,7 @@ def _decoded(value: Any, params: Any) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return params[content]
+        return placeholder(params.source, content)
     if kind == "dict":
         return {key: _decoded(item, params) for key, item in content}
     if kind in ("list", "tuple"):
@@ -142,6 +149,75 @@ def _decoded(value: Any, params: Any) -> Any:
     if kind == "device":
         return torch.device(content)
     raise ValueError(f"{kind!r} is not a kind of value")
+
+
+def _from_directory(path: str, inner: str | None) -> Any:
+    """The state in a distributed checkpoint, as it was saved: by names, or flattened."""
+    from torchparams.sources.training.dcp import DcpSource, open_dcp
+
+    where = f"{path}#{inner}" if inner else path
+    source = of(path).source
+    if not isinstance(source, DcpSource):
+        raise UnsupportedSource(
+            f"a {source.format} holds no optimizer state with its groups",
+            where=where,
+            hint="load the state from a distributed checkpoint, or from a file written by torchparams.save",
+        )
+    source = open_dcp(path)  # all of it: trainers have directories that stand for the model
+    data = source.nested(lambda name: placeholder(source, name), inner)
+    if "optimizers" in data and "param_groups" not in data:
+        return {"optimizers": [_by_parameter(each) for each in data["optimizers"]]}
+    if _has_groups(data):
+        return _by_parameter(data if "param_groups" in data else _unflattened(data))
+    inside = next(_states_in(data, "." if inner else "#"), None)
+    raise UnsupportedSource(
+        "the checkpoint holds no optimizer state" + (" at this level" if inside else ""),
+        where=where,
+        hint=f"load {where}{inside}" if inside else None,
+    )
+
+
+def _has_groups(data: Mapping[str, Any]) -> bool:
+    return any(key == "param_groups" or key.startswith("param_groups.") for key in data)
+
+
+def _states_in(data: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Paths of the optimizer states in a state dict."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            if _has_groups(value):
+                yield f"{prefix}{key}"
+            else:
+                yield from _states_in(value, f"{prefix}{key}.")
+
+
+def _by_parameter(data: dict[str, Any]) -> dict[str, Any]:
+    """A state whose keys have their types again: the checkpoint has texts, also for positions of parameters."""
+    numbers = any(type(key) is int for group in data["param_groups"] for key in group.get("params", ()))
+    state = data.get("state", {})  # an empty dict is not saved
+    return {**data, "state": {int(key) if numbers and key.isdecimal() else key: state[key] for key in state}}
+
+
+def _unflattened(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of `get_optimizer_state_dict` with `flatten_optimizer_state_dict`: one key for each value.
+
+    Parameters with equal options are one group.
+    """
+    state: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in data.items():
+        kind, _, rest = key.partition(".")
+        name, _, last = rest.rpartition(".")
+        if kind in ("state", "param_groups") and name:
+            (state if kind == "state" else options).setdefault(name, {})[last] = value
+    groups: list[dict[str, Any]] = []
+    for name, own in options.items():
+        group = next((group for group in groups if {**group, "params": None} == {**own, "params": None}), None)
+        if group is None:
+            groups.append({**own, "params": [name]})
+        else:
+            group["params"].append(name)
+    return {"state": state, "param_groups": groups}
 
 
 def _unpickled(path: str) -> Any:

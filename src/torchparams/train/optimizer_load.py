@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ from torchparams.render.tree import human_shape, listed, plural
 from torchparams.train._live import live_table
 from torchparams.train._needed import Needs
 from torchparams.train._optimizers import NO_OPTIONS, Own, Snapshot, class_name, leaf_keys
-from torchparams.train._resharding import reshard
+from torchparams.train._placeholders import copied
 from torchparams.train._saved import parsed
 from torchparams.train._shards import refuse_flat_state
+from torchparams.train._state_shards import meet_to_reshard, reshard
 from torchparams.train.coverage import Coverage, Item, grouped, strict_kinds
 from torchparams.train.optimizer import OptimizerState, join_flat
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import torch
 
@@ -58,10 +58,10 @@ def load_optimizer_state(
     `optimizer.load_state_dict`, with its casts. If `strict` refuses a mismatch, nothing is changed; if
     `load_state_dict` fails, the optimizer is restored.
 
-    State of sharded parameters (DTensors) is sharded as they are, whatever ranks saved it: each rank keeps its part of
-    whole tensors, and nothing is communicated. DTensors that are sharded in another way than the parameter are gathered
-    first, a collective each, so that all ranks make the call. The state of an optimizer over FSDP1's flat parameter is
-    refused.
+    State of sharded parameters (DTensors) is sharded as they are, whatever ranks saved it. From a file, each rank reads
+    its own part of each tensor, without communication. For DTensors in memory that are sharded in another way than the
+    parameter, all ranks make the call: they meet, and send each other the elements, without collectives. The state of
+    an optimizer over FSDP1's flat parameter is refused.
 
     An option is a key of `optimizer.defaults` that the constructor accepts. All other keys of a group, such as a step
     counter, are state and are loaded too.
@@ -72,7 +72,8 @@ def load_optimizer_state(
         x: An `OptimizerState`, its `state_dict()`, a state by name from `torch.distributed.checkpoint`, or the
             `state_dict()` of an optimizer with `param_names` in its groups (see `torchparams.groups`); a list of
             these, one for each optimizer, in any order; or the path of a file with one, written by `torchparams.save`
-            or `torch.save`, with `#key` for a state inside a checkpoint.
+            or `torch.save`, with `#key` for a state inside a checkpoint; or the directory of a distributed checkpoint,
+            with `#optimizer` for a state under that name.
         names: For the `state_dict()` of an optimizer without `param_names`, the names of its parameters in the
             optimizer's order. They are never guessed.
         rename: Map from saved names to the model's names: any form that `torchparams.renames` accepts, or `"auto"` for
@@ -129,6 +130,7 @@ def load_optimizer_state(
             f"{listed(name for own in owns for name in own.names)}",
             hint='rename="auto" finds the prefixes that wrappers add',
         )
+    meet_to_reshard((state for plan in planned for state in plan.states()), coverage.model)
     payloads = [plan.payload(coverage) for plan in planned]
     before = Snapshot(owns)
     try:
@@ -149,6 +151,13 @@ class _Planned:
     options: list[dict[str, Any]]
     matched: Coverage
 
+    def states(self) -> Iterator[tuple[str, Any, Any, Any]]:
+        """Name, saved state, parameter and current state of each parameter that is loaded."""
+        current = self.own.saved["state"]
+        for key, name in zip(self.own.keys, self.own.names, strict=True):
+            if name in self.matched.loaded and name in self.saved.state:
+                yield name, self.saved.state[name], self.own.by_name[name], current.get(key)
+
     def payload(self, coverage: Coverage) -> dict[str, Any]:
         """Argument for its `load_state_dict`."""
         import torch
@@ -163,23 +172,23 @@ class _Planned:
                     exists=f"{listed(wrong)} differ",
                     hint="start without the saved state",
                 )
-            joined = {**saved.shared, **join_flat(saved.state, own.names)}
-            state: dict[Any, Any] = {own.keys[0]: _copied(joined)} if joined else {}
+            joined = {**copied(saved.shared), **join_flat(copied(saved.state), own.names)}
+            state: dict[Any, Any] = {own.keys[0]: joined} if joined else {}
         else:
-            state = {key: _copied(value) for key, value in saved.shared.items()}
+            state = {key: copied(value) for key, value in saved.shared.items()}
             current = own.saved["state"]
             for key, name in zip(own.keys, own.names, strict=True):
                 if name in self.matched.loaded:
                     if name in saved.state:
                         parameter, now = own.by_name[name], current.get(key)
-                        state[key] = reshard(_copied(saved.state[name]), parameter, now, name, coverage.model)
+                        state[key] = reshard(saved.state[name], parameter, now, name, coverage.model)
                 elif key in current:
                     state[key] = current[key]
         groups = [
-            {**_copied(given), **{key: group[key] for key in NO_OPTIONS if key in group}}
+            {**copied(given), **{key: group[key] for key in NO_OPTIONS if key in group}}
             for given, group in zip(self.options, own.saved["param_groups"], strict=True)
         ]
-        return {**own.saved, **_copied(saved.extra), "state": state, "param_groups": groups}
+        return {**own.saved, **copied(saved.extra), "state": state, "param_groups": groups}
 
     def load(self, payload: dict[str, Any]) -> None:
         """Load the state, and check that the optimizer holds it.
@@ -428,19 +437,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
-
-
-def _copied(value: Any) -> Any:
-    """Deep copy of the tensors, so that two optimizers never share state."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    if isinstance(value, tuple):
-        items = [_copied(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return copy.deepcopy(value)

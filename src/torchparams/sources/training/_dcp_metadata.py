@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 METADATA = ".metadata"
 """The file that describes a checkpoint."""
 
+_DEPTH = 64  # of a state dict
+
 _DENSE_BYTES = 16 << 20  # up to this size, every two bytes of `.metadata` may be an operation of its pickle
 
 Places = list[tuple[tuple[int, ...] | None, "Item"]]
@@ -79,7 +81,8 @@ class Described:
     Attributes:
         tensors: Tensors by name.
         entries: Locations of entries that are not tensors, by name.
-        paths: Path of each tensor in the state dict, by name; empty if it is not recorded.
+        paths: Path of each tensor and entry in the state dict, by name; an index of a list is a number. Empty if the
+            planner recorded none.
         data: The files, by name in the directory.
         file: The `.metadata` file.
         imported: Globals that it names.
@@ -270,19 +273,20 @@ class Described:
             raise self._error(f"a chunk of {shorten(repr(name))} has the offsets {said}")
         return Box(offsets, sizes)
 
-    def _paths(self, planner_data: Any) -> dict[str, tuple[str, ...]]:
-        """Path of each tensor in the state dict; empty if the planner recorded something else."""
+    def _paths(self, planner_data: Any) -> dict[str, tuple[str | int, ...]]:
+        """Path of each tensor and entry in the state dict; empty if the planner recorded something else."""
         if type(planner_data) is not dict:
             return {}
         return {
-            name: tuple(map(str, path))
+            name: path
             for name, path in planner_data.items()
-            if name in self.tensors and type(path) is tuple and all(map(_is_component, path))
+            if (name in self.tensors or name in self.entries) and _is_path(path)
         }
 
 
-def _is_component(value: Any) -> bool:
-    return type(value) is str or is_size(value)
+def _is_path(value: Any) -> bool:
+    """Whether a value is the path of something in a state dict."""
+    return type(value) is tuple and 0 < len(value) <= _DEPTH and all(type(key) is str or is_size(key) for key in value)
 
 
 def _is_entry(node: Any) -> bool:

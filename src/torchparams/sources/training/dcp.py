@@ -22,7 +22,7 @@ from torchparams.sources.training._dcp_metadata import Described
 from torchparams.sources.training.parted import PartedSource, part_at, parted_info, within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torchparams.expressions.base import Expression
     from torchparams.expressions.tiling import Box
@@ -73,12 +73,15 @@ class DcpSource(PartedSource):
             name.removeprefix(prefix): item for name, item in described.entries.items() if name.startswith(prefix)
         }
         self._data = described.data
+        self._paths = {} if inner else described.paths  # of the whole state dict
         super().__init__(
             label or (f"{path}#{inner}" if inner else path),
             (parted_info(name, each.shape, each.dtype, prod(each.shape)) for name, each in self._tensors.items()),
             (described.file, *described.data.values()),
             imported=described.imported,
-            mappings=_mappings(described.paths, prefix),
+            mappings=_mappings(
+                {name: described.paths[name] for name in described.tensors if name in described.paths}, prefix
+            ),
         )
         check_name_lengths(self._infos.keys(), path)
 
@@ -110,6 +113,35 @@ class DcpSource(PartedSource):
             )
         part = part_at(self, found, called, file.path)
         return _chunk(file, item, archive).row("chunk") if part is None else part
+
+    def nested(self, leaf: Callable[[str], Any], inner: str | None = None) -> dict[str, Any]:
+        """The state dict as it was saved, of dicts and lists, by the paths that the planner recorded.
+
+        Args:
+            leaf: Callable that makes the value of a tensor from its name.
+            inner: Include only what lies below this path, its keys joined by dots.
+
+        Raises:
+            NotReadable: An entry is not made of numbers, texts and containers.
+        """
+        found: dict[str, Any] = {}
+        outer = tuple(inner.split(".")) if inner else ()
+        for name, path in self._paths.items():
+            if len(path) > len(outer) and tuple(map(str, path[: len(outer)])) == outer:
+                value = leaf(name) if name in self._tensors else self._plain(name)
+                _put(found, path[len(outer) :], value, self.label)
+        return {key: _with_lists(item) for key, item in found.items()}
+
+    def _plain(self, name: str) -> Any:
+        """Value of an entry.
+
+        Raises:
+            NotReadable: See `nested`.
+        """
+        item = self._items[name]
+        where = f"{self.label}: {shorten(name)}"
+        _refuse_transforms(item, where)
+        return _plain(Archive(FilePart(self._data[item.file], item.start, item.stop)).root, where)
 
     def _entries(self) -> Mapping[str, Any]:
         budget = [10 * _ENTRY_NODES]
@@ -148,6 +180,38 @@ def _chunk_again(path: str, item: Item) -> ChosenSource:
     return _chunk(bytes_of_file(path), item)
 
 
+def _put(root: dict[Any, Any], path: Sequence[str | int], value: Any, where: str) -> None:
+    """Put a value into nested dicts; a list is a dict by index until all of it is known."""
+    here: Any = root
+    for key in path[:-1]:
+        here = here.setdefault(key, {})
+        if type(here) is not dict:
+            break
+    if type(here) is not dict or path[-1] in here:
+        raise FileFormatError(f"two paths of .metadata collide at {shorten('.'.join(map(str, path)))}", where=where)
+    here[path[-1]] = value
+
+
+def _with_lists(value: Any) -> Any:
+    """A value in which dicts by index are lists."""
+    if type(value) is not dict:
+        return value
+    items = {key: _with_lists(item) for key, item in value.items()}
+    return [items[i] for i in range(len(items))] if items and items.keys() == set(range(len(items))) else items
+
+
+def _plain(node: Any, where: str) -> Any:
+    """A value made of numbers, texts and containers."""
+    kind = type(node)
+    if kind is dict:
+        return {key: _plain(item, where) for key, item in node.items()}
+    if kind in (list, tuple):
+        return kind(_plain(item, where) for item in node)
+    if kind in (str, bool, int, float, type(None)):
+        return node
+    raise NotReadable(f"it holds {describe(node)}", where=where)
+
+
 def _refuse_transforms(item: Item, where: str) -> None:
     if item.transforms:
         raise NotReadable(
@@ -157,7 +221,7 @@ def _refuse_transforms(item: Item, where: str) -> None:
         )
 
 
-def _mappings(paths: Mapping[str, tuple[str, ...]], prefix: str) -> list[str]:
+def _mappings(paths: Mapping[str, tuple[str | int, ...]], prefix: str) -> list[str]:
     """Mappings of the two outermost levels below a prefix, from the paths that the planner recorded."""
     found: dict[str, None] = {}
     for name, path in paths.items():
@@ -166,5 +230,5 @@ def _mappings(paths: Mapping[str, tuple[str, ...]], prefix: str) -> list[str]:
         depth = prefix.count(".")
         for length in (depth + 1, depth + 2):
             if len(path) > length:
-                found[".".join(path[depth:length])] = None
+                found[".".join(map(str, path[depth:length]))] = None
     return list(found)
