@@ -81,11 +81,24 @@ def test_a_live_layer_has_the_values_of_the_library_before_and_after_it_runs(
     assert tp.diff(tp.of(net, raw=True), tp.of(tmp_path / "model.safetensors", raw=True)).same
 
 
+def test_an_audit_has_the_values(net: nn.Module) -> None:
+    found = tp.audit(net)
+    assert not found.unread
+    assert "M301" not in [each.id for each in found]
+    weight: Any = net.get_parameter("l.weight")
+    state = getattr(weight, "quant_state", None)
+    scales = weight.SCB if state is None else state.absmax if state.state2 is None else state.state2.absmax
+    scales[0] = float("nan")
+    (finding,) = [each for each in tp.audit(net) if each.id == "M301"]
+    assert finding.names == ("l.weight",)
+
+
 def test_a_layout_for_the_cpu_alone_is_refused(net: nn.Module) -> None:
     state = getattr(net.get_parameter("l.weight"), "quant_state", None)
     if state is not None:
         state.packing_format_for_cpu = True
         assert [each.name for each in tp.stats(net).unread] == ["l.weight"]
+        assert tp.audit(net).unread == ("l.weight",)
         assert [each.name for each in tp.of(net).left_out] == ["l"]
 
 

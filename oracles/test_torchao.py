@@ -119,6 +119,16 @@ def test_reading_leaves_the_model_as_it_is(made: tuple[nn.Module, str]) -> None:
     assert tp.of(model)["0.weight"] is model.get_parameter("0.weight")
 
 
+def test_an_audit_has_the_values(made: tuple[nn.Module, str]) -> None:
+    model, _ = made
+    found = tp.audit(model)
+    assert not found.unread
+    assert "M301" not in [each.id for each in found]
+    vars(model.get_parameter("1.fc.weight"))["scale"].fill_(float("nan"))
+    (finding,) = [each for each in tp.audit(model) if each.id == "M301"]
+    assert finding.names == ("1.fc.weight",)
+
+
 def test_a_model_that_is_quantised_after_its_table_was_made() -> None:
     model = nn.Sequential(nn.Linear(64, 48))
     params = tp.of(model)
@@ -242,6 +252,7 @@ def test_int4_packed_for_a_kernel_is_refused_by_name(kind: str, tmp_path: Path) 
     live = nn.Module()
     live.weight = nn.Parameter(weight, requires_grad=False)
     assert [each.name for each in tp.stats(live).unread] == ["weight"]
+    assert tp.audit(live).unread == ("weight",)
 
 
 def other_classes() -> dict[str, Any]:

@@ -125,6 +125,20 @@ def test_functions_that_change_a_model_take_what_modules_hold() -> None:
     assert torch.equal(model.get_parameter("1.weight"), torch.ones(16))
 
 
+def test_an_audit_has_the_values_of_packed_weights() -> None:
+    model: Any = dynamic()
+    found = tp.audit(model)
+    assert not found.unread
+    assert "M301" not in [each.id for each in found]
+    scales = torch.full((16,), 0.1)
+    scales[3] = float("nan")
+    weight = torch.quantize_per_channel(torch.ones(16, 24), scales, torch.zeros(16, dtype=torch.int64), 0, torch.qint8)
+    model[0].set_weight_bias(weight, None)
+    (finding,) = [each for each in tp.audit(model) if each.id == "M301"]
+    assert finding.names == ("0.weight",)
+    assert tp.audit(embeddings("float_qparams_weight_only_qconfig_4bit")).unread == ("0.weight", "1.weight")
+
+
 def embeddings(config: str = "float_qparams_weight_only_qconfig") -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 12), nn.EmbeddingBag(10, 6)).eval()

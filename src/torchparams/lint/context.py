@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torchparams.errors import NotReadable
 from torchparams.lint.memory import Sharing, sharing
-from torchparams.lint.values import Extremes, read_extremes
+from torchparams.lint.values import Extremes, extremes_of, read_extremes
 from torchparams.selectors import Selector
 from torchparams.sources.live.module import ModuleSource
 from torchparams.sources.live.network import Member as Member
@@ -20,6 +21,8 @@ from torchparams.sources.live.network import Network
 from torchparams.sources.live.tensors import class_names, is_leaf
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import nn
 
@@ -69,7 +72,7 @@ class Context(Network):
     @cached_property
     def infos(self) -> dict[str, ParameterInfo]:
         """Infos of all parameters and buffers, by canonical name."""
-        return dict(self.source.infos())
+        return {info.name: info for info in self._reading.infos}
 
     @cached_property
     def lazy(self) -> list[Member]:
@@ -145,10 +148,44 @@ class Context(Network):
         entries = (*self.parameters, *self.buffers)
         parts = {entry.name: None for entry in entries if self._is_part(entry)} if self.ranks else {}
         self.unread.update(parts)
-        entries = tuple(entry for entry in entries if entry.name not in parts)
+        entries = tuple(entry for entry in entries if entry.name not in parts and entry.name not in self._codes)
         found, unread = read_extremes([entry.tensor for entry in entries])
         self.unread.update((entry.name, None) for entry in entries if unread and id(entry.tensor) in unread)
         return found
+
+    @cached_property
+    def _reading(self) -> Any:
+        return self.source.reading()
+
+    @cached_property
+    def _codes(self) -> set[str]:
+        """Names of tensors that hold codes, whose elements are not values."""
+        codes = (name for name, each in self.source.coded(self._reading).items() if each.codes)
+        return {*codes, *self._reading.quantised}
+
+    @cached_property
+    def decoded(self) -> dict[str, tuple[float, float]]:
+        """Minimum and maximum of every quantised parameter that can be decoded, by canonical name.
+
+        Rows of packed weights, which no module holds, are included. Other codes are noted as unread.
+        """
+        sources: Mapping[str, Any] = self._reading.quantised
+        self.unread.update((name, None) for name in self._codes if name not in sources)
+        outside = self._reading.packed - sources.keys()
+        packed = {name: tensor for name, tensor in self._reading.tensors.items() if name in outside}
+        self.unread.update((name, None) for name, tensor in packed.items() if tensor.is_quantized)
+        pairs, _ = read_extremes(tensor for tensor in packed.values() if not tensor.is_quantized)
+        found = {name: pairs[id(tensor)] for name, tensor in packed.items() if id(tensor) in pairs}
+        for name, source in sources.items():
+            try:
+                found[name] = extremes_of(source.row(name))
+            except NotReadable:
+                self.unread[name] = None
+        return found
+
+    def extremes_of(self, entry: Member) -> tuple[float, float] | None:
+        """Minimum and maximum of a parameter or buffer; None if unknown."""
+        return self.extremes.get(id(entry.tensor)) or self.decoded.get(entry.name)
 
     @cached_property
     def gradients(self) -> list[tuple[Member, torch.Tensor]]:

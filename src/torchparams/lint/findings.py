@@ -213,7 +213,7 @@ class Audit(Result):
         parameters: Number of parameters in the network.
         suppressed: Number of findings that `suppress` removed entirely.
         unread: Names of tensors whose values could not be read because their class does not expose them, as in
-            distributed or quantised tensors.
+            distributed tensors and in quantised ones of unknown classes.
         left_out: State of the network outside its parameters and buffers, which no rule checked.
         not_run: Reason → ids of the rules that could not run.
 

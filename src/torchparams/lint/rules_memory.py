@@ -144,23 +144,26 @@ def _declared(context: Context) -> tuple[set[str], dict[str, str]]:
 
 
 def _non_finite(context: Context) -> Iterator[Hit]:
-    extremes = context.extremes
-    bad = [entry for entry in context.parameters if not _finite(extremes.get(id(entry.tensor)))]
+    bad: dict[str, tuple[float, float]] = {}
+    for entry in context.parameters:
+        if (pair := context.extremes_of(entry)) is not None and not _finite(pair):
+            bad[entry.name] = pair
+    bad |= {name: pair for name, pair in context.decoded.items() if not _finite(pair)}
     for entry in context.buffers:
-        pair = extremes.get(id(entry.tensor))
+        pair = context.extremes.get(id(entry.tensor))
         # Masks are infinite on purpose, but running statistics are not. No tensor is NaN on purpose.
         if pair is not None and (math.isnan(pair[0]) or (context.is_norm(entry.owner) and not _finite(pair))):
-            bad.append(entry)
+            bad[entry.name] = pair
     if bad:
-        kinds = {"NaN" if math.isnan(extremes[id(entry.tensor)][0]) else "infinite values" for entry in bad}
+        names = tuple(bad)
+        kinds = {"NaN" if math.isnan(pair[0]) else "infinite values" for pair in bad.values()}
         what = f"{plural(len(bad), 'tensor holds', 'tensors hold')} {' or '.join(sorted(kinds))}"
-        names = tuple(entry.name for entry in bad)
-        fix = f"tp.stats(model, {bad[0].name!r})  # how many, then load or initialise it again"
-        yield Hit(names, what, fix, common(entry.path for entry in bad))
+        fix = f"tp.stats(model, {names[0]!r})  # how many, then load or initialise it again"
+        yield Hit(names, what, fix, common(name.rpartition(".")[0] for name in names))
 
 
-def _finite(pair: tuple[float, float] | None) -> bool:
-    return pair is None or (math.isfinite(pair[0]) and math.isfinite(pair[1]))
+def _finite(pair: tuple[float, float]) -> bool:
+    return math.isfinite(pair[0]) and math.isfinite(pair[1])
 
 
 _WEIGHT = re.compile(r"(?:.*_)?weight(?:_.*)?")
@@ -173,9 +176,8 @@ def is_matrix(tensor: torch.Tensor) -> bool:
 
 def _weights(context: Context) -> Iterator[tuple[Member, float]]:
     """Weights of layers other than norms whose elements are all equal, each with its value."""
-    extremes = context.extremes
     for entry in context.parameters:
-        pair = extremes.get(id(entry.tensor))
+        pair = context.extremes_of(entry)
         if pair is None or pair[0] != pair[1] or math.isinf(pair[0]):
             continue
         if _WEIGHT.fullmatch(entry.key) and is_matrix(entry.tensor) and not context.is_norm(entry.owner):

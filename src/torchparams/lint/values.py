@@ -6,8 +6,10 @@ values are. A sketch has more information, but costs more than reading for a ten
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torchparams.expressions.work import Work
 from torchparams.io.live import memory_of
 from torchparams.sources.live.tensors import dispatches
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
+
+    from torchparams.expressions.base import Expression
 
 Extremes: TypeAlias = "dict[int, tuple[float, float]]"
 """Minimum and maximum by the tensor's `id`; both are NaN if any value is NaN."""
@@ -81,6 +85,25 @@ def read_extremes(tensors: Iterable[torch.Tensor]) -> tuple[Extremes, set[int]]:
             for (identity, _, _), least_of, greatest_of in zip(pairs, numbers[::2], numbers[1::2], strict=True):
                 found[identity] = least_of, greatest_of
     return found, unread
+
+
+def extremes_of(row: Expression) -> tuple[float, float]:
+    """Extremes of a row that is computed, block by block.
+
+    >>> import numpy as np
+    >>> import torchparams as tp
+    >>> extremes_of(tp.of({"w": np.float32([1, -2])}).source.row("w"))
+    (-2.0, 1.0)
+    """
+    import numpy as np
+
+    least, greatest = math.inf, -math.inf
+    with Work() as work:
+        for block in work.blocks(row, begin=True):
+            values = block.astype(np.float32)
+            # In this order, NaN stays.
+            least, greatest = float(np.minimum(least, values.min())), float(np.maximum(greatest, values.max()))
+    return least, greatest
 
 
 def _kind(tensor: torch.Tensor) -> str:
