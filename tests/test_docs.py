@@ -37,10 +37,12 @@ def test_a_page_that_shows_what_is_not_so_is_found() -> None:
     )
 
 
-def test_there_are_forty_tasks_each_with_code_or_a_command() -> None:
+def test_there_are_forty_tasks_each_as_a_command_and_in_python() -> None:
     tasks = re.split(r"^### \d+\. ", (ROOT / "docs" / "how_to.md").read_text(), flags=re.MULTILINE)[1:]
     assert len(tasks) == 40
-    assert all("```python\n" in task or "```console\n" in task for task in tasks)
+    for task in tasks:
+        assert "```python\n" in task, task
+        assert "```console\n$ torchparams " in task, task
 
 
 @pytest.mark.parametrize("name", PAGES)

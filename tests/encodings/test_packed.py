@@ -357,6 +357,12 @@ def test_pack_quantized_in_the_order_of_activations() -> None:
     assert np.allclose(values / scales[:, order], plain / scales.repeat(32, -1))
 
 
+def test_the_width_of_a_few_columns_is_that_of_the_configuration() -> None:
+    weights, _ = packed(4, False, columns=8, groups=1)
+    [unread] = [each for each in tp.stats(weights).unread if each.name == "l.weight_packed"]
+    assert "fits several widths (1, 2, 3, 4 bits), and config.json states none of them" in unread.reason
+
+
 @pytest.mark.parametrize(
     "change",
     [

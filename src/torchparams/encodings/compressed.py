@@ -61,7 +61,13 @@ def _packed(codes: str, name: str, tensors: Tensors) -> Claim | Refused | None:
     *batch, rows, columns = struct.unpack(f"<{len(stored)}{letter}", tensors.bytes_of(size, 24))
     bits = [bits for bits in _BITS if (*batch, rows, -(-columns * bits // 32)) == stored]
     if len(bits) > 1:  # a few columns fill as many words with codes of several widths
+        widths = ", ".join(map(str, bits))
         bits = [each for each in bits if each in _stated(tensors.config)]
+        if len(bits) != 1:
+            return Refused(
+                parts,
+                f"{shaped(tensors, codes)} fits several widths ({widths} bits), and config.json states none of them",
+            )
     if len(bits) != 1 or columns < 1:
         wanted = " x ".join(map(str, (*batch, rows, columns)))
         return Refused(parts, f"{shaped(tensors, codes)} does not hold {wanted} codes of 1 to 8 bits")
