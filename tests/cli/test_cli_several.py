@@ -97,3 +97,17 @@ def test_digest_keeps_the_table_of_what_is_shared(run: Path, capsys: pytest.Capt
     form = command(capsys, "digest", "step-*", "--json").json
     assert len(form["sources"]) == 2 and set(form["errors"]) == {"step-100"}
     assert command(capsys, "digest", "step-*", "-o", "m.json").status == 2
+
+
+def test_stats_check_names_the_first_tensor_of_each_kind(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {
+        "a": np.full((3, 4), 2, np.float32),
+        "b": np.full(3, np.nan, np.float32),
+        "c": np.full(3, np.inf, np.float32),
+    }
+    save_file(tensors, run / "step-5" / "model.safetensors")
+    ran = command(capsys, "stats", "--check", "step-5", "step-10")
+    assert ran.status == 1
+    assert ran.out.splitlines()[1].endswith("2 non-finite (b, …), 1 constant (a)")
+    ran = command(capsys, "stats", "--check", "--rules", "constant", "step-5", "step-10")
+    assert [line.split(maxsplit=2)[2] for line in ran.out.splitlines()[1:3]] == ["1 constant (a)", "none"]

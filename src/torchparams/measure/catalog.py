@@ -135,11 +135,10 @@ class Catalog(Result, Tabular):
     def tree(self) -> Tree:
         """How many checkpoints and tensors, and which could not be read."""
         parts: list[Text | Table] = [Text(printable(self.path or "catalog"), "title")]
-        line = f"{plural(self.targets, 'checkpoint')} · {plural(self.tensors, 'tensor')}"
-        line += f" · {human_count(self.numel)} parameters · {human_bytes(self.nbytes)}"
+        line = f"{plural(self.tensors, 'tensor')} · {human_count(self.numel)} parameters · {human_bytes(self.nbytes)}"
         if self.skipped:
-            line += f" · {self.skipped:,} checkpoints were there already"
-        parts.append(Text(line, "dim"))
+            line = f"{self.skipped:,} were there already; added {line}"
+        parts.append(Text(f"{plural(self.targets, 'checkpoint')} · {line}", "dim"))
         if self.errors:
             parts.append(Text(f"not read: {plural(len(self.errors), 'checkpoint')}", "warn"))
             columns = (Column("checkpoint", style="name", shrink=True), Column("reason", wraps=True))

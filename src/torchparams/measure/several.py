@@ -157,16 +157,17 @@ def listed(params: Parameters) -> tuple[str, tuple[str, ...], dict[str, Any]]:
 
 
 def checked(stats: Stats, kinds: Iterable[str]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """The line of statistics: the number of flags of the given kinds."""
+    """The line of statistics: the number of flags of each of the given kinds, and the first tensor that has it."""
+    from torchparams.measure.flags import KINDS
+
+    names: dict[str, list[str]] = {}
+    for flag in stats.flags:
+        names.setdefault(flag.kind, []).append(flag.name)
     wanted = frozenset(kinds)
-    flags = [flag for flag in stats.flags if flag.kind in wanted]
-    counts: dict[str, int] = {}
-    for flag in flags:
-        counts[flag.kind] = counts.get(flag.kind, 0) + 1
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    first = f" ({flags[0].name})" if flags else ""
-    cells = (f"{len(stats.infos):,}", f"{said}{first}" if flags else "none")
-    return FINDING if flags else FINE, cells, stats.to_json()
+    found = {kind: names[kind] for kind in KINDS if kind in names and kind in wanted}
+    said = (f"{len(of):,} {kind} ({printable(of[0])}{', …' if len(of) > 1 else ''})" for kind, of in found.items())
+    cells = (f"{len(stats.infos):,}", ", ".join(said) or "none")
+    return FINDING if found else FINE, cells, stats.to_json()
 
 
 def verified(found: Verification) -> tuple[str, tuple[str, ...], dict[str, Any]]:
