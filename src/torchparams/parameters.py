@@ -464,6 +464,8 @@ class _Values(_Held, ValuesView[Any]):
 def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
     """Open the parameters of a model, checkpoint or mapping as a table.
 
+    Sharded parameters have the shape of the whole. Ranks do not communicate, so any of them may list the table.
+
     Args:
         x: A live `nn.Module`; a mapping of names to tensors or arrays; the path of a checkpoint (safetensors, torch
             zip, legacy torch), of a directory of shards or of its index; a path with `#inner` for a mapping nested in a

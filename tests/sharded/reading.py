@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,20 @@ def statistics_are_those_of_full_tensor() -> None:
     for way, shard in dtensor_ways().items():
         model = shard(plain())
         assert _json(tp.stats(model)) == _json(tp.stats(full(model))), way
+
+
+@check(2)
+def spectra_are_those_of_the_whole() -> None:
+    for exact in (100, 2):  # estimated then
+        want = tp.spectra(plain(), exact=exact)
+        assert want.rows
+        for way, shard in ways().items():
+            got = tp.spectra(shard(plain()), exact=exact)
+            assert not got.unread, (way, got.unread)
+            for row in want:
+                here = got[row.name]
+                assert math.isclose(here.spectral_norm, row.spectral_norm, rel_tol=1e-9), (way, row.name)
+                assert (here.singular_values is None) == (row.singular_values is None), way
 
 
 @check()

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MODULES = ("sharded.reading", "sharded.training", "sharded.storing", "sharded.auditing", "sharded.examples")
+MODULES = (
+    *("sharded.reading", "sharded.training", "sharded.storing", "sharded.communicating"),
+    *("sharded.auditing", "sharded.examples"),
+)
 
 pytestmark = pytest.mark.xdist_group("processes")
 

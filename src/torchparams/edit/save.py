@@ -52,6 +52,9 @@ def save(
     The state of an optimizer is written whole, including options and counters, as a safetensors file or as `torch.save`
     would write its `state_dict()`. `load_optimizer_state` reads both.
 
+    Of sharded parameters, all their ranks make the call: the lowest writes, and fetches the parts of the others in
+    messages (four collectives; six more where a part of the ranks has tensors of its own). Every rank gets the result.
+
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`. For a live model, the content of its state dict.
         path: Target; see `convert`.

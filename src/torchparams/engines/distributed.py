@@ -5,7 +5,7 @@ A job over sharded tensors runs in one of two ways:
 - **Folded in place**: each rank folds its own parts (of replicas, one copy). Then the ranks exchange the results of the
   parts, and each rank combines them for a share of the jobs. Sketches and exact sums do not depend on how elements are
   cut, so the result equals that of the whole tensor, bit for bit. All jobs together take one gather of parts, and one
-  of results.
+  of results: if every rank combined everything after the first, that would take longer than the second.
 - **Fetched**: if the fold needs the elements in order (`digest`), if a row computes with a sharded tensor (a cast, a
   merge), or if ranks hold summands (`Partial`), the lowest rank of the tensor runs the job, and asks the others for
   elements, block by block.

@@ -221,7 +221,8 @@ def explain(model: object, name: str | None = None, *, optimizer: Any = None) ->
     """Explain which tensors `parameters()`, `buffers()`, `state_dict()` and the optimizer hold, and which they lack.
 
     Every tensor is listed with its Python expression. Tensors, modules and attributes that are not parameters are
-    listed with the reason. Nothing is modified, no value is read, and the network's own code does not run.
+    listed with the reason. Nothing is modified, no value is read, and the network's own code does not run. Ranks of a
+    sharded model do not communicate.
 
     Args:
         model: The network.

@@ -60,6 +60,10 @@ def diff(
 
     For a live model, the content of its state dict is compared, including persistent buffers.
 
+    If one side is sharded, all its ranks make the call: each compares its own parts, and they gather twice (four
+    collectives). Tensors that are sharded differently on the two sides are fetched by the lowest rank, in messages (two
+    collectives more). Every rank gets the result of the whole.
+
     Args:
         a: Model, checkpoint, mapping of tensors, or `Parameters`.
         b: Source to compare with, of the same kinds.

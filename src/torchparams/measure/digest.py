@@ -237,6 +237,9 @@ def digest(
     its state dict. A `Parameters` is read as it is. For a quantised parameter, the stored tensors are digested.
     `torchparams.measure.hashing` describes the exact bytes.
 
+    Of sharded parameters, all their ranks make the call: the lowest fetches the elements in messages, a few megabytes
+    at a time, and every rank gets the digests (six collectives).
+
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`.
         selector: Tensors to include; None for all.
@@ -287,6 +290,8 @@ def duplicates(
     progress: Progress | None = None,
 ) -> Duplicates:
     """Find duplicate tensors in one or more sources. Tied tensors are told apart from copies.
+
+    Of sharded parameters, all their ranks make the call, as for `digest`.
 
     Args:
         xs: Models, checkpoints or mappings of tensors, read as in `digest`.

@@ -108,7 +108,7 @@ def ls(
     limit: int | None = None,
     buffers: bool = False,
 ) -> Listing:
-    """List parameters, flat or by module; reads only names and shapes.
+    """List parameters, flat or by module; reads only names and shapes. Ranks of a sharded model do not communicate.
 
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`.

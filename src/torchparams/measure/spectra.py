@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from torchparams.engines.base import Folding, Job, Task, Unread, readable_jobs
 from torchparams.engines.by_name import named
-from torchparams.engines.threads import ThreadEngine
+from torchparams.engines.distributed import engine_for
 from torchparams.errors import LimitExceeded
 from torchparams.expressions.operations import Slice
 from torchparams.measure import lanczos
@@ -55,6 +55,9 @@ def spectra(
     Each thread needs memory for a Gram matrix (8 bytes × the smaller side squared), and for the matrix itself if it has
     fewer rows than columns.
 
+    Of sharded parameters, all their ranks make the call: the lowest fetches the elements in messages and computes, and
+    every rank gets the result (six collectives; as many for each product with a matrix that is estimated).
+
     Args:
         x: Model, checkpoint, mapping of tensors, or plan.
         selector: Tensors to measure; None for all.
@@ -86,7 +89,6 @@ def spectra(
     source = params.source
     infos = params.infos
     stacks = frozenset(params.select(stacked, strict=strict).names) if stacked is not None else frozenset()
-    engine = named(engine) or ThreadEngine(mapped=True)
     coded = source.coded()
     unread = [Unread(name, coded[name].reason) for name in infos if name in coded and not coded[name].numbers]
     refused = {each.name for each in unread}
@@ -94,6 +96,7 @@ def spectra(
     chosen = [info for info in matrices if info.name not in refused]
     whole, cannot = readable_jobs(source, _floats(chosen, unread))
     unread += cannot
+    engine = named(engine) or engine_for(whole)
     small: list[Job] = []
     large: list[Job] = []
     for job in _matrices(whole, stacks):

@@ -55,6 +55,9 @@ def stats(
     sparse, quantised), or with codes of an unknown encoding, is listed as unread, with the reason. Tied tensors count
     once.
 
+    Of sharded parameters, all their ranks make the call: each reads its own parts, and they gather twice (four
+    collectives, for any number of tensors). Every rank gets the statistics of the whole.
+
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`.
         selector: Tensors to measure; None for all.

@@ -212,6 +212,8 @@ def verify(
     code when it is loaded fails a check that names the call; nothing is run here. A file that cannot be opened because
     it breaks the rules of its format fails a check instead of raising.
 
+    Against a manifest, a model with sharded parameters is digested: all their ranks make the call, as for `digest`.
+
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`. Buffers of a live model are included as in `digest`.
         manifest: File written by `Digests.write` or `torchparams digest -o`; or `Digests` of another source.

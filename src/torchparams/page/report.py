@@ -48,6 +48,9 @@ def report(
 
     Of the record of a training or a `History`, the page shows the numbers over the steps, with a slider.
 
+    Of sharded parameters, all their ranks make the call, with paths of their own: they make the collectives of `stats`,
+    `digest`, and with a second target of `diff`.
+
     Args:
         x: Model, checkpoint, mapping of tensors, or `Parameters`; the directory of a record, or a `History`.
         path: HTML file to write; an existing file is replaced. None for a report in memory, which a notebook shows.

@@ -42,6 +42,8 @@ def freeze(model: object, selector: object = None, *, statistics: bool = True) -
     LBFGS must be created again: it keeps directions for all its parameters together, and would move frozen ones. Freeze
     before wrapping in `DistributedDataParallel`, whose constructor fixes the gradients it waits for.
 
+    Of sharded parameters, each rank freezes its parts, without communication: make the same call on every rank.
+
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.
         selector: Parameters to freeze, strictly; None selects all of `model`. A buffer, selected from a table made
@@ -81,7 +83,7 @@ def unfreeze(model: object, selector: object = None) -> Unfrozen:
     """Unfreeze the selected parameters, and resume the running statistics of their layers.
 
     A layer stopped by `freeze` gets the mode it would have without the freeze. Parameters that cannot have a gradient
-    (integers) are not changed, and are listed.
+    (integers) are not changed, and are listed. Ranks do not communicate: make the same call on every rank.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.

@@ -54,7 +54,7 @@ def gradients(model: object) -> Parameters:
     The table is live: it shows the current `.grad`. Parameters without a gradient are not in it. An info describes the
     gradient (its shape, dtype, memory), with the owner and `requires_grad` of its parameter, so that `:norm` selects as
     usual, and `:frozen` finds left-over gradients. `params[name]` returns a sparse gradient unchanged; functions that
-    read values convert it to dense.
+    read values convert it to dense. The table of sharded gradients needs no communication; verbs on it do.
 
     Args:
         model: A live `nn.Module`, or a `Parameters` of one.

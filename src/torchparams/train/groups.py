@@ -34,7 +34,8 @@ def groups(
     Each trainable parameter is in exactly one group, a tied parameter once. Frozen parameters are left out and listed.
     There is one group for each distinct set of options, so that an optimizer can still step many parameters together.
     Groups are in the order of their first parameters, and parameters are in the model's order. Each group holds
-    `param_names`, which the optimizer keeps in its `state_dict`.
+    `param_names`, which the optimizer keeps in its `state_dict`. Rules see the shapes of whole parameters if they are
+    sharded; ranks do not communicate.
 
     Args:
         model: A live `nn.Module`, a `Parameters` of one, or a mapping of names to parameters.

@@ -129,7 +129,7 @@ def load(
 def coverage(model: Any, x: Any, selector: object = None, *, rename: object = None, cast: bool = True) -> Coverage:
     """Check what `load` would load, without changing the model.
 
-    Values are read only to compare two tensors of `x` for one tied parameter.
+    Values are read only to compare two tensors of `x` for one tied parameter. Ranks do not communicate.
 
     Args:
         model, x, selector, rename, cast: As for `load`.

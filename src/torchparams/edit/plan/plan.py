@@ -397,7 +397,8 @@ class Plan(Result):
         """Write the target completely, or leave it unchanged.
 
         Where tensors are sharded, all ranks that keep them call it: the lowest writes, and fetches the parts of the
-        others block by block. Every rank gets the same result.
+        others block by block, in messages (four collectives; six more where a part of the ranks has tensors of its
+        own). Every rank gets the same result.
 
         Args:
             progress: Callback with the bytes written so far and in total.
