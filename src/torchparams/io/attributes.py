@@ -20,7 +20,7 @@ _KEPT = ("system.posix_acl_access", "security.selinux")
 def guard(fd: int, old: str) -> None:
     """Restrict reading of a new file during the write to those who may read the old one."""
     about = _about(old)
-    if about is not None and hasattr(os, "fchmod"):
+    if about is not None and hasattr(os, "fchown"):
         system.change_mode(fd, 0o600 | stat.S_IMODE(about.st_mode) & os.fstat(fd).st_mode & 0o777)
 
 
@@ -35,7 +35,7 @@ def keep(fd: int, old: str) -> list[str]:
         Attributes that could not be kept, in words.
     """
     about = _about(old)
-    if about is None or not hasattr(os, "fchmod"):
+    if about is None or not hasattr(os, "fchown"):
         return []
     lost = []
     here = os.fstat(fd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +17,7 @@ _NOT_HERE = (
 )
 _PIECE = 1 << 20
 _most = 1 << 30  # bytes per copy call to the kernel
+_position = threading.Lock()  # where the system only reads and writes at the position of a file: Windows
 
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -64,12 +66,26 @@ def reserve(fd: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def read(fd: int, count: int, offset: int) -> bytes:
+    """Read up to `count` bytes."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, count, offset)
+    with _position:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, count)
+
+
 def write(fd: int, data: Any, offset: int) -> None:
     """Write all of `data`."""
     view = memoryview(data).cast("B") if len(data) else memoryview(b"")
     at = 0
     while at < len(view):
-        done = os.pwrite(fd, view[at:], offset + at)
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(fd, view[at:], offset + at)
+        else:
+            with _position:
+                os.lseek(fd, offset + at, os.SEEK_SET)
+                done = os.write(fd, view[at:])
         if not done:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         at += done
@@ -87,7 +103,7 @@ def copy(source: int, start: int, fd: int, offset: int, count: int) -> int:
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 raise
-    data = os.pread(source, min(count, _PIECE), start)
+    data = read(source, min(count, _PIECE), start)
     write(fd, data, offset)
     return len(data)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
@@ -99,8 +100,7 @@ def write_error(error: OSError, path: str) -> WriteError:
 
 def free_bytes(folder: str) -> int:
     """Free bytes of the file system of a directory."""
-    about = os.statvfs(folder or ".")
-    return about.f_bavail * about.f_frsize
+    return shutil.disk_usage(folder or ".").free
 
 
 class Target:
@@ -134,6 +134,7 @@ class Target:
         return (f"not kept from the replaced file: {', '.join(self.not_kept)}",) if self.not_kept else ()
 
     def __exit__(self, *_: object) -> None:
+        self._close_where_no_locks_are()
         try:
             if not self._committed:
                 self.discard()
@@ -144,6 +145,14 @@ class Target:
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
+
+    def _close_where_no_locks_are(self) -> None:
+        """Close the file that other processes would see as locked; Windows does not rename or remove open files."""
+        if self._lock is not None and _system.lock(self._lock) is None:
+            for name in [name for name, fd in self._open.items() if fd == self._lock]:
+                del self._open[name]
+            os.close(self._lock)
+            self._lock = None
 
     def create(self, name: str, size: int) -> int:
         """Create the temporary file for `name`, with this size."""
@@ -236,6 +245,7 @@ class OneFile(Target):
 
     def commit(self, index: bytes | None) -> None:
         """Rename the temporary file to the target."""
+        self._close_where_no_locks_are()
         _system.rename(self._partial, self.path)
         self._confirm(self.folder)
 
@@ -305,7 +315,7 @@ def clean(folder: str) -> None:
         with suppress(OSError):
             fd = os.open(
                 os.path.join(path, JOURNAL) if is_directory else path,
-                os.O_RDWR | _system.NO_LINK | os.O_CREAT * is_directory,
+                os.O_RDWR | _system.NO_LINK | getattr(os, "O_BINARY", 0) | os.O_CREAT * is_directory,
             )
             try:
                 if _system.lock(fd):

@@ -116,6 +116,7 @@ class Directory(Target):
             self._replace_index(text)
         if self._fresh:
             _system.sync_directory(self.folder)
+            self._close_where_no_locks_are()
             _system.rename(self.folder, self._final)
             self._confirm(os.path.dirname(self._final))
         else:

@@ -413,7 +413,7 @@ class _Worker:
     def _blame(self, error: OSError, path: str, source: int, at: int) -> Exception:
         """Find out which file failed: a copy inside the kernel does not tell source from target."""
         try:
-            os.pread(source, 1, at)
+            _system.read(source, 1, at)
         except OSError as reading:
             return unreadable(reading, path)
         return error

@@ -70,7 +70,7 @@ class Machine(Operations):
             FileFormatError: The data is not a pickle.
             LimitExceeded: The pickle runs too many operations.
         """
-        data, table, persistent = self.data, self.table, self.persistent
+        data, table, persistent = self.data, self.operations(), self.persistent
         stack: list[Any] = []
         marks: list[int] = []
         memo: list[Any] = []

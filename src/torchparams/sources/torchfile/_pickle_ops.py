@@ -63,9 +63,13 @@ class Operations:
         self.imported: list[Global] = []
         self._indirect = False
         self.encodings: dict[int, tuple[str, bytes]] = {}
-        self.table: list[Callable[[int], int]] = [self._unknown] * 256
+
+    def operations(self) -> list[Callable[[int], int]]:
+        """Method of each opcode. Not an attribute: the cycle would keep the buffer, a mapped file."""
+        table: list[Callable[[int], int]] = [self._unknown] * 256
         for code, method in _METHODS.items():
-            self.table[code] = getattr(self, method)
+            table[code] = getattr(self, method)
+        return table
 
     def charge(self, cost: int) -> None:
         """Count `cost` more operations, for a constructor that processes a whole list at once.
