@@ -30,11 +30,13 @@ import torch
 from torchparams.dtypes import DType
 from torchparams.engines import Block, Folding, ThreadEngine, jobs_of, sketches
 from torchparams.sketch import kernels
-from torchparams.sources.base import Source, open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing import MemorySource, safetensors_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torchparams.sources.base import Source
 
 ROUNDS = 7
 WIDTH, HIDDEN, VOCABULARY = 2048, 5632, 32_000

@@ -17,7 +17,7 @@ import torchparams as tp
 from torchparams.cli.app import run
 from torchparams.engines import Engine, Folding, Job, RayEngine, ThreadEngine, Unread, jobs_of
 from torchparams.errors import EngineError, NotReadable, OptionError, PlanError, SourceError, TorchParamsError
-from torchparams.sources.base import open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing import EngineTests, MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"errors", "limits"},
             {"dtypes"},
             {"info", "reading"},
-            {"render", "left_out", "names", "order", "_selector", "selectors", "renames"},
+            {"render", "left_out", "names", "order", "_selector", "selectors", "renames", "proposals"},
             {"io", "sketch"},
             {"expressions"},
             {"encodings"},

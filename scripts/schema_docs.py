@@ -305,7 +305,7 @@ def _tables() -> list[tuple[str, Mapping[str, Any]]]:
     import torchparams as tp
     from torchparams.measure.catalog import Catalog
     from torchparams.record.history_tree import History
-    from torchparams.train.gradients import GradNorms
+    from torchparams.train.grad_norms import GradNorms
 
     a, b = _weights(1.0), _weights(2.0)
     return [

@@ -17,7 +17,8 @@ import torchparams as tp
 from torchparams import renames
 from torchparams.errors import MismatchError, NoMatch, RenameError, UnknownName
 from torchparams.info import ParameterInfo
-from torchparams.renames import Renames, best_match, propose
+from torchparams.proposals import best_match, propose
+from torchparams.renames import Renames
 
 NAMES = ["model.fc.weight", "model.fc.bias", "epoch"]
 

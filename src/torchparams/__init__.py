@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from torchparams.train.apply import apply_ as apply_
     from torchparams.train.freeze import freeze as freeze
     from torchparams.train.freeze import unfreeze as unfreeze
-    from torchparams.train.gradients import grad_norms as grad_norms
+    from torchparams.train.grad_norms import grad_norms as grad_norms
     from torchparams.train.gradients import gradients as gradients
     from torchparams.train.groups import groups as groups
     from torchparams.train.init import init as init
@@ -99,7 +99,7 @@ _HOMES = {
     "extract_lora": "torchparams.edit.lora.extract",
     "fold_lora": "torchparams.edit.lora.fold",
     "freeze": "torchparams.train.freeze",
-    "grad_norms": "torchparams.train.gradients",
+    "grad_norms": "torchparams.train.grad_norms",
     "gradients": "torchparams.train.gradients",
     "groups": "torchparams.train.groups",
     "history": "torchparams.record.history",
@@ -135,7 +135,7 @@ _MOVED = {
     "Extracted": "torchparams.edit.lora.extract",
     "Finding": "torchparams.lint.findings",
     "Frozen": "torchparams.train.freeze",
-    "GradNorms": "torchparams.train.gradients",
+    "GradNorms": "torchparams.train.grad_norms",
     "Groups": "torchparams.train.groups",
     "IndexRepair": "torchparams.edit.index",
     "Initialised": "torchparams.train.init",

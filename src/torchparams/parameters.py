@@ -484,7 +484,7 @@ def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
     """
     if isinstance(x, Parameters):
         return stored(x) if raw else x
-    from torchparams.sources.base import open_source
+    from torchparams.sources.opening import open_source
 
     return Parameters(open_source(x, buffers=buffers, raw=raw))
 

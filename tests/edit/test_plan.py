@@ -16,7 +16,7 @@ from torchparams.errors import PlanError
 from torchparams.expressions.base import Expression, Stored
 from torchparams.expressions.operations import Cast, Concat, Linear, Slice
 from torchparams.expressions.work import Work, evaluate
-from torchparams.sources.base import open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:

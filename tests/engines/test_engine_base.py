@@ -13,7 +13,7 @@ import torch
 from torchparams.engines import Job, jobs_of, sketches
 from torchparams.errors import MismatchError, NotReadable, UnknownName
 from torchparams.io.reader import gather
-from torchparams.sources.base import open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing import MemorySource
 
 

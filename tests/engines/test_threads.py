@@ -16,7 +16,7 @@ from torchparams.engines import Block, Engine, Folding, ThreadEngine, jobs_of
 from torchparams.errors import SourceError, TruncatedFile
 from torchparams.io import reader
 from torchparams.io.threads import processors
-from torchparams.sources.base import open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing import EngineTests, MemorySource, safetensors_bytes, sample
 
 if TYPE_CHECKING:

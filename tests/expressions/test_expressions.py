@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused_when_it_is_made() -> None:
 def test_a_lazy_tensor_has_nothing_to_read() -> None:
     import torch
 
-    from torchparams.sources.base import open_source
+    from torchparams.sources.opening import open_source
 
     model = torch.nn.LazyLinear(3)
     assert message(NotReadable, lambda: Stored(open_source(model), "weight")) == (

@@ -28,7 +28,7 @@ import torchparams as tp
 from torchparams.errors import NotReadable, TorchParamsError
 from torchparams.sources import safetensors as _safetensors
 from torchparams.sources import sharded as _sharded
-from torchparams.sources.base import FORMATS
+from torchparams.sources.opening import FORMATS
 from torchparams.testing import MemorySource, element_bytes, safetensors_bytes, sample
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ import numpy as np
 import torchparams as tp
 from torchparams import limits
 from torchparams.errors import TorchParamsError
-from torchparams.sources.base import FORMATS
+from torchparams.sources.opening import FORMATS
 from torchparams.sources.torchfile import archive as _archive
 from torchparams.sources.torchfile import legacy as _legacy
 from torchparams.sources.torchfile import torchzip as _torchzip

@@ -47,7 +47,7 @@ from torchparams.cli.app import run
 from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError, TruncatedFile
 from torchparams.measure.flags import flags_of
 from torchparams.measure.listing import tree_of
-from torchparams.renames import best_match
+from torchparams.proposals import best_match
 from torchparams.train.coverage import _with_alike
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torchparams.io import system as _system
 from torchparams.io.write import replace_file, telling
 from torchparams.render.result import Result
 from torchparams.render.tree import Text, Tree, human_bytes, listed, plural, printable
-from torchparams.sources.base import FORMATS, open_file
+from torchparams.sources.opening import FORMATS, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import SourceError
 from torchparams.info import Location
 from torchparams.io import paths
-from torchparams.sources.base import Source, open_path, size_and_time
+from torchparams.io.files import size_and_time
+from torchparams.sources.base import Source
+from torchparams.sources.opening import open_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

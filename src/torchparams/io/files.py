@@ -215,3 +215,13 @@ def ended(path: str, at: int, name: str) -> TruncatedFile:
         where=path,
         exists="it was longer when it was listed",
     )
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Size and modification time (ns) of a file; of a remote one, its size and a number made of its version."""
+    if is_url(path):
+        from torchparams.io.remote.file import remote
+
+        return remote(path).size, remote(path).version
+    about = os.stat(path)
+    return about.st_size, about.st_mtime_ns

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torchparams.errors import NoMatch, SelectorError
-from torchparams.renames import Renames, propose
+from torchparams.proposals import propose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torchparams.info import ParameterInfo
+    from torchparams.renames import Renames
 
     Infos = Mapping[str, ParameterInfo]
 

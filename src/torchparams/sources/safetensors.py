@@ -33,7 +33,8 @@ from torchparams.io.filebytes import as_array, check_name_lengths, paused_gc
 from torchparams.io.opened import bytes_of_file
 from torchparams.io.packing import contiguous
 from torchparams.io.strict_json import as_object, describe, quoted, refuse_hollow, refuse_repeats, strict
-from torchparams.sources.base import NO_METADATA, Source, reopened
+from torchparams.sources.base import NO_METADATA, Source
+from torchparams.sources.opening import reopened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -23,7 +23,8 @@ from torchparams.io.opened import bytes_of_file
 from torchparams.io.paths import folder_of, is_url, join, name_of
 from torchparams.io.strict_json import Object, as_object, describe, plain, quoted, strict
 from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
-from torchparams.sources.base import FORMATS, NO_METADATA, Source, open_file, reopened
+from torchparams.sources.base import NO_METADATA, Source
+from torchparams.sources.opening import FORMATS, open_file, reopened
 from torchparams.sources.training.recognise import training_directory
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torchparams.engines import Block, Engine, Folding, Job, Task, Unread, jobs_
 from torchparams.errors import NotReadable, SourceError, TruncatedFile
 from torchparams.parameters import of
 from torchparams.sketch import Sketch
-from torchparams.sources.base import Source, open_source
+from torchparams.sources.opening import open_source
 from torchparams.testing._reference import (
     NUMPY_DTYPES,
     SAFETENSORS_DTYPES,
@@ -29,6 +29,8 @@ from torchparams.testing._reference import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from torchparams.sources.base import Source
 
 LARGE = 3 << 20  # bytes of a tensor that every engine reads in several blocks
 

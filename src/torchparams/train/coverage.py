@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
-from torchparams.renames import best_match, distinct
+from torchparams.proposals import best_match, distinct
 from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
@@ -260,7 +260,7 @@ def candidates(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Closest name in `others` for each of `these`, and the reverse.
 
-    Candidates are, in this order: matches by shape and position (see `torchparams.renames.best_match`), unless there
+    Candidates are, in this order: matches by shape and position (see `torchparams.proposals.best_match`), unless there
     are very many names; names with equal final components and shape; for the first few names, similar spellings;
     names with equal final components. The time is linear in the number of names.
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.io.filebytes import paused_gc
 from torchparams.parameters import Parameters, stored
+from torchparams.proposals import best_match, propose
 from torchparams.reading import InfosByName
-from torchparams.renames import Renames, best_match, propose, renamed
+from torchparams.renames import Renames, renamed
 from torchparams.render.tree import listed, plural
-from torchparams.sources.base import open_source
 from torchparams.sources.live.module import ModuleSource
 from torchparams.sources.live.tensors import LiveReading, coded_in
+from torchparams.sources.opening import open_source
 from torchparams.train._assignment import Assignment
 from torchparams.train._fit import (
     EXTRA_STATE,

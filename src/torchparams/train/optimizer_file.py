@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import FileFormatError, PlanError, TorchParamsError, UnsupportedSource, nearest, shorten
 from torchparams.parameters import of
-from torchparams.sources.base import format_of, split_target
+from torchparams.sources.opening import format_of, split_target
 from torchparams.train._placeholders import placeholder
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torchparams.dtypes import DType
 from torchparams.errors import MismatchError, UnsupportedSource, nearest, shorten
 from torchparams.info import ParameterInfo, file_tensor
-from torchparams.renames import Renames, propose
+from torchparams.proposals import propose
+from torchparams.renames import Renames
 from torchparams.render.tree import human_shape, listed, plural
 from torchparams.train._live import live_table
 from torchparams.train._needed import Needs

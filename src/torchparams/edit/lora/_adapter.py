@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchparams import limits
 from torchparams._selector.bounded import Bounded, Deadline, TooSlow
 from torchparams.errors import FileFormatError, LimitExceeded, NotReadable, PlanError, SourceError, shorten
-from torchparams.sources.base import open_source
+from torchparams.sources.opening import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping

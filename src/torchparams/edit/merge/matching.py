@@ -11,7 +11,8 @@ from torchparams.edit.save import differing
 from torchparams.encodings.companions import refuse
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError, UnknownName
 from torchparams.expressions.combination import combines
-from torchparams.renames import Renames, propose
+from torchparams.proposals import propose
+from torchparams.renames import Renames
 from torchparams.render.tree import plural
 from torchparams.selectors import quote
 

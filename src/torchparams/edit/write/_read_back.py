@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchparams.errors import SourceError, WriteError, shorten
-from torchparams.sources.base import open_file
+from torchparams.sources.opening import open_file
 
 if TYPE_CHECKING:
     from torchparams.edit.plan.layout import View, Writable

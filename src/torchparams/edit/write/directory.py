@@ -260,7 +260,7 @@ def _keep_old(folder: str, names: Sequence[str], replace_index: Any, note: Any) 
     Returns:
         Second names that were created.
     """
-    from torchparams.sources.base import open_source
+    from torchparams.sources.opening import open_source
 
     try:
         source = open_source(folder, raw=True)

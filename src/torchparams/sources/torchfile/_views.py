@@ -16,7 +16,8 @@ from torchparams.expressions.base import Stored
 from torchparams.info import Location, ParameterInfo, Storage, file_tensor
 from torchparams.io.filebytes import FileBytes, as_array
 from torchparams.io.packing import contiguous
-from torchparams.sources.base import Source, reopened
+from torchparams.sources.base import Source
+from torchparams.sources.opening import reopened
 from torchparams.sources.torchfile._describe import describe
 from torchparams.sources.torchfile._pickle_values import Blob, Malformed
 from torchparams.sources.torchfile._refs import Region, StorageRef, TensorRef, numel_of

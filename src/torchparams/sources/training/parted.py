@@ -11,7 +11,8 @@ from torchparams.expressions.base import Stored
 from torchparams.info import Location, ParameterInfo
 from torchparams.io.packing import contiguous
 from torchparams.render.tree import listed
-from torchparams.sources.base import NO_METADATA, Source, reopened
+from torchparams.sources.base import NO_METADATA, Source
+from torchparams.sources.opening import reopened
 from torchparams.sources.torchfile.verdict import judge
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from torchparams.io.paths import join
-from torchparams.sources.base import format_of, open_file
+from torchparams.sources.opening import format_of, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
