@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ls state.pt",
         "ls net.py:build --buffers",
         "ls quantised",
+        "ls codes.safetensors",
     ),
     "ls, several targets": ("ls base.safetensors run.pt broken.safetensors",),
     "show, a tensor": (
@@ -34,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "show net.py:build 1.running_mean",
         "show quantised fc.weight",
         "show quantised fc.weight --raw",
+        "show codes.safetensors fc.W_q",
     ),
     "show, a metadata entry": ("show run.pt epoch",),
     "explain": ("explain net.py:build", "explain net.py:Lists"),
@@ -267,6 +269,7 @@ def _write() -> None:
     state = {"fc._extra_state": {"step": 1}, "sparse": tensors["fc.weight"].to_sparse(), "args": _Foreign()}
     torch.save(tensors | state, "state.pt")
     codes = torch.ones(4, 4).to(torch.float8_e4m3fn)
+    tp.save({"fc.W_q": torch.zeros(2, 2, dtype=torch.uint8), "fc.scale": torch.ones(2)}, "codes.safetensors")
     Path("quantised").mkdir()
     tp.save({"fc.weight": codes, "fc.weight_scale_inv": torch.ones(1, 1)}, "quantised/model.safetensors")
     quantisation = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}

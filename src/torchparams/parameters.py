@@ -7,6 +7,7 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Va
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torchparams.encodings.companions import undecoded_lines
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
 from torchparams.reading import Reading
@@ -81,6 +82,17 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         if not found or self._selector is None:
             return found
         return concerned(found, self._selector, self.names)
+
+    @property
+    def undecoded(self) -> dict[str, str]:
+        """Tensors whose codes are not decoded, and are listed as stored: name → reason as a sentence.
+
+        Empty for a table of stored tensors (`raw=True`).
+        """
+        if self._source.stored is self._source:
+            return {}
+        found = {name: each.reason for name, each in self._source.coded().items() if each.codes}
+        return {name: found[name] for name in self.names if name in found} if found else {}
 
     @property
     def infos(self) -> Mapping[str, ParameterInfo]:
@@ -391,7 +403,8 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         title = Text(printable(f"{self._source.label} ({self._source.format})"), "title")
         total = Text(total_of(infos), "dim")
         narrow = self.narrow
-        beside = [*([Text(narrow, "warn")] if narrow else []), *left_out_lines(self.left_out)]
+        beside = [*([Text(narrow, "warn")] if narrow else []), *undecoded_lines(self.undecoded)]
+        beside += left_out_lines(self.left_out)
         if not infos and self._selector is None and (reasons := self._source.why_empty()):
             return Tree((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
         return Tree((title, table_of(sort_infos(infos, sort, self._source.keys()), limit), total, *beside))

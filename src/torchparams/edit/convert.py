@@ -96,9 +96,10 @@ def convert(
     if not infos:
         raise PlanError("it holds no tensors", where=source.label)
     cast: set[str] = set()
-    types, said = dtypes_of(dtype, infos, source.label, cast=cast)
+    asked: set[str] = set()
+    types, said = dtypes_of(dtype, infos, source.label, cast=cast, asked=asked)
     notes += said
-    refuse_cast_codes(source, infos.values(), types.values())
+    refuse_cast_codes(source, infos.values(), types.values(), asked)
     rows, said = _rows(source, infos, types, cast)
     notes += said
     rules = Renames.of([*([Renames.strip_prefix(strip_prefix)] if strip_prefix else []), Renames.of(rename)])

@@ -220,11 +220,11 @@ class Tensors:
         return self._read(name)
 
 
-def quoted(name: str) -> str:
-    """Name quoted for messages."""
-    return shorten(repr(name))
+def quoted(value: object) -> str:
+    """Name or other value of a file, quoted and shortened for messages."""
+    return shorten(repr(value))
 
 
 def shaped(tensors: Tensors, name: str) -> str:
     """Name, dtype and shape of a tensor, for messages."""
-    return f"{quoted(name)} ({tensors.dtype(name)} {list(tensors.shape(name))})"
+    return f"{quoted(name)} ({tensors.dtype(name)} {shorten(str(list(tensors.shape(name))))})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from math import isfinite, prod
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torchparams.dtypes import DType
@@ -70,15 +70,15 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
     try:
         dtype = DType.of(state.get("dtype"))
     except TorchParamsError:
-        return Refused(parts, f"{quoted(states[0])} has an invalid dtype: {state.get('dtype')!r}")
+        return Refused(parts, f"{quoted(states[0])} has an invalid dtype: {quoted(state.get('dtype'))}")
     if kind != states[0][-3:]:
-        return Refused(parts, f"{quoted(states[0])} is of the type {kind!r}")
+        return Refused(parts, f"{quoted(states[0])} is of the type {quoted(kind)}")
     if not (isinstance(shape, list) and shape and all(_is_size(size) for size in shape) and _is_size(block)):
-        return Refused(parts, f"{quoted(states[0])} has the shape {shape!r} in blocks of {block!r}")
+        return Refused(parts, f"{quoted(states[0])} has the shape {quoted(shape)} in blocks of {quoted(block)}")
     assert isinstance(block, int)
     numel = prod(shape)
     if numel > _MOST or -(-numel // 2) != tensors.infos[codes].nbytes:
-        return Refused(parts, f"{shaped(tensors, codes)} does not hold {shape} codes of four bits")
+        return Refused(parts, f"{shaped(tensors, codes)} does not hold {quoted(shape)} codes of four bits")
     if dtype not in ("float32", "float16", "bfloat16"):
         return Refused(parts, f"{quoted(states[0])} names the dtype {dtype}")
     blocks = -(-numel // block)
@@ -94,8 +94,9 @@ def _four_bits(codes: str, states: tuple[str, ...], tensors: Tensors) -> Claim |
         missing = [name for name in nested if name not in tensors]
         if missing:
             return Refused(parts, f"{quoted(missing[0])} is missing")
-        if not _is_size(inner) or not isinstance(offset, int | float) or not isfinite(offset):
-            return Refused(parts, f"{quoted(states[0])} has nested blocks of {inner!r}, and the offset {offset!r}")
+        if not _is_size(inner) or not isinstance(offset, int | float) or not abs(offset) < _MOST:
+            told = f"nested blocks of {quoted(inner)}, and the offset {quoted(offset)}"
+            return Refused(parts, f"{quoted(states[0])} has {told}")
         assert isinstance(inner, int)
         if tensors.shape(nested[0]) != (-(-blocks // inner),) or tensors.dtype(nested[0]) != "float32":
             return Refused(parts, f"The nested scales {shaped(tensors, nested[0])} are not {-(-blocks // inner)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
 from torchparams.encodings.packed import Nibbles, Transposed
 from torchparams.encodings.scaled import F32, BlockScaled
+from torchparams.errors import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ def structured(structure: Structure, tensors: Tensors) -> Claim | Refused:
     function = CLASSES.get(structure.kind)
     if function is None:
         why = PACKED_FOR.get(structure.kind, "which is not supported")
-        return Refused(parts, f"{quoted(structure.name)} has the class {structure.kind}, {why}")
+        return Refused(parts, f"{quoted(structure.name)} has the class {shorten(structure.kind)}, {why}")
     missing = [part for part in parts if part not in tensors]
     if missing:
         return Refused(tuple(part for part in parts if part in tensors) or parts, f"{quoted(missing[0])} is missing")
@@ -54,7 +55,7 @@ def _affine(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> C
     bits = 8 if structure.kind == "Int8Tensor" else _bits(structure.attributes.get("target_dtype"))
     problem = _misfit(structure, codes, scale, tensors, "int8")
     if not problem and bits is None:
-        problem = f"{quoted(structure.name)} has an unknown dtype {structure.attributes.get('target_dtype')!r}"
+        problem = f"{quoted(structure.name)} has an unknown dtype {quoted(structure.attributes.get('target_dtype'))}"
     if not problem and zero:
         if tensors.infos[zero].numel != tensors.infos[scale].numel:
             problem = f"The zero points {shaped(tensors, zero)} do not match the scales {shaped(tensors, scale)}"
@@ -101,7 +102,7 @@ def _int4(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cla
         return Refused(parts, f"{shaped(tensors, codes)} does not hold codes of {list(structure.shape or ())}")
     if sides is None or any(side != 1 for side in sides[:-1]) or shape[-1] % sides[-1]:
         stated = structure.attributes.get("block_size")
-        return Refused(parts, f"{quoted(structure.name)} has blocks of {stated!r} in {list(shape)}")
+        return Refused(parts, f"{quoted(structure.name)} has blocks of {quoted(stated)} in {list(shape)}")
     wanted = (*batch, shape[-1] // sides[-1], rows)
     for part in (scale, zero):
         if tensors.shape(part) != wanted or tensors.dtype(part) not in _FLOATS:
@@ -148,7 +149,7 @@ def _torch(structure: Structure, parts: tuple[str, ...], tensors: Tensors) -> Cl
     sides: list[int] = list(shape)
     if axis is not None:
         if type(axis) is not int or not 0 <= axis < len(shape):
-            return Refused(parts, f"{quoted(structure.name)} has scales along the dimension {axis!r}")
+            return Refused(parts, f"{quoted(structure.name)} has scales along the dimension {quoted(axis)}")
         sides[axis] = 1
     laid = _laid_out(shape, sides, count)
     if laid is None:
@@ -207,7 +208,7 @@ def _misfit(
         return f"{quoted(structure.name)} has no codes, or no scale"
     shape = tensors.shape(codes)
     if tensors.dtype(codes) not in dtypes or not shape or 0 in shape:
-        return f"{shaped(tensors, codes)} does not hold codes of {structure.kind}"
+        return f"{shaped(tensors, codes)} does not hold codes of {shorten(structure.kind)}"
     if structure.shape not in (None, shape):
         return f"{shaped(tensors, codes)} does not hold the codes of {list(structure.shape or ())}"
     if tensors.dtype(scale) not in scales:
@@ -219,7 +220,7 @@ def _misfit(
 
 def _no_blocks(structure: Structure, scale: str, tensors: Tensors) -> str:
     stated = structure.attributes.get("block_size")
-    return f"The scales {shaped(tensors, scale)} of {quoted(structure.name)} do not match blocks of {stated!r}"
+    return f"The scales {shaped(tensors, scale)} of {quoted(structure.name)} do not match blocks of {quoted(stated)}"
 
 
 def _sizes(value: object, count: int) -> list[int] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torchparams.dtypes import ALL
 from torchparams.errors import NotReadable, shorten
-from torchparams.render.tree import plural
+from torchparams.render.tree import Text, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +35,9 @@ CODES = frozenset(
 
 _BNB = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _FEW = 1000
+LINES_SHOWN = 8
+"""Maximum number of tensors named below a table."""
+
 _SCALES = ("_scale", "_scale_inv", "_scales", "_scale_2", "_global_scale")
 _ZEROS = ("_zero_point", "_zero_points", "_zeros", "_zp")
 
@@ -77,7 +80,8 @@ class Coded:
         codes: Whether it holds the codes; otherwise it is a companion.
         numbers: Whether its elements are numbers anyway, such as floating-point scales.
         by_class: Whether `beside` is a class.
-        why: Reason why codes of a known encoding cannot be decoded, as a sentence; empty if unknown.
+        why: Reason why these codes, or those that it belongs to, cannot be decoded though their encoding is known, as
+            a sentence; empty if it is unknown.
     """
 
     name: str
@@ -91,9 +95,12 @@ class Coded:
     def reason(self) -> str:
         """Reason why its elements are not values, as a sentence."""
         if self.why:
-            return f"Holds codes that cannot be decoded: {self.why[:1].lower()}{self.why[1:]}"
+            why = f"{self.why[:1].lower()}{self.why[1:]}"
+            if self.codes:
+                return f"Holds codes that cannot be decoded: {why}"
+            return f"Belongs to the codes in {quoted(self.beside)}, which cannot be decoded: {why}"
         if self.by_class:
-            return f"Holds codes of an unknown encoding: their values need the scales that {self.beside} keeps"
+            return f"Holds codes of an unknown encoding: their values need the scales that {shorten(self.beside)} keeps"
         if self.codes:
             return f"Holds codes of an unknown encoding: their values need {quoted(self.beside)}"
         return f"Belongs to the codes in {quoted(self.beside)}, whose encoding is unknown"
@@ -207,6 +214,25 @@ def _companions(name: str, rows: Mapping[str, int], groups: _Groups) -> list[str
             if there:
                 found.update(dict.fromkeys([*there, *(other for end in further if (other := stem + end) in rows)]))
     return [other for other in found if rows[other] != rows[name]]
+
+
+def undecoded_lines(found: Mapping[str, str]) -> list[Text]:
+    """Lines below a table that name the tensors whose codes are not decoded; empty if there are none.
+
+    Args:
+        found: Name → reason as a sentence.
+
+    >>> [line.text for line in undecoded_lines({"l.W_q": "Holds codes of an unknown encoding"})]
+    ['listed as stored: 1 tensor of codes that are not decoded', '  l.W_q: Holds codes of an unknown encoding']
+    """
+    if not found:
+        return []
+    what = plural(len(found), "tensor of codes that are", "tensors of codes that are")
+    lines = [Text(f"listed as stored: {what} not decoded", "warn")]
+    lines += [Text(printable(f"  {name}: {reason}"), "warn") for name, reason in list(found.items())[:LINES_SHOWN]]
+    if len(found) > LINES_SHOWN:
+        lines.append(Text(f"  … {plural(len(found) - LINES_SHOWN, 'more tensor')} …", "dim"))
+    return lines
 
 
 def quoted(name: str) -> str:

@@ -68,7 +68,7 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         return Refused(parts, f"The scales {shaped(tensors, scale)} do not match any blocks of {list(shape)}")
     if given not in ((1, 1), (matrix[0], 1)) and stated is not None:
         if not is_pair(stated):
-            return Refused(parts, f"The configuration's weight_block_size is {stated!r}, not two sizes")
+            return Refused(parts, f"The configuration's weight_block_size is {quoted(stated)}, not two sizes")
         assert isinstance(stated, list)
         if given != (-(-matrix[0] // stated[0]), -(-matrix[1] // stated[1])):
             return Refused(
@@ -82,8 +82,8 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
     if high is None or wide is None:
         return Refused(
             parts,
-            f"The scales {shaped(tensors, scale)} match blocks of several sizes, "
-            "and there is no config.json with weight_block_size",
+            f"The scales {shaped(tensors, scale)} do not tell the size of their blocks in {list(shape)}, "
+            "and no config.json has weight_block_size",
         )
     return Claim(
         codes, shape, f"{family}-{_called(matrix, given, (high, wide))}", parts,

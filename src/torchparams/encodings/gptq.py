@@ -69,7 +69,7 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
         return Refused(parts, f"The {groups} groups of {quoted(scales)} do not divide {inputs} inputs")
     stated = tensors.config.get("bits")
     if stated is not None and stated != width:
-        return Refused(parts, f"The configuration says {stated!r} bits, but the zero points have {width}")
+        return Refused(parts, f"The configuration says {quoted(stated)} bits, but the zero points have {width}")
     layout = _zero_points(tensors)
     if layout is None:
         return Refused(
@@ -79,7 +79,7 @@ def _gptq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refuse
             "beside the file",
         )
     if layout not in (0, 1):
-        return Refused(parts, f"The configuration has an unknown format {layout!r}")
+        return Refused(parts, f"The configuration has an unknown format {quoted(layout)}")
     operands = (codes, scales, zeros, *tensors.present(order))
     build = partial(_build_gptq, bits=width, shape=(outputs, inputs), group=group, above=layout)
     return Claim(
@@ -107,7 +107,7 @@ def _zero_points(tensors: Tensors) -> int | str | None:
         return None
     format = config.get("checkpoint_format", config.get("format", "gptq"))
     known = {"gptq": 1, "gptq_v2": 0}
-    return known.get(format, repr(format)) if isinstance(format, str) else repr(format)
+    return known.get(format, format) if isinstance(format, str) else str(format)
 
 
 def _build_gptq(
@@ -153,10 +153,10 @@ def _awq(stem: str, parts: tuple[str, ...], tensors: Tensors) -> Claim | Refused
         return Refused(parts, f"{quoted(stem + 'g_idx')} does not belong to a layout that packs outputs")
     version = tensors.config.get("version", "gemm")
     if not isinstance(version, str) or version.lower() not in ("gemm", "exllama", "ipex"):
-        return Refused(parts, f"The AWQ version {version!r} in the configuration is not supported; 'gemm' is")
+        return Refused(parts, f"The AWQ version {quoted(version)} in the configuration is not supported; 'gemm' is")
     stated = tensors.config.get("bits", tensors.config.get("w_bit", 4))
     if stated != 4:
-        return Refused(parts, f"The configuration says {stated!r} bits, not 4")
+        return Refused(parts, f"The configuration says {quoted(stated)} bits, not 4")
     if tensors.shape(zeros) != (groups, words) or not groups or inputs % groups:
         return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scales)}")
     group = inputs // groups

@@ -136,4 +136,5 @@ def _refused(found: Refused, infos: Mapping[str, ParameterInfo]) -> Iterator[tup
     yield codes, Coded(codes, codes, True, why=found.reason)
     for name in others:
         if name in infos:
-            yield name, Coded(name, codes, False, infos[name].dtype.kind == "float" and infos[name].dtype.bits > 8)
+            number = infos[name].dtype.kind == "float" and infos[name].dtype.bits > 8
+            yield name, Coded(name, codes, False, number, why=found.reason)

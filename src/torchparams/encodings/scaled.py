@@ -213,6 +213,7 @@ class BlockScaled(Expression):
         scales = widen(self.scales.compute(start, stop, work), self.scales.dtype)
         if self.offset:
             scales = scales + np.float32(self.offset)
+        _check_finite(scales, self.scales, work)
         found = [scales]
         if self.zeros is not None:
             stored = self.zeros.compute(start, stop, work)
@@ -226,6 +227,7 @@ class BlockScaled(Expression):
             return values_of(self.codes.dtype)
         if isinstance(self.table, Expression):
             values = widen(self.table.compute(0, self.table.numel, work), self.table.dtype)
+            _check_finite(values, self.table, work)
             return _padded(tuple(values.tolist()))
         return _padded(self.table)
 
@@ -243,6 +245,14 @@ class BlockScaled(Expression):
     def to_json(self) -> dict[str, Any]:
         """The expression as JSON data, with the block."""
         return {**super().to_json(), "block": list(self.block)}
+
+
+def _check_finite(values: Array, x: Expression, work: Work) -> None:
+    """Raise if values that are to be written would be NaN or infinite because of a scale."""
+    import numpy as np
+
+    if work.strict and not np.isfinite(values).all():
+        raise NotReadable(f"A scale in {x.summary()!r} is NaN or infinite")
 
 
 @lru_cache

@@ -36,13 +36,15 @@ class Work:
     Args:
         files: File opener that detects changes.
         block_bytes: Bytes of an operand per read.
+        strict: Whether scales that are not finite raise an error, because the values are written.
 
     Attributes:
         block: Elements per block of the current expression.
         losses: Losses of casts, by `id` of the expression.
     """
 
-    def __init__(self, files: Files | None = None, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, files: Files | None = None, block_bytes: int = BLOCK_BYTES, *, strict: bool = False) -> None:
+        self.strict = strict
         self._files = Files() if files is None else files
         self._own = files is None
         self._open = OpenFiles(self._files)

@@ -48,6 +48,7 @@ class Description(Result):
         unreadable: Reason why the values cannot be read, or None.
         left_out: State of the tensor's module outside the table.
         parts: Infos of the stored tensors of a quantised parameter.
+        note: Why the values are codes that are not decoded, or None.
     """
 
     info: ParameterInfo
@@ -56,6 +57,7 @@ class Description(Result):
     unreadable: str | None
     left_out: tuple[LeftOut, ...] = ()
     parts: tuple[ParameterInfo, ...] = ()
+    note: str | None = None
 
     def tree(self) -> Tree:
         """Tree of the facts, one per line, and the values."""
@@ -93,13 +95,15 @@ class Description(Result):
             at = info.location
             yield "file", at.file
             yield "bytes", f"{at.start:,} to {at.stop:,} (exclusive)"
+        if self.note is not None:
+            yield "note", self.note
         for part in self.parts:
             lies = part.location
             where = "" if lies is None else f", {os.path.basename(lies.file)}: bytes {lies.start:,} to {lies.stop:,}"
             yield "part", f"{part.name} {human_shape(part.shape)} {part.dtype}{where}"
 
     def to_json(self) -> dict[str, Any]:
-        """The info as in `torchparams ls --json`, with `source`, `format`, `values` (text) and `unreadable`."""
+        """The info as in `torchparams ls --json`, with `source`, `format`, `values` (text), `unreadable` and `note`."""
         label, fmt = self.source
         return {
             "source": label,
@@ -109,6 +113,7 @@ class Description(Result):
             "unreadable": self.unreadable,
             "left_out": [each.to_json() for each in self.left_out],
             "parts": [part.to_json() for part in self.parts],
+            "note": self.note,
         }
 
 
@@ -201,7 +206,8 @@ def show(x: object, name: str) -> Description | MetadataValue:
     owners = {name.rpartition(".")[0] for name in (info.name, *info.aliases)}
     left_out = tuple(each for each in params.source.left_out if each.name in owners)
     parts = () if info.encoded is None else tuple(map(params.source.stored.info, info.encoded.parts))
-    return Description(info, (params.source.label, params.source.format), values, unreadable, left_out, parts)
+    note = params.undecoded.get(info.name)
+    return Description(info, (params.source.label, params.source.format), values, unreadable, left_out, parts, note)
 
 
 def _printed(array: np.ndarray[Any, Any]) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torchparams.encodings.companions import undecoded_lines
 from torchparams.left_out import left_out_lines
 from torchparams.measure.beside import as_json, beside_lines
 from torchparams.parameters import Parameters, of
@@ -71,13 +72,17 @@ class Listing(Result, Tabular):
                 tree_table(tree_of(infos, fold=self.fold), depth=self.depth),
                 Text(total_of(infos), "dim"),
                 *((Text(narrow, "warn"),) if (narrow := self.params.narrow) else ()),
+                *undecoded_lines(self.params.undecoded),
                 *left_out_lines(self.params.left_out),
                 *beside,
             )
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The listing as JSON data: source, format, metadata, totals, infos, left-out state, verdict on the pickle."""
+        """The listing as JSON data.
+
+        Source, format, metadata, totals, infos, codes that are not decoded, left-out state, verdict on the pickle.
+        """
         source = self.params.source
         infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
@@ -92,6 +97,7 @@ class Listing(Result, Tabular):
                 "trainable": sum(info.numel for info in counted if info.requires_grad) if counted else None,
             },
             "parameters": [info.to_json() for info in infos],
+            "undecoded": [{"name": name, "reason": reason} for name, reason in self.params.undecoded.items()],
             "left_out": [each.to_json() for each in self.params.left_out],
             "pickle": None if source.verdict is None else source.verdict.to_json(),
         }

@@ -282,7 +282,12 @@ def _compacted(entries: Iterable[ToWrite], bases: Mapping[int, object]) -> int:
 
 
 def dtypes_of(
-    spec: object, infos: Mapping[str, ParameterInfo], label: str, *, cast: set[str] | None = None
+    spec: object,
+    infos: Mapping[str, ParameterInfo],
+    label: str,
+    *,
+    cast: set[str] | None = None,
+    asked: set[str] | None = None,
 ) -> tuple[dict[str, DType], list[str]]:
     """Dtype of each tensor in the target, and notes.
 
@@ -293,6 +298,7 @@ def dtypes_of(
         infos: Infos of the tensors.
         label: Label of the source, for errors.
         cast: Set that receives the names of all tensors with a requested dtype, even if they already have it.
+        asked: Set that receives the names of all tensors that the specification matches, of any kind.
 
     Raises:
         PlanError: The specification or a cast is invalid.
@@ -332,6 +338,8 @@ def dtypes_of(
             found[name] = wanted
         if cast is not None:
             cast |= same
+        if asked is not None:
+            asked.update(infos if selector is None else hit)
     notes = []
     if left:
         kinds = sorted({str(infos[name].dtype) for name in left})
@@ -339,21 +347,26 @@ def dtypes_of(
     return found, notes
 
 
-def refuse_cast_codes(source: Source, infos: Iterable[ParameterInfo], dtypes: Iterable[DType]) -> None:
-    """Raise if a cast would change the codes or scales of an unknown encoding.
+def refuse_cast_codes(
+    source: Source, infos: Iterable[ParameterInfo], dtypes: Iterable[DType], asked: Iterable[str] = ()
+) -> None:
+    """Raise if a cast would change the codes or scales of an unknown encoding, or needs their values.
 
     Args:
         source: Source of the tensors.
         infos: Infos of the tensors.
         dtypes: Target dtype of each.
+        asked: Names of tensors whose values are wanted in another dtype.
 
     Raises:
         NotReadable: There is such a tensor.
     """
     cast = [info.name for info, dtype in zip(infos, dtypes, strict=True) if info.dtype != dtype]
-    if cast:
+    found = source.coded() if cast or asked else {}
+    if found:
+        codes = [name for name in asked if name in found and found[name].codes]
         hint = "Omit the dtype, cast only tensors without codes (--dtype SELECTOR=TYPE), or decode the checkpoint first"
-        refuse(source.coded(), cast, source.label, hint)
+        refuse(found, dict.fromkeys([*codes, *cast]), source.label, hint)
 
 
 def _dtype(spelling: object) -> DType:

@@ -304,7 +304,7 @@ class _Run:
         """Create the work state of one thread."""
         from torchparams.expressions.work import Work
 
-        work = Work(self.sources)
+        work = Work(self.sources, strict=True)
         self._works.append(work)
         return work
 
