@@ -240,6 +240,72 @@ def test_two_targets_show_the_difference(browser: Any, two: Path) -> None:
         assert page.locator("#tensor .bars.second rect").count() > 10
 
 
+def quantised() -> dict[str, np.ndarray[Any, Any]]:
+    """The network with attention in float8 and up-projections in int8 of bitsandbytes; norms stay as they are."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name, value in network().items():
+        wide = np.nan_to_num(value.astype(np.float32))
+        if ".attn." in name:
+            scale = np.abs(wide).max(axis=1, keepdims=True) / 448
+            found |= {name: (wide / scale).astype(DType.of("float8_e4m3fn").numpy), f"{name}_scale": scale}
+        elif ".mlp." in name:
+            scale = np.abs(wide).max(axis=1)
+            found |= {name: np.round(wide / scale[:, None] * 127).astype(np.int8), f"{name[:-6]}SCB": scale}
+        else:
+            found[name] = value
+    return found
+
+
+def test_colours_by_encoding(browser: Any, tmp_path: Path) -> None:
+    tp.report(quantised(), tmp_path / "r.html")
+    with opened(browser, tmp_path / "r.html") as found:
+        page = found.ready()
+        page.select_option("#statistic", "encoding")
+        assert page.locator("#layers canvas").first.get_attribute("data-drawn") == "encoding all linear"
+        words = page.locator("#legend .word").all_text_contents()
+        assert set(words) == {"fp8-channel", "int8-bnb", "bfloat16"}
+        colours = page.locator("#legend .swatch").evaluate_all("all => all.map(each => each.style.background)")
+        by_word = dict(zip(words, colours, strict=True))
+        assert len(set(colours)) == 3
+        drawn = pixels(page)
+        for column, role in enumerate(ROLES):
+            word = "fp8-channel" if "attn" in role else "int8-bnb" if "mlp" in role else "bfloat16"
+            expected = [int(number) for number in re.findall(r"\d+", by_word[word])]
+            assert (abs(drawn[:, column] - expected) < 8).all(), role
+        assert not page.get_by_role("group", name="Scale").is_visible()
+        assert page.locator("#modules svg").get_attribute("data-drawn") == "encoding"
+        fills = page.locator("#modules rect").evaluate_all("all => all.map(each => each.getAttribute('fill'))")
+        assert {each.replace(" ", "") for each in fills} == {each.replace(" ", "") for each in colours}
+        labels = page.locator("#modules g[role=treeitem]").evaluate_all("all => all.map(e => e.ariaLabel)")
+        assert any("up" in label and label.endswith("encoding int8-bnb") for label in labels)
+        page.select_option("#statistic", "std")
+        assert page.get_by_role("group", name="Scale").is_visible()
+        assert page.locator("#legend .ramp").count() == 1
+
+
+def test_an_original_and_its_quantised_form(browser: Any, tmp_path: Path) -> None:
+    tp.report(network(), tmp_path / "r.html", other=quantised())
+    expected = tp.diff(network(), quantised(), numeric=True)
+    with opened(browser, tmp_path / "r.html") as found:
+        page = found.ready()
+        names = page.locator("#tensors .rows .name").all_text_contents()
+        shown_sqnr = page.locator("#tensors .rows [data-key=sqnr]").all_text_contents()
+        for row in expected.rows:
+            if "mlp" in row.name:
+                assert 20 < row.sqnr < 60
+                assert shown(shown_sqnr[names.index(row.name)]) == pytest.approx(row.sqnr, rel=1e-3)
+        page.select_option("#statistic", "sqnr")
+        assert page.locator("#layers canvas").first.get_attribute("data-drawn") == "sqnr all linear"
+        page.select_option("#statistic", "encoding-b")
+        words = page.locator("#legend .word").all_text_contents()
+        assert set(words) == {"fp8-channel", "int8-bnb", "bfloat16"}
+        drawn = pixels(page)
+        assert (drawn[:, 0] == drawn[0, 1]).all()
+        assert len({tuple(drawn[0, column]) for column in range(len(ROLES))}) == 3
+        page.select_option("#statistic", "encoding")  # of the original
+        assert page.locator("#legend .word").all_text_contents() == ["bfloat16"]
+
+
 # --- tools ----------------------------------------------------------------------------------------
 
 

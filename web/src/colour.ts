@@ -36,11 +36,18 @@ export function constantOf(most: number): number {
 export interface Colours {
   (value: number): string | null
   domain: [number, number]
-  kind: 'log' | 'linear' | 'diverging' | 'symlog'
+  kind: 'log' | 'linear' | 'diverging' | 'symlog' | 'words'
 }
 
 /** Colours for some values: null for a value that is no number. */
 export function coloursOf(statistic: Statistic, log: boolean, values: Iterable<number>): Colours {
+  const { words } = statistic
+  if (words) {
+    return Object.assign((value: number) => (Number.isNaN(value) ? null : wordColour(value)), {
+      domain: [0, words.length - 1] as [number, number],
+      kind: 'words' as const,
+    })
+  }
   let low = Infinity
   let high = -Infinity
   let positive = Infinity
@@ -95,7 +102,10 @@ export function inkOn(colour: string): string {
 }
 
 /** Colours of words: of types and encodings. */
-const WORDS = ['#4c78a8', '#f58518', '#54a24b', '#b279a2', '#e45756', '#72b7b2', '#eeca3b', '#9d755d', '#ff9da6', '#79706e']
+const WORDS = [
+  'rgb(76,120,168)', 'rgb(245,133,24)', 'rgb(84,162,75)', 'rgb(178,121,162)', 'rgb(228,87,86)',
+  'rgb(114,183,178)', 'rgb(238,202,59)', 'rgb(157,117,93)', 'rgb(255,157,166)', 'rgb(121,112,110)',
+]
 
 export function wordColour(i: number): string {
   return WORDS[i % WORDS.length]

@@ -96,12 +96,26 @@ function tools(): void {
   }
   statistics.value = state.statistic.key
   scale.set(state.log ? 'log' : 'linear')
+  // Words have no scale, and the same colours everywhere.
+  for (const tool of [scale, range]) tool.hidden = state.statistic.words !== undefined
   legend()
 }
+
+const MOST_WORDS = 10 // colours that differ
 
 /** The ramp of colours with its ends, the middle, and the unit. */
 function legend(): void {
   const { colours, statistic } = state
+  if (statistic.words) {
+    const words = statistic.words.slice(0, MOST_WORDS).map((word, i) => {
+      const swatch = h('i', { class: 'swatch' })
+      swatch.style.background = colours(i) ?? ''
+      return h('span', { class: 'word' }, swatch, word)
+    })
+    const more = statistic.words.length - words.length
+    fill(element('legend'), ...words, more ? `and ${count(more)} more` : null, h('span', { class: 'about' }, statistic.about))
+    return
+  }
   const [low, high] = colours.domain
   const steps = 48
   const at = (t: number) => {

@@ -1,6 +1,7 @@
 /** The statistics that views colour by and the table has columns of. */
 import { bytes, count, human, number, share } from './format'
 import type { Model } from './model'
+import { unpack } from './payload'
 
 export type Scale = 'log' | 'linear' | 'diverging'
 
@@ -12,8 +13,10 @@ export interface Statistic {
   scale: Scale
   /** NaN where there is no such number. */
   value(row: number): number
-  /** How the values of several tensors become that of a cell. */
-  together: 'mean' | 'max' | 'sum'
+  /** How the values of several tensors become that of a cell; `most` is the one with the most elements. */
+  together: 'mean' | 'max' | 'sum' | 'most'
+  /** The words that values are indices of, where they are no numbers. */
+  words?: string[]
   format(value: number): string
   group: 'values' | 'size' | 'difference' | 'steps'
 }
@@ -49,6 +52,7 @@ export function statisticsOf(model: Model): Statistic[] {
     add('angle', '1 − cosine', '1 − cosine of the angle between A and B', 'log', (row) => 1 - difference.get('cosine')[row], number, 'mean', 'difference')
     add('sqnr', 'SQNR', 'signal to noise of B as A quantised, in dB: 20·log₁₀(‖A‖ / ‖B − A‖)', 'linear', compared('sqnr'), (v) => `${number(v)}${Number.isFinite(v) ? ' dB' : ''}`, 'mean', 'difference')
     add('maxdiff', 'max |B − A|', 'greatest difference of two elements', 'log', compared('max'), number, 'max', 'difference')
+    found.push(typeStatistic(model, 'encoding-b', 'encoding of B', typesOfB(model), 'difference'))
   }
   if (over) {
     for (const [key, label, about, scale, format, together] of OVER_STEPS) {
@@ -98,9 +102,39 @@ const OVER_STEPS: [string, string, string, Scale, (value: number) => string, Sta
   ['update_ratio', 'update ratio', 'L2 norm of the update, divided by the norm before it', 'log', number, 'mean'],
 ]
 
+/** The type of each row of B: its encoding, or its dtype. */
+function typesOfB(model: Model): (row: number) => string {
+  const form = model.payload.difference as unknown as Record<'encoding' | 'dtype', { words: (string | null)[]; of: never }>
+  const [encodings, dtypes] = [unpack(form.encoding.of), unpack(form.dtype.of)]
+  return (row) => form.encoding.words[encodings[row]] ?? form.dtype.words[dtypes[row]] ?? ''
+}
+
+/** The type of a tensor, its encoding or its dtype, as a statistic whose values are words; the largest type first. */
+function typeStatistic(model: Model, key: string, label: string, typeOf: (row: number) => string, group: Statistic['group']): Statistic {
+  const sizes = new Map<string, number>()
+  for (let row = 0; row < model.size; row++) {
+    const word = typeOf(row)
+    if (word) sizes.set(word, (sizes.get(word) ?? 0) + model.nbytes[row])
+  }
+  const words = [...sizes].sort((x, y) => y[1] - x[1]).map(([word]) => word)
+  const places = new Map(words.map((word, i) => [word, i]))
+  return {
+    key,
+    label,
+    about: 'encoding, or dtype of a plain tensor; of several tensors the one with the most elements',
+    scale: 'linear',
+    value: (row) => places.get(typeOf(row)) ?? NaN,
+    together: 'most',
+    words,
+    format: (value) => words[value] ?? '–',
+    group,
+  }
+}
+
 function sizesOf(model: Model): Statistic[] {
   const bits = (row: number) => (model.numel[row] ? (8 * model.nbytes[row]) / model.numel[row] : NaN)
   return [
+    typeStatistic(model, 'encoding', 'encoding', (row) => model.typeOf(row), 'size'),
     { key: 'bpw', label: 'bits per weight', about: 'bits that are stored for an element, scales included', scale: 'linear', value: bits, together: 'mean', format: number, group: 'size' },
     { key: 'numel', label: 'elements', about: 'count of elements', scale: 'log', value: (row) => model.numel[row], together: 'sum', format: human, group: 'size' },
     { key: 'nbytes', label: 'bytes', about: 'bytes as stored', scale: 'log', value: (row) => model.nbytes[row], together: 'sum', format: bytes, group: 'size' },
@@ -110,6 +144,7 @@ function sizesOf(model: Model): Statistic[] {
 /** The value of several tensors together: a mean is one of all their elements. */
 export function together(statistic: Statistic, rows: number[], numel: ArrayLike<number>): number {
   if (rows.length === 1) return statistic.value(rows[0])
+  if (statistic.together === 'most') return commonest(statistic, rows, numel)
   let sum = 0
   let most = -Infinity
   let n = 0
@@ -123,4 +158,15 @@ export function together(statistic: Statistic, rows: number[], numel: ArrayLike<
   }
   if (!n) return NaN
   return statistic.together === 'max' ? most : statistic.together === 'sum' ? sum : sum / n
+}
+
+function commonest(statistic: Statistic, rows: number[], numel: ArrayLike<number>): number {
+  const elements = new Map<number, number>()
+  for (const row of rows) {
+    const value = statistic.value(row)
+    if (!Number.isNaN(value)) elements.set(value, (elements.get(value) ?? 0) + numel[row])
+  }
+  let [found, most] = [NaN, -1]
+  for (const [value, size] of elements) if (size > most) [found, most] = [value, size]
+  return found
 }

@@ -257,8 +257,12 @@ export class HeatMap {
       [plural(rows.length, 'tensor')],
       [
         [`${state.statistic.label}, ${state.statistic.together}`, state.statistic.format(together(state.statistic, rows, state.model.numel))],
-        ['least', state.statistic.format(values.length ? Math.min(...values) : NaN)],
-        ['greatest', state.statistic.format(values.length ? Math.max(...values) : NaN)],
+        ...(state.statistic.words
+          ? []
+          : ([
+              ['least', state.statistic.format(values.length ? Math.min(...values) : NaN)],
+              ['greatest', state.statistic.format(values.length ? Math.max(...values) : NaN)],
+            ] as [string, string][])),
       ],
       x,
       y,

@@ -346,6 +346,7 @@ export class TensorSheet {
   private siblings(row: number): HTMLElement | null {
     const { state } = this
     const { model, statistic } = state
+    if (statistic.words) return null
     const rows = model.siblings(row)
     const points = rows.map((each, i): [number, number] => [i, statistic.value(each)]).filter(([, v]) => Number.isFinite(v))
     if (points.length < 3) return null
