@@ -100,6 +100,46 @@ def test_codes_and_what_belongs_to_them_are_recognised(name: str) -> None:
     assert found.keys() == dtypes.keys() - {"l.input_scale"}
 
 
+NAMED = {
+    "EXL2": {"l.q_weight": torch.int32, "l.q_scale": torch.int32},
+    "EXL3": {"l.trellis": torch.int16, "l.suh": torch.float16, "l.svh": torch.float16},
+    "HQQ": {"l.W_q": torch.uint8, "l.scale": torch.float16, "l.zero": torch.float16},
+    "AQLM": {"l.codes": torch.int8, "l.codebooks": torch.float16, "l.scales": torch.float16},
+    "QuIP#": {"l.Qidxs": torch.int16, "l.SU": torch.float16, "l.SV": torch.float16},
+    "VPTQ": {"l.indices": torch.int32, "l.centroids.weight": torch.float16},
+    "EETQ": {"l.weight": torch.int8, "l.weight_scales": torch.float16},
+    "MLX": {"l.weight": torch.uint32, "l.scales": torch.float16, "l.biases": torch.float16},
+    "quanto": {"l.weight._data": torch.int8, "l.weight._scale": torch.float32},
+    "Marlin": {"l.B": torch.int32, "l.s": torch.float16},
+    "compressed-tensors' sparse format": {"l.bitmask": torch.uint8, "l.compressed": torch.float32},
+    "an 8-bit optimizer of bitsandbytes": {"s.state1": torch.uint8, "s.absmax1": torch.float32},
+}
+
+
+@pytest.mark.parametrize("packing", NAMED)
+def test_packings_that_are_not_decoded_are_listed_as_stored_and_named(
+    packing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: tensor(dtype) for name, dtype in NAMED[packing].items()} | {"norm.weight": tensor()}
+    path = tmp_path / "m.safetensors"
+    tp.save(weights, path)
+    assert set(tp.of(path).names) == weights.keys()
+    codes = next(iter(weights))
+    note = f"Holds codes of {packing}, which is not decoded"
+    assert note in tp.of(path).undecoded[codes]
+    for arguments in (("ls", path), ("show", path, codes)):
+        done = command(capsys, *arguments)
+        assert (done.status, note in done.out) == (0, True)
+    assert command(capsys, "ls", path, "--json").json["undecoded"][0]["name"] == codes
+    assert not tp.of(path, raw=True).undecoded
+    assert codes in {each.name for each in tp.stats(path).unread}
+    for arguments in (("convert", path, tmp_path / "out.safetensors", "--dtype", "bf16"),
+                      ("merge", path, path, tmp_path / "out.safetensors")):  # fmt: skip
+        done = command(capsys, *arguments)
+        assert (done.status, note in done.err) == (2, True), done.err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_of_the_companions_floating_point_ones_are_numbers() -> None:
     weights = {"l.weight": tensor(torch.uint8), "l.weight_scale": tensor(F8), "l.weight_scale_2": tensor()}
     found = coded(tp.of(weights, raw=True).reading())

@@ -70,6 +70,24 @@ GROUPS: tuple[Group, ...] = (
 """Suffix of names that may hold codes; suffixes of companions that prove it; suffixes of further companions."""
 
 
+PACKINGS: tuple[tuple[str, str, str], ...] = (
+    ("q_weight", "q_scale", "EXL2"),
+    ("trellis", "suh", "EXL3"),
+    ("W_q", "scale", "HQQ"),
+    ("codes", "codebooks", "AQLM"),
+    ("Qidxs", "SU", "QuIP#"),
+    ("indices", "centroids.weight", "VPTQ"),
+    ("weight", "weight_scales", "EETQ"),
+    ("weight", "biases", "MLX"),
+    ("_data", "_scale", "quanto"),
+    ("B", "s", "Marlin"),
+    ("bitmask", "compressed", "compressed-tensors' sparse format"),
+    ("state1", "absmax1", "an 8-bit optimizer of bitsandbytes"),
+    ("state2", "absmax2", "an 8-bit optimizer of bitsandbytes"),
+)
+"""Suffix of codes that are recognised and not decoded, suffix of a companion, and name of the packing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
     """Tensor of an unknown encoding.
@@ -81,6 +99,7 @@ class Coded:
         codes: Whether it holds the codes; otherwise it is a companion.
         numbers: Whether its elements are numbers anyway, such as floating-point scales.
         by_class: Whether `beside` is a class.
+        packing: Name of the packing, if it is recognised.
         why: Reason why these codes, or those that it belongs to, cannot be decoded though their encoding is known, as
             a sentence; empty if it is unknown.
     """
@@ -91,6 +110,7 @@ class Coded:
     numbers: bool = False
     by_class: bool = False
     why: str = ""
+    packing: str = ""
 
     @property
     def reason(self) -> str:
@@ -102,6 +122,8 @@ class Coded:
             return f"Belongs to the codes in {quoted(self.beside)}, which cannot be decoded: {why}"
         if self.by_class:
             return f"Holds codes of an unknown encoding: their values need the scales that {shorten(self.beside)} keeps"
+        if self.codes and self.packing:
+            return f"Holds codes of {self.packing}, which is not decoded: their values need {quoted(self.beside)}"
         if self.codes:
             return f"Holds codes of an unknown encoding: their values need {quoted(self.beside)}"
         return f"Belongs to the codes in {quoted(self.beside)}, whose encoding is unknown"
@@ -155,7 +177,7 @@ def coded(reading: Reading) -> dict[str, Coded]:
         beside = _companions(name, rows, groups)
         if beside:
             canonical = names[rows[name]]
-            found.setdefault(canonical, Coded(canonical, beside[0], True))
+            found.setdefault(canonical, Coded(canonical, beside[0], True, packing=_packing_of(name, beside)))
             for other in beside:
                 at = rows[other]
                 members.setdefault(names[at], Coded(names[at], name, False, dtypes[at] not in CODES))
@@ -239,6 +261,14 @@ def undecoded_lines(found: Mapping[str, str]) -> list[Text]:
     if len(found) > LINES_SHOWN:
         lines.append(Text(f"  … {plural(len(found) - LINES_SHOWN, 'more tensor')} …", "dim"))
     return lines
+
+
+def _packing_of(name: str, beside: Sequence[str]) -> str:
+    """Name of the packing that writes such a name with such companions; empty if none is known."""
+    for ending, companion, packing in PACKINGS:
+        if name.endswith(ending) and f"{name[: len(name) - len(ending)]}{companion}" in beside:
+            return packing
+    return ""
 
 
 def quoted(name: str) -> str:
