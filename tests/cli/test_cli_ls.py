@@ -76,7 +76,7 @@ def test_sorted_and_limited(model: str, capsys: Captured) -> None:
 
 def test_json_is_the_records(model: str, capsys: Captured) -> None:
     form = command(capsys, "ls", model, "--json").json
-    assert list(form) == ["source", "format", "metadata", "total", "parameters", "left_out", "pickle"]
+    assert list(form) == ["source", "format", "metadata", "total", "parameters", "undecoded", "left_out", "pickle"]
     assert form["parameters"][-1] == {
         "name": "head.weight", "shape": [5, 2], "dtype": "bfloat16", "numel": 10, "nbytes": 20, "device": "file",
         "kind": "tensor", "requires_grad": None, "module": None, "raw_name": "head.weight", "aliases": [],
