@@ -133,9 +133,9 @@ def test_packings_that_are_not_decoded_are_listed_as_stored_and_named(
     assert command(capsys, "ls", path, "--json").json["undecoded"][0]["name"] == codes
     assert not tp.of(path, raw=True).undecoded
     assert codes in {each.name for each in tp.stats(path).unread}
-    for arguments in (("convert", path, tmp_path / "out.safetensors", "--dtype", "bf16"),
+    for writing in (("convert", path, tmp_path / "out.safetensors", "--dtype", "bf16"),
                       ("merge", path, path, tmp_path / "out.safetensors")):  # fmt: skip
-        done = command(capsys, *arguments)
+        done = command(capsys, *writing)
         assert (done.status, note in done.err) == (2, True), done.err
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -192,11 +192,40 @@ def test_a_directory_that_is_decoded_has_a_plain_configuration(tmp_path: Path) -
     tp.convert(source, tmp_path / "plain", dtype="bf16").run()
     assert json.loads((tmp_path / "plain" / "config.json").read_text()) == {"model_type": "llama"}
     assert torch.equal(tp.of(tmp_path / "plain")["l.weight"], VALUES.bfloat16())
+    whole = json.loads((tmp_path / "m" / "config.json").read_text())
     for name, dtype in (("copy", None), ("part", {"norm.weight": "bf16"})):
         tp.convert(source, tmp_path / name, dtype=dtype).run()
-        assert not (tmp_path / name / "config.json").exists()
+        assert json.loads((tmp_path / name / "config.json").read_text()) == whole
+        assert torch.equal(tp.of(tmp_path / name)["l.weight"], VALUES)
+    plan = tp.convert(source, tmp_path / "copy.safetensors")
+    assert "config.json, which says how the stored tensors are decoded, is not written" in str(plan)
     tp.convert(source, source, dtype="bf16", overwrite=True).run()
     assert json.loads((tmp_path / "m" / "config.json").read_text()) == {"model_type": "llama"}
+
+
+def test_a_configuration_within_that_of_a_text_model(tmp_path: Path) -> None:
+    source = directory(tmp_path / "m", [128, 128], WEIGHTS)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"text_config": {"n": 1, **config}}))
+    tp.convert(source, tmp_path / "plain", dtype="bf16").run()
+    assert json.loads((tmp_path / "plain" / "config.json").read_text()) == {"text_config": {"n": 1}}
+
+
+def test_a_merged_directory_has_a_plain_configuration(tmp_path: Path) -> None:
+    source = directory(tmp_path / "m", [128, 128], WEIGHTS)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    tp.merge([source, {"l.weight": torch.zeros(300, 260), "norm.weight": torch.ones(4)}], tmp_path / "out").run()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "llama"}
+
+
+def test_a_directory_of_which_a_part_is_decoded_has_no_configuration(tmp_path: Path) -> None:
+    two = {**WEIGHTS, **{f"z{name}": value for name, value in WEIGHTS.items()}}
+    source = directory(tmp_path / "m", [128, 128], two)
+    plan = tp.convert(source, tmp_path / "part", dtype={"l.weight": "bf16"})
+    assert "config.json, which says how the stored tensors are decoded, is not written" in str(plan)
+    plan.run()
+    assert not (tmp_path / "part" / "config.json").exists()
 
 
 def test_a_merge_is_of_the_values(file: str) -> None:

@@ -107,9 +107,6 @@ def convert(
         [name for _, info, _ in rows for name in (info.name, *info.aliases)], strict=strict, where=source.label
     )
     _refuse_undescribed(source, rows, names, kind_of(path, format)[1])
-    config = None
-    if any(info.encoded is not None and name in cast for name, info in infos.items()) and path is not None:
-        config = _plain_config(source, rows, kind_of(path, format)[0], notes)
     entries = [
         ToWrite(holder, info, tuple(names[name] for name in (info.name, *info.aliases)), wanted)
         for holder, info, wanted in rows
@@ -123,7 +120,6 @@ def convert(
         format=format,
         dropped=dropped,
         notes=notes,
-        config_json=config,
         max_shard_size=max_shard_size,
         memory=memory,
         overwrite=overwrite,
@@ -172,18 +168,6 @@ def _refuse_undescribed(
                 where=source.label,
                 hint="pass a dtype, which writes the values; torch.save(model.state_dict()) writes such tensors whole",
             )
-
-
-def _plain_config(
-    source: Source, rows: list[tuple[Source, ParameterInfo, DType]], is_directory: bool, notes: list[str]
-) -> str | None:
-    """The `config.json` for a fully decoded directory: a copy of the source's without `quantization_config`."""
-    config = config_beside(source)
-    if not is_directory or "quantization_config" not in config or any(holder is not source for holder, _, _ in rows):
-        return None
-    del config["quantization_config"]
-    notes.append("config.json: that of the source, without quantization_config")
-    return json.dumps(config, indent=2) + "\n"
 
 
 def select_to_write(
@@ -239,7 +223,9 @@ def plan_of(
     **options: Any,
 ) -> Plan:
     """Plan to write `entries`, with the metadata of `source`, from which most of them come."""
-    _, kind = kind_of(path, format)
+    is_directory, kind = kind_of(path, format)
+    said = list(notes or [])
+    config = None if path is None else _config(source, entries, is_directory, said)
     made = make(entries, kind, shared)
     kept, index, lost = _metadata(source, kind)
     if "tensor_names" in kept and kind == SAFETENSORS:
@@ -258,10 +244,39 @@ def plan_of(
         metadata={**kept, **made.metadata, **given},
         format=format,
         dropped=[*(dropped or []), *lost, *made.dropped],
-        notes=[*(notes or []), *made.notes],
+        notes=[*said, *made.notes],
         index_metadata=index,
+        config_json=config,
         **options,
     )
+
+
+def _config(source: Source, entries: list[ToWrite], is_directory: bool, notes: list[str]) -> str | None:
+    """The `config.json` for a directory: that of the source, without `quantization_config` if all is decoded.
+
+    None where nothing is quantised, where the source has none that describes it, or where a part is decoded and the
+    rest is not.
+    """
+    decoded = any(entry.info.encoded is not None for entry in entries)
+    copied = source.stored is not source and any(entry.source is source.stored for entry in entries)
+    if not decoded and not copied:
+        return None
+    config = config_beside(source)
+    holders = [each for each in (config, config.get("text_config")) if isinstance(each, dict)]
+    describing = [each for each in holders if "quantization_config" in each]
+    if not describing:
+        return None
+    if not is_directory or (copied and decoded):
+        if copied:
+            notes.append("config.json, which says how the stored tensors are decoded, is not written")
+        return None
+    if copied:
+        notes.append("config.json: that of the source")
+    else:
+        for each in describing:
+            del each["quantization_config"]
+        notes.append("config.json: that of the source, without quantization_config")
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _metadata(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
