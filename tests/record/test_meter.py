@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchparams.record.meter import Measured, Meter, plain, together
+from torchparams.record.measured import Measured, together
+from torchparams.record.meter import Meter, plain
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int32]
 
@@ -72,9 +73,9 @@ def test_every_number_is_that_of_torch(meter: Meter) -> None:
 
 def test_flags_are_where_nothing_is_finite(meter: Meter) -> None:
     given = tensors()
-    assert meter.nonfinite(given).places() == [given.index(None) + 1]
-    assert meter.nonfinite([torch.ones(3), torch.tensor([math.inf])]).places() == [1]
-    assert meter.nonfinite([None]).places() == []
+    assert list(meter.nonfinite(given).counts()) == [given.index(None) + 1]
+    assert list(meter.nonfinite([torch.ones(3), torch.tensor([math.inf])]).counts()) == [1]
+    assert meter.nonfinite([None]).counts() == {}
 
 
 def test_distance(meter: Meter) -> None:

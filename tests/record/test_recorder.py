@@ -23,15 +23,20 @@ from command import command
 from torchparams.errors import (
     FileFormatError,
     NoMatch,
+    NotReadable,
     OptionError,
     SourceError,
     UnknownName,
     UnsupportedSource,
     WriteError,
 )
+from torchparams.record import meter, transfer
 from torchparams.record import recorder as module
 from torchparams.record.meter import Meter
 from torchparams.record.sinks import tensorboard, wandb
+from torchparams.sources.live import module as live_module
+from torchparams.sources.live import tensors as live_tensors
+from torchparams.sources.live import traverse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,25 +230,143 @@ def test_accumulated_batches_count_as_one_step(tmp_path: Path) -> None:
     assert tp.history(tmp_path).steps == (0, 1)
 
 
-def test_a_step_that_a_scaler_skips_is_counted_and_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_a_step_that_a_scaler_skips_is_not_counted_but_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], accelerator: bool
+) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    counted, norms = [], []
     with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        recorder._meter = Meter(by_torch=accelerator)
         for i, x in enumerate(batches(4)):
             loss = model(x * math.inf if i == 2 else x).square().mean()
+            norms.append(torch.autograd.grad(loss, layer(model, 0).weight, retain_graph=True)[0].norm().item())
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            recorder.step()
+            counted.append(recorder.step())
             optimizer.zero_grad()
+    assert counted == [True, True, False, True]
     found = tp.history(tmp_path)
-    assert found.steps == (0, 1, 2, 3)
-    assert found["0.weight"]["grad_nonfinite"].tolist()[:2] == [0, 0]
-    assert found["0.weight"]["grad_nonfinite"][2] > 0
+    assert found.steps == (0, 1, 2)
+    assert found["0.weight"]["grad_norm"].tolist() == pytest.approx([norms[i] for i in (0, 1, 3)])  # without the scale
     first = tp.diagnose(tmp_path).first
     assert first is not None and (first.step, first.rule) == (2, "nonfinite-gradient")
     assert "step 2: 0.weight: the gradient has" in capsys.readouterr().err
+
+
+def test_the_number_of_elements_that_are_not_finite_is_right_or_unknown(tmp_path: Path) -> None:
+    for accelerator in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        recorder = tp.Recorder(model, optimizer, tmp_path / str(accelerator), every=10, quiet=True)
+        with recorder:
+            recorder._meter = Meter(by_torch=accelerator)
+            for step, x in enumerate(batches(3)):
+                model(x).square().mean().backward()
+                if step == 1:
+                    layer(model, 0).weight.grad[0, :3] = math.nan
+                    layer(model, 3).bias.grad[2] = math.inf
+                optimizer.step()
+                recorder.step()
+                optimizer.zero_grad()
+        gradients = [each for each in recorder.findings if (each.step, each.rule) == (1, "nonfinite-gradient")]
+        assert [(each.step, each.name) for each in gradients] == [(1, "0.weight"), (1, "3.bias")]
+        messages = [each.message.removeprefix("the gradient has ") for each in gradients]
+        if accelerator:
+            assert messages == ["elements that are not finite"] * 2
+            assert all(math.isnan(each.value) for each in gradients)
+        else:
+            assert messages == ["3 elements that are not finite", "1 element that is not finite"]
+            assert [each.value for each in gradients] == [3, 1]
+
+
+def test_on_an_accelerator_a_record_is_one_transfer_and_other_steps_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    original = transfer.to_host
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        fetched.append(tensor.numel())
+        return original(tensor)
+
+    monkeypatch.setattr(transfer, "to_host", counted)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=4, rows="**.weight") as recorder:
+        recorder._meter = Meter(by_torch=True)
+        made = []
+        for x in batches(6):
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            made.append(len(fetched))
+            fetched.clear()
+    assert made == [1, 0, 0, 0, 1, 0]
+
+
+def test_a_record_measured_on_an_accelerator_is_the_same(tmp_path: Path) -> None:
+    histories = []
+    for accelerator in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recorder = tp.Recorder(model, optimizer, tmp_path / str(accelerator), every=1, rows="**.weight", by="module")
+        recorder._meter = Meter(by_torch=accelerator)
+        train(model, optimizer, recorder, 3)
+        histories.append(tp.history(recorder.path))
+    for name in histories[0].names:
+        for key, values in histories[0][name].items():
+            np.testing.assert_allclose(histories[1][name][key], values, rtol=1e-6, err_msg=f"{name} {key}")
+    assert [row.counts for row in histories[0].rows()] == [row.counts for row in histories[1].rows()]
+
+
+def test_steps_without_a_record_run_no_python_for_each_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = meter.plain
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(tensor.numel())
+        return original(tensor)
+
+    monkeypatch.setattr(meter, "plain", counted)
+    model = net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=100) as recorder:
+        for x in batches(5):
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            made, calls[:] = len(calls), []
+    assert made == 0
+
+
+def test_the_model_is_listed_a_fixed_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    original = traverse.list_tensors
+
+    def counted(*arguments: Any) -> Any:
+        listed.append(1)
+        return original(*arguments)
+
+    for home in (live_module, live_tensors, traverse):
+        monkeypatch.setattr(home, "list_tensors", counted)
+    found = []
+    for layers in (2, 40):
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(layers)))
+        for parameter in layer(model, 0).parameters():
+            parameter.requires_grad_(False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        listed.clear()
+        tp.Recorder(model, optimizer, tmp_path / str(layers))
+        found.append(len(listed))
+    assert found[0] == found[1] < 8
 
 
 def test_gradients_that_are_gone_are_an_error(tmp_path: Path) -> None:
@@ -286,6 +409,45 @@ def test_a_layer_that_is_replaced_is_recorded_under_its_name(tmp_path: Path) -> 
             recorder.step()
             optimizer.zero_grad()
     assert tp.history(tmp_path)["3.weight"]["step"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_finding_keeps_its_name_if_layers_before_it_are_removed(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with tp.Recorder(model, optimizer, tmp_path, every=3, quiet=True) as recorder:
+        recorder._meter = Meter(by_torch=True)  # flags wait for the next record
+        for step, x in enumerate(batches(4)):
+            (model(x) if step < 3 else model(torch.randn(4, 16))).square().mean().backward()
+            if step == 2:
+                layer(model, 3).weight.grad[0] = math.nan
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            if step == 2:
+                model[0] = nn.Identity()
+    assert [(each.step, each.name) for each in recorder.findings][:1] == [(2, "3.weight")]
+
+
+def test_quantised_parameters_are_left_out_by_name(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model: Any = nn.Sequential(bitsandbytes.nn.Linear4bit(64, 64), nn.Linear(64, 2))
+    model[0].weight = bitsandbytes.nn.Params4bit(torch.randn(64, 64), requires_grad=False).to("cpu")
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        model[1](torch.randn(3, 64)).sum().backward()
+        optimizer.step()
+        recorder.step()
+    assert tp.history(tmp_path).names == ("0.bias", "1.weight", "1.bias")
+    assert "1 quantised parameter not recorded" in str(recorder)
+    assert json.loads((tmp_path / "record.json").read_text())["sessions"][0]["quantised"] == ["0.weight"]
+    with pytest.raises(UnsupportedSource, match="no parameters to record"):
+        tp.Recorder(nn.Identity(), optimizer, tmp_path / "none")
+
+
+def test_parameters_without_values_are_refused(tmp_path: Path) -> None:
+    for model in (nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)):
+        with pytest.raises(NotReadable, match="Initialise the model first"):
+            tp.Recorder(model, torch.optim.SGD([nn.Parameter(torch.ones(1))]), tmp_path)
 
 
 def test_dead_rows_are_counted(tmp_path: Path) -> None:
@@ -350,6 +512,58 @@ def test_a_record_is_resumed_and_overwritten_steps_stay_visible(tmp_path: Path) 
     assert "3 steps from 3 on ran again after a resume" in str(found)
 
 
+def test_findings_and_numbers_of_steps_that_ran_again_are_gone(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def session(steps: range, nan_at: int, **options: Any) -> None:
+        with tp.Recorder(model, optimizer, tmp_path, every=1, quiet=True, **options) as recorder:
+            for step in steps:
+                model(torch.randn(8, 8)).mean().backward()
+                if step == nan_at:
+                    layer(model, 3).bias.grad[0] = math.nan
+                recorder.log(loss=float(step))
+                recorder._stepped = True
+                recorder.step()
+                optimizer.zero_grad()
+
+    session(range(6), 4)
+    first = tp.diagnose(tmp_path).first
+    assert first is not None and (first.step, first.name) == (4, "3.bias")
+    session(range(3, 5), -1, resume=True, start=3)
+    assert tp.diagnose(tmp_path).first is None
+    found = tp.history(tmp_path)
+    assert found.numbers["loss"] == {step: float(step) for step in range(5)} and found.findings == ()
+
+
+def test_resuming_reads_one_piece_and_continues_after_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=4) as recorder:
+        for x in batches(11):
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            recorder.flush()
+            optimizer.zero_grad()
+    assert len(list(tmp_path.glob("parameters-*.parquet"))) == 3
+    read = []
+    original = pyarrow.parquet.read_table
+
+    def counted(path: str, columns: list[str]) -> Any:
+        read.append((os.path.basename(path), columns))
+        return original(path, columns=columns)
+
+    monkeypatch.setattr(pyarrow.parquet, "read_table", counted)
+    recorder = tp.Recorder(model, optimizer, tmp_path, every=4, resume=True)
+    assert read == [("parameters-000008.parquet", ["step", "session"])]
+    assert recorder._next == 11  # the last record was of step 8, but ten more steps ran
+    recorder = tp.Recorder(model, optimizer, tmp_path, every=4, resume=True)
+    assert recorder._next == 11  # a session without steps changes nothing
+
+
 KILLED = """
 import sys, torch, torchparams as tp
 from torch import nn
@@ -398,6 +612,26 @@ def test_a_full_disk_is_an_error_and_keeps_the_rows(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     recorder.flush()
     assert tp.history(tmp_path).numbers["loss"].keys() == {0, 1}
+
+
+def test_an_error_in_the_middle_of_a_flush_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = tp.Recorder(model, optimizer, tmp_path, every=1)
+    original = os.replace
+
+    def full(source: str, target: str) -> None:
+        if "numbers-" in target:
+            raise OSError(28, "No space left on device")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(WriteError, match="No space left on device"):
+        train(model, optimizer, recorder, 1)
+    monkeypatch.undo()
+    train(model, optimizer, recorder, 1)
+    found = tp.history(tmp_path)
+    assert found["0.weight"]["step"].tolist() == [0, 1] and found.numbers["loss"].keys() == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import torchparams as tp
+from torchparams.record.watch import KEPT, Watch
 from torchparams.record.watchdogs import HISTORY, WATCHDOGS, Seen, Watchdog
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ def seen(step: int, columns: Mapping[str, float], before: Mapping[str, float]) -
     def arrays(numbers: Mapping[str, float]) -> dict[str, Any]:
         return {key: np.array([float(value)]) for key, value in numbers.items() if key != "trainable"}
 
-    lately = [columns["update_ratio"]] * 2 if "update_ratio" in before else []
-    ratios = deque([before["update_ratio"]] * HISTORY + lately if lately else [])
+    ratios = np.full((1, KEPT), np.nan)
+    if "update_ratio" in before:
+        ratios[:, -HISTORY - 2 :] = [*[before["update_ratio"]] * HISTORY, *[columns["update_ratio"]] * 2]
     trainable = np.array([bool(columns.get("trainable", 1))])
-    return Seen(step, ["w"], trainable, arrays(columns), arrays(before), [ratios], np.array([False]))
+    return Seen(step, ["w"], trainable, arrays(columns), arrays(before), ratios, np.array([False]))
 
 
 @pytest.mark.parametrize("watchdog", WATCHDOGS, ids=lambda watchdog: watchdog.name)
@@ -106,7 +107,7 @@ def test_a_frozen_backbone_that_moves(tmp_path: Path) -> None:
 
     found = run(model, optimizer, tmp_path, plant)
     moving = {each.name: each.step for each in found.findings if each.rule == "frozen-moves"}
-    assert moving["backbone.0.weight"] == 6
+    assert moving["backbone.0.weight"] == 5
     assert moving["backbone.1.running_mean"] == 6
     assert not any(name.startswith("head") for name in moving)
 
@@ -162,3 +163,28 @@ def test_findings_between_records_have_their_step(tmp_path: Path) -> None:
     found = tp.diagnose(tmp_path)
     assert found.first is not None and found.first.step == 13
     assert {(each.step, each.rule) for each in found.findings} >= {(13, "nonfinite-gradient"), (13, "nonfinite-weight")}
+
+
+def test_records_without_weights_find_no_frozen_parameter_that_moves(tmp_path: Path) -> None:
+    model = Net()
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    model.backbone.eval()
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=1e-3)
+    with tp.Recorder(model, optimizer, tmp_path, every={"weights": 3, "gradients": 2}, quiet=True) as recorder:
+        for _ in range(7):
+            model(torch.randn(8, 8)).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+    assert recorder.findings == [] and tp.diagnose(tmp_path).ok
+
+
+def test_freezing_one_layer_keeps_what_is_known_of_the_others() -> None:
+    watch = Watch(WATCHDOGS)
+    watch.parameters(["a", "b"], [True, True])
+    for step in range(6):
+        assert not watch.record(step, {"update_ratio": np.array([1e-4, 1e-4]), "update_norm": np.ones(2)})
+    watch.parameters(["c", "b"], [True, True], [None, 1])
+    (found,) = watch.record(6, {"update_ratio": np.array([0.05, 0.05]), "update_norm": np.ones(2)})
+    assert found.name == "b"

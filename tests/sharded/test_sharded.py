@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MODULES = (
     *("sharded.reading", "sharded.training", "sharded.storing", "sharded.communicating"),
-    *("sharded.auditing", "sharded.examples"),
+    *("sharded.recording", "sharded.auditing", "sharded.examples"),
 )
 
 pytestmark = pytest.mark.xdist_group("processes")

@@ -126,7 +126,7 @@ def test_the_kernel_is_its_definition(kind: str, numels: list[int], seed: int, e
 
 def test_work_is_shared_and_every_element_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "processors", lambda: 3)
-    arrays = tensors("float32", [10, 3 * PIECE + 5, 70_000, 1, 0, 200_000])
+    arrays = tensors("float32", [10, 12 * PIECE + 5, 70_000, 1, 0, 200_000])
     found, at = layout("float32", arrays)
     assert len(found._parts) == 3
     got = found.measure(at)

@@ -20,7 +20,10 @@ from torchparams.render.tree import listed, plural
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
     import torch
+
+    Array = np.ndarray[Any, Any]
 
 _KEPT = 64  # number of texts of earlier calls to keep in the store
 
@@ -40,6 +43,7 @@ class Ranks:
     """
 
     _met: ClassVar[WeakKeyDictionary[Any, dict[tuple[int, ...], int]]] = WeakKeyDictionary()
+    _stored: ClassVar[WeakKeyDictionary[Any, dict[tuple[int, ...], int]]] = WeakKeyDictionary()
 
     def __init__(self, members: Iterable[int]) -> None:
         import torch.distributed as dist
@@ -136,23 +140,32 @@ class Ranks:
 
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
         """Gather numbers of all members, equally many on each, in order, with one collective."""
+        import numpy as np
+
+        return [found.tolist() for found in self.gather_array(np.array(numbers, np.float64))]
+
+    def gather_array(self, numbers: Array) -> list[Array]:
+        """Gather float64 arrays of all members, of the same shape (n,), in order, with one collective."""
         import torch
         import torch.distributed as dist
 
+        if len(self.members) == 1:
+            return [numbers]
         group = _group_of(self.members)
         if group is None:
-            return self._through_store(list(numbers))
+            return self._through_store(numbers)
         mine = torch.tensor(numbers, dtype=torch.float64, device=exchange_device())
         found = [torch.empty_like(mine) for _ in self.members]
         dist.all_gather(found, mine, group=group)
-        by_rank = dict(zip(dist.get_process_group_ranks(group), torch.stack(found).tolist(), strict=True))
+        by_rank = dict(zip(dist.get_process_group_ranks(group), torch.stack(found).cpu().numpy(), strict=True))
         return [by_rank[rank] for rank in self.members]
 
     def _through_store(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
         store = dist.distributed_c10d._get_default_store()
-        number = self._met.setdefault(dist.group.WORLD, {}).get(self.members, 0)
+        counts = self._stored.setdefault(dist.group.WORLD, {})
+        number = counts[self.members] = counts.get(self.members, -1) + 1
         prefix = f"{self._key(number, self.here).rpartition('/')[0]}/gather"
         store.set(f"{prefix}/{self.here}", pickle.dumps(value))  # type: ignore[arg-type]  # it takes bytes
         found = [pickle.loads(store.get(f"{prefix}/{rank}")) for rank in self.members]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from torchparams.measure.stats_tree import number
 from torchparams.record.history import history
 from torchparams.record.history_tree import History
-from torchparams.record.watchdogs import WATCHDOGS, YOUNG, RecordFinding, Seen
+from torchparams.record.watch import Watch
+from torchparams.record.watchdogs import WATCHDOGS, RecordFinding
 from torchparams.render.result import Result
 from torchparams.render.tree import Column, Row, Table, Text, Tree, plural, printable
 
@@ -29,7 +29,7 @@ OTHERS = 5
 
 WATCHED = (
     *("weight_norm", "mean", "max_abs", "zeros", "nonfinite"),
-    *("grad_nonfinite", "update_ratio", "dead_rows"),
+    *("grad_nonfinite", "update_norm", "update_ratio", "dead_rows"),
 )
 """Columns that watchdogs check."""
 
@@ -126,7 +126,7 @@ def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnos
     step 1: w: 1 elements are not finite
     """
     found = x if isinstance(x, History) else history(x)
-    known = {(each.rule, each.name): each for each in _watched(found, tuple(watchdogs))}
+    known = {(each.rule, each.name): each for each in _watched(found, watchdogs)}
     for finding in found.findings:
         earlier = known.get((finding.rule, finding.name))
         if earlier is None or finding.step <= earlier.step:
@@ -145,39 +145,23 @@ def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnos
     )
 
 
-def _watched(found: History, watchdogs: tuple[Watchdog, ...]) -> list[RecordFinding]:
+def _watched(found: History, watchdogs: Iterable[Watchdog]) -> list[RecordFinding]:
     """Findings of the watchdogs in the rows of parameters, each once."""
     names = [name for name in found.names if name in found.infos]
-    place = {name: i for i, name in enumerate(names)}
-    trainable = np.array([found.infos[name].requires_grad is not False for name in names], bool)
-    ratios: list[deque[float]] = [deque(maxlen=9) for _ in names]
-    since = np.full(len(names), -YOUNG)
-    before: dict[str, Any] = {}
-    known: dict[tuple[str, str], RecordFinding] = {}
-    data = found.data
-    rows_of: dict[int, list[int]] = {}
-    for i in np.flatnonzero(~data["overwritten"]):
-        rows_of.setdefault(int(data["step"][i]), []).append(int(i))
-    for step in sorted(rows_of):
-        columns: dict[str, Any] = {}
-        rows = [i for i in rows_of[step] if found.names[found.codes[i]] in place]
-        at = [place[found.names[found.codes[i]]] for i in rows]
-        for key in WATCHED:
-            column = np.full(len(names), np.nan)
-            column[at] = data[key][rows]
-            columns[key] = column
-        if not before:
-            # A parameter that starts at zero may change by a large part of its norm.
-            since[~(columns["update_ratio"] > 0)] = step
-        seen = Seen(step, names, trainable, columns, before, ratios, step - since < YOUNG)
-        for watchdog in watchdogs:
-            for finding in watchdog.look(seen):
-                known.setdefault((finding.rule, finding.name), finding)
-        for kept, ratio in zip(ratios, columns["update_ratio"].tolist(), strict=True):
-            if math.isfinite(ratio):
-                kept.append(ratio)
-        before = {key: np.where(np.isnan(column), before.get(key, column), column) for key, column in columns.items()}
-    return list(known.values())
+    place = np.full(len(found.names), -1)
+    place[[i for i, name in enumerate(found.names) if name in found.infos]] = np.arange(len(names))
+    watch = Watch(watchdogs)
+    watch.parameters(names, [found.infos[name].requires_grad is not False for name in names])
+    steps = found.data["step"]
+    rows = np.flatnonzero(~found.data["overwritten"] & (place[found.codes] >= 0)) if names else np.zeros(0, np.intp)
+    rows = rows[np.argsort(steps[rows], kind="stable")]
+    for of_step in np.split(rows, np.flatnonzero(np.diff(steps[rows])) + 1) if len(rows) else ():
+        columns = {key: np.full(len(names), np.nan) for key in WATCHED}
+        for key, column in columns.items():
+            column[place[found.codes[of_step]]] = found.data[key][of_step]
+        measured = {key: column for key, column in columns.items() if not np.isnan(column).all()}
+        watch.record(int(steps[of_step[0]]), measured)
+    return watch.findings
 
 
 def _before(found: History, first: RecordFinding | None) -> tuple[tuple[int, dict[str, float]], ...]:

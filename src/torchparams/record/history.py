@@ -86,14 +86,14 @@ def _of_record(path: str) -> History:
     columns["kind"] = np.array(kinds, object)[kind_codes] if len(kinds) else np.empty(0, object)
     columns["exponent"] = table.column("exponent").cast("float64").to_numpy()
     columns["counts"] = table.column("counts")
-    columns["overwritten"] = _overwritten(columns["step"], columns["session"])
-    numbers = read_table(path, "numbers")
-    # If a step was run twice, the later session counts.
+    columns["overwritten"] = _overwritten(columns["step"], columns["session"], first := _first_steps(columns))
     logged: dict[str, dict[int, float]] = {}
-    for step, name, value in zip(*(numbers.column(key).to_pylist() for key in ("step", "name", "value")), strict=True):
-        logged.setdefault(name, {})[step] = value
-    keys = ("step", "rule", "name", "value", "message")
-    findings = [RecordFinding(**row) for row in read_table(path, "findings").select(keys).to_pylist()]
+    for row in _current(read_table(path, "numbers"), first):
+        logged.setdefault(row["name"], {})[row["step"]] = row["value"]
+    findings = [
+        RecordFinding(*(row[key] for key in ("step", "rule", "name", "value", "message")))
+        for row in _current(read_table(path, "findings"), first)
+    ]
     return History(
         label=path,
         format="record",
@@ -115,13 +115,24 @@ def _coded(column: Any) -> tuple[list[str], Array]:
     return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.intp)
 
 
-def _overwritten(steps: Array, sessions: Array) -> Array:
+def _first_steps(columns: Mapping[str, Array]) -> dict[int, int]:
+    """First step of each session."""
+    steps, sessions = columns["step"], columns["session"]
+    return {int(session): int(steps[sessions == session].min()) for session in np.unique(sessions)}
+
+
+def _overwritten(steps: Array, sessions: Array, first: Mapping[int, int]) -> Array:
     """Mask of rows that a later session ran again: those at its first step or later."""
     found = np.zeros(len(steps), bool)
-    for session in np.unique(sessions)[1:]:
-        first = steps[sessions == session].min()
-        found |= (sessions < session) & (steps >= first)
+    for session, begin in first.items():
+        found |= (sessions < session) & (steps >= begin)
     return found
+
+
+def _current(table: Any, first: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Rows of a table that no later session ran again."""
+    over = _overwritten(table.column("step").to_numpy(), table.column("session").to_numpy(), first)
+    return [row for row, old in zip(table.to_pylist(), over.tolist(), strict=True) if not old]
 
 
 def _infos(head: Mapping[str, Any]) -> dict[str, ParameterInfo]:

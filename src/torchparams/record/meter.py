@@ -7,11 +7,15 @@ with torch operations there, and one transfer fetches the numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchparams.dtypes import DType
+from torchparams.record.measured import Measured
+from torchparams.record.transfer import Flags, Transfer
 from torchparams.sketch.moments import EXPONENTS, KINDS, Layout
 
 if TYPE_CHECKING:
@@ -20,70 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Numbers of tensors, a row for each.
-
-    Attributes:
-        counts: Number of elements; int64, shape (n,).
-        sums, norms, most: Sum, L2 norm and largest magnitude of the finite elements; float64, (n,).
-        zeros, nonfinite: Number of elements that are zero, and of NaN and infinities; int64, (n,).
-        exponents: Histograms of magnitudes, see `sketch.moments.EXPONENTS`; int64, (n, 256). None if not requested.
-    """
-
-    counts: Array
-    sums: Array
-    norms: Array
-    most: Array
-    zeros: Array
-    nonfinite: Array
-    exponents: Array | None = None
-
-    @classmethod
-    def empty(cls, count: int, exponents: bool) -> Measured:
-        """Rows of zeros."""
-        integers, reals = np.zeros((3, count), np.int64), np.zeros((3, count))
-        histogram = np.zeros((count, EXPONENTS), np.int64) if exponents else None
-        return cls(integers[0], reals[0], reals[1], reals[2], integers[1], integers[2], histogram)
-
-    @property
-    def means(self) -> Array:
-        """Mean of the finite elements; NaN if there are none."""
-        with np.errstate(all="ignore"):
-            found: Array = self.sums / (self.counts - self.nonfinite)
-        return found
-
-    @property
-    def deviations(self) -> Array:
-        """Standard deviation of the finite elements, with n - 1; NaN for a single element."""
-        with np.errstate(all="ignore"):
-            count = self.counts - self.nonfinite
-            found: Array = np.sqrt(np.maximum(np.square(self.norms) - self.sums**2 / count, 0) / (count - 1))
-        return found
-
-    def grouped(self, members: Sequence[Sequence[int]]) -> Measured:
-        """Combine rows into groups, given by row numbers."""
-        sums = [getattr(self, key) for key in ("counts", "sums", "zeros", "nonfinite")]
-        counts, total, zeros, nonfinite = (np.array([column[list(m)].sum() for m in members]) for column in sums)
-        norms = np.array([together(self.norms[list(m)]) for m in members])
-        most = np.array([self.most[list(m)].max(initial=0) for m in members])
-        exponents = None if self.exponents is None else np.array([self.exponents[list(m)].sum(0) for m in members])
-        return Measured(counts, total, norms, most, zeros, nonfinite, exponents)
-
-    def packed(self) -> Array:
-        """All columns as one float64 array, which ranks exchange; counts are exact below 2^53."""
-        columns = [self.norms, self.most, self.counts, self.sums, self.zeros, self.nonfinite]
-        return np.column_stack([*columns, *([] if self.exponents is None else [self.exponents])]).astype(np.float64)
-
-    @classmethod
-    def unpacked(cls, ranks: Array) -> Measured:
-        """Combine the `packed` numbers of all parts, of shape (ranks, n, columns), for whole tensors."""
-        norms, most, total = together(ranks[:, :, 0]), ranks[:, :, 1].max(axis=0), ranks[:, :, 2:].sum(axis=0)
-        counts, zeros, nonfinite = (total[:, i].astype(np.int64) for i in (0, 2, 3))
-        exponents = total[:, 4:].astype(np.int64) if total.shape[1] > 4 else None
-        return cls(counts, total[:, 1], norms, most, zeros, nonfinite, exponents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +39,25 @@ class _Alike:
     layout: Layout | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How to measure tensors of certain dtypes, sizes and strides.
+
+    Attributes:
+        key: What tensors must have in common with those of the plan.
+        groups: The tensors, by kernel.
+        direct: Whether the memory of every tensor is read unchanged, so that none needs `plain`.
+    """
+
+    key: Any
+    groups: list[_Alike]
+    direct: bool
+
+
 class Meter:
     """Measures the same tensors, or others of the same shapes, at many steps.
+
+    Methods take a `Transfer`: then numbers of tensors on an accelerator are missing until its `fetch`.
 
     Args:
         by_torch: Measure all tensors with torch, as for an accelerator.
@@ -108,95 +65,116 @@ class Meter:
 
     def __init__(self, *, by_torch: bool = False) -> None:
         self._by_torch = by_torch
-        self._plans: dict[tuple[Any, ...], list[_Alike]] = {}
+        self._plans: list[_Plan] = []
 
-    def measure(self, tensors: Sequence[torch.Tensor | None], *, exponents: bool = False) -> Measured:
+    def measure(
+        self,
+        tensors: Sequence[torch.Tensor | None],
+        *,
+        exponents: bool = False,
+        transfer: Transfer | None = None,
+    ) -> Measured:
         """Measure tensors: one row each, with zeros for None.
 
-        For a sparse tensor, its stored values are measured; for a DTensor, the part on this rank.
+        For a sparse tensor, its stored values are measured.
 
         Args:
             tensors: The tensors.
             exponents: Compute histograms of magnitudes too.
+            transfer: See the class.
         """
+        import torch
+
         found = Measured.empty(len(tensors), exponents)
-        held = [None if tensor is None else plain(tensor) for tensor in tensors]
-        remote: list[tuple[_Alike, torch.Tensor]] = []
-        for alike in self._plan(held):
-            some = [each for i in alike.places if (each := held[i]) is not None]
-            if alike.layout is None:
-                remote.append((alike, _measured(some, exponents)))
-                continue
-            got = alike.layout.measure([each.data_ptr() for each in some], exponents=exponents)
-            at = alike.places
-            found.counts[at], found.sums[at], found.most[at] = got.counts, got.sums, got.most
-            found.zeros[at], found.nonfinite[at] = got.zeros, got.nonfinite
-            found.norms[at] = _roots(got.squares, got.most, some)
-            if found.exponents is not None:
-                found.exponents[at] = got.exponents
-        for alike, rows in remote:  # all transfers start before the first is awaited
-            _fill(found, alike.places, rows.cpu().numpy())
+        later = transfer or Transfer()
+        with torch.no_grad():
+            held, groups = self._look(tensors)
+            for alike in groups:
+                some = [held[i] for i in alike.places]
+                at = alike.places
+                if alike.layout is None:
+                    reals, integers = _measured(some, exponents)
+                    later.add(reals, partial(_fill_reals, found, at))
+                    later.add(integers, partial(_fill_integers, found, at))
+                    continue
+                got = alike.layout.measure(list(map(torch.Tensor.data_ptr, some)), exponents=exponents)
+                found.counts[at], found.sums[at], found.most[at] = got.counts, got.sums, got.most
+                found.zeros[at], found.nonfinite[at] = got.zeros, got.nonfinite
+                found.norms[at] = _roots(got.squares, got.most, some)
+                if found.exponents is not None:
+                    found.exponents[at] = got.exponents
+            if transfer is None:
+                later.fetch()
         return found
 
-    def distance(self, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> Array:
+    def distance(
+        self, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor], *, transfer: Transfer | None = None
+    ) -> Array:
         """Norms of `tensors` - `others`, and norms of `others`; float64, shape (n, 2).
 
         Args:
             tensors: The tensors.
             others: Tensors with the same shapes, strides and dtypes.
+            transfer: See the class.
         """
         import torch
 
         found = np.zeros((len(tensors), 2))
-        a, b = [plain(tensor) for tensor in tensors], [plain(tensor) for tensor in others]
-        remote = []
-        for alike in self._plan(a):
-            x, y = [a[i] for i in alike.places], [b[i] for i in alike.places]
-            if alike.layout is not None:
-                squares = alike.layout.distance([t.data_ptr() for t in x], [t.data_ptr() for t in y])
-                found[alike.places] = np.sqrt(squares)
-            else:
-                norms = [
-                    torch.linalg.vector_norm(t, dtype=_wide(t))
-                    for u, v in zip(map(_wider, x), map(_wider, y), strict=True)
-                    for t in (u - v, v)
-                ]
-                remote.append((alike, torch.stack(norms)))
-        for alike, pairs in remote:
-            found[alike.places] = pairs.cpu().numpy().reshape(-1, 2)
+        later = transfer or Transfer()
+        with torch.no_grad():
+            a, groups = self._look(tensors)
+            b, _ = self._look(others)
+            for alike in groups:
+                x, y = [a[i] for i in alike.places], [b[i] for i in alike.places]
+                if alike.layout is not None:
+                    squares = alike.layout.distance(*(list(map(torch.Tensor.data_ptr, each)) for each in (x, y)))
+                    found[alike.places] = np.sqrt(squares)
+                else:
+                    norms = [
+                        torch.linalg.vector_norm(t, dtype=_wide(t))
+                        for u, v in zip(map(_wider, x), map(_wider, y), strict=True)
+                        for t in (u - v, v)
+                    ]
+                    later.add(torch.stack(norms), partial(_fill_pairs, found, alike.places))
+            if transfer is None:
+                later.fetch()
         return found
 
     def nonfinite(self, tensors: Sequence[torch.Tensor | None]) -> Flags:
-        """Whether tensors have NaN or infinities; does not wait for an accelerator."""
+        """Find tensors with NaN or infinities; does not wait for an accelerator."""
         import torch
 
-        held = [None if tensor is None else plain(tensor) for tensor in tensors]
-        local: list[int] = []
+        local: dict[int, float] = {}
         flags = []
-        for alike in self._plan(held):
-            some = [each for i in alike.places if (each := held[i]) is not None]
-            if alike.layout is not None:
-                odd = alike.layout.nonfinite([each.data_ptr() for each in some])
-                local += [alike.places[i] for i in np.flatnonzero(odd)]
-            else:
-                where = [i for i, each in zip(alike.places, some, strict=True) if each.numel()]
-                some = [each for each in some if each.numel()]
-                if not some:
+        with torch.no_grad():
+            held, groups = self._look(tensors)
+            for alike in groups:
+                some = [held[i] for i in alike.places]
+                if alike.layout is not None:
+                    odd = alike.layout.nonfinite(list(map(torch.Tensor.data_ptr, some)))
+                    local.update((alike.places[i], float(odd[i])) for i in np.flatnonzero(odd).tolist())
                     continue
-                norms = torch._foreach_norm([_floating(each) for each in some], torch.inf)
-                flags.append((where, ~torch.isfinite(torch.stack([norm.float() for norm in norms]))))
-        return Flags(sorted(local), flags)
+                where = [i for i, each in zip(alike.places, some, strict=True) if each.numel()]
+                if where:
+                    norms = torch._foreach_norm([_floating(held[i]) for i in where], torch.inf)
+                    flags.append((where, ~torch.isfinite(torch.stack(norms))))
+        return Flags(local, flags)
 
-    def _plan(self, held: Sequence[torch.Tensor | None]) -> list[_Alike]:
-        key = tuple(None if each is None else (each.dtype, each.device.type, each.numel()) for each in held)
-        plan = self._plans.get(key)
+    def _look(self, tensors: Sequence[torch.Tensor | None]) -> tuple[Sequence[Any], list[_Alike]]:
+        """The tensors as `plain` ones, and how to measure them; quick if they are like those of an earlier call."""
+        key = _key(tensors)
+        plan = next((plan for plan in self._plans if plan.key == key), None) if key is not None else None
+        if plan is not None and plan.direct:
+            return tensors, plan.groups
+        held = [None if tensor is None else plain(tensor) for tensor in tensors]
         if plan is None:
-            if len(self._plans) > 8:
-                self._plans.clear()
-            plan = self._plans[key] = self._planned(held)
-        return plan
+            direct = all(_same_memory(a, b) for a, b in zip(tensors, held, strict=True))
+            plan = _Plan(key, self._groups(held), direct)
+            if key is not None:
+                self._plans = [plan, *self._plans[: PLANS - 1]]
+        return held, plan.groups
 
-    def _planned(self, held: Sequence[torch.Tensor | None]) -> list[_Alike]:
+    def _groups(self, held: Sequence[torch.Tensor | None]) -> list[_Alike]:
         groups: dict[Any, list[int]] = {}
         for i, each in enumerate(held):
             if each is not None:
@@ -212,28 +190,37 @@ class Meter:
         return found
 
 
-class Flags:
-    """Which tensors have NaN or infinities.
+PLANS = 4
+"""Number of plans that a meter keeps: of weights, and of gradients with different ones missing."""
 
-    Args:
-        local: Indexes of tensors that are known to have some.
-        flags: Indexes, and a tensor with their flags on an accelerator.
+
+def _key(tensors: Sequence[torch.Tensor | None]) -> Any:
+    """Everything that decides how tensors are measured; None if it takes longer to find out.
+
+    All calls are `map` of C functions: this runs at every step, also for thousands of tensors.
     """
+    import torch
 
-    def __init__(self, local: list[int], flags: list[tuple[list[int], torch.Tensor]]) -> None:
-        self._local, self._flags = local, flags
+    of = torch.Tensor
+    types = list(map(type, tensors))
+    if not {of, torch.nn.Parameter, type(None)}.issuperset(types):
+        return None
+    some = [tensor for tensor in tensors if tensor is not None]
+    try:
+        strides = list(map(of.stride, some))
+    except RuntimeError:  # of sparse tensors
+        return None
+    missing = None if len(some) == len(types) else [tensor is None for tensor in tensors]
+    return missing, strides, *(list(map(attribute, some)) for attribute in (*_ATTRIBUTES, of.numel))
 
-    @property
-    def is_here(self) -> bool:
-        """Whether the result is available without waiting for an accelerator."""
-        return not self._flags
 
-    def places(self) -> list[int]:
-        """Sorted indexes of these tensors; waits for an accelerator."""
-        found = list(self._local)
-        for places, flags in self._flags:
-            found += [place for place, flag in zip(places, flags.cpu().tolist(), strict=True) if flag]
-        return sorted(found)
+_ATTRIBUTES = attrgetter("dtype"), attrgetter("device")
+
+
+def _same_memory(tensor: torch.Tensor | None, held: torch.Tensor | None) -> bool:
+    if tensor is None or held is None:
+        return True
+    return tensor.dtype == held.dtype and tensor.layout == held.layout and tensor.data_ptr() == held.data_ptr()
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -241,9 +228,6 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
     tensor = tensor.detach()
-    local = getattr(tensor, "_local_tensor", None)
-    if local is not None:  # of a DTensor
-        tensor = local
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.to_dense()
     if tensor.is_complex():
@@ -271,11 +255,11 @@ def _wide(tensor: torch.Tensor) -> torch.dtype | None:
     return torch.float64 if tensor.device.type in ("cpu", "cuda") else None
 
 
-def _measured(tensors: Sequence[Any], exponents: bool) -> torch.Tensor:
-    """Numbers for each tensor, on its device: count, sum, norm, maximum, zeros, nonfinite, histogram."""
+def _measured(tensors: Sequence[Any], exponents: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers for each tensor, on its device: sum, norm, maximum; and count, zeros, nonfinite, histogram."""
     import torch
 
-    rows = []
+    reals, integers = [], []
     for tensor in tensors:
         values = _floating(tensor)
         finite = torch.isfinite(values)
@@ -283,33 +267,34 @@ def _measured(tensors: Sequence[Any], exponents: bool) -> torch.Tensor:
         wide = _wide(clean)
         norm = torch.linalg.vector_norm(clean, dtype=wide)
         most = clean.abs().max() if clean.numel() else clean.new_zeros(())
-        parts = [
-            torch.full((), clean.numel(), device=clean.device),
-            clean.sum(dtype=wide),
-            norm,
-            most,
-            (values == 0).sum(),
-            (~finite).sum(),
-        ]
-        parts = [part.to(wide or torch.float32).reshape(1) for part in parts]
+        parts = [clean.sum(dtype=wide), norm, most]
+        reals.append(torch.stack([part.to(wide or torch.float32) for part in parts]))
+        count = torch.full((), clean.numel(), dtype=torch.int64, device=clean.device)
+        numbers = torch.stack([count, (values == 0).sum(), (~finite).sum()])
         if exponents:
             _, exponent = torch.frexp(clean.float() if clean.dtype.itemsize < 4 else clean)
             at = (exponent + 126).clamp(0, EXPONENTS - 2)
             at = torch.where(clean == 0, torch.zeros_like(at), at)
             at = torch.where(finite.reshape(-1), at, torch.full_like(at, EXPONENTS - 1))
-            counts = torch.zeros(EXPONENTS, dtype=torch.int32, device=clean.device)
-            counts.scatter_add_(0, at.long(), torch.ones_like(at, dtype=torch.int32))
-            parts.append(counts.to(wide or torch.float32))
-        rows.append(torch.cat(parts))
-    return torch.stack(rows)
+            counts = torch.zeros(EXPONENTS, dtype=torch.int64, device=clean.device)
+            counts.scatter_add_(0, at.long(), torch.ones_like(at, dtype=torch.int64))
+            numbers = torch.cat([numbers, counts])
+        integers.append(numbers)
+    return torch.stack(reals), torch.stack(integers)
 
 
-def _fill(found: Measured, places: list[int], rows: Array) -> None:
-    found.counts[places] = rows[:, 0]
-    found.sums[places], found.norms[places], found.most[places] = rows[:, 1], rows[:, 2], rows[:, 3]
-    found.zeros[places], found.nonfinite[places] = rows[:, 4], rows[:, 5]
+def _fill_reals(found: Measured, places: list[int], rows: Array) -> None:
+    found.sums[places], found.norms[places], found.most[places] = rows.T
+
+
+def _fill_integers(found: Measured, places: list[int], rows: Array) -> None:
+    found.counts[places], found.zeros[places], found.nonfinite[places] = rows[:, :3].T
     if found.exponents is not None:
-        found.exponents[places] = rows[:, 6:]
+        found.exponents[places] = rows[:, 3:]
+
+
+def _fill_pairs(found: Array, places: list[int], rows: Array) -> None:
+    found[places] = rows.reshape(-1, 2)
 
 
 def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Array:
@@ -321,15 +306,3 @@ def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Arra
         values = tensors[i].double().cpu().numpy().reshape(-1)
         norms[i] = most[i] * np.linalg.norm(values[np.isfinite(values)] / most[i])
     return norms
-
-
-def together(norms: Array) -> Array:
-    """Combine the norms of several tensors along the first dimension.
-
-    >>> together(np.array([[3.0], [4.0]])).tolist()
-    [5.0]
-    """
-    most: Array = norms.max(axis=0, initial=0)
-    scale = np.where((most > 0) & np.isfinite(most), most, 1)
-    found: Array = scale * np.sqrt(np.square(norms / scale).sum(axis=0))
-    return found

@@ -7,76 +7,102 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchparams.record.meter import Measured, together
-from torchparams.sources.live.sharding import is_dtensor
+from torchparams.engines.ranks import Ranks, fingerprint
+from torchparams.errors import UnsupportedSource
+from torchparams.record.measured import Measured, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torchparams.expressions.sharded import Layout
 
     Array = np.ndarray[Any, Any]
 
 
 class Team:
-    """The ranks of a training, as seen from one rank.
+    """The ranks that record a training together, as seen from one of them.
 
     Args:
-        tensors: The parameters.
+        names: The parameters.
+        layouts: Which part of each parameter every rank keeps; None for a whole one.
 
     Attributes:
-        is_first: Whether this rank writes the record: rank 0, or the only one.
-        is_sharded: Whether any parameter is sharded.
+        here: This rank.
+        is_first: Whether this rank writes the record.
+        is_sharded: Whether any parameter is sharded, so that a record needs a collective.
     """
 
-    def __init__(self, tensors: Sequence[Any]) -> None:
+    def __init__(self, names: Sequence[str], layouts: Sequence[Layout | None]) -> None:
         dist = sys.modules.get("torch.distributed")
         active = dist is not None and dist.is_available() and dist.is_initialized()
-        self._dist = dist if active else None
-        self.is_first = not active or dist.get_rank() == 0  # type: ignore[union-attr]
-        self.is_sharded = bool(self._dist) and any(map(is_dtensor, tensors))
-        self._tensors = tensors
+        self.here = dist.get_rank() if active and dist is not None else 0
+        self.is_sharded = active and any(layout is not None for layout in layouts)
+        members = {rank for layout in layouts if layout is not None for rank in layout.ranks}
+        self._ranks = Ranks(members) if self.is_sharded else None
+        self.is_first = self.here == 0 if self._ranks is None else self._ranks.is_first
+        if self._ranks is not None:
+            self._ranks.meet(f"Recorder of {len(names)} parameters ({fingerprint(names)})")
+        self.place(layouts)
 
-    def agree(self, number: int) -> int:
-        """Return the number of rank 0; a collective if parameters are sharded."""
-        if not self.is_sharded:
+    def place(self, layouts: Sequence[Layout | None]) -> None:
+        """Set the parameters of the next records.
+
+        Raises:
+            UnsupportedSource: They are sharded, and were not before.
+        """
+        if self._ranks is None and any(layout is not None for layout in layouts):
+            raise UnsupportedSource("the model was sharded after its recorder was created", hint="shard it before")
+        owners: dict[int, tuple[int, ...]] = {}  # many parameters share a layout
+        counted = []
+        for layout in layouts:
+            if layout is None:
+                counted.append(self.is_first)  # the same on every rank
+            else:
+                ranks = owners.get(id(layout))
+                if ranks is None:
+                    ranks = owners[id(layout)] = layout.owners()
+                counted.append(self.here in ranks)
+        self._counted = np.array(counted, bool)
+
+    def agree(self, number: int, error: Exception | None) -> int:
+        """Return the number of the first rank; an error on one rank is raised on all.
+
+        Raises:
+            RanksError: Another rank failed.
+        """
+        if self._ranks is None:
+            if error is not None:
+                raise error
             return number
-        return int(self._gather(np.array([[float(number)]]))[0][0, 0])
+        self._ranks.agree(error)
+        return int(self._ranks.gather_numbers([float(number)])[0][0])
 
     def collect(
-        self, parts: Sequence[Measured], apart: Array | None, first: Array
-    ) -> tuple[list[Measured], Array | None, Array]:
+        self, parts: Sequence[Measured], update: Array | None, first: Array, living: Sequence[Array | None]
+    ) -> tuple[list[Measured], Array | None, Array, list[Array | None]]:
         """Combine the numbers of whole parameters with one collective, if any parameter is sharded.
 
         Args:
             parts: Numbers of the parts on this rank, one row per parameter.
-            apart: Norms of differences and of weights, see `Meter.distance`; None if they were not measured.
-            first: The first step with a gradient that is not finite; infinite for none.
+            update: Norms of updates and of parameters, see `Meter.distance`; None if they were not measured.
+            first: First step with a gradient that is not finite; infinite for none.
+            living: Rows with a gradient, for some parameters; None without a gradient.
         """
-        if not self.is_sharded:
-            return list(parts), apart, first
-        counted = np.array([self._counts(tensor) for tensor in self._tensors])
-        packed = [part.packed() for part in parts] + ([] if apart is None else [apart])
+        if self._ranks is None:
+            return list(parts), update, first, list(living)
+        packed = [part.packed() for part in parts] + ([] if update is None else [update])
         widths = np.cumsum([each.shape[1] for each in packed])
-        sent = np.column_stack([np.where(counted[:, None], np.hstack(packed), 0), first])
-        ranks = np.stack(self._gather(sent))
-        pieces = np.split(ranks[:, :, :-1], widths[:-1], axis=2)
+        table = np.column_stack([np.where(self._counted[:, None], np.hstack(packed), 0), first])
+        rows = [np.zeros(0) if each is None else each.astype(np.float64) for each in living]
+        heard = np.array(self._ranks.gather_array(np.concatenate([table.ravel(), *rows])))
+        tables = heard[:, : table.size].reshape(len(heard), *table.shape)
+        pieces = np.split(tables[:, :, :-1], widths[:-1], axis=2)
         whole = [Measured.unpacked(piece) for piece in pieces[: len(parts)]]
-        return whole, None if apart is None else together(pieces[-1]), ranks[:, :, -1].min(axis=0)
-
-    def _counts(self, tensor: Any) -> bool:
-        """Whether the part on this rank counts: one of several replicas, and rank 0 for a plain tensor."""
-        if not is_dtensor(tensor):
-            return self.is_first
-        place = tensor.device_mesh.get_coordinate()
-        if place is None:
-            return False
-        return all(at == 0 for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate())
-
-    def _gather(self, array: Array) -> list[Array]:
-        import torch
-
-        assert self._dist is not None
-        device = next((t.device for t in self._tensors if is_dtensor(t)), torch.device("cpu"))
-        sent = torch.from_numpy(np.ascontiguousarray(array, np.float64)).to(device)
-        got = [torch.empty_like(sent) for _ in range(self._dist.get_world_size())]
-        self._dist.all_gather(got, sent)
-        return [each.cpu().numpy() for each in got]
+        ends = np.cumsum([len(each) for each in rows])
+        alive = np.split(heard[:, table.size :].max(axis=0), ends[:-1]) if rows else []
+        return (
+            whole,
+            None if update is None else together(pieces[-1]),
+            tables[:, :, -1].min(axis=0),
+            [None if each is None else found for each, found in zip(living, alive, strict=True)],
+        )

@@ -6,45 +6,40 @@ import math
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from torchparams.errors import OptionError, UnsupportedSource
-from torchparams.measure.grouping import groups_of
-from torchparams.record.meter import Meter, together
+from torchparams.errors import OptionError, TorchParamsError, UnsupportedSource
+from torchparams.record.columns import histograms_of, numbers_of
+from torchparams.record.measured import together
+from torchparams.record.meter import Meter
 from torchparams.record.ranks import Team
 from torchparams.record.reading import Reading
+from torchparams.record.schedule import Schedule
 from torchparams.record.store import Writer
-from torchparams.record.watchdogs import WATCHDOGS, YOUNG, Seen
+from torchparams.record.transfer import Transfer
+from torchparams.record.watch import Watch
+from torchparams.record.watchdogs import WATCHDOGS
 from torchparams.render.result import Result
 from torchparams.render.tree import Text, Tree, plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
-    from torchparams.record.meter import Measured
+    from torchparams.record.measured import Measured
+    from torchparams.record.transfer import Flags
     from torchparams.record.watchdogs import RecordFinding, Watchdog
 
     Array = np.ndarray[Any, Any]
     Sink = Callable[[int, Mapping[str, float]], object]
 
-QUANTITIES = ("weights", "gradients", "updates", "histograms")
-"""Quantities to record, each with its own interval."""
-
-LONGEST = 100
-"""Default maximum number of steps between two full records."""
-
-SHORTEST = 10
-"""Default minimum number of steps between two full records."""
-
-BUDGET = 0.005
-"""Default fraction of the run time for full records."""
-
 FLUSH_SECONDS = 30.0
-FLUSH_BYTES = 64 << 20
+"""Maximum number of seconds between two flushes."""
+
+BUFFER = (1 << 20, 64 << 20)
+"""Minimum and maximum number of bytes to buffer; in between, 1 % of the model."""
 
 
 class Recorder(Result):
@@ -58,8 +53,8 @@ class Recorder(Result):
     The model is not changed. Inside `with`, a hook of the optimizer copies the weights before each step whose update is
     recorded, which needs memory for one more copy of the parameters.
 
-    With several ranks, rank 0 writes. Parts of sharded parameters are combined by one collective for each record, which
-    all ranks enter; steps without a record do not communicate.
+    With several ranks, the first writes, prints and makes callbacks. Parts of sharded parameters are combined by one
+    collective for each record, which all ranks enter; steps without a record do not communicate.
 
     Args:
         model: A live `nn.Module`.
@@ -83,10 +78,6 @@ class Recorder(Result):
         OptionError: `every` has an unknown key.
         WriteError: `path` already has a record, or cannot be written.
         MissingDependency: pyarrow is not installed.
-
-    Attributes:
-        findings: Findings so far.
-        cost: Fraction of the time since the start of `with` spent on recording.
 
     >>> import tempfile, torch
     >>> import torchparams as tp
@@ -122,33 +113,36 @@ class Recorder(Result):
         sinks: Iterable[Sink] = (),
         quiet: bool = False,
     ) -> None:
-        self._every = _every(every)
+        self._schedule = Schedule(every)
         self._optimizers = _inner(optimizer)
-        self._by, self._rows = by, rows
-        self._reading = Reading(model, rows)
-        self._team = Team(self._reading.tensors)
-        if by is not None:
-            groups_of(self._reading.infos, by, where=self._reading.label)  # raises before the training starts
-        self._watchdogs = tuple(watchdogs)
+        self._reading = reading = Reading(model, by, rows)
+        self._team = Team(reading.names, reading.layouts)
+        self._watch = Watch(watchdogs)
+        self._watch.parameters(reading.names, reading.trainable)
         self._on_finding, self._sinks, self._quiet = on_finding, tuple(sinks), quiet
         self.path = os.fspath(path)
-        self._writer = Writer(path, self._reading.head(), resume=resume) if self._team.is_first else None
+        self._writer: Writer | None = None
+        error: TorchParamsError | None = None
+        if self._team.is_first:
+            try:
+                self._writer = Writer(path, reading.head(), resume=resume)
+            except TorchParamsError as caught:
+                error = caught
         last = None if self._writer is None else self._writer.last
-        self._next = self._team.agree(start if start is not None else 0 if last is None else last + 1)
-        self._first = self._next
-        self.findings: list[RecordFinding] = []
-        self._reported: set[tuple[str, str]] = set()
+        first = start if start is not None else 0 if last is None else last + 1
+        self._next = self._first = self._team.agree(first, error)
+        self._schedule.begin(self._first)
         self._meter = Meter()
         self._handles: list[Any] = []
         self._old: list[Any] | None = None
         self._has_old = self._stepped = False
-        self._interval = SHORTEST
-        self._due = self._next  # next full record, if the interval adapts
+        self._refreshed = -1  # step for which the model was listed
         self._numbers: list[tuple[int, str, float]] = []
-        self._pending: list[tuple[int, Any]] = []
-        self._forget()
+        self._pending: list[tuple[int, list[str], Flags]] = []
         self._spent, self._entered, self._left = 0.0, 0.0, 0.0
+        self._copying = 0.0
         self._flushed = time.monotonic()
+        self._buffer = min(max(sum(info.nbytes for info in reading.infos.values()) // 100, BUFFER[0]), BUFFER[1])
         self._records = 0
 
     # --- in a training -----------------------------------------------------------------------------
@@ -165,9 +159,11 @@ class Recorder(Result):
             handle.remove()
         self._handles.clear()
         self._old = None
-        self._left = time.perf_counter()
+        begun = time.perf_counter()
         self._look_back()
         self.flush()
+        self._spend(begun)
+        self._left = time.perf_counter()
 
     def log(self, **numbers: float) -> None:
         """Record numbers such as the loss for the step that the next call of `step` completes.
@@ -180,8 +176,8 @@ class Recorder(Result):
     def step(self) -> bool:
         """Record a step if it is due; call this after `optimizer.step()` and before `zero_grad()`.
 
-        A call without an optimizer step before it is part of gradient accumulation and is not counted. The exception is
-        a non-finite gradient: then a scaler skipped the step, and it is counted.
+        A call without an optimizer step before it is not counted: it is part of gradient accumulation, or a scaler
+        skipped the step. Non-finite gradients of such a call are found under the number of the next step.
 
         Returns:
             Whether a step was counted.
@@ -192,38 +188,53 @@ class Recorder(Result):
         begun = time.perf_counter()
         if not self._handles:
             raise OptionError("the recorder is not running", hint="call step() inside `with recorder:`")
-        reading = self._reading
-        grads = reading.gradients()
-        if all(grad is None for grad in grads) and any(reading.trainable):
-            raise OptionError(
-                "no parameter has a gradient",
-                where=reading.label,
-                hint="call recorder.step() after optimizer.step() and before zero_grad()",
-            )
+        grads = self._gradients()
         flags = self._meter.nonfinite(grads)
-        if not self._stepped and not (flags.is_here and flags.places()):
+        if not flags.is_here or flags.counts():
+            self._pending.append((self._next, self._reading.names, flags))
+        here = not self._team.is_sharded and flags.is_here
+        if not self._stepped:
+            if here:
+                self._look_back()
             self._spend(begun)
             return False
         step, self._next = self._next, self._next + 1
         self._stepped = False
-        self._pending.append((step, flags))
-        due = self._due_at(step)
+        due = self._schedule.due(step)
         if due:
-            self._record(step, due, grads)
-        elif flags.is_here and not self._team.is_sharded and flags.places():
+            self._record(step, due)
+        elif here and self._pending:
             self._look_back()
             self._check_weights(step)
-        elif flags.is_here and not flags.places():
-            self._pending.pop()  # nothing to report
         self._has_old = False
         self._spend(begun)
-        if due and self._every is None:
-            self._adapt(time.perf_counter() - begun, step)
+        if due:
+            took = time.perf_counter() - begun + self._copying
+            steps = step - self._first
+            period = (time.perf_counter() - self._entered - self._spent) / steps if steps else None
+            self._schedule.adapt(step, took, None if self._team.is_sharded else period)
+            self._copying = 0.0
         if self._writer is not None and (
-            time.monotonic() - self._flushed > FLUSH_SECONDS or self._writer.nbytes > FLUSH_BYTES
+            time.monotonic() - self._flushed > FLUSH_SECONDS or self._writer.nbytes > self._buffer
         ):
+            begun = time.perf_counter()
             self.flush()
+            self._spend(begun)
         return True
+
+    def _gradients(self) -> list[Any]:
+        """The gradients of this step; the model is listed again if there are none."""
+        reading = self._reading
+        grads = reading.gradients()
+        if any(grad is not None for grad in grads) or not any(reading.trainable):
+            return grads
+        if self._refresh():
+            return self._gradients()
+        raise OptionError(
+            "no parameter has a gradient",
+            where=reading.label,
+            hint="call recorder.step() after optimizer.step() and before zero_grad()",
+        )
 
     def flush(self) -> None:
         """Write what was recorded since the last flush; happens automatically about twice a minute, and at the end.
@@ -233,11 +244,16 @@ class Recorder(Result):
         """
         if self._writer is not None:
             if self._numbers:
-                steps, names, values = zip(*self._numbers, strict=True)
+                steps, names, values = map(list, zip(*self._numbers, strict=True))
                 self._writer.add("numbers", {"step": steps, "name": names, "value": values})
                 self._numbers.clear()
-            self._writer.flush()
+            self._writer.flush(self._next - 1 if self._next > self._first else None)
         self._flushed = time.monotonic()
+
+    @property
+    def findings(self) -> list[RecordFinding]:
+        """Findings so far."""
+        return self._watch.findings
 
     @property
     def cost(self) -> float:
@@ -250,10 +266,13 @@ class Recorder(Result):
     # --- hooks ---------------------------------------------------------------------------------------
 
     def _before(self, *_: object) -> None:
+        if self._has_old or "updates" not in self._schedule.due(self._next):
+            return
         begun = time.perf_counter()
-        if "updates" in self._due_at(self._next) and not self._has_old:
-            self._refresh()
-            self._copy()
+        self._refresh()
+        self._refreshed = self._next
+        self._copy()
+        self._copying += time.perf_counter() - begun
         self._spend(begun)
 
     def _after(self, *_: object) -> None:
@@ -274,79 +293,74 @@ class Recorder(Result):
 
     # --- a record --------------------------------------------------------------------------------------
 
-    def _due_at(self, step: int) -> frozenset[str]:
-        if self._every is None:
-            return frozenset(QUANTITIES) if step >= self._due else frozenset()
-        at = step - self._first
-        return frozenset(name for name, steps in self._every.items() if at % steps == 0)
-
-    def _adapt(self, took: float, step: int) -> None:
-        """Choose the step of the next full record."""
-        steps = step - self._first
-        if steps and not self._team.is_sharded:
-            period = (time.perf_counter() - self._entered - self._spent) / steps
-            wanted = math.ceil(took / (BUDGET * period)) if period > 0 else LONGEST
-            self._interval = min(max(wanted, SHORTEST), LONGEST)
-        elif self._team.is_sharded:
-            self._interval = LONGEST  # clocks differ between ranks, and all must enter the collective
-        self._due = step + self._interval
-
     def _refresh(self) -> bool:
-        """Read the model again; return whether a layer was replaced, frozen or unfrozen."""
-        if not self._reading.refresh():
+        """List the model again; return whether a layer was replaced, frozen or unfrozen."""
+        reading = self._reading
+        if not reading.refresh():
             return False
-        self._forget()
+        self._team.place(reading.layouts)
+        self._watch.parameters(reading.names, reading.trainable, reading.same)
         self._old, self._has_old = None, False
         return True
 
-    def _record(self, step: int, due: frozenset[str], grads: Sequence[Any]) -> None:
-        reading = self._reading
-        if self._refresh():
-            grads = reading.gradients()
+    def _record(self, step: int, due: frozenset[str]) -> None:
+        reading, meter = self._reading, self._meter
+        if self._refreshed != step:
+            self._refresh()
+        grads = reading.gradients(whole="gradients" in due)
         weights = bool(due & {"weights", "histograms"})
         none = [None] * len(grads)
+        transfer = Transfer()
         parts = [
-            self._meter.measure(reading.local() if weights else none, exponents="histograms" in due),
-            self._meter.measure(grads if "gradients" in due else none),
+            meter.measure(reading.local() if weights else none, exponents="histograms" in due, transfer=transfer),
+            meter.measure(grads if "gradients" in due else none, transfer=transfer),
         ]
-        apart = None
+        update = None
         if "updates" in due and self._has_old and self._old is not None:
-            apart = self._meter.distance(reading.local(), self._old)
-        (found, gradient), apart, first = self._team.collect(parts, apart, self._first_odd())
-        dead = reading.dead_rows(grads) if "gradients" in due and self._rows is not None else None
-        columns = _columns(found, gradient, apart, due, reading, dead)
+            update = meter.distance(reading.local(), self._old, transfer=transfer)
+        rows = reading.living_rows(grads, self._team.here) if "gradients" in due else []
+        living: list[Any] = [None] * len(rows)
+        for i, each in enumerate(rows):
+            if each is not None:
+                transfer.add(each, partial(living.__setitem__, i))
+        for _, _, flags in self._pending:
+            flags.ask(transfer)
+        transfer.fetch()
+        first, counts = self._first_odd()
+        (weight, gradient), update, first, living = self._team.collect(parts, update, first, living)
+        dead = reading.dead_rows(living) if "gradients" in due else None
+        columns = numbers_of(weight, gradient, update, due, dead)
         if self._writer is not None:
-            count = len(reading.names)
-            head: dict[str, Any] = {"step": [step] * count, "kind": ["parameter"] * count, "name": reading.names}
-            self._writer.add("parameters", {**head, **columns, **_histograms(found, due)})
-            if self._by is not None:
-                self._groups(step, found, gradient, apart, due)
+            head = {"step": step, "kind": "parameter", "name": reading.names}
+            self._writer.add("parameters", {**head, **columns, **histograms_of(weight, due)})
+            self._groups(step, weight, gradient, update, due)
             self._sink(step, columns)
-        for at in np.unique(first[np.isfinite(first)]):
-            self._ask(int(at), {"grad_nonfinite": (first == at).astype(float)})
-        self._watch(step, columns, apart)
+        counts = np.full_like(counts, np.nan) if self._team.is_sharded else counts
+        self._report_odd(np.where(first < step, first, np.inf), counts)
+        self._report(self._watch.record(step, columns))
+        self._report_odd(first, counts)  # of this step, if the record does not have them
         self._records += 1
 
-    def _groups(self, step: int, found: Measured, gradient: Measured, apart: Array | None, due: frozenset[str]) -> None:
-        assert self._writer is not None
-        reading = self._reading
-        _, groups = groups_of(reading.infos, self._by, strict=False)
-        place = {name: i for i, name in enumerate(reading.names)}
-        members = [[place[name] for name in names if name in place] for names in groups.values()]
-        total, slope = found.grouped(members), gradient.grouped(members)
-        distances = None if apart is None else np.array([together(apart[m]) for m in members])
-        columns = _columns(total, slope, distances, due, None, None)
-        head: dict[str, Any] = {"step": [step] * len(groups), "kind": ["group"] * len(groups), "name": list(groups)}
-        self._writer.add("parameters", {**head, **columns, **_histograms(total, due)})
+    def _groups(
+        self, step: int, weight: Measured, gradient: Measured, update: Array | None, due: frozenset[str]
+    ) -> None:
+        members = list(self._reading.groups.values())
+        if not members or self._writer is None:
+            return
+        norms = None if update is None else np.array([together(update[each]) for each in members])
+        total = weight.grouped(members)
+        head = {"step": step, "kind": "group", "name": list(self._reading.groups)}
+        columns = numbers_of(total, gradient.grouped(members), norms, due)
+        self._writer.add("parameters", {**head, **columns, **histograms_of(total, due)})
 
-    def _sink(self, step: int, columns: Mapping[str, Any]) -> None:
+    def _sink(self, step: int, columns: Mapping[str, Array]) -> None:
         if not self._sinks:
             return
         numbers = {
-            f"{key}/{name}": float(value)
+            f"{key}/{name}": value
             for key, values in columns.items()
-            for name, value in zip(self._reading.names, values, strict=True)
-            if value is not None
+            for name, value in zip(self._reading.names, values.tolist(), strict=True)
+            if not math.isnan(value)
         }
         logged = {name: value for at, name, value in self._numbers if at == step}
         for sink in self._sinks:
@@ -354,62 +368,36 @@ class Recorder(Result):
 
     # --- watchdogs ---------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        count = len(self._reading.names)
-        self._before_columns: Mapping[str, Any] = {}
-        self._ratios: list[deque[float]] = [deque(maxlen=9) for _ in range(count)]
-        self._since = np.full(count, -YOUNG)  # the last step before which a parameter was zero
-
-    def _first_odd(self) -> Array:
-        """First step with a non-finite gradient since the last record, for each parameter."""
-        first = np.full(len(self._reading.names), math.inf)
-        for step, flags in reversed(self._pending):
-            first[flags.places()] = step
+    def _first_odd(self) -> tuple[Array, Array]:
+        """First step with a non-finite gradient since the last record, infinite for none, and how many elements."""
+        place = {name: i for i, name in enumerate(self._reading.names)} if self._pending else {}
+        first, counts = np.full((2, len(self._reading.names)), np.inf)
+        for step, names, flags in reversed(self._pending):
+            for i, count in flags.counts().items():
+                if (at := place.get(names[i])) is not None:
+                    first[at], counts[at] = step, count
         self._pending.clear()
-        return first
+        return first, counts
+
+    def _report_odd(self, first: Array, counts: Array) -> None:
+        """Report non-finite gradients."""
+        counts = np.where(np.isnan(counts), np.inf, counts)
+        for step in np.unique(first[np.isfinite(first)]).tolist():
+            odd = {"grad_nonfinite": np.where(first == step, counts, 0)}
+            self._report(self._watch.look(int(step), odd))
 
     def _look_back(self) -> None:
         """Report non-finite gradients since the last record."""
-        first = self._first_odd()
-        for at in np.unique(first[np.isfinite(first)]):
-            self._ask(int(at), {"grad_nonfinite": (first == at).astype(float)})
+        if self._pending:
+            self._report_odd(*self._first_odd())
 
     def _check_weights(self, step: int) -> None:
-        flags = self._meter.nonfinite(self._reading.local())
-        if places := flags.places():
-            odd = np.zeros(len(self._reading.names))
-            odd[places] = self._meter.measure(self._reading.local()).nonfinite[places]
-            self._ask(step, {"nonfinite": odd})
+        odd = np.zeros(len(self._reading.names))
+        for i, count in self._meter.nonfinite(self._reading.local()).counts().items():
+            odd[i] = count
+        self._report(self._watch.look(step, {"nonfinite": odd}))
 
-    def _watch(self, step: int, columns: Mapping[str, Any], apart: Array | None) -> None:
-        if apart is not None:
-            self._since[apart[:, 1] == 0] = step
-        self._ask(step, columns)
-        ratios = columns.get("update_ratio")
-        if ratios is not None:
-            for kept, ratio in zip(self._ratios, ratios, strict=True):
-                if ratio is not None and math.isfinite(ratio):
-                    kept.append(ratio)
-        self._before_columns = {**self._before_columns, **columns}
-
-    def _ask(self, step: int, columns: Mapping[str, Any]) -> None:
-        reading = self._reading
-        seen = Seen(
-            step,
-            reading.names,
-            np.array(reading.trainable, bool),
-            {key: _floats(values) for key, values in columns.items()},
-            {key: _floats(values) for key, values in self._before_columns.items()},
-            self._ratios,
-            step - self._since < YOUNG,
-        )
-        fresh = []
-        for watchdog in self._watchdogs:
-            for finding in watchdog.look(seen):
-                if (finding.rule, finding.name) not in self._reported:
-                    self._reported.add((finding.rule, finding.name))
-                    fresh.append(finding)
-        self.findings += fresh
+    def _report(self, fresh: list[RecordFinding]) -> None:
         if not fresh or self._writer is None:
             return
         keys = ("step", "rule", "name", "value", "message")
@@ -418,7 +406,8 @@ class Recorder(Result):
             shown = fresh[:5]
             lines = [printable(f"torchparams: {each}") for each in shown]
             if len(fresh) > len(shown):
-                lines.append(f"torchparams: step {step}: {len(fresh) - len(shown):,} more findings")
+                more = plural(len(fresh) - len(shown), "more finding")
+                lines.append(f"torchparams: step {fresh[0].step}: {more}")
             print("\n".join(lines), file=sys.stderr)
         for finding in fresh:
             if self._on_finding is not None:
@@ -435,22 +424,12 @@ class Recorder(Result):
             f"{plural(len(self._reading.names), 'parameter')} · {self.cost:.1%} of the time"
         )
         parts = [Text(printable(f"Record of {self._reading.label} in {self.path}"), "title"), Text(line, "dim")]
+        if quantised := self._reading.quantised:
+            parts.append(Text(f"{plural(len(quantised), 'quantised parameter')} not recorded", "dim"))
         parts += [Text(printable(str(finding)), "warn") for finding in self.findings[:20]]
         if len(self.findings) > 20:
             parts.append(Text(f"… {len(self.findings) - 20:,} more findings …", "dim"))
         return Tree(tuple(parts))
-
-
-def _every(every: int | Mapping[str, int] | None) -> dict[str, int] | None:
-    if every is None:
-        return None
-    asked = dict(every) if isinstance(every, Mapping) else dict.fromkeys(QUANTITIES, every)
-    for name, steps in asked.items():
-        if name not in QUANTITIES:
-            raise OptionError(f"every has the key {name!r}", exists=f"quantities are {', '.join(QUANTITIES)}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise OptionError(f"every must be a number of steps, not {steps!r}")
-    return {name: steps for name, steps in asked.items() if steps}
 
 
 def _inner(optimizer: Any) -> list[Any]:
@@ -466,52 +445,3 @@ def _inner(optimizer: Any) -> list[Any]:
             raise UnsupportedSource(f"{type(each).__qualname__} is not an optimizer of torch")
         found.append(inner)
     return found
-
-
-def _columns(
-    found: Measured,
-    gradient: Measured,
-    apart: Array | None,
-    due: frozenset[str],
-    reading: Reading | None,
-    dead: list[int | None] | None,
-) -> dict[str, Any]:
-    """Values by column of the record; None if there are none."""
-    columns: dict[str, Any] = {}
-    if "weights" in due:
-        with np.errstate(all="ignore"):
-            columns["weight_norm"] = found.norms
-            columns["mean"] = found.means
-            columns["std"] = found.deviations
-            columns["max_abs"] = found.most
-            columns["zeros"] = found.zeros / np.maximum(found.counts, 1)
-            columns["nonfinite"] = found.nonfinite
-    if "gradients" in due:
-        none = gradient.counts == 0
-        columns["grad_norm"] = [None if gone else float(v) for gone, v in zip(none, gradient.norms, strict=True)]
-        columns["grad_nonfinite"] = [None if gone else int(v) for gone, v in zip(none, gradient.nonfinite, strict=True)]
-    if apart is not None:
-        with np.errstate(all="ignore"):
-            ratios = np.where(apart[:, 1] > 0, apart[:, 0] / apart[:, 1], np.nan)
-        columns["update_norm"] = apart[:, 0]
-        columns["update_ratio"] = [None if math.isnan(ratio) else float(ratio) for ratio in ratios]
-    if dead is not None:
-        columns["dead_rows"] = dead
-    return columns
-
-
-def _histograms(found: Measured, due: frozenset[str]) -> dict[str, Any]:
-    if "histograms" not in due or found.exponents is None:
-        return {}
-    first, counts = [], []
-    for row, zeros in zip(found.exponents, found.zeros, strict=True):
-        small = row[:-1].copy()  # the last bin counts non-finite elements
-        small[0] -= zeros
-        used = np.flatnonzero(small)
-        first.append(int(used[0]) - 127 if len(used) else None)
-        counts.append(small[used[0] : used[-1] + 1] if len(used) else [])
-    return {"exponent": first, "counts": counts}
-
-
-def _floats(values: Any) -> Array:
-    return np.array([math.nan if value is None else value for value in values], np.float64)

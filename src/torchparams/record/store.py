@@ -7,9 +7,9 @@
 | `numbers-*.parquet` | a row for each number that was logged: the loss, the learning rate |
 | `findings-*.parquet` | a row for each finding of a watchdog |
 
-Each flush writes new files under temporary names and renames them; a file is never changed later. So a killed process
-loses only what it had not flushed. A resumed training writes a new *session*: rows of earlier sessions at its first
-step or later are marked as overwritten, but kept.
+Each flush writes new files under temporary names and renames them; a table's file is never changed later, and
+`record.json` is replaced as a whole. So a killed process loses only what it had not flushed. A resumed training writes
+a new *session*: rows of earlier sessions at its first step or later are marked as overwritten, but kept.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from torchparams.errors import FileFormatError, MissingDependency, WriteError
 from torchparams.io.write import replace_file
+from torchparams.record.columns import Lists
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 FORMAT = "torchparams.record"
 VERSION = 1
@@ -112,7 +115,8 @@ class Writer:
 
     Attributes:
         session: Number of this session, from 0.
-        last: Last step of earlier sessions; None if there are none.
+        last: Last step of the record; None if there is none.
+        nbytes: Number of buffered bytes.
 
     Raises:
         WriteError: The directory already has a record, or cannot be written.
@@ -122,14 +126,15 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], head: Mapping[str, Any], *, resume: bool = False) -> None:
         pyarrow()
         self.path = os.fspath(path)
-        self.session, self.last = 0, None
+        self.session, self.last, self.nbytes = 0, None, 0
         self._rows: dict[str, list[Any]] = {table: [] for table in TABLES}
+        self._schemas = {table: schema_of(table) for table in TABLES}
         try:
             os.makedirs(self.path, exist_ok=True)
             names = os.listdir(self.path)
         except OSError as error:
             raise WriteError(error.strerror or str(error), where=self.path) from None
-        sessions: list[dict[str, Any]] = []
+        self._head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sessions": []}
         if HEAD in names:
             if not resume:
                 raise WriteError(
@@ -137,56 +142,49 @@ class Writer:
                     where=self.path,
                     hint="use resume=True to continue it, or choose another directory",
                 )
-            sessions = read_head(self.path)["sessions"]
-            self.session = len(sessions)
+            self._head = read_head(self.path)
+            self.session = len(self._head["sessions"])
             self.last = last_step(self.path)
         for name in names:
             if name.endswith(".unfinished"):  # of a process that was killed
                 with suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
         self._next = 1 + max((int(found[2]) for name in names if (found := _PIECE.fullmatch(name))), default=-1)
-        form = {"format": FORMAT, "version": VERSION, "sessions": [*sessions, dict(head)]}
-        replace_file(os.path.join(self.path, HEAD), json.dumps(form, indent=1).encode())
+        self._head["sessions"].append({"last": None, **head})
+        self._write_head()
 
-    def add(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    def add(self, table: str, columns: Mapping[str, Any]) -> None:
         """Buffer rows until the next flush.
 
         Args:
             table: One of `TABLES`.
-            columns: Values by column; a missing column is null, and `session` is filled in.
+            columns: Values by column: a list, an array in which NaN is null, `Lists`, or one value for all rows. A
+                missing column is null, and `session` is filled in.
         """
         arrow, _ = pyarrow()
-        count = len(next(iter(columns.values())))
-        schema = schema_of(table)
-        arrays = []
-        for field in schema:
-            values = columns.get(field.name)
-            if field.name == "session":
-                values = [self.session] * count
-            if values is None:
-                arrays.append(arrow.nulls(count, field.type))
-            elif isinstance(field.type, arrow.DictionaryType):
-                arrays.append(arrow.array(values, arrow.utf8()).dictionary_encode())
-            else:
-                arrays.append(arrow.array(values, field.type, from_pandas=False))
-        self._rows[table].append(arrow.Table.from_arrays(arrays, schema=schema))
+        count = max(len(values) for values in columns.values() if isinstance(values, list | np.ndarray))
+        schema = self._schemas[table]
+        given = {**columns, "session": self.session}
+        arrays = [_array(arrow, given.get(field.name), field.type, count) for field in schema]
+        rows = arrow.Table.from_arrays(arrays, schema=schema)
+        self._rows[table].append(rows)
+        self.nbytes += rows.nbytes
 
-    @property
-    def nbytes(self) -> int:
-        """Number of buffered bytes."""
-        return sum(rows.nbytes for kept in self._rows.values() for rows in kept)
-
-    def flush(self) -> None:
+    def flush(self, last: int | None = None) -> None:
         """Write the buffered rows to new files.
+
+        Args:
+            last: Last step of the training so far, recorded or not.
 
         Raises:
             WriteError: Writing failed; the rows stay buffered for the next flush.
         """
         arrow, parquet = pyarrow()
+        number, self._next = self._next, self._next + 1  # also after an error: a file is never written twice
         for table, kept in self._rows.items():
             if not kept:
                 continue
-            name = os.path.join(self.path, f"{table}-{self._next:06}.parquet")
+            name = os.path.join(self.path, f"{table}-{number:06}.parquet")
             rows = arrow.concat_tables(kept).unify_dictionaries().combine_chunks()
             try:
                 with open(f"{name}.unfinished", "wb") as file:
@@ -197,7 +195,37 @@ class Writer:
             except OSError as error:
                 raise WriteError(error.strerror or str(error), where=name) from None
             kept.clear()
-        self._next += 1
+        self.nbytes = 0
+        session = self._head["sessions"][-1]
+        if last is not None and last != session["last"]:
+            session["last"] = last
+            self._write_head()
+
+    def _write_head(self) -> None:
+        name = os.path.join(self.path, HEAD)
+        try:
+            replace_file(name, json.dumps(self._head, indent=1).encode())
+        except OSError as error:
+            raise WriteError(error.strerror or str(error), where=name) from None
+
+
+def _array(arrow: Any, values: Any, kind: Any, count: int) -> Any:
+    """An Arrow array of a column, see `Writer.add`."""
+    if values is None:
+        return arrow.nulls(count, kind)
+    if isinstance(values, Lists):
+        return arrow.ListArray.from_arrays(values.offsets, arrow.array(values.values, kind.value_type))
+    if isinstance(values, str | int):
+        values = [values]
+        if arrow.types.is_dictionary(kind):
+            return arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(count, np.int32)), values)
+        return arrow.array(np.full(count, values[0]), kind)
+    if arrow.types.is_dictionary(kind):
+        return arrow.array(values, arrow.utf8()).dictionary_encode()
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        missing = np.isnan(values)
+        return arrow.array(values if arrow.types.is_floating(kind) else np.nan_to_num(values), mask=missing).cast(kind)
+    return arrow.array(values, kind, from_pandas=False)
 
 
 def is_record(path: str | os.PathLike[str]) -> bool:
@@ -237,22 +265,42 @@ def read_table(path: str, table: str) -> Any:
     Raises:
         FileFormatError: A file of the record is damaged.
     """
-    arrow, parquet = pyarrow()
+    arrow, _ = pyarrow()
     schema = schema_of(table)
-    pieces = []
-    for name in sorted(os.listdir(path), key=lambda name: (len(name), name)):
-        found = _PIECE.fullmatch(name)
-        if found is None or found[1] != table:
-            continue
-        try:
-            pieces.append(parquet.read_table(os.path.join(path, name)).select(schema.names).cast(schema))
-        except (OSError, arrow.ArrowException, KeyError) as error:
-            text = str(error).splitlines()[0]
-            raise FileFormatError(f"a damaged file of the record: {text}", where=os.path.join(path, name)) from None
+    pieces = [read_piece(path, name, schema) for name in pieces_of(path, table)]
     return arrow.concat_tables(pieces).unify_dictionaries() if pieces else schema.empty_table()
 
 
+def pieces_of(path: str, table: str) -> list[str]:
+    """Names of the files of a table, oldest first."""
+    found = filter(None, map(_PIECE.fullmatch, os.listdir(path)))
+    return [match[0] for match in sorted(found, key=lambda match: int(match[2])) if match[1] == table]
+
+
+def read_piece(path: str, name: str, schema: Any) -> Any:
+    """The columns of a schema from one file of a record.
+
+    Raises:
+        FileFormatError: The file is damaged.
+    """
+    arrow, parquet = pyarrow()
+    where = os.path.join(path, name)
+    try:
+        return parquet.read_table(where, columns=schema.names).select(schema.names).cast(schema)
+    except (OSError, arrow.ArrowException, KeyError) as error:
+        text = str(error).splitlines()[0]
+        raise FileFormatError(f"a damaged file of the record: {text}", where=where) from None
+
+
 def last_step(path: str) -> int | None:
-    """Last step of a record; None if it is empty."""
-    steps = read_table(path, "parameters").column("step")
-    return int(steps[-1].as_py()) if len(steps) else None
+    """Last step of the newest session that has steps, from the head and the newest file; None if there are none."""
+    arrow, _ = pyarrow()
+    schema = arrow.schema([("step", arrow.int64()), ("session", arrow.int16())])
+    rows = [row for name in pieces_of(path, "parameters")[-1:] for row in read_piece(path, name, schema).to_pylist()]
+    for number, session in reversed(list(enumerate(read_head(path)["sessions"]))):
+        steps: list[int] = [row["step"] for row in rows if row["session"] == number]
+        if isinstance(last := session.get("last"), int):
+            steps.append(last)
+        if steps:
+            return max(steps)
+    return None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchparams.render.tree import plural
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -20,7 +22,6 @@ TIMES = 100.0
 
 HISTORY = 5
 """Minimum number of earlier ratios for a median."""
-
 
 YOUNG = 20
 """Number of steps in which a parameter that started at zero may change by a large part of its norm."""
@@ -66,9 +67,10 @@ class Seen:
         step: The step.
         names: The parameters.
         trainable: Whether each has `requires_grad`.
-        columns: Values by column of the record; see `store.TABLES`. Some may be missing.
-        before: Columns of the previous record; empty for the first.
-        ratios: Earlier update-to-weight ratios of each parameter, oldest first.
+        columns: Values by column of the record; see `store.TABLES`. Columns may be missing, and values NaN. An infinite
+            `grad_nonfinite` is an unknown number.
+        before: Latest earlier values; empty for the first record.
+        ratios: Earlier update-to-weight ratios of each parameter, oldest first, NaN if there were fewer; shape (n, 9).
         young: Whether each was zero less than `YOUNG` steps ago.
     """
 
@@ -77,7 +79,7 @@ class Seen:
     trainable: Array
     columns: Mapping[str, Array]
     before: Mapping[str, Array]
-    ratios: Sequence[Sequence[float]]
+    ratios: Array
     young: Array
 
     def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
@@ -106,27 +108,28 @@ class Watchdog:
 
 def _column(seen: Seen, name: str) -> Array:
     found = seen.columns.get(name)
-    return np.zeros(len(seen.names)) if found is None else np.nan_to_num(np.asarray(found, np.float64), nan=0.0)
+    return np.zeros(len(seen.names)) if found is None else np.nan_to_num(found, nan=0.0, posinf=np.inf)
+
+
+def _odd(count: float) -> str:
+    if not np.isfinite(count):
+        return "elements that are not finite"
+    return f"{plural(int(count), 'element')} that {'is' if count == 1 else 'are'} not finite"
 
 
 def _gradients(seen: Seen) -> Iterator[RecordFinding]:
     odd = _column(seen, "grad_nonfinite")
-    yield from seen.found(
-        "nonfinite-gradient", odd > 0, odd, lambda count: f"the gradient has {count:,.0f} elements that are not finite"
-    )
+    value = np.where(np.isinf(odd), np.nan, odd)
+    yield from seen.found("nonfinite-gradient", odd > 0, value, lambda count: f"the gradient has {_odd(count)}")
 
 
 def _weights(seen: Seen) -> Iterator[RecordFinding]:
     odd = _column(seen, "nonfinite")
-    yield from seen.found("nonfinite-weight", odd > 0, odd, lambda count: f"{count:,.0f} elements are not finite")
-
-
-def _medians(seen: Seen) -> Array:
-    return np.array([np.median(ratios) if len(ratios) >= HISTORY else np.nan for ratios in seen.ratios])
+    yield from seen.found("nonfinite-weight", odd > 0, odd, lambda count: f"the parameter has {_odd(count)}")
 
 
 def _exploding(seen: Seen) -> Iterator[RecordFinding]:
-    ratio, usual = _column(seen, "update_ratio"), _medians(seen)
+    ratio, usual = _column(seen, "update_ratio"), medians(seen.ratios, HISTORY)
     with np.errstate(invalid="ignore"):
         # A parameter that starts at zero, such as a bias, changes by its whole norm at first.
         jumped = (ratio > TIMES * usual) & (ratio > EXPLODING / 10)
@@ -137,14 +140,13 @@ def _exploding(seen: Seen) -> Iterator[RecordFinding]:
 
 
 def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
+    if "update_ratio" not in seen.columns:
+        return
     ratio = _column(seen, "update_ratio")
     # One small step is an accident: three in a row are not.
-    usual, lately = np.full((2, len(ratio)), np.nan)
-    for i, ratios in enumerate(map(list, seen.ratios)):
-        if len(ratios) >= HISTORY + 2:
-            usual[i], lately[i] = np.median(ratios[:-2]), max(ratios[-2:])
+    usual = medians(seen.ratios[:, :-2], HISTORY)
     with np.errstate(invalid="ignore"):
-        small = np.fmax(ratio, lately) < usual / TIMES
+        small = np.maximum(ratio, seen.ratios[:, -2:].max(axis=1)) < usual / TIMES
         places = seen.trainable & (_column(seen, "weight_norm") > 0) & small
     yield from seen.found(
         "vanishing-update",
@@ -154,30 +156,41 @@ def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
     )
 
 
+def medians(ratios: Array, least: int) -> Array:
+    """Median of each row, whose first values may be NaN; NaN if fewer than `least` values are known.
+
+    >>> medians(np.array([[np.nan, 1.0, 2.0, 9.0], [np.nan, np.nan, np.nan, 1.0]]), 3).tolist()
+    [2.0, nan]
+    """
+    ordered = np.sort(ratios, axis=1)  # NaN last
+    known = (~np.isnan(ratios)).sum(axis=1)
+    rows, last = np.arange(len(ratios)), np.maximum(known - 1, 0)
+    found = (ordered[rows, last // 2] + ordered[rows, (last + 1) // 2]) / 2
+    return np.where(known >= least, found, np.nan)
+
+
 def _dead(seen: Seen) -> Iterator[RecordFinding]:
     dead, before = _column(seen, "dead_rows"), seen.before.get("dead_rows")
-    grown = dead > (0 if before is None else np.nan_to_num(np.asarray(before, np.float64)))
+    grown = dead > (0 if before is None else np.nan_to_num(before))
     yield from seen.found(
         "dead-rows",
         seen.trainable & grown,
         dead,
-        lambda count: f"{count:,.0f} rows have no gradient: dead units",
+        lambda count: f"{plural(int(count), 'row')} {'has' if count == 1 else 'have'} no gradient: dead units",
     )
 
 
 def _moving(seen: Seen) -> Iterator[RecordFinding]:
-    if not seen.before:
-        return
-    moved = np.zeros(len(seen.names), bool)
+    moved = _column(seen, "update_norm") > 0
     for key in ("weight_norm", "mean", "max_abs", "zeros"):
-        if key in seen.before:
-            moved |= _column(seen, key) != np.nan_to_num(np.asarray(seen.before[key], np.float64), nan=0.0)
-    norm = _column(seen, "weight_norm")
+        now, before = seen.columns.get(key), seen.before.get(key)
+        if now is not None and before is not None:
+            moved |= (now != before) & ~np.isnan(now) & ~np.isnan(before)
     yield from seen.found(
         "frozen-moves",
         moved & ~seen.trainable,
-        norm,
-        lambda _: "frozen, but its values changed since the previous record",
+        _column(seen, "weight_norm"),
+        lambda _: "frozen, but its values changed",
     )
 
 

@@ -5,8 +5,9 @@
  *
  *   measure(kind, addresses, counts, sums, integers, exponents)
  *   distance(kind, addresses, others, counts, sums)
+ *   nonfinite(kind, addresses, counts, found)
  *
- * Both release the global interpreter lock. Whoever calls keeps the memory alive.
+ * All release the global interpreter lock. Whoever calls keeps the memory alive.
  */
 
 #include "_common.h"
@@ -180,42 +181,53 @@ INLINE void body(row *to, int kind, const uint8_t *data, size_t n)
     }
 }
 
+/* Adds the squares of a difference, and of its second term; kept in registers. */
+#define APART(NAME, TYPE)                                                                                              \
+    INLINE void NAME(const TYPE *x, const TYPE *y, size_t n, double *all, double *all_base)                            \
+    {                                                                                                                  \
+        double sum[LANES], base[LANES];                                                                                \
+        memcpy(sum, all, sizeof sum);                                                                                  \
+        memcpy(base, all_base, sizeof base);                                                                           \
+        size_t i = 0;                                                                                                  \
+        for (; i + LANES <= n; i += LANES)                                                                             \
+            for (size_t l = 0; l < LANES; l++) {                                                                       \
+                double v = y[i + l], d = (double)x[i + l] - v;                                                         \
+                sum[l] += d * d;                                                                                       \
+                base[l] += v * v;                                                                                      \
+            }                                                                                                          \
+        for (; i < n; i++) {                                                                                           \
+            double v = y[i], d = (double)x[i] - v;                                                                     \
+            sum[0] += d * d;                                                                                           \
+            base[0] += v * v;                                                                                          \
+        }                                                                                                              \
+        memcpy(all, sum, sizeof sum);                                                                                  \
+        memcpy(all_base, base, sizeof base);                                                                           \
+    }
+
+APART(apart_f32, float)
+APART(apart_f64, double)
+
 /* The sums of squares of a difference and of its second term, in float64; not finite where an element is not. */
-INLINE void apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n, double *all)
+INLINE void apart_body(int kind, const uint8_t *a, const uint8_t *b, size_t n, double *found)
 {
-    float x[CHUNK], y[CHUNK];
     double sum[LANES] = {0}, base[LANES] = {0};
-    for (size_t at = 0; at < n; at += CHUNK) {
-        size_t count = n - at < CHUNK ? n - at : CHUNK, i = 0, from = at * item_size[kind];
-        double d[CHUNK], v[CHUNK];
-        if (kind == F64) {
-            double u[CHUNK];
-            memcpy(u, a + from, 8 * count);
-            memcpy(v, b + from, 8 * count);
-            for (i = 0; i < count; i++)
-                d[i] = u[i] - v[i];
-        } else {
-            widen(kind, a + from, count, x);
-            widen(kind, b + from, count, y);
-            for (i = 0; i < count; i++) {
-                v[i] = y[i];
-                d[i] = (double)x[i] - v[i];
-            }
-        }
-        for (i = 0; i + LANES <= count; i += LANES)
-            for (size_t l = 0; l < LANES; l++) {
-                sum[l] += d[i + l] * d[i + l];
-                base[l] += v[i + l] * v[i + l];
-            }
-        for (; i < count; i++) {
-            sum[0] += d[i] * d[i];
-            base[0] += v[i] * v[i];
+    if (kind == F32) {
+        apart_f32((const float *)(const void *)a, (const float *)(const void *)b, n, sum, base);
+    } else if (kind == F64) {
+        apart_f64((const double *)(const void *)a, (const double *)(const void *)b, n, sum, base);
+    } else {
+        float x[CHUNK], y[CHUNK];
+        for (size_t at = 0; at < n; at += CHUNK) {
+            size_t count = n - at < CHUNK ? n - at : CHUNK;
+            widen(kind, a + 2 * at, count, x);
+            widen(kind, b + 2 * at, count, y);
+            apart_f32(x, y, count, sum, base);
         }
     }
-    all[0] = all[1] = 0;
+    found[0] = found[1] = 0;
     for (int l = 0; l < LANES; l++) {
-        all[0] += sum[l];
-        all[1] += base[l];
+        found[0] += sum[l];
+        found[1] += base[l];
     }
 }
 
@@ -300,62 +312,91 @@ VERSIONS(avx2, AVX2)
 
 /* --- for Python ------------------------------------------------------------------------------------- */
 
-typedef struct {
-    Py_buffer view;
-    int held;
-} held;
+enum { MOST = 5 };
 
-static int hold(held *to, PyObject *object, Py_ssize_t nbytes, int writable)
+/* A buffer with a row for each tensor. */
+typedef struct {
+    Py_ssize_t width; /* bytes of a row */
+    int written;
+    int optional;
+} column;
+
+/* The arguments of a function: a kind and buffers. */
+typedef struct {
+    int kind;
+    Py_ssize_t count; /* rows */
+    Py_buffer views[MOST];
+} tables;
+
+static void release(tables *all)
 {
-    if (PyObject_GetBuffer(object, &to->view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
-        return -1;
-    to->held = 1;
-    if (nbytes >= 0 && to->view.len != nbytes) {
-        PyErr_SetString(PyExc_ValueError, "a buffer has another size than the tensors need");
+    for (int i = 0; i < MOST; i++)
+        if (all->views[i].obj)
+            PyBuffer_Release(&all->views[i]);
+}
+
+/* Take the arguments; the first buffer tells how many rows there are. A buffer that is None has no memory. */
+static int take(tables *all, PyObject *args, const column *columns, int count)
+{
+    memset(all, 0, sizeof *all);
+    if (PyTuple_Size(args) != count + 1) {
+        PyErr_Format(PyExc_TypeError, "expected a kind and %d buffers", count);
         return -1;
     }
+    long kind = PyLong_AsLong(PyTuple_GetItem(args, 0));
+    if (kind == -1 && PyErr_Occurred())
+        return -1;
+    if (kind < 0 || kind >= KINDS) {
+        PyErr_SetString(PyExc_ValueError, "no such kind");
+        return -1;
+    }
+    all->kind = (int)kind;
+    for (int i = 0; i < count; i++) {
+        PyObject *object = PyTuple_GetItem(args, i + 1);
+        if (columns[i].optional && object == Py_None)
+            continue;
+        if (PyObject_GetBuffer(object, &all->views[i], columns[i].written ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+            goto failed;
+        if (i == 0)
+            all->count = all->views[0].len / columns[0].width;
+        if (all->views[i].len != all->count * columns[i].width) {
+            PyErr_SetString(PyExc_ValueError, "a buffer has another size than the tensors need");
+            goto failed;
+        }
+    }
     return 0;
+failed:
+    release(all);
+    return -1;
 }
 
-static void release(held *all, int count)
+static PyObject *nothing(tables *all)
 {
-    for (int i = 0; i < count; i++)
-        if (all[i].held)
-            PyBuffer_Release(&all[i].view);
+    release(all);
+    Py_INCREF(Py_None);
+    return Py_None;
 }
+
+static const uint8_t *at(uint64_t address) { return (const uint8_t *)(uintptr_t)address; }
 
 static PyObject *py_measure(PyObject *self, PyObject *args)
 {
-    int kind;
-    PyObject *objects[5], *result = NULL;
-    held all[5] = {{.held = 0}};
+    static const column columns[] = {{8}, {8}, {8 * SUMS, 1}, {8 * INTEGERS, 1}, {8 * EXPONENTS, 1, 1}};
+    tables all;
     (void)self;
-    if (!PyArg_ParseTuple(
-            args, "iOOOOO", &kind, &objects[0], &objects[1], &objects[2], &objects[3], &objects[4]))
+    if (take(&all, args, columns, 5) < 0)
         return NULL;
-    if (kind < 0 || kind >= KINDS) {
-        PyErr_SetString(PyExc_ValueError, "no such kind");
-        return NULL;
-    }
-    if (hold(&all[0], objects[0], -1, 0) < 0)
-        goto done;
-    Py_ssize_t count = all[0].view.len / 8;
-    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * SUMS * count, 1) < 0
-        || hold(&all[3], objects[3], 8 * INTEGERS * count, 1) < 0)
-        goto done;
-    if (objects[4] != Py_None && hold(&all[4], objects[4], 8 * EXPONENTS * count, 1) < 0)
-        goto done;
-    const uint64_t *addresses = all[0].view.buf, *counts = all[1].view.buf;
-    double *sums = all[2].view.buf;
-    int64_t *integers = all[3].view.buf, *exponents = all[4].held ? all[4].view.buf : NULL;
+    const uint64_t *addresses = all.views[0].buf, *counts = all.views[1].buf;
+    double *sums = all.views[2].buf;
+    int64_t *integers = all.views[3].buf, *exponents = all.views[4].buf;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++) {
+    for (Py_ssize_t i = 0; i < all.count; i++) {
         row to = {.most = 0};
         if (exponents) {
             to.exponents = exponents + i * EXPONENTS;
             memset(to.exponents, 0, 8 * EXPONENTS);
         }
-        run_best(&to, kind, (const uint8_t *)(uintptr_t)addresses[i], counts[i]);
+        run_best(&to, all.kind, at(addresses[i]), counts[i]);
         double sum = 0, squares = 0;
         for (int l = 0; l < LANES; l++) {
             sum += to.sum[l];
@@ -368,73 +409,39 @@ static PyObject *py_measure(PyObject *self, PyObject *args)
         integers[INTEGERS * i + 1] = to.odd;
     }
     Py_END_ALLOW_THREADS
-    result = Py_None;
-    Py_INCREF(result);
-done:
-    release(all, 5);
-    return result;
+    return nothing(&all);
 }
 
 static PyObject *py_distance(PyObject *self, PyObject *args)
 {
-    int kind;
-    PyObject *objects[4], *result = NULL;
-    held all[4] = {{.held = 0}};
+    static const column columns[] = {{8}, {8}, {8}, {16, 1}};
+    tables all;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iOOOO", &kind, &objects[0], &objects[1], &objects[2], &objects[3]))
+    if (take(&all, args, columns, 4) < 0)
         return NULL;
-    if (kind < 0 || kind >= KINDS) {
-        PyErr_SetString(PyExc_ValueError, "no such kind");
-        return NULL;
-    }
-    if (hold(&all[0], objects[0], -1, 0) < 0)
-        goto done;
-    Py_ssize_t count = all[0].view.len / 8;
-    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * count, 0) < 0
-        || hold(&all[3], objects[3], 16 * count, 1) < 0)
-        goto done;
-    const uint64_t *a = all[0].view.buf, *b = all[1].view.buf, *counts = all[2].view.buf;
-    double *sums = all[3].view.buf;
+    const uint64_t *a = all.views[0].buf, *b = all.views[1].buf, *counts = all.views[2].buf;
+    double *sums = all.views[3].buf;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++)
-        apart_best(
-            kind, (const uint8_t *)(uintptr_t)a[i], (const uint8_t *)(uintptr_t)b[i], counts[i], sums + 2 * i);
+    for (Py_ssize_t i = 0; i < all.count; i++)
+        apart_best(all.kind, at(a[i]), at(b[i]), counts[i], sums + 2 * i);
     Py_END_ALLOW_THREADS
-    result = Py_None;
-    Py_INCREF(result);
-done:
-    release(all, 4);
-    return result;
+    return nothing(&all);
 }
 
 static PyObject *py_nonfinite(PyObject *self, PyObject *args)
 {
-    int kind;
-    PyObject *objects[3], *result = NULL;
-    held all[3] = {{.held = 0}};
+    static const column columns[] = {{8}, {8}, {8, 1}};
+    tables all;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iOOO", &kind, &objects[0], &objects[1], &objects[2]))
+    if (take(&all, args, columns, 3) < 0)
         return NULL;
-    if (kind < 0 || kind >= KINDS) {
-        PyErr_SetString(PyExc_ValueError, "no such kind");
-        return NULL;
-    }
-    if (hold(&all[0], objects[0], -1, 0) < 0)
-        goto done;
-    Py_ssize_t count = all[0].view.len / 8;
-    if (hold(&all[1], objects[1], 8 * count, 0) < 0 || hold(&all[2], objects[2], 8 * count, 1) < 0)
-        goto done;
-    const uint64_t *addresses = all[0].view.buf, *counts = all[1].view.buf;
-    int64_t *found = all[2].view.buf;
+    const uint64_t *addresses = all.views[0].buf, *counts = all.views[1].buf;
+    int64_t *found = all.views[2].buf;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++)
-        found[i] = odd_best(kind, (const uint8_t *)(uintptr_t)addresses[i], counts[i]);
+    for (Py_ssize_t i = 0; i < all.count; i++)
+        found[i] = odd_best(all.kind, at(addresses[i]), counts[i]);
     Py_END_ALLOW_THREADS
-    result = Py_None;
-    Py_INCREF(result);
-done:
-    release(all, 3);
-    return result;
+    return nothing(&all);
 }
 
 static PyObject *py_levels(PyObject *self, PyObject *unused)

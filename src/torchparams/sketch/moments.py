@@ -45,7 +45,7 @@ Bin 0 counts zeros and all that is smaller, bin 254 all that is greater, bin 255
 PIECE = 1 << 18
 """Elements that one thread takes at once."""
 
-ALONE = 1 << 16
+ALONE = 1 << 20
 """Elements that are not worth another thread."""
 
 
