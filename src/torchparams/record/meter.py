@@ -195,7 +195,7 @@ PLANS = 4
 
 
 def _key(tensors: Sequence[torch.Tensor | None]) -> Any:
-    """Everything that decides how tensors are measured; None if it takes longer to find out.
+    """Key of the plan for tensors: dtypes, devices, sizes and strides; None for tensors that need `plain`.
 
     All calls are `map` of C functions: this runs at every step, also for thousands of tensors.
     """

@@ -102,6 +102,7 @@ class Reading:
         if not self.names:
             raise UnsupportedSource("the model has no parameters to record", where=self.label)
         self.layouts = [self._layout(name, tensor) for name, tensor in zip(self.names, self.tensors, strict=True)]
+        self._sharded = [i for i, layout in enumerate(self.layouts) if layout is not None]
         place = {name: i for i, name in enumerate(self.names)}
         groups = {} if self._by is None else groups_of(self.infos, self._by, strict=False)[1]
         self.groups = {label: [place[name] for name in names] for label, names in groups.items()}
@@ -143,8 +144,10 @@ class Reading:
     # --- tensors -----------------------------------------------------------------------------------
 
     def local(self) -> list[torch.Tensor]:
-        """The current tensors, detached; for a sharded one, the part on this rank."""
-        return [local_of(tensor) if is_dtensor(tensor) else tensor.detach() for tensor in self.tensors]
+        """The current tensors; for a sharded one, the part on this rank."""
+        if not self._sharded:
+            return self.tensors
+        return [local_of(tensor) if is_dtensor(tensor) else tensor for tensor in self.tensors]
 
     def gradients(self, *, whole: bool = False) -> list[torch.Tensor | None]:
         """The current gradients; for a sharded one, the part on this rank.
@@ -153,9 +156,7 @@ class Reading:
             whole: Sum gradients of which ranks keep summands: one collective for each.
         """
         grads: list[Any] = list(map(attrgetter("grad"), self.tensors))
-        for i, layout in enumerate(self.layouts):
-            if layout is None:
-                continue
+        for i in self._sharded:
             tensor: Any = self.tensors[i]
             grad = grads[i]
             if not is_dtensor(tensor):

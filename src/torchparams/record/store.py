@@ -2,14 +2,15 @@
 
 | file | holds |
 |---|---|
-| `record.json` | the model and its parameters, the version of the format |
+| `record.json` | the model and its parameters in each session, the version of the format |
+| `last_step.json` | the last step of the training at the last flush, recorded or not |
 | `parameters-*.parquet` | a row for each step and parameter, or group of parameters |
 | `numbers-*.parquet` | a row for each number that was logged: the loss, the learning rate |
 | `findings-*.parquet` | a row for each finding of a watchdog |
 
-Each flush writes new files under temporary names and renames them; a table's file is never changed later, and
-`record.json` is replaced as a whole. So a killed process loses only what it had not flushed. A resumed training writes
-a new *session*: rows of earlier sessions at its first step or later are marked as overwritten, but kept.
+Each flush writes new files under temporary names and renames them; those of the tables are never changed later. So a
+killed process loses only what it had not flushed. A resumed training writes a new *session*: rows of earlier sessions
+at its first step or later are marked as overwritten, but kept.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ FORMAT = "torchparams.record"
 VERSION = 1
 
 HEAD = "record.json"
+LAST = "last_step.json"
 
 TABLES: dict[str, dict[str, str]] = {
     "parameters": {
@@ -134,7 +136,7 @@ class Writer:
             names = os.listdir(self.path)
         except OSError as error:
             raise WriteError(error.strerror or str(error), where=self.path) from None
-        self._head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sessions": []}
+        form: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sessions": []}
         if HEAD in names:
             if not resume:
                 raise WriteError(
@@ -142,16 +144,16 @@ class Writer:
                     where=self.path,
                     hint="use resume=True to continue it, or choose another directory",
                 )
-            self._head = read_head(self.path)
-            self.session = len(self._head["sessions"])
+            form = read_head(self.path)
+            self.session = len(form["sessions"])
             self.last = last_step(self.path)
         for name in names:
             if name.endswith(".unfinished"):  # of a process that was killed
                 with suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
         self._next = 1 + max((int(found[2]) for name in names if (found := _PIECE.fullmatch(name))), default=-1)
-        self._head["sessions"].append({"last": None, **head})
-        self._write_head()
+        form["sessions"].append(dict(head))
+        self._replace(HEAD, form)
 
     def add(self, table: str, columns: Mapping[str, Any]) -> None:
         """Buffer rows until the next flush.
@@ -196,17 +198,15 @@ class Writer:
                 raise WriteError(error.strerror or str(error), where=name) from None
             kept.clear()
         self.nbytes = 0
-        session = self._head["sessions"][-1]
-        if last is not None and last != session["last"]:
-            session["last"] = last
-            self._write_head()
+        if last is not None:
+            self._replace(LAST, {"session": self.session, "step": last})
 
-    def _write_head(self) -> None:
-        name = os.path.join(self.path, HEAD)
+    def _replace(self, name: str, form: Mapping[str, Any]) -> None:
+        path = os.path.join(self.path, name)
         try:
-            replace_file(name, json.dumps(self._head, indent=1).encode())
+            replace_file(path, json.dumps(form, indent=1).encode())
         except OSError as error:
-            raise WriteError(error.strerror or str(error), where=name) from None
+            raise WriteError(error.strerror or str(error), where=path) from None
 
 
 def _array(arrow: Any, values: Any, kind: Any, count: int) -> Any:
@@ -224,7 +224,9 @@ def _array(arrow: Any, values: Any, kind: Any, count: int) -> Any:
         return arrow.array(values, arrow.utf8()).dictionary_encode()
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         missing = np.isnan(values)
-        return arrow.array(values if arrow.types.is_floating(kind) else np.nan_to_num(values), mask=missing).cast(kind)
+        if not arrow.types.is_floating(kind):
+            values = np.where(missing, 0, values).astype(kind.to_pandas_dtype())
+        return arrow.array(values, kind, mask=missing)
     return arrow.array(values, kind, from_pandas=False)
 
 
@@ -293,14 +295,13 @@ def read_piece(path: str, name: str, schema: Any) -> Any:
 
 
 def last_step(path: str) -> int | None:
-    """Last step of the newest session that has steps, from the head and the newest file; None if there are none."""
+    """Last step of the newest session that has steps, from the last flush and the newest file; None without steps."""
     arrow, _ = pyarrow()
+    found: list[tuple[int, int]] = []
+    with suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(path, LAST), "rb") as file:
+        form = json.loads(file.read())
+        found.append((int(form["session"]), int(form["step"])))
     schema = arrow.schema([("step", arrow.int64()), ("session", arrow.int16())])
-    rows = [row for name in pieces_of(path, "parameters")[-1:] for row in read_piece(path, name, schema).to_pylist()]
-    for number, session in reversed(list(enumerate(read_head(path)["sessions"]))):
-        steps: list[int] = [row["step"] for row in rows if row["session"] == number]
-        if isinstance(last := session.get("last"), int):
-            steps.append(last)
-        if steps:
-            return max(steps)
-    return None
+    for name in pieces_of(path, "parameters")[-1:]:
+        found += [(row["session"], row["step"]) for row in read_piece(path, name, schema).to_pylist()]
+    return max(found)[1] if found else None
