@@ -564,6 +564,29 @@ def test_resuming_reads_one_piece_and_continues_after_the_last_step(
     assert recorder._next == 11  # a session without steps changes nothing
 
 
+def test_a_loss_that_is_nan_stays_nan(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+        recorder.log(loss=math.nan, rate=math.inf)
+        recorder.step()
+    numbers = pyarrow.parquet.read_table(next(tmp_path.glob("numbers-*.parquet")))
+    assert numbers.column("value").null_count == 0
+    assert math.isnan(tp.history(tmp_path).numbers["loss"][0]) and tp.history(tmp_path).numbers["rate"][0] == math.inf
+
+
+def test_a_training_does_not_import_what_it_does_not_need(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("100000", "3") + "print(*sys.modules)", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"pandas", "pyarrow.compute", "polars"} & set(found.stdout.split())
+
+
 KILLED = """
 import sys, torch, torchparams as tp
 from torch import nn

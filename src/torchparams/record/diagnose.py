@@ -123,7 +123,7 @@ def diagnose(x: object, *, watchdogs: Iterable[Watchdog] = WATCHDOGS) -> Diagnos
     >>> import torchparams as tp
     >>> found = tp.diagnose([{"w": np.ones(3)}, {"w": np.array([1, 1, np.nan])}])
     >>> print(found.first)
-    step 1: w: 1 elements are not finite
+    step 1: w: the parameter has 1 element that is not finite
     """
     found = x if isinstance(x, History) else history(x)
     known = {(each.rule, each.name): each for each in _watched(found, watchdogs)}

@@ -29,7 +29,7 @@ from torchparams.io.write import replace_file
 from torchparams.record.columns import Lists
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 FORMAT = "torchparams.record"
 VERSION = 1
@@ -210,24 +210,36 @@ class Writer:
 
 
 def _array(arrow: Any, values: Any, kind: Any, count: int) -> Any:
-    """An Arrow array of a column, see `Writer.add`."""
+    """An Arrow array of a column, see `Writer.add`.
+
+    It is made from buffers: `pyarrow.array` would import pandas in the middle of a training.
+    """
     if values is None:
         return arrow.nulls(count, kind)
     if isinstance(values, Lists):
-        return arrow.ListArray.from_arrays(values.offsets, arrow.array(values.values, kind.value_type))
-    if isinstance(values, str | int):
-        values = [values]
-        if arrow.types.is_dictionary(kind):
-            return arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(count, np.int32)), values)
-        return arrow.array(np.full(count, values[0]), kind)
+        elements = _array(arrow, values.values, kind.value_type, len(values.values))
+        return arrow.ListArray.from_arrays(_array(arrow, values.offsets, arrow.int32(), len(values.offsets)), elements)
     if arrow.types.is_dictionary(kind):
-        return arrow.array(values, arrow.utf8()).dictionary_encode()
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        missing = np.isnan(values)
-        if not arrow.types.is_floating(kind):
-            values = np.where(missing, 0, values).astype(kind.to_pandas_dtype())
-        return arrow.array(values, kind, mask=missing)
-    return arrow.array(values, kind, from_pandas=False)
+        texts = [values] if isinstance(values, str) else list(dict.fromkeys(values))
+        place = {text: i for i, text in enumerate(texts)}
+        indices = np.zeros(count, np.int32) if isinstance(values, str) else [place[text] for text in values]
+        return arrow.DictionaryArray.from_arrays(_array(arrow, indices, arrow.int32(), count), _texts(arrow, texts))
+    if arrow.types.is_string(kind):
+        return _texts(arrow, values)
+    numbers = np.broadcast_to(np.asarray(values), count)
+    validity = None
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f" and (missing := np.isnan(values)).any():
+        validity = arrow.py_buffer(np.packbits(~missing, bitorder="little").tobytes())
+        numbers = np.where(missing, 0, numbers)
+    data = np.ascontiguousarray(numbers, np.dtype(str(kind).replace("double", "float64"))).tobytes()
+    return arrow.Array.from_buffers(kind, count, [validity, arrow.py_buffer(data)])
+
+
+def _texts(arrow: Any, texts: Sequence[str]) -> Any:
+    data = [text.encode(errors="surrogatepass") for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in data])]).astype(np.int32)
+    buffers = [None, arrow.py_buffer(offsets.tobytes()), arrow.py_buffer(b"".join(data))]
+    return arrow.Array.from_buffers(arrow.utf8(), len(data), buffers)
 
 
 def is_record(path: str | os.PathLike[str]) -> bool:
