@@ -20,6 +20,7 @@ from torch import nn
 
 import torchparams as tp
 from command import command
+from torchparams.engines import ThreadEngine
 from torchparams.errors import (
     FileFormatError,
     NoMatch,
@@ -758,6 +759,62 @@ def test_history_of_checkpoints(tmp_path: Path) -> None:
         tp.history(tmp_path / "logs")
     with pytest.raises(UnknownName):
         found["nothing"]
+
+
+def test_checkpoints_of_every_dtype_have_updates() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (
+        {
+            "f32": torch.from_numpy(rng.standard_normal((7, 5), np.float32)),
+            "bf16": torch.from_numpy(rng.standard_normal(900, np.float32)).bfloat16(),
+            "f16": torch.from_numpy(rng.standard_normal(3, np.float32)).half(),
+            "f64": torch.from_numpy(1e-200 * rng.standard_normal(4)),
+            "int": torch.from_numpy(rng.integers(0, 100, 9)),
+            "changed": torch.ones(2, dtype=dtype),
+            "reshaped": torch.ones(2 if dtype == torch.float32 else 3),
+            "empty": torch.zeros(0),
+        }
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    found = tp.history([a, b])
+    for name in ("f32", "bf16", "f16", "f64", "int", "changed"):
+        x, y = a[name].double().numpy(), b[name].double().numpy()
+        scale = 1e-200 if name == "f64" else 1.0
+        norm, base = np.linalg.norm((y - x) / scale) * scale, np.linalg.norm(x / scale) * scale
+        assert found[name]["update_norm"].tolist() == pytest.approx([math.nan, norm], nan_ok=True), name
+        assert found[name]["update_ratio"].tolist() == pytest.approx([math.nan, norm / base], nan_ok=True), name
+    assert np.isnan(found["reshaped"]["update_norm"]).all()
+
+
+def test_only_steps_of_the_same_bytes_are_repeated() -> None:
+    steps: list[Any] = [{"w": np.array([0.0, 1.0])}, {"w": np.array([-0.0, 1.0])}, {"w": np.array([-0.0, 1.0])}]
+    steps += [{"w": np.array([np.nan, 1.0], np.float32)}] * 2
+    found = tp.history(steps)
+    assert found.repeated == ((2, 1), (4, 3))
+    assert found["w"]["update_norm"][1:3].tolist() == [0, 0]
+    assert found["w"]["update_ratio"][1:3].tolist() == [0, 0]
+
+
+class Counting(ThreadEngine):
+    """Engine that counts the bytes of its jobs."""
+
+    nbytes = 0
+
+    def run(self, jobs: Any, *arguments: Any, **options: Any) -> Any:
+        jobs = list(jobs)
+        self.nbytes += sum(job.nbytes for job in jobs)
+        return super().run(jobs, *arguments, **options)
+
+
+def test_history_reads_checkpoints_once_to_measure_and_once_to_compare(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    for step in range(5):
+        save_file({"w": rng.standard_normal((100, 10), np.float32)}, tmp_path / f"step-{step}.safetensors")
+    engine = Counting()
+    tp.history(tmp_path, engine=engine)
+    assert engine.nbytes == 4000 * (5 + 2 * 4)
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

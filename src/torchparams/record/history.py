@@ -204,6 +204,7 @@ def _of_checkpoints(
     from torchparams.measure.diff import diff
     from torchparams.measure.stats import stats
     from torchparams.parameters import of
+    from torchparams.record.changes import changes
 
     if steps is not None:
         first, last = steps
@@ -216,21 +217,18 @@ def _of_checkpoints(
     rows: list[tuple[int, str, dict[str, float]]] = []
     repeated: list[tuple[int, int]] = []
     before: tuple[int, Any] | None = None
+    norms: dict[str, float] = {}
     for done, (step, target) in enumerate(checkpoints):
         params = of(target)
         infos.update(params.infos)
         measured = stats(params, engine=engine)
-        updates: dict[str, tuple[float, float]] = {}
+        updates: dict[str, float] = {}
         if before is not None:
-            changes = diff(before[1], params, numeric=True, engine=engine)
-            if changes.same:
+            updates = changes(before[1], params, engine)
+            if not any(norm > 0 for norm in updates.values()) and diff(before[1], params, engine=engine).same:
                 repeated.append((step, before[0]))
-            for row in changes:
-                if row.compared is not None and not row.opaque:
-                    ratio = row.relative if row.compared.aa else np.nan  # a zero norm has no ratio
-                    updates[row.name] = row.compared.distance, ratio
         for each in measured:
-            update, ratio = updates.get(each.name, (np.nan, np.nan))
+            update, norm = updates.get(each.name, np.nan), norms.get(each.name, 0.0)
             rows.append(
                 (
                     step,
@@ -243,11 +241,11 @@ def _of_checkpoints(
                         "zeros": each.zeros / each.values if each.values else 0.0,
                         "nonfinite": float(each.nonfinite),
                         "update_norm": update,
-                        "update_ratio": ratio,
+                        "update_ratio": update / norm if norm else np.nan,
                     },
                 )
             )
-        before = step, params
+        before, norms = (step, params), {each.name: each.l2 for each in measured}
         if progress is not None:
             progress(done + 1, len(checkpoints))
     names = list(dict.fromkeys(name for _, name, _ in rows))

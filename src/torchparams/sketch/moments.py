@@ -173,6 +173,21 @@ class Layout:
                 pass
 
 
+def square_distance(dtype: str, data: Array, other: Array) -> float:
+    """Sum of squares of the differences of two arrays of bytes; not finite if an element is not.
+
+    >>> square_distance("float32", *(np.array(x, np.float32).view(np.uint8) for x in ([3, 3], [3, 5])))
+    4.0
+    """
+    found = np.zeros((1, 2))
+    if data.size:
+        kind = KINDS.index(dtype)
+        at, to = (np.array([each.__array_interface__["data"][0]], np.uint64) for each in (data, other))
+        count = np.array([data.size // DType.of(dtype).itemsize], np.uint64)
+        (_moments.distance if uses_c() else numpy_distance)(kind, at, to, count, found)
+    return float(found[0, 0])
+
+
 # --- definitions --------------------------------------------------------------------------------------
 
 
