@@ -227,10 +227,10 @@ def test_offline(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("hf://owner/net/none.safetensors", "the server responded 404 Not Found"),
-        ("hf://owner/other/model.safetensors", "the server responded 404 Not Found"),
-        ("hf://owner/net@nowhere/model.safetensors", "the server responded 404 Not Found"),
-        ("hf://owner", "the URL does not name a repository of the hub. write hf://owner/repo[@revision]/path."),
+        ("hf://owner/net/none.safetensors", "The server responded 404 Not Found"),
+        ("hf://owner/other/model.safetensors", "The server responded 404 Not Found"),
+        ("hf://owner/net@nowhere/model.safetensors", "The server responded 404 Not Found"),
+        ("hf://owner", "The URL does not name a repository of the hub. Write hf://owner/repo[@revision]/path."),
     ],
 )
 def test_what_is_not_there(url: str, said: str, hub: Hub) -> None:
