@@ -194,8 +194,8 @@ def measure_conversion(rounds: int, megabytes: int) -> None:
         return process(["sh", "-c", f"cp {theirs} {copied} && sync {copied}"])
 
     reference = partial(process, [sys.executable, "-c", body, folder / "model.safetensors", theirs])
-    reference()
-    results = paired({"torchparams convert": convert, "load, torch, save": reference, "cp and sync": copy}, rounds)
+    # The reference first: its file is what `cp` copies.
+    results = paired({"load, torch, save": reference, "torchparams convert": convert, "cp and sync": copy}, rounds)
     print(f"\nfloat8 to bfloat16, {megabytes} MB")
     print_pairs(results, "torchparams convert")
     import torchparams as tp

@@ -393,6 +393,27 @@ def test_int8_with_scales_needs_a_configuration(tmp_path: Path) -> None:
     assert np.array_equal(values, weights["l.weight"] * np.float32(0.5))
 
 
+def test_show_decodes_no_more_than_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = rng().integers(0, 256, (3, 20, 2, 16)).astype(np.uint8)
+    experts = {"x_blocks": blocks, "x_scales": np.full((3, 20, 2), 127, np.uint8)}
+    gptq_directory = directory(tmp_path / "m", gptq(4)[0], {"quant_method": "gptq", "bits": 4})
+    narrow = {"w": np.ones((20, 1), F8), "w_scale": np.full((20, 1), 0.5, np.float32)}
+    for x, name in ((experts, "x"), (gptq_directory, "l.weight"), (narrow, "w"), (packed(4, True)[0], "l.weight")):
+        whole = tp.of(x).numpy(name)
+        plain = tp.show({"v": whole}, "v").to_json()["values"]
+        decoded: list[int] = []
+        compute = BlockScaled.compute
+
+        def counted(self: BlockScaled, start: int, stop: int, work: Work, into: Array | None = None) -> Array:
+            decoded.append(stop - start)  # noqa: B023
+            return compute(self, start, stop, work, into)  # noqa: B023
+
+        monkeypatch.setattr(BlockScaled, "compute", counted)
+        assert tp.show(x, name).to_json()["values"] == plain
+        monkeypatch.undo()
+        assert sum(decoded) == (6 * whole.shape[-1] if whole.shape[-1] > 1 else whole.size)
+
+
 def test_six_bits_and_eight_with_powers_of_two() -> None:
     codes = rng().integers(0, 64, (4, 64))
     word = sum(codes.reshape(4, 16, 4)[..., i] << 6 * i for i in range(4))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torchparams.info import ParameterInfo
     from torchparams.left_out import LeftOut
+    from torchparams.parameters import Parameters
     from torchparams.sources.base import Source
 
 EDGE = 3
@@ -197,7 +198,7 @@ def show(x: object, name: str) -> Description | MetadataValue:
         return beside
     values = unreadable = None
     try:
-        values = _printed(params.numpy(info.name))
+        values = _decoded_ends(params, info) or _printed(params.numpy(info.name))
         info = params.info(name)  # of a remote zip, where it lies is known once its values were read
     except NotReadable as error:
         unreadable = f"Cannot read the values: {error.what}."
@@ -210,13 +211,42 @@ def show(x: object, name: str) -> Description | MetadataValue:
     return Description(info, (params.source.label, params.source.format), values, unreadable, left_out, parts, note)
 
 
-def _printed(array: np.ndarray[Any, Any]) -> str:
+def _decoded_ends(params: Parameters, info: ParameterInfo) -> str | None:
+    """Values at the ends of a large quantised matrix, without decoding the others; None for other parameters."""
+    if info.encoded is None or info.shape is None or len(info.shape) < 2:
+        return None
+    rows, columns = info.shape[-2:]
+    if rows <= 2 * EDGE + 1 or rows * columns <= (2 * EDGE) ** 2:
+        return None
+    import numpy as np
+
+    from torchparams.expressions.work import Work
+
+    row = params.source.row(info.name, info)
+    first = np.zeros((2 * EDGE + 1, columns), row.dtype.numpy)  # its middle row is not printed
+    with Work() as work:
+        work.begin(row)
+        for part, start in ((first[:EDGE], 0), (first[-EDGE:], rows - EDGE)):
+            values = row.compute(start * columns, (start + EDGE) * columns, work)
+            part[...] = values.reshape(EDGE, columns)
+    return _printed(first, info.numel // (rows * columns), always=True)
+
+
+def _printed(array: np.ndarray[Any, Any], count: int | None = None, *, always: bool = False) -> str:
+    """Values of the first matrix, those in the middle left out.
+
+    Args:
+        array: The tensor.
+        count: Number of matrices; None to count those of the array.
+        always: Whether values are left out however few there are.
+    """
     import numpy as np
 
     if array.size == 0:
         return f"no values: shape {human_shape(array.shape)}"
     first = array[(0,) * (array.ndim - 2)] if array.ndim > 2 else array
-    printed = np.array2string(first, threshold=(2 * EDGE) ** 2, edgeitems=EDGE, max_line_width=100)
-    if array.ndim > 2 and (count := int(np.prod(array.shape[:-2]))) > 1:
+    printed = np.array2string(first, threshold=0 if always else (2 * EDGE) ** 2, edgeitems=EDGE, max_line_width=100)
+    count = int(np.prod(array.shape[:-2])) if count is None else count
+    if count > 1:
         return f"{printed}\nthe first of {count:,} matrices"
     return printed
