@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from safetensors.torch import save_file
 
 import torchparams as tp
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the library
 
@@ -118,3 +123,38 @@ def test_floats_with_powers_of_two(encoding: str) -> None:
     params = tp.of({f"l.{key}": value for key, value in stored.items()})
     assert params.info("l.weight").encoding == encoding
     assert torch.equal(params["l.weight"], expected)  # these products are exact in bfloat16
+
+
+EIGHT_BITS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "tensor": ({"strategy": "tensor"}, (64, 128)),
+    "channel": ({"strategy": "channel"}, (1, 128)),
+    "group32": ({"strategy": "group", "group_size": 32}, (1, 32)),
+    "block16x32": ({"strategy": "block", "block_structure": [16, 32]}, (16, 32)),
+    "block64x2": ({"strategy": "block", "block_structure": [64, 2]}, (64, 2)),  # which the tensors do not tell
+}
+
+
+@pytest.mark.parametrize("called", EIGHT_BITS)
+@pytest.mark.parametrize("kind", ["float", "int"])
+def test_eight_bits_that_are_not_packed(kind: str, called: str, tmp_path: Path) -> None:
+    arguments, (high, wide) = EIGHT_BITS[called]
+    name, most, family = ("float-quantized", 448.0, "fp8") if kind == "float" else ("int-quantized", 127.0, "int8")
+    scale = WEIGHT.view(64 // high, high, 128 // wide, wide).abs().amax((1, 3)) / most
+    if called == "tensor":
+        scale = scale.reshape(1)
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=QuantizationArgs(num_bits=8, type=kind, symmetric=True, **arguments)
+    )
+    compressor: Any = BaseCompressor.get_value_from_registry(name)
+    stored = compressor.compress({"weight": WEIGHT, "weight_scale": scale}, scheme)
+    expected = compressor.decompress(dict(stored), scheme)["weight"].float()
+    save_file({f"l.{key}": value.contiguous() for key, value in stored.items()}, tmp_path / "model.safetensors")
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": name,
+        "weight_block_size": arguments.get("block_structure"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    params = tp.of(tmp_path)
+    assert params.info("l.weight").encoding == f"{family}-{called}"
+    assert torch.equal(params["l.weight"], expected)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
 from torchparams.encodings.fp4 import mxfp4, nvfp4
-from torchparams.encodings.fp8 import scaled
+from torchparams.encodings.fp8 import scaled, stated_block
 from torchparams.encodings.packed import Unpacked
 from torchparams.encodings.scaled import BlockScaled
 
@@ -31,7 +31,7 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
             return Refused(parts, f"Zero points of unpacked int8 ({quoted(codes + '_zero_point')}) are not supported")
         if codes + "_g_idx" in tensors:
             return Refused((codes, codes + "_scale", codes + "_g_idx"), f"{quoted(codes + '_g_idx')} is not supported")
-        return scaled(codes, codes + "_scale", tensors, "int8", None)
+        return scaled(codes, codes + "_scale", tensors, "int8", stated_block(tensors.config))
     return None
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchparams.encodings.base import Claim, Refused, quoted, shaped
 from torchparams.encodings.fp4 import POWERS, powers
 from torchparams.encodings.scaled import BlockScaled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torchparams.encodings.base import Tensors
     from torchparams.expressions.base import Expression
 
@@ -38,7 +40,24 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
         return None
     if len(scales) > 1:
         return Refused((codes, *scales), f"Either of {quoted(scales[0])} and {quoted(scales[1])} may be its scale")
-    return scaled(codes, scales[0], tensors, "fp8", tensors.config.get("weight_block_size"))
+    return scaled(codes, scales[0], tensors, "fp8", stated_block(tensors.config))
+
+
+def stated_block(config: Mapping[str, Any]) -> object:
+    """Sides of a block in a configuration; None if it has none, or different ones for different modules.
+
+    >>> stated_block({"config_groups": {"group_0": {"weights": {"strategy": "block", "block_structure": [16, 32]}}}})
+    [16, 32]
+    """
+    groups = config.get("config_groups")
+    if "weight_block_size" in config or not isinstance(groups, dict):
+        return config.get("weight_block_size")
+    stated = [each.get("weights") for each in groups.values() if isinstance(each, dict)]
+    weights = [each for each in stated if isinstance(each, dict) and each.get("strategy") == "block"]
+    if not weights or len(weights) < len(stated):
+        return None
+    first = weights[0].get("block_structure")
+    return first if is_pair(first) and all(each.get("block_structure") == first for each in weights) else None
 
 
 def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object) -> Claim | Refused:
