@@ -29,7 +29,7 @@ from torchparams.render.tree import (
 )
 from torchparams.sources.live.absent import Absent, find_absent
 from torchparams.sources.live.access import Access
-from torchparams.sources.live.traverse import plain_name
+from torchparams.sources.live.reach import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

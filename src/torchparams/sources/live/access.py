@@ -5,7 +5,7 @@ from __future__ import annotations
 from keyword import iskeyword
 from typing import TYPE_CHECKING
 
-from torchparams.sources.live.traverse import wrapped_key
+from torchparams.sources.live.reach import wrapped_key
 
 if TYPE_CHECKING:
     from torch import nn

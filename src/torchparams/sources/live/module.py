@@ -12,19 +12,10 @@ from torchparams.sources.base import Source
 from torchparams.sources.live.flat import all_modules, refuse_part
 from torchparams.sources.live.parts import may_have_parts
 from torchparams.sources.live.quantised import StoredModule, decoded_parts, quantised
+from torchparams.sources.live.reach import attribute, changed, reach, spot_of
 from torchparams.sources.live.state import state_outside, within_table
 from torchparams.sources.live.tensors import LiveReading, class_names, coded_in
-from torchparams.sources.live.traverse import (
-    attribute,
-    changed,
-    count_tensors,
-    holders,
-    list_tensors,
-    modules_of,
-    reach,
-    refuse_odd_keys,
-    spot_of,
-)
+from torchparams.sources.live.traverse import count_tensors, holders, list_tensors, modules_of, refuse_odd_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchparams.names import wrapper_component
 from torchparams.sources.live.hidden import Found, find_hidden
-from torchparams.sources.live.traverse import list_tensors, wrapped_key
+from torchparams.sources.live.reach import wrapped_key
+from torchparams.sources.live.traverse import list_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.left_out import LeftOut
 from torchparams.sources.live.packed import keeps_output_scale, packed_classes
+from torchparams.sources.live.reach import wrapped_key
 from torchparams.sources.live.tensors import class_names
-from torchparams.sources.live.traverse import modules_of, wrapped_key
+from torchparams.sources.live.traverse import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from torchparams.reading import Reading
 from torchparams.sources.live.flat import all_modules, shardings
 from torchparams.sources.live.parts import may_have_parts
 from torchparams.sources.live.sharding import sharding_of
-from torchparams.sources.live.traverse import Spot, Traversal, aliases_of, list_tensors
+from torchparams.sources.live.traverse import Traversal, aliases_of, list_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchparams.info import ParameterInfo, Sharding, Storage
+    from torchparams.sources.live.reach import Spot
 
 
 Decode: TypeAlias = "Callable[[Iterable[tuple[str, Any, nn.Module]], str], Mapping[str, Any]]"
