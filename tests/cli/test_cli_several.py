@@ -111,3 +111,9 @@ def test_stats_check_names_the_first_tensor_of_each_kind(run: Path, capsys: pyte
     assert ran.out.splitlines()[1].endswith("2 non-finite (b, …), 1 constant (a)")
     ran = command(capsys, "stats", "--check", "--rules", "constant", "step-5", "step-10")
     assert [line.split(maxsplit=2)[2] for line in ran.out.splitlines()[1:3]] == ["1 constant (a)", "none"]
+
+
+def test_several_targets_have_no_table_of_statistics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = command(capsys, "stats", str(run / "step-1.safetensors"), str(run / "step-1.safetensors"), "-q", "0.5")
+    assert ran.status == 2
+    assert "Several targets need --check, which shows a line for each; name one target for its table" in ran.err

@@ -71,7 +71,7 @@ def test_a_bare_file_lists_what_is_in_it_and_is_not_run(capsys: Captured, tmp_pa
         ran = command(capsys, verb, "run.py")
         assert (ran.status, ran.out) == (2, "")
         assert ran.err == (
-            "torchparams: run.py: Names a Python file without a callable. It has the classes Net(), "
+            "torchparams: run.py: Names a Python file, but no class or function in it. It has the classes Net(), "
             "Wide(width, scale) and the functions build(). For example run.py:Net.\n"
         )
 
@@ -84,6 +84,13 @@ def test_files_that_are_not_there_or_broken(capsys: Captured, tmp_path: Path) ->
     assert "Importing failed with SyntaxError" in command(capsys, "ls", "broken.py:Net").err
     assert "It has no classes or functions" in (command(capsys, "ls", "nets/beside.py").err)
     assert "has no 'Nett'. Did you mean Net?" in command(capsys, "ls", "nets/types.py:Nett").err
+    (tmp_path / "other.py").write_text("def number(): return 3\ndef nothing(): pass\n")
+    assert (
+        "'other.py' has no 'Zoo'. It has the functions number(), nothing()."
+        in command(capsys, "ls", "other.py:Zoo").err
+    )
+    assert "other.py:number: Returned an int, not an nn.Module. Name a" in command(capsys, "ls", "other.py:number").err
+    assert "other.py:nothing: Returned None, not an nn.Module. Name a" in command(capsys, "ls", "other.py:nothing").err
 
 
 NEEDS_VALUES = {

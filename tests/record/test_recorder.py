@@ -729,6 +729,13 @@ def test_it_shows_its_cost_and_its_findings(tmp_path: Path) -> None:
 # --- history and diagnosis ---------------------------------------------------------------------------
 
 
+def test_a_history_of_nothing_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing: No such file or directory$"):
+        tp.history(tmp_path / "nothing")
+    with pytest.raises(SourceError, match="No record and no checkpoints of several steps"):
+        tp.history(tmp_path)
+
+
 def test_history_of_checkpoints(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -107,7 +107,12 @@ DIRECTORIES = {
         ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
         "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt: Its optimizer_state_dict is None, not a dict",
     ),
-    "several": (("a.pt", "b.pt", "c.pth"), "There are 3 checkpoints in this directory. a.pt, b.pt, c.pth. Choose one"),
+    "steps": (("step-100.pt", "step-20.pt"), "in this directory: step-20.pt, step-100.pt. Choose one"),
+    "a record": (
+        ("record.json", "parameters-000000.parquet"),
+        "The record of a training, not a checkpoint. torchparams history ",
+    ),
+    "several": (("a.pt", "b.pt", "c.pth"), "3 checkpoints are in this directory: a.pt, b.pt, c.pth. Choose one"),
     "runs": (
         ("config.json", "checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors"),
         "no checkpoint in this directory. There are checkpoint-100/, checkpoint-90/, config.json. Did you mean",
@@ -152,4 +157,4 @@ def test_a_trainers_directory_is_its_model(tmp_path: Path, beside: tuple[str, ..
 
 def test_several_models_of_accelerate_are_not_chosen_from(tmp_path: Path, capsys: Captured) -> None:
     folder = folder_of(tmp_path, "model.safetensors", "model_1.safetensors", "optimizer.bin")
-    assert "There are 2 checkpoints in this directory" in command(capsys, "ls", folder).err
+    assert "2 checkpoints are in this directory" in command(capsys, "ls", folder).err

@@ -237,7 +237,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_several_are_not_chosen_from(folder: Path) -> None:
     write_index(folder, {}, "pytorch_model.bin.index.json")
     assert refused(folder, SourceError) == (
-        f"There are 2 checkpoints in this directory. {INDEX}, pytorch_model.bin.index.json. Pass the path of one index."
+        f"2 checkpoints are in this directory: {INDEX}, pytorch_model.bin.index.json. Pass the path of one index."
     )
     for name in (INDEX, "pytorch_model.bin.index.json"):
         (folder / name).unlink()
@@ -246,7 +246,7 @@ def test_several_are_not_chosen_from(folder: Path) -> None:
     assert tp.of(folder).names == ["z", "a", "m"]
     torch.save({}, folder / "other.pt")
     assert refused(folder, SourceError) == (
-        "There are 2 checkpoints in this directory. other.pt, model-*-of-00002.safetensors. Choose one."
+        "2 checkpoints are in this directory: model-*-of-00002.safetensors, other.pt. Choose one."
     )
 
 
@@ -433,4 +433,4 @@ def test_digits_of_other_scripts_number_no_shards(tmp_path: Path) -> None:
     wide = {"１": 1, "２": 2}  # full-width digits, which int() takes
     for digit, number in wide.items():
         write(tmp_path / f"model-0000{digit}-of-0000２.safetensors", {f"w{number}": sample("int8", (2,))})
-    assert refused(tmp_path, SourceError).startswith("There are 2 checkpoints in this directory")
+    assert refused(tmp_path, SourceError).startswith("2 checkpoints are in this directory")

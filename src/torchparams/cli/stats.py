@@ -89,7 +89,9 @@ def stats(
     names = expanded(targets)
     if len(names) > 1:
         if not check or by or quantiles or sort or limit or wide or output is not None:
-            raise click.BadParameter("several targets are checked, with --check alone: name one target for a table")
+            raise click.BadParameter(
+                "Several targets need --check, which shows a line for each; name one target for its table"
+            )
         from torchparams.measure import several
 
         with progress("reading") as tell:

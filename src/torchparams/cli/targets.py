@@ -102,6 +102,7 @@ def _built(target: str, file: re.Match[str] | None, torch: Any, device: str) -> 
             raise SourceError(
                 f"{module_name!r} has no {attribute!r}",
                 where=target,
+                exists=None if near or file is None else _choices(module_name).exists,
                 hint=f"did you mean {' or '.join(near)}?" if near else None,
             )
         made = getattr(made, part)
@@ -109,11 +110,16 @@ def _built(target: str, file: re.Match[str] | None, torch: Any, device: str) -> 
         made = _called(made, target, torch.device(device))
     if not isinstance(made, torch.nn.Module):
         raise SourceError(
-            f"gave a {type(made).__module__}.{type(made).__qualname__}, not an nn.Module",
+            f"returned {_article(type(made))}, not an nn.Module",
             where=target,
             hint="name a function without required arguments that returns a model, or a model class",
         )
     return made
+
+
+def _article(kind: type) -> str:
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}" if kind is not type(None) else "None"
 
 
 def _imported(module_name: str, target: str) -> Any:
@@ -192,7 +198,7 @@ def _choices(path: str) -> SourceError:
         if nodes
     ]
     return SourceError(
-        "names a Python file without a callable",
+        "names a Python file, but no class or function in it",
         where=path,
         exists=f"it has {' and '.join(said)}" if said else "it has no classes or functions",
         hint=f"for example {path}:{first.name}" if first is not None else None,

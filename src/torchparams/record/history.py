@@ -172,6 +172,8 @@ def checkpoints_of(x: object) -> list[tuple[int, Any]]:
             targets = [os.path.join(path, name) for name in natural(os.listdir(path)) if _is_step(path, name)]
         else:
             targets = []
+        if not targets and not glob.has_magic(path) and not os.path.exists(path):
+            raise SourceError("no such file or directory", where=path)
         if not targets:
             raise SourceError(
                 "no record and no checkpoints of several steps",

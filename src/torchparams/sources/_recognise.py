@@ -152,6 +152,12 @@ def foreign_directory(path: str, there: Sequence[str]) -> SourceError | None:
             "a distributed checkpoint (DCP) without .metadata: writing or copying it was not completed",
             where=path,
         )
+    if "record.json" in there:
+        return FileFormatError(
+            "the record of a training, not a checkpoint",
+            where=path,
+            hint=f"torchparams history {path} shows it; so do diagnose and report",
+        )
     return None
 
 

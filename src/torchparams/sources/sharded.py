@@ -22,6 +22,7 @@ from torchparams.io.folders import among, entries
 from torchparams.io.opened import bytes_of_file
 from torchparams.io.paths import folder_of, is_url, join, name_of
 from torchparams.io.strict_json import Object, as_object, describe, plain, quoted, strict
+from torchparams.order import natural_key
 from torchparams.sources._recognise import checkpoints_below, foreign_directory, weights_among
 from torchparams.sources.base import NO_METADATA, Source
 from torchparams.sources.opening import FORMATS, open_file, reopened
@@ -109,9 +110,8 @@ def open_directory(path: str, inner: str | None = None) -> Source:
         return open_index(join(path, indexes[0]), inner, label=path)
     if indexes:
         raise SourceError(
-            f"there are {len(indexes)} checkpoints in this directory",
+            f"{len(indexes)} checkpoints are in this directory: {_some(indexes)}",
             where=path,
-            exists=_some(indexes),
             hint="pass the path of one index",
         )
     refused = foreign_directory(path, list(everything))
@@ -139,10 +139,10 @@ def open_directory(path: str, inner: str | None = None) -> Source:
             if below
             else f"a checkpoint is an .index.json with its shards, or a file that ends in {' '.join(_SUFFIXES)}",
         )
+    names = single + [f"{s}-*-of-{count}{suffix}" for s, count, suffix in sets]
     raise SourceError(
-        f"there are {len(sets) + len(single)} checkpoints in this directory",
+        f"{len(names)} checkpoints are in this directory: {_some(sorted(names, key=natural_key))}",
         where=path,
-        exists=_some(single + [f"{s}-*-of-{count}{suffix}" for s, count, suffix in sets]),
         hint="choose one",
     )
 
