@@ -88,6 +88,20 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     assert parts <= set(shown), sorted(parts - set(shown))
 
 
+def test_the_readme_is_short_and_its_figures_name_their_script() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    for page in (
+        text,
+        (ROOT / "docs" / "how_fast.md").read_text(),
+        (ROOT / "docs" / "beside_other_tools.md").read_text(),
+    ):
+        for row in re.findall(r"^\|.*\d (?:m?s|[GM]B/s|[GM]B)\b.*\|$", page, flags=re.MULTILINE):
+            script = re.search(r"`(bench_\w+\.py)` \|$", row)
+            assert script, row
+            assert (ROOT / "bench" / script[1]).exists(), row
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in DOCS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from torchparams.render import terminal
 from torchparams.render.json import print_json
 from torchparams.render.terminal import has_colour, print_tree, width_for
 from torchparams.render.tree import Column, Row, Table, Text, Tree
@@ -108,3 +109,28 @@ def test_colour_without_any_terminal_has_full_names(monkeypatch: pytest.MonkeyPa
     file = io.StringIO()
     print_tree(REPORT, file)
     assert "a" * 40 in file.getvalue()
+
+
+def _luminance(code: int) -> float:
+    """Relative luminance of a colour of the 256, as WCAG 2 defines it."""
+    steps = (0, 95, 135, 175, 215, 255)
+    channels = [8 + 10 * (code - 232)] * 3 if code >= 232 else [steps[(code - 16) // n % 6] for n in (36, 6, 1)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (each / 255 for each in channels)]
+    return sum(share * each for share, each in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("style", terminal._LOOKS)
+def test_every_colour_is_legible_on_black_and_on_white(style: str) -> None:
+    parts = terminal._LOOKS[style].split(";")
+    if parts[:2] != ["38", "5"]:
+        assert parts[0] in ("", "1", "2"), "bold and dim are the terminal's own colour"
+        return
+    light = _luminance(int(parts[2]))
+    assert int(parts[2]) >= 16, "the first 16 are the theme's"
+    assert min((light + 0.05) / 0.05, 1.05 / (light + 0.05)) > 3.5
+
+
+def test_yellow_would_be_found() -> None:
+    assert 1.05 / (_luminance(226) + 0.05) < 1.5
+    assert _luminance(16) == 0
+    assert round(_luminance(231), 6) == 1
