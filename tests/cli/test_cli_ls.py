@@ -147,14 +147,14 @@ def test_live_targets(capsys: Captured) -> None:
     ("target", "message"),
     [
         ("some_nets:Nett", "some_nets:Nett: 'some_nets' has no 'Nett'. Did you mean Net?"),
-        ("some_nets:number", "some_nets:number: Is a int, which cannot be called"),
+        ("some_nets:number", "some_nets:number: Is an int, which cannot be called"),
         (
             "some_nets:broken",
             "some_nets:broken: Building it on the meta device failed with RuntimeError: no luck. --debug shows where.",
         ),
         (
             "some_nets:wrong",
-            "some_nets:wrong: Gave a builtins.dict, not an nn.Module. Name a function without required "
+            "some_nets:wrong: Returned a dict, not an nn.Module. Name a function without required "
             "arguments that returns a model, or a model class.",
         ),
         (
@@ -210,3 +210,13 @@ def test_repeated_selectors_are_a_union(model: str, capsys: Captured) -> None:
     assert "head.weight" in names and "layers.3.fc.weight" in names and "layers.0.fc.weight" not in names
     stats = command(capsys, "stats", model, "-s", "head.*", "-s", "layers.{-1}.**", "--json").json
     assert stats["selector"] == "head.* | layers.{-1}.**"
+
+
+@pytest.mark.parametrize(("sort", "rows"), [("stored", ["l.10.w", "l.2.w"]), ("-stored", ["l.2.w", "l.10.w"])])
+def test_rows_that_are_written_have_the_order_of_the_table(
+    sort: str, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, target = tmp_path / "m.safetensors", tmp_path / "rows.csv"
+    path.write_bytes(safetensors_bytes({"l.10.w": sample("float32", (2,)), "l.2.w": sample("float32", (2,))}))
+    assert command(capsys, "ls", str(path), f"--sort={sort}", "-o", str(target)).status == 0
+    assert [line.partition(",")[0] for line in target.read_text().splitlines()[1:]] == rows

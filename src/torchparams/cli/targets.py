@@ -225,7 +225,7 @@ def _required(arguments: ast.arguments, given: int) -> str:
 
 def _called(make: Any, target: str, device: Any) -> Any:
     if not callable(make):
-        raise SourceError(f"is a {type(make).__name__}, which cannot be called", where=target)
+        raise SourceError(f"is {_article(type(make))}, which cannot be called", where=target)
     try:
         with device:
             return make()

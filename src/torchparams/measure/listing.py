@@ -57,7 +57,7 @@ class Listing(Result, Tabular):
 
     def table_rows(self) -> list[ParameterInfo]:
         """Infos in order."""
-        return sort_infos(list(self.params.infos.values()), self.sort)
+        return sort_infos(list(self.params.infos.values()), self.sort, self.params.source.keys())
 
     def tree(self) -> Tree:
         """Tree of the table, the totals, and non-tensor content."""
@@ -65,7 +65,7 @@ class Listing(Result, Tabular):
         beside = tuple(beside_lines(source)) if self.params.selector is None else ()
         if not self.nested:
             return Tree((*self.params.tree(limit=self.limit, sort=self.sort).parts, *beside))
-        infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
+        infos = self.table_rows()
         return Tree(
             (
                 Text(printable(f"{source.label} ({source.format})"), "title"),
@@ -84,7 +84,7 @@ class Listing(Result, Tabular):
         Source, format, metadata, totals, infos, codes that are not decoded, left-out state, verdict on the pickle.
         """
         source = self.params.source
-        infos = sort_infos(list(self.params.infos.values()), self.sort, source.keys())
+        infos = self.table_rows()
         counted = [info for info in infos if info.requires_grad is not None and info.kind != "buffer"]
         return {
             "source": source.label,
