@@ -75,7 +75,7 @@ class Excluded:
                 if regex.matches(module):
                     return text
             except TooSlow as error:
-                raise NotReadable(f"The configuration's {shorten(repr(text))} {error}") from None
+                raise NotReadable(f"the configuration's {shorten(repr(text))} {error}") from None
         return None
 
     def _in_time(self, text: str) -> None:
@@ -84,7 +84,7 @@ class Excluded:
             self._deadline.check()
         except TooSlow as error:
             raise NotReadable(
-                f"The configuration's {shorten(repr(text))} {error}, with the entries before it"
+                f"the configuration's {shorten(repr(text))} {error}, with the entries before it"
             ) from None
 
 
@@ -96,7 +96,7 @@ def _compiled(text: str) -> Bounded:
         re.compile(pattern)  # alone: it may close a bracket that it did not open
         return Bounded(f"(?:{pattern})(?s:.*)", _STEPS)
     except (re.error, ValueError, OverflowError, RecursionError):
-        raise NotReadable(f"The configuration's {shorten(repr(text))} is not a regular expression of names") from None
+        raise NotReadable(f"the configuration's {shorten(repr(text))} is not a regular expression of names") from None
 
 
 def _begins(pattern: list[str], path: list[str]) -> bool:
