@@ -162,7 +162,7 @@ def test_the_index_of_a_single_file_comes_right(tmp_path: Path) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(FileFormatError) as caught:
             tp.of(tmp_path)
-        assert f"torchparams convert --repair-index {tmp_path} rebuilds it from the shards" in str(caught.value)
+        assert f"torchparams convert --repair-index {tmp_path} rebuilds it from the files" in str(caught.value)
         assert tp.repair_index(tmp_path).tensors == 2
         assert tp.of(tmp_path).names == ["a", "b"]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
+import torchparams as tp
 from fake_infos import live, stored, transformer
 from torchparams._selector.candidates import Candidates
 from torchparams._selector.hints import refuse_empty
@@ -288,3 +290,24 @@ def test_a_parametrised_tensor_is_said_to_be_computed() -> None:
     old = [stored("0.weight_g"), stored("0.weight_v"), stored("1.weight")]
     with pytest.raises(NoMatch, match=r"It is computed from `0\.weight_g` and `0\.weight_v`"):
         Selector("0.weight").names(old, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("selector", "numbers"),
+    [
+        ("h.{4..9}.**", "In the place of `{4..9}`, the numbers are 0 to 3."),
+        ("h.7.w", "In the place of `7`, the numbers are 0 to 3."),
+        ("gaps.{2..3}.*", "In the place of `{2..3}`, the numbers are 1 to 9, with gaps."),
+        ("one.1.w", "In the place of `1`, the only number is 0."),
+    ],
+)
+def test_a_number_that_no_layer_has_is_answered_with_those_of_the_layers(selector: str, numbers: str) -> None:
+    names = [*(f"h.{i}.w" for i in range(4)), "gaps.1.w", "gaps.9.w", "one.0.w"]
+    params = tp.of({name: np.ones(2, np.float32) for name in names})
+    with pytest.raises(NoMatch, match=re.escape(f"`{selector}` matches nothing. {numbers}")):
+        params.select(selector)
+
+
+def test_numbers_are_not_guessed_after_any_depth() -> None:
+    with pytest.raises(NoMatch, match=r"matches nothing\. The names start with h"):
+        tp.of({"h.0.w": np.ones(2, np.float32)}).select("**.{3..4}.w")

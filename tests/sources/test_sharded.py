@@ -297,7 +297,7 @@ def test_a_link_that_leads_nowhere(folder: Path) -> None:
 
 
 def repairs(folder: Path) -> str:
-    return f"torchparams convert --repair-index {folder} rebuilds it from the shards."
+    return f"torchparams convert --repair-index {folder} rebuilds it from the files."
 
 
 def test_a_missing_tensor(folder: Path) -> None:

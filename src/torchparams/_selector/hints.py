@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torchparams._selector.bounded import Bounded, TooSlow
 from torchparams._selector.candidates import Candidates, Rows, class_spellings, layer_of, modules_below
-from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Wild, literal_glob
+from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Range, Wild, literal_glob
 from torchparams._selector.parser import WORDS, parse
 from torchparams._selector.tree import (
     Complement,
@@ -246,6 +246,8 @@ def _why_glob(table: Candidates, glob: Glob) -> tuple[str, str | None]:
     for reason, meant in _meant(glob):
         if count := len(table.named(meant)):
             return reason.format(plural(count, "parameter")), f"did you mean `{_text(meant)}`?"
+    if numbers := _numbers(table, glob):
+        return numbers, None
     if "^" in str(glob) or "$" in str(glob):
         return "the wildcards of a glob are * ** ? {}", "write a regular expression between slashes: /.*bias/"
     vocabulary = {component for name in _spellings(table) for component in name.split(".")}
@@ -262,6 +264,27 @@ def _why_glob(table: Candidates, glob: Glob) -> tuple[str, str | None]:
         return exists, f"did you mean `{_text(shorter)}` ({plural(count, 'parameter')})?"
     near, hint = _nearest_names(table, glob.literal or str(glob))
     return f"{exists}; {near}" if unknown else near, hint
+
+
+def _numbers(table: Candidates, glob: Glob) -> str | None:
+    """The numbers of the layers, if the pattern matches apart from its number or range."""
+    for place, component in enumerate(glob.components):
+        if component == ANY_DEPTH:  # what follows may be at several places
+            return None
+        if len(component) != 1 or not (isinstance(component[0], Range) or str(component[0]).isdecimal()):
+            continue
+        rows = table.named(Glob((*glob.components[:place], (Wild.CHARACTERS,), *glob.components[place + 1 :])))
+        parts = {table.names[row].split(".")[place] for row in rows}
+        numbers = sorted(int(part) for part in parts if part.isdecimal())
+        if numbers:
+            gaps = "" if len(numbers) == numbers[-1] - numbers[0] + 1 else ", with gaps"
+            are = (
+                f"numbers are {numbers[0]} to {numbers[-1]}{gaps}"
+                if len(numbers) > 1
+                else f"only number is {numbers[0]}"
+            )
+            return f"in the place of `{_text(Glob((component,)))}`, the {are}"
+    return None
 
 
 def _meant(glob: Glob) -> Iterator[tuple[str, Glob]]:

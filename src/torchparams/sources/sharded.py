@@ -391,7 +391,7 @@ def _listed(folder: str) -> Iterable[str]:
 
 def _repair(folder: str) -> str:
     """The command that rebuilds an index from its shards."""
-    return f"torchparams convert --repair-index {shlex.quote(folder or '.')} rebuilds it from the shards"
+    return f"torchparams convert --repair-index {shlex.quote(folder or '.')} rebuilds it from the files"
 
 
 def _stale(path: str, folder: str, names: list[str]) -> str | None:
