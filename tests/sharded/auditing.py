@@ -101,3 +101,28 @@ def frozen_parameters_in_a_flat_parameter_are_found() -> None:
     model[0].requires_grad_(False)
     assert ("D103", ("0.weight", "0.bias")) in _found(fsdp1(model), select="D")
     assert _found(fsdp1(even()), select="D") == []
+
+
+@check(2)
+def a_sharded_training_is_as_sound_as_the_unsharded_one() -> None:
+    def trained(shard: Any) -> tuple[Any, Any]:
+        model = shard(even())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        model(torch.randn(6, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+        optimizer.step()
+        return model, optimizer
+
+    want = _found(*trained(lambda model: model))
+    for way in ("fsdp2", "fsdp1", "flat"):
+        model, optimizer = trained(ways()[way])
+        found = _found(model, optimizer)
+        # The options of a flat parameter are those of all parameters in it.
+        assert [each for each in found if each[0] != "O105"] == [each for each in want if each[0] != "O105"], way
+        assert way == "flat" or found == want, way
+        if way == "fsdp2":  # copies gathered for a forward pass are in the place of what is trained
+            model.unshard()
+            assert not [each for each in _found(model, optimizer) if each[0] in ("O101", "O102", "O108")]
+            model.reshard()
+        optimizer.zero_grad()
+        assert tp.gradients(model).names == []
+        assert tp.grad_norms(model).norms == {}

@@ -15,6 +15,7 @@ from torchparams.errors import NotReadable
 from torchparams.lint.memory import Sharing, sharing
 from torchparams.lint.values import Extremes, extremes_of, read_extremes
 from torchparams.selectors import Selector
+from torchparams.sources.live.flat import stand_ins
 from torchparams.sources.live.module import ModuleSource
 from torchparams.sources.live.network import Member as Member
 from torchparams.sources.live.network import Network
@@ -192,7 +193,13 @@ class Context(Network):
         """Parameters with a gradient, each with its gradient."""
         # PyTorch warns if `.grad` of a non-leaf is read.
         leaves = (entry for entry in self.parameters if is_leaf(entry.tensor))
-        return [(entry, grad) for entry in leaves if (grad := entry.tensor.grad) is not None]
+        return [(entry, grad) for entry in leaves if (grad := self._gradient(entry)) is not None]
+
+    def _gradient(self, entry: Member) -> Any:
+        if not self.ranks:
+            return entry.tensor.grad
+        sharding = self.infos[entry.name].sharding
+        return entry.tensor.grad if sharding is None or sharding.part is None else sharding.part.gradient(entry.tensor)
 
     @cached_property
     def gradient_extremes(self) -> Extremes:
@@ -217,9 +224,20 @@ class Context(Network):
             before = f"optimizers.{which}." if len(self.optimizers) > 1 else ""
             for place, group in enumerate(optimizer.param_groups):
                 tensors = group.get("params", ())
-                listed = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+                given = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+                listed = [tensor for each in given for tensor in self.meant(each)]
                 found.append(Group(optimizer, f"{before}param_groups.{place}", group, listed))
         return found
+
+    def meant(self, tensor: Any) -> list[Any]:
+        """The model's tensors that an optimizer trains by a tensor: others than it in a model of FSDP."""
+        return self._stand_ins.get(id(tensor), [tensor])
+
+    @cached_property
+    def _stand_ins(self) -> dict[int, list[Any]]:
+        if "torch.distributed.fsdp" not in sys.modules:
+            return {}
+        return stand_ins(self.modules, [entry.tensor for entry in self.parameters])
 
     @cached_property
     def held(self) -> set[int]:

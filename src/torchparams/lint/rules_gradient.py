@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def _none(context: Context) -> Iterator[Hit]:
     if not context.gradients:
         return  # before backward(), or after zero_grad()
-    without = [e for e in context.parameters if e.tensor.requires_grad and e.tensor.grad is None]
+    those = {entry.name for entry, _ in context.gradients}
+    without = [entry for entry in context.parameters if entry.tensor.requires_grad and entry.name not in those]
     if without:
         what = f"{plural(len(without), 'trainable parameter')} got no gradient, and {len(context.gradients):,} did"
         fix = "tp.freeze(model, …)  # unless forward() should use it, outside of no_grad() and detach()"

@@ -240,7 +240,7 @@ def _stale_state(context: Context) -> Iterator[Hit]:
             continue
         before = f"optimizers.{which}." if len(context.optimizers) > 1 else ""
         for place, key in enumerate(state):
-            if isinstance(key, torch.Tensor) and id(key) not in held:
+            if isinstance(key, torch.Tensor) and not any(id(tensor) in held for tensor in context.meant(key)):
                 entry = context.by_id.get(id(key))
                 names.append(f"{before}state.{place}" if entry is None else entry.name)
     if names:

@@ -43,6 +43,11 @@ class FlatPart:
         return id(self._handle)
 
     @property
+    def group_parameter(self) -> int:
+        """`id` of the flat parameter."""
+        return id(self._handle.flat_param)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
         return tuple(self._handle.flat_param._shapes[self._place])
@@ -110,6 +115,10 @@ class FlatPart:
         flat = self._handle.flat_param
         unused = getattr(flat, "_is_grad_none_mask", None)
         if flat.grad is None or (unused is not None and unused[self._place]):
+            return None
+        # `zero_grad` clears the gradients of the parts; FSDP clears its own at the next forward pass.
+        parts = [part for part in flat._params or () if part.numel()]
+        if parameter.numel() or (parts and all(part.grad is None for part in parts)):
             return None
         return flat.grad.reshape(-1)[:0]
 
@@ -204,6 +213,29 @@ def all_modules(root: nn.Module) -> Iterator[nn.Module]:
                 todo.append(child)
 
 
+def stand_ins(modules: Iterable[nn.Module], tensors: Iterable[Any]) -> dict[int, list[Any]]:
+    """Tensors of a model in whose place an optimizer holds another tensor, by the `id` of that.
+
+    An optimizer holds a flat parameter in the place of its parts, and the DTensor in the place of the copy that FSDP
+    gathered for a forward pass.
+
+    Args:
+        modules: Modules, including those that FSDP wraps.
+        tensors: Parameters of the modules.
+    """
+    found: dict[int, list[Any]] = {}
+    for tensor in tensors:
+        part = getattr(tensor, _PART, None)
+        if part is not None:
+            found.setdefault(part.group_parameter, []).append(tensor)
+    two = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    for module in modules if two else ():
+        if isinstance(module, two):
+            for parameter in _gathered(module):
+                found[id(parameter.sharded_param)] = [parameter._unsharded_param]
+    return found
+
+
 def _of_flat(module: Any) -> Iterator[tuple[int, Sharding]]:
     handle = vars(module).get("_handle")
     parameters = None if handle is None else handle.flat_param._params
@@ -220,14 +252,20 @@ def _of_flat(module: Any) -> Iterator[tuple[int, Sharding]]:
 def _of_copies(module: Any) -> Iterator[tuple[int, Sharding]]:
     import torch.distributed as dist
 
+    for parameter in _gathered(module):
+        copy = parameter._unsharded_param
+        ranks = tuple(dist.get_process_group_ranks(parameter.mesh_info.shard_process_group))
+        yield id(copy), _copy(ranks, copy)
+
+
+def _gathered(module: Any) -> Iterator[Any]:
+    """FSDP2's records of the parameters of a module that are gathered now."""
     state = module._get_fsdp_state()
     groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     for group in groups:
         for parameter in () if group is None else group.fsdp_params:
             if parameter.sharded_state.name == "UNSHARDED":
-                copy = parameter._unsharded_param
-                ranks = tuple(dist.get_process_group_ranks(parameter.mesh_info.shard_process_group))
-                yield id(copy), _copy(ranks, copy)
+                yield parameter
 
 
 def _copy(ranks: tuple[int, ...], tensor: Any) -> Sharding:
