@@ -135,18 +135,26 @@ EIGHT_BITS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("called", EIGHT_BITS)
-@pytest.mark.parametrize("kind", ["float", "int"])
+@pytest.mark.parametrize("kind", ["float", "int", "int with zero points"])
 def test_eight_bits_that_are_not_packed(kind: str, called: str, tmp_path: Path) -> None:
     arguments, (high, wide) = EIGHT_BITS[called]
+    symmetric = kind != "int with zero points"
+    if not symmetric and called.startswith("block"):
+        return  # the library knows no zero points of blocks
+    kind = kind.split()[0]
     name, most, family = ("float-quantized", 448.0, "fp8") if kind == "float" else ("int-quantized", 127.0, "int8")
     scale = WEIGHT.view(64 // high, high, 128 // wide, wide).abs().amax((1, 3)) / most
     if called == "tensor":
         scale = scale.reshape(1)
     scheme = QuantizationScheme(
-        targets=["Linear"], weights=QuantizationArgs(num_bits=8, type=kind, symmetric=True, **arguments)
+        targets=["Linear"], weights=QuantizationArgs(num_bits=8, type=kind, symmetric=symmetric, **arguments)
     )
     compressor: Any = BaseCompressor.get_value_from_registry(name)
-    stored = compressor.compress({"weight": WEIGHT, "weight_scale": scale}, scheme)
+    given = {"weight": WEIGHT, "weight_scale": scale}
+    if not symmetric:
+        given["weight_zero_point"] = torch.randint(-20, 20, scale.shape, dtype=torch.int8)
+    stored = compressor.compress(given, scheme)
+    assert ("weight_zero_point" in stored) != symmetric
     expected = compressor.decompress(dict(stored), scheme)["weight"].float()
     save_file({f"l.{key}": value.contiguous() for key, value in stored.items()}, tmp_path / "model.safetensors")
     config = {
@@ -157,4 +165,5 @@ def test_eight_bits_that_are_not_packed(kind: str, called: str, tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     params = tp.of(tmp_path)
     assert params.info("l.weight").encoding == f"{family}-{called}"
+    assert len(params.info("l.weight").raw_names) == len(stored)
     assert torch.equal(params["l.weight"], expected)

@@ -393,6 +393,21 @@ def test_int8_with_scales_needs_a_configuration(tmp_path: Path) -> None:
     assert np.array_equal(values, weights["l.weight"] * np.float32(0.5))
 
 
+def test_int8_with_zero_points(tmp_path: Path) -> None:
+    codes, zeros = rng().integers(-128, 128, (6, 8)).astype(np.int8), rng().integers(-9, 9, (6, 1)).astype(np.int8)
+    weights = {"l.weight": codes, "l.weight_scale": np.full((6, 1), 0.5, "f4"), "l.weight_zero_point": zeros}
+    config = {"quant_method": "compressed-tensors"}
+    values, info = sole(directory(tmp_path / "m", weights, config))
+    assert (info.encoding, len(info.raw_names)) == ("int8-channel", 3)
+    assert np.array_equal(values, (codes.astype(np.float32) - zeros) * np.float32(0.5))
+    for wrong in (zeros[:3], zeros.astype(np.int32)):
+        path = directory(tmp_path / "m", {**weights, "l.weight_zero_point": wrong}, config)
+        assert "zero points 'l.weight_zero_point'" in {e.name: e.reason for e in tp.stats(path).unread}["l.weight"]
+    floats = {**weights, "l.weight": codes.view(F8)}
+    reasons = {each.name: each.reason for each in tp.stats(floats).unread}
+    assert "zero points of floats ('l.weight_zero_point') are unknown" in reasons["l.weight"]
+
+
 def test_show_decodes_no_more_than_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = rng().integers(0, 256, (3, 20, 2, 16)).astype(np.uint8)
     experts = {"x_blocks": blocks, "x_scales": np.full((3, 20, 2), 127, np.uint8)}

@@ -26,9 +26,6 @@ def claim(codes: str, tensors: Tensors) -> Claim | Refused | None:
     if codes.endswith("_packed"):
         return _packed(codes, codes.removesuffix("_packed"), tensors)
     if tensors.dtype(codes) == "int8" and codes + "_scale" in tensors and tensors.method == "compressed-tensors":
-        if codes + "_zero_point" in tensors:
-            parts = (codes, *tensors.present(codes + "_scale", codes + "_zero_point", codes + "_g_idx"))
-            return Refused(parts, f"Zero points of unpacked int8 ({quoted(codes + '_zero_point')}) are not supported")
         if codes + "_g_idx" in tensors:
             return Refused((codes, codes + "_scale", codes + "_g_idx"), f"{quoted(codes + '_g_idx')} is not supported")
         return scaled(codes, codes + "_scale", tensors, "int8", stated_block(tensors.config))

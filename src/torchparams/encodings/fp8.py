@@ -70,9 +70,14 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         family: Start of the encoding's name.
         stated: Sides of a block in the configuration, or None.
     """
-    parts = (codes, scale)
+    zeros = f"{codes}_zero_point"
+    parts = (codes, scale, *tensors.present(zeros))
     shape = tensors.shape(codes)
     kind = tensors.dtype(scale)
+    if zeros in tensors and family == "fp8":
+        return Refused(parts, f"Zero points of floats ({quoted(zeros)}) are unknown")
+    if zeros in tensors and (tensors.shape(zeros) != tensors.shape(scale) or tensors.dtype(zeros) != "int8"):
+        return Refused(parts, f"The zero points {shaped(tensors, zeros)} do not match {shaped(tensors, scale)}")
     if (
         family == "fp8"
         and kind in ("uint8", POWERS)
@@ -106,8 +111,14 @@ def scaled(codes: str, scale: str, tensors: Tensors, family: str, stated: object
         )
     return Claim(
         codes, shape, f"{family}-{_called(matrix, given, (high, wide))}", parts,
-        partial(BlockScaled, matrix=matrix, block=(min(high, matrix[0]), min(wide, matrix[1]))),
+        partial(_build, matrix=matrix, block=(min(high, matrix[0]), min(wide, matrix[1]))),
     )  # fmt: skip
+
+
+def _build(
+    codes: Expression, scale: Expression, zeros: Expression | None = None, *, matrix: Sides, block: Sides
+) -> Expression:
+    return BlockScaled(codes, scale, matrix, block, zeros=zeros)
 
 
 def _mxfp8(codes: Expression, scale: Expression, *, matrix: Sides) -> Expression:
