@@ -240,3 +240,27 @@ def test_a_planner_of_another_kind_costs_only_the_parts(folder: Path) -> None:
         edited(folder, partial(set_planner, value=value))
         assert len(tp.of(folder).infos) == 16
         assert tp.of(folder).source.mappings == ()
+
+
+def test_the_paths_of_an_optimizer_state(folder: Path) -> None:
+    def load(folder: Path, inner: str = "") -> object:
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return tp.load_optimizer_state(model, optimizer, f"{folder}{inner}")
+
+    collide = {NAME: ("a",), "model.bias": ("a", "b")}
+    values: list[tuple[Any, str]] = [
+        (None, "The checkpoint holds no optimizer state"),
+        ({NAME: ("a",), "model.bias": ("a",)}, "Two paths of .metadata collide at a"),
+        (collide, "Two paths of .metadata collide at a.b"),
+        (dict(reversed(collide.items())), "Two paths of .metadata collide at a"),
+        ({NAME: tuple("a" * 1000)}, "The checkpoint holds no optimizer state"),
+        ({NAME: ("state",), "step": ("param_groups",)}, "The optimizer state is malformed"),
+        ({NAME: ("state",), "step": ("param_groups", 0, "params")}, "The optimizer state is malformed"),
+        ({NAME: ("state", "w"), "step": ("param_groups", 0, "params", 0)}, "by position and has no names"),
+        ({NAME: ("optimizers",), "step": ("x",)}, "The checkpoint holds no optimizer state"),
+        ({NAME: ("param_groups.x.y",), "step": ("state.x.y.z",)}, "0 tensors fit, and nothing was changed"),
+    ]
+    for value, said in values:
+        edited(folder, partial(set_planner, value=value))
+        assert said in message(folder, load), value

@@ -88,6 +88,7 @@ def _is_laid_out(x: Mapping[Any, Any]) -> bool:
         isinstance(state, Mapping)
         and isinstance(groups, list | tuple)
         and all(isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups)
+        and all(isinstance(key, str | int) for group in groups for key in group["params"])
         and all(isinstance(state[key], Mapping) for group in groups for key in group["params"] if key in state)
         and all(isinstance(x.get(key) or {}, Mapping) for key in ("shapes", "shared", "extra"))
     )

@@ -165,7 +165,7 @@ def _from_directory(path: str, inner: str | None) -> Any:
         )
     source = open_dcp(path)  # all of it: trainers have directories that stand for the model
     data = source.nested(lambda name: placeholder(source, name), inner)
-    if "optimizers" in data and "param_groups" not in data:
+    if isinstance(data.get("optimizers"), list) and "param_groups" not in data:
         return {"optimizers": [_by_parameter(each) for each in data["optimizers"]]}
     if _has_groups(data):
         return _by_parameter(data if "param_groups" in data else _unflattened(data))
@@ -191,11 +191,18 @@ def _states_in(data: Mapping[str, Any], prefix: str) -> Iterator[str]:
                 yield from _states_in(value, f"{prefix}{key}.")
 
 
-def _by_parameter(data: dict[str, Any]) -> dict[str, Any]:
-    """A state whose keys have their types again: the checkpoint has texts, also for positions of parameters."""
-    numbers = any(type(key) is int for group in data["param_groups"] for key in group.get("params", ()))
+def _by_parameter(data: Any) -> Any:
+    """A state whose keys have their types again: the checkpoint has texts, also for positions of parameters.
+
+    Data of another form is returned unchanged, and refused later.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("param_groups"), list):
+        return data
     state = data.get("state", {})  # an empty dict is not saved
-    return {**data, "state": {int(key) if numbers and key.isdecimal() else key: state[key] for key in state}}
+    lists = [group["params"] for group in data["param_groups"] if isinstance(group, dict) and "params" in group]
+    if isinstance(state, dict) and any(type(key) is int for keys in lists if isinstance(keys, list) for key in keys):
+        state = {int(key) if key.isdecimal() else key: value for key, value in state.items()}
+    return {**data, "state": state}
 
 
 def _unflattened(data: Mapping[str, Any]) -> dict[str, Any]:
