@@ -29,6 +29,7 @@ from sharded.models import (
     ways,
     world,
 )
+from sharded.training import refused
 from torchparams.engines import ThreadEngine
 from torchparams.errors import NotReadable
 
@@ -228,6 +229,11 @@ def gathered_copies_are_refused() -> None:
     model.unshard()  # type: ignore[operator]
     found = tp.stats(model)
     assert not len(found.rows) and "reshard()" in found.unread[0].reason, found
+    refused(NotReadable, "reshard()", tp.digest, model)
+    refused(NotReadable, "reshard()", tp.grad_norms, model)
+    refused(NotReadable, "reshard()", lambda: tp.gradients(model).names)
+    refused(NotReadable, "reshard()", tp.penalty, model)
+    refused(NotReadable, "reshard()", tp.apply_, model, "**", nn.init.zeros_)
     model.reshard()  # type: ignore[operator]
     assert _json(tp.stats(model)) == _json(tp.stats(plain()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchparams.errors import OptionError, UnknownName
+from torchparams.errors import NotReadable, OptionError, UnknownName
 from torchparams.names import layer_of
 from torchparams.parameters import of
 from torchparams.render.result import Result
@@ -24,7 +24,7 @@ from torchparams.render.tree import (
     plural,
 )
 from torchparams.selectors import Selector
-from torchparams.sources.live.flat import all_modules, shardings
+from torchparams.sources.live.flat import RESHARD, all_modules, shardings, unsharded
 from torchparams.sources.live.sharding import is_dtensor
 from torchparams.train._live import live_table, refuse_path
 from torchparams.train._norms import combined, norms_of, norms_of_shards, settle
@@ -63,7 +63,8 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
     Raises:
         NoMatch: A part of a selector matches no parameter.
         OptionError: `p` is not positive.
-        NotReadable: A gradient has no values: it is on the meta device.
+        NotReadable: A gradient has no values: it is on the meta device. Or a parameter is a copy that FSDP gathered for
+            a forward pass, which has none.
 
     >>> import torch
     >>> import torchparams as tp
@@ -91,6 +92,8 @@ def grad_norms(model: object, by: object = None, *, p: float = 2) -> GradNorms:
         grad = parameter.grad
         if grad is None and name in kept and kept[name].part is not None:
             grad = kept[name].part.gradient(parameter)
+        if grad is None and name in kept and kept[name].kind == "unsharded":
+            raise NotReadable(unsharded(name), where=source.label, hint=RESHARD)  # its gradient is elsewhere
         if grad is not None:
             names.append(name)
             grads.append(grad)

@@ -6,10 +6,11 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import UnknownName
+from torchparams.errors import NotReadable, UnknownName
 from torchparams.io.live import read_only_copy
 from torchparams.parameters import Parameters
 from torchparams.sources.base import Source
+from torchparams.sources.live.flat import RESHARD, unsharded
 from torchparams.sources.live.tensors import LiveReading
 from torchparams.sources.live.traverse import Traversal
 from torchparams.sources.snapshot import SnapshotSource
@@ -241,6 +242,8 @@ class GradientRecords(LiveReading):
             grad = parameter.grad
             if grad is None and sharding is not None and sharding.part is not None:
                 grad = sharding.part.gradient(parameter)
+            if grad is None and sharding is not None and sharding.kind == "unsharded":
+                raise NotReadable(unsharded(name), hint=RESHARD)  # its gradient is elsewhere
             if grad is not None:
                 grads[name] = grad
                 owners.append(owner)
