@@ -14,7 +14,7 @@ from torch import nn
 
 import torchparams as tp
 from command import command
-from torchparams.errors import FileFormatError, NoMatch, OptionError
+from torchparams.errors import FileFormatError, NoMatch, OptionError, SourceError
 from torchparams.page import over_steps
 
 if TYPE_CHECKING:
@@ -121,6 +121,28 @@ def test_a_history_of_checkpoints(tmp_path: Path) -> None:
     columns_are_those_of(chosen, history)
     with pytest.raises(NoMatch):
         tp.report(history, selector="b")
+
+
+def test_a_directory_and_a_pattern_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    for step in (10, 20):
+        save_file({"a.w": np.full((2, 2), step, np.float32)}, tmp_path / f"step-{step}.safetensors")
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"a.w": np.full((2, 2), step, np.float32)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    for pattern in ("step-*", "checkpoint-*"):
+        form = data_of(tp.report(str(tmp_path / pattern)))
+        assert numbers(form["history"]["steps"]).tolist() == [10, 20]
+    for path in tmp_path.glob("step-*"):
+        path.unlink()
+    ran = command(capsys, "report", tmp_path, "-o", tmp_path / "report.html")
+    assert ran.status == 0 and (tmp_path / "report.html").exists()
+    assert numbers(data_of(tp.report(tmp_path))["history"]["steps"]).tolist() == [10, 20]
+    # A checkpoint beside those of steps is the target itself.
+    save_file({"a.w": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    assert "history" not in data_of(tp.report(tmp_path))
+    with pytest.raises(SourceError, match="No record and no checkpoints"):
+        tp.report(str(tmp_path / "nothing-*"))
 
 
 def test_of_a_step_that_ran_twice_the_later_run_counts(tmp_path: Path) -> None:

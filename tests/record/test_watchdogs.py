@@ -188,3 +188,13 @@ def test_freezing_one_layer_keeps_what_is_known_of_the_others() -> None:
     watch.parameters(["c", "b"], [True, True], [None, 1])
     (found,) = watch.record(6, {"update_ratio": np.array([0.05, 0.05]), "update_norm": np.ones(2)})
     assert found.name == "b"
+
+
+def test_checkpoints_far_apart_may_differ_much() -> None:
+    rng = np.random.default_rng(0)
+    weights = [{"w": rng.standard_normal(50), "bias": np.full(3, step / 1000)} for step in range(4)]
+    assert tp.diagnose(weights).ok
+    usual = [{"w": np.array([1.0 + 1e-4 * step])} for step in range(8)]
+    found = tp.diagnose([*usual, {"w": np.array([1.5])}]).first
+    assert found is not None and (found.step, found.rule) == (8, "exploding-update")
+    assert found.message == "it changed since the previous checkpoint by 0.499 of its norm"

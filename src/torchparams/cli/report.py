@@ -59,25 +59,26 @@ def report(
     """Write one HTML file that shows all parameters.
 
     The file opens from disk and needs no network: a heat map of layers and roles, modules by size, distributions,
-    a page for each tensor, and the selector language. With OTHER, it shows the difference. Of the record of a training,
-    it shows the numbers over the steps, with a slider.
+    a page for each tensor, and the selector language. With OTHER, it shows the difference. Of a training (the record of
+    a tp.Recorder, a directory of checkpoints, or a pattern), it shows the numbers over the steps, with a slider.
 
     \b
     Examples:
       torchparams report model.safetensors -o report.html --open
       torchparams report mypackage.models:build -o report.html --buffers
       torchparams report base/ tuned/ -o difference.html
-      torchparams report run/ -o report.html                              the record of a training, over its steps
+      torchparams report run/ -o report.html                              a record or checkpoints, over the steps
+      torchparams report 'outputs/checkpoint-*' -o report.html
       torchparams report model.safetensors quantised/ -o error.html       the error of a quantisation, in dB
       torchparams report model.safetensors -o report.html --pictures '**.layers.{-1}.**[ndim=2]'
     """
     from torchparams.page.report import report as report_of
-    from torchparams.record.store import is_record
+    from torchparams.record.history import has_steps
     from torchparams.render.progress import progress
 
     with progress("reading") as tell:
         found = report_of(
-            target if is_record(target) else source_of(target, raw=raw),
+            target if has_steps(target) else source_of(target, raw=raw),
             output,
             select,
             other=None if other is None else source_of(other, raw=raw),

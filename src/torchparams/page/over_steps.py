@@ -13,6 +13,9 @@ from torchparams.page.findings import of_record
 from torchparams.render.tree import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torchparams.engines.base import Engine
     from torchparams.record.history_tree import History
 
     Array = np.ndarray[Any, Any]
@@ -30,24 +33,30 @@ _REPEATED = 20
 """Maximum number of repeated checkpoints that are named."""
 
 
-def history_of(x: object, selector: object, *, strict: bool) -> History | None:
-    """The history to show if `x` is one, or the directory of a record; else None.
+def history_of(
+    x: object,
+    selector: object,
+    *,
+    strict: bool,
+    engine: Engine | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> History | None:
+    """The history to show for a `History`, a record, a pattern, or a directory of checkpoints; else None.
 
     Raises:
         FileFormatError: The record is damaged.
         NoMatch: A branch of the selector matches nothing.
+        SourceError: A checkpoint cannot be read.
     """
-    if isinstance(x, str | os.PathLike):
-        from torchparams.record.store import is_record
-
-        if not is_record(x):
-            return None
-        from torchparams.record.history import history
-
-        return history(x, selector, strict=strict)
     from torchparams.record.history_tree import History
 
-    return x.select(selector, strict=strict) if isinstance(x, History) else None
+    if isinstance(x, History):
+        return x.select(selector, strict=strict)
+    if not isinstance(x, str | os.PathLike):
+        return None
+    from torchparams.record.history import has_steps, history
+
+    return history(x, selector, strict=strict, engine=engine, progress=progress) if has_steps(x) else None
 
 
 def over_steps(history: History, selector: object = None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def report(
         buffers: Include the buffers of a live model.
         strict: Raise if any branch of a selector matches nothing.
         engine: Engine to run on; by default, a `ThreadEngine` that memory-maps files.
-        progress: Callback with the bytes read so far and in total.
+        progress: Callback with the bytes read so far and in total; of a training, with the number of checkpoints.
 
     Raises:
         NoMatch: A branch of a selector matches nothing.
@@ -78,7 +78,7 @@ def report(
     (2, None, b'<!doctype html>')
     """
     target = None if path is None else _target(path)
-    history = history_of(x, selector, strict=strict)
+    history = history_of(x, selector, strict=strict, engine=engine, progress=progress)
     if history is not None:
         asked = {"other": other, "spectra": spectra, "pictures": pictures, "buffers": buffers or None}
         asked["rename"] = None if rename == "auto" else rename

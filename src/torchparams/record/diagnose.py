@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchparams.measure.stats_tree import number
+from torchparams.record.findings_table import findings_table
 from torchparams.record.history import history
 from torchparams.record.history_tree import History
 from torchparams.record.watch import Watch
@@ -92,7 +93,7 @@ class Diagnosis(Result):
             rows = [Row((f"{step:,}", *(number(values[key]) for key in SHOWN))) for step, values in self.before]
             parts.append(Table(columns, tuple(rows)))
         if self.moved:
-            parts.append(Text("other parameters that changed", "dim"))
+            parts.append(Text("other parameters whose updates changed most", "dim"))
             columns = (Column("name", style="name", shrink=True), Column("update ratio", right=True),
                        Column("median before", right=True))  # fmt: skip
             rows = [Row((name, number(ratio), number(usual))) for name, (ratio, usual) in self.moved.items()]
@@ -100,9 +101,7 @@ class Diagnosis(Result):
         rest = self.findings[1:]
         if rest:
             parts.append(Text(f"and {plural(len(rest), 'more finding')}", "warn"))
-            parts += [Text(printable(f"  {finding}")) for finding in rest[:10]]
-            if len(rest) > 10:
-                parts.append(Text(f"  … {len(rest) - 10:,} more …", "dim"))
+            parts.append(findings_table(rest))
         return Tree(tuple(parts))
 
 
@@ -160,7 +159,7 @@ def _watched(found: History, watchdogs: Iterable[Watchdog]) -> list[RecordFindin
         for key, column in columns.items():
             column[place[found.codes[of_step]]] = found.data[key][of_step]
         measured = {key: column for key, column in columns.items() if not np.isnan(column).all()}
-        watch.record(int(steps[of_step[0]]), measured)
+        watch.record(int(steps[of_step[0]]), measured, single=found.format == "record")
     return watch.findings
 
 

@@ -190,6 +190,22 @@ def checkpoints_of(x: object) -> list[tuple[int, Any]]:
     raise OptionError(f"history needs a directory, a pattern or a list of checkpoints, not {type(x).__name__}")
 
 
+def has_steps(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a record, a pattern, or a directory of checkpoints that is not a checkpoint itself."""
+    from torchparams.parameters import of
+
+    path = os.fspath(path)
+    if is_record(path) or (glob.has_magic(path) and "://" not in path and not os.path.exists(path)):
+        return True
+    if not os.path.isdir(path) or not any(_is_step(path, name) for name in os.listdir(path)):
+        return False
+    try:
+        of(path)
+    except SourceError:
+        return True
+    return False
+
+
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from torchparams.errors import OptionError, UnknownName
 from torchparams.measure.stats_tree import number
+from torchparams.record.findings_table import findings_table
 from torchparams.render.result import Result
 from torchparams.render.tabular import Tabular
 from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, cut, json_number, plural, printable
@@ -219,17 +220,19 @@ class History(Result, Tabular):
         """The table: for each parameter, its norm and a curve of `shown` over the steps."""
         steps = self.steps
         span = f", {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f", {steps[0]:,}" if steps else ""
+        groups = sum(name not in self.infos for name in self.names)
+        counted = plural(len(self.names) - groups, "parameter") + (f", {plural(groups, 'group')}" if groups else "")
         parts: list[Text | Table] = [
             Text(printable(f"{self.label} ({self.format})"), "title"),
-            Text(f"{plural(len(steps), 'step')}{span} · {plural(len(self.names), 'parameter')}", "dim"),
+            Text(f"{plural(len(steps), 'step')}{span} · {counted}", "dim"),
         ]
         if self.names:
             columns = (
                 Column("name", style="name", shrink=True),
                 Column("norm", right=True, drop=1),
-                Column("now", right=True, drop=2),
+                Column("last", right=True, drop=2),
                 Column(self.shown.replace("_", " "), right=True),
-                Column("now", right=True),
+                Column("last", right=True),
                 Column("over steps", style="bars"),
             )
             parts.append(Table(columns, cut([self._shown_row(name) for name in self.names], self.limit)))
@@ -238,9 +241,8 @@ class History(Result, Tabular):
         if (overwritten := self.data["overwritten"]).any():
             again = np.unique(self.data["step"][overwritten])
             parts.append(Text(f"{plural(len(again), 'step')} from {again[0]:,} on ran again after a resume", "dim"))
-        parts += [Text(printable(str(finding)), "warn") for finding in self.findings[:10]]
-        if len(self.findings) > 10:
-            parts.append(Text(f"… {len(self.findings) - 10:,} more findings …", "dim"))
+        if self.findings:
+            parts += [Text(plural(len(self.findings), "finding"), "warn"), findings_table(self.findings)]
         return Tree(tuple(parts))
 
     def _shown_row(self, name: str) -> Row:

@@ -13,6 +13,7 @@ import numpy as np
 
 from torchparams.errors import OptionError, TorchParamsError, UnsupportedSource
 from torchparams.record.columns import histograms_of, numbers_of
+from torchparams.record.findings_table import findings_table
 from torchparams.record.measured import together
 from torchparams.record.meter import Meter
 from torchparams.record.ranks import Team
@@ -23,7 +24,7 @@ from torchparams.record.transfer import Transfer
 from torchparams.record.watch import Watch
 from torchparams.record.watchdogs import WATCHDOGS
 from torchparams.render.result import Result
-from torchparams.render.tree import Text, Tree, plural, printable
+from torchparams.render.tree import Table, Text, Tree, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -423,12 +424,14 @@ class Recorder(Result):
             f"{plural(steps, 'step')} · {plural(self._records, 'record')} of "
             f"{plural(len(self._reading.names), 'parameter')} · {self.cost:.1%} of the time"
         )
-        parts = [Text(printable(f"Record of {self._reading.label} in {self.path}"), "title"), Text(line, "dim")]
+        parts: list[Text | Table] = [
+            Text(printable(f"Record of {self._reading.label} in {self.path}"), "title"),
+            Text(line, "dim"),
+        ]
         if quantised := self._reading.quantised:
             parts.append(Text(f"{plural(len(quantised), 'quantised parameter')} not recorded", "dim"))
-        parts += [Text(printable(str(finding)), "warn") for finding in self.findings[:20]]
-        if len(self.findings) > 20:
-            parts.append(Text(f"… {len(self.findings) - 20:,} more findings …", "dim"))
+        if self.findings:
+            parts += [Text(plural(len(self.findings), "finding"), "warn"), findings_table(self.findings)]
         return Tree(tuple(parts))
 
 

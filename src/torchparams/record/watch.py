@@ -62,15 +62,16 @@ class Watch:
         self._ratios = moved(self._ratios, np.nan)
         self._names, self._trainable = names, np.array(trainable, bool)
 
-    def record(self, step: int, columns: Mapping[str, Array]) -> list[RecordFinding]:
+    def record(self, step: int, columns: Mapping[str, Array], *, single: bool = True) -> list[RecordFinding]:
         """Check a record and remember it; return the new findings.
 
         Args:
             step: Its step.
             columns: Numbers by column, NaN for none; a column may be missing.
+            single: Whether updates are those of one step, rather than of all since the previous checkpoint.
         """
         self._since[_was_zero(columns)] = step
-        found = self.look(step, columns)
+        found = self.look(step, columns, single=single)
         ratios = columns.get("update_ratio")
         if ratios is not None:
             known = np.isfinite(ratios)
@@ -80,9 +81,10 @@ class Watch:
             self._before[key] = column if before is None else np.where(np.isnan(column), before, column)
         return found
 
-    def look(self, step: int, columns: Mapping[str, Array]) -> list[RecordFinding]:
+    def look(self, step: int, columns: Mapping[str, Array], *, single: bool = True) -> list[RecordFinding]:
         """Check numbers between two records, which are not remembered; return the new findings."""
-        seen = Seen(step, self._names, self._trainable, columns, self._before, self._ratios, step - self._since < YOUNG)
+        young = step - self._since < YOUNG
+        seen = Seen(step, self._names, self._trainable, columns, self._before, self._ratios, young, single)
         fresh = []
         for watchdog in self._watchdogs:
             for finding in watchdog.look(seen):

@@ -72,6 +72,7 @@ class Seen:
         before: Latest earlier values; empty for the first record.
         ratios: Earlier update-to-weight ratios of each parameter, oldest first, NaN if there were fewer; shape (n, 9).
         young: Whether each was zero less than `YOUNG` steps ago.
+        single: Whether updates are those of one step, rather than of all since the previous checkpoint.
     """
 
     step: int
@@ -81,6 +82,7 @@ class Seen:
     before: Mapping[str, Array]
     ratios: Array
     young: Array
+    single: bool = True
 
     def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
         """Yield a finding for each marked parameter."""
@@ -133,10 +135,9 @@ def _exploding(seen: Seen) -> Iterator[RecordFinding]:
     with np.errstate(invalid="ignore"):
         # A parameter that starts at zero, such as a bias, changes by its whole norm at first.
         jumped = (ratio > TIMES * usual) & (ratio > EXPLODING / 10)
-        places = seen.trainable & (((ratio > EXPLODING) & ~seen.young) | jumped)
-    yield from seen.found(
-        "exploding-update", places, ratio, lambda value: f"one step changed the parameter by {value:.3g} of its norm"
-    )
+        places = seen.trainable & (((ratio > EXPLODING) & ~seen.young & seen.single) | jumped)
+    what = "one step changed the parameter" if seen.single else "it changed since the previous checkpoint"
+    yield from seen.found("exploding-update", places, ratio, lambda value: f"{what} by {value:.3g} of its norm")
 
 
 def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
@@ -152,7 +153,7 @@ def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
         "vanishing-update",
         places,
         ratio,
-        lambda value: f"steps change the parameter by {value:.3g} of its norm, a hundredth of before or less",
+        lambda value: f"it changes by {value:.3g} of its norm, a hundredth of before or less",
     )
 
 
