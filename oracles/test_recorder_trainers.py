@@ -127,19 +127,21 @@ class WithLoss(nn.Module):
         return {"loss": (y - labels).square().mean(), "logits": y}
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.filterwarnings("ignore")
-def test_transformers(tmp_path: Path) -> None:
+def test_transformers(tmp_path: Path, accumulate: int) -> None:
     from transformers import Trainer, TrainingArguments
 
     from torchparams.record.callbacks.transformers import RecorderCallback
 
-    expected = plain(net(), 1, 0.05)
+    expected = plain(net(), accumulate, 0.05)
     x, y = data().tensors
     rows = [{"x": x[i], "labels": y[i]} for i in range(ROWS)]
     model = WithLoss()
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"),
         per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=accumulate,
         num_train_epochs=1,
         max_grad_norm=0.0,
         logging_steps=1,

@@ -141,7 +141,7 @@ def test_a_directory_and_a_pattern_of_checkpoints(tmp_path: Path, capsys: pytest
     # A checkpoint beside those of steps is the target itself.
     save_file({"a.w": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
     assert "history" not in data_of(tp.report(tmp_path))
-    with pytest.raises(SourceError, match="No record and no checkpoints"):
+    with pytest.raises(SourceError, match="The pattern matches nothing"):
         tp.report(str(tmp_path / "nothing-*"))
 
 

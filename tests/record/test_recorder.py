@@ -494,6 +494,38 @@ def test_other_tools_read_the_record(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "record.json").read_text())["format"] == "torchparams.record"
 
 
+def test_a_row_takes_about_250_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(30)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for _ in range(10):
+            model(torch.randn(8, 64)).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+    pieces = list(tmp_path.glob("parameters-*.parquet"))
+    rows = sum(pyarrow.parquet.read_metadata(piece).num_rows for piece in pieces)
+    assert rows == 600
+    assert sum(piece.stat().st_size for piece in pieces) / rows < 250
+
+
+def test_rows_wait_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUFFER", (10_000, 20_000))
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    waiting = []
+    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
+        for x in batches(30):
+            model(x).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            waiting.append(recorder._writer.nbytes)  # type: ignore[union-attr]
+    assert max(waiting) <= 10_000 and len(list(tmp_path.glob("parameters-*.parquet"))) > 2
+    assert tp.history(tmp_path).steps == tuple(range(30))
+
+
 def test_a_record_is_resumed_and_overwritten_steps_stay_visible(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -800,6 +832,22 @@ def test_only_steps_of_the_same_bytes_are_repeated() -> None:
     assert found.repeated == ((2, 1), (4, 3))
     assert found["w"]["update_norm"][1:3].tolist() == [0, 0]
     assert found["w"]["update_ratio"][1:3].tolist() == [0, 0]
+
+
+def test_checkpoints_behind_urls(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    from safetensors.numpy import save
+
+    store = fsspec.filesystem("memory")
+    for step in (2, 10):
+        contents = save({"w": np.full(3, step, np.float32)})
+        store.pipe(f"/{tmp_path.name}/step-{step}.safetensors", contents)
+        store.pipe(f"/{tmp_path.name}/runs/checkpoint-{step}/model.safetensors", contents)
+    for target in ("step-*", "runs/", "runs/checkpoint-*"):
+        found = tp.history(f"memory://{tmp_path.name}/{target}")
+        assert found.steps == (2, 10), target
+        assert found["w"]["update_norm"][1] == pytest.approx(8 * math.sqrt(3))
+        assert found.label == f"memory://{tmp_path.name}/{'runs/' if 'runs' in target else ''}"
 
 
 class Counting(ThreadEngine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,9 @@ import numpy as np
 from torchparams.dtypes import DType
 from torchparams.errors import OptionError, SourceError
 from torchparams.info import ParameterInfo
+from torchparams.io.folders import entries, is_directory
+from torchparams.io.paths import folder_of, is_url, join, name_of, split_inner
+from torchparams.io.patterns import expanded, is_pattern
 from torchparams.order import natural
 from torchparams.record.history_tree import COLUMNS, NUMBERS, History
 from torchparams.record.store import is_record, read_head, read_table
@@ -44,8 +46,8 @@ def history(
 
     Args:
         x: The directory of a record (`tp.Recorder`); a directory with checkpoints (`step-100/`, `checkpoint-200/`,
-            `epoch=3.ckpt`), a pattern such as `run/step-*`, or a list of checkpoints. The last number in the name of a
-            checkpoint is its step.
+            `epoch=3.ckpt`), a pattern such as `run/step-*` or `s3://bucket/step-*`, or a list of checkpoints. The last
+            number in the name of a checkpoint is its step.
         selector: Parameters to include; None for all.
         steps: First and last step, both included; None for an open end.
         strict: Raise if any branch of a selector matches nothing.
@@ -166,13 +168,8 @@ def checkpoints_of(x: object) -> list[tuple[int, Any]]:
     """
     if isinstance(x, str | os.PathLike):
         path = os.fspath(x)
-        if glob.has_magic(path):
-            targets = natural(glob.glob(path))
-        elif os.path.isdir(path):
-            targets = [os.path.join(path, name) for name in natural(os.listdir(path)) if _is_step(path, name)]
-        else:
-            targets = []
-        if not targets and not glob.has_magic(path) and not os.path.exists(path):
+        targets = list(map(_opened, expanded([path]))) if is_pattern(path) else _steps_in(path)
+        if not targets and not is_url(path) and not os.path.exists(path):
             raise SourceError("no such file or directory", where=path)
         if not targets:
             raise SourceError(
@@ -180,8 +177,8 @@ def checkpoints_of(x: object) -> list[tuple[int, Any]]:
                 where=path,
                 hint="pass the directory of a record or of checkpoints named by their steps, or a pattern",
             )
-        steps = [int(found[1]) if (found := _NUMBER.search(os.path.basename(target))) else i
-                 for i, target in enumerate(targets)]  # fmt: skip
+        numbers = [_NUMBER.search(name_of(split_inner(target)[0].rstrip("/"))) for target in targets]
+        steps = [i if found is None else int(found[1]) for i, found in enumerate(numbers)]
         if len(set(steps)) < len(steps):
             raise OptionError("two checkpoints have the same step", where=path, hint="pass a pattern that matches one")
         return sorted(zip(steps, targets, strict=True), key=lambda pair: pair[0])
@@ -195,9 +192,9 @@ def has_steps(path: str | os.PathLike[str]) -> bool:
     from torchparams.parameters import of
 
     path = os.fspath(path)
-    if is_record(path) or (glob.has_magic(path) and "://" not in path and not os.path.exists(path)):
+    if is_record(path) or is_pattern(path):
         return True
-    if not os.path.isdir(path) or not any(_is_step(path, name) for name in os.listdir(path)):
+    if is_url(path) or not _steps_in(path):  # listing a server would cost a request
         return False
     try:
         of(path)
@@ -209,8 +206,22 @@ def has_steps(path: str | os.PathLike[str]) -> bool:
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
-def _is_step(folder: str, name: str) -> bool:
-    return _NUMBER.search(name) is not None and (name.endswith(_SUFFIXES) or os.path.isdir(os.path.join(folder, name)))
+def _steps_in(folder: str) -> list[str]:
+    """Checkpoints in a directory: files and directories with a number in their names."""
+    if not is_directory(folder):
+        return []
+    try:
+        found = entries(folder)
+    except OSError as error:
+        raise SourceError(error.strerror or str(error), where=folder) from None
+    names = [name for name, is_folder in found.items() if is_folder or name.endswith(_SUFFIXES)]
+    return [_opened(join(folder, name)) for name in natural(names) if _NUMBER.search(name)]
+
+
+def _opened(target: str) -> str:
+    """The target under which a checkpoint is opened: the URL of a directory ends in `/`."""
+    is_file = not is_url(target) or "#" in target or target.endswith((*_SUFFIXES, "/"))
+    return target if is_file else f"{target}/"
 
 
 def _of_checkpoints(
@@ -291,5 +302,11 @@ def _of_checkpoints(
 
 def _label(checkpoints: Iterable[tuple[int, Any]]) -> str:
     targets = [target for _, target in checkpoints]
-    paths = [os.path.dirname(os.path.abspath(target)) for target in targets if isinstance(target, str | os.PathLike)]
-    return os.path.commonpath(paths) if paths and len(paths) == len(targets) else f"{len(targets)} checkpoints"
+    if not targets or not all(isinstance(target, str | os.PathLike) for target in targets):
+        return f"{len(targets)} checkpoints"
+    paths = [os.fspath(target).rstrip("/") for target in targets]
+    if any(map(is_url, paths)):
+        folders = {folder_of(path) for path in paths}
+        return f"{folders.pop()}/" if len(folders) == 1 else f"{len(targets)} checkpoints"
+    common: str = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return common
