@@ -2,7 +2,7 @@
 
     python bench/bench_history.py [checkpoints, 20 by default] [megabytes of each, 100 by default]
 
-Checkpoints of a small Llama in float32, each the one before with a small update; `tp.history` of all, beside `tp.stats`
+Checkpoints of 10 float32 matrices, each the one before with a small update; `tp.history` of all, beside `tp.stats`
 of each file, which reads every byte once, and `tp.diff` of neighbours. The files lie in the page cache.
 """
 

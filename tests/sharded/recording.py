@@ -141,6 +141,21 @@ def a_gradient_that_is_not_finite_on_one_rank_is_found_once() -> None:
 
 
 @check(2)
+def a_gradient_after_the_last_record_is_found_at_the_end() -> None:
+    model: Any = fsdp2(net())
+
+    def plant(step: int) -> None:
+        if step == 1 and dist.get_rank() == 1:
+            model[2].weight.grad._local_tensor[0, 0] = math.nan
+
+    with shared_folder() as folder:
+        assert train(model, f"{folder}/run", plant, every=100) == [1, 0, 0]
+        dist.barrier()
+        found = [each for each in tp.diagnose(f"{folder}/run").findings if each.rule == "nonfinite-gradient"]
+        assert [(each.step, each.name) for each in found][:1] == [(1, "2.weight")]
+
+
+@check(2)
 def ranks_stay_together_if_a_scaler_skips_a_step() -> None:
     model: Any = fsdp2(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -77,6 +77,14 @@ class Team:
         self._ranks.agree(error)
         return int(self._ranks.gather_numbers([float(number)])[0][0])
 
+    def earliest(self, first: Array) -> Array:
+        """Minimum over all ranks, by one collective if any parameter is sharded.
+
+        Args:
+            first: First step with a gradient that is not finite, for each parameter; infinite for none.
+        """
+        return first if self._ranks is None else np.min(self._ranks.gather_array(first), axis=0)
+
     def collect(
         self, parts: Sequence[Measured], update: Array | None, first: Array, living: Sequence[Array | None]
     ) -> tuple[list[Measured], Array | None, Array, list[Array | None]]:

@@ -155,13 +155,17 @@ class Recorder(Result):
         self._entered, self._left = time.perf_counter(), 0.0
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object = None, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._old = None
         begun = time.perf_counter()
-        self._look_back()
+        # After an error, other ranks may be elsewhere.
+        first, counts = self._first_odd()
+        if self._team.is_sharded and error is None:
+            first, counts = self._team.earliest(first), np.full_like(counts, np.nan)
+        self._report_odd(first, counts)
         self.flush()
         self._spend(begun)
         self._left = time.perf_counter()

@@ -43,7 +43,7 @@ class RecorderCallback(Callback):  # type: ignore[misc]  # Lightning may not be 
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the record."""
-        self._close()
+        self._close(exception)
 
     def _step(self, trainer: Any) -> None:
         if self.recorder is None or trainer.global_step == self._global_step:
@@ -53,7 +53,7 @@ class RecorderCallback(Callback):  # type: ignore[misc]  # Lightning may not be 
             self.recorder.log(**{str(name): float(value)})
         self.recorder.step()
 
-    def _close(self) -> None:
+    def _close(self, error: BaseException | None = None) -> None:
         if self.recorder is not None:
-            self.recorder.__exit__()
+            self.recorder.__exit__(error)
             self.recorder = None
