@@ -597,6 +597,23 @@ def test_resuming_reads_one_piece_and_continues_after_the_last_step(
     assert recorder._next == 11  # a session without steps changes nothing
 
 
+def test_norms_of_nothing_finite_are_nan(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with tp.Recorder(model, optimizer, tmp_path, every=1, quiet=True) as recorder:
+        for scale in (1.0, math.nan):
+            (model(torch.ones(1, 2)).sum() * scale).backward()
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+    found = tp.history(tmp_path)
+    for key in ("weight_norm", "max_abs", "mean", "grad_norm"):
+        assert np.isnan(found["weight"][key]).tolist() == [False, True], key
+    assert found["weight"]["nonfinite"].tolist() == [0, 4]
+    (row,) = [line for line in str(found).splitlines() if line.startswith("weight")]
+    assert "NaN" in row
+
+
 def test_a_loss_that_is_nan_stays_nan(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def seen(step: int, columns: Mapping[str, float], before: Mapping[str, float]) -
     if "update_ratio" in before:
         ratios[:, -HISTORY - 2 :] = [*[before["update_ratio"]] * HISTORY, *[columns["update_ratio"]] * 2]
     trainable = np.array([bool(columns.get("trainable", 1))])
-    return Seen(step, ["w"], trainable, arrays(columns), arrays(before), ratios, np.array([False]))
+    return Seen(step, ["w"], trainable, arrays(columns), arrays(before), ratios, np.array([False]), np.array([1.0]))
 
 
 @pytest.mark.parametrize("watchdog", WATCHDOGS, ids=lambda watchdog: watchdog.name)
@@ -198,3 +199,15 @@ def test_checkpoints_far_apart_may_differ_much() -> None:
     found = tp.diagnose([*usual, {"w": np.array([1.5])}]).first
     assert found is not None and (found.step, found.rule) == (8, "exploding-update")
     assert found.message == "it changed since the previous checkpoint by 0.499 of its norm"
+
+
+def test_a_parameter_that_passes_near_zero_does_not_explode() -> None:
+    watch = Watch(WATCHDOGS)
+    watch.parameters(["bias"], [True])
+    for step, (before, after) in enumerate(pairwise([0.04, 0.033, 0.026, 0.019, 0.012, 0.005, -0.002])):
+        update = abs(after - before)
+        numbers = {"weight_norm": abs(after), "update_norm": update, "update_ratio": update / abs(before)}
+        assert not watch.record(30 + step, {key: np.array([value]) for key, value in numbers.items()})
+    numbers = {"weight_norm": 0.09, "update_norm": 0.1, "update_ratio": 10.0}
+    (found,) = watch.record(40, {key: np.array([value]) for key, value in numbers.items()})
+    assert found.rule == "exploding-update"

@@ -39,15 +39,16 @@ def numbers_of(
     columns: dict[str, Array] = {}
     with np.errstate(all="ignore"):
         if "weights" in due:
-            columns["weight_norm"] = weight.norms
+            finite = (weight.counts > weight.nonfinite) | (weight.counts == 0)
+            columns["weight_norm"] = np.where(finite, weight.norms, np.nan)
             columns["mean"] = weight.means
             columns["std"] = weight.deviations
-            columns["max_abs"] = weight.most
+            columns["max_abs"] = np.where(finite, weight.most, np.nan)
             columns["zeros"] = weight.zeros / np.maximum(weight.counts, 1)
             columns["nonfinite"] = weight.nonfinite.astype(np.float64)
         if "gradients" in due:
             known = gradient.counts > 0
-            columns["grad_norm"] = np.where(known, gradient.norms, np.nan)
+            columns["grad_norm"] = np.where(gradient.counts > gradient.nonfinite, gradient.norms, np.nan)
             columns["grad_nonfinite"] = np.where(known, gradient.nonfinite, np.nan)
         if update is not None:
             columns["update_norm"] = update[:, 0]

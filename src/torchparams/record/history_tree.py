@@ -249,6 +249,8 @@ class History(Result, Tabular):
         found = self[name]
         norms, values = _known(found["weight_norm"]), _known(found[self.shown])
         ends = [number(float(array[i])) if len(array) else "–" for array in (norms, values) for i in (0, -1)]
+        if (nonfinite := _known(found["nonfinite"])).any() and nonfinite[-1]:
+            ends[1] = "NaN"
         odd = bool(np.nansum(found["nonfinite"]) or np.nansum(found["grad_nonfinite"]))
         head = Cell(name, "error") if odd else name
         return Row((head, *ends, curve(values)))

@@ -37,6 +37,7 @@ class Watch:
         self._trainable = np.zeros(0, bool)
         self._before: dict[str, Array] = {}
         self._ratios = np.full((0, KEPT), np.nan)
+        self._largest = np.zeros(0)  # weight norm
         self._since = np.zeros(0, np.int64)  # last step before which a parameter was zero
 
     def parameters(self, names: Sequence[str], trainable: Sequence[bool], same: Sequence[int | None] = ()) -> None:
@@ -60,6 +61,7 @@ class Watch:
         self._before = {key: moved(column, np.nan) for key, column in self._before.items()}
         self._since = moved(self._since, -YOUNG)
         self._ratios = moved(self._ratios, np.nan)
+        self._largest = moved(self._largest, np.nan)
         self._names, self._trainable = names, np.array(trainable, bool)
 
     def record(self, step: int, columns: Mapping[str, Array], *, single: bool = True) -> list[RecordFinding]:
@@ -72,6 +74,8 @@ class Watch:
         """
         self._since[_was_zero(columns)] = step
         found = self.look(step, columns, single=single)
+        if "weight_norm" in columns:
+            self._largest = np.fmax(self._largest, columns["weight_norm"])
         ratios = columns.get("update_ratio")
         if ratios is not None:
             known = np.isfinite(ratios)
@@ -84,7 +88,8 @@ class Watch:
     def look(self, step: int, columns: Mapping[str, Array], *, single: bool = True) -> list[RecordFinding]:
         """Check numbers between two records, which are not remembered; return the new findings."""
         young = step - self._since < YOUNG
-        seen = Seen(step, self._names, self._trainable, columns, self._before, self._ratios, young, single)
+        kept = self._before, self._ratios, young, self._largest
+        seen = Seen(step, self._names, self._trainable, columns, *kept, single)
         fresh = []
         for watchdog in self._watchdogs:
             for finding in watchdog.look(seen):

@@ -72,6 +72,7 @@ class Seen:
         before: Latest earlier values; empty for the first record.
         ratios: Earlier update-to-weight ratios of each parameter, oldest first, NaN if there were fewer; shape (n, 9).
         young: Whether each was zero less than `YOUNG` steps ago.
+        largest: Largest weight norm of each parameter in earlier records; NaN if there is none.
         single: Whether updates are those of one step, rather than of all since the previous checkpoint.
     """
 
@@ -82,6 +83,7 @@ class Seen:
     before: Mapping[str, Array]
     ratios: Array
     young: Array
+    largest: Array
     single: bool = True
 
     def found(self, rule: str, places: Array, value: Array, message: Callable[[float], str]) -> Iterator[RecordFinding]:
@@ -135,7 +137,9 @@ def _exploding(seen: Seen) -> Iterator[RecordFinding]:
     with np.errstate(invalid="ignore"):
         # A parameter that starts at zero, such as a bias, changes by its whole norm at first.
         jumped = (ratio > TIMES * usual) & (ratio > EXPLODING / 10)
-        places = seen.trainable & (((ratio > EXPLODING) & ~seen.young & seen.single) | jumped)
+        # A parameter that passes near zero changes by a large part of a small norm.
+        small = _column(seen, "update_norm") <= EXPLODING * seen.largest if "update_norm" in seen.columns else False
+        places = seen.trainable & (((ratio > EXPLODING) & ~seen.young & ~np.array(small) & seen.single) | jumped)
     what = "one step changed the parameter" if seen.single else "it changed since the previous checkpoint"
     yield from seen.found("exploding-update", places, ratio, lambda value: f"{what} by {value:.3g} of its norm")
 
