@@ -315,7 +315,7 @@ def test_the_crcs_of_a_zip(tmp_path: Path) -> None:
             Check("CRC-32", "ok", f"{len(members_of(whole))} members of the zip match"),
         )
         assert verification.checks[-1] == Check(
-            "pickle", "ok", "calls only safe functions of torch, numpy and collections"
+            "pickle", "ok", "calls only safe functions of torch, numpy and the standard library"
         )
         assert told[-1][0] == told[-1][1] > 0
         assert str(verification).endswith("\n2 tensors, 44 B: all checks passed.")

@@ -72,7 +72,9 @@ def test_a_class_of_another_package_is_listed_without_alarm(tmp_path: Path, caps
     path = tmp_path / "model.pt"
     ran = command(capsys, "verify", path)
     assert ran.status == 0
-    assert f"calls only safe functions of torch, numpy and collections; needs the classes {class_name}" in ran.out
+    assert (
+        f"calls only safe functions of torch, numpy and the standard library; needs the classes {class_name}" in ran.out
+    )
     assert command(capsys, "ls", path).out.splitlines()[-1] == f"the pickle needs the classes {class_name}"
 
 

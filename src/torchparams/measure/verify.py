@@ -306,7 +306,7 @@ def _pickle(verdict: Verdict | None) -> Iterator[Check]:
     """Check for code that unpickling the file would run; none without a pickle."""
     if verdict is not None:
         needs = f"; needs the classes {listed(verdict.classes, 4)}" if verdict.classes else ""
-        fine = f"calls only safe functions of torch, numpy and collections{needs}"
+        fine = f"calls only safe functions of torch, numpy and the standard library{needs}"
         yield Check("pickle", OK if verdict.alarm is None else FAILED, verdict.alarm or fine)
 
 

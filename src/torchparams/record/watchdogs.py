@@ -141,7 +141,7 @@ def _exploding(seen: Seen) -> Iterator[RecordFinding]:
         small = _column(seen, "update_norm") <= EXPLODING * seen.largest if "update_norm" in seen.columns else False
         places = seen.trainable & (((ratio > EXPLODING) & ~seen.young & ~np.array(small) & seen.single) | jumped)
     what = "one step changed the parameter" if seen.single else "it changed since the previous checkpoint"
-    yield from seen.found("exploding-update", places, ratio, lambda value: f"{what} by {value:.3g} of its norm")
+    yield from seen.found("exploding-update", places, ratio, lambda value: f"{what} by {value:.3g} times its norm")
 
 
 def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
@@ -157,7 +157,7 @@ def _vanishing(seen: Seen) -> Iterator[RecordFinding]:
         "vanishing-update",
         places,
         ratio,
-        lambda value: f"it changes by {value:.3g} of its norm, a hundredth of before or less",
+        lambda value: f"it changes by {value:.3g} times its norm, a hundredth of before or less",
     )
 
 
