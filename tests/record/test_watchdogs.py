@@ -198,7 +198,7 @@ def test_checkpoints_far_apart_may_differ_much() -> None:
     usual = [{"w": np.array([1.0 + 1e-4 * step])} for step in range(8)]
     found = tp.diagnose([*usual, {"w": np.array([1.5])}]).first
     assert found is not None and (found.step, found.rule) == (8, "exploding-update")
-    assert found.message == "it changed since the previous checkpoint by 0.499 of its norm"
+    assert found.message == "it changed since the previous checkpoint by 0.499 times its norm"
 
 
 def test_a_parameter_that_passes_near_zero_does_not_explode() -> None:
