@@ -79,7 +79,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "audit": ("audit net.py:build", "audit net.py:Lists"),
     "audit --rules": ("audit --rules",),
     "history": ("history record", "history run/step-*.safetensors"),
-    "diagnose": ("diagnose record", "diagnose run/step-*.safetensors"),
+    "diagnose": ("diagnose record", "diagnose run/step-*.safetensors", "diagnose run/step-[12].safetensors"),
     "convert, merge, delta, apply, lora fold": (
         "convert base.safetensors out.safetensors --dtype bf16",
         "convert tied.pt untied.safetensors",

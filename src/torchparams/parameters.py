@@ -89,10 +89,10 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
         Empty for a table of stored tensors (`raw=True`).
         """
-        if self._source.stored is self._source:
-            return {}
         found = {name: each.reason for name, each in self._source.coded().items() if each.codes}
-        return {name: found[name] for name in self.names if name in found} if found else {}
+        if not found or self._source.stored is self._source:
+            return {}
+        return {name: found[name] for name in self.names if name in found}
 
     @property
     def infos(self) -> Mapping[str, ParameterInfo]:
@@ -407,7 +407,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         beside += left_out_lines(self.left_out)
         if not infos and self._selector is None and (reasons := self._source.why_empty()):
             return Tree((title, *(Text(filled(reason, hanging=2)) for reason in reasons), total, *beside))
-        return Tree((title, table_of(sort_infos(infos, sort, self._source.keys()), limit), total, *beside))
+        return Tree((title, table_of(sort_infos(infos, sort, self._source.keys), limit), total, *beside))
 
     def _title(self) -> str:
         return f"Parameters of {self._source.label}"

@@ -957,7 +957,7 @@ def test_the_traversal_is_linear() -> None:
             Counting.looks = 0
             use(params)
             looks.append((width, Counting.looks))
-    assert all(count <= 8 * width + 20 for width, count in looks)
+    assert all(count <= 10 * width + 20 for width, count in looks)
 
 
 def test_a_network_deeper_than_pythons_stack() -> None:

@@ -57,7 +57,7 @@ class Listing(Result, Tabular):
 
     def table_rows(self) -> list[ParameterInfo]:
         """Infos in order."""
-        return sort_infos(list(self.params.infos.values()), self.sort, self.params.source.keys())
+        return sort_infos(list(self.params.infos.values()), self.sort, self.params.source.keys)
 
     def tree(self) -> Tree:
         """Tree of the table, the totals, and non-tensor content."""

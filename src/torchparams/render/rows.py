@@ -53,19 +53,21 @@ ALIASES_SHOWN = 3
 """Maximum number of other names shown for a tied tensor."""
 
 
-def sort_infos(infos: list[ParameterInfo], by: str | None, stored: Iterable[str] = ()) -> list[ParameterInfo]:
+def sort_infos(
+    infos: list[ParameterInfo], by: str | None, stored: Callable[[], Iterable[str]] = tuple
+) -> list[ParameterInfo]:
     """Sort infos by a column, descending with a leading `-`.
 
     Args:
         infos: Infos of one source.
         by: Column; `stored` for stored order; None to keep the order.
-        stored: Names in stored order.
+        stored: Callable that returns the names in stored order.
     """
     if by is None:
         return infos
     key = by.removeprefix("-")
     if key == "stored":
-        found = list(in_order({info.name: info for info in infos}, stored).values())
+        found = list(in_order({info.name: info for info in infos}, stored()).values())
         return found[::-1] if by.startswith("-") else found
     if key not in SORT_KEYS:
         raise SelectorError(f"no column {key!r} to sort by", exists="columns are " + ", ".join((*SORT_KEYS, "stored")))
