@@ -50,7 +50,7 @@ def test_the_answers_of_duckdb() -> None:
 
 @pytest.mark.usefixtures("catalog")
 def test_the_answer_of_polars() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (block,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
     *lines, last = block.strip().splitlines()
     names: dict[str, Any] = {"polars": polars}
     exec("\n".join(lines), names)

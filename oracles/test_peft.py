@@ -162,7 +162,7 @@ REFUSED = [
     (Variant("olora", {"target_modules": ["wide"], "init_lora_weights": "olora"}), "init_lora_weights='olora'"),
     (
         Variant("alora", {"target_modules": ["wide"], "alora_invocation_tokens": [1]}),
-        "some tokens alone",
+        "some tokens only",
     ),
     (Variant("kasa", {"target_modules": ["wide"], "kasa_config": peft.KasaConfig()}), "KaSA"),
     (Variant("velora", {"target_modules": ["wide"], "velora_config": {}}), "velora_config="),
@@ -178,12 +178,12 @@ REFUSED = [
     ),
     (
         Variant("tied, its head", {"target_modules": ["lm_head"]}, model=gpt2),
-        "'lm_head.weight', which the base does not have. 'transformer.wte.weight' has its shape: if they are tied",
+        "'lm_head.weight', but the base has no such tensor. 'transformer.wte.weight' has the same shape: if",
     ),
     (
         Variant("tied, its embedding saved", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
                 model=lambda: llama(tied=True)),
-        "the adapter replaces only 'model.embed_tokens.weight'",
+        "The adapter replaces only 'model.embed_tokens.weight'",
     ),
 ]  # fmt: skip
 
@@ -291,13 +291,13 @@ def test_a_variant_is_refused_with_its_reason(variant: Variant, reason: str, tmp
 @pytest.mark.parametrize("kind", OTHERS)
 def test_another_kind_of_adapter_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     get_peft_model(Small(), OTHERS[kind]).save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(NotReadable, match=f"the adapter type '{kind}' is not supported"):
+    with pytest.raises(NotReadable, match=f"The adapter type '{kind}' is not supported"):
         tp.fold_lora(Small(), tmp_path / "adapter", tmp_path / "x.safetensors")
 
 
 def test_a_square_weight_whose_base_says_nothing_is_refused(tmp_path: Path) -> None:
     tuned, before = made(Variant("", {"target_modules": ["square", "turned_square", "wide"]}), tmp_path)
-    with pytest.raises(PlanError, match=r"cannot tell whether 'square\.weight', 'turned_square\.weight' are stored"):
+    with pytest.raises(PlanError, match=r"Cannot tell whether 'square\.weight', 'turned_square\.weight' are stored"):
         folded(base_of(tmp_path), tmp_path)
     check(folded(base_of(tmp_path), tmp_path, fan_in_fan_out=SQUARE), tuned.merge_and_unload(), before)
 

@@ -451,7 +451,7 @@ def test_an_unknown_kind_of_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(capsys, "ls", "nowhere://a/b.pt") == (
         "nowhere://a/b.pt: Protocol not known: nowhere. Pass the URL of a checkpoint."
     )
-    assert "gcsfs" in failing(capsys, "ls", "gs://bucket/model.pt")
+    assert "Install adlfs" in failing(capsys, "ls", "abfs://container/model.pt")
 
 
 def test_a_shard_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
