@@ -33,7 +33,7 @@ SPELLINGS = "a mapping old → new, 'regex=replacement', a pair of these, a func
 """Forms of a rename, for messages."""
 
 
-class _Rule(Protocol):
+class _Renaming(Protocol):
     def rename(self, names: list[str], strict: bool, where: str | None) -> list[str]: ...
 
     def to_json(self) -> Any: ...
@@ -53,7 +53,7 @@ class Renames:
 
     __slots__ = ("_rules",)
 
-    def __init__(self, *rules: _Rule) -> None:
+    def __init__(self, *rules: _Renaming) -> None:
         self._rules = rules
 
     @classmethod
@@ -77,7 +77,7 @@ class Renames:
         if callable(spec) and not isinstance(spec, type):
             return cls(_Function(spec))
         if isinstance(spec, Iterable) and not isinstance(spec, bytes | type):
-            rules: list[_Rule] = []
+            rules: list[_Renaming] = []
             for item in spec:
                 if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
                     rules.append(_Regex.of(*item))

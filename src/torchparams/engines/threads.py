@@ -203,7 +203,7 @@ class _Run:
         """Small job as a single piece."""
         return _Piece(self._record(job, (job.rows[0].place,))[0], 0, 0, job.numel)
 
-    def _record(self, job: Job, places: tuple[Location | None, ...]) -> tuple[_Record, int]:
+    def _record(self, job: Job, places: tuple[Location | None, ...]) -> tuple[_Running, int]:
         """Record of a job, and the number of elements in each of its parts.
 
         Cuts do not depend on the number of threads, and are at whole bytes and groups of packed elements.
@@ -224,7 +224,7 @@ class _Run:
             step = max(step // 64 * 64, 64)
         whole = max(engine.part_bytes * 8 // max(bits) // step, 1) * step
         count = 1 if self.task.order == "stream" or heavy else max(-(-job.numel // whole), 1)
-        return _Record(job, places, computed, count, step, heavy), whole
+        return _Running(job, places, computed, count, step, heavy), whole
 
 
 def _is_array(row: Expression) -> bool:
@@ -236,7 +236,7 @@ def _array_of(row: Stored) -> Callable[[], Array]:
     return lambda: row.source.numpy(row.info.name)
 
 
-class _Record:
+class _Running:
     """State of a running job."""
 
     __slots__ = (
@@ -292,7 +292,7 @@ class _Piece:
 
     __slots__ = ("ahead", "number", "record", "start", "stop")
 
-    def __init__(self, record: _Record, number: int, start: int, stop: int) -> None:
+    def __init__(self, record: _Running, number: int, start: int, stop: int) -> None:
         self.record, self.number, self.start, self.stop = record, number, start, stop
         # For each row: the offset up to which a read may continue, for the following pieces.
         self.ahead = [0 if place is None else place.stop for place in record.places]
@@ -376,7 +376,7 @@ class _Worker:
             self._tick(self.nbytes)
         return [Done(job, result) for job, result in zip(jobs, results, strict=True)], left
 
-    def _complete(self, record: _Record) -> Done[Any]:
+    def _complete(self, record: _Running) -> Done[Any]:
         record.release()
         unread = next((part for part in record.parts if type(part) is Unread), None)
         if unread is None:
@@ -427,7 +427,7 @@ class _Worker:
                         with record.lock:
                             record.lost = lost if record.lost is None else record.lost + lost
 
-    def _prepare(self, record: _Record) -> None:
+    def _prepare(self, record: _Running) -> None:
         from torchparams.expressions.work import Work
 
         while len(self._works) < len(record.job.rows):

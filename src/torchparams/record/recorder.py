@@ -17,7 +17,7 @@ from torchparams.record.findings_table import findings_table
 from torchparams.record.measured import together
 from torchparams.record.meter import Meter
 from torchparams.record.ranks import Team
-from torchparams.record.reading import Reading
+from torchparams.record.recorded import Recorded
 from torchparams.record.schedule import Schedule
 from torchparams.record.store import Writer
 from torchparams.record.transfer import Transfer
@@ -116,7 +116,7 @@ class Recorder(Result):
     ) -> None:
         self._schedule = Schedule(every)
         self._optimizers = _inner(optimizer)
-        self._reading = reading = Reading(model, by, rows)
+        self._reading = reading = Recorded(model, by, rows)
         self._team = Team(reading.names, reading.layouts)
         self._watch = Watch(watchdogs)
         self._watch.parameters(reading.names, reading.trainable)

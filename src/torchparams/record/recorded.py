@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-class Reading:
+class Recorded:
     """The parameters of a model, and the buffers of its frozen modules.
 
     A frozen module is one whose parameters are all frozen; its running statistics should not change either. Quantised
