@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import MismatchError, TorchParamsError
 from torchparams.io.filebytes import paused_gc
+from torchparams.order import natural
 from torchparams.parameters import Parameters, stored
 from torchparams.proposals import best_match, propose
 from torchparams.reading import InfosByName
@@ -175,7 +176,9 @@ class _Matching:
         if self._live_coded:  # quantised layers accept the stored codes
             given = stored(given)
         self.given = given.source
-        self._given_records = given.reading()
+        # The order matters only to a proposal by position; sorting all names of a file costs more than matching them.
+        plain = given.selector is None and rename != "auto"
+        self._given_records = self.given.reading() if plain else given.reading()
         persistent = zip(self._given_records.names, self._given_records.column("persistent"), strict=True)
         self.given_infos = InfosByName(self._given_records, [name for name, is_saved in persistent if is_saved])
         self._arguments = model, x, selector
@@ -208,6 +211,9 @@ class _Matching:
             else:
                 unexpected[source_name] = name
 
+        if self.given.files:
+            unexpected = {name: unexpected[name] for name in natural(unexpected)}
+            left_out = natural(left_out)
         missing = [name for name in self.wanted if name not in found]
         self.counters = _counters(missing, self.reading)
         missing = [name for name in missing if name not in self.counters]
