@@ -429,22 +429,6 @@ def test_a_finding_keeps_its_name_if_layers_before_it_are_removed(tmp_path: Path
     assert [(each.step, each.name) for each in recorder.findings][:1] == [(2, "3.weight")]
 
 
-def test_quantised_parameters_are_left_out_by_name(tmp_path: Path) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    model: Any = nn.Sequential(bitsandbytes.nn.Linear4bit(64, 64), nn.Linear(64, 2))
-    model[0].weight = bitsandbytes.nn.Params4bit(torch.randn(64, 64), requires_grad=False).to("cpu")
-    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
-    with tp.Recorder(model, optimizer, tmp_path, every=1) as recorder:
-        model[1](torch.randn(3, 64)).sum().backward()
-        optimizer.step()
-        recorder.step()
-    assert tp.history(tmp_path).names == ("0.bias", "1.weight", "1.bias")
-    assert "1 quantised parameter not recorded" in str(recorder)
-    assert json.loads((tmp_path / "record.json").read_text())["sessions"][0]["quantised"] == ["0.weight"]
-    with pytest.raises(UnsupportedSource, match="no parameters to record"):
-        tp.Recorder(nn.Identity(), optimizer, tmp_path / "none")
-
-
 def test_parameters_without_values_are_refused(tmp_path: Path) -> None:
     for model in (nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)):
         with pytest.raises(NotReadable, match="Initialise the model first"):
@@ -849,22 +833,6 @@ def test_only_steps_of_the_same_bytes_are_repeated() -> None:
     assert found.repeated == ((2, 1), (4, 3))
     assert found["w"]["update_norm"][1:3].tolist() == [0, 0]
     assert found["w"]["update_ratio"][1:3].tolist() == [0, 0]
-
-
-def test_checkpoints_behind_urls(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    from safetensors.numpy import save
-
-    store = fsspec.filesystem("memory")
-    for step in (2, 10):
-        contents = save({"w": np.full(3, step, np.float32)})
-        store.pipe(f"/{tmp_path.name}/step-{step}.safetensors", contents)
-        store.pipe(f"/{tmp_path.name}/runs/checkpoint-{step}/model.safetensors", contents)
-    for target in ("step-*", "runs/", "runs/checkpoint-*"):
-        found = tp.history(f"memory://{tmp_path.name}/{target}")
-        assert found.steps == (2, 10), target
-        assert found["w"]["update_norm"][1] == pytest.approx(8 * math.sqrt(3))
-        assert found.label == f"memory://{tmp_path.name}/{'runs/' if 'runs' in target else ''}"
 
 
 class Counting(ThreadEngine):
