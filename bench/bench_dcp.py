@@ -1,7 +1,6 @@
 """Claims: 50,000 DCP chunks are listed in ≤ 2 unpicklings of .metadata, 800 MB joined ≥ 3 times faster.
 
-Listing takes < 2 s. Joining is held against dcp_to_torch_save and save_file; it takes < 300 MB and ≤ 1.5 times cp with
-sync.
+Joining is held against dcp_to_torch_save and save_file; it takes < 300 MB and ≤ 1.5 times cp with sync.
 
     python bench/bench_dcp.py [ROUNDS]
 
