@@ -218,7 +218,7 @@ def test_only_a_glob_without_wildcards_is_one_name() -> None:
         (
             "{a.b,c}",
             3,
-            "without a dot: braces belong to one component, found a dot. A union is written `a.b.** | c.**`.",
+            "without a dot: braces stand within one component, found a dot. A union is written `a.b.** | c.**`.",
         ),
         ('{"a.b",c}', 2, "Expected alternatives without a dot"),
         ('"abc', 5, 'Expected a closing ", found the end. The quote at column 1 is not closed.'),

@@ -384,7 +384,7 @@ class _Reader:
 
     def _dot(self, at: int | None = None) -> None:
         self.fail(
-            "alternatives without a dot: braces belong to one component",
+            "alternatives without a dot: braces stand within one component",
             "a union is written `a.b.** | c.**`",
             at=at,
             found="a dot",
