@@ -227,7 +227,7 @@ def simplified(value: Any) -> tuple[Any, list[Any]]:
 
 
 def unlisted(title: str, value: Any, shapes: Mapping[str, Shape]) -> list[str]:
-    """What a result has that the schema of this title does not."""
+    """Fields of a result that the schema of this title lacks."""
     value, operations = simplified(value)
     return misfits(shapes[title], value) + [
         line for each in operations for line in misfits(shapes["operation"], each, "operation")

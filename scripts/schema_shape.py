@@ -25,7 +25,7 @@ class Reference(str):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a value can be.
+    """The values that a field can have.
 
     Attributes:
         kinds: Kinds of scalars, a subset of `ORDER`.
@@ -65,7 +65,7 @@ def shape_of(value: Any, named: Callable[[str], bool] = lambda key: False) -> Sh
 
 
 def merged(a: Shape, b: Shape) -> Shape:
-    """What is one of two shapes."""
+    """A shape that fits values of either of two shapes."""
     items = a.items if b.items is None else b.items if a.items is None else merged(a.items, b.items)
     keys, sometimes = a.keys, a.sometimes | b.sometimes
     if keys is None:

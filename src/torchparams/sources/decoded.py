@@ -60,7 +60,7 @@ class DecodedSource(Source):
     # --- listing -----------------------------------------------------------------------------------
 
     def _read(self) -> _Read:
-        """What the encodings found, infos, and claims by name; computed each time if the source may change."""
+        """Findings of the encodings, infos, and claims by name; computed each time if the source may change."""
         if self._known is not None:
             return self._known
         base = self._base
