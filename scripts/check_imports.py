@@ -3,7 +3,7 @@
     python scripts/check_imports.py
 
 A folder is a room: a module with an underscore is imported only within its room. Imports inside functions count; those
-for the type checker alone do not, but for cycles. What a rule says is in `LAYERS`.
+for the type checker alone count for cycles only. What a rule says is in `LAYERS`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,6 @@ BESIDE = {
     ("record", "measure"),
 }
 """Imports allowed between the packages of the top layer."""
-
-TYPES = {
-    ("expressions.base", "expressions.work"),
-    ("expressions.base", "sources.base"),
-    ("expressions.work", "sources.base"),
-}
-"""Cyclic imports that are allowed for the type checker only."""
 
 ANYWHERE = {"testing"}
 """May import everything; nothing imports it."""
@@ -150,14 +143,12 @@ def cycles(edges: dict[str, set[str]]) -> list[str]:
 
 
 def typed(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """Each module and those it imports, for types too, without what `TYPES` allows and without the package itself.
+    """Each module and those it imports, for types too, without the package itself.
 
     The package imports all public names for the type checker.
     """
     edges = graph(package, types=True)
-    return {
-        name: {target for target in wanted if (name, target) not in TYPES} for name, wanted in edges.items() if name
-    }
+    return {name: wanted for name, wanted in edges.items() if name}
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from torchparams.errors import (
     WriteError,
 )
 from torchparams.expressions.base import Stored
-from torchparams.expressions.work import Work, evaluate
+from torchparams.expressions.work import ThreadWork, evaluate
 from torchparams.testing import MemorySource, to_torch
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def test_tiles_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert x.granule == 60
     whole = evaluate(x).tobytes()
     for block in (60, 120, 600):
-        with Work() as work:
+        with ThreadWork() as work:
             work.begin(x, block)
             parts = [x.compute(at, min(at + block, x.numel), work).tobytes() for at in range(0, x.numel, block)]
         assert b"".join(parts) == whole
@@ -478,7 +478,7 @@ def test_what_the_directory_holds(tmp_path: Path) -> None:
 def computed(after: Array, before: Array, rank: int, dtype: str = "float32") -> tuple[Array, Array, Factors]:
     x, y = (Stored(MemorySource({"w": array}), "w") for array in (after, before))
     both = Factors(Difference(x, y), rank, DType.of(dtype), "w")
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(both.difference, 64)
         return both.take("a", work), both.take("b", work), both
 

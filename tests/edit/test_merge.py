@@ -20,7 +20,7 @@ from torchparams.edit.merge.methods import METHODS
 from torchparams.edit.write import execute
 from torchparams.errors import MismatchError, NoMatch, OptionError, PlanError
 from torchparams.expressions.combination import combines
-from torchparams.expressions.work import Work, block_of, evaluate
+from torchparams.expressions.work import ThreadWork, block_of, evaluate
 from torchparams.testing import safetensors_bytes, sample, to_torch
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def test_a_nan_stays_one(tmp_path: Path) -> None:
 def in_blocks(x: Expression, block: int) -> bytes:
     """The elements, computed in blocks of so many, or as few more as the operation needs."""
     step = block_of(x, 1, most=1)
-    with Work(block_bytes=64) as work:
+    with ThreadWork(block_bytes=64) as work:
         size = max(block // step, 1) * step
         work.begin(x, size)
         return b"".join(

@@ -13,9 +13,9 @@ from torchparams.dtypes import DType
 from torchparams.edit.plan.layout import Output
 from torchparams.edit.plan.plan import Plan
 from torchparams.errors import PlanError
-from torchparams.expressions.base import Expression, Stored
+from torchparams.expressions.base import Expression, Stored, Work
 from torchparams.expressions.operations import Cast, Concat, Linear, Slice
-from torchparams.expressions.work import Work, evaluate
+from torchparams.expressions.work import evaluate
 from torchparams.sources.opening import open_source
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 

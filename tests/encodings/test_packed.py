@@ -15,11 +15,13 @@ from command import command
 from torchparams.dtypes import DType
 from torchparams.encodings.packed import Unpacked
 from torchparams.encodings.scaled import FP4, BlockScaled
-from torchparams.expressions.work import Work, evaluate
+from torchparams.expressions.work import ThreadWork, evaluate
 from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torchparams.expressions.base import Work
 
 Array = np.ndarray[Any, Any]
 F8 = DType.of("float8_e4m3fn").numpy
@@ -110,7 +112,7 @@ def test_the_stored_order_has_the_same_elements(bits: int, order: str, tmp_path:
     stored = row.unordered()
     assert stored is not row
     assert np.array_equal(evaluate(stored), expected.T)
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(stored)
         for start, stop in ((0, 1), (63, 65), (5, 700), (stored.numel - 3, stored.numel)):
             assert np.array_equal(stored.compute(start, stop, work), expected.T.reshape(-1)[start:stop])
@@ -132,7 +134,7 @@ def test_scales_are_kept_or_read_for_each_part(kept: int, monkeypatch: pytest.Mo
     source = MemorySource({"c": codes, "s": scales})
     row = BlockScaled(source.row("c"), source.row("s"), (1, 1000), (1, 30))
     expected = (codes * np.repeat(scales, 30, axis=1)[:, :1000]).reshape(-1)
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(row)
         for start, stop in ((0, 1000), (29, 31), (30, 60), (61, 299), (990, 1000)):
             assert np.array_equal(row.compute(start, stop, work), expected[start:stop])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from bit_patterns import NUMERIC
 from torchparams.dtypes import DType
 from torchparams.errors import MismatchError, NotReadable, PlanError
-from torchparams.expressions.base import Expression, Stored
+from torchparams.expressions.base import Expression, Stored, Work
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
-from torchparams.expressions.work import Work, block_of, evaluate
+from torchparams.expressions.work import ThreadWork, block_of, evaluate
 from torchparams.sources.safetensors import SafetensorsSource
 from torchparams.testing import MemorySource, safetensors_bytes, sample
 
@@ -39,7 +39,7 @@ def in_file(folder: Path, array: Array) -> Stored:
 
 def in_blocks(x: Expression, sizes: list[int]) -> Array:
     """The elements, computed in runs of these sizes by turns."""
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(x, 16)
         found: list[Array] = []
         start = 0
@@ -264,7 +264,7 @@ def test_a_lazy_tensor_has_nothing_to_read() -> None:
 def test_scratch_is_used_again() -> None:
     parts = [stored(np.arange(8, dtype=np.float32)) for _ in range(3)]
     first, second = (Linear(parts[i : i + 2], [1, 1]) for i in range(2))
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(first)
         a = work.scratch(first, 0, 8, np.dtype(np.float32))
         assert np.shares_memory(a, work.scratch(first, 0, 4, np.dtype(np.float32)))

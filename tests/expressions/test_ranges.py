@@ -18,7 +18,7 @@ from torchparams.encodings.scaled import BlockScaled
 from torchparams.expressions.assembled import Assembled, Chunk
 from torchparams.expressions.operations import Cast, Concat, Elementwise, Linear, Slice
 from torchparams.expressions.strided import Strided
-from torchparams.expressions.work import Work, evaluate
+from torchparams.expressions.work import ThreadWork, evaluate
 from torchparams.testing import MemorySource
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_any_range_has_the_bits_of_the_whole(name: str, data: st.DataObject) -> 
     x = EXPRESSIONS[name]()
     whole = evaluate(x).reshape(-1)
     block = data.draw(st.integers(1, 2 * x.numel), label="block")
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(x, block)
         for _ in range(4):
             start = data.draw(st.integers(0, x.numel - 1), label="start")

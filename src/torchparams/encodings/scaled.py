@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.base import Work
 
     Array = np.ndarray[Any, Any]
 

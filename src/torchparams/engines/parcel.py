@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.expressions.base import Expression
+    from torchparams.expressions.base import Expression, Readable
     from torchparams.info import ParameterInfo
 
 
@@ -49,7 +49,7 @@ def packed(what: Any, rows: Iterable[Expression]) -> bytes:
     """
     read: dict[int, set[str]] = {}
     opened: set[int] = set()
-    sources: dict[int, Source] = {}
+    sources: dict[int, Readable] = {}
     for row in rows:
         for leaf in row.leaves():
             key = id(leaf.source)
@@ -146,7 +146,7 @@ def _located(path: str, start: int, stop: int) -> Location:
     return Location(paths.public(path), start, stop)
 
 
-def _pickled(what: Any, sources: Mapping[int, Source]) -> bytes:
+def _pickled(what: Any, sources: Mapping[int, Readable]) -> bytes:
     import ray.cloudpickle as cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # Ray has no types here

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torchparams.engines.base import Progress
-    from torchparams.sources.base import Source
+    from torchparams.expressions.base import Readable
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ class RayEngine(Engine):
         """
         here: list[Job] = []
         away: list[Job] = []
-        sources: dict[int, Source] = {}
+        sources: dict[int, Readable] = {}
         for job in jobs:
             (away if all(map(can_travel, job.rows)) else here).append(job)
             sources.update((id(leaf.source), leaf.source) for row in job.rows for leaf in row.leaves())

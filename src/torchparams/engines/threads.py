@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchparams.engines.base import Fold, Progress
     from torchparams.expressions.base import Expression
     from torchparams.expressions.casts import Losses
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.work import ThreadWork
     from torchparams.info import Location
     from torchparams.io.blocks import Block
 
@@ -320,7 +320,7 @@ class _Worker:
         self._run = run
         self._tick = tick
         self._readers: list[Reader] = []
-        self._works: list[Work] = []  # one per computed row, as for readers
+        self._works: list[ThreadWork] = []  # one per computed row, as for readers
         self.nbytes = 0  # bytes read so far; written by this thread only
 
     def results(self) -> Iterator[Sequence[Done[Any]]]:
@@ -428,10 +428,10 @@ class _Worker:
                             record.lost = lost if record.lost is None else record.lost + lost
 
     def _prepare(self, record: _Running) -> None:
-        from torchparams.expressions.work import Work
+        from torchparams.expressions.work import ThreadWork
 
         while len(self._works) < len(record.job.rows):
-            self._works.append(Work(self._run.files))
+            self._works.append(ThreadWork(self._run.files))
         for i, row in enumerate(record.job.rows):
             if not record.computed[i]:
                 continue

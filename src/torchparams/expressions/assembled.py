@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.base import Work
     from torchparams.info import Location
 
     Array = np.ndarray[Any, Any]

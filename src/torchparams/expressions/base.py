@@ -49,21 +49,147 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchparams.errors import NotReadable, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
+    import torch
 
     from torchparams.dtypes import DType
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.casts import Losses
     from torchparams.info import Location, ParameterInfo
-    from torchparams.sources.base import Source
+    from torchparams.left_out import LeftOut
 
     Array = np.ndarray[Any, Any]
+
+
+class Readable(Protocol):
+    """What a stored tensor asks of its source; `sources.base.Source` has it, and says what each member does."""
+
+    @property
+    def label(self) -> str:
+        """Name in messages."""
+
+    @property
+    def format(self) -> str:
+        """The kind of source: `module`, `mapping`, or a file format's name."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the source; empty for a source in memory."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the next listing may differ from this one."""
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the values lie in memory that others own and may write to."""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """State of the source that its table does not list."""
+
+    def resolve(self, name: str) -> str:
+        """Canonical name for any spelling."""
+
+    def info(self, name: str) -> ParameterInfo:
+        """Info of a canonical name."""
+
+    def check_size(self, name: str) -> None:
+        """Raise if a tensor has far more elements than bytes behind them."""
+
+    def span(self, name: str) -> Location | None:
+        """Byte range that holds exactly the elements."""
+
+    def numpy(self, name: str) -> Array:
+        """Values as a NumPy array."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Values as a torch tensor."""
+
+    def value(self, name: str) -> Any:
+        """The live tensor itself, or a tensor that is read."""
+
+    def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
+        """Path, size and modification time (ns) of every file."""
+
+    def check_unchanged(self) -> None:
+        """Raise if a file was changed after it was listed."""
+
+    def close(self) -> None:
+        """Close open files."""
+
+
+class Work(ABC):
+    """What an expression asks of the thread that computes it; `work.ThreadWork` does it.
+
+    Attributes:
+        block: Elements per block of the current expression.
+        strict: Whether scales that are not finite raise an error, because the values are written.
+    """
+
+    block: int
+    strict: bool
+
+    @property
+    @abstractmethod
+    def state(self) -> Mapping[int, Any]:
+        """Prepared results by `id` of the expression; other threads can reuse them."""
+
+    @abstractmethod
+    def read(self, leaf: Stored, start: int, stop: int, into: Array | None = None) -> Array:
+        """Read elements of a stored tensor, into `into` if possible."""
+
+    @abstractmethod
+    def read_bytes(self, x: Expression, start: int, stop: int) -> Array:
+        """Bytes `[start, stop)` of a stored tensor, packed as in a file; works for dtypes that NumPy lacks."""
+
+    @abstractmethod
+    def blocks(self, x: Expression, *, begin: bool = False) -> Iterator[Array]:
+        """All elements of an expression, block by block; each block is valid until the next.
+
+        Args:
+            x: The current expression, or an operand of it.
+            begin: Prepare it first.
+        """
+
+    @abstractmethod
+    def prepared(self, x: Expression) -> Any:
+        """Result of `x.prepare`."""
+
+    @abstractmethod
+    def scratch(self, x: Expression, slot: int, count: int, dtype: np.dtype[Any]) -> Array:
+        """Reusable memory for an expression, kept from block to block and for later expressions.
+
+        Allocating it per block would cost as much as the computation: the system zeroes new pages.
+
+        Args:
+            x: Expression that asks.
+            slot: Index of the buffer.
+            count: Number of elements.
+            dtype: Dtype of the elements.
+        """
+
+    @abstractmethod
+    def compute_into(self, x: Expression, start: int, stop: int, out: Array) -> None:
+        """Compute elements `[start, stop)` of an expression into `out`.
+
+        For operands that are computed one after the other: they share memory, so that memory does not grow with their
+        number.
+        """
+
+    @abstractmethod
+    def latest(self, x: Expression, key: int, compute: Callable[[], Array]) -> Array:
+        """Cached result of `compute` for the key, for tiles that blocks share. Few expressions are cached at a time."""
+
+    @abstractmethod
+    def count(self, x: Expression, lost: Losses) -> None:
+        """Add the losses of a cast."""
 
 
 class Expression(ABC):
@@ -166,7 +292,7 @@ class Stored(Expression):
     """Tensor of a source.
 
     Args:
-        source: Source of the tensor.
+        source: Readable of the tensor.
         name: Name of the tensor, canonical or raw.
         info: Info of the tensor, if already known.
 
@@ -183,7 +309,7 @@ class Stored(Expression):
     place: Location | None = None
     held: Any = None
 
-    def __init__(self, source: Source, name: str, info: ParameterInfo | None = None) -> None:
+    def __init__(self, source: Readable, name: str, info: ParameterInfo | None = None) -> None:
         self.info = info = source.info(source.resolve(name)) if info is None else info
         if info.shape is None:
             raise NotReadable(f"{info.name!r} {info.shapeless}", where=source.label)
@@ -201,7 +327,7 @@ class Stored(Expression):
             self.resident = self.nbytes if info.storage is None else max(self.nbytes, info.storage.nbytes)
 
     @classmethod
-    def at(cls, place: Location, source: Source, info: ParameterInfo) -> Stored:
+    def at(cls, place: Location, source: Readable, info: ParameterInfo) -> Stored:
         """A tensor whose elements are a byte range of a file, as `Source.span` defines it.
 
         For parts of a row, which are no rows of the source themselves.
@@ -252,7 +378,7 @@ class Stored(Expression):
         return {"operation": "stored", "source": self.source.label, "name": self.info.name}
 
 
-def _is_materialised(source: Source, info: ParameterInfo) -> bool:
+def _is_materialised(source: Readable, info: ParameterInfo) -> bool:
     """Whether reading makes a full copy in memory: compressed members, and tensors outside the CPU."""
     if info.device == "file":
         return info.location is None

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.expressions.base import Stored
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.base import Stored, Work
     from torchparams.info import Location
 
     Array = np.ndarray[Any, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from torchparams.errors import NotReadable
+from torchparams.expressions.base import Work
 from torchparams.expressions.casts import Losses
 from torchparams.io.blocks import Block
 from torchparams.io.files import Files, OpenFiles
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from torchparams.expressions.base import Expression, Stored
-    from torchparams.sources.base import Source
+    from torchparams.expressions.base import Expression, Readable, Stored
 
     Array = np.ndarray[Any, Any]
 
@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 19
 """Bytes of an operand per read: small enough to stay in the L2 cache with all intermediate results."""
 
 
-class Work:
+class ThreadWork(Work):
     """Reads blocks of stored tensors, and holds prepared results and losses of expressions.
 
     Args:
@@ -51,7 +51,7 @@ class Work:
         self._block_bytes = block_bytes
         self._arrays: dict[int, Array] = {}
         self._array_of: Callable[[Stored], Array] | None = None
-        self._mapped: list[Source] = []
+        self._mapped: list[Readable] = []
         self._kept: tuple[str, Array] | None = None
         self._prepared: dict[int, Any] = {}
         self._latest: dict[int, tuple[Expression, int, Array]] = {}
@@ -115,18 +115,13 @@ class Work:
 
     @property
     def state(self) -> Mapping[int, Any]:
-        """Prepared results by `id` of the expression; other threads can reuse them."""
+        """See `Work.state`."""
         return self._prepared
 
     # --- called by expressions ---------------------------------------------------------------------
 
     def blocks(self, x: Expression, *, begin: bool = False) -> Iterator[Array]:
-        """All elements of an expression, block by block; each block is valid until the next.
-
-        Args:
-            x: The current expression, or an operand of it.
-            begin: Prepare it first.
-        """
+        """See `Work.blocks`."""
         if begin:
             self.begin(x)
         step = max(self.block // x.granule, 1) * x.granule if x.granule <= self.block else self.block
@@ -134,20 +129,11 @@ class Work:
             yield x.compute(start, min(start + step, x.numel), self)
 
     def prepared(self, x: Expression) -> Any:
-        """Result of `x.prepare`."""
+        """See `Work.prepared`."""
         return self._prepared[id(x)]
 
     def scratch(self, x: Expression, slot: int, count: int, dtype: np.dtype[Any]) -> Array:
-        """Reusable memory for an expression, kept from block to block and for later expressions.
-
-        Allocating it per block would cost as much as the computation: the system zeroes new pages.
-
-        Args:
-            x: Expression that asks.
-            slot: Index of the buffer.
-            count: Number of elements.
-            dtype: Dtype of the elements.
-        """
+        """See `Work.scratch`."""
         import numpy as np
 
         key = self._owners.setdefault(id(x), len(self._owners)), slot
@@ -157,11 +143,7 @@ class Work:
         return found[: count * dtype.itemsize].view(dtype)
 
     def compute_into(self, x: Expression, start: int, stop: int, out: Array) -> None:
-        """Compute elements `[start, stop)` of an expression into `out`.
-
-        For operands that are computed one after the other: they share memory, so that memory does not grow with their
-        number.
-        """
+        """See `Work.compute_into`."""
         mark = len(self._owners)
         values = x.compute(start, stop, self, out)
         if values is not out:
@@ -170,7 +152,7 @@ class Work:
             self._owners.popitem()
 
     def latest(self, x: Expression, key: int, compute: Callable[[], Array]) -> Array:
-        """Cached result of `compute` for the key, for tiles that blocks share. Few expressions are cached at a time."""
+        """See `Work.latest`."""
         kept = self._latest.get(id(x))
         if kept is None or kept[1] != key:
             self._latest.pop(id(x), None)
@@ -180,7 +162,7 @@ class Work:
         return kept[2]
 
     def count(self, x: Expression, lost: Losses) -> None:
-        """Add the losses of a cast."""
+        """See `Work.count`."""
         if lost:
             self.losses[id(x)] = self.losses.get(id(x), Losses()) + lost
 
@@ -191,7 +173,7 @@ class Work:
         return found
 
     def read(self, leaf: Stored, start: int, stop: int, into: Array | None = None) -> Array:
-        """Read elements of a stored tensor, into `into` if possible."""
+        """See `Work.read`."""
         import numpy as np
 
         if leaf.place is None:
@@ -224,7 +206,7 @@ class Work:
         self._open.read(leaf.place.file, memory.data.cast("B"), leaf.place.start + begin, leaf.info.name)
 
     def read_bytes(self, x: Expression, start: int, stop: int) -> Array:
-        """Bytes `[start, stop)` of a stored tensor, packed as in a file; works for dtypes that NumPy lacks."""
+        """See `Work.read_bytes`."""
         import numpy as np
 
         (leaf,) = x.leaves()
@@ -303,7 +285,7 @@ def evaluate(x: Expression) -> Array:
 
     out = np.empty(x.numel, x.dtype.numpy)
     at = 0
-    with Work() as work:
+    with ThreadWork() as work:
         for block in work.blocks(x, begin=True):
             out[at : at + len(block)] = block
             at += len(block)

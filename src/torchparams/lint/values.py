@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torchparams.expressions.work import Work
+from torchparams.expressions.work import ThreadWork
 from torchparams.io.live import memory_of
 from torchparams.sources.live.tensors import dispatches
 
@@ -98,7 +98,7 @@ def extremes_of(row: Expression) -> tuple[float, float]:
     import numpy as np
 
     least, greatest = math.inf, -math.inf
-    with Work() as work:
+    with ThreadWork() as work:
         for block in work.blocks(row, begin=True):
             values = block.astype(np.float32)
             # In this order, NaN stays.

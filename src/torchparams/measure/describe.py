@@ -220,11 +220,11 @@ def _decoded_ends(params: Parameters, info: ParameterInfo) -> str | None:
         return None
     import numpy as np
 
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.work import ThreadWork
 
     row = params.source.row(info.name, info)
     first = np.zeros((2 * EDGE + 1, columns), row.dtype.numpy)  # its middle row is not printed
-    with Work() as work:
+    with ThreadWork() as work:
         work.begin(row)
         for part, start in ((first[:EDGE], 0), (first[-EDGE:], rows - EDGE)):
             values = row.compute(start * columns, (start + EDGE) * columns, work)

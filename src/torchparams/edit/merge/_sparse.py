@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from torchparams.dtypes import DType
-    from torchparams.expressions.base import Expression
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.base import Expression, Work
 
     Array = np.ndarray[Any, Any]
 

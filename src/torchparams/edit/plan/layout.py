@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torchparams.dtypes import DType
-    from torchparams.expressions.base import Expression
+    from torchparams.expressions.base import Expression, Readable
     from torchparams.expressions.operations import Cast
-    from torchparams.sources.base import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Writable(Protocol):
     files: tuple[FileLayout, ...]
     index: bytes | None
     config_json: str | None
-    sources: tuple[Source, ...]
+    sources: tuple[Readable, ...]
     memory: int
     overwrite: bool
     allow_overflow: bool

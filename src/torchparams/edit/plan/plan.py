@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from torchparams.edit.plan.layout import FileLayout
     from torchparams.engines.base import Engine, Progress
+    from torchparams.expressions.base import Readable
     from torchparams.sources.base import Source
 
 MEMORY = 256 << 20
@@ -122,7 +123,7 @@ class Plan(Result):
         self._check_memory()
         self.files, self.index = self._lay_out()
         sources = {id(leaf.source): leaf.source for output in self.outputs for leaf in output.expression.leaves()}
-        self.sources: tuple[Source, ...] = tuple(sources.values())
+        self.sources: tuple[Readable, ...] = tuple(sources.values())
         self.fingerprint = self._look()
         self.check()
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from torchparams.edit.plan.layout import FileLayout, Output, Writable
     from torchparams.engines.base import Progress
+    from torchparams.expressions.base import Readable
     from torchparams.expressions.casts import Losses
-    from torchparams.expressions.work import Work
+    from torchparams.expressions.work import ThreadWork
     from torchparams.io.write import Target
-    from torchparams.sources.base import Source
 
 PIECE = 1 << 25
 """Bytes that a thread handles at once, before asking the disk to start writing them."""
@@ -58,7 +58,7 @@ class Contents(Protocol):
     @property
     def allow_overflow(self) -> bool: ...  # noqa: D102
     @property
-    def sources(self) -> tuple[Source, ...]: ...  # noqa: D102
+    def sources(self) -> tuple[Readable, ...]: ...  # noqa: D102
     @property
     def nbytes(self) -> int: ...  # noqa: D102
 
@@ -143,7 +143,7 @@ def _refuse_overflow(plan: Writable, casts: tuple[CastLosses, ...]) -> None:
         )
 
 
-def _refuse_sums(output: Output, work: Work) -> None:
+def _refuse_sums(output: Output, work: ThreadWork) -> None:
     """Raise early if a combination of finite values becomes infinite, because computing the rest may take long."""
     from torchparams.expressions.combination import Combination
 
@@ -270,8 +270,8 @@ class _Run:
         if any(is_url(path) for source in plan.sources for path in source.files):
             self.sources.expect(_places(self._queue))
         self.workers = [_Worker(self) for _ in range(threads)]
-        self._works: list[Work] = []
-        self._heavy_work: Work | None = None
+        self._works: list[ThreadWork] = []
+        self._heavy_work: ThreadWork | None = None
 
     def all(self, progress: Progress | None) -> None:
         """Run all tasks, and finish the files."""
@@ -300,15 +300,15 @@ class _Run:
                 found[key] = found[key] + lost if key in found else lost
         return found
 
-    def new_work(self) -> Work:
+    def new_work(self) -> ThreadWork:
         """Create the work state of one thread."""
-        from torchparams.expressions.work import Work
+        from torchparams.expressions.work import ThreadWork
 
-        work = Work(self.sources, strict=True)
+        work = ThreadWork(self.sources, strict=True)
         self._works.append(work)
         return work
 
-    def heavy_work(self) -> Work:
+    def heavy_work(self) -> ThreadWork:
         """Work state for the holder of `heavy`."""
         if self._heavy_work is None:
             self._heavy_work = self.new_work()
@@ -349,7 +349,7 @@ class _Worker:
         self._run = run
         self._files = OpenFiles(run.sources)
         self._buffer: memoryview | None = None
-        self.work: Work | None = None  # created for the first computation: copies need no NumPy
+        self.work: ThreadWork | None = None  # created for the first computation: copies need no NumPy
         self.nbytes = 0
 
     def tasks(self) -> Iterator[None]:
@@ -430,7 +430,7 @@ class _Worker:
             self.work = run.new_work()
         self._blocks(task, fd, self.work)
 
-    def _blocks(self, task: _Compute, fd: int, work: Work) -> None:
+    def _blocks(self, task: _Compute, fd: int, work: ThreadWork) -> None:
         from torchparams.expressions.work import as_bytes, block_of
 
         run, x, offset = self._run, task.output.expression, task.offset

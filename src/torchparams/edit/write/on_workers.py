@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torchparams.edit.plan.layout import FileLayout, Output, Writable
     from torchparams.edit.write.execute import Contents, Writer
     from torchparams.engines.base import Engine, Progress
+    from torchparams.expressions.base import Readable
     from torchparams.expressions.casts import Losses
-    from torchparams.sources.base import Source
 
 
 def writer(plan: Writable, engine: Engine) -> Writer:
@@ -101,7 +101,7 @@ class Share:
         return cls(named, own, plan.path, plan.memory, plan.allow_overflow)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[Readable, ...]:
         """Sources of the tensors."""
         leaves = [leaf for output in self.outputs for leaf in output.expression.leaves()]
         return tuple({id(leaf.source): leaf.source for leaf in leaves}.values())
