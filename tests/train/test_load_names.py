@@ -15,9 +15,8 @@ from torch import nn
 import torchparams as tp
 from torchparams import errors
 from torchparams.errors import MismatchError, OptionError
-from torchparams.train import _fit
+from torchparams.train import _fit, _matching
 from torchparams.train import coverage as coverage_module
-from torchparams.train import load as load_module
 from torchparams.train.load import coverage, load
 
 if TYPE_CHECKING:
@@ -409,7 +408,7 @@ def test_work_grows_with_the_count_of_names_and_not_with_its_square(monkeypatch:
 
         return wrapper
 
-    monkeypatch.setattr(load_module, "problem", counted("problem", _fit.problem))
+    monkeypatch.setattr(_matching, "problem", counted("problem", _fit.problem))
     monkeypatch.setattr(coverage_module, "nearest", counted("nearest", errors.nearest))
     for count in (500, 1000):
         calls.update(problem=0, nearest=0)

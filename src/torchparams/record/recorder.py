@@ -194,10 +194,13 @@ class Recorder(Result):
         if not self._handles:
             raise OptionError("the recorder is not running", hint="call step() inside `with recorder:`")
         grads = self._gradients()
-        flags = self._meter.nonfinite(grads)
-        if not flags.is_here or flags.counts():
-            self._pending.append((self._next, self._reading.names, flags))
-        here = not self._team.is_sharded and flags.is_here
+        due = self._schedule.due(self._next) if self._stepped else frozenset()
+        here = not self._team.is_sharded
+        if "gradients" not in due:  # else the record counts them
+            flags = self._meter.nonfinite(grads)
+            if not flags.is_here or flags.counts():
+                self._pending.append((self._next, self._reading.names, flags))
+            here = here and flags.is_here
         if not self._stepped:
             if here:
                 self._look_back()
@@ -205,7 +208,6 @@ class Recorder(Result):
             return False
         step, self._next = self._next, self._next + 1
         self._stepped = False
-        due = self._schedule.due(step)
         if due:
             self._record(step, due)
         elif here and self._pending:

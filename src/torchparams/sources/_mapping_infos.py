@@ -64,6 +64,8 @@ class MappingReading(Reading):
             return [True] * len(values)
         if field == "dtype":
             return [self._maker.dtype(name, value) for name, value in self.tensors.items()]
+        if field == "shape":
+            return self._maker.shapes(values)
         if field == "dense":
             from torchparams.sources.live.tensors import dense_of
 
@@ -126,6 +128,24 @@ class Maker:
                 *(name, shape, dtype, count, device, kind, grad, (None, ())),
                 *(name, aliases, storage, True, nbytes, layout, None if layout is None else sharding_of(value)),
             )
+
+    def shapes(self, values: Iterable[Any]) -> list[tuple[int, ...] | None]:
+        """Shapes of tensors and arrays; None for a lazy tensor."""
+        found: list[tuple[int, ...] | None] = []
+        tensors = []
+        for value in values:
+            found.append(value.shape if is_array(value) else None)
+            if found[-1] is None:
+                tensors.append((len(found) - 1, value))
+        if tensors:
+            from torch._C import DisableTorchFunctionSubclass
+
+            from torchparams.sources.live.tensors import sizes_of
+
+            with DisableTorchFunctionSubclass():
+                for at, value in tensors:
+                    found[at] = sizes_of(value)[0]
+        return found
 
     def dtype(self, name: str, value: Any) -> DType:
         known = self._dtypes.get(value.dtype)

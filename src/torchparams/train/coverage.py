@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchparams.errors import MismatchError, OptionError, nearest, shorten
-from torchparams.proposals import best_match, distinct
+from torchparams.proposals import distinct
 from torchparams.render.result import Result
 from torchparams.render.rows import ROWS_SHOWN
 from torchparams.render.tree import (
@@ -24,10 +24,10 @@ from torchparams.render.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from torchparams.expressions.casts import Losses
-    from torchparams.info import ParameterInfo
+    from torchparams.proposals import Match
 
 KINDS = ("missing", "unexpected", "mismatched")
 """Kinds of mismatch. Each is an attribute of `Coverage` and a value for `strict`."""
@@ -35,7 +35,8 @@ KINDS = ("missing", "unexpected", "mismatched")
 _DEEPEST = 8  # maximum number of components in a common ending
 _SPELLED = 16  # names of each kind compared by spelling
 _SPELLED_AMONG = 2_000
-_MATCHED_AMONG = 10_000  # names on both sides; above that, only endings are compared
+
+Shape = tuple[int, ...] | None  # of a tensor; None if it is lazy
 
 
 def _empty() -> Mapping[str, Item]:
@@ -256,51 +257,46 @@ def _row(kind: str, style: str, item: Item) -> Row:
 
 
 def candidates(
-    these: Mapping[str, ParameterInfo], others: Mapping[str, ParameterInfo]
+    these: Mapping[str, Shape], others: Mapping[str, Shape], matches: Iterable[Match] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Closest name in `others` for each of `these`, and the reverse.
 
-    Candidates are, in this order: matches by shape and position (see `torchparams.proposals.best_match`), unless there
-    are very many names; names with equal final components and shape; for the first few names, similar spellings;
-    names with equal final components. The time is linear in the number of names.
+    Candidates are, in this order: `matches`; names with equal final components and shape; for the first few names,
+    similar spellings; names with equal final components. The time is linear in the number of names.
 
     Args:
-        these: Infos by name.
-        others: Infos by name.
+        these: Shapes by name.
+        others: Shapes by name.
+        matches: Pairs of `these` and `others` that are known, such as those of `torchparams.proposals.best_match`.
 
-    >>> import numpy as np
-    >>> import torchparams as tp
-    >>> a, b = tp.of({"fc.weight": np.zeros(3)}), tp.of({"net.fc.weight": np.zeros(4)})
-    >>> candidates(a.infos, b.infos)
+    >>> candidates({"fc.weight": (3,)}, {"net.fc.weight": (4,)})
     ({'fc.weight': 'net.fc.weight'}, {'net.fc.weight': 'fc.weight'})
     """
     if not (these and others):
         return {}, {}
-    few = len(these) + len(others) <= _MATCHED_AMONG
-    pairs = {match.have: match.want for match in best_match(these, others)} if few else {}
+    pairs = {match.have: match.want for match in matches}
     back = {theirs: ours for ours, theirs in pairs.items()}
-    return _with_alike(pairs, these, others), _with_alike(back, others, these)
-
-
-def _with_alike(
-    found: dict[str, str], these: Mapping[str, ParameterInfo], others: Mapping[str, ParameterInfo]
-) -> dict[str, str]:
     # Shapes as text: a file could choose numbers whose Python hashes collide.
-    by_shape: dict[tuple[str, str], str] = {}
+    ours, theirs = ([(name, str(shape), _endings(name)) for name, shape in side.items()] for side in (these, others))
+    return _with_alike(pairs, ours, theirs), _with_alike(back, theirs, ours)
+
+
+_Described = tuple[str, str, list[str]]  # name, shape, endings
+
+
+def _with_alike(found: dict[str, str], these: Sequence[_Described], others: Sequence[_Described]) -> dict[str, str]:
+    by_shape: dict[str, str] = {}
     by_ending: dict[str, str] = {}
-    for name, info in others.items():
-        shape = str(info.shape)
-        for ending in _endings(name):
-            by_shape.setdefault((shape, ending), name)
+    for name, shape, endings in others:
+        for ending in endings:
+            by_shape.setdefault(ending + shape, name)
             by_ending.setdefault(ending, name)
-    names = list(others)
+    names = [name for name, _, _ in others]
     spelled = 0 if len(names) <= _SPELLED_AMONG else _SPELLED
-    for name, info in these.items():
+    for name, shape, endings in these:
         if name in found:
             continue
-        endings = list(_endings(name))
-        shape = str(info.shape)
-        alike = next((by_shape[shape, end] for end in endings if (shape, end) in by_shape), None)
+        alike = next((by_shape[end + shape] for end in endings if end + shape in by_shape), None)
         if alike is None and spelled < _SPELLED:
             spelled += 1
             alike = next((near for near in nearest(name, names, 3) if not distinct(name, near)), None)
@@ -311,10 +307,18 @@ def _with_alike(
     return found
 
 
-def _endings(name: str) -> Iterable[str]:
-    """Endings of `name` with at most `_DEEPEST` components, longest first."""
-    parts = name.split(".")
-    return (".".join(parts[at:]) for at in range(max(len(parts) - _DEEPEST, 0), len(parts)))
+def _endings(name: str) -> list[str]:
+    """Endings of `name` with at most `_DEEPEST` components, longest first.
+
+    >>> _endings("a.b.c")
+    ['a.b.c', 'b.c', 'c']
+    """
+    found: list[str] = []
+    at = len(name)
+    while at >= 0 and len(found) < _DEEPEST:
+        at = name.rfind(".", 0, at)
+        found.append(name[at + 1 :])
+    return found[::-1]
 
 
 def grouped(items: Iterable[Item]) -> Mapping[str, Item]:
