@@ -1,23 +1,27 @@
 """Claim: the recorder costs at most 2 % of a training at 1,024 tokens a step, by default, and 4 % at 192.
 
-    python bench/bench_recorder.py [rounds, 2 by default] [steps, 40 by default]
+    python bench/bench_recorder.py [steps, 200 by default]
 
-A transformer of 25 million parameters on random tokens, and 2,000 parameters of 256 elements; whole trainings by turns:
-the plain loop; the recorder as it is by default; everything at every step; and hooks on every gradient with
-`torch.histc`, as `wandb.watch` sets them. The recorder's CPU time is also measured directly, in its hook and its
-`step`: a short run has relatively many full records, so the share of a long run is that of a step without a record and
-of a full record at every 100th step.
+A transformer of 25 million parameters on random tokens, and 2,000 parameters of 256 elements. Three ways are compared
+with the plain loop: the recorder as it is by default; everything at every step; and hooks on every gradient with
+`torch.histc`, as `wandb.watch` sets them. Two trainings of equal models run at once, a step of each by turns: whole
+runs one after the other differ by 15 % and more without any recorder. The
+error is that of the mean of the paired differences. The recorder's CPU time is also measured directly, in its hook and
+its `step`; its share of a long run is that of a step without a record and of a full record at every 100th step.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would count as CPU time
@@ -64,9 +68,6 @@ class Small(nn.Module):
         return x.square().mean()
 
 
-WAYS = ("plain", "default", "everything", "hooks")
-
-
 class Timed:
     """CPU seconds of a recorder in each step: of its hook and of `step`."""
 
@@ -89,75 +90,142 @@ class Timed:
         self._now = 0.0
 
 
-def training(model: nn.Module, batch: torch.Tensor, steps: int, how: str) -> tuple[float, float, list[float]]:
-    """Wall and CPU seconds of a training, and CPU seconds of the recorder in each step."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    folder = tempfile.mkdtemp()
-    handles: list[Any] = []
-    if how == "hooks":
-
-        def hook(grad: torch.Tensor) -> None:
-            torch.histc(grad, 64)
-
-        handles = [cast("Any", parameter).register_hook(hook) for parameter in model.parameters()]
-    options: dict[str, Any] = {"every": 1} if how == "everything" else {}
-    recorded = how in ("default", "everything")
-    timed = Timed(tp.Recorder(model, optimizer, f"{folder}/run", quiet=True, **options)) if recorded else None
-    begun, used = time.perf_counter(), time.process_time()
-    with timed.recorder if timed else nullcontext():
-        for _ in range(steps):
-            model(batch).backward()
-            optimizer.step()
-            if timed is not None:
-                timed.step()
-            optimizer.zero_grad()
-    took, used = time.perf_counter() - begun, time.process_time() - used
-    for handle in handles:
-        handle.remove()
-    shutil.rmtree(folder)
-    return took, used, [] if timed is None else timed.seconds
+def histogram(gradient: torch.Tensor) -> None:
+    """What `wandb.watch` does in a hook."""
+    torch.histc(gradient, 64)
 
 
-def compare(title: str, model: nn.Module, batch: Callable[[], torch.Tensor], rounds: int, steps: int) -> None:
-    """Print what each way costs, in pairs with the plain loop of the same round."""
-    print(f"\n{title}, {steps} steps", flush=True)
-    ratios: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    plain: list[float] = []
-    for _ in range(rounds):
-        base = training(model, batch(), steps, "plain")
-        plain.append(base[1] / steps)
-        print(f"  plain        {base[0] / steps * 1e3:7.1f} ms a step, {plain[-1] * 1e3:7.1f} ms of CPU", flush=True)
-        for way in WAYS[1:]:
-            took, used, seconds = training(model, batch(), steps, way)
-            ratios[way].append((took / base[0] - 1, used / base[1] - 1))
-            text = f"  {way:<12} {ratios[way][-1][0]:+7.1%} of the time, {ratios[way][-1][1]:+7.1%} of the CPU"
-            if seconds:
-                text += f"; the recorder's CPU: {sum(seconds) / used:.1%}"
-            print(text, flush=True)
+class Training:
+    """A training of a copy of a model: one plain, or one with a recorder or hooks."""
+
+    def __init__(self, model: nn.Module, how: str) -> None:
+        self.model = copy.deepcopy(model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.timed: Timed | None = None
+        self._around = ExitStack()
+        if how == "hooks":
+            for parameter in self.model.parameters():
+                self._around.callback(cast("Any", parameter).register_hook(histogram).remove)
+        elif how != "plain":
+            folder = self._around.enter_context(tempfile.TemporaryDirectory())
+            options: dict[str, Any] = {"every": 1} if how == "everything" else {}
+            recorder = tp.Recorder(self.model, self.optimizer, f"{folder}/run", quiet=True, **options)
+            self.timed = Timed(recorder)
+            self._around.enter_context(recorder)
+
+    def step(self, batch: torch.Tensor) -> None:
+        """One step, and its seconds."""
+        begun, used = time.perf_counter(), time.process_time()
+        self.model(batch).backward()
+        self.optimizer.step()
+        if self.timed is not None:
+            self.timed.step()
+        self.optimizer.zero_grad()
+        self.wall.append(time.perf_counter() - begun)
+        self.cpu.append(time.process_time() - used)
+
+    def close(self) -> None:
+        """End the training: the last pieces of a record are written, which counts."""
+        begun, used = time.perf_counter(), time.process_time()
+        self._around.close()
+        self.wall[-1] += time.perf_counter() - begun
+        self.cpu[-1] += time.process_time() - used
+
+
+def long_run(seconds: list[float], plain: float) -> str:
+    """What a recorder by default costs in a long run, from its CPU seconds in each step."""
+    middle = statistics.median(seconds)
+    full = [each for each in seconds if each > 4 * middle]
+    later = statistics.median(full[1:] or full)
+    return (
+        f"a step without a record {middle * 1e3:.1f} ms of CPU, the first record {full[0] * 1e3:.0f} ms, "
+        f"a later one {later * 1e3:.0f} ms: {(middle + later / 100) / plain:.1%} of a long run"
+    )
+
+
+def more(measured: list[float], plain: list[float]) -> str:
+    """By how much a series is larger than the other, with the standard error of the paired differences."""
+    differences = [a - b for a, b in zip(measured, plain, strict=True)]
+    mean = statistics.mean(plain)
+    error = statistics.stdev(differences) / math.sqrt(len(plain))
+    return f"{statistics.mean(differences) / mean:+6.1%} ± {error / mean:.1%}"
+
+
+def compare(title: str, model: nn.Module, batch: torch.Tensor, steps: dict[str, int]) -> None:
+    """Print what each way costs: two trainings, a step of each by turns."""
+    print(f"\n{title}", flush=True)
+    for way, count in steps.items():
+        torch.manual_seed(0)
+        pair = [Training(model, "plain"), Training(model, way)]
+        for turn in range(count):
+            for training in pair if turn % 2 == 0 else reversed(pair):
+                training.step(batch)
+        for training in pair:
+            training.close()
+        plain, other = pair
+        print(
+            f"  {way:<10} {count} steps of {statistics.mean(plain.wall) * 1e3:.1f} ms: "
+            f"{more(other.wall, plain.wall)} of the time, {more(other.cpu, plain.cpu)} of the CPU",
+            flush=True,
+        )
+        if other.timed is not None:
+            seconds = other.timed.seconds
+            print(f"    the recorder's own CPU: {sum(seconds) / sum(plain.cpu):.1%}", flush=True)
             if way == "default":
-                middle = statistics.median(seconds)
-                full = [each for each in seconds if each > 4 * middle]
-                later = statistics.median(full[1:] or full)
-                share = (middle + later / 100) / statistics.median(plain)
-                print(
-                    f"    a step without a record {middle * 1e3:.1f} ms of CPU, the first record {full[0] * 1e3:.0f} "
-                    f"ms, a later one {later * 1e3:.0f} ms: {share:.1%} of a long run",
-                    flush=True,
-                )
-    for way in WAYS[1:]:
-        wall, cpu = (statistics.median(each) for each in zip(*ratios[way], strict=True))
-        print(f"  median: {way:<12} {wall:+.1%} of the time, {cpu:+.1%} of the CPU", flush=True)
+                print(f"    {long_run(seconds, statistics.median(plain.cpu))}", flush=True)
 
 
-def main(rounds: int, steps: int) -> None:
+def peak(way: str) -> float:
+    """Megabytes that a training adds to this process at its peak."""
+    warm = Training(Small(), "everything")  # what is imported and allocated once
+    warm.step(torch.randn(32, 16))
+    warm.close()
+    model, batch = Transformer(), torch.randint(0, VOCABULARY, (3, 64))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    training = Training(model, way)
+    for _ in range(6):
+        training.step(batch)
+    training.close()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """A field of the memory of this process, in megabytes."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith(field))
+
+
+def memory() -> None:
+    """Print the peak memory of each way, of three processes each."""
+    print("\npeak memory of a training, six steps of 192 tokens", flush=True)
+    found: dict[str, float] = {}
+    for way in ("plain", "default", "everything", "hooks"):
+        runs = [
+            subprocess.run([sys.executable, __file__, "peak", way], capture_output=True, check=True, text=True)
+            for _ in range(3)
+        ]
+        found[way] = statistics.median(float(run.stdout) for run in runs)
+        print(f"  {way:<10} {found[way]:7.1f} MB, {found[way] - found['plain']:+.1f} MB", flush=True)
+
+
+def main(steps: int) -> None:
     print(machine())
+    torch.manual_seed(0)
     model = Transformer()
-    print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
-    compare("2,000 parameters of 256 elements", Small(), lambda: torch.randn(32, 16), rounds, steps)
-    for tokens, some in ((192, steps), (1024, steps // 2)):
-        compare(f"{tokens} tokens", model, lambda t=tokens: torch.randint(0, VOCABULARY, (t // 64, 64)), rounds, some)  # type: ignore[misc]
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    print(f"{nbytes / 4e6:.1f} M parameters, {nbytes / 1e6:.1f} MB")
+    memory()
+    every = {"default": steps, "everything": max(steps // 4, 4), "hooks": max(steps // 4, 4)}
+    compare("2,000 parameters of 256 elements", Small(), torch.randn(32, 16), every)
+    for tokens in (192, 1024):
+        compare(f"{tokens} tokens", model, torch.randint(0, VOCABULARY, (tokens // 64, 64)), every)
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in (*sys.argv[1:], *("2", "40")[len(sys.argv) - 1 :])))
+    if sys.argv[1:2] == ["peak"]:
+        print(peak(sys.argv[2]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
