@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Piece, Range, Wild, merged, read_glob
+from torchparams._selector.glob_reader import read_glob
+from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Piece, Range, Wild, merged
 
 
 def glob(text: str) -> Glob:

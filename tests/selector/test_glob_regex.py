@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 
 from selector_strategies import GLOBS, NAMES, glob
+from torchparams._selector.glob_match import matches
 from torchparams._selector.glob_regex import matcher, to_regex
-from torchparams._selector.globs import Glob, matches
+
+if TYPE_CHECKING:
+    from torchparams._selector.globs import Glob
 
 
 @settings(deadline=None)

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selector_strategies import GLOBS, NAMES, glob
-from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Range, Wild, matches, quote, read_glob
+from torchparams._selector.glob_match import matches
+from torchparams._selector.glob_reader import read_glob
+from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Range, Wild, quote
 from torchparams.errors import SelectorSyntaxError
 
 

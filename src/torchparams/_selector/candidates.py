@@ -8,8 +8,9 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchparams._selector.bounded import SIMPLER, Bounded, TooSlow
+from torchparams._selector.glob_match import matches
 from torchparams._selector.glob_regex import matcher
-from torchparams._selector.globs import RANGE_DIGITS, Glob, matches
+from torchparams._selector.globs import RANGE_DIGITS, Glob
 from torchparams._selector.tree import (
     Complement,
     Compound,

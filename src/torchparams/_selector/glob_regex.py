@@ -1,7 +1,7 @@
 """Compile globs to regular expressions, for fast matching.
 
 The expressions never backtrack into a choice that cannot have been wrong, so matching is linear in the name. If braces
-would make an expression too long, `globs.matches`, which defines the meaning of globs, is used instead.
+would make an expression too long, `glob_match.matches`, which defines the meaning of globs, is used instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
-from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Piece, Range, Sequence, Wild, matches, merged
+from torchparams._selector.glob_match import matches
+from torchparams._selector.globs import ANY_DEPTH, Alternatives, Glob, Piece, Range, Sequence, Wild, merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable

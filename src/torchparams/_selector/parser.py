@@ -5,7 +5,7 @@
     unary    := "~" unary | "(" selector ")" | compound
     compound := ( glob | "/" regex "/" )? ( "[" field op value "]" | ":" word )*      at least one part
 
-`torchparams.selectors` describes the meaning; `globs` parses globs.
+`torchparams.selectors` describes the meaning; `glob_reader` parses globs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 from torchparams import limits
-from torchparams._selector.globs import Glob, read_glob, starts_glob
+from torchparams._selector.glob_reader import read_glob, starts_glob
 from torchparams._selector.tree import (
     Compound,
     Condition,
@@ -32,6 +32,8 @@ from torchparams.errors import SelectorSyntaxError, TorchParamsError, nearest, s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torchparams._selector.globs import Glob
 
 
 WORDS: dict[str, str] = {

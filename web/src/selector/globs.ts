@@ -1,5 +1,6 @@
 /**
- * Globs: patterns of whole dotted names. The same as `torchparams/_selector/globs.py`, function by function.
+ * Globs: patterns of whole dotted names. The same as `globs.py`, `glob_reader.py` and `glob_match.py` of
+ * `torchparams/_selector`, function by function.
  *
  * A component is a sequence of pieces; `**` is the component `null`.
  */

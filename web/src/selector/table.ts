@@ -1,4 +1,4 @@
-/** What a selector's tree hits in the table: as `torchparams/_selector/table.py`. */
+/** What a selector's tree hits in the table: as `torchparams/_selector/candidates.py`. */
 import type { Model } from '../model'
 import { SelectorError } from './errors'
 import { type Glob, globFromEnd, globMatcher, globSpells, literalOf } from './globs'
