@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from selector_strategies import GLOBS, TEXTS, glob
 from torchparams import limits
+from torchparams._selector.fields import FIELDS, UNITS
 from torchparams._selector.globs import Glob
-from torchparams._selector.parser import FIELDS, UNITS, WORDS, parse
+from torchparams._selector.parser import WORDS, parse
 from torchparams._selector.tree import (
     Complement,
     Compound,

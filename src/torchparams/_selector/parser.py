@@ -5,7 +5,7 @@
     unary    := "~" unary | "(" selector ")" | compound
     compound := ( glob | "/" regex "/" )? ( "[" field op value "]" | ":" word )*      at least one part
 
-`torchparams.selectors` describes the meaning; `glob_reader` parses globs.
+`torchparams.selectors` describes the meaning; `glob_reader` parses globs, `fields` the values of conditions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 from torchparams import limits
+from torchparams._selector.fields import EXAMPLES, FIELDS, ORDERED, ValueProblemError, read_value
 from torchparams._selector.glob_reader import read_glob, starts_glob
+from torchparams._selector.syntax_hints import FIELD_HINTS, JOIN_HINTS, OPERATOR_HINTS, WORD_HINTS, did_you_mean
 from torchparams._selector.tree import (
     Compound,
     Condition,
@@ -27,12 +29,9 @@ from torchparams._selector.tree import (
     intersection,
     union,
 )
-from torchparams.dtypes import DType
-from torchparams.errors import SelectorSyntaxError, TorchParamsError, nearest, shorten
+from torchparams.errors import SelectorSyntaxError, nearest, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torchparams._selector.globs import Glob
 
 
@@ -51,64 +50,6 @@ WORDS: dict[str, str] = {
 }
 """Words of the language, with their meaning."""
 
-ORDERED = ("ndim", "numel", "nbytes", "bpw", "layer")
-"""Fields that support `<`, `<=`, `>` and `>=`."""
-
-FIELDS = ("name", "shape", "ndim", "numel", "nbytes", "dtype", "device", "kind", "module", "layer", "encoding", "bpw")
-"""Fields of conditions."""
-
-KINDS = ("parameter", "buffer", "tensor")
-"""Values of `kind`."""
-
-UNITS = {"": 1}
-UNITS |= {unit: 1000**power for power, unit in enumerate("KMGT", 1)}
-UNITS |= {f"{unit}iB": 1024**power for power, unit in enumerate("KMGT", 1)}
-"""Units of sizes."""
-
-_FIELD_HINTS = {
-    "size": "use [numel>1M] for elements, [nbytes>1MiB] for bytes, [shape=64x3] for the shape",
-    "type": "use [dtype=bf16], [module=Linear] for the owner's class, or [kind=buffer]",
-    "class": "the owner's class is [module=Linear]",
-    "cls": "the owner's class is [module=Linear]",
-    "owner": "the owner's class is [module=Linear]",
-    "requires_grad": "write :trainable or :frozen",
-    "dim": "the number of dimensions is [ndim=2]",
-    "dims": "the number of dimensions is [ndim=2]",
-    "rank": "the number of dimensions is [ndim=2]",
-    "bytes": "write [nbytes>1MiB]",
-    "params": "write [numel>1M]",
-    "parameters": "write [numel>1M]",
-}
-_WORD_HINTS = {
-    "not": "the complement is written `~`",
-    "weight": "write **.weight",
-    "weights": "write **.weight",
-    "parameter": "write [kind=parameter]",
-    "parameters": "write [kind=parameter]",
-    "requires_grad": "write :trainable or :frozen",
-    "linear": "write [module=Linear]",
-    "conv": "write [module=Conv*]",
-    "conv2d": "write [module=Conv2d]",
-    "attention": "write [module=*Attention]",
-    "scalar": "write [ndim=0]",
-    "vector": "write [ndim=1]",
-    "lazy": "write [shape=lazy]",
-}
-_JOIN_HINTS = {
-    "and": "an intersection is written `a & b`",
-    "or": "a union is written `a | b`",
-    "not": "a complement is written `~a`, a difference `a & ~b`",
-    ",": "a union is written `a | b`",
-    ";": "a union is written `a | b`",
-    "+": "a union is written `a | b`",
-    "-": "a difference is written `a & ~b`",
-    "!": "a complement is written `~a`, a difference `a & ~b`",
-    "~": "a difference is written `a & ~b`",
-    "=": "write a condition in brackets: [dtype=bf16]",
-    "<": "write a condition in brackets: [ndim<2]",
-    ">": "write a condition in brackets: [ndim>2]",
-}
-
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Node:
@@ -123,22 +64,7 @@ def parse(text: str) -> Node:
 _OPERATOR = re.compile(r"[=!<>~^$*:|]+")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _WORD = re.compile(r"\w+")
-_SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)(\.[0-9]+)? *([A-Za-z]*)")
-_DEVICE = re.compile(r"[A-Za-z_]\w*(:[0-9]+)?")
 _OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
-_OPERATOR_HINTS = {
-    "==": "write a single `=`",
-    "===": "write a single `=`",
-    "=<": "write <=",
-    "=>": "write >=",
-    "<>": "write !=",
-    "=~": "write a regular expression as a term: /.*bias/",
-    "~=": "write a regular expression as a term: /.*bias/",
-    "^=": "name and module take wildcards: [name=encoder.**]",
-    "$=": "name and module take wildcards: [name=**.bias]",
-    "*=": "name and module take wildcards: [module=*Norm]",
-    ":": "write [field=value]",
-}
 
 
 class _Parser:
@@ -242,7 +168,7 @@ class _Parser:
 
     def no_term(self) -> NoReturn:
         char = self.peek()
-        hint = _JOIN_HINTS.get(char)
+        hint = JOIN_HINTS.get(char)
         if char == ")":
             hint = "there is no open parenthesis"
         elif char == "]":
@@ -261,16 +187,16 @@ class _Parser:
         hint = None
         if meant := _respelled(self.text):
             hint = f"did you mean `{meant}`?"
-        elif word and word[0].lower() in _JOIN_HINTS:
-            hint = _JOIN_HINTS[word[0].lower()]
+        elif word and word[0].lower() in JOIN_HINTS:
+            hint = JOIN_HINTS[word[0].lower()]
         elif before in ("not", "and", "or"):
-            hint = _JOIN_HINTS[before]
+            hint = JOIN_HINTS[before]
         elif char == ")":
             hint = "there is no open parenthesis"
         elif char in "]}":
             hint = f"there is no open {'bracket' if char == ']' else 'brace'}"
-        elif char in _JOIN_HINTS:
-            hint = _JOIN_HINTS[char]
+        elif char in JOIN_HINTS:
+            hint = JOIN_HINTS[char]
         elif self.text[self.at - 1].isspace():
             hint = (
                 "write the parts of a term without spaces, as in **.weight:trainable; join two terms by `|` or `&`; "
@@ -311,7 +237,7 @@ class _Parser:
             if word in FIELDS:
                 hint: str | None = f"`{word}` is a field: write [{word}=…]"
             else:
-                hint = _WORD_HINTS.get(word.lower()) or (_did_you_mean(f":{n}" for n in near) if near else None)
+                hint = WORD_HINTS.get(word.lower()) or (did_you_mean(f":{n}" for n in near) if near else None)
             self.fail(f"a word ({', '.join(WORDS)})", hint, found=repr(word))
         self.at = found.end()
         return Word(word)
@@ -343,7 +269,7 @@ class _Parser:
             if field in WORDS:
                 hint = f"`{field}` is a word: write :{field}"
             else:
-                hint = _FIELD_HINTS.get(field.lower()) or (_did_you_mean(near) if near else None)
+                hint = FIELD_HINTS.get(field.lower()) or (did_you_mean(near) if near else None)
             self.fail(f"a field ({', '.join(FIELDS)})", hint, found=repr(field))
         self.at = found.end()
         return field
@@ -355,7 +281,7 @@ class _Parser:
         if field in ("name", "module", "shape") and op.rstrip("*") in allowed:
             op = op.rstrip("*")  # the stars belong to the value
         if op not in allowed:
-            hint = _OPERATOR_HINTS.get(op)
+            hint = OPERATOR_HINTS.get(op)
             if op in _OPERATORS:
                 hint = f"`{field}` has no order; use it with {', '.join(ORDERED)}"
             self.fail(f"one of {' '.join(allowed)}", hint, found=f"`{op}`" if op else None)
@@ -377,25 +303,11 @@ class _Parser:
         start = self.at
         text = self.raw_value(opening)
         if not text:
-            self.fail(f"a value for {field}", _EXAMPLES[field], at=start)
+            self.fail(f"a value for {field}", EXAMPLES[field], at=start)
         try:
-            if field == "shape":
-                return _shape(text)
-            if field == "dtype":
-                return DType.of(text), text
-            if field == "kind":
-                return _kind(text), text
-            if field == "device":
-                return _device(text), text
-            if field == "encoding":
-                return text, text
-            if field == "bpw":
-                return _decimal(text), text
-            return _number(text, field), text
-        except _ValueProblemError as problem:
+            return read_value(field, text)
+        except ValueProblemError as problem:
             self.fail(problem.expected, problem.hint, at=start, found=repr(text))
-        except TorchParamsError as error:
-            self.fail("a dtype", error.hint, at=start, found=repr(text))
 
     def raw_value(self, opening: int) -> str:
         quote_ = self.peek()
@@ -417,26 +329,6 @@ class _Parser:
         return text.strip()
 
 
-_EXAMPLES = {
-    "shape": "[shape=64x3x7x7], with * for any size; [shape=()] is a scalar's",
-    "ndim": "[ndim>=2]",
-    "numel": "[numel>=1M]",
-    "nbytes": "[nbytes>=1MiB]",
-    "layer": "[layer>=4]",
-    "dtype": "[dtype=bf16]",
-    "device": "[device=cuda] or [device=cuda:0]",
-    "kind": "[kind=buffer]",
-    "encoding": "[encoding=nf4], with * for any characters: [encoding=gptq-*]",
-    "bpw": "[bpw<=4.5]",
-}
-
-
-class _ValueProblemError(Exception):
-    def __init__(self, expected: str, hint: str | None = None) -> None:
-        super().__init__(expected)
-        self.expected, self.hint = expected, hint
-
-
 _SPELLED = re.compile(r"(?:(?<=[\s()])|^)(and|or|not)(?=[\s(])\s*", re.IGNORECASE)
 _SIGNS = {"and": "& ", "or": "| ", "not": "~"}
 
@@ -450,64 +342,6 @@ def _respelled(text: str) -> str | None:
         return str(parse(meant))
     except SelectorSyntaxError:
         return None
-
-
-def _did_you_mean(near: Iterable[str]) -> str:
-    return f"did you mean {' or '.join(near)}?"
-
-
-def _shape(text: str) -> tuple[tuple[int | None, ...] | None, str]:
-    if text == "lazy":
-        return None, text
-    listed = text[0] in "([" and text[-1] == {"(": ")", "[": "]"}[text[0]]
-    inner = text[1:-1].strip() if listed else text
-    if listed and not inner:
-        return (), "()"
-    sizes = [size.strip() for size in re.split("[,x×]", inner)]
-    if listed and len(sizes) > 1 and not sizes[-1]:
-        sizes.pop()  # trailing comma of a Python tuple, such as (64,)
-    if not all(size == "*" or re.fullmatch("[0-9]{1,18}", size) for size in sizes):
-        raise _ValueProblemError("a shape", _EXAMPLES["shape"])
-    value = tuple(None if size == "*" else int(size) for size in sizes)
-    return value, "x".join("*" if size is None else str(size) for size in value)
-
-
-def _kind(text: str) -> str:
-    if text not in KINDS:
-        near = nearest(text.lower(), KINDS)
-        raise _ValueProblemError(f"one of {', '.join(KINDS)}", _did_you_mean(near) if near else None)
-    return text
-
-
-def _device(text: str) -> str:
-    if not _DEVICE.fullmatch(text):
-        raise _ValueProblemError("a device", "write cpu, cuda (any of them), cuda:0, meta, or file for a checkpoint")
-    return text
-
-
-def _decimal(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        raise _ValueProblemError("a number", _EXAMPLES["bpw"])
-    return float(text)
-
-
-def _number(text: str, field: str) -> int:
-    sized = field in ("numel", "nbytes")
-    expected = "a size" if sized else "a whole number"
-    found = _SIZE.fullmatch(text) if len(text) <= 40 else None
-    hint = "1500000, 1500K, 1.5M (decimal), 2KiB, 1MiB, 3GiB (binary)" if sized else _EXAMPLES[field]
-    if found is None:
-        raise _ValueProblemError(expected, hint)
-    whole, fraction, unit = found.groups(default="")
-    if unit not in UNITS or (unit and not sized):
-        raise _ValueProblemError(expected, hint)
-    decimals = fraction.removeprefix(".")
-    value, rest = divmod(int(whole.replace("_", "") + decimals) * UNITS[unit], int("1" + "0" * len(decimals)))
-    if rest:
-        raise _ValueProblemError(
-            expected, f"{text} is not a whole number of {'bytes' if field == 'nbytes' else 'elements'}"
-        )
-    return value
 
 
 def compile_regex(pattern: str, text: str, start: int) -> None:
