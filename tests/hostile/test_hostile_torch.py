@@ -48,7 +48,7 @@ from torchparams.errors import FileFormatError, LimitExceeded, TorchParamsError,
 from torchparams.measure.flags import flags_of
 from torchparams.measure.listing import tree_of
 from torchparams.proposals import best_match
-from torchparams.train.coverage import _with_alike
+from torchparams.train.coverage import candidates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -344,7 +344,8 @@ def test_shapes_chosen_to_collide_are_keys_of_nothing() -> None:
     others = {f"m{i}.weight": stored(f"m{i}.weight", (Colliding(i + 1), Colliding(2))) for i in range(count)}
     Colliding.compared = 0
     assert len(best_match(infos, others)) == count
-    _with_alike({}, infos, others)
+    ours, theirs = ({name: info.shape for name, info in side.items()} for side in (infos, others))
+    candidates(ours, theirs)
     tree_of(infos.values())
     (row,) = tp.stats({"w": np.ones(2)}).rows
     flags_of([row._replace(name=name, shape=info.shape) for name, info in infos.items()])
