@@ -257,6 +257,37 @@ def test_every_type_has_values(name: str) -> None:
     assert statuses(found) == {"w": "equal"}
 
 
+@pytest.mark.parametrize("name", NUMERIC)
+def test_values_of_any_two_types_compare_as_in_the_widest(name: str) -> None:
+    def odd(dtype: str, seed: int) -> Array:
+        codes = np.random.default_rng(seed).integers(0, 256, 16 * 200, np.uint8)
+        codes[:64] = 0
+        numpy = DType.of(dtype).numpy
+        if DType.of(dtype).bits < 8:
+            return (codes & ((1 << DType.of(dtype).bits) - 1)).view(numpy)[:200]
+        return (codes & 1 if dtype == "bool" else codes).view(numpy)[:200].copy()
+
+    def wide(x: Array, complexes: bool) -> Array:
+        with np.errstate(all="ignore"):
+            return x.astype(np.complex128) if complexes else x.astype(np.float64)
+
+    a = odd(name, 0)
+    for other in NUMERIC:
+        b = odd(other, 1)
+        if any("int64" in each for each in (name, other)):
+            continue  # float64 does not hold all of them
+        complexes = [each.startswith("complex") for each in (name, other)]
+        if any(complexes) and not all(complexes):
+            continue
+        found, expected = (
+            tp.diff(MemorySource({"w": x}), MemorySource({"w": y}), numeric=True)["w"]
+            for x, y in ((a, b), (wide(a, any(complexes)), wide(b, any(complexes))))
+        )
+        for field in ("status", "changed", "nan_a", "nan_b", "infinite", "max", "relative", "cosine"):
+            ours, theirs = getattr(found, field), getattr(expected, field)
+            assert ours == theirs or (ours != ours and theirs != theirs), (other, field)
+
+
 @pytest.mark.parametrize("name", ["int64", "uint64"])
 def test_a_wide_integer_is_not_the_float_that_is_nearest(name: str) -> None:
     a = np.array([2**53 + 1, 2**60 + 3, 17], name)

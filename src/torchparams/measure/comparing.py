@@ -232,14 +232,17 @@ def number_types(a: DType, b: DType) -> tuple[DType, DType]:
 
     >>> from torchparams.dtypes import DType
     >>> def show(*names): return [str(dtype) for dtype in number_types(*map(DType.of, names))]
-    >>> show("bool", "int8"), show("int8", "bf16"), show("int64", "float16")
-    (['int64', 'int64'], ['float64', 'float64'], ['int64', 'float64'])
+    >>> show("bool", "int8"), show("int8", "bf16"), show("int32", "bf16"), show("int64", "float16")
+    (['int64', 'int64'], ['float32', 'float32'], ['float64', 'float64'], ['int64', 'float64'])
     """
     from torchparams.dtypes import DType
+    from torchparams.expressions.casts import exact
 
     kinds = {a.kind, b.kind}
     if kinds & {"float", "complex"}:
-        common, keep = DType.of("complex128" if "complex" in kinds else "float64"), {"int64", "uint64"}
+        single = all(exact(each, DType.of("complex64" if each.kind == "complex" else "float32")) for each in (a, b))
+        names = ("complex64", "complex128") if "complex" in kinds else ("float32", "float64")
+        common, keep = DType.of(names[not single]), {"int64", "uint64"}
     else:
         common, keep = DType.of("int64" if "int" in kinds or "uint64" not in (a, b) else "uint64"), {"uint64"}
     return a if a in keep else common, b if b in keep else common
@@ -249,19 +252,26 @@ def as_numbers(block: Block, dtype: DType) -> Array:
     """Elements of a block in another dtype, with -0.0 as 0.0, and one bit pattern for all NaN."""
     import numpy as np
 
+    from torchparams.expressions.casts import widen
+
     if block.dtype == "complex32":  # NumPy has no complex32
         values = block.data.view(np.float16).astype(np.float32).view(np.complex64)
     else:
         values = block.values()
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        # ml_dtypes cannot cast to complex128.
-        wide = values if values.dtype.kind == "c" or dtype.kind != "complex" else values.astype(np.float64)
-        made: Array = wide.astype(dtype.numpy)
+    if dtype == "float32" and block.dtype.bits <= 16:
+        made: Array = widen(values, block.dtype)
+    else:
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            # ml_dtypes cannot cast to complex dtypes.
+            wide = values if values.dtype.kind == "c" or dtype.kind != "complex" else values.astype(np.float64)
+            made = wide.astype(dtype.numpy)
     if dtype.kind in ("float", "complex"):
-        parts = made.view(np.float64)
+        parts = made.view(made.real.dtype)
         with np.errstate(invalid="ignore"):  # a cast from float16 keeps them
             parts += 0.0
-        parts[np.isnan(parts)] = np.nan
+        odd = np.isnan(parts)
+        if odd.any():
+            parts[odd] = np.nan
     return made
 
 
