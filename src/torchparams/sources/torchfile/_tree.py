@@ -15,77 +15,33 @@ is followed is counted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torchparams import limits
-from torchparams.errors import LimitExceeded, SourceError, UnknownName, nearest, shorten
+from torchparams.errors import LimitExceeded, SourceError
 from torchparams.io.filebytes import check_name_lengths
 from torchparams.left_out import LeftOut, state_of_layer
 from torchparams.names import script_class
-from torchparams.render.tree import plural
 from torchparams.sources.torchfile._describe import attributes_of, class_name, component_of, describe, plain_copy
-from torchparams.sources.torchfile._parts import take_apart
-from torchparams.sources.torchfile._pickle_values import Blob, Global, OddKey, Reduced
-from torchparams.sources.torchfile._refs import ArrayRef, NumpyType, StorageRef, TensorRef, fits
+from torchparams.sources.torchfile._holders import LEAVES, find_holders
+from torchparams.sources.torchfile._inner import resolve
+from torchparams.sources.torchfile._names import UNSAVED, Names
+from torchparams.sources.torchfile._pickle_values import Global, Reduced
+from torchparams.sources.torchfile._refs import TensorRef
+from torchparams.sources.torchfile._tensor_forms import Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from torchparams.encodings.base import Structure
+    from torchparams.sources.torchfile._holders import Child
 
-_LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, Global, Blob, OddKey, NumpyType})
-_CONTAINERS = (dict, list, tuple)
+
 _VALUE_NODES = 10_000  # maximum number of parts of a metadata value to copy; larger values are described
 _VALUE_DEPTH = 8
 _MAPPINGS = 100  # maximum number to keep
-_UNSAVED = "non-persistent buffer"  # a temporary kind
-
-
-class _Parents(list[Any]):
-    """Several parents: a separate type, because a parent may be a list."""
-
-
-Child = tuple[str, Any, str | None, str | None]
-"""Component of the name, value, kind and module."""
 
 Declared = Callable[[str], tuple[frozenset[str], frozenset[str]] | None]
 """Returns the names of the parameters and of the buffers of a TorchScript class."""
-
-
-class Named:
-    """A tensor and its names.
-
-    Attributes:
-        name: The first name found.
-        aliases: Other names.
-        tensor: The tensor.
-        kind: `parameter`, `buffer` or `tensor`.
-        module: Class name of the module that holds it, or None.
-        persistent: Whether a state_dict includes it.
-    """
-
-    __slots__ = ("aliases", "kind", "module", "name", "persistent", "tensor")
-
-    def __init__(self, name: str, tensor: TensorRef, kind: str, module: str | None) -> None:
-        self.persistent = kind != _UNSAVED
-        self.name, self.tensor, self.kind, self.module = name, tensor, kind if self.persistent else "buffer", module
-        self.aliases: list[str] = []
-
-
-class Given:
-    """Tensors under names that the caller chose, instead of a `Contents`.
-
-    Args:
-        tensors: Name → tensor.
-    """
-
-    def __init__(self, tensors: Mapping[str, TensorRef]) -> None:
-        self.names = {name: Named(name, tensor, "tensor", None) for name, tensor in tensors.items()}
-        self.metadata: dict[str, Any] = {}
-        self.left_out: list[LeftOut] = []
-        self.mappings: list[str] = []
-        self.structures: list[Structure] = []
 
 
 class Contents:
@@ -115,23 +71,23 @@ class Contents:
         self.label = label
         self.left_out: list[LeftOut] = []
         self.mappings: list[str] = []
-        self.structures: list[Structure] = []
-        self._structured: dict[int, tuple[int, TensorRef]] = {}
         self._declared = declared or (lambda name: None)
-        self.names: dict[str, Named] = {}
+        self._listed = Names(label)
+        self.names, self.structures = self._listed.names, self._listed.structures
+        self._tensor = Tensors().of
         self.metadata: dict[str, Any] = {}
-        self._tensors: dict[int, tuple[Any, TensorRef | None]] = {}
-        self._of_memory: dict[str | int, Named | dict[str, Named]] = {}
         self._value_nodes = 10 * _VALUE_NODES
         self._name_characters = limits.NAME_CHARACTERS
         if inner:
-            root = self._resolve(root, inner)
+            self._holders: set[int] = set()
+            self._steps = 1 << 62
+            root = resolve(root, inner, lambda node: self._children(node, None), self._tensor, label)
             self.left_out.clear()  # what was met on the way there
-        self._holders, edges = self._find_holders(root)
+        self._holders, edges = find_holders(root, self._tensor)
         self._steps = edges + limits.ALIASES
         tensor = self._tensor(root)
         if tensor is not None:
-            self._add("tensor", tensor, None, None)
+            self._listed.add("tensor", tensor, None, None)
         if id(root) in self._holders:
             self._walk(root)
         elif tensor is None:
@@ -147,7 +103,7 @@ class Contents:
 
     def _walk(self, root: Any) -> None:
         """Follow every path to a tensor, in the order of the file."""
-        holders, leaves = self._holders, _LEAVES
+        holders, leaves, add = self._holders, LEAVES, self._listed.add
         on_path = {id(root): "the top"}
         stack: list[tuple[str | None, Any, Iterator[Child]]] = [(None, root, self._children(root, None))]
         while stack:
@@ -160,7 +116,7 @@ class Contents:
                 name = self._join(prefix, component)
                 tensor = child if type(child) is TensorRef else self._tensor(child)
                 if tensor is not None:
-                    self._add(name, tensor, kind, module)
+                    add(name, tensor, kind, module)
                 if id(child) not in holders:
                     if tensor is None:
                         self._note(name, child)
@@ -197,107 +153,7 @@ class Contents:
             )
         return name
 
-    def _add(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
-        """List a tensor; a tensor of a known class that keeps others is listed by those."""
-        special = tensor.wrapper is not None or tensor.quantizer is not None
-        if special and (described := take_apart(name, tensor)) is not None:
-            structure, parts = described
-            kind = kind or ("parameter" if tensor.is_parameter else "tensor")
-            first = self._structured.setdefault(id(tensor), (len(self.structures), tensor))[0]
-            if first < len(self.structures):  # an alias
-                known = self.structures[first]
-                self.structures[first] = replace(known, aliases=(*known.aliases, name))
-                return
-            self.structures.append(structure)
-            for part, inner in parts.items():
-                self._add_one(part, inner, kind, module)
-        else:
-            self._add_one(name, tensor, kind, module)
-
-    def _add_one(self, name: str, tensor: TensorRef, kind: str | None, module: str | None) -> None:
-        if len(name) > limits.NAME_LENGTH:
-            check_name_lengths((name,), self.label)
-        storage = tensor.storage
-        memory = id(tensor) if storage is None else storage.key if storage.inline is None else id(storage)
-        known = self._of_memory.get(memory)
-        entry = None if known is None else self._tied(known, tensor)
-        if entry is None:
-            entry = Named(name, tensor, kind or ("parameter" if tensor.is_parameter else "tensor"), module)
-            self._of_memory[memory] = entry if known is None else self._together(known, entry)
-        elif tensor.is_parameter and not entry.tensor.is_parameter:
-            entry.tensor = entry.tensor.replaced(is_parameter=True, requires_grad=tensor.requires_grad)
-            entry.kind = "parameter"
-        namesake = self.names.get(name)
-        if namesake is None:
-            self.names[name] = entry
-            if name != entry.name:
-                entry.aliases.append(name)
-        elif namesake is not entry:
-            first = name.partition(".")[0]
-            raise SourceError(
-                f"two tensors have the name {shorten(repr(name))} when nested names are joined with dots",
-                where=self.label,
-                hint=f"list a part of the file, as in '{self.label}#{shorten(first)}'",
-            )
-
-    def _tied(self, known: Named | dict[str, Named], tensor: TensorRef) -> Named | None:
-        """The entry of the same elements, among entries of one memory."""
-        if isinstance(known, dict):
-            return known.get(_view_text(tensor))
-        return known if _view_text(known.tensor) == _view_text(tensor) else None
-
-    def _together(self, known: Named | dict[str, Named], entry: Named) -> dict[str, Named]:
-        """Entries of one memory, by their view of it; built only if the memory has several."""
-        views = known if isinstance(known, dict) else {_view_text(known.tensor): known}
-        views[_view_text(entry.tensor)] = entry
-        return views
-
-    # --- what holds what -----------------------------------------------------------------------
-
-    def _find_holders(self, root: Any) -> tuple[set[int], int]:
-        """Ids of all containers that hold a tensor at any depth, and the number of references seen."""
-        # Most have one parent; a list is created only for several.
-        parents: dict[int, Any] = {id(root): None}
-        found: list[Any] = []
-        edges = 0
-        stack = [root]
-        while stack:
-            node = stack.pop()
-            if self._tensor(node) is not None:
-                continue  # its parts are the tensor
-            holds = False
-            for child in _parts(node):
-                edges += 1
-                kind = type(child)
-                if kind in _LEAVES:
-                    continue
-                if kind is TensorRef or self._tensor(child) is not None:
-                    holds = True
-                    continue
-                if not child and kind in _CONTAINERS:
-                    continue
-                known = parents.get(id(child), parents)
-                if known is parents:
-                    stack.append(child)
-                if known is parents or known is None:
-                    parents[id(child)] = node
-                elif type(known) is _Parents:
-                    known.append(node)
-                else:
-                    parents[id(child)] = _Parents((known, node))
-            if holds:
-                found.append(node)
-        holders: set[int] = set()
-        while found:
-            node = found.pop()
-            if id(node) not in holders:
-                holders.add(id(node))
-                above = parents[id(node)]
-                if type(above) is _Parents:
-                    found.extend(above)
-                elif above is not None:
-                    found.append(above)
-        return holders, edges
+    # --- the contents of a container ------------------------------------------------------------
 
     def _children(self, node: Any, prefix: str | None) -> Iterator[Child]:
         """Yield component of the name, value, kind and module of the contents of `node`."""
@@ -354,7 +210,7 @@ class Contents:
         names = {key for key in hidden if type(key) is str} if self._steps > 0 else set()
         for key, child in state["_buffers"].items() if type(state.get("_buffers")) is dict else ():
             if child is not None:
-                yield component_of(key), child, _UNSAVED if key in names else "buffer", module
+                yield component_of(key), child, UNSAVED if key in names else "buffer", module
         for key, child in state["_modules"].items():
             if child is not None:
                 yield component_of(key), child, None, None
@@ -387,7 +243,7 @@ class Contents:
 
     def _note_attribute(self, prefix: str | None, key: Any, child: Any, module: str) -> bool:
         """Describe a module attribute that holds tensors in the metadata; return whether it holds any."""
-        if type(child) in _LEAVES or (id(child) not in self._holders and self._tensor(child) is None):
+        if type(child) in LEAVES or (id(child) not in self._holders and self._tensor(child) is None):
             return False
         name = self._join(prefix, component_of(key))
         said = f"an attribute of {module}"
@@ -397,21 +253,6 @@ class Contents:
         else:
             self._note(name, f"in no state_dict, {said}: {describe(child)}")
         return True
-
-    def _tensor(self, node: Any) -> TensorRef | None:
-        """`node` as a tensor, in any of the forms that files use."""
-        kind = type(node)
-        if kind is TensorRef:
-            return node  # type: ignore[no-any-return]  # its type was just looked at
-        if kind is ArrayRef:
-            return node.tensor  # type: ignore[no-any-return]
-        if kind is not StorageRef and kind is not Reduced:
-            return None
-        known = self._tensors.get(id(node))
-        if known is None:
-            made = _storage_tensor(node) if kind is StorageRef else _old_tensor(node)
-            known = self._tensors[id(node)] = (node, made)  # with the node, which keeps its id taken
-        return known[1]
 
     # --- metadata ------------------------------------------------------------------------------
 
@@ -442,85 +283,6 @@ class Contents:
         self._value_nodes -= allowed - max(budget[0], 0)
         return copied if budget[0] >= 0 else describe(value)
 
-    # --- #inner --------------------------------------------------------------------------------
-
-    def _resolve(self, root: Any, inner: str) -> Any:
-        """Resolve the dotted path `inner`; keys may contain dots, and the longest match is tried first."""
-        self._holders, self._steps = set(), 1 << 62
-        best = (0, root)
-        seen = set()
-        stack = [(0, root)]
-        while stack:
-            start, node = stack.pop()
-            if start > len(inner):
-                return node
-            if start >= best[0]:
-                best = (start, node)
-            if (start, id(node)) in seen:
-                continue
-            seen.add((start, id(node)))
-            fitting = []
-            for component, child, _, _ in self._children(node, None):
-                if inner.startswith(component, start) and inner[start + len(component) :][:1] in ("", "."):
-                    fitting.append((start + len(component) + 1, child))
-            stack.extend(sorted(fitting, key=lambda hit: hit[0]))
-        self.metadata = {}
-        start, node = best
-        held = [(component, child) for component, child, _, _ in self._children(node, None)]
-        self.metadata = {}
-        place = f"{inner[: start - 1]!r}" if start else "the file"
-        near = nearest(inner[start:], [component for component, _ in held[:2000]])
-        shown = ", ".join(f"{shorten(component, 40)} ({self._contents(child)})" for component, child in held[:8])
-        more = f" and {len(held) - 8:,} more" if len(held) > 8 else ""
-        hint = f"did you mean '#{inner[:start]}{near[0]}'?" if near else None
-        below = sum(component.startswith(f"{inner[start:]}.") for component, _ in held)
-        if below:  # a state_dict is flat: its names contain dots
-            leave = f"use '#{inner[: start - 1]}'" if start else f"leave #{inner} out"
-            shown, more = f"{plural(below, 'name')} with this prefix, but no nested mapping", ""
-            hint = f"{leave}, and select by name: {inner[start:]}.**"
-        raise UnknownName(
-            f"there is no {inner[start:]!r} in {place}",
-            where=self.label,
-            exists=f"there {'is' if below == 1 else 'are'} {shown}{more}" if held else f"{place} is {describe(node)}",
-            hint=hint,
-        )
-
-    def _contents(self, node: Any) -> str:
-        """A short description of the contents of `node`."""
-        if type(node) in _LEAVES or self._tensor(node) is not None:
-            return describe(node)
-        seen, stack, count = {id(node)}, [node], 0
-        while stack:
-            for child in _parts(stack.pop()):
-                if type(child) in _LEAVES or id(child) in seen:
-                    continue
-                seen.add(id(child))
-                if self._tensor(child) is not None:
-                    count += 1
-                else:
-                    stack.append(child)
-        return f"{count:,} tensors" if count else describe(node)
-
-
-def _view_text(tensor: TensorRef) -> str:
-    # As a text, whose hash is randomised: a file cannot choose views that collide.
-    start = tensor.storage.start if tensor.storage is not None else 0
-    flags = f"{tensor.conj} {tensor.neg} {tensor.problem}"
-    return f"{tensor.dtype} {start + tensor.offset} {tensor.shape} {tensor.stride} {flags}"
-
-
-def _parts(node: Any) -> Iterator[Any]:
-    """Yield everything that `node` refers to."""
-    kind = type(node)
-    if kind is dict:
-        yield from node.values()
-    elif kind is list or kind is tuple:
-        yield from node
-    elif kind is Reduced:
-        yield from (node.func, node.args, node.state, node.items, node.pairs)
-    elif kind is TensorRef and node.storage is None:
-        yield node.state
-
 
 def _is_module(attributes: list[dict[Any, Any]]) -> bool:
     if not attributes:
@@ -531,34 +293,3 @@ def _is_module(attributes: list[dict[Any, Any]]) -> bool:
 
 def _is_script(node: Reduced) -> bool:
     return type(node.func) is Global and node.func.module.startswith("__torch__")
-
-
-def _storage_tensor(storage: StorageRef) -> TensorRef:
-    return TensorRef(storage, storage.dtype, 0, (storage.numel,), (1,))
-
-
-def _old_tensor(node: Reduced) -> TensorRef | None:
-    """A tensor or parameter as pickled by torch before version 0.4: a class and a state."""
-    func = node.func
-    if type(func) is not Global or func.name not in ("Parameter", "Variable"):
-        return _old_data(node)
-    for values in (node.state, node.args):
-        if type(values) is tuple and values:
-            data = values[0] if type(values[0]) is TensorRef else _old_data(values[0])
-            if data is not None:
-                flags = [value for value in values[1:4] if type(value) is bool]
-                is_parameter = func.name == "Parameter"
-                return data.replaced(is_parameter=is_parameter, requires_grad=flags[0] if flags else is_parameter)
-    return None
-
-
-def _old_data(node: Any) -> TensorRef | None:
-    """`torch.FloatTensor` with the state `(storage, offset, shape, stride)`."""
-    if type(node) is not Reduced or type(node.func) is not Global or type(node.state) is not tuple:
-        return None
-    if not node.func.module.startswith("torch") or not node.func.name.endswith("Tensor") or len(node.state) != 4:
-        return None
-    storage, offset, shape, stride = node.state
-    if type(storage) is not StorageRef or not fits(offset, shape, stride):
-        return None
-    return TensorRef(storage, storage.dtype, offset, shape, stride)

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from torchparams.encodings.base import Structure
     from torchparams.expressions.base import Expression
     from torchparams.left_out import LeftOut
+    from torchparams.sources.torchfile._names import Given, Named
     from torchparams.sources.torchfile._pickle_values import Global, Services
-    from torchparams.sources.torchfile._tree import Contents, Given, Named
+    from torchparams.sources.torchfile._tree import Contents
     from torchparams.sources.torchfile.verdict import Verdict
 
 

@@ -8,7 +8,8 @@ from torchparams.errors import FileFormatError, LimitExceeded, shorten
 from torchparams.info import Location
 from torchparams.io.filebytes import paused_gc
 from torchparams.io.opened import bytes_of_file
-from torchparams.sources.torchfile._tree import Contents, Given
+from torchparams.sources.torchfile._names import Given
+from torchparams.sources.torchfile._tree import Contents
 from torchparams.sources.torchfile._views import PickledSource, refuse_tensorless
 from torchparams.sources.torchfile.archive import Archive
 
