@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from torchparams.errors import MissingDependency, WriteError
+from torchparams.errors import WriteError
 from torchparams.io.paths import is_url, split_inner
+from torchparams.render import parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,15 +48,7 @@ class Pieces:
     def __init__(self, path: str | os.PathLike[str], asked: Sequence[str] = ()) -> None:
         self.path = os.fspath(path)
         self._asked = list(asked)
-        try:
-            self._arrow = importlib.import_module("pyarrow")
-            self._parquet = importlib.import_module("pyarrow.parquet")
-        except ModuleNotFoundError as error:
-            if error.name != "pyarrow":
-                raise
-            raise MissingDependency(
-                "pyarrow is needed to write a catalog", hint="pip install 'torchparams[parquet]'"
-            ) from None
+        self._arrow, self._parquet = parquet.pyarrow("to write a catalog")
 
     def open(self, targets: Iterable[str]) -> dict[str, str]:
         """Make the directory, or read which checkpoints it holds: name → fingerprint.
@@ -69,14 +60,11 @@ class Pieces:
         """
         try:
             os.makedirs(self.path, exist_ok=True)
+            parquet.remove_unfinished(self.path)
             names = os.listdir(self.path)
         except OSError as error:
             raise WriteError(error.strerror or str(error), where=self.path) from None
-        for name in names:
-            if name.endswith(".unfinished"):
-                with suppress(OSError):
-                    os.unlink(os.path.join(self.path, name))
-        if any(not name.endswith((".parquet", ".unfinished")) for name in names):
+        if any(not name.endswith((".parquet", parquet.UNFINISHED)) for name in names):
             raise WriteError("the directory holds other files than a catalog's", where=self.path)
         wanted = set(targets)
         found: dict[str, str] = {}
@@ -140,17 +128,7 @@ class Pieces:
     def _put(self, table: Any, marks: Mapping[str, str]) -> None:
         head = json.dumps({"version": VERSION, "asked": self._asked, "targets": dict(marks)}).encode()
         name = hashlib.sha256(head).hexdigest()[:16]
-        path = os.path.join(self.path, f"{name}.parquet")
-        try:
-            with open(f"{path}.unfinished", "wb") as file:
-                self._parquet.write_table(table.replace_schema_metadata({_KEY: head}), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(f"{path}.unfinished", path)
-        except OSError as error:
-            with suppress(OSError):
-                os.unlink(f"{path}.unfinished")
-            raise WriteError(error.strerror or str(error), where=path) from None
+        parquet.write_parquet(table.replace_schema_metadata({_KEY: head}), os.path.join(self.path, f"{name}.parquet"))
 
     def schema(self) -> Any:
         """The Arrow schema of the table."""

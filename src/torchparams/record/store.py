@@ -15,7 +15,6 @@ at its first step or later are marked as overwritten, but kept.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -24,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchparams.errors import FileFormatError, MissingDependency, WriteError
+from torchparams.errors import FileFormatError, WriteError
 from torchparams.io.write import replace_file
 from torchparams.record.columns import Lists
+from torchparams.render import parquet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,20 +72,13 @@ TABLES: dict[str, dict[str, str]] = {
 _PIECE = re.compile(r"(parameters|numbers|findings)-(\d{6,})\.parquet")
 
 
-def pyarrow() -> Any:
+def pyarrow() -> tuple[Any, Any]:
     """Import `pyarrow` and `pyarrow.parquet`.
 
     Raises:
         MissingDependency: pyarrow is not installed.
     """
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        if error.name != "pyarrow":
-            raise
-        raise MissingDependency(
-            "pyarrow is needed for records of a training", hint="pip install 'torchparams[record]'"
-        ) from None
+    return parquet.pyarrow("for records of a training", extra="record")
 
 
 def _types(arrow: Any) -> dict[str, Any]:
@@ -147,10 +140,7 @@ class Writer:
             form = read_head(self.path)
             self.session = len(form["sessions"])
             self.last = last_step(self.path)
-        for name in names:
-            if name.endswith(".unfinished"):  # of a process that was killed
-                with suppress(OSError):
-                    os.unlink(os.path.join(self.path, name))
+        parquet.remove_unfinished(self.path)
         self._next = 1 + max((int(found[2]) for name in names if (found := _PIECE.fullmatch(name))), default=-1)
         form["sessions"].append(dict(head))
         self._replace(HEAD, form)
@@ -181,21 +171,14 @@ class Writer:
         Raises:
             WriteError: Writing failed; the rows stay buffered for the next flush.
         """
-        arrow, parquet = pyarrow()
+        arrow, _ = pyarrow()
         number, self._next = self._next, self._next + 1  # also after an error: a file is never written twice
         for table, kept in self._rows.items():
             if not kept:
                 continue
             name = os.path.join(self.path, f"{table}-{number:06}.parquet")
             rows = arrow.concat_tables(kept).unify_dictionaries().combine_chunks()
-            try:
-                with open(f"{name}.unfinished", "wb") as file:
-                    parquet.write_table(rows, file, compression="zstd")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(f"{name}.unfinished", name)
-            except OSError as error:
-                raise WriteError(error.strerror or str(error), where=name) from None
+            parquet.write_parquet(rows, name)
             kept.clear()
         self.nbytes = 0
         if last is not None:
@@ -297,10 +280,10 @@ def read_piece(path: str, name: str, schema: Any) -> Any:
     Raises:
         FileFormatError: The file is damaged.
     """
-    arrow, parquet = pyarrow()
+    arrow, reader = pyarrow()
     where = os.path.join(path, name)
     try:
-        return parquet.read_table(where, columns=schema.names).select(schema.names).cast(schema)
+        return reader.read_table(where, columns=schema.names).select(schema.names).cast(schema)
     except (OSError, arrow.ArrowException, KeyError) as error:
         text = str(error).splitlines()[0]
         raise FileFormatError(f"a damaged file of the record: {text}", where=where) from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import io
 import json
 import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from torchparams.errors import MissingDependency, OptionError, WriteError
+from torchparams.errors import OptionError, WriteError
+from torchparams.render.parquet import pyarrow, replacing, write_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torchparams.render.tabular import Tabular
 
 
@@ -49,15 +51,7 @@ def write_table(result: Tabular, path: str) -> None:
         raise OptionError(f"{path!r} has the suffix {suffix or 'none'}", hint=f"use the suffix {_listed()}")
     path = os.path.realpath(path)  # keep symbolic links
     _refuse_other(path, suffix)
-    unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
-    try:
-        _WRITERS[suffix](result, unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise WriteError(error.strerror or str(error), where=path) from None
-    finally:
-        with suppress(OSError):
-            os.unlink(unfinished)
+    _WRITERS[suffix](result, path)
 
 
 def _listed() -> str:
@@ -100,10 +94,18 @@ def _plain(value: Any, kind: Any) -> Any:
     return value if isinstance(value, int) else kind(value)
 
 
+@contextmanager
+def _replacing_text(path: str) -> Iterator[io.TextIOWrapper]:
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.detach()  # flushes; `replacing` closes the file
+
+
 def _write_csv(result: Tabular, path: str) -> None:
     import csv
 
-    with open(path, "x", encoding="utf-8", newline="") as file:
+    with _replacing_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(result.columns)
         for row in result.table_rows():
@@ -114,22 +116,15 @@ def _write_csv(result: Tabular, path: str) -> None:
 
 
 def _write_json(result: Tabular, path: str) -> None:
-    with open(path, "x", encoding="utf-8") as file:
+    with _replacing_text(path) as file:
         rows = (_plain(row, result.columns) for row in result.table_rows())
         lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
         file.write(f"[\n{lines}\n]\n" if lines else "[]\n")
 
 
 def _write_parquet(result: Tabular, path: str) -> None:
-    try:
-        pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        if error.name != "pyarrow":
-            raise
-        raise MissingDependency(
-            "pyarrow is needed to write Parquet", hint="pip install 'torchparams[parquet]'"
-        ) from None
-    parquet.write_table(pyarrow.RecordBatchReader.from_stream(result).read_all(), path)
+    arrow, _ = pyarrow("to write Parquet")
+    write_parquet(arrow.RecordBatchReader.from_stream(result).read_all(), path, compression="snappy")
 
 
 _WRITERS = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}
