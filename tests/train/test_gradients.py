@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -321,6 +323,15 @@ def test_the_report() -> None:
     assert norms._repr_html_().startswith('<p style="font-weight:bold">Sequential')
     assert norms.to_json()["groups"]["0"] == {"norm": 1.0, "names": ["0.weight", "0.bias"]}
     assert "(top level)" in str(tp.grad_norms(model[0], by="module"))
+
+
+def test_norms_are_read_only_and_pickle() -> None:
+    norms = tp.grad_norms(with_gradients(), by="module")
+    for copied in (copy.copy(norms), pickle.loads(pickle.dumps(norms))):
+        assert str(copied) == str(norms) and copied.to_json() == norms.to_json() and copied.total == norms.total
+    with pytest.raises(AttributeError):
+        norms.p = 1  # type: ignore[misc]
+    assert len({norms, tp.grad_norms(with_gradients())}) == 2
 
 
 def test_norms_that_do_not_exist() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from functools import partial
 from typing import Any
 
@@ -397,6 +399,15 @@ def test_the_report() -> None:
     assert done._repr_html_().startswith('<p style="font-weight:bold">Deep: initialised')
     many = nn.Sequential(*[nn.Linear(1, 1) for _ in range(30)])
     assert "… 20 more tensors …" in str(tp.init(many, ("**", nn.init.zeros_), seed=0))
+
+
+def test_the_result_is_read_only_and_pickles() -> None:
+    done = tp.init(net(), NORMAL, seed=1)
+    for copied in (copy.copy(done), pickle.loads(pickle.dumps(done))):
+        assert str(copied) == str(done) and copied.to_json() == done.to_json() and copied.shapes == done.shapes
+    with pytest.raises(AttributeError):
+        done.seed = 2  # type: ignore[misc]
+    assert len({done, tp.init(net(), NORMAL, seed=1)}) == 2
 
 
 def test_rules_of_one_kind_serve_init_and_groups() -> None:

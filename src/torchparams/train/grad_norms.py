@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -187,6 +188,7 @@ NORM_COLUMNS = {"name": str, "tensors": int, "norm": float}
 """Attributes of `NormRow` → their types, for tables handed to other libraries."""
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class GradNorms(Result, Tabular):
     """Norms of gradients; prints as a table.
 
@@ -199,23 +201,14 @@ class GradNorms(Result, Tabular):
         nonfinite: Names of parameters whose gradient holds NaN or infinite values, in the model's order.
     """
 
-    columns = NORM_COLUMNS
+    label: str
+    norms: dict[str, float]
+    p: float
+    members: dict[str, tuple[str, ...]]
+    without: tuple[str, ...]
+    nonfinite: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        label: str,
-        norms: dict[str, float],
-        p: float,
-        members: dict[str, tuple[str, ...]],
-        without: tuple[str, ...],
-        nonfinite: tuple[str, ...] = (),
-    ) -> None:
-        self.label = label
-        self.norms = norms
-        self.p = p
-        self.members = members
-        self.without = without
-        self.nonfinite = nonfinite
+    columns = NORM_COLUMNS
 
     @cached_property
     def total(self) -> float:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchparams.errors import OptionError, shorten
@@ -298,6 +299,7 @@ def _buffers_of_meta(
 # --- results --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class Initialised(Result):
     """Result of `init`.
 
@@ -314,29 +316,16 @@ class Initialised(Result):
         left_out: State of the model outside its parameters and buffers; not changed.
     """
 
-    def __init__(
-        self,
-        label: str,
-        seed: int,
-        rules: tuple[tuple[str, str], ...],
-        by: dict[str, int],
-        shapes: dict[str, tuple[int, ...]],
-        untouched: tuple[str, ...],
-        materialised: tuple[str, ...],
-        reset: tuple[str, ...],
-        without_values: tuple[str, ...],
-        left_out: tuple[LeftOut, ...] = (),
-    ) -> None:
-        self.label = label
-        self.seed = seed
-        self.rules = rules
-        self.by = by
-        self.shapes = shapes
-        self.untouched = untouched
-        self.materialised = materialised
-        self.reset = reset
-        self.without_values = without_values
-        self.left_out = left_out
+    label: str
+    seed: int
+    rules: tuple[tuple[str, str], ...]
+    by: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    untouched: tuple[str, ...]
+    materialised: tuple[str, ...]
+    reset: tuple[str, ...]
+    without_values: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
