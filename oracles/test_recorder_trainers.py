@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +16,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchparams as tp
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROWS, BATCH = 24, 4
 
@@ -127,19 +128,14 @@ class WithLoss(nn.Module):
         return {"loss": (y - labels).square().mean(), "logits": y}
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.filterwarnings("ignore")
-def test_transformers(tmp_path: Path, accumulate: int) -> None:
+def trainer_of(model: nn.Module, callback: Any, out: Path, accumulate: int = 1) -> Any:
+    """A trainer of transformers that takes the rows in their order."""
     from transformers import Trainer, TrainingArguments
 
-    from torchparams.record.callbacks.transformers import RecorderCallback
-
-    expected = plain(net(), accumulate, 0.05)
     x, y = data().tensors
     rows = [{"x": x[i], "labels": y[i]} for i in range(ROWS)]
-    model = WithLoss()
     arguments = TrainingArguments(
-        output_dir=str(tmp_path / "out"),
+        output_dir=str(out),
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=accumulate,
         num_train_epochs=1,
@@ -157,17 +153,96 @@ def test_transformers(tmp_path: Path, accumulate: int) -> None:
             return torch.utils.data.SequentialSampler(rows)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    trainer = InOrder(
+    return InOrder(
         model=model,
         args=arguments,
         train_dataset=rows,
         optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)),
-        callbacks=[RecorderCallback(tmp_path / "run", every=1)],
+        callbacks=[callback],
     )
-    trainer.train()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_transformers(tmp_path: Path, accumulate: int) -> None:
+    from torchparams.record.callbacks.transformers import RecorderCallback
+
+    expected = plain(net(), accumulate, 0.05)
+    trainer_of(WithLoss(), RecorderCallback(tmp_path / "run", every=1), tmp_path / "out", accumulate).train()
     check(tmp_path / "run", expected, "net.")
     losses = tp.history(tmp_path / "run").numbers["loss"]
     assert len(losses) == len(expected) and all(math.isfinite(value) for value in losses.values())
+
+
+class Failing(WithLoss):
+    """Raises an error in the fourth forward pass of its life."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        if self.calls == 4:
+            raise RuntimeError("out of luck")
+        return super().forward(x, labels)
+
+
+def failed(folder: Path, **options: Any) -> tuple[Any, Any]:
+    """A trainer of transformers after an error in its fourth step, and its callback."""
+    from torchparams.record.callbacks.transformers import RecorderCallback
+
+    callback = RecorderCallback(folder / "run", every=1, watchdogs=(), **options)  # a finding would flush
+    trainer = trainer_of(Failing(), callback, folder / "out")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer.train()
+    return trainer, callback
+
+
+def hooks(optimizer: Any) -> int:
+    inner = optimizer.optimizer  # that of torch, in the wrapper of accelerate
+    return len(inner._optimizer_step_pre_hooks) + len(inner._optimizer_step_post_hooks)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_after_an_error_is_closed_by_hand(tmp_path: Path) -> None:
+    expected = plain(net(), 1, 0.05)[:3]
+    trainer, callback = failed(tmp_path)
+    assert hooks(trainer.optimizer) and not [*(tmp_path / "run").glob("parameters-*")]
+    for _ in range(2):  # the second call does nothing
+        callback.close()
+        assert callback.recorder is None and not hooks(trainer.optimizer)
+        check(tmp_path / "run", expected, "net.")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_after_an_error_is_closed_by_the_next_training(tmp_path: Path) -> None:
+    trainer, _ = failed(tmp_path, resume=True)
+    trainer.train()
+    assert not hooks(trainer.optimizer)
+    assert tp.history(tmp_path / "run").steps == tuple(range(3 + ROWS // BATCH))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_after_an_error_is_closed_with_the_trainer(tmp_path: Path) -> None:
+    optimizer = failed(tmp_path)[0].optimizer  # the trainer and the callback are gone
+    gc.collect()
+    check(tmp_path / "run", plain(net(), 1, 0.05)[:3], "net.")
+    assert not hooks(optimizer)
+
+
+def test_transformers_after_an_error_is_closed_when_python_exits(tmp_path: Path) -> None:
+    program = f"""if True:
+        import sys
+        from pathlib import Path
+        sys.path = {[str(Path(__file__).parent), *sys.path]!r}
+        from torchvision_import import import_torchvision
+        import_torchvision()
+        from test_recorder_trainers import failed
+        kept = failed(Path({str(tmp_path)!r}))
+        raise SystemExit
+    """
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "run", plain(net(), 1, 0.05)[:3], "net.")
 
 
 def test_tensorboard(tmp_path: Path) -> None:
