@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,9 @@ _COMPONENT = {"complex32": "float16", "complex64": "float32", "complex128": "flo
 _MANTISSA = 11
 # Integers below this limit, and sums of them, are exact in float64.
 _EXACT = 1 << 53
+
+Extremes: TypeAlias = tuple[int, int, int, float | int | None, float | int | None]
+"""Numbers of zeros, of +Inf and of -Inf; minimum and maximum, None without finite values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,24 @@ class Coding:
                 positive += s << (at >> 1)
         return positive - negative, positive + negative, sum([s << 2 * at for at, s in squares])
 
+    def extremes(self, codes: Array, counts: Array) -> Extremes:
+        """Numbers of zeros, of +Inf and of -Inf, and the minimum and maximum of the finite values.
+
+        Only for exact codings: an interval does not determine its values.
+        """
+        values = self.values(codes)
+        zeros, posinf, neginf = count_of(counts, values == 0), 0, 0
+        finite = values
+        if not (is_finite := np.isfinite(values)).all():
+            finite = values[is_finite]
+            posinf, neginf = count_of(counts, np.isposinf(values)), count_of(counts, np.isneginf(values))
+        if not len(finite):
+            return zeros, posinf, neginf, None, None
+        if self.is_float:
+            # adding 0.0 turns -0.0 into 0.0
+            return zeros, posinf, neginf, float(finite.min()) + 0.0, float(finite.max()) + 0.0
+        return zeros, posinf, neginf, int(finite.min()), int(finite.max())
+
     @property
     def largest(self) -> float | None:
         """Largest finite value of an exact float; None for other dtypes."""
@@ -135,6 +157,11 @@ class Coding:
         """Codes and counts of the same values in the coding of float64."""
         values = self.values(codes)
         return group_counts((values.view(np.uint64) >> np.uint64(45)).astype(np.uint32), counts)
+
+
+def count_of(counts: Array, which: Array) -> int:
+    """Sum of the counts that `which` marks."""
+    return int(counts[which].sum(dtype=np.uint64)) if which.any() else 0
 
 
 @functools.cache

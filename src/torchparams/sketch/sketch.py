@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -12,15 +11,12 @@ import numpy as np
 from torchparams.dtypes import DType
 from torchparams.errors import FileFormatError, MismatchError
 from torchparams.sketch.blocks import byte_blocks
-from torchparams.sketch.codes import Coding
+from torchparams.sketch.codes import Coding, count_of
 from torchparams.sketch.counter import Counter
+from torchparams.sketch.distribution import histogram, quantiles
 from torchparams.sketch.exact import ratio, root
+from torchparams.sketch.form import VERSION, counted_of, form_of
 from torchparams.sketch.kernels import UNIT, Array, Counted, merge_counts
-
-_NOTHING = np.zeros(1, np.uint64)
-
-VERSION = 1
-"""Version of the format of `Sketch.to_json`."""
 
 
 class Sketch:
@@ -86,27 +82,9 @@ class Sketch:
         self._sums: tuple[int, int, int] | None = (counted.sum, counted.abs, counted.square)
         self._derived: dict[str, Any] = {}
         if self._coding.exact:
-            self._derive()
-
-    def _derive(self) -> None:
-        """Derive the other statistics of an exact coding from its counts."""
-        values = self._coding.values(self.codes)
-        self._sums = None  # computed on demand: many sketches are only added
-        self._zeros = self._count(values == 0)
-        finite = values
-        if not (is_finite := np.isfinite(values)).all():
-            finite = values[is_finite]
-            self._posinf, self._neginf = self._count(np.isposinf(values)), self._count(np.isneginf(values))
-        if not len(finite):
-            self._min = self._max = None
-        elif self._coding.is_float:
-            # adding 0.0 turns -0.0 into 0.0
-            self._min, self._max = float(finite.min()) + 0.0, float(finite.max()) + 0.0
-        else:
-            self._min, self._max = int(finite.min()), int(finite.max())
-
-    def _count(self, which: Array) -> int:
-        return int(self.counts[which].sum(dtype=np.uint64)) if which.any() else 0
+            self._sums = None  # computed on demand: many sketches are only added
+            found = self._coding.extremes(self.codes, self.counts)
+            self._zeros, self._posinf, self._neginf, self._min, self._max = found
 
     # --- constructors ----------------------------------------------------------------------
 
@@ -293,7 +271,7 @@ class Sketch:
         largest = self._coding.largest
         if largest is None or self.linf < largest:
             return None if largest is None else 0
-        return self._count(abs(self._coding.values(self.codes)) == largest)
+        return count_of(self.counts, abs(self._coding.values(self.codes)) == largest)
 
     @property
     def distinct(self) -> int:
@@ -446,27 +424,11 @@ class Sketch:
         wanted = list(map(float, q)) if several else [float(q)]  # type: ignore[arg-type]  # it is one of the two
         if not all(0 <= each <= 1 for each in wanted):
             raise ValueError(f"a quantile must be between 0 and 1, not {q}")
-        last = self.finite - 1
-        if last < 0:
-            found = [math.nan] * len(wanted)
+        if self.finite:
+            found = quantiles(*self.ordered, (float(self._min or 0), float(self._max or 0)), wanted)
         else:
-            # For a few numbers, Python is faster than NumPy.
-            places = [each * last for each in wanted]
-            ranks = [min(int(place), last) for place in places]
-            ends = self._at(ranks + [min(rank + 1, last) for rank in ranks])
-            found = [
-                low if low == high or place == rank else low * (1 - (place - rank)) + high * (place - rank)
-                for place, rank, low, high in zip(places, ranks, ends, ends[len(ranks) :], strict=False)
-            ]
+            found = [math.nan] * len(wanted)
         return found if several else found[0]
-
-    def _at(self, ranks: list[int]) -> list[float]:
-        """Finite values at ranks, counted from 0."""
-        values, cumulative = self.ordered
-        found: list[float] = values[cumulative.searchsorted(np.array(ranks, np.uint64), side="right")].tolist()
-        # The extremes are exact for every dtype.
-        ends = {0: float(self._min or 0), self.finite - 1: float(self._max or 0)}
-        return [ends.get(rank, value) for rank, value in zip(ranks, found, strict=True)]
 
     def histogram(
         self, bins: int = 100, range: tuple[float, float] | None = None, *, clip: bool = False
@@ -496,18 +458,7 @@ class Sketch:
             raise ValueError(
                 f"a histogram needs at least one bin and finite, ascending edges, not {bins} bins from {low} to {high}"
             )
-        if low == high:
-            low, high = low - 0.5, high + 0.5
-        share, rest = _shares(bins)
-        edges = low * rest + high * share  # high - low may overflow float64
-        edges = np.minimum(np.maximum(np.maximum.accumulate(edges), low), high)
-        values, cumulative = self.ordered
-        below = values.searchsorted(edges, side="left")
-        below[-1] = values.searchsorted(high, side="right")
-        if clip:
-            below[0], below[-1] = 0, len(values)
-        upto = np.concatenate([_NOTHING, cumulative])[below]
-        return upto[1:] - upto[:-1], edges
+        return histogram(*self.ordered, (low, high), bins, clip=clip)
 
     # --- comparison and serialisation ------------------------------------------------------
 
@@ -553,22 +504,10 @@ class Sketch:
 
     def _form(self) -> dict[str, Any]:
         """What `to_json` gives, with arrays, which pickle many times as fast as lists."""
-        form: dict[str, Any] = {
-            "sketch": VERSION,
-            "dtype": str(self.dtype),
-            "codes": self.codes,
-            "counts": self.counts,
-        }
+        rest: tuple[Any, ...] = ()
         if not self._coding.exact:
-            form |= {
-                "zeros": self._zeros,
-                "posinf": self._posinf,
-                "neginf": self._neginf,
-                "min": self._min,
-                "max": self._max,
-                "sums": [hex(s) for s in self.sums],
-            }
-        return form
+            rest = (self._zeros, self._posinf, self._neginf, self._min, self._max, *self.sums)
+        return form_of(self.dtype, Counted(self.codes, self.counts, *rest), exact=self._coding.exact)
 
     @staticmethod
     def from_json(form: Mapping[str, Any]) -> Sketch:
@@ -586,27 +525,9 @@ class Sketch:
                 hint="pass the result of Sketch.to_json, an object with the key 'sketch'",
             )
         try:
-            return _from_json(form)
+            return Sketch(form["dtype"], counted_of(form))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FileFormatError(f"cannot read the sketch: {type(error).__name__}: {error}") from None
-
-
-def _from_json(form: Mapping[str, Any]) -> Sketch:
-    coding = Coding.of(form["dtype"])
-    codes, counts = np.array(form["codes"], np.uint32), np.array(form["counts"], np.uint64)
-    if codes.ndim != 1 or codes.shape != counts.shape:
-        raise ValueError("every code needs a count")
-    if not counts.all() or (codes[1:] <= codes[:-1]).any():
-        raise ValueError("codes must ascend, and counts must not be zero")
-    if len(codes) and codes[-1] >= coding.size:
-        raise ValueError(f"{codes[-1]} is not a code of {coding.dtype}")
-    if coding.exact:
-        return Sketch(form["dtype"], Counted(codes, counts))
-    number = float if coding.is_float else int
-    low, high = (None if form[key] is None else number(form[key]) for key in ("min", "max"))
-    zeros, posinf, neginf = (int(form[key]) for key in ("zeros", "posinf", "neginf"))
-    total, magnitudes, squares = (int(s, 16) for s in form["sums"])
-    return Sketch(form["dtype"], Counted(codes, counts, zeros, posinf, neginf, low, high, total, magnitudes, squares))
 
 
 def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
@@ -615,10 +536,3 @@ def _frozen(array: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
         small = small.copy() if small is array else small
         small.flags.writeable = False
     return small
-
-
-@functools.lru_cache(4)
-def _shares(bins: int) -> tuple[Array, Array]:
-    """Relative position of every edge from the lower and from the upper end, from 0 to 1."""
-    share = np.arange(bins + 1) / bins
-    return share, 1 - share
