@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchparams.record import on_device
 from torchparams.record.measured import Measured, together
 from torchparams.record.meter import Meter, plain
 
@@ -91,9 +93,48 @@ def test_distance(meter: Meter) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200, 5e-324])
-def test_norms_of_float64_neither_overflow_nor_vanish(scale: float) -> None:
-    found = Meter().measure([torch.full((4,), scale, dtype=torch.float64)])
-    assert found.norms[0] == pytest.approx(2 * scale)
+@pytest.mark.parametrize("tensors", [1, 3])
+def test_norms_of_float64_neither_overflow_nor_vanish(meter: Meter, scale: float, tensors: int) -> None:
+    found = meter.measure([torch.full((4,), scale, dtype=torch.float64)] * tensors)
+    assert found.norms == pytest.approx(2 * scale)
+
+
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not function.is_view:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_operations_on_an_accelerator_do_not_grow_with_the_number_of_small_tensors() -> None:
+    counts = []
+    for number in (20, 2000):
+        some = [torch.randn(16, 16) for _ in range(number)]
+        meter = Meter(by_torch=True)
+        with Counted() as counted:
+            meter.measure(some, exponents=True)
+            meter.measure(some)
+            meter.distance(some, some)
+            meter.nonfinite(some).counts()
+        counts.append(counted.count)
+    assert counts[0] == counts[1] < 150
+
+
+def test_tensors_too_large_to_be_joined_are_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [tensor for tensor in tensors() if tensor is not None]
+    together = Meter(by_torch=True).measure(given, exponents=True)
+    monkeypatch.setattr(on_device, "TOGETHER", 1)
+    alone = Meter(by_torch=True).measure(given, exponents=True)
+    for key in ("counts", "zeros", "nonfinite", "most", "exponents"):
+        assert (getattr(together, key) == getattr(alone, key)).all(), key
+    for key in ("sums", "norms"):
+        assert getattr(together, key) == pytest.approx(getattr(alone, key), rel=1e-6), key
 
 
 def test_nothing_is_copied_where_elements_are_dense() -> None:

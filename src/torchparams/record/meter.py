@@ -15,8 +15,9 @@ import numpy as np
 
 from torchparams.dtypes import DType
 from torchparams.record.measured import Measured
+from torchparams.record.on_device import distances, floating, measured
 from torchparams.record.transfer import Flags, Transfer
-from torchparams.sketch.moments import EXPONENTS, KINDS, Layout
+from torchparams.sketch.moments import KINDS, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ class Meter:
                 some = [held[i] for i in alike.places]
                 at = alike.places
                 if alike.layout is None:
-                    reals, integers = _measured(some, exponents)
+                    reals, integers = measured(some, exponents)
                     later.add(reals, partial(_fill_reals, found, at))
                     later.add(integers, partial(_fill_integers, found, at))
                     continue
@@ -130,12 +131,7 @@ class Meter:
                     squares = alike.layout.distance(*(list(map(torch.Tensor.data_ptr, each)) for each in (x, y)))
                     found[alike.places] = np.sqrt(squares)
                 else:
-                    norms = [
-                        torch.linalg.vector_norm(t, dtype=_wide(t))
-                        for u, v in zip(map(_wider, x), map(_wider, y), strict=True)
-                        for t in (u - v, v)
-                    ]
-                    later.add(torch.stack(norms), partial(_fill_pairs, found, alike.places))
+                    later.add(distances(x, y), partial(_fill_pairs, found, alike.places))
             if transfer is None:
                 later.fetch()
         return found
@@ -156,7 +152,7 @@ class Meter:
                     continue
                 where = [i for i, each in zip(alike.places, some, strict=True) if each.numel()]
                 if where:
-                    norms = torch._foreach_norm([_floating(held[i]) for i in where], torch.inf)
+                    norms = torch._foreach_norm([floating(held[i]) for i in where], torch.inf)
                     flags.append((where, ~torch.isfinite(torch.stack(norms))))
         return Flags(local, flags)
 
@@ -240,49 +236,6 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return dense if dense.is_contiguous() else tensor.contiguous()
 
 
-def _floating(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1 else tensor.float()
-
-
-def _wider(tensor: torch.Tensor) -> torch.Tensor:
-    """Convert to at least float32, so that differences keep precision."""
-    return tensor if tensor.dtype.is_floating_point and tensor.dtype.itemsize >= 4 else tensor.float()
-
-
-def _wide(tensor: torch.Tensor) -> torch.dtype | None:
-    import torch
-
-    return torch.float64 if tensor.device.type in ("cpu", "cuda") else None
-
-
-def _measured(tensors: Sequence[Any], exponents: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers for each tensor, on its device: sum, norm, maximum; and count, zeros, nonfinite, histogram."""
-    import torch
-
-    reals, integers = [], []
-    for tensor in tensors:
-        values = _floating(tensor)
-        finite = torch.isfinite(values)
-        clean = torch.where(finite, values, torch.zeros((), dtype=values.dtype, device=values.device)).reshape(-1)
-        wide = _wide(clean)
-        norm = torch.linalg.vector_norm(clean, dtype=wide)
-        most = clean.abs().max() if clean.numel() else clean.new_zeros(())
-        parts = [clean.sum(dtype=wide), norm, most]
-        reals.append(torch.stack([part.to(wide or torch.float32) for part in parts]))
-        count = torch.full((), clean.numel(), dtype=torch.int64, device=clean.device)
-        numbers = torch.stack([count, (values == 0).sum(), (~finite).sum()])
-        if exponents:
-            _, exponent = torch.frexp(clean.float() if clean.dtype.itemsize < 4 else clean)
-            at = (exponent + 126).clamp(0, EXPONENTS - 2)
-            at = torch.where(clean == 0, torch.zeros_like(at), at)
-            at = torch.where(finite.reshape(-1), at, torch.full_like(at, EXPONENTS - 1))
-            counts = torch.zeros(EXPONENTS, dtype=torch.int64, device=clean.device)
-            counts.scatter_add_(0, at.long(), torch.ones_like(at, dtype=torch.int64))
-            numbers = torch.cat([numbers, counts])
-        integers.append(numbers)
-    return torch.stack(reals), torch.stack(integers)
-
-
 def _fill_reals(found: Measured, places: list[int], rows: Array) -> None:
     found.sums[places], found.norms[places], found.most[places] = rows.T
 
@@ -294,7 +247,7 @@ def _fill_integers(found: Measured, places: list[int], rows: Array) -> None:
 
 
 def _fill_pairs(found: Array, places: list[int], rows: Array) -> None:
-    found[places] = rows.reshape(-1, 2)
+    found[places] = rows
 
 
 def _roots(squares: Array, most: Array, tensors: Sequence[torch.Tensor]) -> Array:
