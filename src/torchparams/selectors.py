@@ -72,40 +72,25 @@ complement must both exclude and leave something. Otherwise, `NoMatch` names the
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torchparams._selector.candidates import Candidates, Rows
-from torchparams._selector.globs import Glob
+from torchparams._selector.candidates import Candidates
 from torchparams._selector.globs import quote as quote
-from torchparams._selector.hints import narrow, refuse_empty, suggestion
-from torchparams._selector.parser import parse
-from torchparams._selector.tree import (
-    Compound,
-    Condition,
-    Intersection,
-    Names,
-    Node,
-    Objects,
-    Predicate,
-    Same,
-    Union,
-    children,
-    complement,
-    intersection,
-    union,
-)
-from torchparams.errors import SelectorError, shorten
+from torchparams._selector.hints import narrow, refuse_empty
+from torchparams._selector.objects import node_of
+from torchparams._selector.terms import Term, json_of, reasons, terms_of, tree_of
+from torchparams._selector.tree import Node, Union, complement, intersection, relative, union
 from torchparams.reading import Reading
 from torchparams.render.result import Result
-from torchparams.render.tree import Cell, Column, Row, Table, Text, Tree, cut, human_count, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from torchparams.info import ParameterInfo
     from torchparams.reading import Lone
+    from torchparams.render.tree import Tree
 
 ROWS_SHOWN = 40
 """Default number of parameters listed by a printed explanation."""
@@ -140,7 +125,7 @@ class Selector:
     _node: Node
 
     def __init__(self, what: object) -> None:
-        self._node = _node_of(what)
+        self._node = what._node if isinstance(what, Selector) else node_of(what)
 
     @classmethod
     def of(cls, what: object) -> Selector:
@@ -177,7 +162,7 @@ class Selector:
         >>> Selector("layers.{-1}.**").relative, Selector("layers.1.**").relative
         (True, False)
         """
-        return any(map(_counts_from_end, _walk(self._node)))
+        return relative(self._node)
 
     # --- apply -----------------------------------------------------------------------------
 
@@ -253,13 +238,8 @@ class Selector:
         1 of 2 tensors
         """
         table = _table_of(infos, where)
-        terms = tuple(_terms(table, self._node, 0))
-        reasons: dict[int, list[str]] = {row: [] for row in sorted(table.hits(self._node))}
-        for text, rows in _reasons(table, self._node, table.hits(self._node)):
-            for row in rows:
-                if text not in reasons[row]:
-                    reasons[row].append(text)
-        by = {table.names[row]: tuple(texts) for row, texts in reasons.items()}
+        terms = tuple(terms_of(table, self._node))
+        by = reasons(table, self._node)
         return Explanation(self, terms, MappingProxyType(by), len(table.infos))
 
     # --- combine ---------------------------------------------------------------------------
@@ -315,106 +295,10 @@ def _table_of(infos: Iterable[ParameterInfo], where: str | None) -> Candidates:
     return table
 
 
-def _walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in children(node):
-        yield from _walk(child)
-
-
-def _counts_from_end(node: Node) -> bool:
-    if not isinstance(node, Compound):
-        return False
-    globs = (node.pattern, *(each.value for each in node.conditions if isinstance(each, Condition)))
-    return any(isinstance(glob, Glob) and glob.from_end for glob in globs)
-
-
 def _from_node(node: Node) -> Selector:
     selector = Selector.__new__(Selector)
     selector._node = node
     return selector
-
-
-def _node_of(what: object) -> Node:
-    if isinstance(what, str):
-        return parse(what)
-    if isinstance(what, Selector):
-        return what._node
-    if _is_object(what):
-        return Objects((Same(what),))
-    # Before the test for functions: a Parameters is a callable mapping.
-    if isinstance(what, Iterable) and not isinstance(what, bytes | type):
-        listed = list(what)
-        names = frozenset(each for each in listed if isinstance(each, str))
-        objects = dict.fromkeys(Same(each) for each in listed if _is_object(each))
-        for each in listed:
-            if not (isinstance(each, str) or _is_object(each)):
-                kind = type(each).__name__
-                raise SelectorError(
-                    f"a selector list must contain names, modules or parameters, not a {kind}",
-                    hint="join other selectors with |",
-                )
-        if not objects:
-            return Names(names)
-        # Many parameters become one term, so that the table is scanned once.
-        tensors = tuple(each for each in objects if not _is_module(each.object))
-        modules = (Objects((each,)) for each in objects if _is_module(each.object))
-        return union(*[Names(names)] * bool(names), *modules, *[Objects(tensors)] * bool(tensors))
-    if hasattr(what, "named_parameters"):
-        raise SelectorError(
-            f"a {type(what).__name__} is a model, not a selector (text, names or a function of ParameterInfo)",
-            hint="select from it: torchparams.of(model).select(…)",
-        )
-    if callable(what) and not isinstance(what, type):
-        return Predicate(what)
-    raise SelectorError(
-        f"{shorten(repr(what))} is not a selector",
-        exists="a selector is text such as '**.bias', a list of names, a module or a class of modules, "
-        "a function of ParameterInfo, or a Selector",
-    )
-
-
-def _is_object(what: object) -> bool:
-    """Whether it is a module, a class of modules, or a tensor."""
-    torch = sys.modules.get("torch")
-    return torch is not None and (_is_module(what) or isinstance(what, torch.Tensor))
-
-
-def _is_module(what: object) -> bool:
-    """Whether it is a module or a class of modules."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    return issubclass(what, torch.nn.Module) if isinstance(what, type) else isinstance(what, torch.nn.Module)
-
-
-# --- explain -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """Matches of one part of a selector.
-
-    Attributes:
-        text: Text of the part.
-        depth: Depth in the selector, 0 for the whole.
-        hits: Infos of the matching parameters, in table order.
-        note: Suggestion if it matches nothing; otherwise empty.
-    """
-
-    text: str
-    depth: int
-    hits: tuple[ParameterInfo, ...]
-    note: str = ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of the matches, in table order."""
-        return tuple(info.name for info in self.hits)
-
-    @property
-    def numel(self) -> int:
-        """Number of elements of all matches."""
-        return sum(info.numel for info in self.hits)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -451,27 +335,7 @@ class Explanation(Result):
         Args:
             limit: Maximum number of parameters; None for all.
         """
-        total = self.terms[0]
-        columns = (
-            Column("term", style="name", shrink=True),
-            Column("tensors", right=True, style="number"),
-            Column("parameters", right=True, style="number", drop=1),
-            Column("hits", style="dim", shrink=True, yields=True),
-        )
-        rows = tuple(_term_row(term) for term in self.terms)
-        parts: list[Text | Table] = [
-            Text(shorten(total.text, 200), "title"),
-            Table(columns, rows, tree=True),
-        ]
-        if len(set(self.by.values())) > 1:
-            shown = (
-                Column("parameter", style="name", shrink=True),
-                Column("hit by", style="dim", shrink=True, yields=True),
-            )
-            reasons = [Row((name, "  ".join(texts))) for name, texts in self.by.items()]
-            parts += [Text(""), Table(shown, cut(reasons, limit, "parameters"))]
-        parts.append(Text(f"{len(total.hits):,} of {plural(self.table, 'tensor')}", "dim"))
-        return Tree(tuple(parts))
+        return tree_of(self.terms, self.by, self.table, limit)
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as JSON data."""
@@ -480,48 +344,5 @@ class Explanation(Result):
             "tensors": self.table,
             "names": list(self.names),
             "by": {name: list(texts) for name, texts in self.by.items()},
-            "terms": [
-                {
-                    "term": term.text,
-                    "depth": term.depth,
-                    "tensors": len(term.hits),
-                    "numel": term.numel,
-                    "names": list(term.names),
-                    "note": term.note or None,
-                }
-                for term in self.terms
-            ],
+            "terms": list(map(json_of, self.terms)),
         }
-
-
-_NAMES_SHOWN = 3
-
-
-def _term_row(term: Term) -> Row:
-    hits: Cell | str
-    if not term.hits:
-        hits = Cell(f"nothing: {term.note}", "warn")
-    else:
-        more = len(term.hits) - _NAMES_SHOWN
-        hits = ", ".join(info.name for info in term.hits[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-    return Row((shorten(term.text, 80), f"{len(term.hits):,}", human_count(term.numel), hits), depth=term.depth)
-
-
-def _terms(table: Candidates, node: Node, depth: int) -> Iterator[Term]:
-    hits = tuple(table.infos[row] for row in sorted(table.hits(node)))
-    below = children(node)
-    yield Term(str(node), depth, hits, "" if hits or not table.infos else suggestion(table, node))
-    for child in below:
-        yield from _terms(table, child, depth + 1)
-
-
-def _reasons(table: Candidates, node: Node, rows: Rows) -> Iterator[tuple[str, Rows]]:
-    """Terms that match `rows`, with the rows of each. The node matches all `rows`."""
-    if isinstance(node, Union):
-        for term in node.terms:
-            yield from _reasons(table, term, rows & table.hits(term))
-    elif isinstance(node, Intersection):
-        for term in node.terms:
-            yield from _reasons(table, term, rows)
-    else:
-        yield str(node), rows

@@ -11,7 +11,7 @@ from torchparams._selector.globs import Glob, quote
 from torchparams.errors import SelectorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torchparams.dtypes import DType
     from torchparams.info import ParameterInfo
@@ -200,3 +200,21 @@ def _not_too_deep(node: Node) -> Node:
         f"the selector is nested more than {2 * limits.SELECTOR_NESTING} deep",
         hint="the limit is torchparams.limits.SELECTOR_NESTING",
     )
+
+
+def relative(node: Node) -> bool:
+    """Whether a number in a glob counts from the end, so that matches depend on other parameters."""
+    return any(map(_counts_from_end, _walk(node)))
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in children(node):
+        yield from _walk(child)
+
+
+def _counts_from_end(node: Node) -> bool:
+    if not isinstance(node, Compound):
+        return False
+    globs = (node.pattern, *(each.value for each in node.conditions if isinstance(each, Condition)))
+    return any(isinstance(glob, Glob) and glob.from_end for glob in globs)
