@@ -59,6 +59,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diff base.safetensors half.safetensors --numeric",
         "diff base.safetensors odd.safetensors",
         "diff run.pt#model prefixed.safetensors",
+        "diff run.pt base.safetensors",
+        "diff run.pt prefixed.safetensors",
         "diff base.safetensors prefixed.safetensors --rename ^module.=",
         "diff state.pt state.pt",
     ),

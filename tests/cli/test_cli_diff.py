@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from command import command
 from torchparams.testing import safetensors_bytes
@@ -112,3 +114,53 @@ def test_help_teaches(capsys: Captured) -> None:
     ran = command(capsys, "diff", "--help")
     assert ran.status == 0
     assert "--rename '^encoder\\.=backbone.'" in ran.out
+
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+"""
+
+
+@pytest.mark.parametrize("other", ["net.py:build", "plain.pt"])
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_the_state_dict_of_a_lightning_file_is_proposed(
+    other: str, prefix: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(model.state_dict(), "plain.pt")
+    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state, "optimizer_states": [optimizer.state_dict()]}, "run.ckpt")
+    for a, b, how in (
+        (other, "run.ckpt", "strip 'model.' from 4 of 4 names"),
+        ("run.ckpt", other, "add 'model.' to 4 of 4 names"),
+    ):
+        ran = command(capsys, "diff", a, b)
+        assert ran.status == 1
+        last = ran.out.splitlines()[-1]
+        options: tuple[str, ...] = ()
+        if prefix:
+            assert last == f"compare run.ckpt#state_dict with --rename auto (rename='auto'): {how}"
+            options = ("--rename", "auto")
+        else:
+            assert last == "compare run.ckpt#state_dict: it has the tensors of the other source"
+        a, b = (target.replace("run.ckpt", "run.ckpt#state_dict") for target in (a, b))
+        ran = command(capsys, "diff", a, b, *options)
+        assert "only in" not in ran.out
+        assert ran.status == (other == "net.py:build")
+
+
+def test_a_rename_within_the_same_mapping_of_both_is_proposed_as_before(capsys: Captured) -> None:
+    for name, prefix in (("a.pt", ""), ("b.pt", "module.")):
+        state = {f"{prefix}{layer}.weight": torch.ones(2, 2) for layer in "uv"}
+        torch.save({"state_dict": state, "optimizer": {"momentum": torch.zeros(3)}}, name)
+    ran = command(capsys, "diff", "a.pt", "b.pt")
+    assert ran.out.endswith("more names match with --rename auto (rename='auto'): strip 'module.' from 2 of 3 names\n")
+    assert command(capsys, "diff", "a.pt", "b.pt", "--rename", "auto").status == 0

@@ -343,6 +343,24 @@ def test_stats_list_codes_as_unread_with_the_reason(file: str) -> None:
     assert "l.weight" in str(found)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_raw_codes_are_listed_as_stored_whether_their_encoding_is_known_or_not(
+    known: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = "l.weight_scale" if known else "l.weight_global_scale"
+    file = tmp_path / "model.safetensors"
+    tp.convert({"l.weight": tensor(F8), scale: tensor(torch.float32, 1)}, file).run()
+    line = f"  l.weight: Holds codes, listed as stored: their values need '{scale}'"
+    ran = command(capsys, "stats", file, "--raw")
+    assert line in ran.out.splitlines() and "unknown" not in ran.out
+    assert f"l.weight      {line[12:]}" in command(capsys, "diff", file, file, "--raw", "--numeric").out.splitlines()
+    for selector in (None, "l.weight"):
+        reasons = [each.reason for each in tp.stats(file, selector).unread]
+        assert reasons == ([] if known else [f"Holds codes of an unknown encoding: their values need '{scale}'"])
+        reasons = [each.reason for each in tp.stats(tp.of(file, raw=True), selector).unread]
+        assert reasons == [line.partition(": ")[2]]
+
+
 def test_stats_of_codes_alone_know_the_companions_that_are_not_selected(file: str) -> None:
     found = tp.stats(file, "l.weight")
     assert not found.rows

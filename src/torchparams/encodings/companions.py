@@ -90,7 +90,7 @@ PACKINGS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Tensor of an unknown encoding.
+    """Tensor that holds codes, or belongs to codes, which are not decoded.
 
     Attributes:
         name: Canonical name.
@@ -102,6 +102,7 @@ class Coded:
         packing: Name of the packing, if it is recognised.
         why: Reason why these codes, or those that it belongs to, cannot be decoded though their encoding is known, as
             a sentence; empty if it is unknown.
+        as_stored: Whether the source lists tensors as they are stored, so their encoding may be known.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Coded:
     by_class: bool = False
     why: str = ""
     packing: str = ""
+    as_stored: bool = False
 
     @property
     def reason(self) -> str:
@@ -120,22 +122,25 @@ class Coded:
             if self.codes:
                 return f"Holds codes that cannot be decoded: {why}"
             return f"Belongs to the codes in {quoted(self.beside)}, which cannot be decoded: {why}"
+        codes = "Holds codes, listed as stored" if self.as_stored else "Holds codes of an unknown encoding"
         if self.by_class:
-            return f"Holds codes of an unknown encoding: their values need the scales that {shorten(self.beside)} keeps"
+            return f"{codes}: their values need the scales that {shorten(self.beside)} keeps"
         if self.codes and self.packing:
             return f"Holds codes of {self.packing}, which is not decoded: their values need {quoted(self.beside)}"
         if self.codes:
-            return f"Holds codes of an unknown encoding: their values need {quoted(self.beside)}"
-        return f"Belongs to the codes in {quoted(self.beside)}, whose encoding is unknown"
+            return f"{codes}: their values need {quoted(self.beside)}"
+        which = "listed as stored" if self.as_stored else "whose encoding is unknown"
+        return f"Belongs to the codes in {quoted(self.beside)}, {which}"
 
 
-def coded(reading: Reading) -> dict[str, Coded]:
-    """Find codes of unknown encodings, and their companions, by canonical name.
+def coded(reading: Reading, *, as_stored: bool = False) -> dict[str, Coded]:
+    """Find codes, and their companions, by canonical name.
 
     Linear in the number of names, and almost free if no tensor has a dtype in `CODES`.
 
     Args:
         reading: Reading of all tensors of a source; a selection may lack companions.
+        as_stored: Whether the source lists tensors as they are stored; see `Coded`.
 
     >>> import numpy as np
     >>> import torchparams as tp
@@ -177,14 +182,16 @@ def coded(reading: Reading) -> dict[str, Coded]:
         beside = _companions(name, rows, groups)
         if beside:
             canonical = names[rows[name]]
-            found.setdefault(canonical, Coded(canonical, beside[0], True, packing=_packing_of(name, beside)))
+            packing = _packing_of(name, beside)
+            found.setdefault(canonical, Coded(canonical, beside[0], True, packing=packing, as_stored=as_stored))
             for other in beside:
                 at = rows[other]
-                members.setdefault(names[at], Coded(names[at], name, False, dtypes[at] not in CODES))
+                numbers = dtypes[at] not in CODES
+                members.setdefault(names[at], Coded(names[at], name, False, numbers, as_stored=as_stored))
     return {**members, **found}
 
 
-def by_class(structures: Iterable[Structure]) -> dict[str, Coded]:
+def by_class(structures: Iterable[Structure], *, as_stored: bool = False) -> dict[str, Coded]:
     """Stored tensors of parameters whose class keeps the values, by canonical name.
 
     >>> from torchparams.encodings.base import Structure
@@ -192,7 +199,7 @@ def by_class(structures: Iterable[Structure]) -> dict[str, Coded]:
     'Holds codes of an unknown encoding: their values need the scales that NF4Tensor keeps'
     """
     return {
-        part: Coded(part, structure.kind, True, by_class=True)
+        part: Coded(part, structure.kind, True, by_class=True, as_stored=as_stored)
         for structure in structures
         for part in structure.parts.values()
     }

@@ -75,6 +75,21 @@ def part_within(source: Source, wanted: Mapping[str, Any]) -> str | None:
     return target_of(source, best) if hits(best) > sum(name in wanted for name in names) else None
 
 
+def part_for_rename(source: Source, new_of: Mapping[str, str]) -> str | None:
+    """Deepest mapping in a checkpoint that holds all names of a rename and none of the new ones, or None.
+
+    Args:
+        source: Checkpoint to search.
+        new_of: Names in the checkpoint → new names.
+    """
+    fitting = [
+        part
+        for part in source.mappings
+        if all(old.startswith(f"{part}.") and not new.startswith(f"{part}.") for old, new in new_of.items())
+    ]
+    return max(fitting, key=len, default=None) if new_of else None
+
+
 def as_json(value: Any) -> Any:
     """Metadata value as JSON data; non-finite numbers become the texts `nan`, `inf` and `-inf`.
 

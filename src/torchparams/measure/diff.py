@@ -8,7 +8,7 @@ from torchparams.engines.base import Unread
 from torchparams.errors import SelectorError
 from torchparams.io.filebytes import paused_gc
 from torchparams.left_out import LeftOut, concerned
-from torchparams.measure.beside import part_within
+from torchparams.measure.beside import part_for_rename, part_within, target_of
 from torchparams.measure.comparing import can_compare_values, compare_pairs
 from torchparams.measure.diff_rows import GroupDiff, TensorDiff
 from torchparams.measure.diff_tree import SORT_KEYS as SORT_KEYS
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchparams.info import ParameterInfo
     from torchparams.measure.lost import Lost
     from torchparams.sketch.compared import Compared
+    from torchparams.sources.base import Source
 
 
 def diff(
@@ -113,6 +114,7 @@ def diff(
         params.source.coded(Reading(infos.values()) if params.selector is None else None)
         for params, infos in ((mine, infos_a), (yours, infos_b))
     )
+    part, within = (None, None) if renames is not None else _part(mine.source, infos_a, yours.source, infos_b, hint)
     rows, lost = _compare(mine, yours, pairs, _codes(pairs, in_a, in_b), numeric, engine, progress)
     grouped = None if by is None else _groups(rows, by, strict, where)
     made = Diff(
@@ -129,9 +131,47 @@ def diff(
         left_out_a=_left_out(mine, selector, rows),
         left_out_b=_left_out(yours, selector, rows),
         lost=lost,
-        part=part_within(mine.source, infos_b) or part_within(yours.source, infos_a) if renames is None else None,
+        part=part,
+        part_proposal=within,
     )
     return made if sort is None else made.sorted(sort)
+
+
+def _part(
+    a: Source,
+    infos_a: Mapping[str, ParameterInfo],
+    b: Source,
+    infos_b: Mapping[str, ParameterInfo],
+    hint: Renames | None,
+) -> tuple[str | None, Renames | None]:
+    """Target of the mapping in one checkpoint to compare instead, and the rename that it needs.
+
+    Args:
+        a, b: The sources.
+        infos_a, infos_b: Their infos.
+        hint: Rename of B's names that pairs more tensors of the whole sources.
+    """
+    part = part_within(a, infos_b) or part_within(b, infos_a)
+    if part is not None or hint is None:
+        return part, None
+    moved = {old: new for old, new in hint.apply(infos_b).items() if old != new}
+    for source, infos, others, new_of in (
+        (b, infos_b, infos_a, moved),
+        (a, infos_a, infos_b, {new: old for old, new in moved.items()}),
+    ):
+        path = part_for_rename(source, new_of)
+        if path is None:
+            continue
+        inner = {name[len(path) + 1 :]: info for name, info in infos.items() if name.startswith(f"{path}.")}
+        have, want = (inner, others) if source is b else (others, inner)
+        within = proposal(want, have)
+        if within is not None and _paired(within, have, want) >= _paired(hint, infos_b, infos_a):
+            return target_of(source, path), within
+    return None, None
+
+
+def _paired(renames: Renames, have: Mapping[str, ParameterInfo], want: Mapping[str, ParameterInfo]) -> int:
+    return sum(name in want for name in renames.apply(have).values())
 
 
 def _left_out(params: Parameters, selector: object, rows: Iterable[TensorDiff]) -> tuple[LeftOut, ...]:

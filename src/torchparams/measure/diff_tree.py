@@ -71,6 +71,7 @@ class Diff(Result, Tabular):
         rename: Rename applied to the names of B, or None.
         proposal: Rename that would pair more tensors, if none was requested.
         part: Target of a mapping inside one checkpoint that shares more names with the other source, or None.
+        part_proposal: Rename that `part` needs, or None.
         rows: One row per tensor, in A's order; tensors only in B come last.
         by: Grouping, or None.
         groups: Groups of rows.
@@ -99,6 +100,7 @@ class Diff(Result, Tabular):
     left_out_a: tuple[LeftOut, ...] = ()
     left_out_b: tuple[LeftOut, ...] = ()
     part: str | None = None
+    part_proposal: Renames | None = None
     lost: Lost = field(default_factory=dict)
 
     @property
@@ -181,6 +183,7 @@ class Diff(Result, Tabular):
             "rename": None if self.rename is None else self.rename.to_json(),
             "proposal": None if self.proposal is None else str(self.proposal),
             "part": self.part,
+            "part_proposal": None if self.part_proposal is None else str(self.part_proposal),
             "counts": dict(self.counts),
             "total": self.total.to_json(),
             "by": None if self.by is None else list(self.by),
@@ -237,7 +240,10 @@ def _tree(diff: Diff) -> Tree:
         ]
     parts.append(_verdict(diff))
     parts += lines(diff.lost)
-    if diff.part is not None:
+    if diff.part is not None and diff.part_proposal is not None:
+        text = f"compare {diff.part} with --rename auto (rename='auto'): {diff.part_proposal}"
+        parts.append(Text(printable(text), "warn"))
+    elif diff.part is not None:
         parts.append(Text(printable(f"compare {diff.part}: it has the tensors of the other source"), "warn"))
     elif diff.proposal is not None:
         parts.append(Text(printable(f"more names match with --rename auto (rename='auto'): {diff.proposal}"), "warn"))

@@ -113,8 +113,8 @@ class Source(ABC):
         Args:
             known: A reading of all tensors, if the caller has one; a selection may lack the scales.
         """
-        found = coded(self.reading() if known is None else known)
-        return {**by_class(self.structures), **found}
+        found = coded(self.reading() if known is None else known, as_stored=True)
+        return {**by_class(self.structures, as_stored=True), **found}
 
     @abstractmethod
     def numpy(self, name: str) -> np.ndarray[Any, Any]:

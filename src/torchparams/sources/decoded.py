@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,8 @@ class DecodedSource(Source):
         """Codes that no encoding claims."""
         found = self._read()[0]
         # A snapshot of a selection may lack the scales, but it still knows which tensors are codes.
-        known_below = {name: each for name, each in self._base.coded().items() if name not in found.parts}
-        return {**known_below, **found.coded}
+        below = {name: each for name, each in self._base.coded().items() if name not in found.parts}
+        return {**{name: replace(each, as_stored=False) for name, each in below.items()}, **found.coded}
 
     def _claim(self, name: str) -> Claim | None:
         return self._read()[2].get(name)
