@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"io", "sketch"},
             {"expressions"},
             {"encodings"},
-            {"parameters", "sources", "module"},
+            {"parameters", "mapping_views", "sources", "module"},
             {"engines"},
             {"measure", "train", "lint", "edit", "record"},
             {"page"},

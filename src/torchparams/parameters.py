@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchparams.encodings.companions import undecoded_lines
 from torchparams.errors import ReadOnlyTable, SelectorError, UnknownName
 from torchparams.left_out import LeftOut, concerned, left_out_lines
+from torchparams.mapping_views import Items, Keys, Values
 from torchparams.reading import Reading
 from torchparams.render.result import Result
 from torchparams.render.rows import INFO_COLUMNS, sort_infos, table_of, total_of
@@ -211,21 +211,21 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     def keys(self) -> KeysView[str]:
         """Canonical names, in order. The view reads the model once, at first use."""
-        return _Keys(self)
+        return Keys(self, self._keys)
 
     def items(self) -> ItemsView[str, Any]:
         """Names and tensors, in order. The view reads the model once, at first use.
 
         Tensors of a file are read one by one.
         """
-        return _Items(self)
+        return Items(self, self._source, self._read)
 
     def values(self) -> ValuesView[Any]:
         """Tensors, in order. The view reads the model once, at first use.
 
         Tensors of a file are read one by one.
         """
-        return _Values(self)
+        return Values(self, self._source, self._read)
 
     def __setitem__(self, name: str, value: object) -> NoReturn:
         raise self._read_only(name, "set")
@@ -283,6 +283,10 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
             return dict(self._source.items())
         reading = self.reading()
         return dict(self._source.items(reading.names)) if reading.tensors is None else reading.tensors
+
+    def _read(self) -> Mapping[str, Any]:
+        """What a view of tensors holds: the tensors of a live source, or the names of any other."""
+        return self._tensors() if self._source.live else self._keys()
 
     def _taken(self, name: str) -> str:
         """Spelling of a name that the source accepts for values; cheaper to find than the canonical one."""
@@ -411,67 +415,6 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
 
     def _title(self) -> str:
         return f"Parameters of {self._source.label}"
-
-
-class _Keys(KeysView[str]):
-    _mapping: Parameters
-
-    @cached_property
-    def _reading(self) -> Mapping[str, Any]:
-        return self._mapping._keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._reading)
-
-    def __len__(self) -> int:
-        return len(self._reading)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._reading
-
-
-class _Held:
-    """Reading that a view of tensors holds: the tensors of a live source, or the names of any other."""
-
-    _mapping: Parameters
-
-    @cached_property
-    def _reading(self) -> Mapping[str, Any]:
-        table = self._mapping
-        return table._tensors() if table._source.live else table._keys()
-
-    def _pairs(self) -> Iterator[tuple[str, Any]]:
-        table, read = self._mapping, self._reading
-        if table._source.live:
-            return iter(read.items())
-        return table._source.items(read)
-
-    def __len__(self) -> int:
-        return len(self._reading)
-
-
-class _Items(_Held, ItemsView[str, Any]):
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return self._pairs()
-
-    def __contains__(self, pair: object) -> bool:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            return False
-        name, value = pair
-        if name not in self._reading:
-            return False
-        if self._mapping._source.live:
-            return self._reading[name] is value  # identity, as for values
-        return bool(self._mapping[name] == value)
-
-
-class _Values(_Held, ValuesView[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._reading.values()) if self._mapping._source.live else (value for _, value in self._pairs())
-
-    def __contains__(self, value: object) -> bool:
-        # `==` of two tensors is a tensor, so membership means identity.
-        return any(other is value for other in self)
 
 
 def of(x: object, *, buffers: bool = False, raw: bool = False) -> Parameters:
