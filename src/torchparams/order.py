@@ -43,7 +43,7 @@ def natural(names: Iterable[str]) -> list[str]:
             if ending is not None:
                 keys.append(key + ending)
                 continue
-        size = name.rfind(".", 0, name.rfind(".")) + 1
+        size = name.rfind(".", 0, name.rfind(".", 0, name.rfind("."))) + 1  # three components are the ending
         start = name[:size]
         node, key = tree.module(start[:-1]) if size else (0, "")
         below = endings.get(node) or endings.setdefault(node, {})
