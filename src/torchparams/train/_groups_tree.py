@@ -1,4 +1,4 @@
-"""Trees of parameter groups: as a table, as JSON, and for one parameter."""
+"""Parameter groups with the origin of their options, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torchparams.render.tree import (
     Tree,
     cut,
     human_count,
-    json_number,
     listed,
     plural,
     printable,
 )
+from torchparams.train._explained import Explained, Given
+from torchparams.train._options import plain, text
 from torchparams.train.rules import TAKEN
 
 if TYPE_CHECKING:
@@ -340,11 +341,6 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def text(value: Any) -> str:
-    """Short text of an option's value."""
-    return f"{value:.6g}" if type(value) is float else shorten(repr(value), 40)
-
-
 def _numel(tensors: Iterable[Any]) -> int:
     from torch.nn.parameter import is_lazy
 
@@ -394,98 +390,11 @@ def to_json(groups: Groups) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """An option's value as JSON data; text if JSON has no matching type."""
-    if isinstance(value, float):
-        return json_number(value)
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return repr(value)
-
-
 # --- one of them ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """One option of one parameter.
-
-    Attributes:
-        option: Its name.
-        value: Its value.
-        by: Selector of the rule that gave it, or `defaults`; with the factor of a layer decay.
-        instead: Overridden origins and their values, last first.
-    """
-
-    option: str
-    value: Any
-    by: str
-    instead: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Explained(Result):
-    """Options of one parameter and their origins; prints as a table.
-
-    Attributes:
-        name: The parameter.
-        group: Index of its group; None if it is left out because it is frozen.
-        depth: Its depth in the network, with a layer decay; otherwise None.
-        given: Its options.
-        rules: Selectors of all rules that match it, in order.
-    """
-
-    name: str
-    group: int | None
-    depth: int | None
-    given: tuple[Given, ...]
-    rules: tuple[str, ...]
-
-    def tree(self) -> Tree:
-        """The explanation as a tree, as printed."""
-        where = "is in no group: it is frozen" if self.group is None else f"is in group {self.group}"
-        deep = "" if self.depth is None else f", at depth {self.depth}"
-        parts: list[Text | Table] = [Text(printable(f"{self.name} {where}{deep}"), "title")]
-        if self.given:
-            columns = (
-                Column("option", style="name"),
-                Column("value", right=True),
-                Column("given by", shrink=True),
-                Column("instead of", style="dim", shrink=True, yields=True),
-            )
-            rows = tuple(
-                Row((one.option, text(one.value), one.by, ", ".join(f"{text(v)} ({by})" for by, v in one.instead)))
-                for one in self.given
-            )
-            parts.append(Table(columns, rows))
-        return Tree(tuple(parts))
-
-    def to_json(self) -> dict[str, Any]:
-        """The explanation as JSON data."""
-        return {
-            "name": self.name,
-            "group": self.group,
-            "depth": self.depth,
-            "rules": list(self.rules),
-            "options": {
-                one.option: {
-                    "value": plain(one.value),
-                    "by": one.by,
-                    "instead": [{"value": plain(value), "by": by} for by, value in one.instead],
-                }
-                for one in self.given
-            },
-        }
 
 
 def explain(groups: Groups, name: str) -> Explained:
     """Explain the options of the parameter with the canonical name `name`."""
-    from torchparams.errors import UnknownName
-
     origin = groups.origins.get(name)
     place = next((place for place, group in enumerate(groups) if name in group.get("param_names", ())), None)
     if origin is None or (place is None and name not in set(groups.frozen)):
