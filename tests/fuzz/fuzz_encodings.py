@@ -13,14 +13,8 @@ import contextlib
 import copy
 import io
 import json
-import random
 import shutil
-import signal
 import sys
-import tempfile
-import tracemalloc
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -28,20 +22,20 @@ import numpy as np
 import torch
 
 import torchparams as tp
+from fuzz.watching import draws, quiet_folder, watched
 from torchparams.cli.app import run as command
 from torchparams.errors import TorchParamsError
 from torchparams.testing import safetensors_bytes
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
+    from pathlib import Path
 
 Array = np.ndarray[Any, Any]
 Weights = dict[str, Array]
 Made = tuple[Weights, dict[str, Any], dict[str, str]]
 """Tensors, configuration, and metadata of the header."""
-
-SECONDS = 20
-"""After which an input counts as one that hangs."""
 
 SLACK = 40 << 20
 """Bytes that a command may allocate whatever the file: the writer has buffers."""
@@ -246,31 +240,23 @@ def run(count: int, seed: int = 0) -> int:
         seed: Where they start; equal seeds give equal inputs.
     """
 
-    def late(*_: object) -> None:
-        raise AssertionError(f"still busy after {SECONDS} seconds")
-
     decoded = 0
-    before = signal.signal(signal.SIGALRM, late)
-    with tempfile.TemporaryDirectory() as home, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_folder() as home:
         whole = pickled()
-        for number in range(count):
-            draw = random.Random(f"{seed} {number}")
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            tracemalloc.start()
-            try:
+        for number, draw in draws(count, seed):
+            with watched(f"input {number} of seed {seed}") as trial:
                 if number % 9 == 8:
                     data = bytearray(whole)
                     for _ in range(draw.randint(1, 4)):
                         data[draw.randrange(len(data))] = draw.randrange(256)
-                    path = Path(home) / "model.pt"
+                    path = home / "model.pt"
                     path.write_bytes(data)
                     decoded += attempt_pickle(path)
                     size = len(data)
                 else:
                     maker = list(MAKERS.values())[number % 9]
                     weights, config, metadata = changed(maker(np.random.default_rng(number)), draw)
-                    folder = Path(home) / "checkpoint"
+                    folder = home / "checkpoint"
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir()
                     content = safetensors_bytes({**weights, "norm": np.ones(4, np.float32)}, metadata)
@@ -278,15 +264,7 @@ def run(count: int, seed: int = 0) -> int:
                     (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
                     size = len(content)
                     decoded += attempt(folder)
-                peak = tracemalloc.get_traced_memory()[1]
-                assert peak <= SLACK + 20 * size, f"{peak} bytes allocated"
-            except BaseException as failure:
-                failure.add_note(f"input {number} of seed {seed}")
-                raise
-            finally:
-                tracemalloc.stop()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+                trial.nbytes = SLACK + 20 * size
     return decoded
 
 

@@ -11,27 +11,21 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import random
-import signal
 import sys
-import tempfile
 import time
-import tracemalloc
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import checkpoint
 
 import torchparams as tp
+from fuzz.watching import draws, quiet_folder, watched
 from torchparams.errors import TorchParamsError
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
-
-SECONDS = 20
-"""After which an input counts as one that hangs."""
+    from pathlib import Path
 
 SLACK = 8 << 20
 """Bytes that listing and reading any of these small directories may take, beside 200 for each of theirs."""
@@ -166,37 +160,21 @@ def run(reader: str, count: int, seed: int = 0) -> int:
         seed: Where they start; equal seeds give equal inputs.
     """
 
-    def late(*_: object) -> None:
-        raise AssertionError(f"still busy after {SECONDS} seconds")
-
     taken = 0
-    before = signal.signal(signal.SIGALRM, late)
-    with tempfile.TemporaryDirectory() as home, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        folder = Path(home) / "checkpoint"
+    with quiet_folder() as home:
+        folder = home / "checkpoint"
         READERS[reader](folder)
         contents = {path: path.read_bytes() for path in sorted(folder.iterdir())}
         size = sum(map(len, contents.values()))
         assert attempt(folder, None), "as it was written, it is taken"
-        for number in range(count):
-            draw = random.Random(f"{seed} {number}")
+        for number, draw in draws(count, seed):
             path = draw.choice(list(contents))
             content = mutated(path, contents[path], draw)
             path.write_bytes(content)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            tracemalloc.start()
-            try:
+            with watched(f"{path.name}, input {number} of seed {seed}: {content[:4000]!r}") as trial:
+                trial.nbytes = SLACK + 200 * (size + len(content))
                 taken += attempt(folder, draw.choice((None, None, None, "model", "optimizer")))
-                peak = tracemalloc.get_traced_memory()[1]
-                assert peak <= SLACK + 200 * (size + len(content)), f"{peak} bytes allocated"
-            except BaseException as failure:
-                failure.add_note(f"{path.name}, input {number} of seed {seed}: {content[:4000]!r}")
-                raise
-            finally:
-                tracemalloc.stop()
-                signal.setitimer(signal.ITIMER_REAL, 0)
             path.write_bytes(contents[path])
-    signal.signal(signal.SIGALRM, before)
     return taken
 
 
