@@ -75,17 +75,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Without torch: files are read without it.
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.[ch]) | $(VENV)/bin/python
 	@echo 'Installing torchparams in $(VENV): once.'
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.torch: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
+$(VENV)/.torch: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.[ch]) | $(VENV)/bin/python
 	@echo 'Installing torchparams and torch in $(VENV): once, some minutes.'
 	@$(PIP) install -c constraints.txt -e '.[torch]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.c) | $(VENV)/bin/python
+$(VENV)/.developed: pyproject.toml setup.py constraints.txt $(wildcard src/torchparams/sketch/*.[ch]) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.torch $(VENV)/.installed
 

@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -17,14 +18,14 @@ setup(
         Extension(
             f"torchparams.sketch.{name}",
             [f"src/torchparams/sketch/{file}.c" for file in (name, *more)],
-            depends=[f"src/torchparams/sketch/{file}.h" for file in ("_common", "_compare", "_compare_lanes")],
+            depends=sorted(map(str, Path("src/torchparams/sketch").glob("*.h"))),
             extra_compile_args=flags,
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
             py_limited_api=STABLE,
             optional=True,  # without it the NumPy definitions run: slower, the same results
         )
         for name, flags, *more in (
-            ("_kernels", FLAGS),
+            ("_kernels", FLAGS, "_kernels_codes", "_kernels_f32", "_kernels_f64", "_kernels_integers"),
             ("_compare", [*FLAGS, *UNFUSED], "_compare_baseline", "_compare_avx2", "_compare_avx512"),
             ("_sums", [*FLAGS, *UNFUSED]),
             ("_decode", [*FLAGS, *UNFUSED]),

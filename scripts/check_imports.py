@@ -54,9 +54,13 @@ ANYWHERE = {"testing"}
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Map dotted module names, without the package, to files; an extension module maps to its C file."""
+    """Map dotted module names, without the package, to files.
+
+    An extension module maps to the C file that initialises it; its other C files are no modules.
+    """
     found = {}
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
+    extensions = (path for path in package.rglob("*.c") if f"PyInit_{path.stem}(" in path.read_text())
+    for path in sorted([*package.rglob("*.py"), *extensions]):
         parts = path.relative_to(package).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

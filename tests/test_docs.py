@@ -55,8 +55,7 @@ def test_a_generated_page_is_what_the_code_says(name: str) -> None:
 NAMES = sorted(
     name
     for name in modules()
-    if not name.endswith(("__main__", "._kernels", "._sums"))
-    and not name.startswith(("record.callbacks.", "sketch._compare"))
+    if not name.endswith(("__main__", "._kernels", "._sums", "._compare")) and not name.startswith("record.callbacks.")
 )
 
 

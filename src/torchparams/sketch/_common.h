@@ -24,11 +24,14 @@
 #define IEEE 1
 #endif
 
+/* HIDDEN: known to the other files of an extension, and not outside it. */
 #if defined(__GNUC__)
+#define HIDDEN __attribute__((visibility("hidden")))
 #define INLINE static inline __attribute__((always_inline))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PREFETCH(p) __builtin_prefetch(p)
 #else
+#define HIDDEN
 #define INLINE static __forceinline
 #define UNLIKELY(x) (x)
 #define PREFETCH(p) ((void)0)

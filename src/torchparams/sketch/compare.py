@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("p8", "bf16", "f16", "f32", "f64", "i16", "u16", "i32", "u32", "i64", "u64")
-"""Kinds of values, in the numbering of `_compare.c`."""
+"""Kinds of values, in the numbering of `_compare.h`."""
 
 _KIND_OF = {
     "bfloat16": "bf16",

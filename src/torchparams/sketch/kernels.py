@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any]"
 
 KINDS = ("p8", "p16", "f32", "f64", "i32", "u32", "i64", "u64")
-"""Kinds of values, in the numbering of `_kernels.c`."""
+"""Kinds of values, in the numbering of `_kernels.h`."""
 
 ITEMSIZE = {"p8": 1, "p16": 2, "f32": 4, "f64": 8, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
 """Bytes per value."""
