@@ -77,7 +77,11 @@ HIDDEN update_function update_p8, update_p16, update_f64;
 DECLARE_LEVEL(, 0)
 #if X86
 #define AVX2 TARGET("avx2,fma")
+#if defined(__clang__) /* which ignores a target that names a width */
+#define AVX512 TARGET("avx512f,avx512bw,avx512dq,avx512vl")
+#else
 #define AVX512 TARGET("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
 DECLARE_LEVEL(AVX2, 1)
 DECLARE_LEVEL(AVX512, 2)
 #endif
