@@ -5,9 +5,9 @@
 A transformer of 25 million parameters on random tokens, and 2,000 parameters of 256 elements. Three ways are compared
 with the plain loop: the recorder as it is by default; everything at every step; and hooks on every gradient with
 `torch.histc`, as `wandb.watch` sets them. Two trainings of equal models run at once, a step of each by turns: whole
-runs one after the other differ by 15 % and more without any recorder. The
-error is that of the mean of the paired differences. The recorder's CPU time is also measured directly, in its hook and
-its `step`; its share of a long run is that of a step without a record and of a full record at every 100th step.
+runs one after the other differ by 15 % and more without any recorder. The error is that of the mean of the paired
+differences. The recorder's CPU time is also measured directly, in its hook and its `step`; its share of a long run is
+that of a step without a record and of a full record at every 100th step.
 """
 
 from __future__ import annotations
