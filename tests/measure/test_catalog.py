@@ -144,6 +144,7 @@ def test_rows_do_not_wait_in_memory(run: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_directory_of_other_files_is_refused(run: Path) -> None:
     (run / "c").mkdir()
     (run / "c" / "notes.txt").write_text("mine")
+    (run / "c" / "draft.unfinished").write_text("mine too")
     with pytest.raises(WriteError, match="other files"):
         tp.catalog("step-*", "c")
     (run / "d").mkdir()
@@ -154,6 +155,7 @@ def test_a_directory_of_other_files_is_refused(run: Path) -> None:
         tp.catalog("epoch-*")
     with pytest.raises(OptionError):
         tp.catalog([])
+    assert (run / "c" / "draft.unfinished").exists()
 
 
 def test_a_full_disk_leaves_complete_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

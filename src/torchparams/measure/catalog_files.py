@@ -60,7 +60,6 @@ class Pieces:
         """
         try:
             os.makedirs(self.path, exist_ok=True)
-            parquet.remove_unfinished(self.path)
             names = os.listdir(self.path)
         except OSError as error:
             raise WriteError(error.strerror or str(error), where=self.path) from None
@@ -77,6 +76,7 @@ class Pieces:
             if stale:
                 self._drop(name, stale)
             found |= {each: mark for each, mark in marks.items() if each not in stale}
+        parquet.remove_unfinished(self.path)  # nothing is removed from a directory that is no catalog's
         return found
 
     def names(self) -> list[str]:
