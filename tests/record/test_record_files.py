@@ -98,6 +98,15 @@ def test_a_record_is_resumed_and_overwritten_steps_stay_visible(tmp_path: Path) 
     assert "3 steps from 3 on ran again after a resume" in str(found)
 
 
+def test_only_leftovers_of_a_record_are_removed(tmp_path: Path) -> None:
+    for resume in (False, True):
+        (tmp_path / "draft.unfinished").write_text("of a killed process, if there is a record")
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, optimizer, tp.Recorder(model, optimizer, tmp_path, resume=resume), 1)
+        assert (tmp_path / "draft.unfinished").exists() == (not resume)
+
+
 def test_findings_and_numbers_of_steps_that_ran_again_are_gone(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

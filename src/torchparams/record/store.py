@@ -140,7 +140,7 @@ class Writer:
             form = read_head(self.path)
             self.session = len(form["sessions"])
             self.last = last_step(self.path)
-        parquet.remove_unfinished(self.path)
+            parquet.remove_unfinished(self.path)
         self._next = 1 + max((int(found[2]) for name in names if (found := _PIECE.fullmatch(name))), default=-1)
         form["sessions"].append(dict(head))
         self._replace(HEAD, form)
