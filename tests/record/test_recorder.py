@@ -214,6 +214,25 @@ def test_a_step_that_a_scaler_skips_is_not_counted_but_found(
     assert "step 2: 0.weight: the gradient has" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("every", [1, 100, {"gradients": 1, "weights": 100}, {"gradients": 100, "updates": 1}])
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_weights_are_checked_where_a_gradient_was_not_finite(tmp_path: Path, every: Any, accelerator: bool) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.Recorder(model, optimizer, tmp_path, every=every, quiet=True) as recorder:
+        recorder._meter = Meter(by_torch=accelerator)
+        for step, x in enumerate(batches(3)):
+            model(x).square().mean().backward()
+            if step == 1:
+                layer(model, 0).weight.grad[0, :3] = math.nan
+            optimizer.step()
+            recorder.step()
+            optimizer.zero_grad()
+            if step == 1 and not (accelerator and every == 100):  # there, the flag waits for the next record
+                found = {(each.step, each.rule, each.name) for each in recorder.findings}
+                assert found >= {(1, "nonfinite-gradient", "0.weight"), (1, "nonfinite-weight", "0.weight")}
+
+
 def test_the_number_of_elements_that_are_not_finite_is_right_or_unknown(tmp_path: Path) -> None:
     for accelerator in (False, True):
         model = net()

@@ -346,6 +346,9 @@ class Recorder(Result):
         self._report_odd(np.where(first < step, first, np.inf), counts)
         self._report(self._watch.record(step, columns))
         self._report_odd(first, counts)  # of this step, if the record does not have them
+        odd = np.isfinite(first).any() or gradient.nonfinite.any()
+        if odd and "weights" not in due and not self._team.is_sharded:
+            self._check_weights(step)
         self._records += 1
 
     def _groups(
@@ -399,9 +402,14 @@ class Recorder(Result):
             self._report_odd(*self._first_odd())
 
     def _check_weights(self, step: int) -> None:
-        odd = np.zeros(len(self._reading.names))
-        for i, count in self._meter.nonfinite(self._reading.local()).counts().items():
-            odd[i] = count
+        weights = self._reading.local()
+        flags = self._meter.nonfinite(weights)
+        if flags.is_here:
+            odd = np.zeros(len(weights))
+            for i, count in flags.counts().items():
+                odd[i] = count
+        else:
+            odd = self._meter.measure(weights).nonfinite.astype(np.float64)
         self._report(self._watch.look(step, {"nonfinite": odd}))
 
     def _report(self, fresh: list[RecordFinding]) -> None:
