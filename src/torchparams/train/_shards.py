@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 def shardings(reading: Reading, names: Iterable[str]) -> dict[str, Sharding]:
     """The shardings of the sharded tensors among `names`, by name."""
+    column = reading.column("sharding")
+    if column.count(None) == len(column):  # nearly always
+        return {}
     wanted = frozenset(names)
-    columns = zip(reading.names, reading.column("sharding"), strict=True)
-    return {name: sharding for name, sharding in columns if sharding is not None and name in wanted}
+    rows = zip(reading.names, column, strict=True)
+    return {name: sharding for name, sharding in rows if sharding is not None and name in wanted}
 
 
 def refuse_copies(reading: Reading, names: Iterable[str], where: str) -> None:
@@ -76,6 +79,8 @@ def refuse_views(tensors: Mapping[str, Any], where: str, verb: str) -> None:
     Raises:
         UnsupportedSource: One of them is such a parameter.
     """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
     for name, tensor in tensors.items():
         if is_view(tensor):
             raise UnsupportedSource(
