@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torchparams.measure.stats import Stats
 
-SHARE = "model.layers.{0..3}.mlp.*"
+SHARE = "model.layers.{0..3}.mlp.**"
 """The tensors that each method is measured with: twelve of 11.5 million elements."""
 
 METHODS: dict[str, dict[str, Any]] = {
