@@ -93,7 +93,7 @@ class Timed:
 
 
 def histogram(gradient: torch.Tensor) -> None:
-    """What `wandb.watch` does in a hook."""
+    """Compute a histogram, as the hooks of `wandb.watch` do."""
     torch.histc(gradient, 64)
 
 
@@ -137,7 +137,7 @@ class Training:
 
 
 def long_run(seconds: list[float], plain: float) -> str:
-    """What a recorder by default costs in a long run, from its CPU seconds in each step."""
+    """The cost of a default recorder in a long run, from its CPU seconds in each step."""
     middle = statistics.median(seconds)
     full = [each for each in seconds if each > 4 * middle]
     later = statistics.median(full[1:] or full)

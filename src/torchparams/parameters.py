@@ -285,7 +285,7 @@ class Parameters(Result, Tabular, Mapping[str, Any]):
         return dict(self._source.items(reading.names)) if reading.tensors is None else reading.tensors
 
     def _read(self) -> Mapping[str, Any]:
-        """What a view of tensors holds: the tensors of a live source, or the names of any other."""
+        """Read the contents of a view of tensors: the tensors of a live source, or the names of any other."""
         return self._tensors() if self._source.live else self._keys()
 
     def _taken(self, name: str) -> str:

@@ -99,7 +99,7 @@ def test_norms_of_float64_neither_overflow_nor_vanish(meter: Meter, scale: float
     assert found.norms == pytest.approx(2 * scale)
 
 
-class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is not typed
     """Counts the operations of torch."""
 
     def __init__(self) -> None:

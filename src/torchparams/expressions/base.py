@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 
 class Readable(Protocol):
-    """What a stored tensor asks of its source; `sources.base.Source` has it, and says what each member does."""
+    """The members of a source that a stored tensor needs; `sources.base.Source` describes them."""
 
     @property
     def label(self) -> str:
@@ -126,7 +126,7 @@ class Readable(Protocol):
 
 
 class Work(ABC):
-    """What an expression asks of the thread that computes it; `work.ThreadWork` does it.
+    """The work state that an expression needs while a thread computes it; see `work.ThreadWork`.
 
     Attributes:
         block: Elements per block of the current expression.

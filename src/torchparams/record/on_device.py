@@ -6,6 +6,7 @@ waits for the device.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torchparams.sketch.moments import EXPONENTS
@@ -78,11 +79,11 @@ def floating(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1 else tensor.float()
 
 
-def wide_of(tensor: torch.Tensor) -> torch.dtype | None:
-    """Dtype of sums: float64 where the device has it, otherwise that of the tensor."""
+def wide_of(tensor: torch.Tensor) -> torch.dtype:
+    """Dtype of sums: float64 where the device has it, otherwise float32."""
     import torch
 
-    return torch.float64 if tensor.device.type in ("cpu", "cuda") else None
+    return torch.float64 if tensor.device.type in ("cpu", "cuda") else torch.float32
 
 
 def _wider(tensor: torch.Tensor) -> torch.Tensor:
@@ -99,11 +100,11 @@ def _alone(tensor: torch.Tensor, exponents: bool) -> tuple[torch.Tensor, torch.T
     most = clean.abs().max() if clean.numel() else clean.new_zeros(())
     if _may_overflow(clean):
         scale = _scale(most)
-        norm = torch.linalg.vector_norm(clean / scale) * scale
+        norm = torch.linalg.vector_norm(clean.to(wide) / scale, dtype=wide) * scale
     else:
         norm = torch.linalg.vector_norm(clean, dtype=wide)
     parts = [clean.sum(dtype=wide), norm, most]
-    reals = torch.stack([part.to(wide or torch.float32) for part in parts])
+    reals = torch.stack([part.to(wide) for part in parts])
     count = torch.full((), clean.numel(), dtype=torch.int64, device=clean.device)
     integers = torch.stack([count, (values == 0).sum(), (~finite).sum()])
     if exponents:
@@ -128,7 +129,7 @@ def _together(tensors: Sequence[torch.Tensor], exponents: bool) -> tuple[torch.T
         torch.arange(len(tensors), device=values.device), lengths, output_size=len(values)
     )  # of each element
     finite, clean = _clean(values)
-    wide = clean.to(wide_of(clean) or torch.float32)
+    wide = clean.to(wide_of(clean))
     most = each("max", wide.abs())
     scale = _scale(most) if _may_overflow(clean) else None
     squares = (wide if scale is None else wide / scale[rows]).square()
@@ -157,11 +158,11 @@ def _may_overflow(tensor: torch.Tensor) -> bool:
     """Whether the square of an element may be too large, or too small, for the dtype of sums."""
     import torch
 
-    return tensor.dtype == torch.float64 or (wide_of(tensor) is None and tensor.dtype != torch.float16)
+    return torch.finfo(tensor.dtype).max > math.sqrt(torch.finfo(wide_of(tensor)).max)
 
 
 def _scale(most: torch.Tensor) -> torch.Tensor:
-    """What to divide elements by before they are squared."""
+    """Divisor of the elements before they are squared."""
     import torch
 
     return torch.where(most > 0, most, torch.ones_like(most))

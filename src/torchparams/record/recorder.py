@@ -402,15 +402,8 @@ class Recorder(Result):
             self._report_odd(*self._first_odd())
 
     def _check_weights(self, step: int) -> None:
-        weights = self._reading.local()
-        flags = self._meter.nonfinite(weights)
-        if flags.is_here:
-            odd = np.zeros(len(weights))
-            for i, count in flags.counts().items():
-                odd[i] = count
-        else:
-            odd = self._meter.measure(weights).nonfinite.astype(np.float64)
-        self._report(self._watch.look(step, {"nonfinite": odd}))
+        counts = self._meter.measure(self._reading.local()).nonfinite
+        self._report(self._watch.look(step, {"nonfinite": counts}))
 
     def _report(self, fresh: list[RecordFinding]) -> None:
         if not fresh or self._writer is None:

@@ -37,7 +37,7 @@ def pyarrow(purpose: str, extra: str = "parquet") -> tuple[Any, Any]:
 
 @contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Context with a new file that takes the place of `path` at the end, if there is no error.
+    """Context that opens a new file, which replaces `path` at the end if there is no error.
 
     It is written under a temporary name beside the target, and synchronised before it is renamed.
 

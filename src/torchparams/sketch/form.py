@@ -19,7 +19,7 @@ VERSION = 1
 
 
 def form_of(dtype: DType, counted: Counted, *, exact: bool) -> dict[str, Any]:
-    """What `Sketch.to_json` gives, but with arrays, which pickle many times as fast as lists.
+    """The data of `Sketch.to_json`, with arrays in place of lists: they pickle many times as fast.
 
     Args:
         dtype: Dtype of the elements.
